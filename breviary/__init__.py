@@ -1,0 +1,1 @@
+"""What every reading method shares: contract, backbone, assembly, training, evaluation."""

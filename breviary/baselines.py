@@ -1,0 +1,90 @@
+"""Readers that compress nothing: every token, no token, or some tokens as they are.
+
+They are compressors whose slots are the decoder's own input embeddings, so that they share assembly, loss, decoding
+and evaluation with every method; with every token kept the reader is exactly the plain backbone.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from breviary.assemble import Layout
+from breviary.backbone import Backbone, Stack, TinyBackbone
+from breviary.budget import Budget, budget_problems, fitting_context
+from breviary.contract import Compressor, Context, Encoded, Memory, Question
+
+KEEP = ("all", "none", "head", "tail", "middle")
+
+
+class KeepTokens(Compressor):
+    """Keeps some of the context's tokens, chosen by place alone.
+
+    keep    all: full context; none: closed book; head, tail: the first or last tokens; middle: both ends, the
+            middle cut out
+    ratio, slots, ratio_choices: as in Budget, for head, tail and middle: as many tokens as another compressor has
+            slots, ceil(T / ratio)
+    Costs nothing beyond the embedding. Position of a kept token: consecutive.
+    """
+
+    def __init__(self, backbone: Backbone | TinyBackbone, decoder: Stack, keep: str = "all", ratio: float | None = 4,
+                 slots: int | None = None, ratio_choices: list[int] | None = None):
+        super().__init__()
+        assert keep in KEEP, keep
+        self.keep, self.budget = keep, Budget(ratio, slots, ratio_choices)
+        self._decoder = (decoder,)
+
+    def encode(self, context: Context) -> Encoded:
+        """Token embeddings (B, 1, T, D)."""
+        layout = Layout.of([context.mask])
+        ids, mask = layout.place([context.ids]), layout.mask
+        if not ids.shape[1]:
+            ids, mask = nn.functional.pad(ids, (0, 1)), nn.functional.pad(mask, (0, 1))
+        states = self._decoder[0].embed(ids).masked_fill(~mask[..., None], 0)
+        return Encoded(states[:, None], mask[:, None])
+
+    def compress(self, encoded: Encoded, question: Question) -> Memory:
+        """The kept embeddings, in order."""
+        states, mask = encoded.states[:, 0], encoded.mask[:, 0]
+        layout = Layout.of([mask & self._kept(mask)])
+        return Memory(layout.place([states]), layout.mask, trace={"kept": mask & self._kept(mask)})
+
+    def _kept(self, mask: Tensor) -> Tensor:
+        """(B, T) bool: which places are kept of right-padded rows."""
+        if self.keep in ("all", "none"):
+            return torch.full_like(mask, self.keep == "all")
+        lengths = mask.sum(1, keepdim=True)
+        ratio = self.budget.row_ratios(lengths, self.training)
+        slots = torch.div(lengths + ratio - 1, ratio, rounding_mode="floor")
+        place = torch.arange(mask.shape[1], device=mask.device)
+        head = {"head": slots, "tail": 0 * slots, "middle": slots - slots // 2}[self.keep]
+        return (place < head) | (place >= lengths - (slots - head))
+
+    @property
+    def asked_ratio(self) -> float | None:
+        """1 for every token, None for no token."""
+        if self.keep in ("all", "none"):
+            return 1.0 if self.keep == "all" else None
+        return self.budget.asked(self.training)
+
+    def begin_step(self, step: int, seed: int) -> None:
+        """Draws the step's ratio."""
+        self.budget.begin_step(step, seed)
+
+    @classmethod
+    def problems(cls, settings: Mapping[str, Any], backbone: Any) -> list[str]:
+        """As Budget.problems, and the allowed places."""
+        found = budget_problems(settings) if settings["keep"] not in ("all", "none") else []
+        if settings["keep"] not in KEEP:
+            found.append(f"compressor.keep={settings['keep']}: allowed are {', '.join(KEEP)}")
+        return found
+
+    @classmethod
+    def longest_context(cls, settings: Mapping[str, Any], positions: int, others: int) -> int | None:
+        """With every token kept, what is left of the decoder's positions; else a slot each."""
+        if settings["keep"] == "none":
+            return None
+        return positions - others if settings["keep"] == "all" else fitting_context(settings, positions - others)

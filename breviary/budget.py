@@ -1,0 +1,81 @@
+"""How many slots a context may take: a ratio of tokens per slot, or a number of slots."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import Tensor
+
+
+class Budget:
+    """Slots per context, asked as `ratio` (context tokens per slot) or as `slots` (their number).
+
+    ratio_choices  ratios of which one is drawn each optimizer step, from seed and step alone, so that all ranks
+                   and micro-batches agree; in training only, evaluation uses `ratio`
+
+    With `slots`, a context of T tokens has the ratio ceil(T / slots): never more than `slots` slots (one more per
+    further segment), fewer for short contexts.
+    """
+
+    def __init__(self, ratio: float | None = 4, slots: int | None = None, ratio_choices: list[int] | None = None):
+        self.ratio = ratio
+        self.slots = slots
+        self.ratio_choices = list(ratio_choices) if ratio_choices else None
+        self._drawn: float | None = None
+
+    def begin_step(self, step: int, seed: int) -> None:
+        """Draws this step's ratio where several are allowed."""
+        if self.ratio_choices:
+            self._drawn = random.Random(f"{seed}-{step}").choice(self.ratio_choices)
+
+    def asked(self, training: bool) -> float | None:
+        """The ratio asked for now; None when a number of slots is asked instead."""
+        if self.slots is not None:
+            return None
+        return self._drawn if training and self._drawn is not None else self.ratio
+
+    def segment_ratios(self, mask: Tensor, training: bool) -> int | Tensor:
+        """As `row_ratios` for contexts in segments, mask (B, S, L): an int, or (B*S,) with each context's own ratio."""
+        ratios = self.row_ratios(mask.sum((1, 2)), training)
+        return ratios if isinstance(ratios, int) else ratios.repeat_interleave(mask.shape[1])
+
+    def row_ratios(self, lengths: Tensor, training: bool) -> int | Tensor:
+        """Tokens per slot: one int for all rows, or (B,) int64 where a number of slots is asked.
+
+        lengths  (B,) int64 tokens of each whole context
+        """
+        asked = self.asked(training)
+        if asked is not None:
+            return int(asked)
+        return torch.div(lengths + self.slots - 1, self.slots, rounding_mode="floor").clamp(min=1)
+
+    def width(self, tokens: int, training: bool) -> int:
+        """Slots that hold any row of at most `tokens` tokens, known without looking at the rows."""
+        asked = self.asked(training)
+        most = -(-tokens // int(asked)) if asked is not None else min(self.slots, tokens)
+        return max(most, 1)
+
+
+def budget_problems(settings: Mapping[str, Any]) -> list[str]:
+    """What is wrong with `ratio`, `slots` and `ratio_choices`, one sentence each."""
+    found = []
+    ratio, slots, choices = settings["ratio"], settings["slots"], settings["ratio_choices"]
+    if (ratio is None) == (slots is None):
+        found.append(f"compressor.ratio={ratio} and compressor.slots={slots}: give exactly one of them, "
+                     "e.g. compressor.ratio=4, or compressor.ratio=null compressor.slots=64")
+    for key, value in [("ratio", ratio), ("slots", slots), *(("ratio_choices", c) for c in choices or [])]:
+        if value is not None and (isinstance(value, (bool, str)) or value < 1 or int(value) != value):
+            found.append(f"compressor.{key}={value}: must be a whole number of at least 1, e.g. 4")
+    if choices and slots is not None:
+        found.append("compressor.ratio_choices and compressor.slots exclude each other: set one of them to null")
+    return found
+
+
+def fitting_context(settings: Mapping[str, Any], slots: int) -> int | None:
+    """Longest context, in tokens, whose memory takes at most `slots` slots; None = any length."""
+    if settings["slots"] is not None:
+        return None if settings["slots"] <= slots else 0
+    return slots * int(min([settings["ratio"], *(settings["ratio_choices"] or [])]))

@@ -1,0 +1,48 @@
+"""From a composed configuration to a reader. Hydra's `_target_` is the registry; no method is named here."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from hydra.utils import get_class, instantiate
+from omegaconf import DictConfig, OmegaConf
+
+from breviary.backbone import Backbone, Stack, TinyBackbone, set_trainable
+from breviary.contract import Compressor, Reader
+from breviary.runtime import resolve_device, seed_everything
+from breviary.vector_reader import CompressedReader
+
+
+def build_backbone(cfg: DictConfig) -> Backbone | TinyBackbone:
+    """The named backbone; nothing is loaded yet."""
+    return instantiate(cfg.backbone)
+
+
+def compressor_class(cfg: DictConfig) -> type[Compressor]:
+    """The class that `compressor._target_` names."""
+    return get_class(cfg.compressor._target_)
+
+
+def compressor_settings(cfg: DictConfig) -> dict[str, Any]:
+    """The compressor's constructor arguments as plain values."""
+    settings = OmegaConf.to_container(cfg.compressor, resolve=True)
+    settings.pop("_target_")
+    return settings
+
+
+def build_reader(cfg: DictConfig, backbone: Backbone | TinyBackbone, tokenizer: Any) -> Reader:
+    """Loads weights, declares what is trained, and joins compressor and decoder; on the backbone's device.
+
+    New weights (adapters, learned tokens) are drawn from `seed`.
+    """
+    seed_everything(cfg.seed)
+    decoder = Stack(backbone.load())
+    set_trainable(decoder, **OmegaConf.to_container(cfg.decoder, resolve=True))
+    # Called, not instantiated: Hydra would turn the backbone, a dataclass, into a configuration.
+    compressor = compressor_class(cfg)(backbone, decoder, **compressor_settings(cfg))
+    reader = CompressedReader(compressor, decoder, instantiate(cfg.objective), tokenizer)
+    decoder.checkpointing = cfg.train.gradient_checkpointing
+    for module in compressor.modules():
+        if isinstance(module, Stack):
+            module.checkpointing = cfg.train.gradient_checkpointing
+    return reader.to(resolve_device(backbone.device))

@@ -1,0 +1,81 @@
+"""Checkpoints: trained weights in safetensors, with the name and hash of the backbone they belong to."""
+
+from __future__ import annotations
+
+import difflib
+import json
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import safe_open
+from safetensors.torch import save_file
+from torch import Tensor, nn
+
+SCHEMA = 1
+WEIGHTS = "trained.safetensors"
+
+
+def trained_state(reader: nn.Module, state: dict[str, Tensor] | None = None) -> dict[str, Tensor]:
+    """{name: tensor} of the weights that are trained; taken from `state` where a gathered state dict is given."""
+    state = dict(reader.named_parameters()) if state is None else state
+    names = [name for name, parameter in reader.named_parameters() if parameter.requires_grad]
+    return {name: state[name].detach().to("cpu", torch.float32).contiguous() for name in names}
+
+
+def save_trained(folder: str | Path, reader: nn.Module, fingerprint: dict[str, str],
+                 state: dict[str, Tensor] | None = None) -> Path:
+    """Writes the trained weights into `folder`; gives the file."""
+    folder = Path(folder)
+    folder.mkdir(parents=True, exist_ok=True)
+    weights = trained_state(reader, state)
+    metadata = {"format": "pt", "schema": str(SCHEMA), "backbone": json.dumps(fingerprint)}
+    # safetensors refuses an empty file's round trip nowhere: a frozen reader saves no tensor, and that is right.
+    save_file(weights, folder / WEIGHTS, metadata=metadata)
+    return folder / WEIGHTS
+
+
+def read_metadata(folder: str | Path) -> dict[str, Any]:
+    """Schema version and backbone of a checkpoint.
+
+    Raises: ValueError when there is no checkpoint, or of a schema that this version does not know.
+    """
+    file = Path(folder) / WEIGHTS
+    if not file.is_file():
+        raise ValueError(f"{file}: no such checkpoint; give a run folder or a checkpoint folder with {WEIGHTS}")
+    with safe_open(file, framework="pt") as stream:
+        metadata = stream.metadata()
+    if metadata.get("schema") != str(SCHEMA):
+        raise ValueError(f"{file}: checkpoint of schema {metadata.get('schema')}, this version reads {SCHEMA}")
+    return {"schema": SCHEMA, "backbone": json.loads(metadata["backbone"])}
+
+
+def load_trained(folder: str | Path, reader: nn.Module, fingerprint: dict[str, str]) -> None:
+    """Loads trained weights strictly, in place.
+
+    Raises: ValueError on another backbone, and on missing, unknown or misshapen weights, all of them listed.
+    """
+    backbone = read_metadata(folder)["backbone"]
+    if backbone["sha256"] != fingerprint["sha256"]:
+        raise ValueError(f"{folder}: checkpoint of backbone {backbone['name']} ({backbone['sha256'][:12]}), but "
+                         f"{fingerprint['name']} ({fingerprint['sha256'][:12]}) is loaded; set backbone.path accordingly")
+    own = {name: p for name, p in reader.named_parameters() if p.requires_grad}
+    with safe_open(Path(folder) / WEIGHTS, framework="pt") as stream:
+        stored = {name: stream.get_tensor(name) for name in stream.keys()}
+    difference = _difference(own, stored)
+    if difference:
+        raise ValueError(f"{folder}: weights do not fit the configured reader:\n  " + "\n  ".join(difference))
+    with torch.no_grad():
+        for name, parameter in own.items():
+            parameter.copy_(stored[name])
+
+
+def _difference(own: dict[str, Tensor], stored: dict[str, Tensor], most: int = 10) -> list[str]:
+    lines = []
+    for name in sorted(own.keys() - stored.keys()):
+        near = difflib.get_close_matches(name, stored, n=1)
+        lines.append(f"missing: {name}" + (f" (nearest in the file: {near[0]})" if near else ""))
+    lines += [f"unknown: {name}" for name in sorted(stored.keys() - own.keys())]
+    lines += [f"shape of {name}: {tuple(stored[name].shape)} in the file, {tuple(own[name].shape)} in the reader"
+              for name in sorted(own.keys() & stored.keys()) if own[name].shape != stored[name].shape]
+    return lines[:most] + ([f"and {len(lines) - most} more"] if len(lines) > most else [])

@@ -1,0 +1,320 @@
+"""The contract between the house and a method: what goes in, what comes out.
+
+Shape letters, here and in every file that imports this one:
+    B examples of a batch, T context tokens, Q question tokens, A answer tokens,
+    M memory slots, D hidden width, V vocabulary, L layers.
+Masks are boolean, True = a real token, and are made from lengths, never from token values.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field, fields, replace
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+
+@dataclass(frozen=True)
+class Document:
+    """One passage of a context, with its place in the context's text (characters)."""
+
+    title: str
+    start: int  # first character of the passage in Example.context
+    end: int  # one past its last character
+    is_gold: bool = False
+
+
+@dataclass(frozen=True)
+class Example:
+    """One question on one context, as text. `answers` holds every accepted reference."""
+
+    id: str
+    context: str
+    question: str
+    answers: tuple[str, ...]
+    documents: tuple[Document, ...] = ()
+
+
+@dataclass
+class Tokens:
+    """Token ids with their validity: ids (B, N) int64, mask (B, N) bool. Pads may sit on any side."""
+
+    ids: Tensor
+    mask: Tensor
+
+    def to(self, device: torch.device | str) -> Tokens:
+        """The same tokens on `device`."""
+        return Tokens(self.ids.to(device), self.mask.to(device))
+
+    def rows(self, index: Tensor) -> Tokens:
+        """The rows named by `index` (R,) int64, in that order."""
+        return Tokens(self.ids[index], self.mask[index])
+
+    @property
+    def lengths(self) -> Tensor:
+        """Number of real tokens of each row, (B,) int64."""
+        return self.mask.sum(-1)
+
+
+@dataclass
+class Batch:
+    """B examples as tokens.
+
+    prefix   BOS, chat header, instruction; may be of zero width
+    context  the long text
+    query    the bare question, for encoders
+    prompt   the templated question, for the decoder
+    answer   the first reference and the end token: what training supervises
+    evidence (B, T) bool, True on tokens of gold passages; None where no example marks any
+    examples the raw examples, in row order, for scoring
+    """
+
+    prefix: Tokens
+    context: Tokens
+    query: Tokens
+    prompt: Tokens
+    answer: Tokens
+    evidence: Tensor | None
+    examples: list[Example]
+
+    def __len__(self) -> int:
+        return len(self.examples)
+
+    def to(self, device: torch.device | str) -> Batch:
+        """The same batch with every tensor on `device`."""
+        moved = {f.name: getattr(self, f.name) for f in fields(self)}
+        for name, value in moved.items():
+            if isinstance(value, (Tokens, Tensor)):
+                moved[name] = value.to(device)
+        return Batch(**moved)
+
+    def rows(self, index: list[int]) -> Batch:
+        """The examples named by `index`, in that order; widths stay as they are."""
+        rows = torch.tensor(index, device=self.context.ids.device)
+        parts = {name: getattr(self, name).rows(rows) for name in ("prefix", "context", "query", "prompt", "answer")}
+        evidence = None if self.evidence is None else self.evidence[rows]
+        return Batch(**parts, evidence=evidence, examples=[self.examples[i] for i in index])
+
+
+@dataclass
+class Context(Tokens):
+    """What `Compressor.encode` reads: context tokens (B, T), and the prefix that precedes them in the decoder."""
+
+    prefix: Tokens
+
+
+@dataclass
+class Question(Tokens):
+    """What `Compressor.compress` knows of the question.
+
+    ids, mask    (B, Q) the bare question
+    states       (B, P, D) the decoder's own states of the prompt where they enter the joining layer
+    states_mask  (B, P)
+    """
+
+    states: Tensor
+    states_mask: Tensor
+
+
+@dataclass
+class Memory:
+    """What is kept of a context.
+
+    embeds     (B, M, D_decoder), zero where masked
+    mask       (B, M) True = a slot; left-packed
+    layer      the decoder layer whose input stream the slots enter; 0 = the input embeddings
+    positions  (B, M) rotary position of each slot, counted from the first context token; needed when layer > 0
+    losses     {name: (weighted sum, count)}: the compressor's own losses, each divided by its own
+               count over the global step
+    trace      what was kept and why, for the reading map (tensors or plain values; nothing computes with it)
+    """
+
+    embeds: Tensor
+    mask: Tensor
+    layer: int = 0
+    positions: Tensor | None = None
+    losses: dict[str, tuple[Tensor, Tensor]] = field(default_factory=dict)
+    trace: dict[str, Any] = field(default_factory=dict)
+
+
+@dataclass
+class Footprint:
+    """What an answer costs in memory, per example (each (B,))."""
+
+    context_tokens: Tensor  # int64, tokens of the context
+    memory_slots: Tensor  # int64, vectors or tokens the decoder reads in their stead
+    memory_bytes: Tensor  # int64, bytes kept of the context while answering (decoder keys and values)
+    asked_ratio: float | None  # context tokens per slot that the configuration asks for; None = not asked
+
+    @property
+    def effective_ratio(self) -> float:
+        """Context tokens per slot actually reached over the batch; infinite where nothing is kept."""
+        slots = int(self.memory_slots.sum())
+        return int(self.context_tokens.sum()) / slots if slots else float("inf")
+
+
+@dataclass
+class LossOutput:
+    """Negative log likelihood, in nats, summed per example, with what it is to be divided by.
+
+    nll     (B,) sum over the example's supervised tokens, differentiable
+    tokens  (B,) int64, number of supervised tokens
+    parts   {name: (weighted sum, count)}: further losses, each divided by its own count
+    slots   (B,) int64, memory slots used; context_tokens (B,) int64, tokens they stand for
+    """
+
+    nll: Tensor
+    tokens: Tensor
+    parts: dict[str, tuple[Tensor, Tensor]]
+    slots: Tensor
+    context_tokens: Tensor
+
+    def terms(self) -> dict[str, tuple[Tensor, Tensor]]:
+        """Every loss as {name: (sum, count)}, the answer's first."""
+        return {"answer": (self.nll.sum(), self.tokens.sum()), **self.parts}
+
+
+@dataclass(frozen=True)
+class Generation:
+    """How answers are decoded. Greedy unless `temperature` > 0.
+
+    max_new_tokens      tokens at most, end token included
+    min_new_tokens      the end token is barred before so many tokens
+    temperature         0 = greedy
+    top_p               nucleus of sampling, in (0, 1]
+    repetition_penalty  1 = none; 1.3 in COMI's released script
+    stop                an answer ends before the first of these strings
+    seed                of sampling
+    """
+
+    max_new_tokens: int = 32
+    min_new_tokens: int = 0
+    temperature: float = 0.0
+    top_p: float = 1.0
+    repetition_penalty: float = 1.0
+    stop: tuple[str, ...] = ()
+    seed: int = 0
+
+
+class Reader(nn.Module):
+    """Given a long context and a question, keeps a small memory of the context and answers from it."""
+
+    def loss(self, batch: Batch) -> LossOutput:
+        """Answer loss of every example (teacher-forced)."""
+        raise NotImplementedError
+
+    def answer(self, batch: Batch, generation: Generation) -> list[str]:
+        """Decoded answers, one per example, special tokens and everything from a stop string on removed."""
+        raise NotImplementedError
+
+    def footprint(self, batch: Batch) -> Footprint:
+        """What the reader keeps of each context of the batch."""
+        raise NotImplementedError
+
+    def counts(self, batch: Batch) -> dict[str, Tensor]:
+        """What each term of `loss` will be divided by, known before any computing: {name: scalar count}."""
+        raise NotImplementedError
+
+    def begin_step(self, step: int, seed: int) -> None:
+        """Told once per optimizer step, equally on every rank: draw here what is drawn anew each step."""
+
+    def forward(self, batch: Batch) -> dict[str, Any]:
+        """`loss` through the call that DDP and DeepSpeed hook into, as plain containers, which their hooks look into:
+        {"terms": {name: (sum, count)}, "slots": scalar, "context_tokens": scalar}."""
+        output = self.loss(batch)
+        return {"terms": output.terms(), "slots": output.slots.sum(), "context_tokens": output.context_tokens.sum()}
+
+
+class Compressor(nn.Module):
+    """A reader's front half in the vector family: turns a context into memory slots for a decoder.
+
+    `layer` says where the slots join (see Memory) and is known before any forward.
+    """
+
+    layer: int = 0
+
+    def encode(self, context: Context) -> Encoded:
+        """Everything that does not depend on the question; cacheable per context."""
+        raise NotImplementedError
+
+    def compress(self, encoded: Encoded, question: Question) -> Memory:
+        """Memory slots for this question."""
+        raise NotImplementedError
+
+    @property
+    def asked_ratio(self) -> float | None:
+        """Context tokens per slot asked for now; None where a number of slots is asked instead."""
+        raise NotImplementedError
+
+    def counts(self, batch: Batch) -> dict[str, Tensor]:
+        """Counts of this compressor's own losses, as in `Reader.counts`."""
+        return {}
+
+    def begin_step(self, step: int, seed: int) -> None:
+        """As `Reader.begin_step`."""
+
+    @classmethod
+    def problems(cls, settings: Mapping[str, Any], backbone: Any) -> list[str]:
+        """What is wrong with constructor arguments `settings`, one sentence each with its key `compressor.X`, what is
+        allowed and an example; asked before any weight is loaded. `backbone` has `config` (Hugging Face's)."""
+        return []
+
+    @classmethod
+    def longest_context(cls, settings: Mapping[str, Any], positions: int, others: int) -> int | None:
+        """Context tokens that fit a decoder of `positions` positions beside `others` further tokens; None = any."""
+        return None
+
+
+@dataclass
+class Encoded:
+    """What a compressor keeps of contexts before a question is known.
+
+    Long contexts are read in segments: S rows of up to L tokens per context, empty rows at the end
+    of shorter contexts.
+    states  (B, S, L, D) states after the layers that read
+    mask    (B, S, L)
+    keys_values  per layer (keys, values), each (B, S, heads, L, head width); empty where the question
+            does not read on from the context
+    """
+
+    states: Tensor
+    mask: Tensor
+    keys_values: list[tuple[Tensor, Tensor]] = field(default_factory=list)
+
+    def split(self) -> list[Encoded]:
+        """One Encoded of batch size 1 for each context, cut to its own segments and length."""
+        segments = self.mask.any(-1).sum(-1).clamp(min=1).tolist()
+        widths = self.mask.sum(-1).amax(-1).clamp(min=1).tolist()
+        out = []
+        for b, (s, width) in enumerate(zip(segments, widths)):
+            row = slice(b, b + 1)
+            kept = [(k[row, :s, :, :width], v[row, :s, :, :width]) for k, v in self.keys_values]
+            out.append(Encoded(self.states[row, :s, :width].clone(), self.mask[row, :s, :width].clone(),
+                               [(k.clone(), v.clone()) for k, v in kept]))
+        return out
+
+    @staticmethod
+    def join(parts: list[Encoded]) -> Encoded:
+        """The contexts of `parts` as one batch, padded with zeros to common sizes."""
+        segments = max(p.mask.shape[1] for p in parts)
+        width = max(p.mask.shape[2] for p in parts)
+
+        def padded(x: Tensor, width_dim: int) -> Tensor:
+            pad = [0, 0] * (x.dim() - 1 - width_dim) + [0, width - x.shape[width_dim]]
+            pad += [0, 0] * (width_dim - 2) + [0, segments - x.shape[1]]
+            return torch.nn.functional.pad(x, pad)
+
+        keys_values = [
+            (torch.cat([padded(p.keys_values[i][0], 3) for p in parts]),
+             torch.cat([padded(p.keys_values[i][1], 3) for p in parts]))
+            for i in range(len(parts[0].keys_values))
+        ]
+        return Encoded(torch.cat([padded(p.states, 2) for p in parts]),
+                       torch.cat([padded(p.mask, 2) for p in parts]), keys_values)
+
+    def to(self, device: torch.device | str) -> Encoded:
+        """The same on `device`."""
+        moved = [(k.to(device), v.to(device)) for k, v in self.keys_values]
+        return replace(self, states=self.states.to(device), mask=self.mask.to(device), keys_values=moved)

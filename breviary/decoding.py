@@ -1,0 +1,121 @@
+"""The one decode loop, over anything that gives next-token logits.
+
+Shape letters: B rows, V vocabulary, K keys.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor
+from transformers import DynamicCache
+
+from breviary.backbone import Stack
+from breviary.contract import Generation
+
+
+class DecodingStream:
+    """A half-read sequence whose lower and upper layers hold different keys.
+
+    Below the joining layer n the cache holds [prefix, question, answer so far], from n on [prefix, memory, question,
+    answer so far]; with n = 0 there is no lower part.
+    """
+
+    def __init__(self, stack: Stack, layer: int):
+        self.stack, self.layer = stack, layer
+        self.cache = DynamicCache()  # without a configuration: layers may differ in length
+        self.below: Tensor | None = None  # (B, K) valid keys of the lower layers
+        self.above: Tensor | None = None
+        self.next_position: Tensor | None = None  # (B,)
+
+    def read_below(self, states: Tensor, positions: Tensor, mask: Tensor) -> Tensor:
+        """First pass through the lower layers; states (B, N, D), left-padded."""
+        self.below = mask
+        return self.stack.run(states, range(self.layer), positions, mask, self.cache)
+
+    def read_above(self, states: Tensor, positions: Tensor, mask: Tensor) -> Tensor:
+        """First pass through the upper layers; gives the logits after the last column, (B, V)."""
+        self.above = mask
+        self.next_position = positions[:, -1] + 1
+        states = self.stack.run(states, range(self.layer, len(self.stack)), positions, mask, self.cache)
+        return self.stack.head(self.stack.norm(states[:, -1:]))[:, 0]
+
+    def step(self, ids: Tensor) -> Tensor:
+        """One more token for every row, (B,) -> logits (B, V)."""
+        one = torch.ones_like(ids, dtype=torch.bool)[:, None]
+        positions = self.next_position[:, None]
+        states = self.stack.embed(ids[:, None])
+        if self.layer:
+            self.below = torch.cat([self.below, one], 1)
+            states = self.stack.run(states, range(self.layer), positions, self.below, self.cache)
+        self.above = torch.cat([self.above, one], 1)
+        states = self.stack.run(states, range(self.layer, len(self.stack)), positions, self.above, self.cache)
+        self.next_position = self.next_position + 1
+        return self.stack.head(self.stack.norm(states))[:, 0]
+
+
+@torch.no_grad()
+def decode(logits: Tensor, step: Callable[[Tensor], Tensor], generation: Generation, tokenizer: Any,
+           all_steps: bool = False) -> list[str]:
+    """Decodes one answer per row.
+
+    logits     (B, V) after the prompt
+    step       takes the chosen ids (B,) and gives the next logits (B, V)
+    all_steps  go on to max_new_tokens whatever the rows hold: under ZeRO-3 every rank must make the same calls
+    """
+    B = len(logits)
+    end_ids = _end_ids(tokenizer)
+    chosen: list[list[int]] = [[] for _ in range(B)]
+    finished = [False] * B
+    generator = torch.Generator(device=logits.device).manual_seed(generation.seed)
+    for n in range(generation.max_new_tokens):
+        ids = _choose(logits.float(), chosen, generation, end_ids if n < generation.min_new_tokens else [], generator)
+        for row, token in enumerate(ids.tolist()):
+            if not finished[row]:
+                chosen[row].append(token)
+                finished[row] = token in end_ids or _stopped(tokenizer, chosen[row], generation.stop)
+        if n + 1 == generation.max_new_tokens or (all(finished) and not all_steps):
+            break
+        logits = step(ids)
+    texts = tokenizer.batch_decode(chosen, skip_special_tokens=True)
+    return [_cut(text, generation.stop).strip() for text in texts]
+
+
+def _choose(logits: Tensor, chosen: list[list[int]], generation: Generation, barred: list[int],
+            generator: torch.Generator) -> Tensor:
+    """Next ids (B,) from logits (B, V) in float32."""
+    if barred:
+        logits[:, barred] = -torch.inf
+    if generation.repetition_penalty != 1.0:
+        for row, ids in enumerate(chosen):
+            seen = torch.tensor(sorted(set(ids)), dtype=torch.long, device=logits.device)
+            scores = logits[row, seen]
+            logits[row, seen] = torch.where(scores > 0, scores / generation.repetition_penalty,
+                                            scores * generation.repetition_penalty)
+    if generation.temperature == 0:
+        return logits.argmax(-1)
+    probabilities = (logits / generation.temperature).softmax(-1)
+    ordered, order = probabilities.sort(-1, descending=True)
+    # A token is kept while the mass before it is below top_p; the first always is.
+    ordered = ordered.masked_fill(ordered.cumsum(-1) - ordered >= generation.top_p, 0)
+    return order.gather(1, torch.multinomial(ordered, 1, generator=generator))[:, 0]
+
+
+def _end_ids(tokenizer: Any) -> list[int]:
+    ids = {tokenizer.eos_token_id}
+    return [i for i in ids if i is not None]
+
+
+def _stopped(tokenizer: Any, ids: list[int], stop: tuple[str, ...]) -> bool:
+    if not stop:
+        return False
+    text = tokenizer.decode(ids, skip_special_tokens=True)
+    return any(s in text for s in stop)
+
+
+def _cut(text: str, stop: tuple[str, ...]) -> str:
+    for s in stop:
+        text = text.split(s, 1)[0]
+    return text

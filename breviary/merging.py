@@ -1,0 +1,131 @@
+"""What every compressor that merges states has in common: a budget, a reading, one merge.
+
+A method says only which tokens belong together and with what weights.
+Shape letters: R segment rows, L tokens of a segment, G slots of a segment, D hidden width.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from torch import Tensor
+
+from breviary.assemble import ranks
+from breviary.backbone import TRAIN_MODES, Backbone, Stack, TinyBackbone
+from breviary.budget import Budget, budget_problems, fitting_context
+from breviary.contract import Compressor, Context, Encoded, Memory, Question
+from breviary.merge import consecutive_groups, last_position, merge_slots
+from breviary.reading import FINAL_NORMS, JOINS, SLOT_POSITIONS, Reading
+
+
+class MergingCompressor(Compressor):
+    """Groups of context states, each merged into one slot.
+
+    ratio, slots, ratio_choices  as in Budget
+    **reading                    as in Reading: join, encoder_layers, encoder_train, lsa_layers, segment_size, ...
+    A subclass gives `grouping`, and says with `needs_question` whether that looks at the question.
+    """
+
+    needs_question = True
+
+    def __init__(self, backbone: Backbone | TinyBackbone, decoder: Stack, *, ratio: int | None = 4,
+                 slots: int | None = None, ratio_choices: list[int] | None = None, **reading: Any):
+        super().__init__()
+        self.budget = Budget(ratio, slots, ratio_choices)
+        self.reading = Reading(backbone, decoder, **reading)
+
+    def grouping(self, states: Tensor, mask: Tensor, query: Tensor | None, ratio: int | Tensor,
+                 slots: int) -> tuple[Tensor, Tensor | None]:
+        """Which tokens make which slot.
+
+        states  (R, L, D) to compare, mask (R, L) right-padded, query (R, D) or None
+        ratio   tokens per slot, an int or (R,); slots: the most groups a row can have
+        Gives groups (R, L) int64, -1 on padding, and weights (R, L) that sum to 1 in each group, or None for means.
+        """
+        raise NotImplementedError
+
+    @property
+    def layer(self) -> int:
+        """The decoder layer that slots enter."""
+        return self.reading.layer
+
+    def encode(self, context: Context) -> Encoded:
+        """As Reading.encode; never depends on the question."""
+        return self.reading.encode(context)
+
+    def compress(self, encoded: Encoded, question: Question) -> Memory:
+        """Groups, weights, one merge, alignment where there is one."""
+        values_RLD, mask_RL = encoded.states.flatten(0, 1), encoded.mask.flatten(0, 1)
+        ratio = self.budget.segment_ratios(encoded.mask, self.training)
+        G = self.budget.width(mask_RL.shape[1], self.training)
+        query_RD = self.reading.query(encoded, question).flatten(0, 1) if self.needs_question else None
+        if isinstance(ratio, int) and ratio == 1:
+            groups_RL, weights_RL = consecutive_groups(mask_RL, 1), None  # every token is its own slot
+        else:
+            compared_RLD = self.reading.compared(encoded).flatten(0, 1)
+            groups_RL, weights_RL = self.grouping(compared_RLD, mask_RL, query_RD, ratio, G)
+        slots_RGD, slot_mask_RG = merge_slots(values_RLD, groups_RL, G, weights_RL)
+        last_RG = last_position(ranks(mask_RL), groups_RL, G)
+        memory = self.reading.memory(slots_RGD, slot_mask_RG, last_RG, encoded)
+        memory.trace |= {"groups": groups_RL, "weights": weights_RL}
+        return memory
+
+    @property
+    def asked_ratio(self) -> float | None:
+        """Tokens per slot asked for now; None where a number of slots is asked."""
+        return self.budget.asked(self.training)
+
+    def begin_step(self, step: int, seed: int) -> None:
+        """Draws the step's ratio."""
+        self.budget.begin_step(step, seed)
+
+    @classmethod
+    def problems(cls, settings: Mapping[str, Any], backbone: Any) -> list[str]:
+        """Budget, join, layers and widths."""
+        found = budget_problems(settings)
+        allowed = {"join": JOINS, "slot_positions": SLOT_POSITIONS, "final_norm": FINAL_NORMS,
+                   "encoder_train": [mode for mode in TRAIN_MODES if mode != "attention"]}
+        for key, values in allowed.items():
+            if settings[key] not in values:
+                found.append(f"compressor.{key}={settings[key]}: allowed are {', '.join(values)}")
+        layers = backbone.config.num_hidden_layers
+        most = layers - (settings["join"] == "depth")  # at depth at least one layer must see the slots
+        if not 1 <= settings["encoder_layers"] <= most:
+            found.append(f"compressor.encoder_layers={settings['encoder_layers']}: must be from 1 to {most} "
+                         f"for this backbone of {layers} layers, e.g. {min(8, most)}")
+        if settings["join"] == "input" and not 0 <= settings["lsa_layers"] <= layers:
+            found.append(f"compressor.lsa_layers={settings['lsa_layers']}: must be from 0 (off) to {layers}, e.g. 1")
+        if settings["segment_size"] < 1:
+            found.append(f"compressor.segment_size={settings['segment_size']}: must be at least 1 token, e.g. 4096")
+        return found + cls._encoder_problems(settings, backbone)
+
+    @staticmethod
+    def _encoder_problems(settings: Mapping[str, Any], backbone: Any) -> list[str]:
+        if settings["encoder"] is None:
+            return []
+        if settings["join"] == "depth":
+            return [f"compressor.encoder={settings['encoder']}: with compressor.join=depth the decoder's own layers "
+                    "read the context; set compressor.encoder=null or compressor.join=input"]
+        encoder = Backbone(settings["encoder"])
+        found = encoder.problems()
+        if found:
+            return [problem.replace("backbone.path", "compressor.encoder") for problem in found]
+        widths = encoder.config.hidden_size, backbone.config.hidden_size
+        if widths[0] != widths[1]:
+            found.append(f"compressor.encoder={settings['encoder']}: its width {widths[0]} differs from the decoder's "
+                         f"{widths[1]}, and the alignment (LSA) is made of decoder blocks; give an encoder of the same width")
+        if encoder.config.vocab_size != backbone.config.vocab_size:
+            found.append(f"compressor.encoder={settings['encoder']}: its vocabulary of {encoder.config.vocab_size} differs "
+                         f"from the decoder's {backbone.config.vocab_size}; give an encoder with the same tokenizer")
+        return found
+
+    @classmethod
+    def longest_context(cls, settings: Mapping[str, Any], positions: int, others: int) -> int | None:
+        """At depth context and everything else share the positions; at the input only the slots take them."""
+        if settings["join"] == "depth":
+            return max(positions - others, 0)
+        by_slots = fitting_context(settings, max(positions - others, 0))
+        by_segment = None if settings["segment_size"] + others <= positions else max(positions - others, 0)
+        limits = [limit for limit in (by_slots, by_segment) if limit is not None]
+        return min(limits) if limits else None

@@ -1,0 +1,168 @@
+"""Reading a context for a vector compressor, and the two ways of its slots into the decoder.
+
+Shape letters: B contexts, S segments of a context, L tokens of a segment, R = B*S segment rows, P prefix tokens,
+Q question tokens, G slots of a segment, M slots of a context, D hidden width.
+
+join: input  (the papers) an encoder of its own, the first n layers of the backbone with the full model's final norm,
+             reads [segment ; question]; slots pass an alignment block (LSA: k decoder blocks initialised from the
+             decoder's first) and enter as input embeddings.
+join: depth  (ours) the decoder's own first n layers read [prefix ; segment]; slots enter the stream at layer n.
+             No second copy of weights, nothing to align. Relatives: HiDrop (2602.23699) lets visual tokens enter
+             late, ComprExIT (2602.03784) compresses frozen hidden states, GMSA's (2505.12215) alignment block mends
+             the gap between layers that is never opened here.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+from breviary.assemble import Layout
+from breviary.backbone import Backbone, CapturingCache, ReadOnlyCache, Stack, TinyBackbone, set_trainable
+from breviary.contract import Context, Encoded, Memory, Question
+
+JOINS = ("input", "depth")
+SLOT_POSITIONS = ("last", "consecutive")
+FINAL_NORMS = ("pretrained", "none")
+
+
+class Reading(nn.Module):
+    """Reads contexts segment by segment, gives states to compare and values to merge, and delivers the slots.
+
+    join            input | depth, see above
+    encoder_layers  n: layers that read the context (at depth: the layer at which slots join)
+    encoder_train   full | lora | frozen: the encoder of join: input (at depth the decoder's own setting counts)
+    encoder         another backbone folder of the same vocabulary and width for the encoder; None = the decoder's
+    lsa_layers      k: blocks of the alignment, 0 = off; join: input only
+    final_norm      pretrained | none: the full model's final norm on encoder and LSA outputs (the published form)
+    segment_size    tokens read at once; longer contexts are read in consecutive segments, each by itself
+    slot_positions  last | consecutive: at depth a slot stands at its group's last token, or slots stand side by side
+                    right before the question
+    """
+
+    def __init__(self, backbone: Backbone | TinyBackbone, decoder: Stack, join: str = "input", encoder_layers: int = 8,
+                 encoder_train: str = "full", encoder: str | None = None, lsa_layers: int = 1,
+                 final_norm: str = "pretrained", segment_size: int = 10_000, slot_positions: str = "last"):
+        super().__init__()
+        assert join in JOINS and slot_positions in SLOT_POSITIONS, (join, slot_positions)
+        self.join, self.layers, self.final_norm = join, encoder_layers, final_norm
+        self.segment_size, self.slot_positions = segment_size, slot_positions
+        self._decoder = (decoder,)  # in a tuple: the decoder belongs to the reader and must not be registered twice
+        self.encoder = self.lsa = None
+        if join == "input":
+            source = backbone if encoder is None else Backbone(encoder, backbone.dtype, backbone.device,
+                                                               backbone.attn_implementation)
+            self.encoder = Stack(source.load(layers=encoder_layers, head=False))
+            set_trainable(self.encoder, encoder_train)
+            if final_norm == "none":
+                self.encoder.final_norm = nn.Identity()
+            if lsa_layers:
+                self.lsa = Stack(backbone.load(layers=lsa_layers, head=False), keep_embedding=False)
+                set_trainable(self.lsa, "full")
+                if final_norm == "none":
+                    self.lsa.final_norm = nn.Identity()
+
+    @property
+    def decoder(self) -> Stack:
+        """The decoder of the reader that this reading serves."""
+        return self._decoder[0]
+
+    @property
+    def layer(self) -> int:
+        """The decoder layer that slots enter."""
+        return 0 if self.join == "input" else self.layers
+
+    # -------------------------------------------------------------- context
+
+    def encode(self, context: Context) -> Encoded:
+        """Context tokens (B, T) -> states (B, S, L, D), independent of the question."""
+        layout = Layout.of([context.mask])
+        ids_BSL, mask_BSL = self._segments(layout.place([context.ids]), layout.mask)
+        B, S, L = ids_BSL.shape
+        ids_RL, mask_RL = ids_BSL.view(B * S, L), mask_BSL.view(B * S, L)
+        if self.join == "depth":
+            states = self._read_at_depth(ids_RL, mask_RL, context, S)
+            return Encoded(states.view(B, S, L, -1), mask_BSL)
+        cache = CapturingCache()
+        positions = torch.arange(L, device=ids_RL.device).expand(B * S, L)
+        states = self.encoder.run(self.encoder.embed(ids_RL), range(self.layers), positions, cache=cache)
+        kept = [cache.layers[i] for i in range(self.layers)]
+        kept = [tuple(x.view(B, S, *x.shape[1:]) for x in pair) for pair in kept]
+        return Encoded(self.encoder.norm(states).view(B, S, L, -1), mask_BSL, kept)
+
+    def _read_at_depth(self, ids_RL: Tensor, mask_RL: Tensor, context: Context, S: int) -> Tensor:
+        """[prefix ; segment] through the decoder's first n layers; the prefix's own states are the reader's affair."""
+        prefix = context.prefix.rows(torch.arange(len(ids_RL), device=ids_RL.device) // S)
+        R, L = ids_RL.shape
+        layout = Layout.of([prefix.mask, mask_RL])
+        offset_R = torch.arange(R, device=ids_RL.device) % S * L
+        positions = layout.positions()
+        in_segment = positions >= prefix.lengths[:, None]
+        positions = torch.where(in_segment, positions + offset_R[:, None], positions)
+        states = self.decoder.run(self.decoder.embed(layout.place([prefix.ids, ids_RL])), range(self.layers), positions)
+        return layout.take(states, 1).masked_fill(~mask_RL[..., None], 0)
+
+    def _segments(self, ids_BT: Tensor, mask_BT: Tensor) -> tuple[Tensor, Tensor]:
+        """Right-padded tokens -> (B, S, L) with L = min(T, segment_size), at least one column."""
+        T = ids_BT.shape[1]
+        L = min(max(T, 1), self.segment_size)
+        pad = (0, -T % L if T else 1)
+        ids, mask = nn.functional.pad(ids_BT, pad), nn.functional.pad(mask_BT, pad)
+        return ids.view(len(ids), -1, L), mask.view(len(mask), -1, L)
+
+    # -------------------------------------------------------------- question
+
+    def query(self, encoded: Encoded, question: Question) -> Tensor:
+        """Mean of the question's states, one per segment: (B, S, D).
+
+        join: input  the encoder reads the question after each segment, on the segment's kept keys and values
+        join: depth  the decoder's own states of the prompt where they enter layer n, after the final norm
+        """
+        B, S, L, D = encoded.states.shape
+        if self.join == "depth":
+            mean = _masked_mean(self.decoder.norm(question.states), question.states_mask)
+            return mean[:, None].expand(B, S, D)
+        rows = torch.arange(B * S, device=encoded.mask.device) // S
+        layout = Layout.of([question.mask])
+        ids_RQ, mask_RQ = layout.place([question.ids])[rows], layout.mask[rows]
+        mask_RL = encoded.mask.view(B * S, L)
+        positions = mask_RL.sum(-1, keepdim=True) + torch.arange(ids_RQ.shape[1], device=ids_RQ.device)
+        cache = ReadOnlyCache([(k.reshape(B * S, *k.shape[2:]), v.reshape(B * S, *v.shape[2:]))
+                               for k, v in encoded.keys_values])
+        states = self.encoder.run(self.encoder.embed(ids_RQ), range(self.layers), positions,
+                                  torch.cat([mask_RL, mask_RQ], 1), cache)
+        return _masked_mean(self.encoder.norm(states), mask_RQ).view(B, S, D)
+
+    def compared(self, encoded: Encoded) -> Tensor:
+        """States on which similarities are taken: after a final norm in both forms. (B, S, L, D)"""
+        return encoded.states if self.join == "input" else self.decoder.norm(encoded.states)
+
+    # -------------------------------------------------------------- slots
+
+    def memory(self, slots: Tensor, mask: Tensor, last: Tensor, encoded: Encoded) -> Memory:
+        """Slots of every segment -> the context's memory.
+
+        slots  (R, G, D) left-packed, mask (R, G), last (R, G) index in the segment of each slot's last token
+        """
+        B, S, L, _ = encoded.states.shape
+        R, G, D = slots.shape
+        if self.lsa is not None:
+            # Slots are left-packed, so plain causal attention never shows a valid slot an empty one.
+            positions = torch.arange(G, device=slots.device).expand(R, G)
+            slots = self.lsa.norm(self.lsa.run(slots, range(len(self.lsa)), positions))
+        layout = Layout.of([mask.view(B, S * G)])
+        embeds = layout.place([slots.reshape(B, S * G, D)])
+        if self.join == "input":
+            return Memory(embeds, layout.mask)
+        offset_S1 = torch.arange(S, device=slots.device)[:, None] * L
+        positions = layout.place([(last.view(B, S, G) + offset_S1).view(B, S * G)])
+        if self.slot_positions == "consecutive":
+            tokens_B = encoded.mask.sum((1, 2))
+            positions = (tokens_B - layout.mask.sum(1))[:, None] + layout.positions()
+        return Memory(embeds, layout.mask, self.layers, positions)
+
+
+def _masked_mean(states: Tensor, mask: Tensor) -> Tensor:
+    """(B, N, D), (B, N) -> (B, D) in float32."""
+    weights = mask[..., None].float()
+    return (states.float() * weights).sum(1) / weights.sum(1).clamp(min=1)

@@ -1,0 +1,308 @@
+"""What an evaluation leaves on disk: predictions one by one, their summary, and where it was computed.
+
+`predictions.jsonl` grows while an evaluation goes, so that a killed one continues; `results.json`
+is written once, atomically, when all predictions are there; `environment.json` says with which code
+and on which machine.
+"""
+
+from __future__ import annotations
+
+import importlib.metadata
+import json
+import math
+import os
+import platform
+import subprocess
+import tempfile
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from scipy.stats import bootstrap
+
+ROOT = Path(__file__).resolve().parents[1]
+SCHEMA = 1
+PREDICTIONS = "predictions.jsonl"
+RESULTS = "results.json"
+ENVIRONMENT = "environment.json"
+PACKAGES = ("torch", "transformers", "peft", "deepspeed")
+
+PREDICTION_KEYS = frozenset({
+    "id", "question", "prediction", "references", "scores", "nll", "answer_tokens", "context_tokens",
+    "memory_slots", "memory_bytes", "truncated", "times",
+})
+RESULT_KEYS = frozenset({
+    "schema", "reader", "n", "data_hash", "metrics", "asked_ratio", "effective_ratio", "memory_slots",
+    "memory_bytes", "times", "truncated", "peak_memory_bytes", "commit", "dirty", "hardware", "config", "run",
+})
+
+
+def write_text(path: str | Path, text: str) -> None:
+    """Write a whole file or nothing: a killed process leaves the old file or the new one, never a part."""
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=path.name, suffix=".part")
+    try:
+        with os.fdopen(handle, "wb") as file:
+            file.write(_encode(text))
+            file.flush()
+            os.fsync(file.fileno())
+        os.chmod(temporary, 0o644)  # mkstemp's files are private; results are to be shared
+        os.replace(temporary, path)
+    except BaseException:
+        Path(temporary).unlink(missing_ok=True)
+        raise
+
+
+def write_json(path: str | Path, value: Any) -> None:
+    """Write `value` as indented JSON, atomically. Raises ValueError on NaN and infinity, which JSON has not."""
+    write_text(path, json.dumps(value, ensure_ascii=False, indent=1, allow_nan=False) + "\n")
+
+
+def _encode(text: str) -> bytes:
+    # half a surrogate pair has no UTF-8; written as its escape it is valid JSON and reads back the same
+    return text.encode("utf-8", "backslashreplace")
+
+
+def _line(row: dict[str, Any]) -> str:
+    assert row.keys() == PREDICTION_KEYS, f"prediction keys {sorted(row)} != {sorted(PREDICTION_KEYS)}"
+    if not math.isfinite(row["nll"]):
+        raise ValueError(f"nll of example {row['id']!r} is {row['nll']}: the reader's logits are not finite "
+                         "(a diverged run, or a dtype too narrow for this backbone: see backbone.dtype)")
+    return json.dumps(row, ensure_ascii=False, allow_nan=False) + "\n"
+
+
+class Predictions:
+    """The predictions in one file, one JSON object a line, continued where an earlier process was killed.
+
+    rows  every prediction of the file, in file order
+    done  their ids
+
+    A last line without its end (the process was killed while writing) is dropped and the file cut there.
+    Raises ValueError where any other line is not JSON.
+    """
+
+    def __init__(self, path: str | Path) -> None:
+        self.path = Path(path)
+        self.rows: list[dict[str, Any]] = []
+        if self.path.exists():
+            self._load()
+        self._done = {row["id"] for row in self.rows}
+
+    @property
+    def done(self) -> set[str]:
+        """Ids of the examples that need no answer any more."""
+        return self._done
+
+    def append(self, rows: Iterable[dict[str, Any]]) -> None:
+        """Add predictions of examples not `done` yet; they are with the operating system on return."""
+        rows = list(rows)
+        text = "".join(_line(row) for row in rows)
+        for row in rows:
+            assert row["id"] not in self._done, f"example {row['id']!r} is already in {self.path}"
+            self._done.add(row["id"])
+        self.path.parent.mkdir(parents=True, exist_ok=True)
+        with open(self.path, "ab") as file:
+            file.write(_encode(text))
+        self.rows += rows
+
+    def _load(self) -> None:
+        content = self.path.read_bytes()
+        whole = content.rfind(b"\n") + 1
+        if whole < len(content):
+            os.truncate(self.path, whole)
+        for number, line in enumerate(content[:whole].split(b"\n")[:-1], start=1):
+            try:
+                self.rows.append(json.loads(line))
+            except ValueError as error:
+                raise ValueError(f"{self.path}, line {number}: not JSON ({error}); delete the line to have its "
+                                 "example answered again") from error
+
+
+def merge_ranks(folder: str | Path, order: list[str]) -> list[dict[str, Any]]:
+    """Join `predictions.rank*.jsonl` and `predictions.jsonl` of `folder` into the latter, in the order of the data.
+
+    order  the id of every example of the data; predictions may still be missing, so this also
+           serves at the start, when an evaluation goes on with another number of processes
+    Returns the merged predictions. The ranks' files are removed. Only one process may call this, with
+    no other reading or writing. Raises ValueError on a repeated id and on a prediction of other data.
+    """
+    folder = Path(folder)
+    place = {example: i for i, example in enumerate(order)}
+    if len(place) < len(order):
+        repeated = next(example for i, example in enumerate(order) if place[example] != i)
+        raise ValueError(f"example id {repeated!r} occurs more than once in the data; ids must be unique")
+    rank_files = sorted(folder.glob("predictions.rank*.jsonl"))
+    rows: dict[str, dict[str, Any]] = {}
+    for path in [folder / PREDICTIONS, *rank_files]:
+        for row in Predictions(path).rows:
+            rows.setdefault(row["id"], row)  # twice only when killed between the two last steps below
+    strangers = sorted(rows.keys() - place.keys())
+    if strangers:
+        raise ValueError(f"{folder} holds predictions of examples that are not in the data: {strangers[:3]}; "
+                         "evaluate other data in a folder of its own")
+    merged = sorted(rows.values(), key=lambda row: place[row["id"]])
+    write_text(folder / PREDICTIONS, "".join(_line(row) for row in merged))
+    for path in rank_files:
+        path.unlink()
+    return merged
+
+
+def interval(numerator: np.ndarray, denominator: np.ndarray, seed: int, resamples: int) -> dict[str, float]:
+    """Ratio of sums over examples with its 95% percentile bootstrap interval, examples resampled.
+
+    numerator, denominator  (n,); a mean is the case of a denominator of ones
+    Returns {"value", "low", "high"}; where there is nothing to resample (one example, all alike) the
+    three are equal. Equal seeds resample the same examples: differences between readers are paired.
+    """
+    value = float(numerator.sum() / denominator.sum())
+    if np.ptp(numerator) == 0 and np.ptp(denominator) == 0:  # scipy refuses n = 1
+        return {"value": value, "low": value, "high": value}
+    low, high = bootstrap(
+        (numerator, denominator), lambda top, bottom, axis: top.sum(axis) / bottom.sum(axis),
+        n_resamples=resamples, batch=100,  # 100 resamples in memory at a time, not all
+        vectorized=True, paired=True, confidence_level=0.95, method="percentile", rng=np.random.default_rng(seed),
+    ).confidence_interval
+    return {"value": value, "low": float(low), "high": float(high)}
+
+
+def summarise(
+    rows: list[dict[str, Any]], asked_ratio: float | None, seed: int = 0, resamples: int = 2000
+) -> dict[str, Any]:
+    """Predictions as numbers, in the form `write_results` takes.
+
+    metrics          {name: {"value", "low", "high"}} with 95% bootstrap intervals over the examples, for
+                     every score of the rows (a mean) and "nll" (nats a token: sum of nats / sum of tokens)
+    n                number of examples;     truncated  how many had their prompt cut
+    asked_ratio      as given;               effective_ratio  context tokens / slots, None where no slot is kept
+    memory_slots     mean per example;       memory_bytes  mean per example
+    times            {phase: median over the examples, milliseconds}
+    Raises ValueError where `rows` is empty.
+    """
+    if not rows:
+        raise ValueError("no predictions to summarise: the data has no example, or its limit is 0")
+
+    def column(name: str) -> np.ndarray:
+        return np.array([row[name] for row in rows], dtype=np.float64)
+
+    ones = np.ones(len(rows))
+    metrics = {}
+    for name in rows[0]["scores"]:
+        scores = np.array([row["scores"][name] for row in rows], dtype=np.float64)
+        metrics[name] = interval(scores, ones, seed, resamples)
+    tokens, slots = column("answer_tokens"), column("memory_slots")
+    assert tokens.min() > 0, f"an answer of {tokens.min():.0f} tokens; the end token counts, so at least 1"
+    metrics["nll"] = interval(column("nll"), tokens, seed, resamples)
+    return {
+        "n": len(rows),
+        "metrics": metrics,
+        "asked_ratio": asked_ratio,
+        "effective_ratio": float(column("context_tokens").sum() / slots.sum()) if slots.sum() else None,
+        "memory_slots": float(slots.mean()),
+        "memory_bytes": float(column("memory_bytes").mean()),
+        "times": {phase: float(np.median([row["times"][phase] for row in rows])) for phase in rows[0]["times"]},
+        "truncated": sum(bool(row["truncated"]) for row in rows),
+    }
+
+
+def write_results(
+    folder: str | Path, reader: str, metrics: dict[str, Any], extra: dict[str, Any]
+) -> dict[str, Any]:
+    """Write `results.json` of one reader into `folder`, atomically, and return what was written.
+
+    metrics  from `summarise`
+    extra    data_hash, peak_memory_bytes, run (the run's folder), config (the resolved configuration of a
+             trained reader; None for an untouched baseline, which belongs to no run of its own), and
+             commit, dirty, hardware where they are not those of this process; further keys are kept
+    """
+    here = environment()
+    results = {"schema": SCHEMA, "reader": reader, **metrics,
+               **{key: here[key] for key in ("commit", "dirty", "hardware")}, **extra}
+    missing = sorted(RESULT_KEYS - results.keys())
+    assert not missing, f"results lack {missing}; given were {sorted(results)}"
+    write_json(Path(folder) / RESULTS, results)
+    return results
+
+
+def read_results(folder: str | Path) -> dict[str, Any]:
+    """Results of one reader, from its folder or from the file itself.
+
+    Raises ValueError where there is no such file, it is not JSON, or of another schema.
+    """
+    path = Path(folder)
+    path = path / RESULTS if path.is_dir() else path
+    if not path.is_file():
+        raise ValueError(f"no results at {path}: the evaluation has not ended, or this is not a reader's folder")
+    try:
+        results = json.loads(path.read_bytes())
+    except ValueError as error:
+        raise ValueError(f"{path} is not JSON: {error}") from error
+    if not isinstance(results, dict) or results.get("schema") != SCHEMA:
+        found = results.get("schema") if isinstance(results, dict) else type(results).__name__
+        raise ValueError(f"{path} has schema {found!r}; this version reads {SCHEMA}")
+    missing = sorted(RESULT_KEYS - results.keys())
+    if missing:
+        raise ValueError(f"{path} lacks {missing}")
+    return results
+
+
+def git_state(root: Path) -> tuple[str | None, bool | None]:
+    """(commit, dirty) of the checkout at `root`; an untracked file that git does not ignore makes it dirty too.
+
+    (None, None) where `root` is not the top of a git checkout, e.g. an unpacked archive inside another project.
+    """
+    def git(*arguments: str) -> str | None:
+        try:
+            done = subprocess.run(["git", "-C", str(root), *arguments], capture_output=True, text=True, timeout=30)
+        except FileNotFoundError:  # no git on this machine
+            return None
+        return done.stdout.strip() if done.returncode == 0 else None
+
+    top = git("rev-parse", "--show-toplevel")
+    if top is None or Path(top).resolve() != root.resolve():
+        return None, None
+    status = git("status", "--porcelain")
+    return git("rev-parse", "--verify", "HEAD"), None if status is None else bool(status)
+
+
+def _version(package: str) -> str | None:
+    try:
+        return importlib.metadata.version(package)
+    except importlib.metadata.PackageNotFoundError:
+        return None
+
+
+def _cpu_model() -> str:
+    listing = Path("/proc/cpuinfo")
+    if listing.exists():
+        for line in listing.read_text().splitlines():
+            if line.startswith("model name"):
+                return line.split(":", 1)[1].strip()
+    return platform.processor() or platform.machine()
+
+
+def environment() -> dict[str, Any]:
+    """What this process runs with: commit, dirty, versions (None = not installed), hardware (memory in bytes)."""
+    import torch  # here, because reports on finished runs need no torch and it takes seconds to import
+
+    commit, dirty = git_state(ROOT)
+    return {
+        "commit": commit,
+        "dirty": dirty,
+        "versions": {"python": platform.python_version(), **{name: _version(name) for name in PACKAGES}},
+        "hardware": {
+            "cpu": _cpu_model(),
+            "cores": os.cpu_count(),
+            "threads": torch.get_num_threads(),
+            "memory_bytes": os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES"),
+            "gpus": [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())],
+        },
+    }
+
+
+def write_environment(folder: str | Path) -> dict[str, Any]:
+    """Write `environment.json` into `folder` and return what was written."""
+    found = environment()
+    write_json(Path(folder) / ENVIRONMENT, found)
+    return found

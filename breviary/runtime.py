@@ -1,0 +1,95 @@
+"""The process around a run: which checkout, which device and precision, how long each phase took."""
+
+from __future__ import annotations
+
+import contextlib
+import contextvars
+import importlib.util
+import os
+import random
+import resource
+import sys
+import time
+from collections import defaultdict
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import torch
+
+ROOT = Path(__file__).resolve().parents[1]
+PACKAGES = ("breviary", "ram", "comi", "comet", "data")
+
+
+def require_checkout() -> None:
+    """Fails when one of our package names resolves outside this checkout.
+
+    `data`, `comet` and `ram` are also other people's packages; an installed one must never be imported in
+    place of ours.
+
+    Raises: RuntimeError naming the package and where it came from.
+    """
+    for name in PACKAGES:
+        spec = importlib.util.find_spec(name)
+        places = [] if spec is None else [p for p in [spec.origin, *(spec.submodule_search_locations or [])] if p]
+        if not any(Path(place).resolve().is_relative_to(ROOT) for place in places):
+            raise RuntimeError(f"package '{name}' resolves to {places or 'nothing'}, not to {ROOT}: "
+                               "run train.py, eval.py and scripts from this checkout")
+
+
+def resolve_device(device: str) -> torch.device:
+    """'auto' = the GPU of this process's LOCAL_RANK where there is one, else the CPU."""
+    if device != "auto":
+        return torch.device(device)
+    if torch.cuda.is_available():
+        return torch.device("cuda", int(os.environ.get("LOCAL_RANK", 0)))
+    return torch.device("cpu")
+
+
+def seed_everything(seed: int) -> None:
+    """Seeds Python, NumPy and torch (all devices)."""
+    random.seed(seed)
+    np.random.seed(seed % 2**32)
+    torch.manual_seed(seed)
+
+
+def peak_memory_bytes() -> int:
+    """Peak memory of this process: of the GPU where one is used, else resident memory."""
+    if torch.cuda.is_available() and torch.cuda.max_memory_allocated():
+        return torch.cuda.max_memory_allocated()
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
+
+
+# ------------------------------------------------------------------ phases: where an answer's time goes
+
+_phases: contextvars.ContextVar[dict[str, float] | None] = contextvars.ContextVar("phases", default=None)
+
+
+@contextlib.contextmanager
+def timed_phases() -> Iterator[dict[str, float]]:
+    """Collects seconds per phase of everything that runs inside; costs nothing elsewhere."""
+    seconds: dict[str, float] = defaultdict(float)
+    token = _phases.set(seconds)
+    try:
+        yield seconds
+    finally:
+        _phases.reset(token)
+
+
+@contextlib.contextmanager
+def phase(name: str) -> Iterator[None]:
+    """Adds the time spent inside to phase `name`, devices synchronised, when somebody is timing."""
+    seconds = _phases.get()
+    if seconds is None:
+        yield
+        return
+    _synchronise()
+    start = time.perf_counter()
+    yield
+    _synchronise()
+    seconds[name] += time.perf_counter() - start
+
+
+def _synchronise() -> None:
+    if torch.cuda.is_available():
+        torch.cuda.synchronize()

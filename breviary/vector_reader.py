@@ -1,0 +1,191 @@
+"""CompressedReader: any compressor and a decoder become a reader.
+
+Shape letters: B examples, P prefix, T context, Q prompt, A answer tokens, M slots, D width, S assembled width.
+
+One batch's way:
+    1. compressor.encode(context)                       -> states, independent of the question
+    2. decoder layers 0..n-1 read [prefix ; prompt ; answer], the prompt at positions after the context
+    3. compressor.compress(encoded, question)           -> memory that joins at layer n
+    4. decoder layers n..L-1 read [prefix ; memory ; prompt ; answer]
+    5. final norm and head on the rows that predict an answer token
+n = 0 is the papers' form: step 2 is only the embedding, and positions are consecutive.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections import OrderedDict
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from breviary.assemble import Layout, take_columns
+from breviary.backbone import Stack
+from breviary.contract import (Batch, Compressor, Context, Encoded, Footprint, Generation, LossOutput, Memory, Question,
+                               Reader, Tokens)
+from breviary.decoding import DecodingStream, decode
+from breviary.objective import Answer
+from breviary.runtime import phase
+
+
+class ContextCache:
+    """Encoded contexts by their token ids: a context is read once, however many questions it has.
+
+    Keeps the `capacity` most recently used contexts. `hits` and `misses` count contexts asked for.
+    """
+
+    def __init__(self, capacity: int = 32):
+        self.capacity, self.hits, self.misses = capacity, 0, 0
+        self._kept: OrderedDict[bytes, Encoded] = OrderedDict()
+
+    def encode(self, compressor: Compressor, context: Context) -> Encoded:
+        """`compressor.encode(context)`, reading only contexts that are not kept yet."""
+        keys = [self._key(context, b) for b in range(len(context.ids))]
+        missing = list({key: b for b, key in reversed(list(enumerate(keys))) if key not in self._kept}.values())
+        self.hits, self.misses = self.hits + len(keys) - len(missing), self.misses + len(missing)
+        found = {key: self._kept[key] for key in keys if key in self._kept}
+        if missing:
+            rows = torch.tensor(missing, device=context.ids.device)
+            unread = Context(context.ids[rows], context.mask[rows], context.prefix.rows(rows))
+            found |= zip((keys[b] for b in missing), compressor.encode(unread).split())
+        for key in keys:
+            self._kept[key] = found[key]
+            self._kept.move_to_end(key)
+        while len(self._kept) > self.capacity:
+            self._kept.popitem(last=False)
+        return Encoded.join([found[key] for key in keys])
+
+    @staticmethod
+    def _key(context: Context, row: int) -> bytes:
+        prefix = context.prefix.ids[row][context.prefix.mask[row]]
+        own = context.ids[row][context.mask[row]]
+        return prefix.cpu().numpy().tobytes() + b"|" + own.cpu().numpy().tobytes()
+
+
+class CompressedReader(Reader):
+    """A compressor in front of a decoder.
+
+    tokenizer is used for decoding answers only. `context_cache` is None (training) or a ContextCache (evaluation,
+    serving). `all_steps` makes every answer take max_new_tokens steps (ZeRO-3: equal calls on all ranks).
+    """
+
+    def __init__(self, compressor: Compressor, decoder: Stack, objective: Answer, tokenizer: Any):
+        super().__init__()
+        self.compressor, self.decoder = compressor, decoder
+        self.objective, self.tokenizer = objective, tokenizer
+        self.context_cache: ContextCache | None = None
+        self.all_steps = False
+
+    # -------------------------------------------------------------- the contract
+
+    def loss(self, batch: Batch) -> LossOutput:
+        """Negative log likelihood of answers and end tokens; logits of supervised rows only."""
+        with self._precision():
+            target = self.objective.target(batch)
+            parts = [batch.prefix, self.objective.prompt(batch), target]
+            n = self.compressor.layer
+            lower = Layout.of([p.mask for p in parts])
+            positions = self._lower_positions(batch, lower)
+            states = self.decoder.run(self.decoder.embed(lower.place([p.ids for p in parts])), range(n), positions)
+            memory = self._memory(batch, lower, states)
+            upper, states, positions = self._upper(parts, memory, lower, states, positions, "right")
+            states = self.decoder.run(states, range(n, len(self.decoder)), positions)
+            # The row before an answer token predicts it; a prompt is never empty, so that row exists.
+            predicting_BA = (upper.columns_of(3) - 1).clamp(min=0)
+            rows_BAD = self.decoder.norm(take_columns(states, predicting_BA))
+            logits_BAV = self.decoder.head(rows_BAD).float()
+        nll_BA = torch.nn.functional.cross_entropy(logits_BAV.transpose(1, 2), target.ids, reduction="none")
+        nll_B = nll_BA.masked_fill(~target.mask, 0).sum(1)
+        return LossOutput(nll_B, target.lengths, memory.losses, memory.mask.sum(1), batch.context.lengths)
+
+    @torch.no_grad()
+    def answer(self, batch: Batch, generation: Generation) -> list[str]:
+        """Greedy or sampled answers, decoded with a per-layer cache."""
+        with self._precision():
+            stream, logits = self.open(batch)
+            with phase("decode"):
+                return decode(logits, stream.step, generation, self.tokenizer, self.all_steps)
+
+    def open(self, batch: Batch) -> tuple[DecodingStream, Tensor]:
+        """Reads contexts and questions; gives the stream to decode from and the first logits (B, V)."""
+        n = self.compressor.layer
+        parts = [batch.prefix, self.objective.prompt(batch)]
+        stream = DecodingStream(self.decoder, n)
+        with phase("prefill"):
+            lower = Layout.of([p.mask for p in parts], side="left")
+            positions = self._lower_positions(batch, lower)
+            embeds = self.decoder.embed(lower.place([p.ids for p in parts]))
+            states = stream.read_below(embeds, positions, lower.mask) if n else embeds
+        memory = self._memory(batch, lower, states)
+        with phase("prefill"):
+            upper, states, positions = self._upper(parts, memory, lower, states, positions, "left")
+            return stream, stream.read_above(states, positions, upper.mask)
+
+    @torch.no_grad()
+    def footprint(self, batch: Batch) -> Footprint:
+        """Slots and the decoder keys and values they take, layers below the joining one holding none."""
+        with self._precision():
+            parts = [batch.prefix, self.objective.prompt(batch)]
+            lower = Layout.of([p.mask for p in parts])
+            embeds = self.decoder.embed(lower.place([p.ids for p in parts]))
+            states = self.decoder.run(embeds, range(self.compressor.layer), self._lower_positions(batch, lower))
+            slots = self._memory(batch, lower, states).mask.sum(1)
+        return self.footprint_of(batch, slots)
+
+    def footprint_of(self, batch: Batch, slots: Tensor) -> Footprint:
+        """The footprint for a known number of slots (B,), without computing the memory again."""
+        per_slot = self.decoder.key_value_bytes(len(self.decoder) - self.compressor.layer)
+        return Footprint(batch.context.lengths, slots, slots * per_slot, self.compressor.asked_ratio)
+
+    def counts(self, batch: Batch) -> dict[str, Tensor]:
+        """Supervised tokens, and the counts of the compressor's own losses."""
+        return {"answer": self.objective.target(batch).mask.sum(), **self.compressor.counts(batch)}
+
+    def begin_step(self, step: int, seed: int) -> None:
+        """Handed on to the compressor."""
+        self.compressor.begin_step(step, seed)
+
+    # -------------------------------------------------------------- pieces
+
+    def _memory(self, batch: Batch, lower: Layout, states: Tensor) -> Memory:
+        context = Context(batch.context.ids, batch.context.mask, batch.prefix)
+        encode = self.context_cache.encode if self.context_cache else _encode
+        with phase("encode"):
+            encoded = encode(self.compressor, context)
+        prompt = self.objective.prompt(batch)
+        question = Question(batch.query.ids, batch.query.mask, lower.take(states, 1), prompt.mask)
+        with phase("compress"):
+            memory = self.compressor.compress(encoded, question)
+        assert memory.layer == self.compressor.layer, (memory.layer, self.compressor.layer)
+        return memory
+
+    def _lower_positions(self, batch: Batch, lower: Layout) -> Tensor:
+        """Positions (B, S): the prefix from 0, then, after the context's place, prompt and answer."""
+        positions = lower.positions()
+        prefix, context = batch.prefix.lengths[:, None], batch.context.lengths[:, None]
+        return torch.where(positions >= prefix, positions + context, positions).masked_fill(~lower.mask, 0)
+
+    def _upper(self, parts: list[Tokens], memory: Memory, lower: Layout, states: Tensor, positions: Tensor,
+               side: str) -> tuple[Layout, Tensor, Tensor]:
+        """Puts the memory behind the prefix, the first of `parts`: layout, stream (B, S, D), positions (B, S)."""
+        prefix, *tail = parts
+        upper = Layout.of([prefix.mask, memory.mask, *(part.mask for part in tail)], side)
+        own = [lower.take(states, part) for part in range(len(parts))]
+        stream = upper.place([own[0], memory.embeds.to(states.dtype), *own[1:]])
+        if not memory.layer:
+            return upper, stream, upper.positions()
+        places = [positions.gather(1, lower.columns_of(part)) for part in range(len(parts))]
+        slots = memory.positions + prefix.lengths[:, None]
+        return upper, stream, upper.place([places[0], slots, *places[1:]])
+
+    def _precision(self) -> contextlib.AbstractContextManager:
+        """Mixed precision where the stream is not float32: trained weights are kept in float32."""
+        device, dtype = self.decoder.embed_tokens.weight.device.type, self.decoder.dtype
+        half = dtype in (torch.bfloat16, torch.float16)
+        return torch.autocast(device, dtype) if half else contextlib.nullcontext()
+
+
+def _encode(compressor: Compressor, context: Context) -> Encoded:
+    return compressor.encode(context)
+

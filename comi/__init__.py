@@ -1,0 +1,1 @@
+"""COMI: coarse-to-fine context compression by marginal information gain (arXiv 2602.01719, ICLR 2026)."""

@@ -1,0 +1,80 @@
+"""COMI (arXiv 2602.01719): coarse-to-fine compression by marginal information gain.
+
+Shape letters: R segment rows, L tokens of a segment, G slots of a segment, D hidden width.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from breviary.backbone import Backbone, Stack, TinyBackbone
+from breviary.merge import consecutive_groups, groups_from_sizes
+from breviary.merging import MergingCompressor
+from comi.mig import merge_weights, reallocate_groups
+
+LEARNED = ("none", "merge")
+
+
+class COMI(MergingCompressor):
+    """Tokens of high marginal information gain get short groups and large weights.
+
+    Coarse (spec A3): how many tokens each slot swallows, from the gain of each initial group's representative.
+    Fine (A4): how each group's tokens are weighted, softmax of their gains within the group.
+
+    coarse, fine         the two stages; off: consecutive groups of `ratio`, plain means; both off is GMSA's pooling
+    redundancy_coarse, redundancy_fine  the gain's second term in each stage
+    alpha, beta          weights of relevance and redundancy in the gain (the paper: 1, 1)
+    temperature          of the coarse softmax (the paper: 1)
+    min_group_size       tokens reserved for each group; 0 = the published rule, which may drop groups
+    learned_weights      none | merge: alpha and beta of the fine stage as parameters; the coarse stage's sizes are
+                         integers and pass no gradient
+    quirks               the published numerics, see comi/README.md
+    Further arguments as in MergingCompressor and Reading. Costs O(L) memory per segment beside its states.
+    """
+
+    def __init__(self, backbone: Backbone | TinyBackbone, decoder: Stack, *, coarse: bool = True, fine: bool = True,
+                 redundancy_coarse: bool = True, redundancy_fine: bool = True, alpha: float = 1.0, beta: float = 1.0,
+                 temperature: float = 1.0, min_group_size: int = 0, learned_weights: str = "none",
+                 quirks: bool = False, **merging: Any):
+        super().__init__(backbone, decoder, **merging)
+        self.coarse, self.fine, self.quirks = coarse, fine, quirks
+        self.redundancy_coarse, self.redundancy_fine = redundancy_coarse, redundancy_fine
+        self.alpha, self.beta = alpha, beta
+        self.temperature, self.min_group_size = temperature, min_group_size
+        if learned_weights == "merge":
+            self.merge_alpha = nn.Parameter(torch.tensor(float(alpha)))
+            self.merge_beta = nn.Parameter(torch.tensor(float(beta)))
+        self.learned_weights = learned_weights
+
+    def grouping(self, states: Tensor, mask: Tensor, query: Tensor, ratio: int | Tensor,
+                 slots: int) -> tuple[Tensor, Tensor | None]:
+        """Group sizes by the coarse stage, weights by the fine one."""
+        groups_RL = consecutive_groups(mask, ratio)
+        if self.coarse:
+            beta = self.beta if self.redundancy_coarse else 0.0
+            sizes_RG = reallocate_groups(states.detach(), mask, query.detach(), ratio, self.alpha, beta,
+                                         self.temperature, self.min_group_size)
+            groups_RL = groups_from_sizes(sizes_RG, mask)
+        if not self.fine:
+            return groups_RL, None
+        learned = self.learned_weights == "merge"
+        alpha, beta = (self.merge_alpha, self.merge_beta) if learned else (self.alpha, self.beta)
+        beta = beta if self.redundancy_fine else 0.0
+        return groups_RL, merge_weights(states, mask, query, groups_RL, slots, alpha, beta, quirks=self.quirks)
+
+    @classmethod
+    def problems(cls, settings: Mapping[str, Any], backbone: Any) -> list[str]:
+        """As MergingCompressor.problems, and COMI's own."""
+        found = super().problems(settings, backbone)
+        if settings["learned_weights"] not in LEARNED:
+            found.append(f"compressor.learned_weights={settings['learned_weights']}: allowed are {', '.join(LEARNED)}; "
+                         "the coarse stage yields integer sizes, so its weights would never receive a gradient")
+        if settings["temperature"] <= 0:
+            found.append(f"compressor.temperature={settings['temperature']}: must be above 0, e.g. 1.0")
+        if settings["min_group_size"] < 0:
+            found.append(f"compressor.min_group_size={settings['min_group_size']}: must be 0 or more tokens, e.g. 0")
+        return found
