@@ -15,10 +15,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-
-def ranks(mask: Tensor) -> Tensor:
-    """Index of each real token among its row's real tokens, (B, T) int64; undefined on pads."""
-    return mask.long().cumsum(-1) - 1
+from breviary.assemble import ranks
 
 
 def consecutive_groups(mask: Tensor, ratio: int | Tensor) -> Tensor:

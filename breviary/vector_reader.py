@@ -32,18 +32,20 @@ from breviary.runtime import phase
 class ContextCache:
     """Encoded contexts by their token ids: a context is read once, however many questions it has.
 
-    Keeps the `capacity` most recently used contexts. `hits` and `misses` count contexts asked for.
+    Keeps the `capacity` most recently used contexts. `reused` says for each row of the latest call whether its
+    context had been read before.
     """
 
     def __init__(self, capacity: int = 32):
-        self.capacity, self.hits, self.misses = capacity, 0, 0
+        self.capacity = capacity
+        self.reused: list[bool] = []
         self._kept: OrderedDict[bytes, Encoded] = OrderedDict()
 
     def encode(self, compressor: Compressor, context: Context) -> Encoded:
         """`compressor.encode(context)`, reading only contexts that are not kept yet."""
         keys = [self._key(context, b) for b in range(len(context.ids))]
         missing = list({key: b for b, key in reversed(list(enumerate(keys))) if key not in self._kept}.values())
-        self.hits, self.misses = self.hits + len(keys) - len(missing), self.misses + len(missing)
+        self.reused = [b not in missing for b in range(len(keys))]
         found = {key: self._kept[key] for key in keys if key in self._kept}
         if missing:
             rows = torch.tensor(missing, device=context.ids.device)

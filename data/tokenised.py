@@ -35,7 +35,8 @@ class Tokenised(torch.utils.data.Dataset):
 
     data_hash  sha256 of the examples, before any cutting
     lengths    context tokens of each example, as kept
-    truncated  contexts that were cut
+    others     tokens of each example beside its context: prefix, the longer of question and prompt, answer
+    cut        whether each example's context was cut; truncated: how many were
     gold_lost  examples that lost a whole gold passage by it, or, with no gold marks, every occurrence of an answer
     """
 
@@ -44,8 +45,12 @@ class Tokenised(torch.utils.data.Dataset):
         self.examples = examples
         self.data_hash = data_hash
         self.lengths: list[int] = list(rows["length"])
-        self.truncated = sum(rows["cut"])
+        self.cut: list[bool] = list(rows["cut"])
+        self.truncated = sum(self.cut)
         self.gold_lost = sum(rows["gold_lost"])
+        self.others: list[int] = [
+            len(prefix) + max(len(query), len(prompt)) + len(answer) for prefix, query, prompt, answer
+            in zip(rows["prefix"], rows["query"], rows["prompt"], rows["answer"])]
         self._rows = rows.remove_columns(["length", "cut", "gold_lost"])
 
     def __len__(self) -> int:

@@ -1,0 +1,81 @@
+"""The one evaluation loop: answer, score, loss, footprint, times; one line of predictions per question."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any
+
+import torch
+
+from breviary.contract import Batch, Generation, Reader
+from breviary.runtime import timed_phases
+from breviary.vector_reader import CompressedReader, ContextCache
+
+PHASES = ("encode", "compress", "prefill", "decode")
+
+
+def context_batches(lengths: Sequence[int], contexts: Sequence[str], batch_size: int) -> list[list[int]]:
+    """Indices in batches: questions on one context stand together, contexts of similar length follow each other."""
+    groups: dict[bytes, list[int]] = {}
+    for index, context in enumerate(contexts):
+        groups.setdefault(hashlib.sha256(context.encode()).digest(), []).append(index)
+    ordered = sorted(groups.values(), key=lambda group: (lengths[group[0]], group[0]))
+    flat = [index for group in ordered for index in group]
+    return [flat[i : i + batch_size] for i in range(0, len(flat), batch_size)]
+
+
+@torch.no_grad()
+def evaluate(reader: Reader, items: Any, collate: Callable[[list[Any]], Batch], scores: Callable[..., dict[str, float]],
+             generation: Generation, batch_size: int, done: frozenset[str] = frozenset(), rank: int = 0,
+             world_size: int = 1, equal_calls: bool = False) -> Iterator[list[dict[str, Any]]]:
+    """Yields the prediction rows of one batch after another.
+
+    items        tokenised examples with `lengths` and items of `collate`; reader and items on one device afterwards
+    scores       (prediction, references) -> {metric: value}
+    done         ids that already have a prediction
+    rank, world_size  this process answers batches rank, rank + world_size, ...
+    equal_calls  ZeRO-3: every rank makes the same module calls; the last batch is repeated, its rows dropped
+    """
+    open_items = [i for i in range(len(items)) if items.examples[i].id not in done]
+    batches = context_batches([items.lengths[i] for i in open_items], [items.examples[i].context for i in open_items],
+                              batch_size)
+    mine = batches[rank::world_size]
+    missing = -(-len(batches) // world_size) - len(mine) if equal_calls else 0
+    device = next(reader.parameters()).device
+    training = reader.training
+    reader.eval()
+    cache = ContextCache(capacity=2 * batch_size)
+    if isinstance(reader, CompressedReader):
+        # Under equal calls nothing is cached: a hit on one rank would be a missing call on the others.
+        reader.context_cache, reader.all_steps = None if equal_calls else cache, equal_calls
+    try:
+        for number, batch_indices in enumerate(mine + (mine or batches)[-1:] * missing):
+            batch = collate([items[open_items[i]] for i in batch_indices]).to(device)
+            rows = _rows(reader, batch, scores, generation, cache)
+            if number < len(mine):
+                yield [{**row, "truncated": items.cut[open_items[i]]} for row, i in zip(rows, batch_indices)]
+    finally:
+        reader.train(training)
+        if isinstance(reader, CompressedReader):
+            reader.context_cache, reader.all_steps = None, False
+
+
+def _rows(reader: Reader, batch: Batch, scores: Callable[..., dict[str, float]], generation: Generation,
+          cache: ContextCache) -> list[dict[str, Any]]:
+    with timed_phases() as seconds:
+        answers = reader.answer(batch, generation)  # before the loss: what it reads is timed, then kept
+    reused = cache.reused or [False] * len(batch)
+    output = reader.loss(batch)
+    footprint = reader.footprint_of(batch, output.slots)
+    times = {f"{phase}_ms": 1000 * seconds[phase] / len(batch) for phase in PHASES}
+    rows = []
+    for b, (example, answer) in enumerate(zip(batch.examples, answers)):
+        rows.append({
+            "id": example.id, "question": example.question, "prediction": answer, "references": list(example.answers),
+            "scores": scores(answer, example.answers),
+            "nll": output.nll[b].item(), "answer_tokens": int(output.tokens[b]),
+            "context_tokens": int(footprint.context_tokens[b]), "memory_slots": int(footprint.memory_slots[b]),
+            "memory_bytes": int(footprint.memory_bytes[b]), "context_reused": reused[b], "times": times,
+        })
+    return rows

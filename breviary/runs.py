@@ -1,0 +1,108 @@
+"""Run folders: outputs/<name>/<utc>_<id>/, named by rank 0, never overwritten."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import re
+import secrets
+from datetime import datetime, timezone
+from pathlib import Path
+
+from omegaconf import DictConfig, OmegaConf
+
+from breviary.checkpoint import WEIGHTS
+from breviary.distributed import from_rank_zero, rank
+from breviary.results import write_environment, write_text
+
+# What may change between a run and its resumption without making it another run.
+FREE_KEYS = ("resume", "paths", "hydra")
+FINISHED = "finished"
+
+
+def config_hash(cfg: DictConfig, without: tuple[str, ...] = FREE_KEYS) -> str:
+    """First 12 hex digits of the sha256 of the resolved configuration without the keys `without`."""
+    plain = OmegaConf.to_container(cfg, resolve=True)
+    text = json.dumps({key: value for key, value in plain.items() if key not in without}, sort_keys=True)
+    return hashlib.sha256(text.encode()).hexdigest()[:12]
+
+
+def open_run(cfg: DictConfig) -> tuple[Path, Path | None]:
+    """The folder of this run and the checkpoint to go on from, or None; equal on all ranks.
+
+    resume: never -> a new folder; auto -> the newest unfinished run of this very configuration, if any; else a run
+    folder.
+    Raises: ValueError when a run folder named by `resume` has no checkpoint.
+    """
+    chosen = None
+    if rank() == 0:
+        if cfg.resume == "never":
+            chosen = (None, None)
+        elif cfg.resume == "auto":
+            chosen = _newest_unfinished(Path(cfg.paths.outputs) / cfg.name, config_hash(cfg))
+        else:
+            chosen = (Path(cfg.resume), last_checkpoint(cfg.resume))
+        if chosen[0] is None:
+            chosen = (_new_folder(Path(cfg.paths.outputs) / cfg.name), None)
+            write_text(chosen[0] / "config.yaml", OmegaConf.to_yaml(cfg, resolve=True))
+            write_environment(chosen[0])
+    return from_rank_zero(chosen)
+
+
+def finish_run(folder: Path) -> None:
+    """Marks a run as complete: resume=auto passes it over."""
+    write_text(folder / FINISHED, "")
+
+
+def checkpoints(folder: str | Path) -> list[Path]:
+    """A run's complete checkpoints, oldest first."""
+    found = [(int(match[1]), path) for path in Path(folder).glob("checkpoints/checkpoint-*")
+             if (match := re.fullmatch(r"checkpoint-(\d+)", path.name))
+             and (path / WEIGHTS).is_file() and (path / "trainer_state.json").is_file()]
+    return [path for _, path in sorted(found)]
+
+
+def last_checkpoint(folder: str | Path) -> Path:
+    """A run's newest checkpoint.
+
+    Raises: ValueError when the folder is no run or has none.
+    """
+    found = checkpoints(folder)
+    if not found:
+        raise ValueError(f"{folder}: no run folder with a complete checkpoint in checkpoints/; "
+                         "give one that train.py printed, e.g. run=outputs/comi_facts/20260101T000000_ab12cd")
+    return found[-1]
+
+
+def best_checkpoint(folder: str | Path) -> Path:
+    """A run's checkpoint of lowest validation NLL; the newest where nothing was validated."""
+    newest = last_checkpoint(folder)
+    step = json.loads((newest / "trainer_state.json").read_text()).get("best_global_step")
+    best = newest.with_name(f"checkpoint-{step}")
+    return best if step and (best / WEIGHTS).is_file() else newest
+
+
+def load_config(folder: str | Path) -> DictConfig:
+    """The resolved configuration of a run.
+
+    Raises: ValueError when the folder has none.
+    """
+    file = Path(folder) / "config.yaml"
+    if not file.is_file():
+        raise ValueError(f"run={folder}: no run folder (no config.yaml in it); give one that train.py printed")
+    return OmegaConf.load(file)
+
+
+def _new_folder(parent: Path) -> Path:
+    stamp = datetime.now(timezone.utc).strftime("%Y%m%dT%H%M%S")
+    folder = parent / f"{stamp}_{secrets.token_hex(3)}"
+    folder.mkdir(parents=True)
+    return folder
+
+
+def _newest_unfinished(parent: Path, wanted: str) -> tuple[Path | None, Path | None]:
+    for folder in sorted(parent.glob("*_*"), reverse=True):
+        unfinished = (folder / "config.yaml").is_file() and not (folder / FINISHED).exists()
+        if unfinished and checkpoints(folder) and config_hash(load_config(folder)) == wanted:
+            return folder, checkpoints(folder)[-1]
+    return None, None

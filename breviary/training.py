@@ -1,0 +1,225 @@
+"""Training: transformers.Trainer with our loss, our data order, our checkpoints.
+
+What differs from a plain Trainer, and why:
+  - a loss is a set of (sum, count) terms; each is divided by its own count over the whole optimizer step, all
+    micro-batches and all ranks, so accumulation and world size do not change the result;
+  - the data order is a function of (seed, step) alone, one long epoch, so that a resumed run sees the same batches;
+  - checkpoints hold trained weights only, with the backbone's name and hash;
+  - validation is the evaluation loop of breviary.evaluation.
+"""
+
+from __future__ import annotations
+
+import itertools
+import json
+import os
+import random
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from omegaconf import DictConfig, OmegaConf
+from torch.utils.data import Sampler
+from transformers import PrinterCallback, ProgressCallback, Trainer, TrainerCallback, TrainingArguments
+
+from breviary.checkpoint import load_trained, save_trained
+from breviary.contract import Batch, Generation, Reader
+from breviary.distributed import all_ranks_rows, rank, sum_over_ranks, world_size
+from breviary.evaluation import evaluate
+from breviary.progress import ProgressLine
+from breviary.results import summarise
+
+OPTIMIZERS = {"adamw": "adamw_torch", "sgd": "sgd"}
+SCHEDULES = {"cosine": "cosine", "linear": "linear", "constant": "constant_with_warmup"}
+
+
+class StepSampler(Sampler[int]):
+    """Example indices of a whole training, as one epoch; a function of the arguments alone.
+
+    Each pass over the data is shuffled anew; with `grouped`, batches hold examples of similar length.
+    """
+
+    def __init__(self, lengths: list[int], batch: int, total: int, seed: int, grouped: bool):
+        self.lengths, self.batch, self.total, self.seed, self.grouped = lengths, batch, total, seed, grouped
+
+    def __len__(self) -> int:
+        return self.total
+
+    def __iter__(self) -> Iterator[int]:
+        given, number = 0, 0
+        while given < self.total:
+            for index in self._pass(number):
+                if given == self.total:
+                    return
+                given += 1
+                yield index
+            number += 1
+
+    def _pass(self, number: int) -> list[int]:
+        rng = random.Random(f"{self.seed}-{number}")
+        order = list(range(len(self.lengths)))
+        rng.shuffle(order)
+        if not self.grouped:
+            return order
+        # Sorted within pools of 16 batches: similar lengths together, yet every pass mixes them differently.
+        pool = 16 * self.batch
+        pools = [sorted(order[i : i + pool], key=lambda j: self.lengths[j]) for i in range(0, len(order), pool)]
+        order = [j for p in pools for j in p]
+        batches = [order[i : i + self.batch] for i in range(0, len(order), self.batch)]
+        rng.shuffle(batches)
+        return [j for b in batches for j in b]
+
+
+@dataclass
+class Validation:
+    """What is validated on at intervals, and how it is scored."""
+
+    items: Any
+    scores: Callable[..., dict[str, float]]
+    generation: Generation
+    batch_size: int
+
+
+class ReaderTrainer(Trainer):
+    """Trains a Reader."""
+
+    def __init__(self, reader: Reader, args: TrainingArguments, items: Any, collate: Callable[[list[Any]], Batch],
+                 validation: Validation | None, fingerprint: dict[str, str], grouped: bool, log: RunLog):
+        self.reader, self.validation, self.fingerprint, self.grouped = reader, validation, fingerprint, grouped
+        super().__init__(model=reader, args=args, data_collator=collate, train_dataset=items,
+                         eval_dataset=validation.items if validation else None)
+        self.model_accepts_loss_kwargs = True  # our counts cover the whole step: no further division by micro-batches
+        self.pop_callback(PrinterCallback)
+        self.pop_callback(ProgressCallback)
+        self.step_statistics: dict[str, torch.Tensor] = {}
+        log.trainer = self
+        self.add_callback(log)
+
+    # -------------------------------------------------------------- data
+
+    def _get_train_sampler(self, train_dataset: Any = None) -> StepSampler:
+        per_step = self.args.train_batch_size * self.args.gradient_accumulation_steps * self.args.world_size
+        return StepSampler(self.train_dataset.lengths, per_step, per_step * self.args.max_steps, self.args.seed,
+                           self.grouped)
+
+    def _get_collator_with_removed_columns(self, data_collator: Callable, description: str | None = None) -> Callable:
+        return data_collator  # our items are no model inputs: there is nothing to remove
+
+    def _prepare_inputs(self, inputs: Batch) -> Batch:
+        return inputs.to(self.args.device)
+
+    def floating_point_ops(self, inputs: Batch) -> int:
+        """Not estimated: a reader is no single model call."""
+        return 0
+
+    # -------------------------------------------------------------- loss
+
+    def get_batch_samples(self, epoch_iterator: Iterator, num_batches: int, device: torch.device) -> tuple[list, Any]:
+        """The micro-batches of one optimizer step, and each loss term's count over all of them on all ranks."""
+        self.reader.begin_step(self.state.global_step, self.args.seed)
+        samples = list(itertools.islice(epoch_iterator, num_batches))
+        counts: dict[str, torch.Tensor] = {}
+        for batch in samples:
+            for name, count in self.reader.counts(batch).items():
+                counts[name] = counts.get(name, 0) + count.to(self.args.device, torch.float64)
+        self.step_statistics = {}
+        return samples, {name: sum_over_ranks(count) for name, count in counts.items()}
+
+    def compute_loss(self, model: torch.nn.Module, inputs: Batch, return_outputs: bool = False,
+                     num_items_in_batch: Any = None) -> torch.Tensor:
+        """Sum over terms of (this micro-batch's sum) / (the step's count), times the world size, because DDP and
+        DeepSpeed average gradients over ranks."""
+        output = model(inputs)
+        total = 0.0
+        for name, (value, _) in output["terms"].items():
+            # A step without any row for a term (no positive segment anywhere) has count 0 and sum 0.
+            term = value / num_items_in_batch[name].clamp(min=1).to(value.dtype)
+            self._note(name, term)
+            total = total + term
+        self._note("slots", output["slots"])
+        self._note("context_tokens", output["context_tokens"])
+        return total * self.args.world_size
+
+    def _note(self, name: str, value: torch.Tensor) -> None:
+        self.step_statistics[name] = self.step_statistics.get(name, 0) + value.detach()
+
+    # -------------------------------------------------------------- validation, checkpoints
+
+    def evaluate(self, *args: Any, **kwargs: Any) -> dict[str, float]:
+        """Scores and answer NLL on the validation examples, shared out over the ranks."""
+        v = self.validation
+        zero3 = self.is_deepspeed_enabled and self.accelerator.deepspeed_config["zero_optimization"]["stage"] == 3
+        rows = []
+        for found in evaluate(self.reader, v.items, self.data_collator, v.scores, v.generation, v.batch_size,
+                              rank=rank(), world_size=world_size(), equal_calls=zero3):
+            rows += found
+        summary = summarise(all_ranks_rows(rows), None, resamples=100)
+        metrics = {f"eval_{name}": value["value"] for name, value in summary["metrics"].items()}
+        self.log(dict(metrics))
+        self.control = self.callback_handler.on_evaluate(self.args, self.state, self.control, metrics)
+        return metrics
+
+    def _save(self, output_dir: str | None = None, state_dict: dict | None = None) -> None:
+        if self.args.should_save:
+            save_trained(output_dir or self.args.output_dir, self.reader, self.fingerprint, state_dict)
+
+    def _load_from_checkpoint(self, resume_from_checkpoint: str, model: Any = None) -> None:
+        load_trained(resume_from_checkpoint, self.reader, self.fingerprint)
+
+
+class RunLog(TrainerCallback):
+    """One line to the terminal and one to metrics.jsonl per logging step."""
+
+    def __init__(self, folder: Path):
+        self.file = folder / "metrics.jsonl"
+        self.trainer: ReaderTrainer | None = None
+        self.line: ProgressLine | None = None
+
+    def on_train_begin(self, args: TrainingArguments, state: Any, control: Any, **kwargs: Any) -> None:
+        """Starts the clock; drops lines that a killed run wrote after the checkpoint it resumes from."""
+        self.line = ProgressLine(state.max_steps, state.global_step)
+        if state.is_world_process_zero and self.file.exists():
+            kept = [row for row in self.file.read_text().splitlines() if json.loads(row)["step"] <= state.global_step]
+            self.file.write_text("".join(row + "\n" for row in kept))
+
+    def on_step_end(self, args: TrainingArguments, state: Any, control: Any, **kwargs: Any) -> None:
+        """Counts tokens."""
+        statistics = self.trainer.step_statistics
+        self.line.add(float(statistics["context_tokens"]) * args.world_size, float(statistics["slots"]) * args.world_size)
+
+    def on_log(self, args: TrainingArguments, state: Any, control: Any, logs: dict[str, Any], **kwargs: Any) -> None:
+        """Writes both lines, on rank 0."""
+        if not state.is_world_process_zero or "train_runtime" in logs:
+            return
+        parts = {name: float(value) for name, value in self.trainer.step_statistics.items()
+                 if name not in ("slots", "context_tokens", "answer")}
+        row = {"step": state.global_step, **{k: v for k, v in logs.items() if k != "epoch"}, **parts}
+        row |= self.line.measures()
+        with open(self.file, "a") as stream:
+            stream.write(json.dumps(row) + "\n")
+        print(self.line.text(row), flush=True)
+
+
+def training_arguments(cfg: DictConfig, folder: Path, half_deepspeed: bool, device: torch.device,
+                       validate: bool) -> TrainingArguments:
+    """Our `train` section in the Trainer's terms."""
+    t = cfg.train
+    interval = t.eval_every or t.steps
+    deepspeed = OmegaConf.to_container(cfg.engine.deepspeed, resolve=True) if cfg.engine.deepspeed else None
+    os.environ["WANDB_MODE"] = t.wandb
+    os.environ.setdefault("WANDB_PROJECT", "breviary")
+    return TrainingArguments(
+        output_dir=str(folder / "checkpoints"), max_steps=t.steps, per_device_train_batch_size=t.batch_size,
+        gradient_accumulation_steps=t.accumulation, optim=OPTIMIZERS[t.optimizer], learning_rate=t.learning_rate,
+        lr_scheduler_type=SCHEDULES[t.schedule], warmup_steps=round(t.warmup * t.steps), weight_decay=t.weight_decay,
+        max_grad_norm=t.max_grad_norm, seed=cfg.seed, data_seed=cfg.seed, logging_steps=t.log_every,
+        logging_first_step=True, logging_nan_inf_filter=False, disable_tqdm=True, dataloader_num_workers=t.workers,
+        eval_strategy="steps" if validate else "no", eval_steps=interval, save_strategy="steps", save_steps=interval,
+        save_total_limit=2 if validate else 1, metric_for_best_model="eval_nll" if validate else None,
+        greater_is_better=False if validate else None, remove_unused_columns=False, label_names=[],
+        report_to=[] if t.wandb == "disabled" else ["wandb"], run_name=folder.name, use_cpu=device.type == "cpu",
+        bf16=half_deepspeed, deepspeed=deepspeed, ddp_find_unused_parameters=False, ddp_backend=None,
+        dataloader_pin_memory=device.type == "cuda",
+    )
