@@ -213,6 +213,11 @@ class Reader(nn.Module):
         """What the reader keeps of each context of the batch."""
         raise NotImplementedError
 
+    @property
+    def asked_ratio(self) -> float | None:
+        """Context tokens per slot asked for; None where nothing, or a number of slots, is asked."""
+        return None
+
     def counts(self, batch: Batch) -> dict[str, Tensor]:
         """What each term of `loss` will be divided by, known before any computing: {name: scalar count}."""
         raise NotImplementedError

@@ -140,6 +140,11 @@ class CompressedReader(Reader):
         per_slot = self.decoder.key_value_bytes(len(self.decoder) - self.compressor.layer)
         return Footprint(batch.context.lengths, slots, slots * per_slot, self.compressor.asked_ratio)
 
+    @property
+    def asked_ratio(self) -> float | None:
+        """The compressor's."""
+        return self.compressor.asked_ratio
+
     def counts(self, batch: Batch) -> dict[str, Tensor]:
         """Supervised tokens, and the counts of the compressor's own losses."""
         return {"answer": self.objective.target(batch).mask.sum(), **self.compressor.counts(batch)}

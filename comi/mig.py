@@ -6,11 +6,12 @@
 Shapes: B rows, T tokens, G groups, D width; `mask (B, T)` True on real tokens, pads on any side. Groups are
 contiguous and in order over a row's real tokens: `groups (B, T)` int64 never falls along a row, -1 on pads.
 Norms, cosines and softmax run in fp32 whatever dtype comes in and also under autocast (fp64 stays fp64); quotas
-in fp64. A row never depends on the other rows of its batch, nor on what its pads hold.
+in fp64. A row never depends on the other rows of its batch, nor on what its pads hold, up to the rounding of its
+cosines: quotas that tie nearer than that may round to either neighbour. (TF32, where allowed, makes it coarser.)
 
 Cost beside one fp32 copy of the states (none where they are fp32):
     within groups  time O(B T (m + TILE) D), m = tokens the largest group spans; memory O(B T TILE) whatever m is.
-                   One host sync reads m: a bound known beforehand would be e^4 times the ratio.
+                   One host sync reads m: the bound known beforehand is e^4 times the ratio.
     among groups   time O(B G^2 D), memory O(B G ROWS), no sync.
 """
 
@@ -75,7 +76,7 @@ def marginal_information_gain(states: Tensor, mask: Tensor, query: Tensor, group
     redundancy 0. Differentiable in states, query, alpha and beta (the maximum passes its gradient to one of the
     most similar tokens). `beta=0` as a number skips the redundancy. `quirks` reproduces the released code, where
     the columns that pad a group to the row's longest one count as similarity 0: redundancy max(0, .) in shorter
-    groups.
+    groups; it costs a second host sync.
     """
     compared = compared or compare(states, query)
     gain = alpha * compared.relevance
@@ -91,18 +92,19 @@ def marginal_information_gain(states: Tensor, mask: Tensor, query: Tensor, group
 @_full_precision
 def reallocate_groups(states: Tensor, mask: Tensor, query: Tensor, ratio: int | Tensor, alpha: float = 1.0,
                       beta: float = 1.0, temperature: float = 1.0, min_group_size: int = 0, *,
-                      compared: Compared | None = None) -> Tensor:
+                      slots: int | None = None, compared: Compared | None = None) -> Tensor:
     """Tokens of each group, (B, G) int64 with G = ceil(T / ratio): COMI's coarse step.
 
     Of every `ratio` consecutive real tokens the one most similar to the query stands for its group (the first of
     equals); its gain, with redundancy among the row's representatives, decides the group's share of the row's
     tokens (see `allocate`). A row of L real tokens has ceil(L / ratio) groups, the rest are 0; its sizes sum to L.
-    Not differentiable, as sizes are whole numbers. ratio: int, or (B,) int64.
+    Not differentiable, as sizes are whole numbers. ratio: int, or (B,) int64. `slots`: G where the caller knows that
+    no row needs more; with a ratio per row it saves a host sync and the work for groups that no row has.
     Raises ValueError for a ratio or temperature that is not positive.
     """
     if not isinstance(ratio, Tensor) and ratio < 1:
         raise ValueError(f"ratio={ratio}: must be at least 1 token per slot (compressor.ratio)")
-    slots = widest(mask.shape[1], ratio)
+    slots = widest(mask.shape[1], ratio) if slots is None else slots
     lengths = mask.sum(-1)
     with torch.no_grad():
         compared = compared or compare(states, query)
@@ -135,7 +137,7 @@ def allocate(gains: Tensor, lengths: Tensor, valid: Tensor, temperature: float =
     whole = quotas.floor()
     left = rest - whole.sum(-1).long()
     order = (quotas - whole).masked_fill(~valid, -1.0).argsort(dim=-1, descending=True, stable=True)
-    place = torch.empty_like(order).scatter_(1, order, torch.arange(order.shape[1], device=order.device).expand_as(order))
+    place = order.argsort(dim=-1)
     return torch.where(valid, reserved[:, None] + whole.long() + (place < left[:, None]), 0)
 
 
@@ -254,7 +256,7 @@ def _most_similar(compared: Compared, groups: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def _tiles_reached(groups: Tensor, per_row: int) -> int:
-    """How many tiles beyond its first one the farthest-reaching group extends; the only host sync of this file."""
+    """How many tiles beyond its first one the farthest-reaching group extends: the one host sync."""
     if per_row <= 1:
         return 0
     so_far = groups.cummax(1).values  # group of the latest real token
@@ -266,5 +268,6 @@ def _tiles_reached(groups: Tensor, per_row: int) -> int:
 
 def _is_shorter_than_longest(groups: Tensor) -> Tensor:
     """True on tokens of groups with fewer tokens than the row's largest group, (B, T)."""
-    counts = (groups[:, :, None] == groups[:, None, :]).sum(-1).masked_fill(groups < 0, 0)
-    return counts < counts.amax(1, keepdim=True)
+    index = groups + 1  # pads in column 0
+    counts = index.new_zeros(len(index), int(index.max()) + 2).scatter_add(1, index, torch.ones_like(index))
+    return counts.gather(1, index) < counts[:, 1:].amax(1, keepdim=True)

@@ -51,7 +51,7 @@ MOST_FACTS = 1000  # the splits of one residue have 1382 names
 class InventedFacts:
     """Facts about invented entities; the same seed gives the same examples, whatever the sizes.
 
-    Cost: about 13 tokens of context a fact. Example i of a split depends on (seed, split, i, facts) only.
+    Cost: about 12 tokens of context a fact. Example i of a split depends on (seed, split, i, facts) only.
     """
 
     def __init__(self, facts: int = 4, train_size: int = 4000, validation_size: int = 200, test_size: int = 200,

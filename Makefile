@@ -1,0 +1,47 @@
+# Everything a checkout needs. `make help` lists the targets.
+#
+# PYTHON       interpreter that makes .venv, 3.11 or newer
+# TORCH_INDEX  further package index for torch, e.g. the one with CPU builds (default: none, the plain build)
+
+SHELL := /bin/bash
+.DEFAULT_GOAL := help
+
+PYTHON ?= python3
+TORCH_INDEX ?=
+
+VENV := .venv
+STAMP := $(VENV)/.installed
+TEST_ENV := HF_HUB_OFFLINE=1 TRANSFORMERS_OFFLINE=1 HF_DATASETS_OFFLINE=1 WANDB_MODE=disabled \
+            TOKENIZERS_PARALLELISM=false DS_ACCELERATOR=cpu
+
+.PHONY: help demo test test-slow clean-venv
+
+help: ## list the targets
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' Makefile
+	@echo "variables: PYTHON=$(PYTHON) TORCH_INDEX=$(TORCH_INDEX)"
+
+demo: $(STAMP) ## read, compress and answer with a small model
+	$(VENV)/bin/python scripts/demo.py
+
+test: $(STAMP) ## fast tests: CPU, no network
+	$(TEST_ENV) $(VENV)/bin/python -m pytest
+
+test-slow: $(STAMP) ## tests that need the real backbone
+	$(VENV)/bin/python scripts/get_backbone.py
+	$(TEST_ENV) $(VENV)/bin/python -m pytest -m slow
+
+clean-venv: ## remove .venv
+	rm -rf $(VENV)
+
+# pip builds in the tree; what that leaves is removed, so that `breviary` never resolves to a copy.
+$(STAMP): pyproject.toml constraints.txt
+	@command -v $(PYTHON) >/dev/null || { echo "error: PYTHON=$(PYTHON): no such interpreter"; exit 1; }
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
+	    { echo "error: PYTHON=$(PYTHON) is $$($(PYTHON) --version 2>&1); Python 3.11 or newer is needed"; exit 1; }
+	@$(PYTHON) -c 'import venv, ensurepip' 2>/dev/null || \
+	    { echo "error: $(PYTHON) has no venv module (on Debian and Ubuntu: apt install python3-venv)"; exit 1; }
+	test -x $(VENV)/bin/pip || $(PYTHON) -m venv $(VENV)
+	$(VENV)/bin/python -m pip install --disable-pip-version-check \
+	    $(if $(TORCH_INDEX),--extra-index-url $(TORCH_INDEX)) -c constraints.txt '.[test]'
+	@rm -rf build breviary.egg-info
+	@touch $@

@@ -1,0 +1,60 @@
+"""Every dataset YAML: keys equal to the constructor's, a comment on each, and values that pass."""
+
+import inspect
+import re
+from pathlib import Path
+
+import pytest
+from hydra.utils import get_class, instantiate
+from omegaconf import OmegaConf
+
+from data.splits import SPLITS
+
+ROOT = Path(__file__).resolve().parents[3]
+FILES = sorted((ROOT / "configs" / "dataset").glob("*.yaml"))
+GENERATED = {"invented_facts", "passkey"}
+
+
+def load(file: Path, data: str = "nowhere"):
+    config = OmegaConf.merge({"paths": {"data": data}}, {"dataset": OmegaConf.load(file)})
+    return config.dataset
+
+
+def test_the_files_are_there():
+    assert {f.stem for f in FILES} >= GENERATED | {"jsonl", "nq", "nq_gold4", "contract_nli", "fairytaleqa", "hotpotqa",
+                                                    "2wikimultihopqa", "qasper"}
+
+
+@pytest.mark.parametrize("file", FILES, ids=lambda f: f.stem)
+def test_keys_are_the_constructor_s(file):
+    config = OmegaConf.load(file)
+    keys = list(config)
+    assert keys[0] == "_target_"
+    assert keys[1:] == list(inspect.signature(get_class(config._target_)).parameters)
+
+
+@pytest.mark.parametrize("file", FILES, ids=lambda f: f.stem)
+def test_a_header_and_a_comment_on_every_key(file):
+    header, target, *lines = file.read_text(encoding="utf-8").splitlines()
+    assert re.match(r"# \w.*\.$", header) and target.startswith("_target_: ")
+    assert all(re.match(r"\w+: \S+ +# \S", line) for line in lines), lines
+
+
+@pytest.mark.parametrize("file", FILES, ids=lambda f: f.stem)
+def test_values_pass_and_missing_files_are_told(file):
+    found = instantiate(load(file)).problems(list(SPLITS))
+    assert len(found) == (0 if file.stem in GENERATED else 3)
+    assert all(sentence.startswith(f"dataset.{split} is ") for sentence, split in zip(found, SPLITS))
+
+
+def test_files_are_named_under_the_data_folder():
+    dataset = instantiate(load(ROOT / "configs/dataset/nq_gold4.yaml", data="somewhere"))
+    assert dataset.files == {split: f"somewhere/nq/{split}.jsonl.gz" for split in SPLITS}
+    assert dataset.max_documents == 5
+
+
+@pytest.mark.parametrize("stem", sorted(GENERATED))
+def test_generated_defaults_are_those_of_the_code(stem):
+    config = OmegaConf.to_container(OmegaConf.load(ROOT / f"configs/dataset/{stem}.yaml"))
+    parameters = inspect.signature(get_class(config.pop("_target_"))).parameters
+    assert config == {name: parameter.default for name, parameter in parameters.items()}

@@ -1,0 +1,265 @@
+"""The common JSONL format: reading, drawing passages, and every error a file can hold."""
+
+import gzip
+import json
+import subprocess
+import sys
+from collections import Counter
+from pathlib import Path
+
+import pytest
+
+from data.jsonl import Jsonl, draw_passages, join_passages
+
+ROOT = Path(__file__).resolve().parents[3]
+ROW = {"id": "a", "context": "The sky is blue.", "question": "What colour is the sky?", "answers": ["blue", "azure"]}
+
+
+def passages(n: int, gold: tuple[int, ...] = (0,)) -> list[dict]:
+    return [{"title": f"T{i}", "text": f"text of {i}.", "is_gold": i in gold} for i in range(n)]
+
+
+def row(**changes) -> dict:
+    return {**ROW, **changes}
+
+
+def write(path: Path, rows: list) -> str:
+    lines = [r if isinstance(r, str) else json.dumps(r) for r in rows]
+    path.write_text("\n".join(lines) + "\n", encoding="utf-8")
+    return str(path)
+
+
+def read(tmp_path: Path, rows: list, **keywords) -> list:
+    return Jsonl(write(tmp_path / "train.jsonl", rows), None, None, **keywords).examples("train")
+
+
+def error(tmp_path: Path, rows: list, **keywords) -> str:
+    with pytest.raises(ValueError) as caught:
+        read(tmp_path, rows, **keywords)
+    message = str(caught.value)
+    assert message.startswith("dataset.train: ") and str(tmp_path / "train.jsonl") in message
+    return message
+
+
+def test_reads_an_object_a_line(tmp_path):
+    [example] = read(tmp_path, [ROW])
+    assert (example.id, example.context, example.question) == ("a", ROW["context"], ROW["question"])
+    assert example.answers == ("blue", "azure") and example.documents == ()
+
+
+def test_plain_and_gzipped_files_agree(tmp_path):
+    rows = [row(id=str(i), context=f"Größe {i}") for i in range(3)]
+    plain = write(tmp_path / "a.jsonl", rows)
+    packed = tmp_path / "a.jsonl.gz"
+    packed.write_bytes(gzip.compress(Path(plain).read_bytes()))
+    data = Jsonl(plain, str(packed), None)
+    assert data.examples("train") == data.examples("validation")
+    assert data.examples("train")[2].context == "Größe 2"
+
+
+def test_byte_order_mark_blank_lines_and_windows_ends_are_no_content(tmp_path):
+    path = tmp_path / "a.jsonl"
+    path.write_bytes(b"\xef\xbb\xbf" + json.dumps(ROW).encode() + b"\r\n\r\n" + json.dumps(row(id="b")).encode())
+    assert [e.id for e in Jsonl(str(path), None, None).examples("train")] == ["a", "b"]
+
+
+def test_a_missing_id_is_the_line_number(tmp_path):
+    without = {k: v for k, v in ROW.items() if k != "id"}
+    assert [e.id for e in read(tmp_path, [without, "", without, row(id=7)])] == ["line-1", "line-3", "7"]
+
+
+def test_answers_may_be_one_string_and_context_may_be_empty(tmp_path):
+    [example] = read(tmp_path, [row(answers="blue", context="")])
+    assert example.answers == ("blue",) and example.context == ""
+
+
+def test_limits_take_the_first_and_read_no_further(tmp_path):
+    path = write(tmp_path / "a.jsonl", [row(id=str(i)) for i in range(5)] + ["not json"])
+    data = Jsonl(path, path, path, train_limit=2, test_limit=5)
+    assert [e.id for e in data.examples("train")] == ["0", "1"]
+    assert len(data.examples("test")) == 5
+    with pytest.raises(ValueError, match="line 6: not JSON"):
+        data.examples("validation")
+
+
+def test_spans_hold_the_passages_of_the_usual_layout(tmp_path):
+    documents = passages(3, gold=(1,))
+    context = "Document [1](Title: T0) text of 0.\n\nDocument [2](Title: T1) text of 1.\n\n" \
+              "Document [3](Title: T2) text of 2."
+    [example] = read(tmp_path, [row(context=context, documents=documents)])
+    assert [example.context[d.start:d.end] for d in example.documents] == [d["text"] for d in documents]
+    assert [d.title for d in example.documents] == ["T0", "T1", "T2"]
+    assert [d.is_gold for d in example.documents] == [False, True, False]
+
+
+def test_spans_are_searched_in_another_layout_each_behind_the_last(tmp_path):
+    documents = [{"title": "", "text": text, "is_gold": False} for text in ("same", "other", "same")]
+    [example] = read(tmp_path, [row(context="same | other | same", documents=documents)])
+    assert [(d.start, d.end) for d in example.documents] == [(0, 4), (7, 12), (15, 19)]
+
+
+def test_a_passage_that_is_not_in_the_context_is_an_error(tmp_path):
+    documents = [{"title": "", "text": text, "is_gold": False} for text in ("two", "one")]
+    assert "line 1: the text of document 2 is not in 'context'" in error(
+        tmp_path, [row(context="one two", documents=documents)])
+
+
+def test_draw_keeps_gold_and_fills_up_with_distractors(tmp_path):
+    [example] = read(tmp_path, [row(documents=passages(20, gold=(4, 9)))], max_documents=5)
+    assert len(example.documents) == 5
+    assert sorted(d.title for d in example.documents if d.is_gold) == ["T4", "T9"]
+    assert [example.context[d.start:d.end] for d in example.documents] \
+        == [f"text of {d.title[1:]}." for d in example.documents]
+    assert example.context.startswith(f"Document [1](Title: {example.documents[0].title}) text of ")
+    assert example.context.count("\n\n") == 4 and "Document [5](Title: " in example.context
+
+
+@pytest.mark.parametrize(("have", "gold", "asked", "kept"), [(3, (0,), 10, 3), (6, (0, 1, 2), 2, 3), (6, (), 4, 4)])
+def test_draw_sizes_at_the_edges(have, gold, asked, kept):
+    drawn = draw_passages("id", passages(have, gold), asked)
+    assert len(drawn) == kept
+    assert {p["title"] for p in drawn} >= {f"T{i}" for i in gold}
+
+
+def test_draw_puts_gold_everywhere_and_uses_every_distractor():
+    places, used = Counter(), Counter()
+    for i in range(2000):
+        drawn = draw_passages(f"example-{i}", passages(10), 5)
+        places[[p["is_gold"] for p in drawn].index(True)] += 1
+        used.update(p["title"] for p in drawn if not p["is_gold"])
+    # 2000/5 = 400 a place (standard deviation 18), 2000*4/9 = 889 a distractor (22): 5 deviations allowed
+    assert set(places) == set(range(5)) and all(abs(n - 400) < 90 for n in places.values())
+    assert len(used) == 9 and all(abs(n - 889) < 111 for n in used.values())
+
+
+def test_draw_is_the_same_in_another_process():
+    code = ("from data.jsonl import draw_passages\n"
+            "ps = [{'title': str(i), 'text': '', 'is_gold': i == 0} for i in range(20)]\n"
+            "print([[p['title'] for p in draw_passages(f'nq-{n}', ps, 5)] for n in range(20)])")
+    outputs = {
+        subprocess.run([sys.executable, "-c", code], cwd=ROOT, env={"PYTHONHASHSEED": seed, "OMP_NUM_THREADS": "1"},
+                       capture_output=True, text=True, check=True).stdout
+        for seed in ("1", "2")
+    }
+    assert len(outputs) == 1
+    here = [[p["title"][1:] for p in draw_passages(f"nq-{n}", passages(20), 5)] for n in range(20)]
+    assert outputs == {f"{here}\n"}
+
+
+def test_draw_has_not_changed():
+    """What was measured on drawn passages stays comparable: this order must never move."""
+    assert [p["title"] for p in draw_passages("nq-0-gold4", passages(20, gold=(4,)), 5)] == GOLDEN_DRAW
+
+
+GOLDEN_DRAW = []
+
+
+def test_join_of_no_passages_is_empty():
+    assert join_passages([]) == ("", [])
+
+
+def test_asking_for_passages_where_there_are_none_warns(tmp_path):
+    with pytest.warns(UserWarning, match="dataset.max_documents=5 is ignored"):
+        [example] = read(tmp_path, [ROW], max_documents=5)
+    assert example.context == ROW["context"]
+
+
+BAD_LINES = [
+    ("{'id': 1}", "not JSON (Expecting property name enclosed in double quotes at column 2)"),
+    ("[1, 2]", "a JSON list; it must be an object"),
+    ("{}", "the field 'context' is missing (fields: none)"),
+    ({"context": "c", "answers": ["x"]}, "the field 'question' is missing (fields: 'context', 'answers')"),
+    ({"context": "c", "question": "q", "answer": "x"},
+     "the field 'answers' is missing (fields: 'context', 'question', 'answer')"),
+    (row(context=["c"]), "'context' is list; it must be a string"),
+    (row(question=3), "'question' is number; it must be a string"),
+    (row(question=" \n"), "'question' is empty; it must hold a question"),
+    (row(id=None), "'id' is null; it must be a string or a whole number"),
+    (row(id=True), "'id' is boolean; it must be a string or a whole number"),
+    (row(answers=[]), "'answers' is an empty list; it must hold at least one string"),
+    (row(answers={"text": ["x"]}), "'answers' is object; it must be a list of strings, or one string"),
+    (row(answers=["x", None]), "'answers' holds null; it must hold strings only"),
+    (row(answers=["x", " "]), "'answers' holds an empty string; every answer must have words"),
+    (row(answers=""), "'answers' holds an empty string; every answer must have words"),
+    (row(documents={"title": "t"}), "'documents' is object; it must be a list of objects"),
+    (row(documents=["text"]), "document 1 is string; it must be an object"),
+    (row(documents=[{"text": "x", "is_gold": True}]), "'title' of document 1 is missing; it must be a string"),
+    (row(documents=[{"title": "t", "text": 1, "is_gold": True}]), "'text' of document 1 is number; it must be a string"),
+    (row(documents=[{"title": "t", "text": "x", "is_gold": 1}]),
+     "'is_gold' of document 1 is number; it must be true or false"),
+]
+
+
+@pytest.mark.parametrize(("line", "sentence"), BAD_LINES)
+def test_bad_line_is_named_with_what_is_allowed(tmp_path, line, sentence):
+    message = error(tmp_path, [row(id="fine"), line])
+    assert f"1 bad line in {tmp_path / 'train.jsonl'}\n  line 2: {sentence}\n" in message
+    assert 'Each line must be {"id": str (optional), "context": str' in message
+
+
+def test_null_documents_are_no_documents(tmp_path):
+    assert read(tmp_path, [row(documents=None)])[0].documents == ()
+
+
+def test_duplicate_ids_are_named_with_both_lines(tmp_path):
+    assert "line 3: the id 'a' is already that of line 1" in error(tmp_path, [ROW, row(id="b"), ROW])
+
+
+def test_all_bad_lines_are_reported_at_once(tmp_path):
+    message = error(tmp_path, [row(question="")] * 14 + [row(id="fine")])
+    assert "14 bad lines in" in message and "... and 4 more" in message
+    assert [f"  line {n}: " in message for n in range(1, 15)] == [True] * 10 + [False] * 4
+
+
+def test_blank_lines_alone_are_no_examples(tmp_path):
+    assert "holds blank lines only" in error(tmp_path, ["", "  "])
+
+
+def test_problems_of_files_and_numbers_come_together(tmp_path):
+    empty = tmp_path / "empty.jsonl"
+    empty.touch()
+    data = Jsonl(None, "nowhere.jsonl", str(empty), max_documents=0, validation_limit=0, test_limit=2.5)
+    found = data.problems(["train", "validation", "test"])
+    expected = [
+        "dataset.train is null, so there is no train split (given: validation, test)",
+        "dataset.validation is 'nowhere.jsonl', which is not a file",
+        "dataset.validation_limit is 0; it must be a whole number of 1 or more",
+        f"dataset.test: {empty} is empty",
+        "dataset.test_limit is 2.5; it must be a whole number of 1 or more",
+        "dataset.max_documents is 0; it must be a whole number of 1 or more",
+    ]
+    assert len(found) == len(expected)
+    assert all(sentence.startswith(start) for sentence, start in zip(found, expected))
+    assert all("for example dataset." in sentence for sentence in found)
+    with pytest.raises(ValueError, match="dataset.validation is 'nowhere.jsonl'.*\n.*validation_limit.*\n.*max_doc"):
+        data.examples("validation")
+
+
+def test_problems_looks_at_the_asked_splits_only(tmp_path):
+    data = Jsonl(None, write(tmp_path / "v.jsonl", [ROW]), None)
+    assert data.problems(["validation"]) == []
+    assert len(data.problems(["train", "validation", "test"])) == 2
+
+
+def test_a_plain_file_named_gz_and_a_cut_off_one_are_named(tmp_path):
+    plain, cut = tmp_path / "plain.jsonl.gz", tmp_path / "cut.jsonl.gz"
+    plain.write_text(json.dumps(ROW))
+    whole = gzip.compress("\n".join(json.dumps(row(id=str(i), context="x" * i)) for i in range(900)).encode(), 0)
+    cut.write_bytes(whole[:-2000])
+    assert "cannot be read" in Jsonl(str(plain), None, None).problems(["train"])[0]
+    with pytest.raises(ValueError, match=r"dataset.train: .*cut.jsonl.gz breaks off after \d+ examples"):
+        Jsonl(str(cut), None, None).examples("train")
+
+
+def test_text_that_is_not_utf8_is_named(tmp_path):
+    path = tmp_path / "latin.jsonl"
+    path.write_bytes(json.dumps(row(context="é"), ensure_ascii=False).encode("latin-1"))
+    with pytest.raises(ValueError, match="dataset.train: .*latin.jsonl cannot be read .*UTF-8"):
+        Jsonl(str(path), None, None).examples("train")
+
+
+def test_an_unknown_split_is_named(tmp_path):
+    data = Jsonl(write(tmp_path / "a.jsonl", [ROW]), None, None)
+    for call in (lambda: data.examples("dev"), lambda: data.problems(["dev"])):
+        with pytest.raises(ValueError, match="split is 'dev'; allowed: train, validation, test"):
+            call()

@@ -1,0 +1,226 @@
+"""Tokenised splits: cutting, its accounting, and the folder that keeps them."""
+
+import os
+import shutil
+import subprocess
+import sys
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from breviary.contract import Document, Example
+from breviary.testing import tiny_tokenizer
+from data.prompts import Prompt
+from data.tokenised import _cut, examples_hash, tokenise_split, tokenizer_hash
+
+ROOT = Path(__file__).resolve().parents[3]
+
+
+class Words:
+    """Enough of a tokenizer for `_cut`: token i of a context is its i-th word."""
+
+    def __init__(self, context: str) -> None:
+        self.words = context.split()
+
+    def decode(self, ids: list[int]) -> str:
+        return " ".join(self.words[i] for i in ids)
+
+
+def cut(context: str, limit: int | None, truncation: str, answers: tuple[str, ...] = ("?",),
+        evidence: str | None = None) -> dict:
+    ids = list(range(len(context.split())))
+    marks = None if evidence is None else [mark == "x" for mark in evidence]
+    pieces = {"context": ids, "evidence": marks, "prompt": [1, 2, 3], "answer": [4]}
+    return _cut(pieces, Example("a", context, "q", answers), Words(context), limit, truncation)
+
+
+@pytest.mark.parametrize(("limit", "truncation", "kept"), [
+    (4, "head", [0, 1, 2, 3]), (4, "tail", [6, 7, 8, 9]), (4, "middle", [0, 1, 8, 9]), (5, "middle", [0, 1, 2, 8, 9]),
+    (1, "middle", [0]), (1, "tail", [9]), (9, "middle", [0, 1, 2, 3, 4, 6, 7, 8, 9]),
+])
+def test_truncation_says_what_is_kept(limit, truncation, kept):
+    out = cut("a b c d e f g h i j", limit, truncation, evidence="x.x.x.x.x.")
+    assert out["context"] == kept and out["evidence"] == [i % 2 == 0 for i in kept]
+    assert out["length"] == limit and out["cut"]
+    assert out["prompt"] == [1, 2, 3] and out["answer"] == [4]
+
+
+@pytest.mark.parametrize("limit", [10, 11, None])
+def test_what_fits_stays_whole(limit):
+    out = cut("a b c d e f g h i j", limit, "middle", evidence="xxxxxxxxxx")
+    assert out["context"] == list(range(10)) and out["length"] == 10 and not out["cut"] and not out["gold_lost"]
+
+
+@pytest.mark.parametrize(("evidence", "limit", "truncation", "lost"), [
+    ("....xx....", 4, "middle", True),
+    ("xx........", 4, "middle", False),
+    ("........xx", 4, "middle", False),
+    ("..xx......", 3, "head", False),  # one token of the passage is left
+    ("..xx......", 2, "head", True),
+    ("xx..xx....", 4, "middle", True),  # one passage of two is gone
+    ("xx......xx", 4, "middle", False),
+    ("......xx..", 4, "tail", False),
+    (".....xx...", 4, "tail", False),
+    ("....xx....", 4, "tail", True),
+    ("..........", 4, "tail", False),
+    ("xxxxxxxxxx", 1, "tail", False),
+])
+def test_gold_is_lost_with_a_whole_passage(evidence, limit, truncation, lost):
+    assert cut("a b c d e f g h i j", limit, truncation, evidence=evidence)["gold_lost"] == lost
+
+
+@pytest.mark.parametrize(("answers", "lost"), [
+    (("E",), True),  # in the cut middle, whatever its case
+    (("a",), False),
+    (("e", "j"), False),  # one reference is left
+    (("b i",), False),  # touches only through the cut: it never stood there
+    (("b c",), True),  # broken by the cut
+    (("z",), False),  # never stood there, so it cannot be lost
+])
+def test_without_gold_marks_every_occurrence_counts(answers, lost):
+    assert cut("a b c d e f g h i j", 4, "middle", answers=answers)["gold_lost"] == lost
+
+
+def examples() -> list[Example]:
+    fact = "The sun is yellow."
+    filler = " The moon is white." * 20
+    return [
+        Example("short", fact, "What is the sun?", ("yellow",), (Document("Sun", 0, len(fact), True),)),
+        Example("first", fact + filler, "What is the sun?", ("yellow",), (Document("Sun", 0, len(fact), True),)),
+        Example("last", filler + fact, "What is the sun?", ("yellow",),
+                (Document("Sun", len(filler), len(filler) + len(fact), True),)),
+        Example("mid", filler + fact + filler, "What is the sun?", ("yellow",)),
+        Example("unmarked", filler, "What is the moon?", ("white",)),
+    ]
+
+
+@pytest.mark.parametrize(("truncation", "gold_lost"), [("head", 2), ("tail", 2), ("middle", 1)])
+def test_accounting_over_a_split(truncation, gold_lost):
+    data = tokenise_split(examples(), tiny_tokenizer(), Prompt(), 20, None, truncation)
+    assert (data.truncated, data.gold_lost) == (4, gold_lost)
+    assert data.lengths == [len(data[i]["context"]) for i in range(5)] and max(data.lengths) == 20 > data.lengths[0]
+    assert data.report().endswith(f"20 at most; 4 contexts cut, {gold_lost} lost their gold; "
+                                  f"data {data.data_hash[:12]}")
+    assert "\n" not in data.report() and data.report().startswith("5 examples, ")
+
+
+def test_items_are_the_pieces_and_the_example():
+    tokenizer, prompt = tiny_tokenizer(), Prompt(instruction="Read. ")
+    data = tokenise_split(examples(), tokenizer, prompt, None, None)
+    assert len(data) == 5 and data.truncated == data.gold_lost == 0
+    for i, example in enumerate(examples()):
+        assert data[i] == {**prompt.tokenise(example, tokenizer), "example": example}
+    assert data[0]["evidence"] == [True] * data.lengths[0] and data[4]["evidence"] is None
+
+
+def test_questions_and_answers_are_never_cut():
+    tokenizer = tiny_tokenizer()
+    whole, cut_ = (tokenise_split(examples(), tokenizer, Prompt(), limit, None) for limit in (None, 1))
+    for i in range(5):
+        assert len(cut_[i]["context"]) == 1
+        assert all(whole[i][k] == cut_[i][k] for k in ("prefix", "query", "prompt", "answer"))
+
+
+@pytest.mark.parametrize(("limit", "truncation", "message"), [
+    (0, "middle", "max_context_tokens is 0; it must be 1 or more, or null"),
+    (-5, "middle", "max_context_tokens is -5"),
+    (5, "left", "truncation is 'left'; allowed: head, tail, middle"),
+])
+def test_bad_limits(limit, truncation, message):
+    with pytest.raises(ValueError, match=message):
+        tokenise_split(examples(), tiny_tokenizer(), Prompt(), limit, None, truncation)
+
+
+def folders(path: Path) -> list[str]:
+    return sorted(p.name for p in path.iterdir())
+
+
+class Fails(Prompt):
+    """A prompt that must not be asked."""
+
+    def tokenise(self, example, tokenizer):
+        raise AssertionError(f"tokenised again: {example.id}")
+
+
+def test_a_kept_split_is_read_not_made_again(tmp_path):
+    cache = tmp_path / "not" / "there" / "yet"
+    made = tokenise_split(examples(), tiny_tokenizer(), Prompt(), 20, str(cache))
+    assert len(folders(cache)) == 1 and folders(cache)[0].startswith("tokenised-")
+    with pytest.raises(AssertionError, match="tokenised again: short"):
+        tokenise_split(examples(), tiny_tokenizer(), Fails(), 20, None)
+    read = tokenise_split(examples(), tiny_tokenizer(), Fails(), 20, str(cache))
+    assert [read[i] for i in range(5)] == [made[i] for i in range(5)]
+    assert (read.lengths, read.truncated, read.gold_lost, read.report()) \
+        == (made.lengths, made.truncated, made.gold_lost, made.report())
+
+
+def test_everything_that_matters_makes_another_folder(tmp_path):
+    def keep(items=None, tokenizer=None, prompt=Prompt(), limit=20, truncation="middle"):
+        tokenise_split(items or examples(), tokenizer or tiny_tokenizer(), prompt, limit, str(tmp_path), truncation)
+        return len(folders(tmp_path))
+
+    chatty = tiny_tokenizer()
+    chatty.chat_template = "{{ messages[0].content }}"
+    changed = [replace(examples()[0], question="Why?"), *examples()[1:]]
+    assert [keep(), keep(), keep(limit=21), keep(limit=None), keep(limit=None, truncation="head"),
+            keep(truncation="head"), keep(prompt=Prompt(bos=False)), keep(items=changed), keep(tokenizer=chatty)] \
+        == [1, 1, 2, 3, 3, 4, 5, 6, 7]
+
+
+def test_data_hash_is_of_the_examples_alone():
+    tokenizer = tiny_tokenizer()
+    one = tokenise_split(examples(), tokenizer, Prompt(), 20, None).data_hash
+    assert one == tokenise_split(examples(), tokenizer, Prompt(bos=False), None, None).data_hash
+    assert one == examples_hash(examples()) and len(one) == 64
+    assert one != examples_hash(examples()[::-1])
+    assert one != examples_hash([replace(e, id=e.id + "x") for e in examples()])
+
+
+def test_tokenizer_hash_does_not_see_how_it_was_last_called():
+    tokenizer = tiny_tokenizer()
+    before = tokenizer_hash(tokenizer)
+    tokenizer(["a", "b c d"], padding=True, truncation=True, max_length=5)
+    assert tokenizer_hash(tokenizer) == before == tokenizer_hash(tiny_tokenizer())
+    tokenizer.add_tokens(["zebra"])
+    assert tokenizer_hash(tokenizer) != before
+
+
+def test_a_folder_that_appears_meanwhile_is_taken(tmp_path, monkeypatch):
+    rename = os.rename
+
+    def late(source, target):
+        shutil.copytree(source, target)  # another process was faster by a moment
+        rename(source, target)
+
+    monkeypatch.setattr(os, "rename", late)
+    data = tokenise_split(examples(), tiny_tokenizer(), Prompt(), 20, str(tmp_path))
+    assert len(data) == 5 and len(folders(tmp_path)) == 1
+
+
+def test_a_folder_that_cannot_be_placed_is_an_error_and_leaves_nothing(tmp_path, monkeypatch):
+    def refused(source, target):
+        raise PermissionError(f"no: {target}")
+
+    monkeypatch.setattr(os, "rename", refused)
+    with pytest.raises(PermissionError):
+        tokenise_split(examples(), tiny_tokenizer(), Prompt(), 20, str(tmp_path))
+    assert folders(tmp_path) == []
+
+
+def test_processes_may_keep_the_same_split_at_once(tmp_path):
+    code = ("import sys\n"
+            "from breviary.testing import tiny_tokenizer\n"
+            "from data.invented_facts import InventedFacts\n"
+            "from data.prompts import Prompt\n"
+            "from data.tokenised import tokenise_split\n"
+            "examples = InventedFacts(train_size=300).examples('train')\n"
+            "data = tokenise_split(examples, tiny_tokenizer(), Prompt(), 30, sys.argv[1])\n"
+            "print(sum(data.lengths), data[299]['context'], data.data_hash)")
+    env = {**os.environ, "OMP_NUM_THREADS": "1", "HF_DATASETS_DISABLE_PROGRESS_BARS": "1"}
+    running = [subprocess.Popen([sys.executable, "-c", code, str(tmp_path)], cwd=ROOT, stdout=subprocess.PIPE,
+                                stderr=subprocess.PIPE, text=True, env=env) for _ in range(3)]
+    results = [process.communicate(timeout=120) for process in running]
+    assert [process.returncode for process in running] == [0, 0, 0], results
+    assert len({out for out, _ in results}) == 1
+    assert len(folders(tmp_path)) == 1
