@@ -5,9 +5,10 @@ Reads top to bottom: settle what is asked -> check -> per reader: data, build, a
 
 from __future__ import annotations
 
-from breviary.runtime import require_checkout
+from breviary.runtime import quiet_libraries, require_checkout
 
 require_checkout()
+quiet_libraries()
 
 import os
 from pathlib import Path
@@ -99,13 +100,14 @@ def evaluate_reader(cfg: DictConfig, examples: list[Any], folder: Path, checkpoi
     for rows in evaluate(reader, items, Collator(tokenizer.pad_token_id or 0), scores, Generation(**cfg.generation),
                          cfg.eval_batch_size, frozenset(predictions.done), rank(), world_size()):
         predictions.append(rows)
-        say(f"  {cfg.reader}: {len(predictions.done)}/{-(-len(items) // world_size())}", end="\r")
+        answered, mine = len(predictions.done), -(-len(items) // world_size())
+        say(f"  {cfg.reader}: {answered}/{mine} answered", end="\r" if answered < mine else "\n")
     if dist.is_initialized():
         dist.barrier()
     order = [example.id for example in examples]
     if rank() == 0:
         rows = merge_ranks(folder, order)
-        extra = {"data_hash": items.data_hash, "peak_memory_bytes": peak_memory_bytes(), "backbone_note": backbone.note,
+        extra = {"data_hash": items.data_hash, "peak_memory_bytes": peak_memory_bytes(), "backbone": backbone.description,
                  "run": str(cfg.run or folder), "config": OmegaConf.to_container(cfg, resolve=True) if cfg.run else None}
         write_results(folder, cfg.reader, summarise(rows, reader.asked_ratio), extra)
     if dist.is_initialized():
@@ -179,9 +181,9 @@ def main(cfg: DictConfig) -> None:
         rows = [row(result) for result in results]
         folder = Path(results[0]["run"] if cfg.run else Path(cfg.paths.outputs) / "eval")
         write_table(folder / "table.json", rows)
-        note = results[0]["backbone_note"]
         print_table(rows, title=f"{cfg.split} of {Path(str(cfg.dataset.get('test', '') or cfg.dataset._target_)).parent.name or cfg.dataset._target_}",
-                    caption=f"95% bootstrap intervals; NLL in nats a token. {note}")
+                    caption=f"95% bootstrap intervals; NLL in nats a token. "
+                            f"Backbone: {results[0]['backbone']}.")
 
 
 def config_keys() -> list[str]:

@@ -5,9 +5,10 @@ Reads top to bottom: compose -> check -> data -> check lengths -> build -> Train
 
 from __future__ import annotations
 
-from breviary.runtime import require_checkout
+from breviary.runtime import quiet_libraries, require_checkout
 
 require_checkout()
+quiet_libraries()
 
 import os
 from pathlib import Path

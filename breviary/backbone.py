@@ -159,14 +159,22 @@ class Backbone:
     dtype                of frozen weights and of the stream; trained weights are kept in float32
     device               auto | cpu | cuda[:i]
     attn_implementation  sdpa | eager
-    note                 printed beside every result (e.g. how the weights were quantised)
+    note                 printed beside every result; None = the folder's own provenance, where it has one (how the
+                         weights were quantised, say)
     """
 
     path: str
     dtype: str = "bfloat16"
     device: str = "auto"
     attn_implementation: str = "sdpa"
-    note: str = ""
+    note: str | None = None
+
+    @property
+    def description(self) -> str:
+        """Name and note, for tables."""
+        file = Path(self.path).expanduser() / "provenance.json"
+        note = json.loads(file.read_text())["note"] if self.note is None and file.is_file() else self.note
+        return f"{Path(self.path).name} ({note})" if note else Path(self.path).name
 
     @cached_property
     def config(self) -> PretrainedConfig:
@@ -231,7 +239,11 @@ class TinyBackbone:
     dtype: str = "float32"
     device: str = "auto"
     attn_implementation: str = "sdpa"
-    note: str = "random weights"
+
+    @property
+    def description(self) -> str:
+        """Name and note, for tables."""
+        return f"tiny {self.family} (random weights)"
 
     @cached_property
     def config(self) -> PretrainedConfig:

@@ -13,7 +13,6 @@ import math
 import os
 import platform
 import subprocess
-import tempfile
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
@@ -30,7 +29,7 @@ PACKAGES = ("torch", "transformers", "peft", "deepspeed")
 
 PREDICTION_KEYS = frozenset({
     "id", "question", "prediction", "references", "scores", "nll", "answer_tokens", "context_tokens",
-    "memory_slots", "memory_bytes", "truncated", "times",
+    "memory_slots", "memory_bytes", "context_reused", "truncated", "times",
 })
 RESULT_KEYS = frozenset({
     "schema", "reader", "n", "data_hash", "metrics", "asked_ratio", "effective_ratio", "memory_slots",
@@ -42,17 +41,15 @@ def write_text(path: str | Path, text: str) -> None:
     """Write a whole file or nothing: a killed process leaves the old file or the new one, never a part."""
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
-    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=path.name, suffix=".part")
+    part = path.with_name(f"{path.name}.{os.getpid()}.part")
     try:
-        with os.fdopen(handle, "wb") as file:
+        with open(part, "wb") as file:
             file.write(_encode(text))
             file.flush()
             os.fsync(file.fileno())
-        os.chmod(temporary, 0o644)  # mkstemp's files are private; results are to be shared
-        os.replace(temporary, path)
-    except BaseException:
-        Path(temporary).unlink(missing_ok=True)
-        raise
+        os.replace(part, path)
+    finally:
+        part.unlink(missing_ok=True)
 
 
 def write_json(path: str | Path, value: Any) -> None:
@@ -66,7 +63,8 @@ def _encode(text: str) -> bytes:
 
 
 def _line(row: dict[str, Any]) -> str:
-    assert row.keys() == PREDICTION_KEYS, f"prediction keys {sorted(row)} != {sorted(PREDICTION_KEYS)}"
+    missing = sorted(PREDICTION_KEYS - row.keys())
+    assert not missing, f"a prediction lacks {missing}; given were {sorted(row)}"
     if not math.isfinite(row["nll"]):
         raise ValueError(f"nll of example {row['id']!r} is {row['nll']}: the reader's logits are not finite "
                          "(a diverged run, or a dtype too narrow for this backbone: see backbone.dtype)")
@@ -177,7 +175,8 @@ def summarise(
     n                number of examples;     truncated  how many had their prompt cut
     asked_ratio      as given;               effective_ratio  context tokens / slots, None where no slot is kept
     memory_slots     mean per example;       memory_bytes  mean per example
-    times            {phase: median over the examples, milliseconds}
+    times            {phase: median over the examples, milliseconds}; encode_ms over those whose context was
+                     read anew, since the others cost none
     Raises ValueError where `rows` is empty.
     """
     if not rows:
@@ -201,9 +200,14 @@ def summarise(
         "effective_ratio": float(column("context_tokens").sum() / slots.sum()) if slots.sum() else None,
         "memory_slots": float(slots.mean()),
         "memory_bytes": float(column("memory_bytes").mean()),
-        "times": {phase: float(np.median([row["times"][phase] for row in rows])) for phase in rows[0]["times"]},
+        "times": {phase: _median_time(rows, phase) for phase in rows[0]["times"]},
         "truncated": sum(bool(row["truncated"]) for row in rows),
     }
+
+
+def _median_time(rows: list[dict[str, Any]], phase: str) -> float:
+    counted = [row for row in rows if phase != "encode_ms" or not row["context_reused"]]
+    return float(np.median([row["times"][phase] for row in counted or rows]))
 
 
 def write_results(

@@ -83,7 +83,7 @@ class CompressedReader(Reader):
 
     def loss(self, batch: Batch) -> LossOutput:
         """Negative log likelihood of answers and end tokens; logits of supervised rows only."""
-        with self._precision():
+        with self.precision():
             target = self.objective.target(batch)
             parts = [batch.prefix, self.objective.prompt(batch), target]
             n = self.compressor.layer
@@ -104,7 +104,7 @@ class CompressedReader(Reader):
     @torch.no_grad()
     def answer(self, batch: Batch, generation: Generation) -> list[str]:
         """Greedy or sampled answers, decoded with a per-layer cache."""
-        with self._precision():
+        with self.precision():
             stream, logits = self.open(batch)
             with phase("decode"):
                 return decode(logits, stream.step, generation, self.tokenizer, self.all_steps)
@@ -127,7 +127,7 @@ class CompressedReader(Reader):
     @torch.no_grad()
     def footprint(self, batch: Batch) -> Footprint:
         """Slots and the decoder keys and values they take, layers below the joining one holding none."""
-        with self._precision():
+        with self.precision():
             parts = [batch.prefix, self.objective.prompt(batch)]
             lower = Layout.of([p.mask for p in parts])
             embeds = self.decoder.embed(lower.place([p.ids for p in parts]))
@@ -186,7 +186,7 @@ class CompressedReader(Reader):
         slots = memory.positions + prefix.lengths[:, None]
         return upper, stream, upper.place([places[0], slots, *places[1:]])
 
-    def _precision(self) -> contextlib.AbstractContextManager:
+    def precision(self) -> contextlib.AbstractContextManager:
         """Mixed precision where the stream is not float32: trained weights are kept in float32."""
         device, dtype = self.decoder.embed_tokens.weight.device.type, self.decoder.dtype
         half = dtype in (torch.bfloat16, torch.float16)

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from breviary.backbone import Backbone, Stack, TinyBackbone
 from breviary.merge import consecutive_groups, groups_from_sizes
 from breviary.merging import MergingCompressor
-from comi.mig import merge_weights, reallocate_groups
+from comi.mig import compare, merge_weights, reallocate_groups
 
 LEARNED = ("none", "merge")
 
@@ -54,17 +54,19 @@ class COMI(MergingCompressor):
                  slots: int) -> tuple[Tensor, Tensor | None]:
         """Group sizes by the coarse stage, weights by the fine one."""
         groups_RL = consecutive_groups(mask, ratio)
+        compared = compare(states, query)  # norms and relevance, once for both stages
         if self.coarse:
             beta = self.beta if self.redundancy_coarse else 0.0
-            sizes_RG = reallocate_groups(states.detach(), mask, query.detach(), ratio, self.alpha, beta,
-                                         self.temperature, self.min_group_size)
+            sizes_RG = reallocate_groups(states, mask, query, ratio, self.alpha, beta, self.temperature,
+                                         self.min_group_size, slots=slots, compared=compared)
             groups_RL = groups_from_sizes(sizes_RG, mask)
         if not self.fine:
             return groups_RL, None
         learned = self.learned_weights == "merge"
         alpha, beta = (self.merge_alpha, self.merge_beta) if learned else (self.alpha, self.beta)
         beta = beta if self.redundancy_fine else 0.0
-        return groups_RL, merge_weights(states, mask, query, groups_RL, slots, alpha, beta, quirks=self.quirks)
+        return groups_RL, merge_weights(states, mask, query, groups_RL, slots, alpha, beta, quirks=self.quirks,
+                                        compared=compared)
 
     @classmethod
     def problems(cls, settings: Mapping[str, Any], backbone: Any) -> list[str]:

@@ -100,8 +100,10 @@ def test_the_first_examples_have_not_changed():
     assert (key.answers, key.documents[0].start) == GOLDEN_KEY
 
 
-GOLDEN_FACT = ()
-GOLDEN_KEY = ()
+GOLDEN_FACT = (
+    "The ship Prapept has bell as lucky instrument. The town of Sylchask has banana as official fruit.",
+    "What is the official fruit of the town of Sylchask?", ("banana",))
+GOLDEN_KEY = (("75287",), 1407)
 
 
 @pytest.mark.parametrize("words", [60, 300, 1000, 4001])
@@ -115,11 +117,11 @@ def test_passkey_has_its_length_and_holds_its_number(words):
         assert gold.is_gold and re.fullmatch("[1-9][0-9]{4}", key)
 
 
-@pytest.mark.parametrize(("depth", "line"), [(0, 1), (0.0, 1), (0.5, 26), (1, 51), (1.0, 51)])
+@pytest.mark.parametrize(("depth", "line"), [(0, 1), (0.0, 1), (0.5, 27), (1, 52), (1.0, 52)])
 def test_passkey_depth_is_a_place(depth, line):
     for example in Passkey(context_words=1000, depth=depth, **KEYS).examples("test"):
         lines = example.context.split("\n")
-        assert len(lines) == 53 - 1  # opening, needle, round((1000 - 37) / 19) = 51 - 1 lines of filler
+        assert len(lines) == 53  # opening, needle, round((1000 - 25 - 12) / 19) = 51 lines of filler
         assert [i for i, text in enumerate(lines) if "pass key" in text] == [line]
 
 

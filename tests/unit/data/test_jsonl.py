@@ -2,6 +2,7 @@
 
 import gzip
 import json
+import os
 import subprocess
 import sys
 from collections import Counter
@@ -136,14 +137,10 @@ def test_draw_is_the_same_in_another_process():
     code = ("from data.jsonl import draw_passages\n"
             "ps = [{'title': str(i), 'text': '', 'is_gold': i == 0} for i in range(20)]\n"
             "print([[p['title'] for p in draw_passages(f'nq-{n}', ps, 5)] for n in range(20)])")
-    outputs = {
-        subprocess.run([sys.executable, "-c", code], cwd=ROOT, env={"PYTHONHASHSEED": seed, "OMP_NUM_THREADS": "1"},
-                       capture_output=True, text=True, check=True).stdout
-        for seed in ("1", "2")
-    }
-    assert len(outputs) == 1
+    there = subprocess.run([sys.executable, "-c", code], cwd=ROOT, env={**os.environ, "PYTHONHASHSEED": "1"},
+                           capture_output=True, text=True, check=True).stdout
     here = [[p["title"][1:] for p in draw_passages(f"nq-{n}", passages(20), 5)] for n in range(20)]
-    assert outputs == {f"{here}\n"}
+    assert there == f"{here}\n"
 
 
 def test_draw_has_not_changed():
@@ -151,7 +148,7 @@ def test_draw_has_not_changed():
     assert [p["title"] for p in draw_passages("nq-0-gold4", passages(20, gold=(4,)), 5)] == GOLDEN_DRAW
 
 
-GOLDEN_DRAW = []
+GOLDEN_DRAW = ["T12", "T9", "T4", "T6", "T3"]
 
 
 def test_join_of_no_passages_is_empty():
@@ -184,7 +181,8 @@ BAD_LINES = [
     (row(documents={"title": "t"}), "'documents' is object; it must be a list of objects"),
     (row(documents=["text"]), "document 1 is string; it must be an object"),
     (row(documents=[{"text": "x", "is_gold": True}]), "'title' of document 1 is missing; it must be a string"),
-    (row(documents=[{"title": "t", "text": 1, "is_gold": True}]), "'text' of document 1 is number; it must be a string"),
+    (row(documents=[{"title": "t", "text": 1, "is_gold": True}]),
+     "'text' of document 1 is number; it must be a string"),
     (row(documents=[{"title": "t", "text": "x", "is_gold": 1}]),
      "'is_gold' of document 1 is number; it must be true or false"),
 ]

@@ -14,7 +14,7 @@ EXAMPLE = Example("a", CONTEXT, "What is the sun?", ("yellow", "golden"), (
 CHAT = (
     "{{ bos_token }}{% for m in messages %}[{{ m.role }}] {{ m.content | trim }} [end]\n{% endfor %}"
     "{% if add_generation_prompt %}[assistant]{% if enable_thinking is defined and not enable_thinking %} <no thought>"
-    "{% endif %}\n{% endif %}"
+    "{% endif %}{% endif %}"
 )
 
 
@@ -107,7 +107,7 @@ def test_chat_wraps_instruction_context_and_template(tokenizer):
     assert text(tokenizer, pieces["prefix"]) == "<s>[user] Read. "
     assert pieces["prefix"].count(tokenizer.bos_token_id) == 1  # the template writes it, so we do not
     assert text(tokenizer, pieces["prompt"]) \
-        == "\nQuestion: What is the sun?\nAnswer: [end]\n[assistant] <no thought>\n"
+        == "\nQuestion: What is the sun?\nAnswer: [end]\n[assistant] <no thought>"
     assert all(pieces[k] == plain[k] for k in ("context", "query", "answer", "evidence"))
 
 

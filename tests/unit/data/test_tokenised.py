@@ -219,8 +219,8 @@ def test_processes_may_keep_the_same_split_at_once(tmp_path):
             "print(sum(data.lengths), data[299]['context'], data.data_hash)")
     env = {**os.environ, "OMP_NUM_THREADS": "1", "HF_DATASETS_DISABLE_PROGRESS_BARS": "1"}
     running = [subprocess.Popen([sys.executable, "-c", code, str(tmp_path)], cwd=ROOT, stdout=subprocess.PIPE,
-                                stderr=subprocess.PIPE, text=True, env=env) for _ in range(3)]
+                                stderr=subprocess.PIPE, text=True, env=env) for _ in range(2)]
     results = [process.communicate(timeout=120) for process in running]
-    assert [process.returncode for process in running] == [0, 0, 0], results
+    assert [process.returncode for process in running] == [0, 0], results
     assert len({out for out, _ in results}) == 1
     assert len(folders(tmp_path)) == 1
