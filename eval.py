@@ -17,19 +17,19 @@ from typing import Any
 os.environ.setdefault("HYDRA_FULL_ERROR", "1")  # errors reach run_for_people, which tells them in a sentence
 
 import hydra
-import torch.distributed as dist
-from hydra import compose, initialize_config_dir
 from hydra.core.hydra_config import HydraConfig
-from hydra.utils import instantiate
 from omegaconf import DictConfig, OmegaConf, open_dict
 
 from breviary.build import build_backbone, build_reader, compressor_class, compressor_settings
-from breviary.checkpoint import load_trained, read_metadata
-from breviary.checks import Problems, config_problems, flat_keys, longest_others, process_problems, run_for_people
+from breviary.checkpoint import load_trained
+from breviary.checks import (Problems, attempted, checkpoint_problems, config_problems, longest_others,
+                             process_problems, read_splits, run_for_people, tells_mistakes)
 from breviary.contract import Generation
-from breviary.distributed import rank, start_process_group, world_size
+from breviary.distributed import (barrier, end_process_group, rank, start_process_group, take_launcher_arguments,
+                                  world_size)
 from breviary.evaluation import evaluate
-from breviary.results import Predictions, merge_ranks, read_results, summarise, write_results
+from breviary.keys import checked_keys, flat_keys, known_keys, nearest
+from breviary.results import PREDICTIONS, Predictions, merge_ranks, read_results, summarise, write_results
 from breviary.runs import best_checkpoint, config_hash, last_checkpoint, load_config
 from breviary.runtime import peak_memory_bytes, resolve_device
 from breviary.tables import print_table, row, write_table
@@ -39,6 +39,8 @@ from data.prompts import Prompt
 from data.tokenised import Tokenised, tokenise_split
 
 ROOT = Path(__file__).resolve().parent
+CHECKPOINTS = {"best": best_checkpoint, "last": last_checkpoint}
+NOT_HASHED = ("resume", "paths", "hydra", "compare", "baselines", "train", "init_from")  # what changes no answer
 ASKED = ("run", "checkpoint", "split", "examples", "compare", "baselines")  # keys of eval.yaml that are not a run's
 
 
@@ -48,10 +50,15 @@ def settle(cfg: DictConfig, overrides: list[str]) -> DictConfig:
         return cfg
     settled = load_config(cfg.run)
     with open_dict(settled):
+        unknown = []
         for override in overrides:
             key = override.lstrip("+~").split("=", 1)[0]
             if key.split(".")[0] in settled:
                 OmegaConf.update(settled, key, OmegaConf.select(cfg, key), merge=False)
+            elif key not in ASKED:
+                unknown.append(f"{key}: no key of a run's configuration{nearest(key, flat_keys(settled))}")
+        if unknown:
+            raise Problems(unknown)
         for key in ASKED:
             settled[key] = cfg[key]
         settled.paths = cfg.paths
@@ -94,62 +101,86 @@ def evaluate_reader(cfg: DictConfig, examples: list[Any], folder: Path, checkpoi
     reader = build_reader(cfg, backbone, tokenizer)
     if checkpoint is not None:
         load_trained(checkpoint, reader, backbone.fingerprint)
-    predictions = Predictions(folder / ("predictions.jsonl" if world_size() == 1 else f"predictions.rank{rank()}.jsonl"))
-    if predictions.done:
-        say(f"{cfg.reader}: going on after {len(predictions.done)} predictions")
+    order = [example.id for example in examples]
+    if rank() == 0:
+        merge_ranks(folder, order)  # what killed calls left, of however many processes
+    barrier()
+    done = frozenset(Predictions(folder / PREDICTIONS).done)
+    if done:
+        say(f"{cfg.reader}: going on after {len(done)} predictions")
+    predictions = Predictions(folder / (PREDICTIONS if world_size() == 1 else f"predictions.rank{rank()}.jsonl"))
     for rows in evaluate(reader, items, Collator(tokenizer.pad_token_id or 0), scores, Generation(**cfg.generation),
-                         cfg.eval_batch_size, frozenset(predictions.done), rank(), world_size()):
+                         cfg.eval_batch_size, done, rank(), world_size()):
         predictions.append(rows)
         answered, mine = len(predictions.done), -(-len(items) // world_size())
         say(f"  {cfg.reader}: {answered}/{mine} answered", end="\r" if answered < mine else "\n")
-    if dist.is_initialized():
-        dist.barrier()
-    order = [example.id for example in examples]
+    barrier()
     if rank() == 0:
         rows = merge_ranks(folder, order)
         extra = {"data_hash": items.data_hash, "peak_memory_bytes": peak_memory_bytes(), "backbone": backbone.description,
                  "run": str(cfg.run or folder), "config": OmegaConf.to_container(cfg, resolve=True) if cfg.run else None}
         write_results(folder, cfg.reader, summarise(rows, reader.asked_ratio), extra)
-    if dist.is_initialized():
-        dist.barrier()
+    barrier()
     return read_results(folder)
 
 
-def evaluate_all(cfg: DictConfig) -> list[dict[str, Any]]:
-    """The asked reader, those to compare with, and the untouched baselines: one table."""
-    readers = [cfg, *(settle_other(cfg, run) for run in cfg.compare)]
+def asked_readers(cfg: DictConfig, problems: list[str]) -> list[DictConfig]:
+    """The asked reader, those to compare with, and the untouched baselines: the rows of the table."""
+    others = [attempted(problems, settle_other, cfg, run) for run in cfg.compare]
+    readers = [cfg, *(other for other in others if other is not None)]
     trained = {reader.reader for reader in readers if reader.run}
+    known = sorted(file.stem for file in (ROOT / "configs" / "compressor").glob("*.yaml"))
     for name in cfg.baselines:
+        if name not in known:
+            problems.append(f"baselines: no compressor {name}{nearest(name, known)}; there are: {', '.join(known)}")
+            continue
         other = untouched(cfg, name)
         if name in trained:
             other.reader = f"{name} (untrained)"
         if cfg.run or cfg.reader != name:
             readers.append(other)
+    return readers
 
-    dataset = instantiate(cfg.dataset)
-    problems = [p for reader in readers for p in config_problems(reader, build_backbone(reader), 1)]
-    problems += dataset.problems([cfg.split])
-    checkpoints = {}
-    for reader in readers:
-        if reader.run:
-            checkpoints[reader.run] = {"best": best_checkpoint, "last": last_checkpoint}[cfg.checkpoint](reader.run)
-            read_metadata(checkpoints[reader.run])
+
+def checked(cfg: DictConfig, problems: list[str]) -> tuple[list[DictConfig], list[Any]]:
+    """The readers and the examples; before any weight is loaded, all problems at once, those known already too."""
+    if cfg.checkpoint not in CHECKPOINTS:
+        problems.append(f"checkpoint={cfg.checkpoint}: allowed are {', '.join(CHECKPOINTS)}")
     if cfg.examples is not None and cfg.examples < 1:
         problems.append(f"examples={cfg.examples}: must be at least 1, or null for all")
+    readers = []
+    for asked in asked_readers(cfg, problems):
+        reader, found = checked_keys(asked)
+        backbone = build_backbone(reader)
+        problems += found + config_problems(reader, backbone)
+        attempted(problems, Prompt, **reader.prompt)
+        if reader.run:
+            find = CHECKPOINTS.get(cfg.checkpoint, last_checkpoint)
+            problems += checkpoint_problems("run", reader.run, find, backbone)
+        readers.append(reader)
+    examples = read_splits(readers[0], [cfg.split], problems).get(cfg.split, [])[: cfg.examples]
+    if not problems:
+        problems += process_problems(len(examples), world_size(), "examples")
+        for reader in readers:
+            attempted(problems, tokenised, reader, build_backbone(reader), examples)
     if problems:
         raise Problems(dict.fromkeys(problems))
-    examples = dataset.examples(cfg.split)[: cfg.examples]
-    problems = process_problems(len(examples), world_size(), "examples")
-    if problems:
-        raise Problems(problems)
+    return readers, examples
 
+
+def evaluate_all(cfg: DictConfig) -> list[dict[str, Any]]:
+    """Every reader's results, from one table's readers on the same examples."""
+    cfg, problems = checked_keys(cfg)
+    readers, examples = checked(cfg, problems)
     start_process_group(resolve_device(cfg.backbone.device))
-    home = Path(cfg.run) / "eval" if cfg.run else Path(cfg.paths.outputs) / "eval"
-    home = home / config_hash(cfg, without=("resume", "paths", "hydra", "compare", "baselines", "train", "init_from"))
     results = []
     for reader in readers:
-        results.append(evaluate_reader(reader, examples, home / reader.reader.replace(" ", "_"),
-                                       checkpoints.get(reader.run)))
+        # A run's results lie in its own folder; those of the untouched backbone with the reader asked for.
+        owner = reader if reader.run else cfg
+        home = Path(owner.run) / "eval" if owner.run else Path(cfg.paths.outputs) / "eval"
+        folder = home / config_hash(owner, without=NOT_HASHED) / reader.reader.replace(" ", "_")
+        checkpoint = CHECKPOINTS[cfg.checkpoint](reader.run) if reader.run else None
+        results.append(evaluate_reader(reader, examples, folder, checkpoint))
     return results
 
 
@@ -169,12 +200,11 @@ def say(text: str, end: str = "\n") -> None:
         print(text, end=end, flush=True)
 
 
-@hydra.main(version_base="1.3", config_path="configs", config_name="eval")
+@hydra.main(version_base="1.3", config_path=str(ROOT / "configs"), config_name="eval")
+@tells_mistakes
 def main(cfg: DictConfig) -> None:
     if cfg.reader is None:
         cfg.reader = HydraConfig.get().runtime.choices["compressor"]
-    if cfg.checkpoint not in ("best", "last"):
-        raise ValueError(f"checkpoint={cfg.checkpoint}: allowed are best, last")
     cfg = settle(cfg, list(HydraConfig.get().overrides.task))
     results = evaluate_all(cfg)
     if rank() == 0:
@@ -184,13 +214,14 @@ def main(cfg: DictConfig) -> None:
         print_table(rows, title=f"{cfg.split} of {Path(str(cfg.dataset.get('test', '') or cfg.dataset._target_)).parent.name or cfg.dataset._target_}",
                     caption=f"95% bootstrap intervals; NLL in nats a token. "
                             f"Backbone: {results[0]['backbone']}.")
+    end_process_group()
 
 
 def config_keys() -> list[str]:
-    """Every key of the default configuration."""
-    with initialize_config_dir(str(ROOT / "configs"), version_base="1.3"):
-        return flat_keys(compose("eval"))
+    """Every key that the command line could have meant."""
+    return known_keys("eval")
 
 
 if __name__ == "__main__":
+    take_launcher_arguments()
     run_for_people(main, config_keys)

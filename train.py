@@ -16,16 +16,17 @@ from pathlib import Path
 os.environ.setdefault("HYDRA_FULL_ERROR", "1")  # errors reach run_for_people, which tells them in a sentence
 
 import hydra
-from hydra import compose, initialize_config_dir
 from hydra.core.hydra_config import HydraConfig
-from hydra.utils import instantiate
 from omegaconf import DictConfig
 
 from breviary.build import build_backbone, build_reader
 from breviary.checkpoint import load_trained
-from breviary.checks import Problems, config_problems, flat_keys, length_problems, process_problems, run_for_people
+from breviary.checks import (Problems, attempted, config_problems, length_problems, process_problems, read_splits,
+                             run_for_people, start_problems, tells_mistakes)
 from breviary.contract import Generation
-from breviary.distributed import prepare_single_process, rank, start_process_group, world_size
+from breviary.distributed import (end_process_group, prepare_deepspeed, rank, start_process_group,
+                                  take_launcher_arguments, world_size)
+from breviary.keys import checked_keys, known_keys
 from breviary.runs import best_checkpoint, finish_run, open_run
 from breviary.runtime import resolve_device
 from breviary.training import ReaderTrainer, RunLog, Validation, training_arguments
@@ -39,22 +40,21 @@ ROOT = Path(__file__).resolve().parent
 
 def train(cfg: DictConfig) -> Path:
     """One training run; gives its folder."""
-    validate = cfg.train.eval_examples > 0
-
     # 1. Check everything that needs no weights, and tell all problems at once.
-    backbone, dataset = build_backbone(cfg), instantiate(cfg.dataset)
-    wanted = ["train", "validation"] if validate else ["train"]
-    problems = config_problems(cfg, backbone, world_size()) + dataset.problems(wanted)
+    cfg, problems = checked_keys(cfg)
+    backbone = build_backbone(cfg)
+    problems += config_problems(cfg, backbone, world_size()) + start_problems(cfg, backbone)
+    prompt = attempted(problems, Prompt, **cfg.prompt)
+    validate = cfg.train.eval_examples > 0
+    examples = read_splits(cfg, ["train", "validation"] if validate else ["train"], problems)
     if problems:
         raise Problems(problems)
 
     # 2. Data: tokenised once, kept under the hash of its content.
-    tokenizer, prompt = backbone.tokenizer(), Prompt(**cfg.prompt)
-    splits = {}
-    for split in wanted:
-        examples = dataset.examples(split)
-        examples = examples[: cfg.train.eval_examples] if split == "validation" else examples
-        splits[split] = tokenise_split(examples, tokenizer, prompt, cfg.limits.max_context_tokens,
+    tokenizer, splits = backbone.tokenizer(), {}
+    for split, rows in examples.items():
+        rows = rows[: cfg.train.eval_examples] if split == "validation" else rows
+        splits[split] = tokenise_split(rows, tokenizer, prompt, cfg.limits.max_context_tokens,
                                        str(Path(cfg.paths.cache) / "tokenised"), cfg.limits.truncation)
     problems = length_problems(cfg, backbone, splits)
     problems += process_problems(len(splits["train"]), world_size(), "the size of the train split")
@@ -64,7 +64,7 @@ def train(cfg: DictConfig) -> Path:
     # 3. The run's folder, printed first and last.
     device = resolve_device(backbone.device)
     if cfg.engine.kind == "zero":
-        prepare_single_process()
+        prepare_deepspeed(device)
     start_process_group(device)
     folder, checkpoint = open_run(cfg)
     say(f"run {folder}" + (f", going on from {checkpoint.name}" if checkpoint else ""))
@@ -99,18 +99,20 @@ def say(text: str) -> None:
         print(text, flush=True)
 
 
-@hydra.main(version_base="1.3", config_path="configs", config_name="train")
+@hydra.main(version_base="1.3", config_path=str(ROOT / "configs"), config_name="train")
+@tells_mistakes
 def main(cfg: DictConfig) -> None:
     if cfg.reader is None:
         cfg.reader = HydraConfig.get().runtime.choices["compressor"]
     train(cfg)
+    end_process_group()
 
 
 def config_keys() -> list[str]:
-    """Every key of the default configuration."""
-    with initialize_config_dir(str(ROOT / "configs"), version_base="1.3"):
-        return flat_keys(compose("train"))
+    """Every key that the command line could have meant."""
+    return known_keys("train")
 
 
 if __name__ == "__main__":
+    take_launcher_arguments()
     run_for_people(main, config_keys)

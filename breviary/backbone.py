@@ -9,8 +9,10 @@ from __future__ import annotations
 import copy
 import hashlib
 import json
+import re
+from collections.abc import Callable
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cache, cached_property
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +26,7 @@ FAMILIES = ("llama", "qwen2", "qwen3")
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16, "float64": torch.float64}
 ATTENTION = ("sdpa", "eager")
 TRAIN_MODES = ("lora", "attention", "frozen", "full")
+LINEAR = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
 WEIGHT_FILES = ("model.safetensors", "model.safetensors.index.json", "pytorch_model.bin")
 
 
@@ -45,6 +48,17 @@ class Stack(nn.Module):
         self.rotary = core.rotary_emb
         self.lm_head = getattr(model, "lm_head", None)
         self.checkpointing = False
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Stack:
+        # .to(bfloat16), and DeepSpeed's engine, which calls .bfloat16(), would round the rotary frequencies as well:
+        # an error of 7% in the angle's cosine at position 2,000.
+        exact = dict(self.rotary.named_buffers())
+        super()._apply(fn, recurse)
+        for name, buffer in exact.items():
+            moved = self.rotary.get_buffer(name)
+            if moved.dtype != buffer.dtype:
+                setattr(self.rotary, name, buffer.to(moved.device))
+        return self
 
     @property
     def width(self) -> int:
@@ -169,27 +183,38 @@ class Backbone:
     attn_implementation: str = "sdpa"
     note: str | None = None
 
+    def __post_init__(self) -> None:
+        if self.path.startswith("~"):
+            self.path = str(Path(self.path).expanduser())
+
     @property
     def description(self) -> str:
         """Name and note, for tables."""
-        file = Path(self.path).expanduser() / "provenance.json"
+        file = Path(self.path) / "provenance.json"
         note = json.loads(file.read_text())["note"] if self.note is None and file.is_file() else self.note
         return f"{Path(self.path).name} ({note})" if note else Path(self.path).name
 
     @cached_property
     def config(self) -> PretrainedConfig:
         """The model's configuration; reads no weights."""
-        return AutoConfig.from_pretrained(self.path)
+        return self._read(AutoConfig, "configuration")
 
     def tokenizer(self) -> Any:
         """The model's fast tokenizer."""
-        return AutoTokenizer.from_pretrained(self.path)
+        return self._read(AutoTokenizer, "tokenizer")
+
+    def _read(self, loader: Any, what: str) -> Any:
+        try:
+            return loader.from_pretrained(self.path)
+        except (OSError, ValueError) as error:
+            raise ValueError(f"backbone.path={self.path}: no {what} can be read ({str(error).splitlines()[0]}); give a "
+                             "folder in Hugging Face form, or a hub name that is in the cache or can be reached") from error
 
     def problems(self) -> list[str]:
         """What keeps this backbone from being used, one sentence each; reads no weights."""
-        found = _choice_problems(self.dtype, self.attn_implementation)
-        folder = Path(self.path).expanduser()
-        looks_local = folder.is_absolute() or self.path.startswith((".", "~"))
+        found = _choice_problems(self.dtype, self.attn_implementation, self.device)
+        folder = Path(self.path)
+        looks_local = folder.is_absolute() or self.path.startswith(".")
         if looks_local and not folder.is_dir():
             return found + [f"backbone.path={self.path}: no such folder; "
                             "for SmolLM2 run `python scripts/get_backbone.py`, else give a folder or a hub name"]
@@ -197,9 +222,11 @@ class Backbone:
             if not (folder / "config.json").is_file():
                 return found + [f"backbone.path={self.path}: no config.json in this folder; "
                                 "give a folder in Hugging Face form"]
-            if not any((folder / name).is_file() for name in WEIGHT_FILES):
-                found.append(f"backbone.path={self.path}: folder without weights; it needs one of {', '.join(WEIGHT_FILES)}")
-        return found + architecture_problems(self.config)
+            found += _weight_problems(folder)
+        try:
+            return found + architecture_problems(self.config)
+        except ValueError as error:
+            return found + [str(error)]
 
     def load(self, layers: int | None = None, head: bool = True) -> nn.Module:
         """The model, all layers or the first `layers`, with or without the language-model head."""
@@ -215,10 +242,11 @@ class Backbone:
     def fingerprint(self) -> dict[str, str]:
         """Name and hash that a checkpoint carries: sha256 over the configuration and the weight files' bytes."""
         digest = hashlib.sha256(json.dumps(_identity(self.config), sort_keys=True).encode())
-        folder = Path(self.path).expanduser()
-        for file in sorted(folder.glob("*.safetensors")) if folder.is_dir() else []:
-            with open(file, "rb") as stream:
-                digest.update(hashlib.file_digest(stream, "sha256").digest())
+        folder = Path(self.path)
+        for file in sorted(folder.glob("*.safetensors")) or sorted(folder.glob("*.bin")):
+            digest.update(_file_digest(file, file.stat().st_mtime_ns))
+        if not folder.is_dir():  # a name of the hub, whose files may not be here yet
+            digest.update(f"{self.path}@{self.config._commit_hash}".encode())
         return {"name": Path(self.path).name, "sha256": digest.hexdigest()}
 
 
@@ -248,6 +276,9 @@ class TinyBackbone:
     @cached_property
     def config(self) -> PretrainedConfig:
         """Configuration of the tiny model."""
+        problems = self._shape_problems()
+        if problems:
+            raise ValueError("\n".join(problems))
         tokenizer = self.tokenizer()
         return AutoConfig.for_model(
             self.family, vocab_size=len(tokenizer), hidden_size=self.width, intermediate_size=2 * self.width,
@@ -264,10 +295,19 @@ class TinyBackbone:
 
     def problems(self) -> list[str]:
         """As `Backbone.problems`."""
-        found = _choice_problems(self.dtype, self.attn_implementation)
+        return _choice_problems(self.dtype, self.attn_implementation, self.device) + self._shape_problems()
+
+    def _shape_problems(self) -> list[str]:
+        found = []
+        for key in ("layers", "width", "heads", "kv_heads", "positions"):
+            if getattr(self, key) < 1:
+                found.append(f"backbone.{key}={getattr(self, key)}: must be at least 1, e.g. {getattr(TinyBackbone, key)}")
+        if not found and (self.width % (2 * self.heads) or self.heads % self.kv_heads):
+            found.append(f"backbone.width={self.width}, heads={self.heads}, kv_heads={self.kv_heads}: width must be a "
+                         "multiple of 2 * heads, heads of kv_heads; e.g. 64, 4, 2")
         if self.family not in FAMILIES:
-            return found + [f"backbone.family={self.family}: allowed are {', '.join(FAMILIES)}"]
-        return found + architecture_problems(self.config)
+            found.append(f"backbone.family={self.family}: allowed are {', '.join(FAMILIES)}")
+        return found
 
     def load(self, layers: int | None = None, head: bool = True) -> nn.Module:
         """As `Backbone.load`: the first layers are the full model's first layers."""
@@ -315,13 +355,33 @@ def architecture_problems(config: PretrainedConfig) -> list[str]:
     return found
 
 
-def _choice_problems(dtype: str, attn_implementation: str) -> list[str]:
+def _choice_problems(dtype: str, attn_implementation: str, device: str) -> list[str]:
     found = []
+    if not re.fullmatch(r"auto|cpu|cuda(:\d+)?", device):
+        found.append(f"backbone.device={device}: allowed are auto, cpu, cuda, cuda:0 and so on")
+    elif device.startswith("cuda") and not torch.cuda.is_available():
+        found.append(f"backbone.device={device}: there is no GPU here; set backbone.device=auto or cpu")
     if dtype not in DTYPES:
         found.append(f"backbone.dtype={dtype}: allowed are {', '.join(DTYPES)}")
     if attn_implementation not in ATTENTION:
         found.append(f"backbone.attn_implementation={attn_implementation}: allowed are {', '.join(ATTENTION)}")
     return found
+
+
+def _weight_problems(folder: Path) -> list[str]:
+    if not any((folder / name).is_file() for name in WEIGHT_FILES):
+        return [f"backbone.path={folder}: folder without weights; it needs one of {', '.join(WEIGHT_FILES)}"]
+    index = folder / "model.safetensors.index.json"
+    files = set(json.loads(index.read_text())["weight_map"].values()) if index.is_file() else set()
+    missing = sorted(name for name in files if not (folder / name).is_file())
+    return [f"backbone.path={folder}: weights are incomplete, {', '.join(missing)} is missing"] if missing else []
+
+
+@cache
+def _file_digest(file: Path, changed: int) -> bytes:
+    """sha256 of a file; `changed`, its time of change, makes a changed file another one."""
+    with open(file, "rb") as stream:
+        return hashlib.file_digest(stream, "sha256").digest()
 
 
 def _identity(config: PretrainedConfig) -> dict[str, Any]:
@@ -343,8 +403,7 @@ def set_trainable(stack: Stack, train: str, lora_rank: int = 16, lora_alpha: flo
     assert train in TRAIN_MODES, f"train={train!r} is none of {TRAIN_MODES}"
     stack.requires_grad_(train == "full")
     if train == "lora":
-        linear = ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]
-        targets = linear if lora_targets == "all-linear" else list(lora_targets)
+        targets = list(LINEAR if lora_targets == "all-linear" else lora_targets)
         config = LoraConfig(r=lora_rank, lora_alpha=lora_alpha, lora_dropout=lora_dropout, target_modules=targets)
         inject_adapter_in_model(config, stack.layers, adapter_name=adapter)
         for name, parameter in stack.layers.named_parameters():

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import safe_open
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
@@ -43,11 +43,22 @@ def read_metadata(folder: str | Path) -> dict[str, Any]:
     file = Path(folder) / WEIGHTS
     if not file.is_file():
         raise ValueError(f"{file}: no such checkpoint; give a run folder or a checkpoint folder with {WEIGHTS}")
-    with safe_open(file, framework="pt") as stream:
-        metadata = stream.metadata()
+    try:
+        with safe_open(file, framework="pt") as stream:
+            metadata = stream.metadata() or {}
+    except SafetensorError as error:
+        raise ValueError(f"{file}: damaged checkpoint ({error}); take another one, or train anew") from error
     if metadata.get("schema") != str(SCHEMA):
         raise ValueError(f"{file}: checkpoint of schema {metadata.get('schema')}, this version reads {SCHEMA}")
     return {"schema": SCHEMA, "backbone": json.loads(metadata["backbone"])}
+
+
+def backbone_difference(folder: str | Path, stored: dict[str, str], fingerprint: dict[str, str]) -> list[str]:
+    """A sentence where the backbone that a checkpoint is of is not the one with `fingerprint`."""
+    if stored["sha256"] == fingerprint["sha256"]:
+        return []
+    return [f"{folder}: checkpoint of backbone {stored['name']} ({stored['sha256'][:12]}), but the backbone here is "
+            f"{fingerprint['name']} ({fingerprint['sha256'][:12]}); set backbone accordingly, e.g. backbone.path"]
 
 
 def load_trained(folder: str | Path, reader: nn.Module, fingerprint: dict[str, str]) -> None:
@@ -55,10 +66,8 @@ def load_trained(folder: str | Path, reader: nn.Module, fingerprint: dict[str, s
 
     Raises: ValueError on another backbone, and on missing, unknown or misshapen weights, all of them listed.
     """
-    backbone = read_metadata(folder)["backbone"]
-    if backbone["sha256"] != fingerprint["sha256"]:
-        raise ValueError(f"{folder}: checkpoint of backbone {backbone['name']} ({backbone['sha256'][:12]}), but "
-                         f"{fingerprint['name']} ({fingerprint['sha256'][:12]}) is loaded; set backbone.path accordingly")
+    for difference in backbone_difference(folder, read_metadata(folder)["backbone"], fingerprint):
+        raise ValueError(difference)
     own = {name: p for name, p in reader.named_parameters() if p.requires_grad}
     with safe_open(Path(folder) / WEIGHTS, framework="pt") as stream:
         stored = {name: stream.get_tensor(name) for name in stream.keys()}

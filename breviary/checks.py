@@ -2,23 +2,31 @@
 
 from __future__ import annotations
 
-import difflib
-import inspect
+import functools
+import os
 import re
 import sys
+import sysconfig
 from collections.abc import Callable, Iterable
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
-from hydra.errors import ConfigCompositionException, HydraException
-from hydra.utils import get_class
-from omegaconf import DictConfig, OmegaConf
+from hydra.errors import ConfigCompositionException, HydraException, InstantiationException
+from hydra.utils import instantiate
+from omegaconf import DictConfig
 from omegaconf.errors import OmegaConfBaseException
 
-from breviary.backbone import TRAIN_MODES
+from breviary.backbone import LINEAR, TRAIN_MODES
+from breviary.budget import budget_problems
 from breviary.build import compressor_class, compressor_settings
+from breviary.checkpoint import backbone_difference, read_metadata
+from breviary.contract import Compressor, Example
+from breviary.keys import nearest
+from breviary.runs import best_checkpoint, last_checkpoint
 
 ENGINES = ("single", "ddp", "zero")
+BUDGET = ("ratio", "slots", "ratio_choices")
+T = TypeVar("T")
 
 
 class Problems(ValueError):
@@ -29,15 +37,62 @@ class Problems(ValueError):
         super().__init__("\n".join(self.problems))
 
 
+def attempted(problems: list[str], make: Callable[..., T], *args: Any, **kwargs: Any) -> T | None:
+    """`make(*args, **kwargs)`; where that tells of a mistake (ValueError), None, and its sentences go to `problems`."""
+    try:
+        return make(*args, **kwargs)
+    except (ValueError, InstantiationException) as error:
+        told = _sentences(error)
+        if told is None:
+            raise
+        problems += told
+        return None
+
+
 def config_problems(cfg: DictConfig, backbone: Any, world_size: int = 1) -> list[str]:
     """Problems of a composed configuration; reads configuration files, no weights."""
-    found = _argument_problems(cfg) + backbone.problems()
-    if not found:  # the rest asks the compressor about this backbone
-        found += compressor_class(cfg).problems(compressor_settings(cfg), backbone)
+    found = backbone.problems()
+    cls, settings = compressor_class(cfg), compressor_settings(cfg)
+    if attempted([], lambda: backbone.config) is not None:
+        found += cls.problems(settings, backbone)
+        attempted(found, backbone.tokenizer)
+    elif all(key in settings for key in BUDGET):  # all that can be said without the backbone's configuration
+        found += budget_problems(settings)
     found += _decoder_problems(cfg) + _training_problems(cfg) + _generation_problems(cfg)
     if cfg.engine.kind == "single" and world_size > 1:
         found.append(f"engine=single with {world_size} processes: use engine=ddp, zero1, zero2 or zero3")
     return found
+
+
+def read_splits(cfg: DictConfig, splits: list[str], problems: list[str]) -> dict[str, list[Example]]:
+    """The examples of `splits`; where something is wrong with the data, its sentences go to `problems`."""
+    dataset = attempted(problems, instantiate, cfg.dataset)
+    if dataset is None:
+        return {}
+    found = attempted(problems, dataset.problems, splits)
+    problems += found or []
+    if found != []:
+        return {}
+    return {split: attempted(problems, dataset.examples, split) or [] for split in splits}
+
+
+def start_problems(cfg: DictConfig, backbone: Any) -> list[str]:
+    """What keeps a training from starting from `init_from`, or from going on from the run folder `resume`."""
+    found = checkpoint_problems("init_from", cfg.init_from, best_checkpoint, backbone) if cfg.init_from else []
+    if cfg.resume not in ("never", "auto"):
+        found += [f"{problem} (resume takes never, auto or a run folder)"
+                  for problem in checkpoint_problems("resume", cfg.resume, last_checkpoint, backbone)]
+    return found
+
+
+def checkpoint_problems(key: str, run: str, find: Callable[[str], Path], backbone: Any) -> list[str]:
+    """Whether `find(run)` gives a checkpoint that belongs to this backbone; reads its header, and hashes the backbone."""
+    found: list[str] = []
+    checkpoint = attempted(found, find, run)
+    stored = attempted(found, read_metadata, checkpoint) if checkpoint else None
+    if stored is not None and not backbone.problems():
+        found += backbone_difference(checkpoint, stored["backbone"], backbone.fingerprint)
+    return [f"{key}: {problem}" for problem in found]
 
 
 def length_problems(cfg: DictConfig, backbone: Any, splits: dict[str, Any]) -> list[str]:
@@ -54,10 +109,25 @@ def length_problems(cfg: DictConfig, backbone: Any, splits: dict[str, Any]) -> l
         limit = cls.longest_context(settings, positions, others)
         longest = max(items.lengths, default=0)
         if limit is not None and longest > limit:
+            ways = [f"limits.max_context_tokens={limit} to cut contexts"] if limit else []
+            ways += _larger_settings(cls, settings, positions, others, longest)
             found.append(f"dataset {name}: the longest context of {longest} tokens does not fit beside {others} further "
-                         f"ones in the backbone's {positions} positions (at most {limit} here); set "
-                         f"limits.max_context_tokens={limit} to cut contexts, or compressor.segment_size, or a larger ratio")
+                         f"ones in the backbone's {positions} positions (at most {limit} here); "
+                         f"set {' or '.join(ways) or 'a backbone of more positions'}")
     return found
+
+
+def _larger_settings(cls: type[Compressor], settings: dict[str, Any], positions: int, others: int,
+                     longest: int) -> list[str]:
+    """Settings of the compressor under which `longest` tokens would fit, as key=value."""
+    room = positions - others
+    smaller = {"segment_size": room} if settings.get("segment_size", 0) > room else {}
+    larger = {"ratio": -(-longest // room)} if settings.get("ratio") and not settings.get("ratio_choices") else {}
+    for change in (smaller, larger, smaller | larger):
+        limit = cls.longest_context(settings | change, positions, others)
+        if change and (limit is None or limit >= longest):
+            return [" ".join(f"compressor.{key}={value}" for key, value in change.items())]
+    return []
 
 
 def longest_others(items: Any) -> int:
@@ -75,31 +145,6 @@ def process_problems(examples: int, world_size: int, key: str) -> list[str]:
 # ------------------------------------------------------------------ sections
 
 
-def _argument_problems(cfg: DictConfig) -> list[str]:
-    """Keys that the named class does not take, e.g. added with +compressor.x=1, each with the nearest right one."""
-    found = []
-    for section in ("backbone", "compressor", "dataset"):
-        known = constructor_keys(get_class(cfg[section]._target_))
-        for key in cfg[section]:
-            if key != "_target_" and key not in known:
-                found.append(f"{section}.{key}: unknown key{_nearest(key, known)}")
-    return found
-
-
-def constructor_keys(cls: type) -> list[str]:
-    """Names of a class's constructor arguments; **kwargs are followed up the class's bases and its reading."""
-    names: list[str] = []
-    for base in cls.__mro__:
-        if "__init__" in vars(base) and base is not object:
-            parameters = inspect.signature(base.__init__).parameters.values()
-            names += [p.name for p in parameters if p.kind not in (p.VAR_KEYWORD, p.VAR_POSITIONAL)]
-            if not any(p.kind == p.VAR_KEYWORD for p in parameters):
-                return names
-    from breviary.reading import Reading
-
-    return names + list(inspect.signature(Reading.__init__).parameters)
-
-
 def _decoder_problems(cfg: DictConfig) -> list[str]:
     d, found = cfg.decoder, []
     if d.train not in TRAIN_MODES:
@@ -108,6 +153,10 @@ def _decoder_problems(cfg: DictConfig) -> list[str]:
         found.append(f"decoder.lora_rank={d.lora_rank}: must be at least 1, e.g. 16")
     if not 0 <= d.lora_dropout < 1:
         found.append(f"decoder.lora_dropout={d.lora_dropout}: must be from 0 to below 1, e.g. 0.05")
+    targets = d.lora_targets
+    if targets != "all-linear" and (isinstance(targets, str) or not targets or set(targets) - set(LINEAR)):
+        found.append(f"decoder.lora_targets={targets}: must be all-linear, or a list out of {', '.join(LINEAR)}, "
+                     "e.g. [q_proj,v_proj]")
     return found
 
 
@@ -137,8 +186,6 @@ def _training_problems(cfg: DictConfig) -> list[str]:
         found.append(f"limits.max_context_tokens={limit}: must be at least 1 token, or null for no limit")
     if cfg.limits.truncation not in ("head", "tail", "middle"):
         found.append(f"limits.truncation={cfg.limits.truncation}: allowed are head, tail, middle")
-    if cfg.resume not in ("never", "auto") and not Path(cfg.resume).is_dir():
-        found.append(f"resume={cfg.resume}: allowed are never, auto, or an existing run folder")
     return found
 
 
@@ -156,11 +203,6 @@ def _generation_problems(cfg: DictConfig) -> list[str]:
 # ------------------------------------------------------------------ errors for people
 
 
-def _nearest(key: str, known: Iterable[str]) -> str:
-    near = difflib.get_close_matches(key, list(known), n=1, cutoff=0.4)
-    return f"; the nearest right one is {near[0]}" if near else ""
-
-
 def run_for_people(main: Callable[[], Any], config_keys: Callable[[], list[str]]) -> None:
     """Calls `main`; a mistake in the configuration or the data ends in its sentences on stderr and exit code 2.
 
@@ -168,41 +210,73 @@ def run_for_people(main: Callable[[], Any], config_keys: Callable[[], list[str]]
     """
     try:
         main()
-    except Problems as error:
-        problems = error.problems
-    except ValueError as error:
-        problems = [str(error)]
-    except ConfigCompositionException as error:
-        problems = [_composition_message(error, config_keys)]
-    except (HydraException, OmegaConfBaseException) as error:
-        problems = [str(error).split("\n    full_key")[0]]
-    else:
-        return
-    for problem in problems:
-        print(f"error: {problem}", file=sys.stderr)
+    except (ValueError, HydraException, OmegaConfBaseException) as error:
+        _tell(error, config_keys)
+    except KeyboardInterrupt:
+        print("interrupted", file=sys.stderr)
+        sys.exit(130)
+
+
+def tells_mistakes(main: Callable[[DictConfig], Any]) -> Callable[[DictConfig], Any]:
+    """For the function under hydra.main, which would print lines of its own about an error that leaves it."""
+    @functools.wraps(main)
+    def wrapped(cfg: DictConfig) -> Any:
+        try:
+            return main(cfg)
+        except (ValueError, HydraException, OmegaConfBaseException) as error:
+            _tell(error)
+
+    return wrapped
+
+
+def _tell(error: Exception, config_keys: Callable[[], list[str]] = list) -> None:
+    """Prints the sentences and exits, or raises what is no mistake of a person."""
+    problems = _sentences(error, config_keys)
+    if problems is None:
+        raise error
+    if int(os.environ.get("LOCAL_RANK", 0)) == 0:  # the other processes of this machine found the same
+        for problem in problems:
+            print(f"error: {problem}", file=sys.stderr)
     sys.exit(2)
 
 
-def _composition_message(error: ConfigCompositionException, config_keys: Callable[[], list[str]]) -> str:
+def _sentences(error: Exception, config_keys: Callable[[], list[str]] = list) -> list[str] | None:
+    """The sentences of a mistake that a person made; None for any other error."""
+    if isinstance(error, Problems):
+        return error.problems
+    if isinstance(error, InstantiationException):  # Hydra's wrapping of what a constructor raised
+        return _sentences(error.__cause__) if isinstance(error.__cause__, ValueError) else None
+    if isinstance(error, ConfigCompositionException):
+        return _composition_sentences(error, config_keys)
+    if isinstance(error, (HydraException, OmegaConfBaseException)):
+        lines = str(error).splitlines()
+        return [" ".join(line.strip() for line in lines if not re.match(r"\s*(full_key|object_type|See http)", line))]
+    return None if _raised_by_library(error) else [str(error)]
+
+
+def _raised_by_library(error: Exception) -> bool:
+    """A ValueError of torch, say, is a defect, of theirs or ours, and its traceback is needed."""
+    trace = error.__traceback__
+    while trace.tb_next:
+        trace = trace.tb_next
+    if trace.tb_frame.f_globals.get("__name__", "").partition(".")[0] in ("hydra", "omegaconf"):
+        return False
+    file = trace.tb_frame.f_code.co_filename
+    return file.startswith(("<frozen", *(sysconfig.get_path(name) for name in ("stdlib", "purelib", "platlib"))))
+
+
+def _composition_sentences(error: ConfigCompositionException, config_keys: Callable[[], list[str]]) -> list[str]:
     text = str(error)
     unknown = re.search(r"Could not override '([^']+)'", text)
     if unknown:
-        return f"{unknown[1]}: unknown key{_nearest(unknown[1], config_keys())}"
+        known = config_keys()
+        asked = [word.partition("=")[0] for word in sys.argv[1:] if "=" in word and word[0] not in "+~-"]
+        wrong = [key for key in asked if key not in known and not key.startswith("hydra.")]  # Hydra names the first only
+        return [f"{key}: unknown key{nearest(key, known)}" for key in wrong or [unknown[1]]]
     missing = re.search(r"Could not find '([^']+)'", text)
     if missing:
         options = [line.strip() for line in text.partition("Available options in")[2].splitlines()[1:] if line.strip()]
         options = options[: next((i for i, o in enumerate(options) if " " in o), len(options))]
-        return f"no such configuration {missing[1]}{_nearest(missing[1].rpartition('/')[2], options)}; there are: {', '.join(options)}"
-    return text
-
-
-def flat_keys(cfg: DictConfig) -> list[str]:
-    """Every key of a configuration as a.b.c."""
-    def walk(node: Any, prefix: str) -> Iterable[str]:
-        for key in node:
-            yield f"{prefix}{key}"
-            value = node._get_node(key)
-            if OmegaConf.is_dict(value) and not value._is_none():
-                yield from walk(value, f"{prefix}{key}.")
-
-    return list(walk(cfg, ""))
+        return [f"no such configuration {missing[1]}{nearest(missing[1].rpartition('/')[2], options)}; "
+                f"there are: {', '.join(options)}"]
+    return [" ".join(text.split())]

@@ -71,7 +71,8 @@ def decode(logits: Tensor, step: Callable[[Tensor], Tensor], generation: Generat
     finished = [False] * B
     generator = torch.Generator(device=logits.device).manual_seed(generation.seed)
     for n in range(generation.max_new_tokens):
-        ids = _choose(logits.float(), chosen, generation, end_ids if n < generation.min_new_tokens else [], generator)
+        own = logits.to(torch.float32, copy=True)  # edited below; the caller's stay as they are
+        ids = _choose(own, chosen, generation, end_ids if n < generation.min_new_tokens else [], generator)
         for row, token in enumerate(ids.tolist()):
             if not finished[row]:
                 chosen[row].append(token)

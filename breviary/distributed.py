@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import socket
+import sys
 from typing import Any
 
 import torch
@@ -45,17 +46,62 @@ def all_ranks_rows(rows: list[Any]) -> list[Any]:
     return [row for part in gathered for row in part]
 
 
-def prepare_single_process() -> None:
-    """Lets a bare `python train.py engine=zero2` run as one process: without these DeepSpeed looks for MPI."""
-    if "RANK" in os.environ:
-        return
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
-    os.environ.update(RANK="0", WORLD_SIZE="1", LOCAL_RANK="0", MASTER_ADDR="127.0.0.1", MASTER_PORT=str(port))
+def barrier() -> None:
+    """Waits for all ranks."""
+    if dist.is_initialized():
+        dist.barrier()
+
+
+def full_weight(parameter: torch.nn.Parameter) -> torch.Tensor:
+    """A parameter's whole value: DeepSpeed's float32 master, gathered, where ZeRO holds one. Called by all ranks."""
+    if not (hasattr(parameter, "ds_id") or hasattr(parameter, "_hp_mapping")):
+        return parameter.detach()
+    from deepspeed.utils import safe_get_full_fp32_param
+
+    return safe_get_full_fp32_param(parameter)
+
+
+# ------------------------------------------------------------------ starting and ending
+
+
+def take_launcher_arguments() -> None:
+    """Removes `--local_rank=N` from sys.argv, which the deepspeed launcher adds and Hydra does not know."""
+    kept, arguments = [], iter(sys.argv)
+    for argument in arguments:
+        name, equals, number = argument.partition("=")
+        if name not in ("--local_rank", "--local-rank"):
+            kept.append(argument)
+            continue
+        os.environ.setdefault("LOCAL_RANK", number if equals else next(arguments))
+    sys.argv[:] = kept
+
+
+def prepare_deepspeed(device: torch.device) -> None:
+    """What DeepSpeed must find before it is first used: a rank, and on the CPU nothing to compile."""
+    if "RANK" not in os.environ:  # a bare `python train.py engine=zero2` is one process; DeepSpeed would look for MPI
+        with socket.socket() as probe:
+            probe.bind(("127.0.0.1", 0))
+            port = probe.getsockname()[1]
+        os.environ.update(RANK="0", WORLD_SIZE="1", LOCAL_RANK="0", MASTER_ADDR="127.0.0.1", MASTER_PORT=str(port))
+    if device.type == "cpu":
+        os.environ.setdefault("DS_ACCELERATOR", "cpu")
+        import deepspeed
+
+        # Its shared-memory collectives are built with g++ at first use; gloo needs no compiler. Assigned, not edited:
+        # reading this name makes DeepSpeed try the compiler on everything that it could build.
+        deepspeed.ops.__compatible_ops__ = {"deepspeed_shm_comm": False}
 
 
 def start_process_group(device: torch.device) -> None:
     """Joins the process group that torchrun or deepspeed announced in the environment, if any."""
     if int(os.environ.get("WORLD_SIZE", 1)) > 1 and not dist.is_initialized():
+        if device.type == "cuda":
+            torch.cuda.set_device(device)  # NCCL sends objects from the current device
         dist.init_process_group("nccl" if device.type == "cuda" else "gloo")
+
+
+def end_process_group() -> None:
+    """Leaves the process group, if any, after all ranks have come so far."""
+    if dist.is_initialized():
+        dist.barrier()
+        dist.destroy_process_group()

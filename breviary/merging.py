@@ -111,6 +111,9 @@ class MergingCompressor(Compressor):
         found = encoder.problems()
         if found:
             return [problem.replace("backbone.path", "compressor.encoder") for problem in found]
+        if settings["encoder_layers"] > encoder.config.num_hidden_layers:
+            found.append(f"compressor.encoder_layers={settings['encoder_layers']}: compressor.encoder="
+                         f"{settings['encoder']} has {encoder.config.num_hidden_layers} layers; give at most so many")
         widths = encoder.config.hidden_size, backbone.config.hidden_size
         if widths[0] != widths[1]:
             found.append(f"compressor.encoder={settings['encoder']}: its width {widths[0]} differs from the decoder's "
@@ -126,6 +129,8 @@ class MergingCompressor(Compressor):
         if settings["join"] == "depth":
             return max(positions - others, 0)
         by_slots = fitting_context(settings, max(positions - others, 0))
+        if settings["encoder"] is not None:  # it reads a segment and the question
+            positions = min(positions, Backbone(settings["encoder"]).config.max_position_embeddings)
         by_segment = None if settings["segment_size"] + others <= positions else max(positions - others, 0)
         limits = [limit for limit in (by_slots, by_segment) if limit is not None]
         return min(limits) if limits else None

@@ -151,11 +151,13 @@ def interval(numerator: np.ndarray, denominator: np.ndarray, seed: int, resample
     """Ratio of sums over examples with its 95% percentile bootstrap interval, examples resampled.
 
     numerator, denominator  (n,); a mean is the case of a denominator of ones
-    Returns {"value", "low", "high"}; where there is nothing to resample (one example, all alike) the
-    three are equal. Equal seeds resample the same examples: differences between readers are paired.
+    Returns {"value", "low", "high"}; where there is nothing to resample (one example, all alike, a value
+    that is not finite) the three are equal. Equal seeds resample the same examples: differences between
+    readers are paired.
     """
     value = float(numerator.sum() / denominator.sum())
-    if np.ptp(numerator) == 0 and np.ptp(denominator) == 0:  # scipy refuses n = 1
+    alike = np.ptp(numerator) == 0 and np.ptp(denominator) == 0  # scipy refuses n = 1
+    if alike or not math.isfinite(value):
         return {"value": value, "low": value, "high": value}
     low, high = bootstrap(
         (numerator, denominator), lambda top, bottom, axis: top.sum(axis) / bottom.sum(axis),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import defaultdict
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any
@@ -18,6 +19,7 @@ TITLES = {"em": "EM", "em_contains": "EM contains", "f1": "F1", "rouge_l": "ROUG
 PHASES = ("encode_ms", "compress_ms", "prefill_ms", "decode_ms")
 COPIED = ("asked_ratio", "effective_ratio", "memory_slots", "memory_bytes", "truncated", "run")
 WIDE = 1000  # columns we lay out for: rich never folds or cuts a cell, a narrow terminal wraps by itself
+MANY_RUNS = 12  # more are told in sum
 NOTHING = "-"
 
 
@@ -53,13 +55,12 @@ def short(value: float | None, digits: int = 2) -> str:
 
 
 def score_cell(flat: dict[str, Any], name: str) -> str:
-    """A metric with its spread: ".71 [.64, .77]" (95% interval), ".71 ± .02" (deviation over seeds), ".71" (none)."""
-    value = short(flat[name])
+    """A metric with its spread: ".71 [.64, .77]" (95% interval), ".714 ± .020" (over seeds), ".71" (none)."""
     if flat.get(f"{name}_std") is not None:
-        return f"{value} ± {short(flat[f'{name}_std'])}"
+        return f"{short(flat[name], 3)} ± {short(flat[f'{name}_std'], 3)}"
     if flat.get(f"{name}_low") is None:
-        return value
-    return f"{value} [{short(flat[f'{name}_low'])}, {short(flat[f'{name}_high'])}]"
+        return short(flat[name])
+    return f"{short(flat[name])} [{short(flat[f'{name}_low'])}, {short(flat[f'{name}_high'])}]"
 
 
 def ratio_cell(ratio: float | None) -> str:
@@ -147,17 +148,21 @@ def markdown_table(rows: list[dict[str, Any]]) -> str:
 
 def notes(rows: list[dict[str, Any]]) -> list[str]:
     """One sentence for each row whose prompts did not all fit."""
-    return [f"{r['reader']}: {r['truncated']} of {r['n']} prompts cut in the middle" for r in rows if r["truncated"]]
+    return [f"{r['reader']}: {r['truncated']} of {r['n']} prompts were cut" for r in rows if r["truncated"]]
 
 
 def run_lines(rows: list[dict[str, Any]]) -> list[str]:
-    """Which run each reader comes from, "run FOLDER: reader, reader"."""
-    readers: dict[str, list[str]] = {}
+    """Which run each reader comes from, "run FOLDER: reader, reader"; of many runs, how many and where."""
+    readers: dict[str, dict[str, None]] = defaultdict(dict)
+    runs: dict[str, dict[str, None]] = defaultdict(dict)
     for r in rows:
         for run in r.get("runs") or [r["run"]]:
-            if r["reader"] not in readers.setdefault(str(run), []):
-                readers[str(run)].append(r["reader"])
-    return [f"run {run}: {', '.join(names)}" for run, names in readers.items()]
+            readers[str(run)][r["reader"]] = None
+            runs[r["reader"]][str(run)] = None
+    if len(readers) <= MANY_RUNS:
+        return [f"run {run}: {', '.join(names)}" for run, names in readers.items()]
+    return [f"{len(folders)} runs below {', '.join(dict.fromkeys(str(Path(f).parent) for f in folders))}: {reader}"
+            if len(folders) > 1 else f"run {next(iter(folders))}: {reader}" for reader, folders in runs.items()]
 
 
 def _has_seeds(rows: list[dict[str, Any]]) -> bool:

@@ -2,8 +2,22 @@
 
 from __future__ import annotations
 
+import contextlib
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from hydra import compose, initialize_config_dir
+from omegaconf import DictConfig, OmegaConf
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
+from torch import Tensor, nn
 from transformers import PreTrainedTokenizerFast
+
+from breviary.build import build_backbone, build_reader, compressor_class
+from breviary.contract import Batch, Compressor, Generation, Reader
+
+CONFIGS = Path(__file__).resolve().parents[1] / "configs"
 
 _TEXT = (
     "Question: What is the favourite colour of Zorvane? Answer: green. For the town of Velkeld the official metal "
@@ -32,3 +46,91 @@ def tiny_tokenizer() -> PreTrainedTokenizerFast:
     return PreTrainedTokenizerFast(
         tokenizer_object=tokenizer, bos_token="<s>", eos_token="</s>", pad_token="</s>",
         clean_up_tokenization_spaces=False)
+
+
+def compose_tiny(overrides: Sequence[str] = (), config: str = "train") -> DictConfig:
+    """Configuration `config` with `overrides`, on a tiny backbone of 4 layers of which 2 read the context."""
+    with initialize_config_dir(str(CONFIGS), version_base="1.3"):
+        cfg = compose(config, ["backbone.layers=4", *overrides])
+    asked = any(override.startswith("compressor.encoder_layers=") for override in overrides)
+    if "encoder_layers" in cfg.compressor and not asked:
+        cfg.compressor.encoder_layers = 2
+    return cfg
+
+
+def tiny_reader(cfg: DictConfig) -> Reader:
+    """The reader of a composed configuration, in training mode."""
+    backbone = build_backbone(cfg)
+    return build_reader(cfg, backbone, backbone.tokenizer())
+
+
+def compressor_forms(only_compressors: bool = False) -> dict[str, list[str]]:
+    """{name: overrides} of every YAML in configs/compressor, at both joins where it has the key.
+
+    only_compressors leaves out readers that are no `Compressor`.
+    """
+    forms = {}
+    for file in sorted((CONFIGS / "compressor").glob("*.yaml")):
+        settings = OmegaConf.load(file)
+        if only_compressors and not issubclass(compressor_class(OmegaConf.create({"compressor": settings})), Compressor):
+            continue
+        joins = ("input", "depth") if "join" in settings else (None,)
+        for join in joins:
+            overrides = [f"compressor={file.stem}"] + ([f"compressor.join={join}"] if join else [])
+            forms[f"{file.stem}-{join}" if join else file.stem] = overrides
+    return forms
+
+
+@torch.no_grad()
+def disturb(module: nn.Module, scale: float = 0.05, seed: int = 1) -> None:
+    """Adds noise to every trained weight, in place: a fresh adapter's B is 0, and with it A's gradient."""
+    generator = torch.Generator().manual_seed(seed)
+    for parameter in module.parameters():
+        if parameter.requires_grad:
+            parameter += scale * torch.randn(parameter.shape, generator=generator)
+
+
+class _Recorder:
+    """A tokenizer that keeps the ids of the latest batch it decoded."""
+
+    def __init__(self, tokenizer: Any):
+        self._tokenizer = tokenizer
+        self.ids: list[list[int]] = []
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._tokenizer, name)
+
+    def batch_decode(self, ids: list[list[int]], **kwargs: Any) -> list[str]:
+        self.ids = [list(row) for row in ids]
+        return self._tokenizer.batch_decode(ids, **kwargs)
+
+
+@contextlib.contextmanager
+def recorded_ids(reader: Reader) -> Iterator[_Recorder]:
+    """Gives an object whose `ids` are those of the reader's latest answers, end tokens included."""
+    tokenizer, recorder = reader.tokenizer, _Recorder(reader.tokenizer)
+    reader.tokenizer = recorder
+    try:
+        yield recorder
+    finally:
+        reader.tokenizer = tokenizer
+
+
+def greedy_ids(reader: Reader, batch: Batch, tokens: int = 6) -> list[list[int]]:
+    """Ids of the greedy answers of at most `tokens` tokens, one list a row."""
+    with recorded_ids(reader) as recorder:
+        reader.answer(batch, Generation(max_new_tokens=tokens))
+    return recorder.ids
+
+
+def row_ids(batch: Batch, row: int, *parts: str) -> Tensor:
+    """The real tokens of the named parts of one row, in that order, (N,)."""
+    tokens = [getattr(batch, part) for part in parts]
+    return torch.cat([part.ids[row][part.mask[row]] for part in tokens])
+
+
+@torch.no_grad()
+def plain_nll(model: nn.Module, prompt_ids: Tensor, answer_ids: Tensor) -> Tensor:
+    """Summed negative log likelihood that a Hugging Face causal model gives `answer_ids` (A,) after `prompt_ids` (N,)."""
+    logits = model(torch.cat([prompt_ids, answer_ids])[None]).logits[0, len(prompt_ids) - 1 : -1]
+    return nn.functional.cross_entropy(logits.float(), answer_ids, reduction="sum")

@@ -10,6 +10,7 @@ What differs from a plain Trainer, and why:
 
 from __future__ import annotations
 
+import functools
 import itertools
 import json
 import os
@@ -26,7 +27,7 @@ from transformers import PrinterCallback, ProgressCallback, Trainer, TrainerCall
 
 from breviary.checkpoint import load_trained, save_trained
 from breviary.contract import Batch, Generation, Reader
-from breviary.distributed import all_ranks_rows, rank, sum_over_ranks, world_size
+from breviary.distributed import all_ranks_rows, full_weight, rank, sum_over_ranks, world_size
 from breviary.evaluation import evaluate
 from breviary.progress import ProgressLine
 from breviary.results import summarise
@@ -145,6 +146,12 @@ class ReaderTrainer(Trainer):
     def _note(self, name: str, value: torch.Tensor) -> None:
         self.step_statistics[name] = self.step_statistics.get(name, 0) + value.detach()
 
+    def global_statistics(self) -> dict[str, float]:
+        """This step's loss terms, slots and context tokens over all micro-batches and ranks; called by every rank."""
+        names = sorted(self.step_statistics)
+        values = torch.stack([torch.as_tensor(self.step_statistics[name], dtype=torch.float64) for name in names])
+        return dict(zip(names, sum_over_ranks(values).tolist()))
+
     # -------------------------------------------------------------- validation, checkpoints
 
     def evaluate(self, *args: Any, **kwargs: Any) -> dict[str, float]:
@@ -161,12 +168,36 @@ class ReaderTrainer(Trainer):
         self.control = self.callback_handler.on_evaluate(self.args, self.state, self.control, metrics)
         return metrics
 
-    def _save(self, output_dir: str | None = None, state_dict: dict | None = None) -> None:
+    def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
+        """Writes the trained weights, in float32, on rank 0; every rank takes part, as ZeRO gathers them."""
+        state = {}
+        for name, parameter in self.reader.named_parameters():
+            if parameter.requires_grad:
+                weight = full_weight(parameter)
+                if self.args.should_save:
+                    state[name] = weight.cpu()
         if self.args.should_save:
-            save_trained(output_dir or self.args.output_dir, self.reader, self.fingerprint, state_dict)
+            save_trained(output_dir or self.args.output_dir, self.reader, self.fingerprint, state)
 
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: Any = None) -> None:
         load_trained(resume_from_checkpoint, self.reader, self.fingerprint)
+
+    def _prepare_for_training(self, max_steps: int, train_dataloader: Any, resume_from_checkpoint: str | None) -> Any:
+        """As the Trainer's; DeepSpeed's own checkpoints hold masters and optimizer, no frozen weights."""
+        if not self.is_deepspeed_enabled:
+            return super()._prepare_for_training(max_steps, train_dataloader, resume_from_checkpoint)
+        if resume_from_checkpoint:
+            self._load_from_checkpoint(resume_from_checkpoint)
+        prepared = super()._prepare_for_training(max_steps, train_dataloader, None)
+        engine = self.model_wrapped
+        engine.save_checkpoint = functools.partial(engine.save_checkpoint, exclude_frozen_parameters=True)
+        if resume_from_checkpoint:
+            folder, _ = engine.load_checkpoint(resume_from_checkpoint, load_module_strict=False)
+            if folder is None:
+                raise ValueError(f"{resume_from_checkpoint}: no DeepSpeed state in this checkpoint; a run is resumed "
+                                 "with the engine that it was started with (init_from takes weights alone)")
+            self._load_optimizer_and_scheduler(resume_from_checkpoint)
+        return prepared
 
 
 class RunLog(TrainerCallback):
@@ -176,6 +207,7 @@ class RunLog(TrainerCallback):
         self.file = folder / "metrics.jsonl"
         self.trainer: ReaderTrainer | None = None
         self.line: ProgressLine | None = None
+        self.statistics: dict[str, float] = {}
 
     def on_train_begin(self, args: TrainingArguments, state: Any, control: Any, **kwargs: Any) -> None:
         """Starts the clock; drops lines that a killed run wrote after the checkpoint it resumes from."""
@@ -186,14 +218,14 @@ class RunLog(TrainerCallback):
 
     def on_step_end(self, args: TrainingArguments, state: Any, control: Any, **kwargs: Any) -> None:
         """Counts tokens."""
-        statistics = self.trainer.step_statistics
-        self.line.add(float(statistics["context_tokens"]) * args.world_size, float(statistics["slots"]) * args.world_size)
+        self.statistics = self.trainer.global_statistics()
+        self.line.add(self.statistics["context_tokens"], self.statistics["slots"])
 
     def on_log(self, args: TrainingArguments, state: Any, control: Any, logs: dict[str, Any], **kwargs: Any) -> None:
         """Writes both lines, on rank 0."""
         if not state.is_world_process_zero or "train_runtime" in logs:
             return
-        parts = {name: float(value) for name, value in self.trainer.step_statistics.items()
+        parts = {name: value for name, value in self.statistics.items()
                  if name not in ("slots", "context_tokens", "answer")}
         row = {"step": state.global_step, **{k: v for k, v in logs.items() if k != "epoch"}, **parts}
         row |= self.line.measures()
@@ -210,7 +242,7 @@ def training_arguments(cfg: DictConfig, folder: Path, half_deepspeed: bool, devi
     deepspeed = OmegaConf.to_container(cfg.engine.deepspeed, resolve=True) if cfg.engine.deepspeed else None
     os.environ["WANDB_MODE"] = t.wandb
     os.environ.setdefault("WANDB_PROJECT", "breviary")
-    return TrainingArguments(
+    arguments = TrainingArguments(
         output_dir=str(folder / "checkpoints"), max_steps=t.steps, per_device_train_batch_size=t.batch_size,
         gradient_accumulation_steps=t.accumulation, optim=OPTIMIZERS[t.optimizer], learning_rate=t.learning_rate,
         lr_scheduler_type=SCHEDULES[t.schedule], warmup_steps=round(t.warmup * t.steps), weight_decay=t.weight_decay,
@@ -223,3 +255,6 @@ def training_arguments(cfg: DictConfig, folder: Path, half_deepspeed: bool, devi
         bf16=half_deepspeed, deepspeed=deepspeed, ddp_find_unused_parameters=False, ddp_backend=None,
         dataloader_pin_memory=device.type == "cuda",
     )
+    # One process uses one GPU, however many there are: the Trainer would wrap the reader in nn.DataParallel.
+    arguments._n_gpu = min(arguments.n_gpu, 1)
+    return arguments

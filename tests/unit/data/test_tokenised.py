@@ -82,6 +82,10 @@ def test_without_gold_marks_every_occurrence_counts(answers, lost):
     assert cut("a b c d e f g h i j", 4, "middle", answers=answers)["gold_lost"] == lost
 
 
+def test_an_answer_that_the_cut_puts_together_is_not_kept():
+    assert cut("a su q sun r t n b", 4, "middle", answers=("sun",))["gold_lost"]  # "a su" and "n b" are left
+
+
 def examples() -> list[Example]:
     fact = "The sun is yellow."
     filler = " The moon is white." * 20

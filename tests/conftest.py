@@ -1,0 +1,65 @@
+"""Fixtures that several test files share. Everything is tiny, on the CPU, and offline."""
+
+import os
+
+os.environ |= {"HF_HUB_OFFLINE": "1", "TRANSFORMERS_OFFLINE": "1", "HF_DATASETS_OFFLINE": "1",
+               "WANDB_MODE": "disabled", "TOKENIZERS_PARALLELISM": "false", "DS_ACCELERATOR": "cpu",
+               "CUDA_VISIBLE_DEVICES": ""}
+
+import datasets
+import pytest
+
+from breviary.contract import Example
+from breviary.testing import compose_tiny, tiny_reader, tiny_tokenizer
+from data.collate import Collator
+from data.invented_facts import InventedFacts
+from data.prompts import Prompt
+
+datasets.disable_progress_bars()
+
+
+@pytest.fixture
+def compose(tmp_path):
+    """compose(overrides, config="train") -> a configuration on the tiny backbone that writes into tmp_path only."""
+    def composed(overrides=(), config="train"):
+        paths = [f"paths.outputs={tmp_path}/outputs", f"paths.cache={tmp_path}/cache"]
+        return compose_tiny([*paths, *overrides], config)
+
+    return composed
+
+
+@pytest.fixture
+def build(compose):
+    """build(overrides) -> the reader of that configuration, in training mode."""
+    return lambda overrides=(): tiny_reader(compose(overrides))
+
+
+@pytest.fixture(scope="session")
+def tokenizer():
+    return tiny_tokenizer()
+
+
+@pytest.fixture(scope="session")
+def ragged_examples():
+    """Contexts of 3, 1 and 2 facts, of one word (shorter than any ratio) and of nothing; ragged questions, answers."""
+    facts = [InventedFacts(facts=n).examples("train")[n] for n in (3, 1, 2)]
+    word = Example("word", "red", "Which word?", ("red and nothing but red",))
+    empty = Example("empty", "", "What is the official metal of the town of Velkeld?", ("tin",))
+    return [facts[0], empty, facts[1], word, facts[2]]
+
+
+@pytest.fixture(scope="session")
+def collate(tokenizer):
+    """collate(examples, side="right", pad_id=the end token, **prompt) -> Batch."""
+    def collated(examples, side="right", pad_id=tokenizer.eos_token_id, **prompt):
+        shown = Prompt(**prompt)
+        items = [{**shown.tokenise(example, tokenizer), "example": example} for example in examples]
+        return Collator(pad_id, side)(items)
+
+    return collated
+
+
+@pytest.fixture
+def ragged(ragged_examples, collate):
+    """The ragged examples as one batch, padded on the right with the end token."""
+    return collate(ragged_examples)

@@ -1,0 +1,257 @@
+"""What every reader of configs/compressor keeps to, at every join it has."""
+
+from dataclasses import replace
+
+import pytest
+import torch
+
+from breviary.budget import Budget
+from breviary.checkpoint import load_trained, save_trained
+from breviary.contract import Context, Question
+from breviary.testing import compressor_forms, disturb, greedy_ids
+from breviary.vector_reader import ContextCache
+
+ALL, VECTOR = compressor_forms(), compressor_forms(only_compressors=True)
+MERGING = {name: overrides for name, overrides in VECTOR.items() if name.split("-")[0] in ("comi", "mean_pool")}
+# COMI's published rule may drop groups; with a token reserved for each its budget is exact.
+EXACT = {name: overrides + (["compressor.min_group_size=1"] if name.startswith("comi") else [])
+         for name, overrides in MERGING.items()}
+VARIANTS = {
+    "comi-quirks": ["compressor=comi", "compressor.quirks=true"],
+    "comi-learned": ["compressor=comi", "compressor.join=depth", "compressor.learned_weights=merge"],
+    "comi-slots-segments": ["compressor=comi", "compressor.join=depth", "compressor.ratio=null", "compressor.slots=3",
+                            "compressor.segment_size=16"],
+    "mean-segments": ["compressor=mean_pool", "compressor.segment_size=16"],
+    "mean-consecutive": ["compressor=mean_pool", "compressor.join=depth", "compressor.slot_positions=consecutive"],
+    "truncate-slots": ["compressor=truncate", "compressor.ratio=null", "compressor.slots=3"],
+}
+ANY = {**ALL, **VARIANTS}
+
+
+def each(forms):
+    return pytest.mark.parametrize("overrides", forms.values(), ids=forms.keys())
+
+
+def context_of(batch):
+    return Context(batch.context.ids, batch.context.mask, batch.prefix)
+
+
+def encoded_states(reader, batch):
+    with torch.no_grad():
+        return reader.compressor.encode(context_of(batch)).states
+
+
+# ------------------------------------------------------------------ batches
+
+
+@each(ANY)
+def test_a_batch_of_n_equals_n_batches_of_one(build, overrides, ragged_examples, collate):
+    reader = build(overrides).eval()
+    disturb(reader)
+    alone = [collate([example]) for example in ragged_examples]
+    with torch.no_grad():
+        single = [reader.loss(batch) for batch in alone]
+        ids = [greedy_ids(reader, batch)[0] for batch in alone]
+        for batch in (collate(ragged_examples), collate(ragged_examples, side="left"),
+                      collate(ragged_examples, pad_id=7)):
+            together = reader.loss(batch)
+            torch.testing.assert_close(together.nll, torch.cat([one.nll for one in single]), rtol=1e-5, atol=0)
+            for counted in ("tokens", "slots", "context_tokens"):
+                assert getattr(together, counted).tolist() == [getattr(one, counted).item() for one in single]
+            assert greedy_ids(reader, batch) == ids
+
+
+@each(ANY)
+def test_losses_are_finite_and_counted(build, overrides, ragged):
+    reader = build(overrides)
+    output = reader.loss(ragged)
+    assert torch.isfinite(output.nll).all() and (output.nll > 0).all()
+    terms, counts = output.terms(), reader.counts(ragged)
+    assert terms.keys() == counts.keys()
+    for name, (value, count) in terms.items():
+        assert torch.isfinite(value) and int(count) == int(counts[name])
+    assert output.tokens.tolist() == ragged.answer.mask.sum(1).tolist()
+
+
+# ------------------------------------------------------------------ gradients
+
+
+def declared(reader, mode):
+    """Names of the decoder's weights that `decoder.train` declares as trained."""
+    names = [name for name, _ in reader.named_parameters() if name.startswith("decoder.")]
+    rule = {
+        "lora": lambda name: "lora_" in name,
+        "attention": lambda name: any(f".self_attn.{p}_proj." in name for p in "qkvo"),
+        "frozen": lambda name: False,
+        "full": lambda name: True,
+    }[mode]
+    return {name for name in names if rule(name)}
+
+
+@pytest.mark.parametrize("mode", ["lora", "attention", "frozen", "full"])
+@each({**ALL, "comi-learned": VARIANTS["comi-learned"]})
+def test_gradients_reach_exactly_what_is_declared(build, overrides, mode, ragged):
+    reader = build([*overrides, f"decoder.train={mode}"])
+    disturb(reader)
+    trained = {name for name, parameter in reader.named_parameters() if parameter.requires_grad}
+    assert {name for name in trained if name.startswith("decoder.")} == declared(reader, mode)
+    total = sum(value for value, _ in reader.loss(ragged).terms().values())
+    assert total.requires_grad == bool(trained)
+    if trained:
+        total.backward()
+    reached = {name for name, parameter in reader.named_parameters() if parameter.grad is not None}
+    assert reached == trained
+    zero = [name for name, parameter in reader.named_parameters() if name in trained and not parameter.grad.any()]
+    assert not zero
+
+
+@pytest.mark.parametrize("name", ["mean_pool", "comi"])
+@pytest.mark.parametrize("mode", ["full", "lora", "frozen"])
+def test_the_encoder_is_trained_as_told(build, name, mode, ragged):
+    reader = build([f"compressor={name}", f"compressor.encoder_train={mode}", "decoder.train=frozen"])
+    encoder = {name: parameter.requires_grad for name, parameter in reader.compressor.reading.encoder.named_parameters()}
+    assert encoder and all(on == (mode == "full" or (mode == "lora" and "lora_" in name)) for name, on in encoder.items())
+    assert all(parameter.requires_grad for parameter in reader.compressor.reading.lsa.parameters())
+
+
+# ------------------------------------------------------------------ checkpoints
+
+
+@each(ANY)
+def test_saved_and_loaded_is_the_same_reader(build, overrides, ragged, tmp_path):
+    reader, fresh = build(overrides).eval(), build([*overrides, "seed=7"]).eval()
+    disturb(reader)
+    fingerprint = {"name": "tiny", "sha256": "0"}
+    save_trained(tmp_path, reader, fingerprint)
+    load_trained(tmp_path, fresh, fingerprint)
+    with torch.no_grad():
+        assert torch.equal(fresh.loss(ragged).nll, reader.loss(ragged).nll)
+    assert greedy_ids(fresh, ragged) == greedy_ids(reader, ragged)
+
+
+# ------------------------------------------------------------------ reading
+
+
+@each(VECTOR)
+def test_states_of_a_context_do_not_depend_on_the_question(build, overrides, ragged_examples, collate):
+    reader = build(overrides).eval()
+    others = [replace(example, question="Which bell?") for example in ragged_examples]
+    assert torch.equal(encoded_states(reader, collate(ragged_examples)), encoded_states(reader, collate(others)))
+
+
+@each(VECTOR)
+def test_states_before_a_changed_token_stay(build, overrides, ragged):
+    reader = build(overrides).eval()
+    before = encoded_states(reader, ragged)
+    t = 9
+    assert ragged.context.lengths[0] > t + 1
+    ragged.context.ids[0, t] += 1
+    after = encoded_states(reader, ragged)
+    assert torch.equal(before[0, 0, :t], after[0, 0, :t])
+    assert not torch.equal(before[0, 0, t], after[0, 0, t])
+    assert torch.equal(before[1:], after[1:])
+
+
+@each({name: overrides for name, overrides in MERGING.items() if name.startswith("comi")})
+def test_comi_looks_at_the_question(build, overrides, ragged_examples, collate):
+    reader = build(overrides).eval()
+    memories = []
+    for asked in ("Which bell of the ship?", "What is yellow?"):
+        batch = collate([replace(example, question=asked) for example in ragged_examples])
+        with torch.no_grad():
+            states = reader.decoder.embed(batch.prompt.ids)
+            question = Question(batch.query.ids, batch.query.mask, states, batch.prompt.mask)
+            memories.append(reader.compressor.compress(reader.compressor.encode(context_of(batch)), question))
+    assert not torch.allclose(memories[0].embeds[0], memories[1].embeds[0], rtol=1e-3)
+
+
+@each(VECTOR | VARIANTS)
+def test_kept_contexts_equal_contexts_read_anew(build, overrides, ragged_examples, collate):
+    """Mixed lengths, a context asked twice in one batch, and batches that find some, all or none kept."""
+    reader = build(overrides).eval()
+    disturb(reader)
+    rows = [ragged_examples[i] for i in (3, 0, 3, 4)], [ragged_examples[i] for i in (0, 1, 2)], ragged_examples
+    with torch.no_grad():
+        plain = [reader.loss(collate(examples)).nll for examples in rows]
+        answers = [greedy_ids(reader, collate(examples)) for examples in rows]
+        reader.context_cache = ContextCache(capacity=4)
+        reused = []
+        for examples, nll, ids in zip(rows, plain, answers):
+            torch.testing.assert_close(reader.loss(collate(examples)).nll, nll, rtol=1e-5, atol=1e-6)
+            reused.append(reader.context_cache.reused)
+            assert greedy_ids(reader, collate(examples)) == ids
+    assert reused[0] == [False, False, True, False]
+    assert reused[1] == [True, False, False]
+
+
+# ------------------------------------------------------------------ budgets
+
+
+def ceil(a, b):
+    return -(-a // b)
+
+
+@pytest.mark.parametrize("ratio", [1, 3, 4, 50])
+@each({**EXACT, "truncate": VECTOR["truncate"]})
+def test_slots_are_the_ceiling_of_tokens_by_ratio(build, overrides, ratio, ragged):
+    reader = build([*overrides, f"compressor.ratio={ratio}"]).eval()
+    footprint = reader.footprint(ragged)
+    lengths = ragged.context.lengths.tolist()
+    assert footprint.context_tokens.tolist() == lengths
+    assert footprint.memory_slots.tolist() == [ceil(length, ratio) for length in lengths]
+    assert footprint.asked_ratio == reader.asked_ratio == ratio
+    assert footprint.effective_ratio == pytest.approx(sum(lengths) / sum(ceil(length, ratio) for length in lengths))
+    layers = 4 - reader.compressor.layer  # float32, 2 key/value heads of width 16, keys and values
+    assert footprint.memory_bytes.tolist() == [ceil(n, ratio) * layers * 2 * 2 * 16 * 4 for n in lengths]
+    with torch.no_grad():
+        assert reader.loss(ragged).slots.tolist() == footprint.memory_slots.tolist()
+
+
+@each({**MERGING, "truncate": VECTOR["truncate"]})
+@pytest.mark.parametrize("slots", [1, 3, 64])
+def test_a_budget_in_slots_is_kept(build, overrides, slots, ragged):
+    reader = build([*overrides, "compressor.ratio=null", f"compressor.slots={slots}"]).eval()
+    found = reader.footprint(ragged)
+    assert (found.memory_slots <= slots).all() and (found.memory_slots <= found.context_tokens).all()
+    assert (found.memory_slots[found.context_tokens > 0] > 0).all()
+    assert found.asked_ratio is None and reader.asked_ratio is None
+
+
+@each(EXACT)
+def test_a_budget_in_slots_counts_the_whole_context(build, overrides, ragged):
+    """Segments share it: at most one slot more per further segment."""
+    reader = build([*overrides, "compressor.ratio=null", "compressor.slots=3", "compressor.segment_size=16"]).eval()
+    for slots, tokens in zip(reader.footprint(ragged).memory_slots.tolist(), ragged.context.lengths.tolist()):
+        ratio = max(ceil(tokens, 3), 1)
+        parts = [min(16, tokens - start) for start in range(0, tokens, 16)]
+        assert slots == sum(ceil(part, ratio) for part in parts) <= 3 + max(len(parts) - 1, 0)
+
+
+@each(EXACT)
+def test_segments_have_slots_of_their_own(build, overrides, ragged):
+    reader = build([*overrides, "compressor.segment_size=10", "compressor.ratio=4"]).eval()
+    expected = [sum(ceil(min(10, n - start), 4) for start in range(0, n, 10)) for n in ragged.context.lengths.tolist()]
+    assert reader.footprint(ragged).memory_slots.tolist() == expected
+
+
+@each(MERGING)
+def test_a_context_within_one_segment_is_read_as_without_segments(build, overrides, ragged):
+    longest = int(ragged.context.lengths.max())
+    with torch.no_grad():
+        nll = [build([*overrides, f"compressor.segment_size={size}"]).loss(ragged).nll for size in (longest, 10_000)]
+        cut = build([*overrides, f"compressor.segment_size={longest // 2}"]).loss(ragged).nll
+    assert torch.equal(*nll)
+    assert not torch.allclose(cut[0], nll[0][0], rtol=1e-4)
+
+
+def test_drawn_ratios_are_for_training_only(build, ragged):
+    reader = build(["compressor=mean_pool", "compressor.ratio=2", "compressor.ratio_choices=[8,16]"])
+    reader.begin_step(3, 42)
+    drawn = Budget(2, None, [8, 16])
+    drawn.begin_step(3, 42)
+    slots = reader.loss(ragged).slots.tolist()
+    assert drawn.asked(True) in (8, 16) and reader.asked_ratio == drawn.asked(True)
+    assert slots == [ceil(n, drawn.asked(True)) for n in ragged.context.lengths.tolist()]
+    reader.eval()
+    assert reader.asked_ratio == 2
+    assert reader.loss(ragged).slots.tolist() == [ceil(n, 2) for n in ragged.context.lengths.tolist()]

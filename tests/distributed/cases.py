@@ -1,0 +1,143 @@
+"""What is trained on one process and on two, and what is kept of it for the comparison."""
+
+from __future__ import annotations
+
+import random
+from pathlib import Path
+from typing import Any
+
+import torch
+from hydra import compose, initialize_config_dir
+from transformers import TrainerCallback
+from transformers.integrations.deepspeed import unset_hf_deepspeed_config
+
+from breviary.build import build_backbone, build_reader
+from breviary.contract import Example
+from breviary.distributed import end_process_group, full_weight, prepare_deepspeed, rank, start_process_group
+from breviary.training import ReaderTrainer, RunLog, training_arguments
+from data.collate import Collator
+
+ROOT = Path(__file__).resolve().parents[2]
+STEPS, EXAMPLES_PER_STEP = 3, 4
+SEGMENT = 16
+
+COMMON = [
+    "backbone=tiny", "backbone.layers=3", "decoder.lora_rank=4", f"train.steps={STEPS}", "train.optimizer=sgd",
+    "train.learning_rate=0.02", "train.weight_decay=0", "train.log_every=1", "train.eval_examples=0",
+    "train.max_grad_norm=0", "train.length_grouped=false",
+]
+COMI = ["compressor=comi", "compressor.encoder_layers=2", f"compressor.segment_size={SEGMENT}", "compressor.ratio=2"]
+
+# Two data orders. ragged: rank 0's contexts take one segment, rank 1's three. empty: some contexts have no token.
+CASES: dict[str, tuple[list[str], str]] = {
+    "comi_input": (COMI, "ragged"),
+    "comi_input_checkpointed": ([*COMI, "train.gradient_checkpointing=true"], "ragged"),
+    "comi_depth_checkpointed": ([*COMI, "compressor.join=depth", "train.gradient_checkpointing=true"], "ragged"),
+    "comi_depth_slots_clipped": ([*COMI, "compressor.join=depth", "compressor.ratio=null", "compressor.slots=5",
+                                  "train.max_grad_norm=1.0"], "empty"),
+    "mean_pool_slots": (["compressor=mean_pool", "compressor.encoder_layers=1", "compressor.ratio=null",
+                         "compressor.slots=4", "train.schedule=constant", "train.warmup=0"], "empty"),
+    "no_context_full": (["compressor=no_context", "decoder.train=full"], "ragged"),
+}
+
+
+class Items(torch.utils.data.Dataset):
+    """Random tokens. Answers are of 1 to 9 tokens, so that every micro-batch has another count."""
+
+    def __init__(self, order: str) -> None:
+        rng = random.Random(0)
+        self.items = []
+        for index in range(STEPS * EXAMPLES_PER_STEP):
+            on_rank_1 = index % 2  # batches of one example go to the ranks in turn
+            length = rng.randint(2 * SEGMENT + 1, 3 * SEGMENT) if on_rank_1 else rng.randint(5, SEGMENT)
+            if order == "empty" and index % 4 in (0, 3):
+                length = 0
+            sizes = dict(prefix=2, context=length, query=rng.randint(2, 6), prompt=rng.randint(3, 8),
+                         answer=rng.choice([1, 2, 9]))
+            pieces = {name: [rng.randrange(2, 500) for _ in range(size)] for name, size in sizes.items()}
+            self.items.append({**pieces, "evidence": None, "example": Example(f"{index}", "", "", ("",))})
+        self.lengths = [len(item["context"]) for item in self.items]
+
+    def __len__(self) -> int:
+        return len(self.items)
+
+    def __getitem__(self, index: int) -> dict[str, Any]:
+        return self.items[index]
+
+
+class Recorder(ReaderTrainer):
+    """Keeps the gradients of every step, and takes the examples as they stand."""
+
+    def _get_train_sampler(self, train_dataset: Any = None) -> torch.utils.data.SequentialSampler:
+        return torch.utils.data.SequentialSampler(self.train_dataset)
+
+    def _prepare_for_training(self, *args: Any) -> Any:
+        self.gradients: list[dict[str, torch.Tensor]] = []
+        prepared = super()._prepare_for_training(*args)
+        if self.is_deepspeed_enabled:  # its engine steps inside backward
+            step = self.model_wrapped.step
+            self.model_wrapped.step = lambda *a, **k: (self.keep_gradients(), step(*a, **k))
+        return prepared
+
+    def keep_gradients(self) -> None:
+        from deepspeed.utils import safe_get_full_grad
+
+        found = {}
+        for name, parameter in self.reader.named_parameters():
+            if parameter.requires_grad:
+                gradient = safe_get_full_grad(parameter) if self.is_deepspeed_enabled else parameter.grad
+                found[name] = gradient.detach().clone()
+        self.gradients.append(found)
+
+
+class BeforeStep(TrainerCallback):
+    """Asks for the gradients where no DeepSpeed engine does."""
+
+    def __init__(self, trainer: Recorder) -> None:
+        self.trainer = trainer
+
+    def on_pre_optimizer_step(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        if not self.trainer.is_deepspeed_enabled:
+            self.trainer.keep_gradients()
+
+
+def train_cases(engine: str, world: int, folder: Path) -> None:
+    """Every case on this engine; rank 0 writes {case: losses, gradient norms, gradients, weights}."""
+    device = torch.device("cpu")
+    if engine.startswith("zero"):
+        prepare_deepspeed(device)
+    start_process_group(device)
+    results = {}
+    for name, (overrides, order) in CASES.items():
+        results[name] = train_case(engine, world, [*COMMON, *overrides], order, folder / f"{engine}{world}" / name)
+        unset_hf_deepspeed_config()  # with ZeRO-3's still there, the next case's weights would be built in pieces
+    if rank() == 0:
+        torch.save(results, folder / f"{engine}{world}.pt")
+    end_process_group()
+
+
+def train_case(engine: str, world: int, overrides: list[str], order: str, folder: Path) -> dict[str, Any]:
+    """One case: on one process a step is one batch of 4, on two processes it is 2 micro-batches of 1 each."""
+    batch = EXAMPLES_PER_STEP if world == 1 else 1
+    overrides = [*overrides, f"engine={engine}", f"train.batch_size={batch}",
+                 f"train.accumulation={EXAMPLES_PER_STEP // batch // world}"]
+    if engine == "zero3":
+        overrides.append("engine.deepspeed.zero_optimization.stage3_param_persistence_threshold=0")
+    with initialize_config_dir(str(ROOT / "configs"), version_base="1.3"):
+        cfg = compose("train", overrides)
+    folder.mkdir(parents=True, exist_ok=True)
+    backbone = build_backbone(cfg)
+    tokenizer = backbone.tokenizer()
+    reader = build_reader(cfg, backbone, tokenizer)
+    arguments = training_arguments(cfg, folder, False, torch.device("cpu"), validate=False)
+    arguments.save_strategy = "no"
+    trainer = Recorder(reader, arguments, Items(order), Collator(tokenizer.pad_token_id), None, backbone.fingerprint,
+                       False, RunLog(folder))
+    trainer.add_callback(BeforeStep(trainer))
+    trainer.train()
+    logs = [row for row in trainer.state.log_history if "loss" in row]
+    return {
+        "losses": [row["loss"] for row in logs], "norms": [row.get("grad_norm") for row in logs],
+        "gradients": trainer.gradients,
+        "weights": {n: full_weight(p).clone() for n, p in reader.named_parameters() if p.requires_grad},
+    }

@@ -1,0 +1,87 @@
+"""Ranks for the tests: processes forked from one server that has imported everything once (seconds saved per rank)."""
+
+from __future__ import annotations
+
+import multiprocessing
+import os
+import runpy
+import socket
+import sys
+import time
+import traceback
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+ROOT = Path(__file__).resolve().parents[2]
+TIME_LIMIT = 120  # seconds; two ranks that wait for each other would wait for gloo's 30 minutes
+OFFLINE = {
+    "HF_HUB_OFFLINE": "1", "TRANSFORMERS_OFFLINE": "1", "HF_DATASETS_OFFLINE": "1", "WANDB_MODE": "disabled",
+    "TOKENIZERS_PARALLELISM": "false", "OMP_NUM_THREADS": "1", "OMP_WAIT_POLICY": "PASSIVE", "DS_ACCELERATOR": "cpu",
+    "CUDA_VISIBLE_DEVICES": "", "HF_DATASETS_DISABLE_PROGRESS_BARS": "1",
+}
+
+
+def server() -> Any:
+    """The multiprocessing context whose processes start with torch, transformers and DeepSpeed imported."""
+    os.environ.update(OFFLINE, PYTHONPATH=str(ROOT))
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(["train", "eval", "deepspeed", "transformers.trainer"])
+    return context
+
+
+def launch(context: Any, world: int | None, logs: Path, function: Callable[..., None], *args: Any) -> str:
+    """Runs `function(*args)` on `world` ranks (None: one process that was told no rank); gives rank 0's output.
+
+    Raises: AssertionError with a failed rank's output; the other ranks are killed.
+    """
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    logs.mkdir(parents=True, exist_ok=True)
+    files = [logs / f"{port}.{rank}.log" for rank in range(world or 1)]
+    ranks = [context.Process(target=_rank, args=(rank, world, port, files[rank], function, args))
+             for rank in range(world or 1)]
+    for process in ranks:
+        process.start()
+    end = time.monotonic() + TIME_LIMIT
+    while any(p.is_alive() for p in ranks) and not any(p.exitcode for p in ranks) and time.monotonic() < end:
+        time.sleep(0.02)
+    failed = [rank for rank, process in enumerate(ranks) if process.exitcode != 0]
+    for process in ranks:
+        process.kill()
+        process.join()
+    assert not failed, f"ranks {failed} of {function.__name__}{args} failed:\n" + "\n".join(
+        f"--- rank {rank}\n{files[rank].read_text()[-4000:]}" for rank in failed)
+    return files[0].read_text()
+
+
+def run_script(script: str, arguments: list[str], launcher: str = "") -> None:
+    """`python SCRIPT ARGUMENTS` from the checkout's root; with `launcher` = deepspeed, the rank is an argument too."""
+    os.chdir(ROOT)
+    sys.path.insert(0, str(ROOT))
+    rank = [f"--local_rank={os.environ['LOCAL_RANK']}"] if launcher == "deepspeed" else []
+    sys.argv = [script, *rank, *arguments]
+    runpy.run_path(str(ROOT / script), run_name="__main__")
+
+
+def _rank(rank: int, world: int | None, port: int, log: Path, function: Callable[..., None], args: tuple) -> None:
+    with open(log, "w", buffering=1) as stream:
+        os.dup2(stream.fileno(), 1)
+        os.dup2(stream.fileno(), 2)
+    sys.stdout, sys.stderr = (os.fdopen(fd, "w", buffering=1, closefd=False) for fd in (1, 2))
+    import torch
+
+    torch.set_num_threads(1)
+    if world:
+        os.environ.update(RANK=str(rank), LOCAL_RANK=str(rank), WORLD_SIZE=str(world), MASTER_ADDR="127.0.0.1",
+                          MASTER_PORT=str(port))
+    try:
+        function(*args)
+    except BaseException:
+        traceback.print_exc()
+        sys.stderr.flush()
+        os._exit(1)
+    # Left at once: gloo's and DeepSpeed's threads take seconds to end, and there is nothing to be said any more.
+    sys.stdout.flush()
+    os._exit(0)

@@ -1,0 +1,97 @@
+"""Every YAML composes, has its class's keys and no others, and says what each of them means."""
+
+import re
+from pathlib import Path
+
+import pytest
+from hydra import compose as hydra_compose
+from hydra import initialize_config_dir
+from hydra.utils import get_class
+from omegaconf import OmegaConf
+
+from breviary.build import build_backbone, compressor_class
+from breviary.keys import checked_keys, constructor_keys
+
+CONFIGS = Path(__file__).resolve().parents[1] / "configs"
+NAMED = [file for group in ("backbone", "compressor", "dataset", "objective") for file in sorted((CONFIGS / group).glob("*.yaml"))]
+COMMENTED = [file for file in NAMED if file.parent.name != "objective"]
+EXPERIMENTS = sorted((CONFIGS / "experiment").glob("*.yaml"))
+CHOICES = [file for group in ("backbone", "compressor", "dataset", "objective", "engine", "experiment", "debug", "paths")
+           for file in sorted((CONFIGS / group).glob("*.yaml"))]
+
+
+def name_of(file):
+    return str(file.relative_to(CONFIGS).with_suffix(""))
+
+
+def composed(config, *overrides):
+    with initialize_config_dir(str(CONFIGS), version_base="1.3"):
+        return hydra_compose(config, list(overrides))
+
+
+@pytest.mark.parametrize("config", ["train", "eval"])
+@pytest.mark.parametrize("file", CHOICES, ids=name_of)
+def test_every_yaml_composes_and_its_keys_are_known(file, config):
+    cfg = composed(config, f"{file.parent.name}={file.stem}")
+    plain = OmegaConf.to_container(cfg, resolve=True, throw_on_missing=False)
+    assert plain["compressor"]["_target_"] and plain["backbone"]["_target_"] and plain["dataset"]["_target_"]
+    _, problems = checked_keys(cfg)
+    assert not [problem for problem in problems if "???" not in problem and "missing" not in problem.lower()]
+
+
+@pytest.mark.parametrize("file", NAMED, ids=name_of)
+def test_keys_are_the_constructor_s(file):
+    config = OmegaConf.load(file)
+    assert set(config) == set(constructor_keys(get_class(config._target_)))
+
+
+@pytest.mark.parametrize("file", COMMENTED, ids=name_of)
+def test_a_header_and_a_comment_on_every_key(file):
+    header, *lines = file.read_text(encoding="utf-8").splitlines()
+    assert re.match(r"# \w", header)
+    lines = [line for line in lines if not line.startswith("#")]
+    assert lines[0].startswith("_target_: ")
+    assert all(re.match(r"\w+: .*\S +# \S", line) for line in lines[1:]), lines
+
+
+def test_every_key_of_train_and_eval_has_a_comment():
+    for config in ("train", "eval"):
+        lines = (CONFIGS / f"{config}.yaml").read_text(encoding="utf-8").splitlines()
+        own = lines[lines.index("") : lines.index("hydra:") if "hydra:" in lines else None]
+        bare = [line for line in own if re.match(r" *\w+:", line) and not re.search(r"\S +# \S", line)]
+        assert bare == (["limits:"] if config == "train" else [])
+
+
+@pytest.mark.parametrize("file", EXPERIMENTS, ids=name_of)
+def test_experiments_have_a_header_with_their_command(file):
+    text = file.read_text(encoding="utf-8")
+    assert text.startswith("# @package _global_\n")
+    header = text.split("\n\n")[0] if "\n\n" in text else text
+    comments = "\n".join(line for line in header.splitlines() if line.startswith("#"))
+    commands = re.findall(r"(?:python|torchrun|deepspeed) .*train\.py .*experiment=(\w+)", comments)
+    assert file.stem in commands, comments
+    assert "Hardware:" in comments
+
+
+@pytest.mark.parametrize("file", EXPERIMENTS, ids=name_of)
+def test_experiments_name_their_runs_after_themselves(file):
+    assert composed("train", f"experiment={file.stem}").name == file.stem
+
+
+@pytest.mark.parametrize("file", sorted((CONFIGS / "compressor").glob("*.yaml")), ids=name_of)
+def test_the_defaults_of_every_compressor_suit_the_tiny_backbone(file):
+    cfg = composed("train", f"compressor={file.stem}")
+    settings = OmegaConf.to_container(cfg.compressor, resolve=True)
+    settings.pop("_target_")
+    assert compressor_class(cfg).problems(settings, build_backbone(cfg)) == []
+
+
+def test_compressors_spell_shared_keys_alike():
+    """A key that two YAMLs have carries the same comment in both."""
+    comments = {}
+    for file in sorted((CONFIGS / "compressor").glob("*.yaml")):
+        for line in file.read_text(encoding="utf-8").splitlines():
+            key, _, rest = line.partition(":")
+            if "#" in rest and not key.startswith("#"):
+                comments.setdefault(key, set()).add(rest.split("#", 1)[1].strip())
+    assert {key: found for key, found in comments.items() if len(found) > 2} == {}

@@ -1,0 +1,423 @@
+"""Bad input: each mistake one clear sentence, all of a call at once, exit code 2, before any weight is loaded."""
+
+import gzip
+import json
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from transformers import LlamaConfig
+
+import eval as evaluation
+import train as training
+from breviary.backbone import Backbone, TinyBackbone
+from breviary.checkpoint import save_trained
+from breviary.checks import run_for_people
+from breviary.contract import Example, Generation
+from breviary.testing import compressor_forms
+
+ROOT = Path(__file__).resolve().parents[2]
+ROW = {"context": "The sky is blue.", "question": "What colour is the sky?", "answers": ["blue"]}
+SMALL = ["backbone.layers=4", "compressor.encoder_layers=2", "train.steps=2", "train.batch_size=2", "eval_batch_size=2",
+         "generation.max_new_tokens=2"]
+
+
+def call(monkeypatch, tmp_path, entry, *words):
+    """train.py or eval.py on `words`, in this process, writing into tmp_path only; gives the exit code."""
+    paths = [f"paths.outputs={tmp_path}/outputs", f"paths.cache={tmp_path}/cache"]
+    monkeypatch.setattr(sys, "argv", [entry.__file__, *words, *paths])
+    try:
+        run_for_people(entry.main, entry.config_keys)
+    except SystemExit as ended:
+        return ended.code
+    return 0
+
+
+@pytest.fixture
+def refused(monkeypatch, capsys, tmp_path):
+    """refused(entry, *words) -> the sentences of a call that is refused before any weight is loaded."""
+    def loaded(*args, **kwargs):
+        raise AssertionError("weights were loaded")
+
+    def refuse(entry, *words):
+        with monkeypatch.context() as patch:
+            patch.setattr(Backbone, "load", loaded)
+            patch.setattr(TinyBackbone, "load", loaded)
+            code = call(patch, tmp_path, entry, *words)
+        printed = capsys.readouterr()
+        assert (code, printed.out) == (2, ""), printed.err
+        assert printed.err.startswith("error: ") and printed.err.endswith("\n")
+        assert not (tmp_path / "outputs").exists()
+        return printed.err.removeprefix("error: ").removesuffix("\n").split("\nerror: ")
+
+    return refuse
+
+
+def write(path, rows):
+    path.write_text("".join((row if isinstance(row, str) else json.dumps(row)) + "\n" for row in rows))
+    return str(path)
+
+
+def jsonl(tmp_path, rows):
+    """Overrides that train on these rows."""
+    return ["dataset=jsonl", f"dataset.train={write(tmp_path / 'train.jsonl', rows)}", "train.eval_examples=0"]
+
+
+# ------------------------------------------------------------------ keys
+
+
+@pytest.mark.parametrize("words, sentences", [
+    (["compressor.ratoi=8"], ["compressor.ratoi: unknown key; the nearest right one is compressor.ratio"]),
+    # Hydra stops at the first
+    (["compressor=mean_pool", "compressor.lsalayers=8", "train.stepps=8", "seed=1"],
+     ["compressor.lsalayers: unknown key; the nearest right one is compressor.lsa_layers",
+      "train.stepps: unknown key; the nearest right one is train.steps"]),
+    (["compresor=comi"], ["compresor: unknown key; the nearest right one is compressor"]),
+    # keys that Hydra adds when told to
+    (["+compressor.ratoi=8", "+train.stepps=8", "+prompt.templat=a", "+dataset.fact=8", "+backbone.layer=8", "+sead=8",
+      "+compressor.decoder=8", "+engine.kinds=zero"],
+     ["sead: unknown key; the nearest right one is seed",
+      "prompt.templat: unknown key; the nearest right one is prompt.template",
+      "train.stepps: unknown key; the nearest right one is train.steps",
+      "engine.kinds: unknown key; the nearest right one is engine.kind",
+      "backbone.layer: unknown key; the nearest right one is backbone.layers",
+      "compressor.ratoi: unknown key; the nearest right one is compressor.ratio",
+      "compressor.decoder: unknown key; the nearest right one is compressor.encoder",
+      "dataset.fact: unknown key; the nearest right one is dataset.facts"]),
+])
+def test_an_unknown_key_is_told_with_the_nearest_right_one(refused, words, sentences):
+    assert refused(training, *words) == sentences
+
+
+def test_an_unknown_choice_is_told_with_those_there_are(refused):
+    there = ", ".join(sorted(file.stem for file in (ROOT / "configs" / "compressor").glob("*.yaml")))
+    assert refused(training, "compressor=comii") == [
+        f"no such configuration compressor/comii; the nearest right one is comi; there are: {there}"]
+
+
+def test_a_word_that_is_no_override(refused):
+    assert refused(training, "train.steps") == ["Error parsing override 'train.steps' missing EQUAL at '<EOF>'"]
+
+
+def test_values_of_a_wrong_type(refused):
+    assert refused(training, "compressor.ratio=eight", "compressor.coarse=maybe", "train.steps=many", "train.warmup=null",
+                   "train.batch_size=1.5", "limits.max_context_tokens=all", "dataset.facts=four", "train.log_every=???",
+                   "dataset.train_size=4") == [
+        "limits.max_context_tokens=all: must be a whole number or null, e.g. null",
+        "train.steps=many: must be a whole number, e.g. 100",
+        "train.batch_size=1.5: must be a whole number, e.g. 8",
+        "train.warmup=null: must be a number, e.g. 0.1",
+        "train.log_every: Missing mandatory value: train.log_every",
+        "compressor.ratio=eight: must be a whole number or null, e.g. 4",
+        "compressor.coarse=maybe: must be true or false, e.g. true",
+        "dataset.facts=four: must be a whole number, e.g. 4"]
+
+
+def test_a_class_that_cannot_be_imported(refused):
+    assert refused(training, "compressor._target_=my.Method") == [
+        "compressor._target_=my.Method: cannot be imported (No module named 'my'); give module.Class, with its folder in "
+        "the checkout or in the environment variable PYTHONPATH"]
+
+
+# ------------------------------------------------------------------ values
+
+LEARNED = ("allowed are none, merge; the coarse stage yields integer sizes, so its weights would never receive a gradient")
+
+
+@pytest.mark.parametrize("words, sentences", [
+    (["compressor.ratio=0", "compressor.learned_weights=coarse", "decoder.lora_targets=[q_porj]", "prompt.template=Q"],
+     ["compressor.ratio=0: must be a whole number of at least 1, e.g. 4",
+      f"compressor.learned_weights=coarse: {LEARNED}",
+      "decoder.lora_targets=['q_porj']: must be all-linear, or a list out of q_proj, k_proj, v_proj, o_proj, gate_proj, "
+      "up_proj, down_proj, e.g. [q_proj,v_proj]",
+      "prompt.template is 'Q'; it must hold {question}, for example prompt.template='Q: {question} A:'"]),
+    (["compressor.ratio=null", "compressor.slots=-1", "compressor.learned_weights=both", "backbone.device=cuda",
+      "compressor.join=depth", "compressor.encoder_layers=9"],
+     ["backbone.device=cuda: there is no GPU here; set backbone.device=auto or cpu",
+      "compressor.slots=-1: must be a whole number of at least 1, e.g. 4",
+      "compressor.encoder_layers=9: must be from 1 to 8 for this backbone of 9 layers, e.g. 8",
+      f"compressor.learned_weights=both: {LEARNED}"]),
+    (["backbone.family=gpt2", "compressor.ratio=-2"],
+     ["backbone.family=gpt2: allowed are llama, qwen2, qwen3",
+      "compressor.ratio=-2: must be a whole number of at least 1, e.g. 4"]),
+])
+def test_values_out_of_bounds(refused, words, sentences):
+    assert refused(training, *words, "backbone.layers=9", "dataset.train_size=4") == sentences
+
+
+def test_all_problems_of_a_call_are_told_at_once(refused, tmp_path):
+    assert refused(training, "+compressor.ratoi=8", "compressor.ratio=0", "train.steps=many", "train.batch_size=0",
+                   "prompt.template=Q", "backbone=smollm2_135m", f"backbone.path={tmp_path}/none", "dataset=jsonl",
+                   f"dataset.train={tmp_path}/none.jsonl", f"dataset.validation={write(tmp_path / 'empty.jsonl', [])}",
+                   "init_from=nowhere") == [
+        "train.steps=many: must be a whole number, e.g. 100",
+        "compressor.ratoi: unknown key; the nearest right one is compressor.ratio",
+        f"backbone.path={tmp_path}/none: no such folder; for SmolLM2 run `python scripts/get_backbone.py`, else give a "
+        "folder or a hub name",
+        "compressor.ratio=0: must be a whole number of at least 1, e.g. 4",
+        "train.batch_size=0: must be at least 1, e.g. 8",
+        "init_from: nowhere: no run folder with a complete checkpoint in checkpoints/; give one that train.py printed, "
+        "e.g. run=outputs/comi_facts/20260101T000000_ab12cd",
+        "prompt.template is 'Q'; it must hold {question}, for example prompt.template='Q: {question} A:'",
+        f"dataset.train is '{tmp_path}/none.jsonl', which is not a file; name a JSONL file, for example "
+        "dataset.train=path/to/train.jsonl.gz",
+        f"dataset.validation: {tmp_path}/empty.jsonl is empty; it must hold one JSON object a line, for example "
+        "dataset.validation=path/to/validation.jsonl.gz"]
+
+
+# ------------------------------------------------------------------ data
+
+
+def test_bad_lines_are_told_with_file_and_line(refused, tmp_path):
+    rows = [ROW, "nothing", {"context": "c", "question": "q"}, {**ROW, "question": "  "}]
+    [sentence] = refused(training, *jsonl(tmp_path, rows), *SMALL)
+    assert sentence.splitlines()[:-1] == [
+        f"dataset.train: 3 bad lines in {tmp_path}/train.jsonl",
+        "  line 2: not JSON (Expecting value at column 1)",
+        "  line 3: the field 'answers' is missing (fields: 'context', 'question')",
+        "  line 4: 'question' is empty; it must hold a question"]
+    assert sentence.splitlines()[-1].startswith('Each line must be {"id"')
+
+
+def test_both_splits_and_the_configuration_are_told_together(refused, tmp_path):
+    train, validation = write(tmp_path / "train.jsonl", ["["]), write(tmp_path / "validation.jsonl", ["{}"])
+    found = refused(training, "compressor.ratio=0", "dataset=jsonl", f"dataset.train={train}",
+                    f"dataset.validation={validation}")
+    assert [sentence.splitlines()[0] for sentence in found] == [
+        "compressor.ratio=0: must be a whole number of at least 1, e.g. 4",
+        f"dataset.train: 1 bad line in {train}", f"dataset.validation: 1 bad line in {validation}"]
+
+
+def test_a_file_that_breaks_off(refused, tmp_path):
+    whole = gzip.compress(json.dumps(ROW).encode() * 1000)
+    (tmp_path / "cut.jsonl.gz").write_bytes(whole[: len(whole) // 2])
+    [sentence] = refused(training, "dataset=jsonl", f"dataset.train={tmp_path}/cut.jsonl.gz", "train.eval_examples=0")
+    assert sentence == (f"dataset.train: {tmp_path}/cut.jsonl.gz breaks off after 0 examples (Compressed file ended "
+                        "before the end-of-stream marker was reached); it must be whole UTF-8 text, gzipped if and "
+                        "only if its name ends in .gz")
+
+
+def test_what_a_dataset_raises_as_it_is_made_comes_out_plain(refused, tmp_path, monkeypatch):
+    (tmp_path / "fussy.py").write_text(
+        "class Fussy:\n    def __init__(self, sort: str = 'none'):\n"
+        "        raise ValueError(f'dataset.sort={sort}: allowed are new, old')\n")
+    monkeypatch.syspath_prepend(tmp_path)
+    assert refused(training, "dataset._target_=fussy.Fussy", "~dataset.facts", "~dataset.train_size",
+                   "~dataset.validation_size", "~dataset.test_size", "~dataset.seed", "compressor.ratio=0") == [
+        "compressor.ratio=0: must be a whole number of at least 1, e.g. 4", "dataset.sort=none: allowed are new, old"]
+
+
+@pytest.mark.parametrize("overrides", compressor_forms().values(), ids=compressor_forms().keys())
+def test_contexts_that_are_all_empty_are_read_as_no_slots(build, collate, overrides):
+    batch = collate([Example(str(i), "", "What colour is the sky?", ("blue",)) for i in range(2)])
+    reader = build(overrides)
+    output = reader.loss(batch)
+    assert torch.isfinite(output.nll).all() and output.slots.tolist() == [0, 0]
+    output.nll.sum().backward()
+    assert all(torch.isfinite(p.grad).all() for p in reader.parameters() if p.grad is not None)
+    assert len(reader.answer(batch, Generation(max_new_tokens=2))) == 2
+
+
+def test_empty_contexts_train_and_evaluate(monkeypatch, capsys, tmp_path):
+    rows = [{**ROW, "context": "", "id": f"empty-{i}"} for i in range(4)] + [{**ROW, "id": "full"}]
+    file = write(tmp_path / "some.jsonl", rows)
+    files = [f"dataset.{split}={file}" for split in ("train", "validation", "test")]
+    assert call(monkeypatch, tmp_path, training, *SMALL, "dataset=jsonl", *files) == 0, capsys.readouterr().err
+    [run] = (tmp_path / "outputs" / "default").iterdir()
+    steps = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+    assert steps[0]["loss"] > 0
+    assert call(monkeypatch, tmp_path, evaluation, f"run={run}", "baselines=[full_context]") == 0, capsys.readouterr().err
+    for reader in ("comi", "full_context"):
+        [predictions] = run.glob(f"eval/*/{reader}/predictions.jsonl")
+        slots = {row["id"]: row["memory_slots"] for row in map(json.loads, predictions.read_text().splitlines())}
+        assert slots.pop("full") > 0 and slots == {f"empty-{i}": 0 for i in range(4)}
+
+
+# ------------------------------------------------------------------ lengths and processes
+
+
+def long_context(words):
+    return {**ROW, "context": "blue " * words}
+
+
+def test_a_segment_longer_than_the_positions(refused, tmp_path):
+    [sentence] = refused(training, *jsonl(tmp_path, [long_context(300)]), *SMALL, "backbone.positions=128")
+    found = re.fullmatch(
+        r"dataset train: the longest context of (\d+) tokens does not fit beside (\d+) further ones in the backbone's "
+        r"128 positions \(at most (\d+) here\); set limits.max_context_tokens=(\d+) to cut contexts or "
+        r"compressor.segment_size=(\d+)", sentence)
+    longest, others, most, cut, segment = map(int, found.groups())
+    assert longest >= 300 and most == cut == segment == 128 - others
+
+
+def test_slots_that_do_not_fit_at_the_input(refused, tmp_path):
+    [sentence] = refused(training, *jsonl(tmp_path, [long_context(600)]), *SMALL, "backbone.positions=128",
+                         "compressor.ratio=2", "compressor.segment_size=64")
+    found = re.search(r"longest context of (\d+) tokens .* beside (\d+) further .* or compressor.ratio=(\d+)$", sentence)
+    longest, others, ratio = map(int, found.groups())
+    assert (ratio - 1) * (128 - others) < longest <= ratio * (128 - others)
+
+
+def test_at_depth_context_question_and_answer_share_the_positions(refused, tmp_path):
+    [sentence] = refused(training, *jsonl(tmp_path, [long_context(120)]), *SMALL, "backbone.positions=128",
+                         "compressor.join=depth", "compressor.segment_size=16", "compressor.ratio=16")
+    assert re.search(r"in the backbone's 128 positions \(at most \d+ here\); set limits.max_context_tokens=\d+ to cut "
+                     r"contexts$", sentence)
+
+
+def test_a_prompt_longer_than_the_positions(refused, tmp_path):
+    [sentence] = refused(training, *jsonl(tmp_path, [{**ROW, "question": "blue " * 200}]), *SMALL, "backbone.positions=128")
+    assert re.fullmatch(r"dataset train: prefix, question and answer take up to \d+ tokens, the backbone has 128 positions; "
+                        r"shorten prompt.template or generation.max_new_tokens", sentence)
+
+
+def test_a_prompt_too_long_in_evaluation(refused, tmp_path):
+    file = write(tmp_path / "test.jsonl", [{**ROW, "question": "blue " * 200}])
+    [sentence] = refused(evaluation, "dataset=jsonl", f"dataset.test={file}", "backbone.positions=128",
+                         "compressor=full_context")
+    assert re.fullmatch(r"question and answer take up to \d+ tokens of the backbone's 128 positions; shorten "
+                        r"prompt.template, generation.max_new_tokens or compressor.slots", sentence)
+
+
+def test_more_processes_than_examples(refused, monkeypatch, tmp_path):
+    monkeypatch.setenv("WORLD_SIZE", "3")
+    assert refused(training, *jsonl(tmp_path, [ROW, {**ROW, "id": "b"}]), *SMALL, "engine=ddp") == [
+        "3 processes for 2 examples: start at most 2, or raise the size of the train split"]
+    assert refused(evaluation, "compressor=full_context", "examples=2") == [
+        "3 processes for 2 examples: start at most 2, or raise examples"]
+    assert refused(training, *SMALL) == ["engine=single with 3 processes: use engine=ddp, zero1, zero2 or zero3"]
+
+
+# ------------------------------------------------------------------ backbones and checkpoints
+
+
+def folder(path, width=64, layers=4, vocabulary=512, weights=True):
+    """A backbone's folder as far as it is looked at before weights are loaded."""
+    path.mkdir()
+    config = LlamaConfig(hidden_size=width, num_hidden_layers=layers, vocab_size=vocabulary, intermediate_size=64,
+                         num_attention_heads=4)
+    config.save_pretrained(path)
+    if weights:
+        (path / "model.safetensors").write_bytes(b"")
+    return path
+
+
+def test_a_backbone_folder_without_weights(refused, tmp_path):
+    path = folder(tmp_path / "bare", weights=False)
+    found = refused(training, "backbone=smollm2_135m", f"backbone.path={path}", "compressor.encoder_layers=2")
+    assert found[0] == (f"backbone.path={path}: folder without weights; it needs one of model.safetensors, "
+                        "model.safetensors.index.json, pytorch_model.bin")
+    assert found[1].startswith(f"backbone.path={path}: no tokenizer can be read (")
+
+
+def test_a_backbone_folder_that_lacks_a_shard(refused, tmp_path):
+    path = folder(tmp_path / "shards", weights=False)
+    index = {"weight_map": {"a": "model-1.safetensors", "b": "model-2.safetensors"}}
+    (path / "model.safetensors.index.json").write_text(json.dumps(index))
+    (path / "model-1.safetensors").write_bytes(b"")
+    found = refused(training, "backbone=smollm2_135m", f"backbone.path={path}", "compressor.encoder_layers=2")
+    assert found[0] == f"backbone.path={path}: weights are incomplete, model-2.safetensors is missing"
+
+
+def test_a_folder_that_is_no_backbone(refused, tmp_path):
+    assert refused(training, "backbone=smollm2_135m", f"backbone.path={tmp_path}") == [
+        f"backbone.path={tmp_path}: no config.json in this folder; give a folder in Hugging Face form"]
+
+
+def test_an_encoder_of_another_width(refused, tmp_path):
+    path = folder(tmp_path / "wide", width=128, layers=1, vocabulary=300)
+    assert refused(training, *SMALL, f"compressor.encoder={path}") == [
+        f"compressor.encoder_layers=2: compressor.encoder={path} has 1 layers; give at most so many",
+        f"compressor.encoder={path}: its width 128 differs from the decoder's 64, and the alignment (LSA) is made of "
+        "decoder blocks; give an encoder of the same width",
+        f"compressor.encoder={path}: its vocabulary of 300 differs from the decoder's 512; give an encoder with the same "
+        "tokenizer"]
+
+
+@pytest.fixture
+def trained_run(compose, tmp_path):
+    """A run folder as train.py leaves it, of a reader without trained weights on tiny's seed 0."""
+    from omegaconf import OmegaConf
+
+    cfg = compose(["compressor=full_context", "decoder.train=frozen", "reader=full_context"])
+    run = tmp_path / "run"
+    checkpoint = run / "checkpoints" / "checkpoint-2"
+    save_trained(checkpoint, torch.nn.Module(), TinyBackbone(layers=4).fingerprint)
+    (checkpoint / "trainer_state.json").write_text("{}")
+    (run / "config.yaml").write_text(OmegaConf.to_yaml(cfg, resolve=True))
+    return run
+
+
+def test_a_checkpoint_of_another_backbone(refused, trained_run):
+    of, here = (TinyBackbone(layers=4, seed=seed).fingerprint["sha256"][:12] for seed in (0, 1))
+    sentence = (f"{trained_run}/checkpoints/checkpoint-2: checkpoint of backbone tiny_llama ({of}), but the backbone "
+                f"here is tiny_llama ({here}); set backbone accordingly, e.g. backbone.path")
+    assert refused(evaluation, f"run={trained_run}", "backbone.seed=1", "compressor=truncate", "compressor.ratio=0") == [
+        "compressor.ratio=0: must be a whole number of at least 1, e.g. 4", f"run: {sentence}"]
+    another = ["compressor=full_context", "backbone.layers=4", "backbone.seed=1"]
+    assert refused(training, *another, f"init_from={trained_run}") == [f"init_from: {sentence}"]
+    assert refused(training, *another, f"resume={trained_run}") == [
+        f"resume: {sentence} (resume takes never, auto or a run folder)"]
+
+
+def test_a_run_that_is_none(refused, trained_run, tmp_path):
+    none = f"run={tmp_path}/none: no run folder (no config.yaml in it); give one that train.py printed"
+    assert refused(evaluation, f"run={tmp_path}/none") == [none]
+    assert refused(evaluation, f"run={trained_run}", f"compare=[{tmp_path}/none]", "checkpoint=bst", "examples=0",
+                   "baselines=[no_contxt]", "split=dev")[:4] == [
+        "checkpoint=bst: allowed are best, last", "examples=0: must be at least 1, or null for all", none,
+        "baselines: no compressor no_contxt; the nearest right one is no_context; there are: "
+        + ", ".join(sorted(file.stem for file in (ROOT / "configs" / "compressor").glob("*.yaml")))]
+
+
+def test_what_a_run_does_not_have_cannot_be_changed(refused, trained_run):
+    assert refused(evaluation, f"run={trained_run}", "+sed=1", "experiment=facts") == [
+        "sed: no key of a run's configuration; the nearest right one is seed", "experiment: no key of a run's configuration"]
+
+
+def test_a_damaged_checkpoint(refused, trained_run):
+    weights = trained_run / "checkpoints" / "checkpoint-2" / "trained.safetensors"
+    weights.write_bytes(weights.read_bytes()[:20])
+    [sentence] = refused(evaluation, f"run={trained_run}")
+    assert sentence.startswith(f"run: {weights}: damaged checkpoint (")
+
+
+# ------------------------------------------------------------------ what is no mistake of a person
+
+
+def test_a_librarys_error_keeps_its_traceback():
+    with pytest.raises(ValueError, match="num_workers"):
+        run_for_people(lambda: torch.utils.data.DataLoader([0], num_workers=-1), list)
+    with pytest.raises(KeyError):
+        run_for_people(lambda: {}["a"], list)
+
+
+def test_an_interrupted_call_ends_without_a_traceback(capsys):
+    def interrupted():
+        raise KeyboardInterrupt
+
+    with pytest.raises(SystemExit) as ended:
+        run_for_people(interrupted, list)
+    assert (ended.value.code, capsys.readouterr().err) == (130, "interrupted\n")
+
+
+# ------------------------------------------------------------------ from outside
+
+
+@pytest.mark.parametrize("script, words, sentences", [
+    ("train.py", ["+compressor.ratoi=8", "compressor.ratio=0"],
+     ["compressor.ratoi: unknown key; the nearest right one is compressor.ratio",
+      "compressor.ratio=0: must be a whole number of at least 1, e.g. 4"]),
+    ("eval.py", ["run=/nowhere"],
+     ["run=/nowhere: no run folder (no config.yaml in it); give one that train.py printed"]),
+])
+def test_the_scripts_end_with_code_2_and_nothing_but_the_sentences(tmp_path, script, words, sentences):
+    done = subprocess.run([sys.executable, str(ROOT / script), *words], cwd=tmp_path, capture_output=True, text=True,
+                          env={**os.environ, "OMP_NUM_THREADS": "1"}, timeout=120)
+    assert (done.returncode, done.stdout) == (2, "")
+    assert done.stderr.splitlines() == [f"error: {sentence}" for sentence in sentences]
+    assert not list(tmp_path.iterdir())
