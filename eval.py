@@ -28,7 +28,7 @@ from breviary.contract import Generation
 from breviary.distributed import (barrier, end_process_group, rank, start_process_group, take_launcher_arguments,
                                   world_size)
 from breviary.evaluation import evaluate
-from breviary.keys import checked_keys, flat_keys, known_keys, nearest
+from breviary.keys import checked_keys, drop_left_overs, flat_keys, known_keys, nearest
 from breviary.results import PREDICTIONS, Predictions, merge_ranks, read_results, summarise, write_results
 from breviary.runs import best_checkpoint, config_hash, last_checkpoint, load_config
 from breviary.runtime import peak_memory_bytes, resolve_device
@@ -205,6 +205,9 @@ def say(text: str, end: str = "\n") -> None:
 def main(cfg: DictConfig) -> None:
     if cfg.reader is None:
         cfg.reader = HydraConfig.get().runtime.choices["compressor"]
+    gone = drop_left_overs(cfg, list(HydraConfig.get().overrides.task))
+    if gone:
+        say(f"not used with the chosen compressor or data: {', '.join(gone)}")
     cfg = settle(cfg, list(HydraConfig.get().overrides.task))
     results = evaluate_all(cfg)
     if rank() == 0:

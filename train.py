@@ -26,7 +26,7 @@ from breviary.checks import (Problems, attempted, config_problems, length_proble
 from breviary.contract import Generation
 from breviary.distributed import (end_process_group, prepare_deepspeed, rank, start_process_group,
                                   take_launcher_arguments, world_size)
-from breviary.keys import checked_keys, known_keys
+from breviary.keys import checked_keys, drop_left_overs, known_keys
 from breviary.runs import best_checkpoint, finish_run, open_run
 from breviary.runtime import resolve_device
 from breviary.training import ReaderTrainer, RunLog, Validation, training_arguments
@@ -104,6 +104,9 @@ def say(text: str) -> None:
 def main(cfg: DictConfig) -> None:
     if cfg.reader is None:
         cfg.reader = HydraConfig.get().runtime.choices["compressor"]
+    gone = drop_left_overs(cfg, list(HydraConfig.get().overrides.task))
+    if gone:
+        say(f"not used with the chosen compressor or data: {', '.join(gone)}")
     train(cfg)
     end_process_group()
 

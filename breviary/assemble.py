@@ -1,6 +1,6 @@
 """The one place where sequences are put together: parts in order, no holes, one block of padding per row.
 
-Shape letters: B rows, N width of a part, S = sum of all part widths, D hidden width.
+Shape letters: B rows, N width of a part, S = sum of all part widths, rounded up, D hidden width.
 
 Why here and nowhere else: the published codes pad each part by itself ([memory|pad|question|pad|answer|pad]),
 so that positions, first-answer logits and losses depend on batch-mates. Here every valid token of a row
@@ -13,6 +13,10 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor
+
+# Sequences are padded to a multiple of this width. Every new shape costs: matrix libraries compile a kernel for it
+# (bfloat16 on CPUs: several times the work itself, and memory that grows with every shape) or run off their tiles.
+ROUND_TO = 32
 
 
 @dataclass
@@ -35,10 +39,10 @@ class Layout:
         """Layout of parts with the given validity masks, each (B, N), any padding.
 
         side: 'right' puts the padding last (training), 'left' first (generation).
-        The sequence is as wide as all parts together: trimming it would need a host sync.
+        The sequence is as wide as all parts together, rounded up to ROUND_TO: trimming it would need a host sync.
         """
         assert side in ("right", "left"), f"padding side {side!r} is neither 'right' nor 'left'"
-        valid_BS = torch.cat(masks, dim=1)
+        valid_BS = _rounded(torch.cat(masks, dim=1))
         # A stable sort on validity moves the padding to one side and keeps the order of everything else.
         pads_first = valid_BS if side == "left" else ~valid_BS
         order_BS = pads_first.to(torch.uint8).argsort(dim=1, stable=True)
@@ -48,7 +52,7 @@ class Layout:
 
     def place(self, parts: list[Tensor]) -> Tensor:
         """The parts, each (B, N) or (B, N, D), as one sequence (B, S[, D]); zeros on padding."""
-        joined = torch.cat(parts, dim=1)
+        joined = _rounded(torch.cat(parts, dim=1))
         assert joined.shape[1] == self.order.shape[1], f"parts of width {joined.shape[1]}, layout of {self.order.shape[1]}"
         if joined.dim() == 2:
             return joined.gather(1, self.order).masked_fill(~self.mask, 0)
@@ -67,6 +71,12 @@ class Layout:
     def positions(self) -> Tensor:
         """Consecutive positions of the real tokens, (B, S), 0 on padding."""
         return (self.mask.long().cumsum(1) - 1).clamp(min=0)
+
+
+def _rounded(joined: Tensor) -> Tensor:
+    """(B, S[, D]) with columns of zeros up to a multiple of ROUND_TO."""
+    missing = -joined.shape[1] % ROUND_TO
+    return torch.nn.functional.pad(joined, [0, 0] * (joined.dim() - 2) + [0, missing]) if missing else joined
 
 
 def take_columns(sequence: Tensor, columns: Tensor) -> Tensor:

@@ -9,7 +9,6 @@ from __future__ import annotations
 import copy
 import hashlib
 import json
-import re
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cache, cached_property
@@ -22,12 +21,10 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 from transformers import AutoConfig, AutoModel, AutoModelForCausalLM, AutoTokenizer, PretrainedConfig
 
-FAMILIES = ("llama", "qwen2", "qwen3")
-DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16, "float64": torch.float64}
-ATTENTION = ("sdpa", "eager")
+from breviary.backbone_problems import DTYPES, FAMILIES, architecture_problems, choice_problems, weight_problems
+
 TRAIN_MODES = ("lora", "attention", "frozen", "full")
 LINEAR = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
-WEIGHT_FILES = ("model.safetensors", "model.safetensors.index.json", "pytorch_model.bin")
 
 
 class Stack(nn.Module):
@@ -212,7 +209,7 @@ class Backbone:
 
     def problems(self) -> list[str]:
         """What keeps this backbone from being used, one sentence each; reads no weights."""
-        found = _choice_problems(self.dtype, self.attn_implementation, self.device)
+        found = choice_problems(self.dtype, self.attn_implementation, self.device)
         folder = Path(self.path)
         looks_local = folder.is_absolute() or self.path.startswith(".")
         if looks_local and not folder.is_dir():
@@ -222,7 +219,7 @@ class Backbone:
             if not (folder / "config.json").is_file():
                 return found + [f"backbone.path={self.path}: no config.json in this folder; "
                                 "give a folder in Hugging Face form"]
-            found += _weight_problems(folder)
+            found += weight_problems(folder)
         try:
             return found + architecture_problems(self.config)
         except ValueError as error:
@@ -295,7 +292,7 @@ class TinyBackbone:
 
     def problems(self) -> list[str]:
         """As `Backbone.problems`."""
-        return _choice_problems(self.dtype, self.attn_implementation, self.device) + self._shape_problems()
+        return choice_problems(self.dtype, self.attn_implementation, self.device) + self._shape_problems()
 
     def _shape_problems(self) -> list[str]:
         found = []
@@ -339,42 +336,6 @@ def truncated_config(config: PretrainedConfig, layers: int | None) -> Pretrained
         if getattr(config, "layer_types", None):
             config.layer_types = config.layer_types[:layers]
     return config
-
-
-def architecture_problems(config: PretrainedConfig) -> list[str]:
-    """What the stack does not support of a model configuration, one sentence each."""
-    found = []
-    if config.model_type not in FAMILIES:
-        found.append(f"backbone of type '{config.model_type}': supported are {', '.join(FAMILIES)} (key backbone.path)")
-    other = sorted(set(getattr(config, "layer_types", None) or []) - {"full_attention"})
-    if other:
-        found.append(f"backbone with layers of type {', '.join(other)}: only full_attention is supported (key backbone.path)")
-    rope = getattr(config, "rope_parameters", None) or getattr(config, "rope_scaling", None) or {}
-    if rope.get("rope_type", "default") == "dynamic":
-        found.append("backbone with dynamic rope scaling, which depends on what was read before: not supported (key backbone.path)")
-    return found
-
-
-def _choice_problems(dtype: str, attn_implementation: str, device: str) -> list[str]:
-    found = []
-    if not re.fullmatch(r"auto|cpu|cuda(:\d+)?", device):
-        found.append(f"backbone.device={device}: allowed are auto, cpu, cuda, cuda:0 and so on")
-    elif device.startswith("cuda") and not torch.cuda.is_available():
-        found.append(f"backbone.device={device}: there is no GPU here; set backbone.device=auto or cpu")
-    if dtype not in DTYPES:
-        found.append(f"backbone.dtype={dtype}: allowed are {', '.join(DTYPES)}")
-    if attn_implementation not in ATTENTION:
-        found.append(f"backbone.attn_implementation={attn_implementation}: allowed are {', '.join(ATTENTION)}")
-    return found
-
-
-def _weight_problems(folder: Path) -> list[str]:
-    if not any((folder / name).is_file() for name in WEIGHT_FILES):
-        return [f"backbone.path={folder}: folder without weights; it needs one of {', '.join(WEIGHT_FILES)}"]
-    index = folder / "model.safetensors.index.json"
-    files = set(json.loads(index.read_text())["weight_map"].values()) if index.is_file() else set()
-    missing = sorted(name for name in files if not (folder / name).is_file())
-    return [f"backbone.path={folder}: weights are incomplete, {', '.join(missing)} is missing"] if missing else []
 
 
 @cache

@@ -67,6 +67,22 @@ def checked_keys(cfg: DictConfig) -> tuple[DictConfig, list[str]]:
     return cfg, found
 
 
+def drop_left_overs(cfg: DictConfig, words: list[str]) -> list[str]:
+    """Removes, in place, keys that an experiment has for another choice than the command line's `words` made.
+
+    experiment=X compressor=Y: X's keys that Y has not. Keys on the command line itself stay. Gives what was removed.
+    """
+    asked = {word.lstrip("+").partition("=")[0] for word in words}
+    gone = []
+    with open_dict(cfg):
+        for section in asked.intersection(CLASSES):
+            known = constructor_keys(named_class(cfg, section))
+            for name in [name for name in cfg[section] if name not in known and f"{section}.{name}" not in asked]:
+                del cfg[section][name]
+                gone.append(f"{section}.{name}")
+    return gone
+
+
 def named_class(cfg: DictConfig, section: str) -> type:
     """The class that `section`._target_ names.
 

@@ -49,12 +49,14 @@ def tiny_tokenizer() -> PreTrainedTokenizerFast:
 
 
 def compose_tiny(overrides: Sequence[str] = (), config: str = "train") -> DictConfig:
-    """Configuration `config` with `overrides`, on a tiny backbone of 4 layers of which 2 read the context."""
+    """Configuration `config` with `overrides`; where they do not say otherwise, the tiny backbone gets 4 layers instead
+    of its usual number, and 2 of them read the context."""
     with initialize_config_dir(str(CONFIGS), version_base="1.3"):
-        cfg = compose(config, ["backbone.layers=4", *overrides])
-    asked = any(override.startswith("compressor.encoder_layers=") for override in overrides)
-    if "encoder_layers" in cfg.compressor and not asked:
-        cfg.compressor.encoder_layers = 2
+        cfg = compose(config, list(overrides))
+    for section, key, layers in (("backbone", "layers", 4), ("compressor", "encoder_layers", 2)):
+        asked = any(override.startswith(f"{section}.{key}=") for override in overrides)
+        if key in cfg[section] and not asked:
+            cfg[section][key] = layers
     return cfg
 
 

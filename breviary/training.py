@@ -184,6 +184,9 @@ class ReaderTrainer(Trainer):
 
     def _prepare_for_training(self, max_steps: int, train_dataloader: Any, resume_from_checkpoint: str | None) -> Any:
         """As the Trainer's; DeepSpeed's own checkpoints hold masters and optimizer, no frozen weights."""
+        if resume_from_checkpoint and self.is_deepspeed_enabled == (Path(resume_from_checkpoint) / "optimizer.pt").is_file():
+            raise ValueError(f"resume: {resume_from_checkpoint} has no optimizer state for this engine; a run is resumed "
+                             "with the engine that it was started with (init_from takes the weights alone)")
         if not self.is_deepspeed_enabled:
             return super()._prepare_for_training(max_steps, train_dataloader, resume_from_checkpoint)
         if resume_from_checkpoint:
@@ -192,10 +195,7 @@ class ReaderTrainer(Trainer):
         engine = self.model_wrapped
         engine.save_checkpoint = functools.partial(engine.save_checkpoint, exclude_frozen_parameters=True)
         if resume_from_checkpoint:
-            folder, _ = engine.load_checkpoint(resume_from_checkpoint, load_module_strict=False)
-            if folder is None:
-                raise ValueError(f"{resume_from_checkpoint}: no DeepSpeed state in this checkpoint; a run is resumed "
-                                 "with the engine that it was started with (init_from takes weights alone)")
+            engine.load_checkpoint(resume_from_checkpoint, load_module_strict=False)
             self._load_optimizer_and_scheduler(resume_from_checkpoint)
         return prepared
 

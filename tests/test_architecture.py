@@ -1,8 +1,10 @@
 """The floor plan, enforced: who imports whom, how long things may get, and that everything public says what it is."""
 
 import ast
+import re
 import subprocess
 import sys
+import tomllib
 from pathlib import Path
 
 import pytest
@@ -70,9 +72,6 @@ def test_no_method_is_named_in_the_shared_part(file):
 
 
 def test_third_party_imports_are_declared():
-    import re
-    import tomllib
-
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
     wanted = project["dependencies"] + [d for extra in project["optional-dependencies"].values() for d in extra]
     declared = {re.match(r"[A-Za-z0-9_.-]+", d)[0].lower().replace("-", "_") for d in wanted} | {"hydra"}  # hydra-core
@@ -91,9 +90,8 @@ def test_files_and_functions_stay_short(file):
     assert not long
 
 
-def without_docstring(node, prefix="", inherited=False):
-    """Public classes, functions and methods that say nothing. A test class's methods and overrides are no exception,
-    but a method that a base from elsewhere calls (its name is inherited) may leave the word to the base."""
+def without_docstring(node, prefix=""):
+    """Public classes, their methods, and functions that say nothing."""
     for child in ast.iter_child_nodes(node):
         if isinstance(child, (ast.ClassDef, ast.FunctionDef, ast.AsyncFunctionDef)) and not child.name.startswith("_"):
             if not ast.get_docstring(child):
@@ -119,6 +117,4 @@ def test_nothing_of_ours_is_hidden_by_git():
 
 
 def test_nothing_is_installed_under_our_names():
-    import tomllib
-
     assert tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["setuptools"]["packages"] == []

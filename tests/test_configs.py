@@ -54,12 +54,13 @@ def test_a_header_and_a_comment_on_every_key(file):
     assert all(re.match(r"\w+: .*\S +# \S", line) for line in lines[1:]), lines
 
 
-def test_every_key_of_train_and_eval_has_a_comment():
-    for config in ("train", "eval"):
-        lines = (CONFIGS / f"{config}.yaml").read_text(encoding="utf-8").splitlines()
-        own = lines[lines.index("") : lines.index("hydra:") if "hydra:" in lines else None]
-        bare = [line for line in own if re.match(r" *\w+:", line) and not re.search(r"\S +# \S", line)]
-        assert bare == (["limits:"] if config == "train" else [])
+@pytest.mark.parametrize("config", ["train", "eval"])
+def test_every_key_of_train_and_eval_has_a_comment(config):
+    text = (CONFIGS / f"{config}.yaml").read_text(encoding="utf-8")
+    own = text.split("\n\n", 1)[1].split("\nhydra:\n")[0].splitlines()
+    keys = [line for line in own if re.match(r" *\w+: *\S", line)]
+    assert len(keys) > 5
+    assert not [line for line in keys if not re.search(r"\S +# \S", line)]
 
 
 @pytest.mark.parametrize("file", EXPERIMENTS, ids=name_of)

@@ -26,7 +26,8 @@ def server() -> Any:
     """The multiprocessing context whose processes start with torch, transformers and DeepSpeed imported."""
     os.environ.update(OFFLINE, PYTHONPATH=str(ROOT))
     context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["train", "eval", "deepspeed", "transformers.trainer"])
+    context.set_forkserver_preload(["train", "eval", "comi.model", "transformers.trainer", "deepspeed",
+                                    "deepspeed.runtime.zero.muon.muon_optimizer"])  # the last is slow and always asked
     return context
 
 

@@ -1,0 +1,21 @@
+"""One server of ranks for the whole folder; what is trained once is looked at by many tests."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable
+
+import pytest
+
+from processes import launch, server
+
+
+@pytest.fixture(scope="session")
+def ranks(tmp_path_factory) -> Callable[..., str]:
+    """launch(world, function, *args) on ranks that start in no time; gives rank 0's output."""
+    context, logs = server(), tmp_path_factory.mktemp("logs")
+
+    def start(world, function, *args):
+        return launch(context, world, logs, function, *args)
+
+    return functools.cache(start)

@@ -1,0 +1,178 @@
+"""train.py and eval.py from the command line on two processes: training, resuming, checkpoints, evaluation."""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from processes import ROOT, TIME_LIMIT, run_script
+
+ENGINES = ("ddp", "zero2", "zero3")
+STEPS = 4
+TRAIN = ["backbone.layers=2", "compressor.encoder_layers=1", "decoder.lora_rank=2", f"train.steps={STEPS}",
+         "train.eval_every=2", "train.eval_examples=5", "train.batch_size=2", "train.log_every=1", "eval_batch_size=2",
+         "dataset.train_size=24", "dataset.test_size=7", "generation.max_new_tokens=3"]
+
+
+class Home:
+    """Where the runs of these tests lie, and how their scripts are started."""
+
+    def __init__(self, ranks, folder: Path):
+        self.ranks, self.folder = ranks, folder
+        self.paths = [f"paths.outputs={folder}/runs", f"paths.cache={folder}/cache"]
+
+    def train(self, world, name, *overrides, launcher=""):
+        """Trains on ranks of the test server; gives the run's folder."""
+        self.ranks(world, run_script, "train.py", (f"name={name}", *TRAIN, *self.paths, *overrides), launcher)
+        return self.run(name)
+
+    def run(self, name):
+        [run] = (self.folder / "runs" / name).glob("*_*")
+        return run
+
+    def evaluate(self, world, run, *overrides):
+        """Evaluates a run; gives {reader: folder of its results}."""
+        self.ranks(world, run_script, "eval.py", (f"run={run}", *self.paths, *overrides))
+
+
+@pytest.fixture(scope="session")
+def home(ranks, tmp_path_factory):
+    return Home(ranks, tmp_path_factory.mktemp("home"))
+
+
+@pytest.fixture(scope="session")
+def run(home):
+    """run(engine): the folder of a training on two processes, each started in another way."""
+    def started(engine):
+        if (home.folder / "runs" / engine).exists():
+            return home.run(engine)
+        if engine == "ddp":  # the rank as an argument, as the deepspeed launcher gives it
+            return home.train(2, engine, "engine=ddp", launcher="deepspeed")
+        if engine == "zero3":
+            return home.train(2, engine, "engine=zero3",
+                              "engine.deepspeed.zero_optimization.stage3_param_persistence_threshold=0")
+        torchrun = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node", "2", "--master_port", "0"]
+        done = subprocess.run([*torchrun, "train.py", f"engine={engine}", f"name={engine}", *TRAIN, *home.paths],
+                              cwd=ROOT, env=dict(os.environ), capture_output=True, text=True, timeout=TIME_LIMIT)
+        assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
+        return home.run(engine)
+
+    return started
+
+
+def metrics(run):
+    """The rows of metrics.jsonl without what depends on the clock."""
+    rows = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+    return [{k: v for k, v in row.items() if k not in ("seconds", "tokens_per_s", "peak_memory_bytes")} for row in rows]
+
+
+def assert_same_rows(found, wanted, tolerance):
+    assert [row.keys() for row in found] == [row.keys() for row in wanted] and wanted
+    for one, other in zip(found, wanted):
+        assert one == pytest.approx(other, rel=tolerance), (one, other)
+
+
+@pytest.mark.parametrize("engine", ENGINES)
+def test_training_and_validation_run(run, engine):
+    rows = metrics(run(engine))
+    assert [row["step"] for row in rows if "loss" in row] == list(range(1, STEPS + 1))
+    assert [row["step"] for row in rows if "eval_nll" in row] == [2, STEPS]
+    assert all(math.isfinite(value) for row in rows for value in row.values())
+    assert (run(engine) / "finished").exists()
+
+
+@pytest.mark.parametrize("engine", ("zero2", "zero3"))
+def test_every_engine_trains_the_same(run, engine):
+    """AdamW and clipping; Adam's first steps are signs of gradients, which a rounding may turn where they are 0."""
+    assert_same_rows(metrics(run(engine)), metrics(run("ddp")), 1e-4)
+
+
+@pytest.mark.parametrize("engine", ENGINES)
+def test_resumed_training_gives_the_same_numbers(home, run, engine):
+    killed = home.folder / "runs" / f"{engine}_killed" / "a_run"
+    shutil.copytree(run(engine), killed)
+    (killed / "finished").unlink()
+    shutil.rmtree(killed / "checkpoints" / f"checkpoint-{STEPS}")
+    resumed = home.train(2, f"{engine}_killed", f"engine={engine}", f"resume={killed}")
+    assert_same_rows(metrics(resumed), metrics(run(engine)), 1e-6)
+    weights, wanted = (load_file(folder / "checkpoints" / f"checkpoint-{STEPS}" / "trained.safetensors")
+                       for folder in (resumed, run(engine)))
+    assert weights.keys() == wanted.keys()
+    assert all(torch.allclose(weights[name], wanted[name], rtol=1e-5, atol=1e-7) for name in wanted)
+
+
+@pytest.mark.parametrize("engine", ("zero2", "zero3"))
+def test_a_checkpoint_holds_no_frozen_weight(run, engine):
+    folder = run(engine) / "checkpoints" / f"checkpoint-{STEPS}"
+    trained = load_file(folder / "trained.safetensors")
+    own = [name for name in trained if name.startswith("decoder.")]
+    assert own and all("lora_" in name for name in own)
+    for file in folder.glob("global_step*/*model_states.pt"):
+        assert torch.load(file, weights_only=False)["module"].keys() <= trained.keys()
+
+
+def test_an_engine_does_not_take_up_another_ones_run(home, run):
+    with pytest.raises(AssertionError, match="resumed with the engine that it was started with"):
+        home.train(2, "other", "engine=ddp", f"resume={run('zero2')}")
+
+
+def test_evaluation_on_two_processes_equals_one(home, run):
+    """Predictions and numbers, for runs of every engine, and after both processes were killed half-way."""
+    folders = {}
+    for world in (1, 2):
+        copies = [home.folder / f"on_{world}" / engine for engine in ENGINES]
+        for engine, copy in zip(ENGINES, copies):
+            shutil.copytree(run(engine), copy)
+        home.evaluate(None if world == 1 else 2, copies[0], f"compare=[{copies[1]},{copies[2]}]", "baselines=[no_context]")
+        folders[world] = sorted(copies[0].parent.glob("*/eval/*/*/results.json"))
+    assert len(folders[1]) == len(folders[2]) == len(ENGINES) + 1
+    for one, two in zip(folders[1], folders[2]):
+        assert_same_results(two.parent, one.parent)
+
+    victim = folders[2][0].parent
+    rows = (victim / "predictions.jsonl").read_text().splitlines(keepends=True)
+    (victim / "results.json").unlink()
+    (victim / "predictions.jsonl").unlink()
+    (victim / "predictions.rank1.jsonl").write_text("".join(rows[:2]))
+    home.evaluate(2, home.folder / "on_2" / ENGINES[0], "baselines=[]")
+    assert_same_results(victim, folders[1][0].parent)
+
+
+def assert_same_results(found, wanted):
+    """All but times, memory and paths; numbers to 1e-5, as batches are put together anew after an interruption."""
+    tables = []
+    for folder in (found, wanted):
+        rows = [json.loads(line) for line in (folder / "predictions.jsonl").read_text().splitlines()]
+        tables.append([{k: v for k, v in row.items() if k not in ("times", "context_reused")} for row in rows])
+    assert len(tables[0]) == len(tables[1]) == 7
+    for row, other in zip(*tables):
+        assert row.pop("nll") == pytest.approx(other.pop("nll"), rel=1e-5)
+        assert row == other
+    results = [json.loads((folder / "results.json").read_text()) for folder in (found, wanted)]
+    assert results[0]["n"] == results[1]["n"] == 7
+    for name, value in results[1]["metrics"].items():
+        assert results[0]["metrics"][name] == pytest.approx(value, rel=1e-5)
+    for key in ("effective_ratio", "memory_slots", "memory_bytes", "asked_ratio", "truncated"):
+        assert results[0][key] == results[1][key]
+
+
+def test_bare_python_with_deepspeed_in_bfloat16(home):
+    """One process, no launcher, DeepSpeed's own bfloat16: the loss falls, float32 weights of the adapters are saved."""
+    folder = home.train(None, "bare", "engine=zero2", "backbone.dtype=bfloat16", "train.steps=3", "dataset.train_size=2",
+                        "train.eval_examples=0", "train.schedule=constant", "train.warmup=0")
+    losses = [row["loss"] for row in metrics(folder)]
+    assert len(losses) == 3 and all(map(math.isfinite, losses)) and losses[2] < losses[1] < losses[0], losses
+    weights = load_file(folder / "checkpoints" / "checkpoint-3" / "trained.safetensors")
+    adapters = {name: value for name, value in weights.items() if "lora_B" in name}
+    assert adapters and all(value.norm() > 0 for value in adapters.values())
+    # Masters, not their bfloat16 copies: some bits lie below bfloat16's.
+    assert any((value != value.bfloat16().float()).any() for value in adapters.values())
