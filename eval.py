@@ -178,8 +178,10 @@ def evaluate_all(cfg: DictConfig) -> list[dict[str, Any]]:
         # A run's results lie in its own folder; those of the untouched backbone with the reader asked for.
         owner = reader if reader.run else cfg
         home = Path(owner.run) / "eval" if owner.run else Path(cfg.paths.outputs) / "eval"
-        folder = home / config_hash(owner, without=NOT_HASHED) / reader.reader.replace(" ", "_")
         checkpoint = CHECKPOINTS[cfg.checkpoint](reader.run) if reader.run else None
+        # A run that trains on has new best and last checkpoints, whose answers are others.
+        asked = config_hash(owner, without=NOT_HASHED, extra=checkpoint.name if checkpoint else "")
+        folder = home / asked / reader.reader.replace(" ", "_")
         results.append(evaluate_reader(reader, examples, folder, checkpoint))
     return results
 
@@ -214,9 +216,9 @@ def main(cfg: DictConfig) -> None:
         rows = [row(result) for result in results]
         folder = Path(results[0]["run"] if cfg.run else Path(cfg.paths.outputs) / "eval")
         write_table(folder / "table.json", rows)
-        print_table(rows, title=f"{cfg.split} of {Path(str(cfg.dataset.get('test', '') or cfg.dataset._target_)).parent.name or cfg.dataset._target_}",
-                    caption=f"95% bootstrap intervals; NLL in nats a token. "
-                            f"Backbone: {results[0]['backbone']}.")
+        source = cfg.dataset.get(cfg.split) or cfg.dataset._target_
+        print_table(rows, title=f"{rows[0]['n']} questions of the {cfg.split} split of {source}",
+                    caption=f"95% bootstrap intervals; NLL in nats a token. Backbone: {results[0]['backbone']}.")
     end_process_group()
 
 

@@ -20,10 +20,10 @@ FREE_KEYS = ("resume", "paths", "hydra")
 FINISHED = "finished"
 
 
-def config_hash(cfg: DictConfig, without: tuple[str, ...] = FREE_KEYS) -> str:
-    """First 12 hex digits of the sha256 of the resolved configuration without the keys `without`."""
+def config_hash(cfg: DictConfig, without: tuple[str, ...] = FREE_KEYS, extra: str = "") -> str:
+    """First 12 hex digits of the sha256 of the resolved configuration without the keys `without`, and of `extra`."""
     plain = OmegaConf.to_container(cfg, resolve=True)
-    text = json.dumps({key: value for key, value in plain.items() if key not in without}, sort_keys=True)
+    text = json.dumps({key: value for key, value in plain.items() if key not in without}, sort_keys=True) + extra
     return hashlib.sha256(text.encode()).hexdigest()[:12]
 
 

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import contextlib
+import copy
+import functools
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -51,13 +53,18 @@ def tiny_tokenizer() -> PreTrainedTokenizerFast:
 def compose_tiny(overrides: Sequence[str] = (), config: str = "train") -> DictConfig:
     """Configuration `config` with `overrides`; where they do not say otherwise, the tiny backbone gets 4 layers instead
     of its usual number, and 2 of them read the context."""
-    with initialize_config_dir(str(CONFIGS), version_base="1.3"):
-        cfg = compose(config, list(overrides))
+    cfg = copy.deepcopy(_composed(config, tuple(overrides)))
     for section, key, layers in (("backbone", "layers", 4), ("compressor", "encoder_layers", 2)):
         asked = any(override.startswith(f"{section}.{key}=") for override in overrides)
         if key in cfg[section] and not asked:
             cfg[section][key] = layers
     return cfg
+
+
+@functools.cache
+def _composed(config: str, overrides: tuple[str, ...]) -> DictConfig:
+    with initialize_config_dir(str(CONFIGS), version_base="1.3"):
+        return compose(config, list(overrides))
 
 
 def tiny_reader(cfg: DictConfig) -> Reader:

@@ -47,7 +47,8 @@ class COMI(MergingCompressor):
         self.temperature, self.min_group_size = temperature, min_group_size
         if learned_weights == "merge":
             self.merge_alpha = nn.Parameter(torch.tensor(float(alpha)))
-            self.merge_beta = nn.Parameter(torch.tensor(float(beta)))
+            if redundancy_fine:  # else it would never receive a gradient
+                self.merge_beta = nn.Parameter(torch.tensor(float(beta)))
         self.learned_weights = learned_weights
 
     def grouping(self, states: Tensor, mask: Tensor, query: Tensor, ratio: int | Tensor,
@@ -63,8 +64,8 @@ class COMI(MergingCompressor):
         if not self.fine:
             return groups_RL, None
         learned = self.learned_weights == "merge"
-        alpha, beta = (self.merge_alpha, self.merge_beta) if learned else (self.alpha, self.beta)
-        beta = beta if self.redundancy_fine else 0.0
+        alpha = self.merge_alpha if learned else self.alpha
+        beta = 0.0 if not self.redundancy_fine else self.merge_beta if learned else self.beta
         return groups_RL, merge_weights(states, mask, query, groups_RL, slots, alpha, beta, quirks=self.quirks,
                                         compared=compared)
 
@@ -75,6 +76,9 @@ class COMI(MergingCompressor):
         if settings["learned_weights"] not in LEARNED:
             found.append(f"compressor.learned_weights={settings['learned_weights']}: allowed are {', '.join(LEARNED)}; "
                          "the coarse stage yields integer sizes, so its weights would never receive a gradient")
+        if settings["learned_weights"] == "merge" and not settings["fine"]:
+            found.append("compressor.learned_weights=merge: nothing to learn with compressor.fine=false; set one of them "
+                         "otherwise, e.g. compressor.learned_weights=none")
         if settings["temperature"] <= 0:
             found.append(f"compressor.temperature={settings['temperature']}: must be above 0, e.g. 1.0")
         if settings["min_group_size"] < 0:

@@ -1,5 +1,6 @@
 """Fixtures that several test files share. Everything is tiny, on the CPU, and offline."""
 
+import gc
 import os
 
 os.environ |= {"HF_HUB_OFFLINE": "1", "TRANSFORMERS_OFFLINE": "1", "HF_DATASETS_OFFLINE": "1",
@@ -16,14 +17,17 @@ from data.invented_facts import InventedFacts
 from data.prompts import Prompt
 
 datasets.disable_progress_bars()
+# Every Trainer starts with a full garbage collection, which over all that was imported takes half a second.
+gc.freeze()
 
 
 @pytest.fixture
 def compose(tmp_path):
     """compose(overrides, config="train") -> a configuration on the tiny backbone that writes into tmp_path only."""
     def composed(overrides=(), config="train"):
-        paths = [f"paths.outputs={tmp_path}/outputs", f"paths.cache={tmp_path}/cache"]
-        return compose_tiny([*paths, *overrides], config)
+        cfg = compose_tiny(overrides, config)
+        cfg.paths.outputs, cfg.paths.cache = f"{tmp_path}/outputs", f"{tmp_path}/cache"
+        return cfg
 
     return composed
 

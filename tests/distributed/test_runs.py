@@ -6,6 +6,7 @@ import json
 import math
 import os
 import shutil
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -18,6 +19,7 @@ from processes import ROOT, TIME_LIMIT, run_script
 
 ENGINES = ("ddp", "zero2", "zero3")
 STEPS = 4
+CLOCK = ("seconds", "tokens_per_s", "peak_memory_bytes", "effective_ratio")
 TRAIN = ["backbone.layers=2", "compressor.encoder_layers=1", "decoder.lora_rank=2", f"train.steps={STEPS}",
          "train.eval_every=2", "train.eval_examples=5", "train.batch_size=2", "train.log_every=1", "eval_batch_size=2",
          "dataset.train_size=24", "dataset.test_size=7", "generation.max_new_tokens=3"]
@@ -60,19 +62,29 @@ def run(home):
         if engine == "zero3":
             return home.train(2, engine, "engine=zero3",
                               "engine.deepspeed.zero_optimization.stage3_param_persistence_threshold=0")
-        torchrun = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node", "2", "--master_port", "0"]
-        done = subprocess.run([*torchrun, "train.py", f"engine={engine}", f"name={engine}", *TRAIN, *home.paths],
-                              cwd=ROOT, env=dict(os.environ), capture_output=True, text=True, timeout=TIME_LIMIT)
-        assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
+        torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
+        command(*torchrun, "train.py", f"engine={engine}", f"name={engine}", *TRAIN, *home.paths)
         return home.run(engine)
 
     return started
 
 
+def command(*arguments):
+    """Runs a command from the checkout's root; on failure or timeout its whole process group is ended."""
+    process = subprocess.Popen(arguments, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
+                               start_new_session=True)
+    try:
+        output, _ = process.communicate(timeout=TIME_LIMIT)
+    finally:
+        if process.returncode is None:
+            os.killpg(process.pid, signal.SIGKILL)
+    assert process.returncode == 0, output[-4000:]
+
+
 def metrics(run):
-    """The rows of metrics.jsonl without what depends on the clock."""
+    """The rows of metrics.jsonl without what is counted since the process began."""
     rows = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
-    return [{k: v for k, v in row.items() if k not in ("seconds", "tokens_per_s", "peak_memory_bytes")} for row in rows]
+    return [{k: v for k, v in row.items() if k not in CLOCK} for row in rows]
 
 
 def assert_same_rows(found, wanted, tolerance):

@@ -10,6 +10,9 @@ from pathlib import Path
 
 import pytest
 import torch
+from hydra import compose as hydra_compose
+from hydra import initialize_config_dir
+from omegaconf import OmegaConf
 from transformers import LlamaConfig
 
 import eval as evaluation
@@ -18,6 +21,7 @@ from breviary.backbone import Backbone, TinyBackbone
 from breviary.checkpoint import save_trained
 from breviary.checks import run_for_people
 from breviary.contract import Example, Generation
+from breviary.keys import CONFIGS, checked_keys, drop_left_overs
 from breviary.testing import compressor_forms
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -117,6 +121,21 @@ def test_values_of_a_wrong_type(refused):
         "dataset.facts=four: must be a whole number, e.g. 4"]
 
 
+def composed(words):
+    with initialize_config_dir(str(CONFIGS), version_base="1.3"):
+        return hydra_compose("train", words)
+
+
+def test_keys_of_an_experiment_for_another_compressor_are_left_out():
+    words = ["experiment=comi_facts", "compressor=full_context"]
+    cfg = composed(words)
+    assert drop_left_overs(cfg, words) == ["compressor.join"] and "join" not in cfg.compressor
+    mistaken = [*words, "+compressor.joins=depth"]
+    cfg = composed(mistaken)
+    assert drop_left_overs(cfg, mistaken) == ["compressor.join"]
+    assert checked_keys(cfg)[1] == ["compressor.joins: unknown key"]
+
+
 def test_a_class_that_cannot_be_imported(refused):
     assert refused(training, "compressor._target_=my.Method") == [
         "compressor._target_=my.Method: cannot be imported (No module named 'my'); give module.Class, with its folder in "
@@ -141,6 +160,10 @@ LEARNED = ("allowed are none, merge; the coarse stage yields integer sizes, so i
       "compressor.slots=-1: must be a whole number of at least 1, e.g. 4",
       "compressor.encoder_layers=9: must be from 1 to 8 for this backbone of 9 layers, e.g. 8",
       f"compressor.learned_weights=both: {LEARNED}"]),
+    (["compressor.learned_weights=merge", "compressor.fine=false", "compressor.temperature=0"],
+     ["compressor.learned_weights=merge: nothing to learn with compressor.fine=false; set one of them otherwise, e.g. "
+      "compressor.learned_weights=none",
+      "compressor.temperature=0: must be above 0, e.g. 1.0"]),
     (["backbone.family=gpt2", "compressor.ratio=-2"],
      ["backbone.family=gpt2: allowed are llama, qwen2, qwen3",
       "compressor.ratio=-2: must be a whole number of at least 1, e.g. 4"]),
@@ -262,6 +285,13 @@ def test_slots_that_do_not_fit_at_the_input(refused, tmp_path):
     assert (ratio - 1) * (128 - others) < longest <= ratio * (128 - others)
 
 
+def test_a_segment_longer_than_the_positions_of_an_encoder_of_its_own(refused, tmp_path):
+    path = folder(tmp_path / "short", positions=100)
+    [sentence] = refused(training, *jsonl(tmp_path, [long_context(100)]), *SMALL, f"compressor.encoder={path}")
+    found = re.search(r"beside (\d+) further ones .* or compressor.segment_size=(\d+)$", sentence)
+    assert sum(map(int, found.groups())) == 100
+
+
 def test_at_depth_context_question_and_answer_share_the_positions(refused, tmp_path):
     [sentence] = refused(training, *jsonl(tmp_path, [long_context(120)]), *SMALL, "backbone.positions=128",
                          "compressor.join=depth", "compressor.segment_size=16", "compressor.ratio=16")
@@ -295,11 +325,11 @@ def test_more_processes_than_examples(refused, monkeypatch, tmp_path):
 # ------------------------------------------------------------------ backbones and checkpoints
 
 
-def folder(path, width=64, layers=4, vocabulary=512, weights=True):
+def folder(path, width=64, layers=4, vocabulary=512, positions=2048, weights=True):
     """A backbone's folder as far as it is looked at before weights are loaded."""
     path.mkdir()
     config = LlamaConfig(hidden_size=width, num_hidden_layers=layers, vocab_size=vocabulary, intermediate_size=64,
-                         num_attention_heads=4)
+                         num_attention_heads=4, max_position_embeddings=positions)
     config.save_pretrained(path)
     if weights:
         (path / "model.safetensors").write_bytes(b"")
@@ -341,8 +371,6 @@ def test_an_encoder_of_another_width(refused, tmp_path):
 @pytest.fixture
 def trained_run(compose, tmp_path):
     """A run folder as train.py leaves it, of a reader without trained weights on tiny's seed 0."""
-    from omegaconf import OmegaConf
-
     cfg = compose(["compressor=full_context", "decoder.train=frozen", "reader=full_context"])
     run = tmp_path / "run"
     checkpoint = run / "checkpoints" / "checkpoint-2"

@@ -13,6 +13,7 @@ from breviary import training
 from breviary.budget import Budget
 from breviary.checkpoint import WEIGHTS
 from breviary.runs import FINISHED, best_checkpoint, checkpoints, last_checkpoint
+from breviary.testing import compose_tiny
 from breviary.training import StepSampler
 
 DATA = ["dataset.facts=2", "dataset.train_size=24", "dataset.validation_size=4", "generation.max_new_tokens=2"]
@@ -81,11 +82,8 @@ def test_grouped_batches_hold_similar_lengths():
 @pytest.fixture(scope="module")
 def uninterrupted(tmp_path_factory):
     """A finished run of 6 steps, and the folder its like write into."""
-    from breviary.testing import compose_tiny
-
     home = tmp_path_factory.mktemp("runs")
-    cfg = compose_tiny([*SMALL, f"paths.outputs={home}", f"paths.cache={home}/cache"])
-    return train.train(cfg)
+    return train.train(compose_tiny([*SMALL, f"paths.outputs={home}", f"paths.cache={home}/cache"]))
 
 
 def test_a_run_folder_is_complete(uninterrupted):
@@ -181,7 +179,6 @@ class Killed(RuntimeError):
 def killed(uninterrupted, compose, monkeypatch):
     """killed(step) -> (configuration, folder) of a run like the uninterrupted one that died at the end of `step`."""
     def run(step):
-        home = compose().paths.outputs
         cfg = compose(SMALL)
         original = training.RunLog.on_step_end
 
@@ -194,7 +191,7 @@ def killed(uninterrupted, compose, monkeypatch):
             patch.setattr(training.RunLog, "on_step_end", dying)
             with pytest.raises(Killed):
                 train.train(cfg)
-        [folder] = (Path(home) / cfg.name).iterdir()
+        [folder] = (Path(cfg.paths.outputs) / cfg.name).iterdir()
         assert not (folder / FINISHED).exists()
         return cfg, folder
 
