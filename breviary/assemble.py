@@ -52,8 +52,9 @@ class Layout:
 
     def place(self, parts: list[Tensor]) -> Tensor:
         """The parts, each (B, N) or (B, N, D), as one sequence (B, S[, D]); zeros on padding."""
+        widths = tuple(part.shape[1] for part in parts)
+        assert widths == self.widths, f"parts of widths {widths}, layout of {self.widths}"
         joined = _rounded(torch.cat(parts, dim=1))
-        assert joined.shape[1] == self.order.shape[1], f"parts of width {joined.shape[1]}, layout of {self.order.shape[1]}"
         if joined.dim() == 2:
             return joined.gather(1, self.order).masked_fill(~self.mask, 0)
         index = self.order[..., None].expand(-1, -1, joined.shape[-1])

@@ -204,8 +204,9 @@ class Backbone:
         try:
             return loader.from_pretrained(self.path)
         except (OSError, ValueError) as error:
-            raise ValueError(f"backbone.path={self.path}: no {what} can be read ({str(error).splitlines()[0]}); give a "
-                             "folder in Hugging Face form, or a hub name that is in the cache or can be reached") from error
+            raise ValueError(
+                f"backbone.path={self.path}: no {what} can be read ({str(error).splitlines()[0]}); give a folder in "
+                "Hugging Face form, or a hub name that is in the cache or can be reached") from error
 
     def problems(self) -> list[str]:
         """What keeps this backbone from being used, one sentence each; reads no weights."""
@@ -298,7 +299,8 @@ class TinyBackbone:
         found = []
         for key in ("layers", "width", "heads", "kv_heads", "positions"):
             if getattr(self, key) < 1:
-                found.append(f"backbone.{key}={getattr(self, key)}: must be at least 1, e.g. {getattr(TinyBackbone, key)}")
+                example = getattr(TinyBackbone, key)
+                found.append(f"backbone.{key}={getattr(self, key)}: must be at least 1, e.g. {example}")
         if not found and (self.width % (2 * self.heads) or self.heads % self.kv_heads):
             found.append(f"backbone.width={self.width}, heads={self.heads}, kv_heads={self.kv_heads}: width must be a "
                          "multiple of 2 * heads, heads of kv_heads; e.g. 64, 4, 2")

@@ -86,7 +86,7 @@ def start_problems(cfg: DictConfig, backbone: Any) -> list[str]:
 
 
 def checkpoint_problems(key: str, run: str, find: Callable[[str], Path], backbone: Any) -> list[str]:
-    """Whether `find(run)` gives a checkpoint that belongs to this backbone; reads its header, and hashes the backbone."""
+    """Whether `find(run)` gives a checkpoint of this backbone; reads its header, and hashes the backbone."""
     found: list[str] = []
     checkpoint = attempted(found, find, run)
     stored = attempted(found, read_metadata, checkpoint) if checkpoint else None
@@ -110,18 +110,19 @@ def length_problems(cfg: DictConfig, backbone: Any, splits: dict[str, Any]) -> l
         longest = max(items.lengths, default=0)
         if limit is not None and longest > limit:
             ways = [f"limits.max_context_tokens={limit} to cut contexts"] if limit else []
-            ways += _larger_settings(cls, settings, positions, others, longest)
-            found.append(f"dataset {name}: the longest context of {longest} tokens does not fit beside {others} further "
-                         f"ones in the backbone's {positions} positions (at most {limit} here); "
+            ways += _larger_settings(cls, settings, positions, others, longest, limit)
+            found.append(f"dataset {name}: the longest context of {longest} tokens does not fit beside {others} "
+                         f"further ones in the backbone's {positions} positions (at most {limit} here); "
                          f"set {' or '.join(ways) or 'a backbone of more positions'}")
     return found
 
 
 def _larger_settings(cls: type[Compressor], settings: dict[str, Any], positions: int, others: int,
-                     longest: int) -> list[str]:
+                     longest: int, limit: int) -> list[str]:
     """Settings of the compressor under which `longest` tokens would fit, as key=value."""
     room = positions - others
-    smaller = {"segment_size": room} if settings.get("segment_size", 0) > room else {}
+    segment = min(room, limit)
+    smaller = {"segment_size": segment} if settings.get("segment_size", 0) > segment > 0 else {}
     larger = {"ratio": -(-longest // room)} if settings.get("ratio") and not settings.get("ratio_choices") else {}
     for change in (smaller, larger, smaller | larger):
         limit = cls.longest_context(settings | change, positions, others)
@@ -271,7 +272,8 @@ def _composition_sentences(error: ConfigCompositionException, config_keys: Calla
     if unknown:
         known = config_keys()
         asked = [word.partition("=")[0] for word in sys.argv[1:] if "=" in word and word[0] not in "+~-"]
-        wrong = [key for key in asked if key not in known and not key.startswith("hydra.")]  # Hydra names the first only
+        # Hydra names the first only.
+        wrong = [key for key in asked if key not in known and not key.startswith("hydra.")]
         return [f"{key}: unknown key{nearest(key, known)}" for key in wrong or [unknown[1]]]
     missing = re.search(r"Could not find '([^']+)'", text)
     if missing:

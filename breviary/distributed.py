@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import socket
 import sys
+import warnings
 from typing import Any
 
 import torch
@@ -61,6 +63,18 @@ def full_weight(parameter: torch.nn.Parameter) -> torch.Tensor:
     return safe_get_full_fp32_param(parameter)
 
 
+def gathered_parameters(reader: torch.nn.Module) -> contextlib.AbstractContextManager:
+    """Makes a reader usable outside the DeepSpeed engine under ZeRO-3. Entered and left by all ranks.
+
+    ZeRO-3 gathers weights when the module that owns them is called; this gathers those whose owner never is (scalars
+    or learned tokens that a method uses by itself).
+    """
+    from deepspeed.runtime.zero import GatheredParameters
+
+    uncalled = [m for m in reader.modules() if m is reader or type(m).forward is torch.nn.Module.forward]
+    return GatheredParameters([p for module in uncalled for p in module.parameters(recurse=False)])
+
+
 # ------------------------------------------------------------------ starting and ending
 
 
@@ -83,6 +97,8 @@ def prepare_deepspeed(device: torch.device) -> None:
             probe.bind(("127.0.0.1", 0))
             port = probe.getsockname()[1]
         os.environ.update(RANK="0", WORLD_SIZE="1", LOCAL_RANK="0", MASTER_ADDR="127.0.0.1", MASTER_PORT=str(port))
+    # Torch announces new names for collectives at every step; DeepSpeed still uses the old ones.
+    warnings.filterwarnings("ignore", r"`torch.distributed.\w+_tensor` is deprecated", FutureWarning)
     if device.type == "cpu":
         os.environ.setdefault("DS_ACCELERATOR", "cpu")
         import deepspeed

@@ -30,9 +30,10 @@ GROUPS = {"engine": "engine/single.yaml", "paths": "paths/default.yaml"}  # othe
 GIVEN = ("self", "backbone", "decoder")  # what build.py gives, not a key
 # Keys of more than their default's own type.
 TYPES = {"reader": str | None, "init_from": str | None, "run": str | None, "examples": int | None,
-         "limits.max_context_tokens": int | None, "decoder.lora_targets": str | list[str], "engine.deepspeed": dict | None}
-WORDS = {int: "a whole number", float: "a number", str: "text", bool: "true or false", list: "a list", dict: "a section of keys",
-         types.NoneType: "null"}
+         "limits.max_context_tokens": int | None, "decoder.lora_targets": str | list[str],
+         "engine.deepspeed": dict | None}
+WORDS = {int: "a whole number", float: "a number", str: "text", bool: "true or false", list: "a list",
+         dict: "a section of keys", types.NoneType: "null"}
 MISSING = inspect.Parameter.empty
 
 
@@ -141,8 +142,13 @@ def flat_keys(cfg: DictConfig) -> list[str]:
 
 
 def nearest(key: str, known: Iterable[str]) -> str:
-    """'; the nearest right one is X', or nothing where none is near."""
-    near = difflib.get_close_matches(key, list(known), n=1, cutoff=0.6)
+    """'; the nearest right one is X': of the same name elsewhere, or near in its section; nothing where there is none."""
+    known = list(known)
+    section, _, name = key.rpartition(".")
+    beside = [other.rpartition(".")[2] for other in known if other.rpartition(".")[0] == section]
+    near = [other for other in known if other.endswith(f".{name}")]
+    near += [f"{section}.{other}".lstrip(".") for other in difflib.get_close_matches(name, beside, n=1)]
+    near += [] if beside else difflib.get_close_matches(key, known, n=1)
     return f"; the nearest right one is {near[0]}" if near else ""
 
 

@@ -77,7 +77,7 @@ class Reading(nn.Module):
     def encode(self, context: Context) -> Encoded:
         """Context tokens (B, T) -> states (B, S, L, D), independent of the question."""
         layout = Layout.of([context.mask])
-        ids_BSL, mask_BSL = self._segments(layout.place([context.ids]), layout.mask)
+        ids_BSL, mask_BSL = self._segments(layout.place([context.ids]), layout.mask, context.ids.shape[1])
         B, S, L = ids_BSL.shape
         ids_RL, mask_RL = ids_BSL.view(B * S, L), mask_BSL.view(B * S, L)
         if self.join == "depth":
@@ -102,13 +102,14 @@ class Reading(nn.Module):
         states = self.decoder.run(self.decoder.embed(layout.place([prefix.ids, ids_RL])), range(self.layers), positions)
         return layout.take(states, 1).masked_fill(~mask_RL[..., None], 0)
 
-    def _segments(self, ids_BT: Tensor, mask_BT: Tensor) -> tuple[Tensor, Tensor]:
-        """Right-padded tokens -> (B, S, L) with L = min(T, segment_size), at least one column."""
-        T = ids_BT.shape[1]
-        L = min(max(T, 1), self.segment_size)
-        pad = (0, -T % L if T else 1)
+    def _segments(self, ids_BT: Tensor, mask_BT: Tensor, longest: int) -> tuple[Tensor, Tensor]:
+        """Right-padded tokens, at most `longest` a row, -> (B, S, L): L = segment_size where S > 1, else at least 1."""
+        T = ids_BT.shape[1]  # may be rounded up beyond `longest`, which must not open a segment of padding alone
+        S = max(-(-longest // self.segment_size), 1)
+        L = self.segment_size if S > 1 else max(T, 1)
+        pad = (0, S * L - T)  # negative: cuts padding
         ids, mask = nn.functional.pad(ids_BT, pad), nn.functional.pad(mask_BT, pad)
-        return ids.view(len(ids), -1, L), mask.view(len(mask), -1, L)
+        return ids.view(len(ids), S, L), mask.view(len(mask), S, L)
 
     # -------------------------------------------------------------- question
 

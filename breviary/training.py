@@ -10,6 +10,7 @@ What differs from a plain Trainer, and why:
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import itertools
 import json
@@ -27,7 +28,7 @@ from transformers import PrinterCallback, ProgressCallback, Trainer, TrainerCall
 
 from breviary.checkpoint import load_trained, save_trained
 from breviary.contract import Batch, Generation, Reader
-from breviary.distributed import all_ranks_rows, full_weight, rank, sum_over_ranks, world_size
+from breviary.distributed import all_ranks_rows, full_weight, gathered_parameters, rank, sum_over_ranks, world_size
 from breviary.evaluation import evaluate
 from breviary.progress import ProgressLine
 from breviary.results import summarise
@@ -158,10 +159,10 @@ class ReaderTrainer(Trainer):
         """Scores and answer NLL on the validation examples, shared out over the ranks."""
         v = self.validation
         zero3 = self.is_deepspeed_enabled and self.accelerator.deepspeed_config["zero_optimization"]["stage"] == 3
-        rows = []
-        for found in evaluate(self.reader, v.items, self.data_collator, v.scores, v.generation, v.batch_size,
-                              rank=rank(), world_size=world_size(), equal_calls=zero3):
-            rows += found
+        with gathered_parameters(self.reader) if zero3 else contextlib.nullcontext():
+            found = list(evaluate(self.reader, v.items, self.data_collator, v.scores, v.generation, v.batch_size,
+                                  rank=rank(), world_size=world_size(), equal_calls=zero3))
+        rows = [row for batch in found for row in batch]
         summary = summarise(all_ranks_rows(rows), None, resamples=100)
         metrics = {f"eval_{name}": value["value"] for name, value in summary["metrics"].items()}
         self.log(dict(metrics))

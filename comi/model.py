@@ -46,9 +46,9 @@ class COMI(MergingCompressor):
         self.alpha, self.beta = alpha, beta
         self.temperature, self.min_group_size = temperature, min_group_size
         if learned_weights == "merge":
-            self.merge_alpha = nn.Parameter(torch.tensor(float(alpha)))
+            self.merge_alpha = nn.Parameter(torch.tensor([float(alpha)]))  # (1,): DeepSpeed refuses scalars
             if redundancy_fine:  # else it would never receive a gradient
-                self.merge_beta = nn.Parameter(torch.tensor(float(beta)))
+                self.merge_beta = nn.Parameter(torch.tensor([float(beta)]))
         self.learned_weights = learned_weights
 
     def grouping(self, states: Tensor, mask: Tensor, query: Tensor, ratio: int | Tensor,
@@ -77,8 +77,8 @@ class COMI(MergingCompressor):
             found.append(f"compressor.learned_weights={settings['learned_weights']}: allowed are {', '.join(LEARNED)}; "
                          "the coarse stage yields integer sizes, so its weights would never receive a gradient")
         if settings["learned_weights"] == "merge" and not settings["fine"]:
-            found.append("compressor.learned_weights=merge: nothing to learn with compressor.fine=false; set one of them "
-                         "otherwise, e.g. compressor.learned_weights=none")
+            found.append("compressor.learned_weights=merge: nothing to learn with compressor.fine=false; set one of "
+                         "them otherwise, e.g. compressor.learned_weights=none")
         if settings["temperature"] <= 0:
             found.append(f"compressor.temperature={settings['temperature']}: must be above 0, e.g. 1.0")
         if settings["min_group_size"] < 0:

@@ -235,8 +235,17 @@ def test_segments_have_slots_of_their_own(build, overrides, ragged):
 
 
 @each(MERGING)
+def test_no_segment_holds_padding_alone(build, overrides, ragged):
+    longest = ragged.context.ids.shape[1]
+    for size in (longest + 1, longest, longest - 1, longest // 2, 1):
+        reader = build([*overrides, f"compressor.segment_size={size}"])
+        mask = reader.compressor.encode(context_of(ragged)).mask
+        assert mask.shape[1] == ceil(longest, size) == mask.any(2).sum(1).max()
+
+
+@each(MERGING)
 def test_a_context_within_one_segment_is_read_as_without_segments(build, overrides, ragged):
-    longest = int(ragged.context.lengths.max())
+    longest = ragged.context.ids.shape[1]
     with torch.no_grad():
         nll = [build([*overrides, f"compressor.segment_size={size}"]).loss(ragged).nll for size in (longest, 10_000)]
         cut = build([*overrides, f"compressor.segment_size={longest // 2}"]).loss(ragged).nll

@@ -136,9 +136,12 @@ def test_keys_below_the_join_hold_no_memory(build, ragged):
     with torch.no_grad():
         stream, logits = reader.open(ragged)
         stream.step(logits.argmax(-1))
-    lower = ragged.prefix.ids.shape[1] + ragged.prompt.ids.shape[1] + 1
-    slots = -(-ragged.context.ids.shape[1] // 4)
-    assert [stream.cache.get_seq_length(layer) for layer in range(4)] == [lower, lower, lower + slots, lower + slots]
+    lower = ragged.prefix.lengths + ragged.prompt.lengths + 1
+    slots = (ragged.context.lengths + 3) // 4
+    assert stream.below.sum(1).tolist() == lower.tolist()
+    assert stream.above.sum(1).tolist() == (lower + slots).tolist()
+    widths = [stream.cache.get_seq_length(layer) for layer in range(4)]
+    assert widths == [stream.below.shape[1]] * 2 + [stream.above.shape[1]] * 2
 
 
 @pytest.mark.parametrize("overrides", [["compressor=comi", *DEPTH], ["compressor=comi"]], ids=["depth", "input"])

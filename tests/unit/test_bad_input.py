@@ -80,6 +80,9 @@ def jsonl(tmp_path, rows):
     (["compressor=mean_pool", "compressor.lsalayers=8", "train.stepps=8", "seed=1"],
      ["compressor.lsalayers: unknown key; the nearest right one is compressor.lsa_layers",
       "train.stepps: unknown key; the nearest right one is train.steps"]),
+    (["ratio=8"], ["ratio: unknown key; the nearest right one is compressor.ratio"]),
+    (["trian.steps=8", "compressor.zzz=1"],
+     ["trian.steps: unknown key; the nearest right one is train.steps", "compressor.zzz: unknown key"]),
     (["compresor=comi"], ["compresor: unknown key; the nearest right one is compressor"]),
     # keys that Hydra adds when told to
     (["+compressor.ratoi=8", "+train.stepps=8", "+prompt.templat=a", "+dataset.fact=8", "+backbone.layer=8", "+sead=8",
@@ -108,8 +111,8 @@ def test_a_word_that_is_no_override(refused):
 
 
 def test_values_of_a_wrong_type(refused):
-    assert refused(training, "compressor.ratio=eight", "compressor.coarse=maybe", "train.steps=many", "train.warmup=null",
-                   "train.batch_size=1.5", "limits.max_context_tokens=all", "dataset.facts=four", "train.log_every=???",
+    assert refused(training, "compressor.ratio=eight", "compressor.coarse=maybe", "train.steps=many",
+                   "train.warmup=null", "train.batch_size=1.5", "limits.max_context_tokens=all", "dataset.facts=four", "train.log_every=???",
                    "dataset.train_size=4") == [
         "limits.max_context_tokens=all: must be a whole number or null, e.g. null",
         "train.steps=many: must be a whole number, e.g. 100",
@@ -138,21 +141,22 @@ def test_keys_of_an_experiment_for_another_compressor_are_left_out():
 
 def test_a_class_that_cannot_be_imported(refused):
     assert refused(training, "compressor._target_=my.Method") == [
-        "compressor._target_=my.Method: cannot be imported (No module named 'my'); give module.Class, with its folder in "
-        "the checkout or in the environment variable PYTHONPATH"]
+        "compressor._target_=my.Method: cannot be imported (No module named 'my'); give module.Class, with its folder "
+        "in the checkout or in the environment variable PYTHONPATH"]
 
 
 # ------------------------------------------------------------------ values
 
-LEARNED = ("allowed are none, merge; the coarse stage yields integer sizes, so its weights would never receive a gradient")
+LEARNED = ("allowed are none, merge; the coarse stage yields integer sizes, so its weights would never receive a "
+           "gradient")
 
 
 @pytest.mark.parametrize("words, sentences", [
     (["compressor.ratio=0", "compressor.learned_weights=coarse", "decoder.lora_targets=[q_porj]", "prompt.template=Q"],
      ["compressor.ratio=0: must be a whole number of at least 1, e.g. 4",
       f"compressor.learned_weights=coarse: {LEARNED}",
-      "decoder.lora_targets=['q_porj']: must be all-linear, or a list out of q_proj, k_proj, v_proj, o_proj, gate_proj, "
-      "up_proj, down_proj, e.g. [q_proj,v_proj]",
+      "decoder.lora_targets=['q_porj']: must be all-linear, or a list out of q_proj, k_proj, v_proj, o_proj, "
+      "gate_proj, up_proj, down_proj, e.g. [q_proj,v_proj]",
       "prompt.template is 'Q'; it must hold {question}, for example prompt.template='Q: {question} A:'"]),
     (["compressor.ratio=null", "compressor.slots=-1", "compressor.learned_weights=both", "backbone.device=cuda",
       "compressor.join=depth", "compressor.encoder_layers=9"],
@@ -253,7 +257,8 @@ def test_empty_contexts_train_and_evaluate(monkeypatch, capsys, tmp_path):
     [run] = (tmp_path / "outputs" / "default").iterdir()
     steps = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
     assert steps[0]["loss"] > 0
-    assert call(monkeypatch, tmp_path, evaluation, f"run={run}", "baselines=[full_context]") == 0, capsys.readouterr().err
+    ended = call(monkeypatch, tmp_path, evaluation, f"run={run}", "baselines=[full_context]")
+    assert ended == 0, capsys.readouterr().err
     for reader in ("comi", "full_context"):
         [predictions] = run.glob(f"eval/*/{reader}/predictions.jsonl")
         slots = {row["id"]: row["memory_slots"] for row in map(json.loads, predictions.read_text().splitlines())}
@@ -280,7 +285,7 @@ def test_a_segment_longer_than_the_positions(refused, tmp_path):
 def test_slots_that_do_not_fit_at_the_input(refused, tmp_path):
     [sentence] = refused(training, *jsonl(tmp_path, [long_context(600)]), *SMALL, "backbone.positions=128",
                          "compressor.ratio=2", "compressor.segment_size=64")
-    found = re.search(r"longest context of (\d+) tokens .* beside (\d+) further .* or compressor.ratio=(\d+)$", sentence)
+    found = re.search(r"context of (\d+) tokens .* beside (\d+) further .* or compressor.ratio=(\d+)$", sentence)
     longest, others, ratio = map(int, found.groups())
     assert (ratio - 1) * (128 - others) < longest <= ratio * (128 - others)
 
@@ -300,9 +305,10 @@ def test_at_depth_context_question_and_answer_share_the_positions(refused, tmp_p
 
 
 def test_a_prompt_longer_than_the_positions(refused, tmp_path):
-    [sentence] = refused(training, *jsonl(tmp_path, [{**ROW, "question": "blue " * 200}]), *SMALL, "backbone.positions=128")
-    assert re.fullmatch(r"dataset train: prefix, question and answer take up to \d+ tokens, the backbone has 128 positions; "
-                        r"shorten prompt.template or generation.max_new_tokens", sentence)
+    rows = [{**ROW, "question": "blue " * 200}]
+    [sentence] = refused(training, *jsonl(tmp_path, rows), *SMALL, "backbone.positions=128")
+    assert re.fullmatch(r"dataset train: prefix, question and answer take up to \d+ tokens, the backbone has 128 "
+                        r"positions; shorten prompt.template or generation.max_new_tokens", sentence)
 
 
 def test_a_prompt_too_long_in_evaluation(refused, tmp_path):
@@ -364,8 +370,8 @@ def test_an_encoder_of_another_width(refused, tmp_path):
         f"compressor.encoder_layers=2: compressor.encoder={path} has 1 layers; give at most so many",
         f"compressor.encoder={path}: its width 128 differs from the decoder's 64, and the alignment (LSA) is made of "
         "decoder blocks; give an encoder of the same width",
-        f"compressor.encoder={path}: its vocabulary of 300 differs from the decoder's 512; give an encoder with the same "
-        "tokenizer"]
+        f"compressor.encoder={path}: its vocabulary of 300 differs from the decoder's 512; give an encoder with the "
+        "same tokenizer"]
 
 
 @pytest.fixture
@@ -384,7 +390,8 @@ def test_a_checkpoint_of_another_backbone(refused, trained_run):
     of, here = (TinyBackbone(layers=4, seed=seed).fingerprint["sha256"][:12] for seed in (0, 1))
     sentence = (f"{trained_run}/checkpoints/checkpoint-2: checkpoint of backbone tiny_llama ({of}), but the backbone "
                 f"here is tiny_llama ({here}); set backbone accordingly, e.g. backbone.path")
-    assert refused(evaluation, f"run={trained_run}", "backbone.seed=1", "compressor=truncate", "compressor.ratio=0") == [
+    changed = ["backbone.seed=1", "compressor=truncate", "compressor.ratio=0"]
+    assert refused(evaluation, f"run={trained_run}", *changed) == [
         "compressor.ratio=0: must be a whole number of at least 1, e.g. 4", f"run: {sentence}"]
     another = ["compressor=full_context", "backbone.layers=4", "backbone.seed=1"]
     assert refused(training, *another, f"init_from={trained_run}") == [f"init_from: {sentence}"]
@@ -404,7 +411,8 @@ def test_a_run_that_is_none(refused, trained_run, tmp_path):
 
 def test_what_a_run_does_not_have_cannot_be_changed(refused, trained_run):
     assert refused(evaluation, f"run={trained_run}", "+sed=1", "experiment=facts") == [
-        "sed: no key of a run's configuration; the nearest right one is seed", "experiment: no key of a run's configuration"]
+        "sed: no key of a run's configuration; the nearest right one is seed",
+        "experiment: no key of a run's configuration"]
 
 
 def test_a_damaged_checkpoint(refused, trained_run):

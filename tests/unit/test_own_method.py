@@ -1,4 +1,4 @@
-"""docs/own_method.md, carried out: its two files are taken from the page, trained, evaluated, and held to the contract."""
+"""docs/own_method.md, carried out: the page's two files are trained, evaluated, and held to the contract."""
 
 import json
 import re

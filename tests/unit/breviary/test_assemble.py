@@ -5,7 +5,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from breviary.assemble import Layout, ranks, take_columns
+from breviary.assemble import ROUND_TO, Layout, ranks, take_columns
 
 MASKS = [torch.tensor([[1, 1, 0], [0, 1, 0]]).bool(), torch.tensor([[0, 1], [0, 0]]).bool(),
          torch.tensor([[1, 0], [1, 1]]).bool()]
@@ -14,16 +14,26 @@ IDS = [torch.tensor([[1, 2, 9], [9, 3, 9]]), torch.tensor([[9, 4], [9, 9]]), tor
 
 def test_right_padded():
     layout = Layout.of(MASKS)
-    assert layout.place(IDS).tolist() == [[1, 2, 4, 5, 0, 0, 0], [3, 6, 7, 0, 0, 0, 0]]
-    assert layout.mask.tolist() == [[True] * 4 + [False] * 3, [True] * 3 + [False] * 4]
+    placed, rest = layout.place(IDS).split([7, ROUND_TO - 7], 1)
+    assert placed.tolist() == [[1, 2, 4, 5, 0, 0, 0], [3, 6, 7, 0, 0, 0, 0]] and not rest.any()
+    assert layout.mask[:, :7].tolist() == [[True] * 4 + [False] * 3, [True] * 3 + [False] * 4]
+    assert layout.mask.sum() == 7
     assert layout.positions()[0, :4].tolist() == [0, 1, 2, 3]
     assert layout.widths == (3, 2, 2)
 
 
 def test_left_padded():
     layout = Layout.of(MASKS, "left")
-    assert layout.place(IDS).tolist() == [[0, 0, 0, 1, 2, 4, 5], [0, 0, 0, 0, 3, 6, 7]]
-    assert layout.positions().tolist() == [[0, 0, 0, 0, 1, 2, 3], [0, 0, 0, 0, 0, 1, 2]]
+    rest, placed = layout.place(IDS).split([ROUND_TO - 7, 7], 1)
+    assert placed.tolist() == [[0, 0, 0, 1, 2, 4, 5], [0, 0, 0, 0, 3, 6, 7]] and not rest.any()
+    assert layout.positions()[:, -7:].tolist() == [[0, 0, 0, 0, 1, 2, 3], [0, 0, 0, 0, 0, 1, 2]]
+
+
+@pytest.mark.parametrize("width", [1, ROUND_TO - 1, ROUND_TO, ROUND_TO + 1, 5 * ROUND_TO])
+def test_widths_are_rounded_up(width):
+    layout = Layout.of([torch.ones(2, width, dtype=torch.bool)])
+    assert layout.mask.shape[1] % ROUND_TO == 0 and 0 <= layout.mask.shape[1] - width < ROUND_TO
+    assert layout.mask.sum() == 2 * width
 
 
 def test_unknown_side_is_our_own_mistake():
@@ -32,7 +42,7 @@ def test_unknown_side_is_our_own_mistake():
 
 
 def test_parts_of_other_widths_are_our_own_mistake():
-    with pytest.raises(AssertionError, match="parts of width 5, layout of 7"):
+    with pytest.raises(AssertionError, match=r"parts of widths \(3, 2\), layout of \(3, 2, 2\)"):
         Layout.of(MASKS).place(IDS[:2])
 
 
