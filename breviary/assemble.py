@@ -16,7 +16,7 @@ from torch import Tensor
 
 # Sequences are padded to a multiple of this width. Every new shape costs: matrix libraries compile a kernel for it
 # (bfloat16 on CPUs: several times the work itself, and memory that grows with every shape) or run off their tiles.
-ROUND_TO = 32
+ROUND_TO = 16
 
 
 @dataclass
@@ -35,14 +35,16 @@ class Layout:
     widths: tuple[int, ...]
 
     @classmethod
-    def of(cls, masks: list[Tensor], side: str = "right") -> Layout:
+    def of(cls, masks: list[Tensor], side: str = "right", round_to: int = ROUND_TO) -> Layout:
         """Layout of parts with the given validity masks, each (B, N), any padding.
 
         side: 'right' puts the padding last (training), 'left' first (generation).
-        The sequence is as wide as all parts together, rounded up to ROUND_TO: trimming it would need a host sync.
+        The sequence is as wide as all parts together, rounded up to a multiple of `round_to` (1 for what is put into
+        another sequence before any layer sees it): trimming it would need a host sync.
         """
         assert side in ("right", "left"), f"padding side {side!r} is neither 'right' nor 'left'"
-        valid_BS = _rounded(torch.cat(masks, dim=1))
+        valid_BS = torch.cat(masks, dim=1)
+        valid_BS = _widened(valid_BS, -(-valid_BS.shape[1] // round_to) * round_to)
         # A stable sort on validity moves the padding to one side and keeps the order of everything else.
         pads_first = valid_BS if side == "left" else ~valid_BS
         order_BS = pads_first.to(torch.uint8).argsort(dim=1, stable=True)
@@ -54,7 +56,7 @@ class Layout:
         """The parts, each (B, N) or (B, N, D), as one sequence (B, S[, D]); zeros on padding."""
         widths = tuple(part.shape[1] for part in parts)
         assert widths == self.widths, f"parts of widths {widths}, layout of {self.widths}"
-        joined = _rounded(torch.cat(parts, dim=1))
+        joined = _widened(torch.cat(parts, dim=1), self.mask.shape[1])
         if joined.dim() == 2:
             return joined.gather(1, self.order).masked_fill(~self.mask, 0)
         index = self.order[..., None].expand(-1, -1, joined.shape[-1])
@@ -74,9 +76,9 @@ class Layout:
         return (self.mask.long().cumsum(1) - 1).clamp(min=0)
 
 
-def _rounded(joined: Tensor) -> Tensor:
-    """(B, S[, D]) with columns of zeros up to a multiple of ROUND_TO."""
-    missing = -joined.shape[1] % ROUND_TO
+def _widened(joined: Tensor, width: int) -> Tensor:
+    """(B, S[, D]) with columns of zeros up to `width`."""
+    missing = width - joined.shape[1]
     return torch.nn.functional.pad(joined, [0, 0] * (joined.dim() - 2) + [0, missing]) if missing else joined
 
 

@@ -30,6 +30,14 @@ def sum_over_ranks(value: torch.Tensor) -> torch.Tensor:
     return value
 
 
+def sums_over_ranks(values: dict[str, torch.Tensor | float]) -> dict[str, float]:
+    """Sums of named scalars over all ranks, which call this with equal names; one collective, one host sync."""
+    names = sorted(values)
+    device = next((v.device for v in values.values() if isinstance(v, torch.Tensor)), None)
+    sums = torch.stack([torch.as_tensor(values[name], dtype=torch.float64, device=device) for name in names])
+    return dict(zip(names, sum_over_ranks(sums).tolist()))
+
+
 def from_rank_zero(value: Any) -> Any:
     """Rank 0's value (any picklable object) on every rank."""
     if not dist.is_initialized():

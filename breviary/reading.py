@@ -17,7 +17,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from breviary.assemble import Layout
+from breviary.assemble import ROUND_TO, Layout
 from breviary.backbone import Backbone, CapturingCache, ReadOnlyCache, Stack, TinyBackbone, set_trainable
 from breviary.contract import Context, Encoded, Memory, Question
 
@@ -76,7 +76,8 @@ class Reading(nn.Module):
 
     def encode(self, context: Context) -> Encoded:
         """Context tokens (B, T) -> states (B, S, L, D), independent of the question."""
-        layout = Layout.of([context.mask])
+        # At depth the prefix still comes before each segment: widths are rounded there.
+        layout = Layout.of([context.mask], round_to=ROUND_TO if self.join == "input" else 1)
         ids_BSL, mask_BSL = self._segments(layout.place([context.ids]), layout.mask, context.ids.shape[1])
         B, S, L = ids_BSL.shape
         ids_RL, mask_RL = ids_BSL.view(B * S, L), mask_BSL.view(B * S, L)
@@ -151,7 +152,7 @@ class Reading(nn.Module):
             # Slots are left-packed, so plain causal attention never shows a valid slot an empty one.
             positions = torch.arange(G, device=slots.device).expand(R, G)
             slots = self.lsa.norm(self.lsa.run(slots, range(len(self.lsa)), positions))
-        layout = Layout.of([mask.view(B, S * G)])
+        layout = Layout.of([mask.view(B, S * G)], round_to=1)
         embeds = layout.place([slots.reshape(B, S * G, D)])
         if self.join == "input":
             return Memory(embeds, layout.mask)

@@ -28,7 +28,8 @@ from transformers import PrinterCallback, ProgressCallback, Trainer, TrainerCall
 
 from breviary.checkpoint import load_trained, save_trained
 from breviary.contract import Batch, Generation, Reader
-from breviary.distributed import all_ranks_rows, full_weight, gathered_parameters, rank, sum_over_ranks, world_size
+from breviary.distributed import (all_ranks_rows, full_weight, gathered_parameters, rank, sum_over_ranks,
+                                  sums_over_ranks, world_size)
 from breviary.evaluation import evaluate
 from breviary.progress import ProgressLine
 from breviary.results import summarise
@@ -147,12 +148,6 @@ class ReaderTrainer(Trainer):
     def _note(self, name: str, value: torch.Tensor) -> None:
         self.step_statistics[name] = self.step_statistics.get(name, 0) + value.detach()
 
-    def global_statistics(self) -> dict[str, float]:
-        """This step's loss terms, slots and context tokens over all micro-batches and ranks; called by every rank."""
-        names = sorted(self.step_statistics)
-        values = torch.stack([torch.as_tensor(self.step_statistics[name], dtype=torch.float64) for name in names])
-        return dict(zip(names, sum_over_ranks(values).tolist()))
-
     # -------------------------------------------------------------- validation, checkpoints
 
     def evaluate(self, *args: Any, **kwargs: Any) -> dict[str, float]:
@@ -185,9 +180,11 @@ class ReaderTrainer(Trainer):
 
     def _prepare_for_training(self, max_steps: int, train_dataloader: Any, resume_from_checkpoint: str | None) -> Any:
         """As the Trainer's; DeepSpeed's own checkpoints hold masters and optimizer, no frozen weights."""
-        if resume_from_checkpoint and self.is_deepspeed_enabled == (Path(resume_from_checkpoint) / "optimizer.pt").is_file():
-            raise ValueError(f"resume: {resume_from_checkpoint} has no optimizer state for this engine; a run is resumed "
-                             "with the engine that it was started with (init_from takes the weights alone)")
+        if resume_from_checkpoint:
+            is_plain = (Path(resume_from_checkpoint) / "optimizer.pt").is_file()
+            if is_plain == self.is_deepspeed_enabled:
+                raise ValueError(f"resume: {resume_from_checkpoint} has no optimizer state for this engine; a run is "
+                                 "resumed with the engine that it was started with (init_from takes weights alone)")
         if not self.is_deepspeed_enabled:
             return super()._prepare_for_training(max_steps, train_dataloader, resume_from_checkpoint)
         if resume_from_checkpoint:
@@ -208,7 +205,7 @@ class RunLog(TrainerCallback):
         self.file = folder / "metrics.jsonl"
         self.trainer: ReaderTrainer | None = None
         self.line: ProgressLine | None = None
-        self.statistics: dict[str, float] = {}
+        self.read: dict[str, float | torch.Tensor] = {"context_tokens": 0, "slots": 0}  # since the last line, this rank
 
     def on_train_begin(self, args: TrainingArguments, state: Any, control: Any, **kwargs: Any) -> None:
         """Starts the clock; drops lines that a killed run wrote after the checkpoint it resumes from."""
@@ -219,15 +216,18 @@ class RunLog(TrainerCallback):
 
     def on_step_end(self, args: TrainingArguments, state: Any, control: Any, **kwargs: Any) -> None:
         """Counts tokens."""
-        self.statistics = self.trainer.global_statistics()
-        self.line.add(self.statistics["context_tokens"], self.statistics["slots"])
+        self.read = {name: value + self.trainer.step_statistics[name] for name, value in self.read.items()}
 
     def on_log(self, args: TrainingArguments, state: Any, control: Any, logs: dict[str, Any], **kwargs: Any) -> None:
         """Writes both lines, on rank 0."""
-        if not state.is_world_process_zero or "train_runtime" in logs:
+        if "train_runtime" in logs:
             return
-        parts = {name: value for name, value in self.statistics.items()
-                 if name not in ("slots", "context_tokens", "answer")}
+        parts = sums_over_ranks(self.trainer.step_statistics | self.read)  # every rank logs
+        self.line.add(parts.pop("context_tokens"), parts.pop("slots"))
+        self.read = dict.fromkeys(self.read, 0)
+        if not state.is_world_process_zero:
+            return
+        del parts["answer"]  # with them it makes up the loss
         row = {"step": state.global_step, **{k: v for k, v in logs.items() if k != "epoch"}, **parts}
         row |= self.line.measures()
         with open(self.file, "a") as stream:

@@ -30,7 +30,8 @@ COMI = ["compressor=comi", "compressor.encoder_layers=2", f"compressor.segment_s
 SLOTS = ["compressor.ratio=null", "compressor.slots=5"]
 
 CASES: dict[str, list[str]] = {
-    "comi_input": [*COMI, "compressor.learned_weights=merge", "train.gradient_checkpointing=true"],  # an encoder and its alignment trained in full
+    # An encoder and its alignment trained in full, and weights that no module's call uses.
+    "comi_input": [*COMI, "compressor.learned_weights=merge", "train.gradient_checkpointing=true"],
     "comi_depth": [*COMI, "compressor.join=depth", "compressor.encoder_layers=1", "train.gradient_checkpointing=true"],
     "mean_pool_slots": [*COMI, *SLOTS, "compressor=mean_pool", "compressor.encoder_layers=1"],
     # Nothing is kept, so the memory is empty; every weight is trained, the tied embedding and head included.

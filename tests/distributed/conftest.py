@@ -12,10 +12,5 @@ from processes import launch, server
 
 @pytest.fixture(scope="session")
 def ranks(tmp_path_factory) -> Callable[..., str]:
-    """launch(world, function, *args) on ranks that start in no time; gives rank 0's output."""
-    context, logs = server(), tmp_path_factory.mktemp("logs")
-
-    def start(world, function, *args):
-        return launch(context, world, logs, function, *args)
-
-    return functools.cache(start)
+    """ranks(world, function, *args): runs it on ranks that start in no time; gives rank 0's output."""
+    return functools.partial(launch, server(), tmp_path_factory.mktemp("logs"))

@@ -10,29 +10,32 @@ import sys
 import time
 import traceback
 from collections.abc import Callable
+from multiprocessing import forkserver
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 ROOT = Path(__file__).resolve().parents[2]
-TIME_LIMIT = 120  # seconds; two ranks that wait for each other would wait for gloo's 30 minutes
-OFFLINE = {
+TIME_LIMIT = 240  # seconds; two ranks that wait for each other would wait for gloo's 30 minutes
+ENVIRONMENT = {
     "HF_HUB_OFFLINE": "1", "TRANSFORMERS_OFFLINE": "1", "HF_DATASETS_OFFLINE": "1", "WANDB_MODE": "disabled",
     "TOKENIZERS_PARALLELISM": "false", "OMP_NUM_THREADS": "1", "OMP_WAIT_POLICY": "PASSIVE", "DS_ACCELERATOR": "cpu",
-    "CUDA_VISIBLE_DEVICES": "", "HF_DATASETS_DISABLE_PROGRESS_BARS": "1",
+    "CUDA_VISIBLE_DEVICES": "", "PYTHONPATH": str(ROOT),
 }
 
 
 def server() -> Any:
     """The multiprocessing context whose processes start with torch, transformers and DeepSpeed imported."""
-    os.environ.update(OFFLINE, PYTHONPATH=str(ROOT))
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload(["train", "eval", "comi.model", "transformers.trainer", "deepspeed",
                                     "deepspeed.runtime.zero.muon.muon_optimizer"])  # the last is slow and always asked
+    with mock.patch.dict(os.environ, ENVIRONMENT):
+        forkserver.ensure_running()
     return context
 
 
-def launch(context: Any, world: int | None, logs: Path, function: Callable[..., None], *args: Any) -> str:
-    """Runs `function(*args)` on `world` ranks (None: one process that was told no rank); gives rank 0's output.
+def launch(context: Any, logs: Path, world: int | None, function: Callable[..., None], *args: Any) -> str:
+    """Calls `function(*args)` on `world` ranks (None: one process that was told no rank); gives rank 0's output.
 
     Raises: AssertionError with a failed rank's output; the other ranks are killed.
     """

@@ -19,38 +19,40 @@ TOLERANCE = 1e-5
 @pytest.fixture(scope="session")
 def trained(ranks, tmp_path_factory):
     """trained(engine): {case: what was recorded}."""
-    folder = tmp_path_factory.mktemp("engines")
+    folder, kept = tmp_path_factory.mktemp("engines"), {}
 
     def load(engine):
-        world = 1 if engine == "single" else 2
-        ranks(None if world == 1 else world, train_cases, engine, world, folder)
-        return torch.load(folder / f"{engine}{world}.pt")
+        if engine not in kept:
+            kept[engine] = AssertionError(f"{engine} failed in an earlier test")  # ranks that hang are waited for once
+            world = 1 if engine == "single" else 2
+            ranks(None if world == 1 else world, train_cases, engine, world, folder)
+            kept[engine] = torch.load(folder / f"{engine}{world}.pt")
+        if isinstance(kept[engine], AssertionError):
+            raise kept[engine]
+        return kept[engine]
 
     return load
 
 
-def difference(found, wanted, smallest=0.0):
+def difference(found, wanted, smallest=1e-30):
     """The largest relative difference over the parameters, and whose it is."""
     assert found.keys() == wanted.keys() and found
-    return max((float((found[name] - value).norm() / value.norm().clamp(min=smallest or 1e-30)), name)
+    return max((float((found[name] - value).norm() / value.norm().clamp(min=smallest)), name)
                for name, value in wanted.items())
 
 
 @pytest.mark.parametrize("case", CASES)
 @pytest.mark.parametrize("engine", ENGINES)
-def test_two_processes_equal_one(trained, engine, case, capsys):
+def test_two_processes_equal_one(trained, engine, case):
     one, two = trained("single")[case], trained(engine)[case]
     assert len(one["losses"]) == len(two["losses"]) == STEPS
-    losses = max(abs(a - b) / b for a, b in zip(two["losses"], one["losses"]))
-    weights = difference(two["weights"], one["weights"])
-    gradients = (0.0, "clipped: DeepSpeed's are seen before, torch's after clipping; the weights tell")
-    if not case.endswith("clipped"):
-        scales = [1e-6 * float(torch.stack([g.norm() for g in step.values()]).norm()) for step in one["gradients"]]
-        gradients = max(difference(*steps) for steps in zip(two["gradients"], one["gradients"], scales))
-    with capsys.disabled():
-        print(f"\n{engine} {case}: losses {losses:.1e}, weights {weights[0]:.1e} ({weights[1]}), "
-              f"gradients {gradients[0]:.1e} ({gradients[1]})", end="")
-    assert losses < TOLERANCE and weights[0] < TOLERANCE and gradients[0] < TOLERANCE
+    found = {"losses": max(abs(a - b) / b for a, b in zip(two["losses"], one["losses"])),
+             "weights": difference(two["weights"], one["weights"])}
+    if not case.endswith("clipped"):  # DeepSpeed's gradients are seen before clipping, torch's after: the weights tell
+        smallest = [1e-6 * float(torch.stack([g.norm() for g in step.values()]).norm()) for step in one["gradients"]]
+        found["gradients"] = max(map(difference, two["gradients"], one["gradients"], smallest))
+    print(engine, case, found)  # pytest -rP shows it
+    assert all(value < TOLERANCE for value in (found["losses"], found["weights"][0], *found.get("gradients", ())[:1]))
 
 
 @pytest.mark.parametrize("case", CASES)

@@ -15,14 +15,14 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from processes import ROOT, TIME_LIMIT, run_script
+from processes import ENVIRONMENT, ROOT, TIME_LIMIT, run_script
 
 ENGINES = ("ddp", "zero2", "zero3")
 STEPS = 4
 CLOCK = ("seconds", "tokens_per_s", "peak_memory_bytes", "effective_ratio")
 TRAIN = ["backbone.layers=2", "compressor.encoder_layers=1", "compressor.learned_weights=merge",
-         "decoder.lora_rank=2", f"train.steps={STEPS}",
-         "train.eval_every=2", "train.eval_examples=5", "train.batch_size=2", "train.log_every=1", "eval_batch_size=2",
+         "decoder.lora_rank=2", f"train.steps={STEPS}", "train.eval_every=2", "train.eval_examples=5",
+         "train.batch_size=2", "train.log_every=1", "eval_batch_size=2",
          "dataset.train_size=24", "dataset.test_size=7", "generation.max_new_tokens=3"]
 
 
@@ -43,7 +43,7 @@ class Home:
         return run
 
     def evaluate(self, world, run, *overrides):
-        """Evaluates a run; gives {reader: folder of its results}."""
+        """Evaluates a run; its results go into its folder."""
         self.ranks(world, run_script, "eval.py", (f"run={run}", *self.paths, *overrides))
 
 
@@ -72,8 +72,8 @@ def run(home):
 
 def command(*arguments):
     """Runs a command from the checkout's root; on failure or timeout its whole process group is ended."""
-    process = subprocess.Popen(arguments, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
-                               start_new_session=True)
+    process = subprocess.Popen(arguments, cwd=ROOT, env={**os.environ, **ENVIRONMENT}, text=True,
+                               stdout=subprocess.PIPE, stderr=subprocess.STDOUT, start_new_session=True)
     try:
         output, _ = process.communicate(timeout=TIME_LIMIT)
     finally:
@@ -148,7 +148,8 @@ def test_evaluation_on_two_processes_equals_one(home, run):
         copies = [home.folder / f"on_{world}" / engine for engine in ENGINES]
         for engine, copy in zip(ENGINES, copies):
             shutil.copytree(run(engine), copy)
-        home.evaluate(None if world == 1 else 2, copies[0], f"compare=[{copies[1]},{copies[2]}]", "baselines=[no_context]")
+        home.evaluate(None if world == 1 else 2, copies[0], f"compare=[{copies[1]},{copies[2]}]",
+                      "baselines=[no_context]")
         folders[world] = sorted(copies[0].parent.glob("*/eval/*/*/results.json"))
     assert len(folders[1]) == len(folders[2]) == len(ENGINES) + 1
     for one, two in zip(folders[1], folders[2]):
@@ -183,8 +184,8 @@ def assert_same_results(found, wanted):
 
 def test_bare_python_with_deepspeed_in_bfloat16(home):
     """One process, no launcher, DeepSpeed's own bfloat16: the loss falls, float32 weights of the adapters are saved."""
-    folder = home.train(None, "bare", "engine=zero2", "backbone.dtype=bfloat16", "train.steps=3", "dataset.train_size=2",
-                        "train.eval_examples=0", "train.schedule=constant", "train.warmup=0")
+    folder = home.train(None, "bare", "engine=zero2", "backbone.dtype=bfloat16", "train.steps=3",
+                        "dataset.train_size=2", "train.eval_examples=0", "train.schedule=constant", "train.warmup=0")
     losses = [row["loss"] for row in metrics(folder)]
     assert len(losses) == 3 and all(map(math.isfinite, losses)) and losses[2] < losses[1] < losses[0], losses
     weights = load_file(folder / "checkpoints" / "checkpoint-3" / "trained.safetensors")
