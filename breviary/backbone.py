@@ -20,6 +20,7 @@ from peft import LoraConfig, inject_adapter_in_model
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 from transformers import AutoConfig, AutoModel, AutoModelForCausalLM, AutoTokenizer, PretrainedConfig
+from transformers.utils import logging
 
 from breviary.backbone_problems import DTYPES, FAMILIES, architecture_problems, choice_problems, weight_problems
 
@@ -231,8 +232,16 @@ class Backbone:
         config = truncated_config(self.config, layers)
         config._attn_implementation = self.attn_implementation
         loader = AutoModelForCausalLM if head else AutoModel
-        model = loader.from_pretrained(self.path, config=config, dtype=DTYPES[self.dtype],
-                                       attn_implementation=self.attn_implementation)
+        verbosity = logging.get_verbosity()
+        logging.set_verbosity_error()  # it lists every tensor of the layers that are left out; what is missing we check
+        try:
+            model, found = loader.from_pretrained(self.path, config=config, dtype=DTYPES[self.dtype],
+                                                  attn_implementation=self.attn_implementation, output_loading_info=True)
+        finally:
+            logging.set_verbosity(verbosity)
+        if found["missing_keys"] or found["mismatched_keys"]:
+            raise ValueError(f"backbone.path={self.path}: weights do not fit config.json: missing "
+                             f"{sorted(found['missing_keys'])[:3]}, of another shape {found['mismatched_keys'][:3]}")
         model.config.dtype = DTYPES[self.dtype]
         return model
 

@@ -121,9 +121,14 @@ def block(spec: dict[str, Any], dataset: str) -> tuple[list[str], list[list[str]
     return [*header, "n\nours"], lines
 
 
+def command_of(row: dict[str, Any], experiment: str) -> str:
+    """What reproduces a cell of this row; rows that are only published say so."""
+    return row["command"].format(experiment=experiment) if row["command"] else "(published only; not here yet)"
+
+
 def commands(spec: dict[str, Any]) -> list[tuple[str, str]]:
     """("ROW/DATASET", command) of every published cell."""
-    return [(f"{row['id']}/{key}", row["command"].format(experiment=dataset["experiment"]))
+    return [(f"{row['id']}/{key}", command_of(row, dataset["experiment"]))
             for row in spec["rows"] for key, dataset in spec["datasets"].items() if key in row["published"]]
 
 
@@ -149,7 +154,7 @@ def print_table(spec: dict[str, Any], with_commands: bool) -> None:
         width = max(len(row["id"]) for row in spec["rows"])
         experiments = ", ".join(dataset["experiment"] for dataset in spec["datasets"].values())
         for row in spec["rows"]:
-            say(f"{row['id']:<{width}}  {row['command'].format(experiment='E')}")
+            say(f"{row['id']:<{width}}  {command_of(row, 'E')}")
         say(f"E is one of {experiments}; --commands prints one line a cell.")
     say(f"Then, for trained readers: {spec['evaluate']}")
 
