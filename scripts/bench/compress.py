@@ -13,6 +13,7 @@ from __future__ import annotations
 import argparse
 import ctypes
 import gc
+import itertools
 import statistics
 import sys
 import time
@@ -21,7 +22,7 @@ from pathlib import Path
 from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
-from breviary.runtime import ROOT, require_checkout
+from breviary.runtime import ROOT, quiet_libraries, require_checkout
 
 require_checkout()
 
@@ -49,14 +50,22 @@ def main() -> None:
     parser.add_argument("--runs", type=int, default=7)
     parser.add_argument("--output", default=None, help="JSON file")
     args = parser.parse_args()
-    rows = [compression(args, join, length, ratio)
-            for join in ("input", "depth") for length in args.lengths for ratio in args.ratios]
-    show("Compression against the bare truncated encoder", rows)
-    steps = [training_step(args, join, length) for join in ("input", "depth") for length in args.lengths[:1]]
-    show("Training step (forward and backward) against a plain step on as many tokens", steps)
-    if args.output:
-        write_json(args.output, {"schema": 1, "runs": args.runs, "dtype": args.dtype, "backbone": args.backbone,
-                                 "compression": rows, "training_step": steps, "environment": environment()})
+    quiet_libraries()
+    joins = ("input", "depth")
+    measured: dict[str, Any] = {"schema": 1, "runs": args.runs, "dtype": args.dtype, "backbone": args.backbone,
+                                "compression": [], "training_step": [], "environment": environment()}
+
+    def keep(part: str, row: dict[str, Any]) -> None:
+        measured[part].append(row)
+        if args.output:
+            write_json(args.output, measured)  # after every row: a benchmark cut short keeps what it has
+
+    for join, length, ratio in itertools.product(joins, args.lengths, args.ratios):
+        keep("compression", compression(args, join, length, ratio))
+    show("Compression against the bare truncated encoder", measured["compression"])
+    for join in joins:
+        keep("training_step", training_step(args, join, args.lengths[0]))
+    show("Training step (forward and backward) against a plain step on as many tokens", measured["training_step"])
 
 
 def compression(args: argparse.Namespace, join: str, length: int, ratio: int) -> dict[str, Any]:
