@@ -112,9 +112,10 @@ def evaluate_reader(cfg: DictConfig, examples: list[Any], folder: Path, checkpoi
     for rows in evaluate(reader, items, Collator(tokenizer.pad_token_id or 0), scores, Generation(**cfg.generation),
                          cfg.eval_batch_size, done, rank(), world_size()):
         predictions.append(rows)
-        answered, mine = len(predictions.done), -(-len(items) // world_size())
-        say(f"  {cfg.reader}: {answered}/{mine} answered", end="\r" if answered < mine else "\n")
+        answered = len(done) + world_size() * len(predictions.done - done)
+        say(f"  {cfg.reader}: {min(answered, len(items))}/{len(items)} answered", end="\r")  # the other ranks' guessed
     barrier()
+    say(f"  {cfg.reader}: {len(items)}/{len(items)} answered")
     if rank() == 0:
         rows = merge_ranks(folder, order)
         extra = {"data_hash": items.data_hash, "peak_memory_bytes": peak_memory_bytes(), "backbone": backbone.description,

@@ -35,7 +35,7 @@ def require_checkout() -> None:
 
     Raises: RuntimeError naming the package and where it came from.
     """
-    for name in PACKAGES:
+    for name in (name for name in PACKAGES if (ROOT / name).is_dir()):
         spec = importlib.util.find_spec(name)
         places = [] if spec is None else [p for p in [spec.origin, *(spec.submodule_search_locations or [])] if p]
         if not any(Path(place).resolve().is_relative_to(ROOT) for place in places):

@@ -89,6 +89,18 @@ def test_a_fully_masked_row_is_finite_and_harmless(attention, dtype):
     assert torch.isfinite(out).all() and torch.isfinite(states.grad).all()
 
 
+@BOTH
+def test_every_slot_sees_itself(attention):
+    """Also a masked one, and nothing else: no row of scores is fully masked, which kernels answer with NaN."""
+    stack = Stack(tiny(attention=attention).load())
+    positions, mask = torch.arange(6).expand(2, 6), torch.zeros_like(IDS, dtype=torch.bool)
+    with torch.no_grad():
+        masked = logits_of(stack, IDS, positions, mask)
+        for n in range(6):
+            alone = logits_of(stack, IDS[:, n : n + 1], positions[:, n : n + 1])
+            torch.testing.assert_close(masked[:, n : n + 1], alone, rtol=1e-5, atol=1e-5)
+
+
 @EACH
 def test_one_may_leave_and_enter_at_any_layer(family):
     stack = Stack(tiny(family).load())
