@@ -120,7 +120,11 @@ def evaluate_reader(cfg: DictConfig, examples: list[Any], folder: Path, checkpoi
         rows = merge_ranks(folder, order)
         extra = {"data_hash": items.data_hash, "peak_memory_bytes": peak_memory_bytes(), "backbone": backbone.description,
                  "run": str(cfg.run or folder), "config": OmegaConf.to_container(cfg, resolve=True) if cfg.run else None}
-        write_results(folder, cfg.reader, summarise(rows, reader.asked_ratio), extra)
+        summary = summarise(rows, reader.asked_ratio)
+        write_results(folder, cfg.reader, summary, extra)
+        if summary["contexts_read"] < summary["n"]:
+            say(f"  {cfg.reader}: {summary['contexts_read']} contexts read for {summary['n']} questions, "
+                f"{1 - summary['contexts_read'] / summary['n']:.0%} of the reading saved")
     barrier()
     return read_results(folder)
 

@@ -175,6 +175,7 @@ def summarise(
     metrics          {name: {"value", "low", "high"}} with 95% bootstrap intervals over the examples, for
                      every score of the rows (a mean) and "nll" (nats a token: sum of nats / sum of tokens)
     n                number of examples;     truncated  how many had their prompt cut
+    contexts_read    how many contexts were read for them: questions on one context share its reading
     asked_ratio      as given;               effective_ratio  context tokens / slots, None where no slot is kept
     memory_slots     mean per example;       memory_bytes  mean per example
     times            {phase: median over the examples, milliseconds}; encode_ms over those whose context was
@@ -204,6 +205,7 @@ def summarise(
         "memory_bytes": float(column("memory_bytes").mean()),
         "times": {phase: _median_time(rows, phase) for phase in rows[0]["times"]},
         "truncated": sum(bool(row["truncated"]) for row in rows),
+        "contexts_read": sum(not row["context_reused"] for row in rows),
     }
 
 

@@ -11,12 +11,13 @@ from typing import Any
 
 import torch
 from hydra import compose, initialize_config_dir
+from hydra.utils import get_class
 from omegaconf import DictConfig, OmegaConf
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from torch import Tensor, nn
 from transformers import PreTrainedTokenizerFast
 
-from breviary.build import build_backbone, build_reader, compressor_class
+from breviary.build import build_backbone, build_reader
 from breviary.contract import Batch, Compressor, Generation, Reader
 
 CONFIGS = Path(__file__).resolve().parents[1] / "configs"
@@ -51,10 +52,11 @@ def tiny_tokenizer() -> PreTrainedTokenizerFast:
 
 
 def compose_tiny(overrides: Sequence[str] = (), config: str = "train") -> DictConfig:
-    """Configuration `config` with `overrides`, each group=choice or key=value; where they do not say otherwise, the tiny
-    backbone gets 4 layers instead of its usual number, and 2 of them read the context."""
+    """Configuration `config` with `overrides`, each group=choice or key=value; where they do not say otherwise, the
+    tiny backbone gets 4 layers instead of its usual number, and 2 of them read the context."""
     # Composing takes a tenth of a second: done once for each choice of groups, keys are set afterwards.
-    is_choice = [(CONFIGS / override.partition("=")[0]).is_dir() for override in overrides]
+    # Where Hydra looks for choices (hydra.searchpath) belongs to composing as well.
+    is_choice = [o.startswith("hydra.") or (CONFIGS / o.partition("=")[0]).is_dir() for o in overrides]
     cfg = copy.deepcopy(_composed(config, tuple(o for o, choice in zip(overrides, is_choice) if choice)))
     for section, key, layers in (("backbone", "layers", 4), ("compressor", "encoder_layers", 2)):
         if key in cfg[section]:
@@ -83,7 +85,7 @@ def compressor_forms(only_compressors: bool = False) -> dict[str, list[str]]:
     forms = {}
     for file in sorted((CONFIGS / "compressor").glob("*.yaml")):
         settings = OmegaConf.load(file)
-        if only_compressors and not issubclass(compressor_class(OmegaConf.create({"compressor": settings})), Compressor):
+        if only_compressors and not issubclass(get_class(settings._target_), Compressor):
             continue
         joins = ("input", "depth") if "join" in settings else (None,)
         for join in joins:
@@ -142,6 +144,6 @@ def row_ids(batch: Batch, row: int, *parts: str) -> Tensor:
 
 @torch.no_grad()
 def plain_nll(model: nn.Module, prompt_ids: Tensor, answer_ids: Tensor) -> Tensor:
-    """Summed negative log likelihood that a Hugging Face causal model gives `answer_ids` (A,) after `prompt_ids` (N,)."""
+    """Nats that a Hugging Face causal model spends on `answer_ids` (A,) after `prompt_ids` (N,): a scalar."""
     logits = model(torch.cat([prompt_ids, answer_ids])[None]).logits[0, len(prompt_ids) - 1 : -1]
     return nn.functional.cross_entropy(logits.float(), answer_ids, reduction="sum")

@@ -90,6 +90,9 @@ class ReaderTrainer(Trainer):
 
     def __init__(self, reader: Reader, args: TrainingArguments, items: Any, collate: Callable[[list[Any]], Batch],
                  validation: Validation | None, fingerprint: dict[str, str], grouped: bool, log: RunLog):
+        if not any(parameter.requires_grad for parameter in reader.parameters()):
+            raise ValueError("nothing to train: neither the decoder nor the compressor has a trained weight; set "
+                             "decoder.train, e.g. decoder.train=lora")
         self.reader, self.validation, self.fingerprint, self.grouped = reader, validation, fingerprint, grouped
         super().__init__(model=reader, args=args, data_collator=collate, train_dataset=items,
                          eval_dataset=validation.items if validation else None)

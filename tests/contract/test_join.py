@@ -20,6 +20,10 @@ def context_of(batch):
     return Context(batch.context.ids, batch.context.mask, batch.prefix)
 
 
+def close(found, expected):
+    torch.testing.assert_close(found, expected, rtol=1e-5, atol=1e-5)
+
+
 # ------------------------------------------------------------------ off is the identity
 
 
@@ -106,7 +110,8 @@ def test_comi_switched_off_is_mean_pooling(build, join, ragged):
 # ------------------------------------------------------------------ decoding
 
 
-@pytest.mark.parametrize("prompt", [{}, {"bos": False}, {"instruction": "Read this."}], ids=["bos", "bare", "instruction"])
+@pytest.mark.parametrize("prompt", [{}, {"bos": False}, {"instruction": "Read this."}],
+                         ids=["bos", "bare", "instruction"])
 @pytest.mark.parametrize("overrides", [["compressor=comi", *DEPTH], ["compressor=mean_pool", *DEPTH],
                                        ["compressor=comi"], ["compressor=full_context"]],
                          ids=["comi-depth", "mean-depth", "comi-input", "full"])
@@ -123,11 +128,11 @@ def test_cached_decoding_equals_reading_everything_again(build, overrides, promp
         stream, logits = reader.open(batch)
         for _ in range(steps):
             chosen = logits.argmax(-1, keepdim=True)
-            batch.answer = Tokens(torch.cat([written, chosen], 1), torch.ones(rows, written.shape[1] + 1, dtype=torch.bool))
+            written = torch.cat([written, chosen], 1)
+            batch.answer = Tokens(written, torch.ones_like(written, dtype=torch.bool))
             seen.clear()
             reader.loss(batch)
             torch.testing.assert_close(seen[0][:, -1], logits, rtol=1e-5, atol=1e-4)
-            written = batch.answer.ids
             logits = stream.step(chosen[:, 0])
     handle.remove()
 
@@ -176,7 +181,8 @@ def mean_question(batch, states_of):
 @pytest.mark.parametrize("norm", ["pretrained", "none"])
 @pytest.mark.parametrize("family", FAMILIES)
 def test_the_question_reads_on_from_the_kept_context(build, family, norm, ragged):
-    reading = build([f"backbone.family={family}", "compressor=comi", f"compressor.final_norm={norm}"]).eval().compressor.reading
+    reader = build([f"backbone.family={family}", "compressor=comi", f"compressor.final_norm={norm}"]).eval()
+    reading = reader.compressor.reading
     plain = truncated(family, 2)
     if norm == "none":
         plain.norm = torch.nn.Identity()
@@ -186,12 +192,11 @@ def test_the_question_reads_on_from_the_kept_context(build, family, norm, ragged
 
         encoded = reading.encode(context_of(ragged))
         question = Question(ragged.query.ids, ragged.query.mask, None, None)
-        torch.testing.assert_close(reading.query(encoded, question)[:, 0], mean_question(ragged, states_of),
-                                   rtol=1e-5, atol=1e-5)
+        close(reading.query(encoded, question)[:, 0], mean_question(ragged, states_of))
         for b, length in enumerate(ragged.context.lengths.tolist()):
             if length:
                 own = states_of(row_ids(ragged, b, "context"))
-                torch.testing.assert_close(encoded.states[b, 0, :length], own, rtol=1e-5, atol=1e-5)
+                close(encoded.states[b, 0, :length], own)
 
 
 def test_each_segment_is_read_with_the_question_by_itself(build, ragged):
@@ -205,8 +210,8 @@ def test_each_segment_is_read_with_the_question_by_itself(build, ragged):
         for s, start in enumerate(range(0, len(context), 12)):
             segment = context[start : start + 12]
             states = plain(torch.cat([segment, query])[None]).last_hidden_state[0]
-            torch.testing.assert_close(encoded.states[0, s, : len(segment)], states[: len(segment)], rtol=1e-5, atol=1e-5)
-            torch.testing.assert_close(queries[0, s], states[len(segment):].mean(0), rtol=1e-5, atol=1e-5)
+            close(encoded.states[0, s, : len(segment)], states[: len(segment)])
+            close(queries[0, s], states[len(segment):].mean(0))
 
 
 @pytest.mark.parametrize("layers", [1, 2])
@@ -216,14 +221,14 @@ def test_the_alignment_counts_slots_from_0_in_every_segment(build, layers, ragge
     bare = build([*overrides, "compressor.lsa_layers=0"]).eval()
     question = Question(ragged.query.ids, ragged.query.mask, None, None)
     with torch.no_grad():
-        memory, slots = (r.compressor.compress(r.compressor.encode(context_of(ragged)), question) for r in (reader, bare))
+        memory, slots = (compressor.compress(compressor.encode(context_of(ragged)), question)
+                         for compressor in (reader.compressor, bare.compressor))
         plain = truncated("llama", layers)
         for b in slots.mask.any(1).nonzero()[:, 0].tolist():
             row = slots.embeds[b]
             parts = row[slots.mask[b]].split(3)  # 12 tokens at ratio 4
             for part, aligned in zip(parts, memory.embeds[b][memory.mask[b]].split(3)):
-                torch.testing.assert_close(aligned, plain(inputs_embeds=part[None]).last_hidden_state[0],
-                                           rtol=1e-5, atol=1e-5)
+                close(aligned, plain(inputs_embeds=part[None]).last_hidden_state[0])
     assert memory.layer == 0 and memory.positions is None
 
 
@@ -253,7 +258,7 @@ def test_a_segment_at_depth_stands_at_its_own_place(build, ragged):
             segment = context[start : start + 12]
             places = torch.cat([torch.arange(len(prefix)), len(prefix) + start + torch.arange(len(segment))])
             states = decoder.run(decoder.embed(torch.cat([prefix, segment])[None]), range(2), places[None])
-            torch.testing.assert_close(encoded.states[0, s, : len(segment)], states[0, len(prefix):], rtol=1e-5, atol=1e-5)
+            close(encoded.states[0, s, : len(segment)], states[0, len(prefix):])
 
 
 @pytest.mark.parametrize("join", ["input", "depth"])

@@ -150,18 +150,19 @@ def test_evaluation_on_two_processes_equals_one(home, run):
             shutil.copytree(run(engine), copy)
         home.evaluate(None if world == 1 else 2, copies[0], f"compare=[{copies[1]},{copies[2]}]",
                       "baselines=[no_context]")
-        folders[world] = sorted(copies[0].parent.glob("*/eval/*/*/results.json"))
-    assert len(folders[1]) == len(folders[2]) == len(ENGINES) + 1
-    for one, two in zip(folders[1], folders[2]):
-        assert_same_results(two.parent, one.parent)
+        found = copies[0].parent.glob("*/eval/*/*/results.json")  # ENGINE/eval/HASH/READER
+        folders[world] = {(file.parents[3].name, file.parent.name): file.parent for file in found}
+    assert folders[1].keys() == folders[2].keys() == {*((engine, "comi") for engine in ENGINES), ("ddp", "no_context")}
+    for name in folders[1]:
+        assert_same_results(folders[2][name], folders[1][name])
 
-    victim, whole = (next(f.parent for f in folders[world] if f.parent.name == "comi") for world in (2, 1))
+    victim = folders[2]["ddp", "comi"]
     rows = (victim / "predictions.jsonl").read_text().splitlines(keepends=True)
     (victim / "results.json").unlink()
     (victim / "predictions.jsonl").unlink()
     (victim / "predictions.rank1.jsonl").write_text("".join(rows[:2]))
     home.evaluate(2, victim.parents[2], "baselines=[]")
-    assert_same_results(victim, whole)
+    assert_same_results(victim, folders[1]["ddp", "comi"])
 
 
 def assert_same_results(found, wanted):

@@ -40,8 +40,8 @@ CASES = {
 
 def run_steps(name: str, folder: Path) -> list[list[float]]:
     """One row of numbers (see HEADER) for each step of case `name`, trained in `folder`."""
-    cfg = compose_tiny([*SHARED, *CASES[name], f"reader={name}", f"paths.outputs={folder}", f"paths.cache={folder}/cache"])
-    run = train.train(cfg)
+    paths = [f"paths.outputs={folder}", f"paths.cache={folder}/cache"]
+    run = train.train(compose_tiny([*SHARED, *CASES[name], *paths, f"reader={name}"]))
     rows = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
     return [[row[key] for key in HEADER.split()] for row in rows]
 

@@ -105,7 +105,8 @@ def runs(home):
 def test_a_table_holds_trained_and_untouched_readers(runs, home):
     comi, full = runs
     results = evaluated(comi, home, f"compare=[{full}]")
-    assert [result["reader"] for result in results] == ["comi", "full_context", "full_context (untrained)", "no_context"]
+    readers = [result["reader"] for result in results]
+    assert readers == ["comi", "full_context", "full_context (untrained)", "no_context"]
     ratios = [result["effective_ratio"] for result in results]
     assert 3 < ratios[0] <= 4 and ratios[1:] == [1, 1, None]
     assert len({json.dumps(result["metrics"]["nll"]) for result in results}) == 4

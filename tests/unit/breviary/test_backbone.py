@@ -59,7 +59,8 @@ def test_padding_either_side_changes_nothing(family, attention):
     with torch.no_grad():
         plain = logits_of(stack, IDS)
         ids, positions, mask = left_padded(IDS, (2, 0))
-        torch.testing.assert_close(logits_of(stack, ids, positions, mask)[mask], plain.flatten(0, 1), rtol=1e-5, atol=1e-5)
+        left = logits_of(stack, ids, positions, mask)[mask]
+        torch.testing.assert_close(left, plain.flatten(0, 1), rtol=1e-5, atol=1e-5)
         right, after = torch.nn.functional.pad(IDS, (0, 3)), torch.arange(9).expand(2, 9)
         torch.testing.assert_close(logits_of(stack, right, after)[:, :6], plain, rtol=1e-5, atol=1e-5)
 

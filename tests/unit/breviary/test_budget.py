@@ -63,7 +63,8 @@ def test_drawn_ratios_are_not_for_evaluation():
     assert (budget.width(16, True), budget.width(16, False)) == (2, 8)
 
 
-@pytest.mark.parametrize("settings", [settings_of(), settings_of(None, 64), settings_of(4, None, [2, 4]), settings_of(8.0)])
+@pytest.mark.parametrize("settings", [settings_of(), settings_of(None, 64), settings_of(4, None, [2, 4]),
+                                      settings_of(8.0)])
 def test_right_settings(settings):
     assert budget_problems(settings) == []
 

@@ -202,7 +202,7 @@ def test_results_are_written_whole_and_read_back(tmp_path):
     assert written["schema"] == 1 and written["reader"] == "comi" and written["metrics"]["em"]["value"] == 1.0
     assert set(written) == {
         "schema", "reader", "n", "data_hash", "metrics", "asked_ratio", "effective_ratio", "memory_slots",
-        "memory_bytes", "times", "truncated", "peak_memory_bytes", "commit", "dirty", "hardware", "config", "run",
+        "memory_bytes", "times", "truncated", "contexts_read", "peak_memory_bytes", "commit", "dirty", "hardware", "config", "run",
         "backbone"}
     assert [path.name for path in (tmp_path / "comi").iterdir()] == ["results.json"]
 

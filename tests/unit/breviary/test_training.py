@@ -1,4 +1,4 @@
-"""Training on the tiny backbone: the order of the data, accumulation, interruptions, checkpoints, and what is written."""
+"""Training on the tiny backbone: order of the data, accumulation, interruptions, checkpoints, and what is written."""
 
 import json
 import shutil
@@ -120,14 +120,19 @@ def test_without_validation(compose):
     assert best_checkpoint(folder) == last_checkpoint(folder)
 
 
+def test_a_reader_without_trained_weights_is_refused(compose):
+    with pytest.raises(ValueError, match="nothing to train: .* decoder.train=lora"):
+        train.train(compose([*SMALL, "decoder.train=frozen"]))
+
+
 # ------------------------------------------------------------------ steps
 
 
 @pytest.mark.parametrize("forms", [["compressor.join=depth"], ["compressor.join=input"]], ids=["depth", "input"])
 def test_accumulation_changes_nothing(compose, forms):
     """Four micro-batches of 2 equal one batch of 8: the mean is over all supervised tokens of the step."""
-    shared = [*SMALL, *forms, "train.steps=2", "train.eval_examples=0", "train.optimizer=sgd", "train.learning_rate=0.05",
-              "train.max_grad_norm=0", "decoder.train=attention"]
+    shared = [*SMALL, *forms, "train.steps=2", "train.eval_examples=0", "train.optimizer=sgd",
+              "train.learning_rate=0.05", "train.max_grad_norm=0", "decoder.train=attention"]
     whole = train.train(compose([*shared, "train.batch_size=8", "train.accumulation=1"]))
     parts = train.train(compose([*shared, "train.batch_size=2", "train.accumulation=4"]))
     assert_same(whole, parts, rel=1e-6)
@@ -248,8 +253,8 @@ def test_init_from_starts_at_another_run_s_best_weights(compose, uninterrupted):
 # ------------------------------------------------------------------ which checkpoints are kept
 
 
-@pytest.mark.parametrize(("nlls", "kept", "best"), [([3.0, 1.0, 2.0, 4.0], [4, 8], 4), ([1.0, 2.0, 3.0, 4.0], [2, 8], 2),
-                                                    ([4.0, 3.0, 2.0, 1.0], [6, 8], 8)])
+@pytest.mark.parametrize(("nlls", "kept", "best"), [
+    ([3.0, 1.0, 2.0, 4.0], [4, 8], 4), ([1.0, 2.0, 3.0, 4.0], [2, 8], 2), ([4.0, 3.0, 2.0, 1.0], [6, 8], 8)])
 def test_the_best_and_the_last_checkpoint_are_kept(compose, monkeypatch, nlls, kept, best):
     values = iter(nlls)
 
