@@ -126,7 +126,8 @@ def known_keys(config: str) -> list[str]:
     choices = [word for word in sys.argv[1:] if word.startswith("hydra.searchpath=")
                or ("=" in word and (CONFIGS / word.partition("=")[0]).is_dir())]
     with initialize_config_dir(str(CONFIGS), version_base="1.3"):
-        return flat_keys(compose(config, choices))
+        groups = [folder.name for folder in CONFIGS.iterdir() if folder.is_dir()]  # experiment=NAME leaves no key behind
+        return flat_keys(compose(config, choices)) + groups
 
 
 def flat_keys(cfg: DictConfig) -> list[str]:

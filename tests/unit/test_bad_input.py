@@ -76,6 +76,8 @@ def jsonl(tmp_path, rows):
 
 @pytest.mark.parametrize("words, sentences", [
     (["compressor.ratoi=8"], ["compressor.ratoi: unknown key; the nearest right one is compressor.ratio"]),
+    (["experiment=comi_facts", "compressor.ratoi=8"],
+     ["compressor.ratoi: unknown key; the nearest right one is compressor.ratio"]),
     # Hydra stops at the first
     (["compressor=mean_pool", "compressor.lsalayers=8", "train.stepps=8", "seed=1"],
      ["compressor.lsalayers: unknown key; the nearest right one is compressor.lsa_layers",
