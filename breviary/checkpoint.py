@@ -30,8 +30,8 @@ def save_trained(folder: str | Path, reader: nn.Module, fingerprint: dict[str, s
     folder.mkdir(parents=True, exist_ok=True)
     weights = trained_state(reader, state)
     metadata = {"format": "pt", "schema": str(SCHEMA), "backbone": json.dumps(fingerprint)}
-    # safetensors refuses an empty file's round trip nowhere: a frozen reader saves no tensor, and that is right.
     save_file(weights, folder / WEIGHTS, metadata=metadata)
+    (folder / WEIGHTS).chmod(0o644)  # safetensors writes private files; a run is to be shared
     return folder / WEIGHTS
 
 
