@@ -213,6 +213,10 @@ class Reader(nn.Module):
         """What the reader keeps of each context of the batch."""
         raise NotImplementedError
 
+    def footprint_of(self, batch: Batch, slots: Tensor) -> Footprint:
+        """`footprint` where the slots (B,) are known already (LossOutput.slots): nothing is read again."""
+        raise NotImplementedError
+
     @property
     def asked_ratio(self) -> float | None:
         """Context tokens per slot asked for; None where nothing, or a number of slots, is asked."""
