@@ -20,11 +20,12 @@ import hydra
 from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig, OmegaConf, open_dict
 
+from breviary.budget import NOTHING_DRAWN
 from breviary.build import build_backbone, build_reader, compressor_class, compressor_settings
 from breviary.checkpoint import load_trained
 from breviary.checks import (Problems, attempted, checkpoint_problems, config_problems, longest_others,
                              process_problems, read_splits, run_for_people, tells_mistakes)
-from breviary.contract import Generation
+from breviary.contract import Generation, Reader
 from breviary.distributed import (barrier, end_process_group, rank, start_process_group, take_launcher_arguments,
                                   world_size)
 from breviary.evaluation import evaluate
@@ -65,6 +66,25 @@ def settle(cfg: DictConfig, overrides: list[str]) -> DictConfig:
     return settled
 
 
+def from_command_line(cfg: DictConfig, own: tuple[str, ...] = ()) -> DictConfig:
+    """What Hydra composed for this command line, settled; `own` keys are the command's alone and are left out."""
+    if cfg.reader is None:
+        cfg.reader = HydraConfig.get().runtime.choices["compressor"]
+    with open_dict(cfg):
+        for key in own:
+            del cfg[key]
+    words = [word for word in HydraConfig.get().overrides.task if word.lstrip("+~").split("=", 1)[0] not in own]
+    gone = drop_left_overs(cfg, words)
+    if gone:
+        say(f"not used with the chosen compressor or data: {', '.join(gone)}")
+    return settle(cfg, words)
+
+
+def source_of(cfg: DictConfig) -> str:
+    """Where the split's examples come from: a file, or the class that makes them."""
+    return cfg.dataset.get(cfg.split) or cfg.dataset._target_
+
+
 def untouched(cfg: DictConfig, name: str) -> DictConfig:
     """The same question put to the plain backbone with compressor NAME."""
     other = cfg.copy()
@@ -80,13 +100,28 @@ def tokenised(cfg: DictConfig, backbone: Any, examples: list[Any]) -> Tokenised:
     items = tokenise_split(examples, tokenizer, prompt, cfg.limits.max_context_tokens, cache, cfg.limits.truncation)
     others = longest_others(items) + cfg.generation.max_new_tokens
     positions = backbone.config.max_position_embeddings
-    limit = compressor_class(cfg).longest_context(compressor_settings(cfg), positions, others)
+    settings = compressor_settings(cfg)
+    settings |= {key: off for key, off in NOTHING_DRAWN.items() if key in settings}
+    limit = compressor_class(cfg).longest_context(settings, positions, others)
     if limit is None or max(items.lengths) <= limit:
         return items
     if limit < 1:
         raise ValueError(f"question and answer take up to {others} tokens of the backbone's {positions} positions; "
                          "shorten prompt.template, generation.max_new_tokens or compressor.slots")
     return tokenise_split(examples, tokenizer, prompt, limit, cache, "middle")
+
+
+def loaded(cfg: DictConfig, backbone: Any, checkpoint: Path | None) -> Reader:
+    """The reader with a checkpoint's weights; without one, the untouched backbone's."""
+    reader = build_reader(cfg, backbone, backbone.tokenizer())
+    if checkpoint is not None:
+        load_trained(checkpoint, reader, backbone.fingerprint)
+    return reader
+
+
+def checkpoint_of(cfg: DictConfig) -> Path | None:
+    """The asked checkpoint of the reader's run; None where it has no run."""
+    return CHECKPOINTS[cfg.checkpoint](cfg.run) if cfg.run else None
 
 
 def evaluate_reader(cfg: DictConfig, examples: list[Any], folder: Path, checkpoint: Path | None) -> dict[str, Any]:
@@ -98,9 +133,7 @@ def evaluate_reader(cfg: DictConfig, examples: list[Any], folder: Path, checkpoi
     items = tokenised(cfg, backbone, examples)
     say(f"{cfg.reader}: {items.report()}")
     tokenizer = backbone.tokenizer()
-    reader = build_reader(cfg, backbone, tokenizer)
-    if checkpoint is not None:
-        load_trained(checkpoint, reader, backbone.fingerprint)
+    reader = loaded(cfg, backbone, checkpoint)
     order = [example.id for example in examples]
     if rank() == 0:
         merge_ranks(folder, order)  # what killed calls left, of however many processes
@@ -183,7 +216,7 @@ def evaluate_all(cfg: DictConfig) -> list[dict[str, Any]]:
         # A run's results lie in its own folder; those of the untouched backbone with the reader asked for.
         owner = reader if reader.run else cfg
         home = Path(owner.run) / "eval" if owner.run else Path(cfg.paths.outputs) / "eval"
-        checkpoint = CHECKPOINTS[cfg.checkpoint](reader.run) if reader.run else None
+        checkpoint = checkpoint_of(reader)
         # A run that trains on has new best and last checkpoints, whose answers are others.
         asked = config_hash(owner, without=NOT_HASHED, extra=checkpoint.name if checkpoint else "")
         folder = home / asked / reader.reader.replace(" ", "_")
@@ -210,18 +243,13 @@ def say(text: str, end: str = "\n") -> None:
 @hydra.main(version_base="1.3", config_path=str(ROOT / "configs"), config_name="eval")
 @tells_mistakes
 def main(cfg: DictConfig) -> None:
-    if cfg.reader is None:
-        cfg.reader = HydraConfig.get().runtime.choices["compressor"]
-    gone = drop_left_overs(cfg, list(HydraConfig.get().overrides.task))
-    if gone:
-        say(f"not used with the chosen compressor or data: {', '.join(gone)}")
-    cfg = settle(cfg, list(HydraConfig.get().overrides.task))
+    cfg = from_command_line(cfg)
     results = evaluate_all(cfg)
     if rank() == 0:
         rows = [row(result) for result in results]
         folder = Path(results[0]["run"] if cfg.run else Path(cfg.paths.outputs) / "eval")
         write_table(folder / "table.json", rows)
-        source = cfg.dataset.get(cfg.split) or cfg.dataset._target_
+        source = source_of(cfg)
         print_table(rows, title=f"{rows[0]['n']} questions of the {cfg.split} split of {source}",
                     caption=f"95% bootstrap intervals; NLL in nats a token. Backbone: {results[0]['backbone']}.")
     end_process_group()

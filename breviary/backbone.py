@@ -24,7 +24,7 @@ from transformers.utils import logging
 
 from breviary.backbone_problems import DTYPES, FAMILIES, architecture_problems, choice_problems, weight_problems
 
-TRAIN_MODES = ("lora", "attention", "frozen", "full")
+TRAIN_MODES = ("lora", "attention", "qkv", "frozen", "full")
 LINEAR = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
 
 
@@ -370,7 +370,7 @@ def set_trainable(stack: Stack, train: str, lora_rank: int = 16, lora_alpha: flo
     """Declares which weights of a stack are trained, in place; trained weights become float32.
 
     train  lora: adapters on `lora_targets` of every layer ('all-linear' or projection names);
-           attention: q, k, v and o projections in full; frozen: nothing; full: everything the stack holds
+           attention: q, k, v and o projections in full; qkv: without o; frozen: nothing; full: everything the stack holds
     """
     assert train in TRAIN_MODES, f"train={train!r} is none of {TRAIN_MODES}"
     stack.requires_grad_(train == "full")
@@ -380,9 +380,10 @@ def set_trainable(stack: Stack, train: str, lora_rank: int = 16, lora_alpha: flo
         inject_adapter_in_model(config, stack.layers, adapter_name=adapter)
         for name, parameter in stack.layers.named_parameters():
             parameter.requires_grad_("lora_" in name)
-    elif train == "attention":
+    elif train in ("attention", "qkv"):
+        projections = "qkvo" if train == "attention" else "qkv"
         for name, parameter in stack.layers.named_parameters():
-            parameter.requires_grad_(any(f"self_attn.{p}_proj." in name for p in "qkvo"))
+            parameter.requires_grad_(any(f"self_attn.{p}_proj." in name for p in projections))
     for parameter in stack.parameters():
         # Updates of 1e-5 vanish in bfloat16 weights; DeepSpeed's bf16 engine keeps float32 masters by itself.
         if parameter.requires_grad and parameter.dtype in (torch.bfloat16, torch.float16):

@@ -44,7 +44,7 @@ class KeepTokens(Compressor):
         if not ids.shape[1]:
             ids, mask = nn.functional.pad(ids, (0, 1)), nn.functional.pad(mask, (0, 1))
         states = self._decoder[0].embed(ids).masked_fill(~mask[..., None], 0)
-        return Encoded(states[:, None], mask[:, None])
+        return Encoded(states[:, None], mask[:, None], ids[:, None])
 
     def compress(self, encoded: Encoded, question: Question) -> Memory:
         """The kept embeddings, in order."""

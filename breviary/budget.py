@@ -15,21 +15,27 @@ class Budget:
 
     ratio_choices  ratios of which one is drawn each optimizer step, from seed and step alone, so that all ranks
                    and micro-batches agree; in training only, evaluation uses `ratio`
+    uniform_keep   likewise, but the share 1 / ratio is drawn, uniform in (0, 1]; for methods that take any ratio
 
     With `slots`, a context of T tokens has the ratio ceil(T / slots): never more than `slots` slots (one more per
     further segment), fewer for short contexts.
     """
 
-    def __init__(self, ratio: float | None = 4, slots: int | None = None, ratio_choices: list[int] | None = None):
+    def __init__(self, ratio: float | None = 4, slots: int | None = None, ratio_choices: list[int] | None = None,
+                 uniform_keep: bool = False):
         self.ratio = ratio
         self.slots = slots
+        self.uniform_keep = uniform_keep
         self.ratio_choices = list(ratio_choices) if ratio_choices else None
         self._drawn: float | None = None
 
     def begin_step(self, step: int, seed: int) -> None:
         """Draws this step's ratio where several are allowed."""
+        rng = random.Random(f"{seed}-{step}")
         if self.ratio_choices:
-            self._drawn = random.Random(f"{seed}-{step}").choice(self.ratio_choices)
+            self._drawn = rng.choice(self.ratio_choices)
+        elif self.uniform_keep:
+            self._drawn = 1 / (1 - rng.random())
 
     def asked(self, training: bool) -> float | None:
         """The ratio asked for now; None when a number of slots is asked instead."""
@@ -57,6 +63,10 @@ class Budget:
         asked = self.asked(training)
         most = -(-tokens // int(asked)) if asked is not None else min(self.slots, tokens)
         return max(most, 1)
+
+
+# Keys that draw a training step's ratio, and what turns them off: nothing is drawn in evaluation.
+NOTHING_DRAWN = {"ratio_choices": None, "uniform_keep": False}
 
 
 def budget_problems(settings: Mapping[str, Any]) -> list[str]:

@@ -68,6 +68,8 @@ class Batch:
     prompt   the templated question, for the decoder
     answer   the first reference and the end token: what training supervises
     evidence (B, T) bool, True on tokens of gold passages; None where no example marks any
+    offsets  (B, T, 2) int64, characters [start, end) of each context token in the example's context; None where the
+             tokenizer does not tell
     examples the raw examples, in row order, for scoring
     """
 
@@ -77,6 +79,7 @@ class Batch:
     prompt: Tokens
     answer: Tokens
     evidence: Tensor | None
+    offsets: Tensor | None
     examples: list[Example]
 
     def __len__(self) -> int:
@@ -94,8 +97,9 @@ class Batch:
         """The examples named by `index`, in that order; widths stay as they are."""
         rows = torch.tensor(index, device=self.context.ids.device)
         parts = {name: getattr(self, name).rows(rows) for name in ("prefix", "context", "query", "prompt", "answer")}
-        evidence = None if self.evidence is None else self.evidence[rows]
-        return Batch(**parts, evidence=evidence, examples=[self.examples[i] for i in index])
+        marks = {name: getattr(self, name) for name in ("evidence", "offsets")}
+        marks = {name: None if value is None else value[rows] for name, value in marks.items()}
+        return Batch(**parts, **marks, examples=[self.examples[i] for i in index])
 
 
 @dataclass
@@ -112,10 +116,12 @@ class Question(Tokens):
     ids, mask    (B, Q) the bare question
     states       (B, P, D) the decoder's own states of the prompt where they enter the joining layer
     states_mask  (B, P)
+    labels       what `Compressor.labels` gave, in training; None where nobody knows the answer
     """
 
     states: Tensor
     states_mask: Tensor
+    labels: Any = None
 
 
 @dataclass
@@ -257,6 +263,10 @@ class Compressor(nn.Module):
         """Context tokens per slot asked for now; None where a number of slots is asked instead."""
         raise NotImplementedError
 
+    def labels(self, batch: Batch) -> Any:
+        """What this compressor's own losses must know of the batch beyond context and question; training only."""
+        return None
+
     def counts(self, batch: Batch) -> dict[str, Tensor]:
         """Counts of this compressor's own losses, as in `Reader.counts`."""
         return {}
@@ -284,12 +294,14 @@ class Encoded:
     of shorter contexts.
     states  (B, S, L, D) states after the layers that read
     mask    (B, S, L)
+    ids     (B, S, L) int64, 0 on padding
     keys_values  per layer (keys, values), each (B, S, heads, L, head width); empty where the question
             does not read on from the context
     """
 
     states: Tensor
     mask: Tensor
+    ids: Tensor
     keys_values: list[tuple[Tensor, Tensor]] = field(default_factory=list)
 
     def split(self) -> list[Encoded]:
@@ -300,7 +312,7 @@ class Encoded:
         for b, (s, width) in enumerate(zip(segments, widths)):
             row = slice(b, b + 1)
             kept = [(k[row, :s, :, :width], v[row, :s, :, :width]) for k, v in self.keys_values]
-            out.append(Encoded(self.states[row, :s, :width].clone(), self.mask[row, :s, :width].clone(),
+            out.append(Encoded(*(x[row, :s, :width].clone() for x in (self.states, self.mask, self.ids)),
                                [(k.clone(), v.clone()) for k, v in kept]))
         return out
 
@@ -320,10 +332,11 @@ class Encoded:
              torch.cat([padded(p.keys_values[i][1], 3) for p in parts]))
             for i in range(len(parts[0].keys_values))
         ]
-        return Encoded(torch.cat([padded(p.states, 2) for p in parts]),
-                       torch.cat([padded(p.mask, 2) for p in parts]), keys_values)
+        return Encoded(*(torch.cat([padded(getattr(p, name), 2) for p in parts]) for name in ("states", "mask", "ids")),
+                       keys_values)
 
     def to(self, device: torch.device | str) -> Encoded:
         """The same on `device`."""
         moved = [(k.to(device), v.to(device)) for k, v in self.keys_values]
-        return replace(self, states=self.states.to(device), mask=self.mask.to(device), keys_values=moved)
+        return replace(self, states=self.states.to(device), mask=self.mask.to(device), ids=self.ids.to(device),
+                       keys_values=moved)

@@ -16,7 +16,7 @@ from breviary.backbone import TRAIN_MODES, Backbone, Stack, TinyBackbone
 from breviary.budget import Budget, budget_problems, fitting_context
 from breviary.contract import Compressor, Context, Encoded, Memory, Question
 from breviary.merge import consecutive_groups, last_position, merge_slots
-from breviary.reading import FINAL_NORMS, JOINS, SLOT_POSITIONS, Reading
+from breviary.reading import ALIGNMENTS, FINAL_NORMS, JOINS, QUESTIONS, SLOT_POSITIONS, Reading
 
 
 class MergingCompressor(Compressor):
@@ -84,8 +84,9 @@ class MergingCompressor(Compressor):
     def problems(cls, settings: Mapping[str, Any], backbone: Any) -> list[str]:
         """Budget, join, layers and widths."""
         found = budget_problems(settings)
-        allowed = {"join": JOINS, "slot_positions": SLOT_POSITIONS, "final_norm": FINAL_NORMS,
-                   "encoder_train": [mode for mode in TRAIN_MODES if mode != "attention"]}
+        allowed = {"join": JOINS, "slot_positions": SLOT_POSITIONS, "final_norm": FINAL_NORMS, "alignment": ALIGNMENTS,
+                   "question": QUESTIONS,
+                   "encoder_train": [mode for mode in TRAIN_MODES if mode not in ("attention", "qkv")]}
         for key, values in allowed.items():
             if settings[key] not in values:
                 found.append(f"compressor.{key}={settings[key]}: allowed are {', '.join(values)}")
@@ -94,8 +95,9 @@ class MergingCompressor(Compressor):
         if not 1 <= settings["encoder_layers"] <= most:
             found.append(f"compressor.encoder_layers={settings['encoder_layers']}: must be from 1 to {most} "
                          f"for this backbone of {layers} layers, e.g. {min(8, most)}")
-        if settings["join"] == "input" and not 0 <= settings["lsa_layers"] <= layers:
-            found.append(f"compressor.lsa_layers={settings['lsa_layers']}: must be from 0 (off) to {layers}, e.g. 1")
+        if settings["join"] == "input" and not 1 <= settings["lsa_layers"] <= layers:
+            found.append(f"compressor.lsa_layers={settings['lsa_layers']}: must be from 1 to {layers}, e.g. 1; "
+                         "compressor.alignment=none switches the alignment off")
         if settings["segment_size"] < 1:
             found.append(f"compressor.segment_size={settings['segment_size']}: must be at least 1 token, e.g. 4096")
         return found + cls._encoder_problems(settings, backbone)
@@ -115,9 +117,10 @@ class MergingCompressor(Compressor):
             found.append(f"compressor.encoder_layers={settings['encoder_layers']}: compressor.encoder="
                          f"{settings['encoder']} has {encoder.config.num_hidden_layers} layers; give at most so many")
         widths = encoder.config.hidden_size, backbone.config.hidden_size
-        if widths[0] != widths[1]:
+        if widths[0] != widths[1] and settings["alignment"] != "linear":
             found.append(f"compressor.encoder={settings['encoder']}: its width {widths[0]} differs from the decoder's "
-                         f"{widths[1]}, and the alignment (LSA) is made of decoder blocks; give an encoder of the same width")
+                         f"{widths[1]}, which compressor.alignment={settings['alignment']} cannot bridge; give an encoder "
+                         "of the same width, or compressor.alignment=linear")
         if encoder.config.vocab_size != backbone.config.vocab_size:
             found.append(f"compressor.encoder={settings['encoder']}: its vocabulary of {encoder.config.vocab_size} differs "
                          f"from the decoder's {backbone.config.vocab_size}; give an encoder with the same tokenizer")

@@ -4,8 +4,8 @@ Shape letters: B contexts, S segments of a context, L tokens of a segment, R = B
 Q question tokens, G slots of a segment, M slots of a context, D hidden width.
 
 join: input  (the papers) an encoder of its own, the first n layers of the backbone with the full model's final norm,
-             reads [segment ; question]; slots pass an alignment block (LSA: k decoder blocks initialised from the
-             decoder's first) and enter as input embeddings.
+             reads [segment ; question]; slots pass an alignment (LSA: k decoder blocks initialised from the decoder's
+             first; or a linear map, RAM's) and enter as input embeddings.
 join: depth  (ours) the decoder's own first n layers read [prefix ; segment]; slots enter the stream at layer n.
              No second copy of weights, nothing to align. Relatives: HiDrop (2602.23699) lets visual tokens enter
              late, ComprExIT (2602.03784) compresses frozen hidden states, GMSA's (2505.12215) alignment block mends
@@ -24,6 +24,8 @@ from breviary.contract import Context, Encoded, Memory, Question
 JOINS = ("input", "depth")
 SLOT_POSITIONS = ("last", "consecutive")
 FINAL_NORMS = ("pretrained", "none")
+ALIGNMENTS = ("lsa", "linear", "transformer_linear", "none")
+QUESTIONS = ("after_context", "alone")
 
 
 class Reading(nn.Module):
@@ -32,23 +34,28 @@ class Reading(nn.Module):
     join            input | depth, see above
     encoder_layers  n: layers that read the context (at depth: the layer at which slots join)
     encoder_train   full | lora | frozen: the encoder of join: input (at depth the decoder's own setting counts)
-    encoder         another backbone folder of the same vocabulary and width for the encoder; None = the decoder's
-    lsa_layers      k: blocks of the alignment, 0 = off; join: input only
+    encoder         another backbone folder of the same vocabulary for the encoder; None = the decoder's. Its width may
+                    differ with alignment: linear
+    alignment       lsa (decoder blocks) | linear (a map of its own) | transformer_linear (both) | none; join: input only
+    lsa_layers      k: decoder blocks of the alignment
     final_norm      pretrained | none: the full model's final norm on encoder and LSA outputs (the published form)
+    question        after_context | alone: how the encoder reads the question; join: input only
     segment_size    tokens read at once; longer contexts are read in consecutive segments, each by itself
     slot_positions  last | consecutive: at depth a slot stands at its group's last token, or slots stand side by side
                     right before the question
     """
 
     def __init__(self, backbone: Backbone | TinyBackbone, decoder: Stack, join: str = "input", encoder_layers: int = 8,
-                 encoder_train: str = "full", encoder: str | None = None, lsa_layers: int = 1,
-                 final_norm: str = "pretrained", segment_size: int = 10_000, slot_positions: str = "last"):
+                 encoder_train: str = "full", encoder: str | None = None, alignment: str = "lsa", lsa_layers: int = 1,
+                 final_norm: str = "pretrained", question: str = "after_context", segment_size: int = 10_000,
+                 slot_positions: str = "last"):
         super().__init__()
-        assert join in JOINS and slot_positions in SLOT_POSITIONS, (join, slot_positions)
-        self.join, self.layers, self.final_norm = join, encoder_layers, final_norm
+        assert join in JOINS and alignment in ALIGNMENTS and question in QUESTIONS, (join, alignment, question)
+        assert slot_positions in SLOT_POSITIONS, slot_positions
+        self.join, self.layers, self.final_norm, self.question = join, encoder_layers, final_norm, question
         self.segment_size, self.slot_positions = segment_size, slot_positions
         self._decoder = (decoder,)  # in a tuple: the decoder belongs to the reader and must not be registered twice
-        self.encoder = self.lsa = None
+        self.encoder = self.lsa = self.linear = None
         if join == "input":
             source = backbone if encoder is None else Backbone(encoder, backbone.dtype, backbone.device,
                                                                backbone.attn_implementation)
@@ -56,11 +63,13 @@ class Reading(nn.Module):
             set_trainable(self.encoder, encoder_train)
             if final_norm == "none":
                 self.encoder.final_norm = nn.Identity()
-            if lsa_layers:
+            if alignment in ("lsa", "transformer_linear"):
                 self.lsa = Stack(backbone.load(layers=lsa_layers, head=False), keep_embedding=False)
                 set_trainable(self.lsa, "full")
                 if final_norm == "none":
                     self.lsa.final_norm = nn.Identity()
+            if alignment in ("linear", "transformer_linear"):
+                self.linear = nn.Linear(self.encoder.width, decoder.width)
 
     @property
     def decoder(self) -> Stack:
@@ -83,13 +92,13 @@ class Reading(nn.Module):
         ids_RL, mask_RL = ids_BSL.view(B * S, L), mask_BSL.view(B * S, L)
         if self.join == "depth":
             states = self._read_at_depth(ids_RL, mask_RL, context, S)
-            return Encoded(states.view(B, S, L, -1), mask_BSL)
-        cache = CapturingCache()
+            return Encoded(states.view(B, S, L, -1), mask_BSL, ids_BSL)
+        cache = CapturingCache() if self.question == "after_context" else None
         positions = torch.arange(L, device=ids_RL.device).expand(B * S, L)
         states = self.encoder.run(self.encoder.embed(ids_RL), range(self.layers), positions, cache=cache)
-        kept = [cache.layers[i] for i in range(self.layers)]
+        kept = [cache.layers[i] for i in range(self.layers)] if cache else []
         kept = [tuple(x.view(B, S, *x.shape[1:]) for x in pair) for pair in kept]
-        return Encoded(self.encoder.norm(states).view(B, S, L, -1), mask_BSL, kept)
+        return Encoded(self.encoder.norm(states).view(B, S, L, -1), mask_BSL, ids_BSL, kept)
 
     def _read_at_depth(self, ids_RL: Tensor, mask_RL: Tensor, context: Context, S: int) -> Tensor:
         """[prefix ; segment] through the decoder's first n layers; the prefix's own states are the reader's affair."""
@@ -117,15 +126,20 @@ class Reading(nn.Module):
     def query(self, encoded: Encoded, question: Question) -> Tensor:
         """Mean of the question's states, one per segment: (B, S, D).
 
-        join: input  the encoder reads the question after each segment, on the segment's kept keys and values
+        join: input  the encoder reads the question after each segment, on the segment's kept keys and values; or, with
+                     question: alone, once, as a row of its own
         join: depth  the decoder's own states of the prompt where they enter layer n, after the final norm
         """
         B, S, L, D = encoded.states.shape
         if self.join == "depth":
             mean = _masked_mean(self.decoder.norm(question.states), question.states_mask)
             return mean[:, None].expand(B, S, D)
-        rows = torch.arange(B * S, device=encoded.mask.device) // S
         layout = Layout.of([question.mask])
+        if self.question == "alone":
+            embeds = self.encoder.embed(layout.place([question.ids]))
+            states = self.encoder.norm(self.encoder.run(embeds, range(self.layers), layout.positions()))
+            return _masked_mean(states, layout.mask)[:, None].expand(B, S, D)
+        rows = torch.arange(B * S, device=encoded.mask.device) // S
         ids_RQ, mask_RQ = layout.place([question.ids])[rows], layout.mask[rows]
         mask_RL = encoded.mask.view(B * S, L)
         positions = mask_RL.sum(-1, keepdim=True) + torch.arange(ids_RQ.shape[1], device=ids_RQ.device)
@@ -141,27 +155,45 @@ class Reading(nn.Module):
 
     # -------------------------------------------------------------- slots
 
-    def memory(self, slots: Tensor, mask: Tensor, last: Tensor, encoded: Encoded) -> Memory:
-        """Slots of every segment -> the context's memory.
+    def memory(self, slots: Tensor, mask: Tensor, last: Tensor, encoded: Encoded, as_is: Tensor | None = None,
+               table: Stack | None = None) -> Memory:
+        """Slots of every row -> the context's memory. A row is a segment (R = B*S) or a whole context (R = B).
 
-        slots  (R, G, D) left-packed, mask (R, G), last (R, G) index in the segment of each slot's last token
+        slots  (R, G, D) left-packed, mask (R, G), last (R, G) index in the row of each slot's last token
+        as_is  (R, G) bool, slots of one token each that stay what they are: at the input the decoder's embedding of the
+               token, which passes no alignment; at depth its state, which the slot holds already
+        table  whose embedding that is; default the decoder's
         """
-        B, S, L, _ = encoded.states.shape
-        R, G, D = slots.shape
-        if self.lsa is not None:
-            # Slots are left-packed, so plain causal attention never shows a valid slot an empty one.
-            positions = torch.arange(G, device=slots.device).expand(R, G)
-            slots = self.lsa.norm(self.lsa.run(slots, range(len(self.lsa)), positions))
-        layout = Layout.of([mask.view(B, S * G)], round_to=1)
-        embeds = layout.place([slots.reshape(B, S * G, D)])
+        B = len(encoded.mask)
+        R, G, _ = slots.shape
+        if self.join == "input":
+            slots = self._aligned(slots, None if as_is is None else mask & ~as_is)
+            if as_is is not None:
+                own = (table or self.decoder).embed(encoded.ids.reshape(R, -1).gather(1, last))
+                slots = torch.where(as_is[..., None], own, slots.to(own.dtype))
+        rows = R // B
+        layout = Layout.of([mask.view(B, rows * G)], round_to=1)
+        embeds = layout.place([slots.reshape(B, rows * G, slots.shape[-1])])
         if self.join == "input":
             return Memory(embeds, layout.mask)
-        offset_S1 = torch.arange(S, device=slots.device)[:, None] * L
-        positions = layout.place([(last.view(B, S, G) + offset_S1).view(B, S * G)])
+        tokens = encoded.mask[0].numel() // rows  # columns of a row
+        offset_1 = torch.arange(rows, device=slots.device)[:, None] * tokens
+        positions = layout.place([(last.view(B, rows, G) + offset_1).view(B, rows * G)])
         if self.slot_positions == "consecutive":
             tokens_B = encoded.mask.sum((1, 2))
             positions = (tokens_B - layout.mask.sum(1))[:, None] + layout.positions()
         return Memory(embeds, layout.mask, self.layers, positions)
+
+    def _aligned(self, slots: Tensor, chosen: Tensor | None) -> Tensor:
+        """Alignment of slots (R, G, D), each after those before it; only those `chosen` (R, G) see one another."""
+        if self.lsa is not None:
+            # Left-packed, so plain causal attention never shows a valid slot an empty one.
+            packed = None if chosen is None else Layout.of([chosen], round_to=1)
+            states = slots if packed is None else packed.place([slots])
+            positions = torch.arange(states.shape[1], device=slots.device).expand(states.shape[:2])
+            states = self.lsa.norm(self.lsa.run(states, range(len(self.lsa)), positions))
+            slots = states if packed is None else packed.take(states, 0)
+        return slots if self.linear is None else self.linear(slots)
 
 
 def _masked_mean(states: Tensor, mask: Tensor) -> Tensor:

@@ -125,15 +125,19 @@ class CompressedReader(Reader):
             return stream, stream.read_above(states, positions, upper.mask)
 
     @torch.no_grad()
-    def footprint(self, batch: Batch) -> Footprint:
-        """Slots and the decoder keys and values they take, layers below the joining one holding none."""
+    def memory(self, batch: Batch) -> Memory:
+        """What is kept of each context for its question; `trace` says why."""
         with self.precision():
             parts = [batch.prefix, self.objective.prompt(batch)]
             lower = Layout.of([p.mask for p in parts])
             embeds = self.decoder.embed(lower.place([p.ids for p in parts]))
             states = self.decoder.run(embeds, range(self.compressor.layer), self._lower_positions(batch, lower))
-            slots = self._memory(batch, lower, states).mask.sum(1)
-        return self.footprint_of(batch, slots)
+            return self._memory(batch, lower, states)
+
+    @torch.no_grad()
+    def footprint(self, batch: Batch) -> Footprint:
+        """Slots and the decoder keys and values they take, layers below the joining one holding none."""
+        return self.footprint_of(batch, self.memory(batch).mask.sum(1))
 
     def footprint_of(self, batch: Batch, slots: Tensor) -> Footprint:
         """The footprint for a known number of slots (B,), without computing the memory again."""
@@ -161,7 +165,8 @@ class CompressedReader(Reader):
         with phase("encode"):
             encoded = encode(self.compressor, context)
         prompt = self.objective.prompt(batch)
-        question = Question(batch.query.ids, batch.query.mask, lower.take(states, 1), prompt.mask)
+        labels = self.compressor.labels(batch) if self.training else None
+        question = Question(batch.query.ids, batch.query.mask, lower.take(states, 1), prompt.mask, labels)
         with phase("compress"):
             memory = self.compressor.compress(encoded, question)
         assert memory.layer == self.compressor.layer, (memory.layer, self.compressor.layer)

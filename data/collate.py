@@ -29,7 +29,8 @@ class Collator:
         """The batch of `items`, rows in their order (see `Prompt.tokenise` for the pieces)."""
         assert items, len(items)
         tokens = {name: self._tokens([item[name] for item in items]) for name in PIECES}
-        return Batch(**tokens, evidence=self._evidence(items), examples=[item["example"] for item in items])
+        return Batch(**tokens, evidence=self._evidence(items), offsets=self._offsets(items),
+                     examples=[item["example"] for item in items])
 
     def _tokens(self, rows: list[list[int]]) -> Tokens:
         return Tokens(self._padded(rows, self.pad_id, torch.int64),
@@ -45,6 +46,12 @@ class Collator:
                 (len(item["evidence"]), len(item["context"]))
             marks.append(item["evidence"] if known else [False] * len(item["context"]))
         return self._padded(marks, False, torch.bool)
+
+    def _offsets(self, items: Sequence[dict[str, Any]]) -> torch.Tensor | None:
+        if any(item["starts"] is None for item in items):
+            return None
+        return torch.stack([self._padded([item[name] for item in items], 0, torch.int64) for name in ("starts", "ends")],
+                           dim=-1)
 
     def _padded(self, rows: list[list], fill: int | bool, dtype: torch.dtype) -> torch.Tensor:
         width = max(len(row) for row in rows)

@@ -42,7 +42,7 @@ class Prompt:
                 raise ValueError(f"prompt.{key} is {text!r}; it must hold {needed}, for example prompt.{key}={right}")
 
     def tokenise(self, example: Example, tokenizer: PreTrainedTokenizerBase) -> dict[str, Any]:
-        """Lists of ids: prefix, context, query, prompt, answer; and `evidence`.
+        """Lists of ids: prefix, context, query, prompt, answer; and `evidence`, `starts`, `ends`.
 
         prefix    BOS, chat header, instruction
         context   the context alone
@@ -50,6 +50,7 @@ class Prompt:
         prompt    the template with the question in it, and the chat footer
         answer    the first reference in its template, then the end token
         evidence  one bool per context token, True where it overlaps a gold document; None without gold documents
+        starts, ends  the characters [start, end) of each context token in the context; None from a slow tokenizer
         Raises ValueError where the tokenizer has no end token, no chat template (chat=True), or no character
         offsets (a slow tokenizer, gold documents).
         """
@@ -61,15 +62,13 @@ class Prompt:
         # Many chat templates write BOS themselves.
         if self.bos and tokenizer.bos_token_id is not None and prefix[:1] != [tokenizer.bos_token_id]:
             prefix = [tokenizer.bos_token_id, *prefix]
-        context, evidence = _context_ids(tokenizer, example)
         return {
             "prefix": prefix,
-            "context": context,
             "query": _ids(tokenizer, example.question, plain=True),
             "prompt": _ids(tokenizer, self.template.replace("{question}", example.question) + footer),
             "answer": [*_ids(tokenizer, self.answer_template.replace("{answer}", example.answers[0]), plain=True),
                        tokenizer.eos_token_id],
-            "evidence": evidence,
+            **_context_pieces(tokenizer, example),
         }
 
     def _chat_parts(self, tokenizer: PreTrainedTokenizerBase) -> tuple[str, str]:
@@ -91,15 +90,19 @@ def _ids(tokenizer: PreTrainedTokenizerBase, text: str, plain: bool = False) -> 
     return tokenizer(text, add_special_tokens=False, split_special_tokens=plain)["input_ids"] if text else []
 
 
-def _context_ids(tokenizer: PreTrainedTokenizerBase, example: Example) -> tuple[list[int], list[bool] | None]:
+def _context_pieces(tokenizer: PreTrainedTokenizerBase, example: Example) -> dict[str, Any]:
+    """context, evidence, starts, ends."""
     gold = [(d.start, d.end) for d in example.documents if d.is_gold]
-    if not gold:
-        return _ids(tokenizer, example.context, plain=True), None
     if not tokenizer.is_fast:
-        raise ValueError(f"the tokenizer {tokenizer.name_or_path!r} gives no character offsets, which marking gold "
-                         f"documents needs (example {example.id!r}); use the fast tokenizer of this backbone")
+        if gold:
+            raise ValueError(f"the tokenizer {tokenizer.name_or_path!r} gives no character offsets, which marking gold "
+                             f"documents needs (example {example.id!r}); use the fast tokenizer of this backbone")
+        return {"context": _ids(tokenizer, example.context, plain=True), "evidence": None, "starts": None, "ends": None}
+    if not example.context:  # some tokenizers make a token of nothing at all
+        return {"context": [], "evidence": [] if gold else None, "starts": [], "ends": []}
     encoded = tokenizer(example.context, add_special_tokens=False, split_special_tokens=True,
                         return_offsets_mapping=True)
-    evidence = [any(start < g_end and end > g_start for g_start, g_end in gold)
-                for start, end in encoded["offset_mapping"]]
-    return encoded["input_ids"], evidence
+    spans = encoded["offset_mapping"]
+    evidence = [any(start < g_end and end > g_start for g_start, g_end in gold) for start, end in spans]
+    return {"context": encoded["input_ids"], "evidence": evidence if gold else None,
+            "starts": [start for start, _ in spans], "ends": [end for _, end in spans]}

@@ -19,12 +19,12 @@ from transformers import PreTrainedTokenizerBase
 from breviary.contract import Example
 from data.prompts import Prompt
 
-LAYOUT = 1  # counted up when what is stored changes, so that older folders are not read
+LAYOUT = 2  # counted up when what is stored changes, so that older folders are not read
 TRUNCATIONS = ("head", "tail", "middle")
 _IDS = datasets.List(datasets.Value("int32"))
 _FEATURES = datasets.Features({
     "prefix": _IDS, "context": _IDS, "query": _IDS, "prompt": _IDS, "answer": _IDS,
-    "evidence": datasets.List(datasets.Value("bool")),
+    "evidence": datasets.List(datasets.Value("bool")), "starts": _IDS, "ends": _IDS,
     "length": datasets.Value("int32"),  # context tokens kept
     "cut": datasets.Value("bool"), "gold_lost": datasets.Value("bool"),
 })
@@ -147,17 +147,17 @@ def _cut(pieces: dict[str, Any], example: Example, tokenizer: PreTrainedTokenize
         return {**pieces, "length": len(context), "cut": False, "gold_lost": False}
     first = {"head": limit, "tail": 0, "middle": (limit + 1) // 2}[truncation]
     last = len(context) - (limit - first)  # tokens first .. last - 1 go
+    per_token = {name: pieces[name] for name in ("context", "evidence", "starts", "ends")}
     if evidence is not None:
         lost = _loses_gold(evidence, first, last)
-        evidence = evidence[:first] + evidence[last:]
     else:
         # Decoded before and after, so that what a tokenizer changes in a text cannot look like a loss.
         texts = [tokenizer.decode(ids).casefold() for ids in (context, context[:first], context[last:])]
         whole, *kept = texts
         answers = [answer.strip().casefold() for answer in example.answers]
         lost = any(a in whole for a in answers) and not any(a in text for a in answers for text in kept)
-    return {**pieces, "context": context[:first] + context[last:], "evidence": evidence, "length": limit,
-            "cut": True, "gold_lost": lost}
+    kept = {name: values and values[:first] + values[last:] for name, values in per_token.items()}
+    return {**pieces, **kept, "length": limit, "cut": True, "gold_lost": lost}
 
 
 def _loses_gold(evidence: list[bool], first: int, last: int) -> bool:

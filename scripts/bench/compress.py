@@ -131,7 +131,8 @@ def random_batch(reader: CompressedReader, length: int, rows: int, answer: int) 
         return Tokens(ids, torch.ones_like(ids, dtype=torch.bool))
 
     question = tokens(QUESTION)
-    return Batch(tokens(0), tokens(length - QUESTION - answer), question, question, tokens(answer), None, [None] * rows)
+    return Batch(tokens(0), tokens(length - QUESTION - answer), question, question, tokens(answer), None, None,
+                 [None] * rows)
 
 
 def compare(floor: Callable[[], Any], ours: Callable[[], Any], runs: int) -> dict[str, float]:

@@ -218,7 +218,7 @@ def test_each_segment_is_read_with_the_question_by_itself(build, ragged):
 def test_the_alignment_counts_slots_from_0_in_every_segment(build, layers, ragged):
     overrides = ["compressor=mean_pool", "compressor.segment_size=12"]
     reader = build([*overrides, f"compressor.lsa_layers={layers}"]).eval()
-    bare = build([*overrides, "compressor.lsa_layers=0"]).eval()
+    bare = build([*overrides, "compressor.alignment=none"]).eval()
     question = Question(ragged.query.ids, ragged.query.mask, None, None)
     with torch.no_grad():
         memory, slots = (compressor.compress(compressor.encode(context_of(ragged)), question)

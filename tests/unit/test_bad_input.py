@@ -10,192 +10,19 @@ from pathlib import Path
 
 import pytest
 import torch
-from hydra import compose as hydra_compose
-from hydra import initialize_config_dir
+from calling import ROW, SMALL, call, jsonl, write
 from omegaconf import OmegaConf
 from transformers import LlamaConfig
 
 import eval as evaluation
 import train as training
-from breviary.backbone import Backbone, TinyBackbone
+from breviary.backbone import TinyBackbone
 from breviary.checkpoint import save_trained
 from breviary.checks import run_for_people
 from breviary.contract import Example, Generation
-from breviary.keys import CONFIGS, checked_keys, drop_left_overs
 from breviary.testing import compressor_forms
 
 ROOT = Path(__file__).resolve().parents[2]
-ROW = {"context": "The sky is blue.", "question": "What colour is the sky?", "answers": ["blue"]}
-SMALL = ["backbone.layers=4", "compressor.encoder_layers=2", "train.steps=2", "train.batch_size=2", "eval_batch_size=2",
-         "generation.max_new_tokens=2"]
-
-
-def call(monkeypatch, tmp_path, entry, *words):
-    """train.py or eval.py on `words`, in this process, writing into tmp_path only; gives the exit code."""
-    paths = [f"paths.outputs={tmp_path}/outputs", f"paths.cache={tmp_path}/cache"]
-    monkeypatch.setattr(sys, "argv", [entry.__file__, *words, *paths])
-    try:
-        run_for_people(entry.main, entry.config_keys)
-    except SystemExit as ended:
-        return ended.code
-    return 0
-
-
-@pytest.fixture
-def refused(monkeypatch, capsys, tmp_path):
-    """refused(entry, *words) -> the sentences of a call that is refused before any weight is loaded."""
-    def loaded(*args, **kwargs):
-        raise AssertionError("weights were loaded")
-
-    def refuse(entry, *words):
-        with monkeypatch.context() as patch:
-            patch.setattr(Backbone, "load", loaded)
-            patch.setattr(TinyBackbone, "load", loaded)
-            code = call(patch, tmp_path, entry, *words)
-        printed = capsys.readouterr()
-        assert (code, printed.out) == (2, ""), printed.err
-        assert printed.err.startswith("error: ") and printed.err.endswith("\n")
-        assert not (tmp_path / "outputs").exists()
-        return printed.err.removeprefix("error: ").removesuffix("\n").split("\nerror: ")
-
-    return refuse
-
-
-def write(path, rows):
-    path.write_text("".join((row if isinstance(row, str) else json.dumps(row)) + "\n" for row in rows))
-    return str(path)
-
-
-def jsonl(tmp_path, rows):
-    """Overrides that train on these rows."""
-    return ["dataset=jsonl", f"dataset.train={write(tmp_path / 'train.jsonl', rows)}", "train.eval_examples=0"]
-
-
-# ------------------------------------------------------------------ keys
-
-
-@pytest.mark.parametrize("words, sentences", [
-    (["compressor.ratoi=8"], ["compressor.ratoi: unknown key; the nearest right one is compressor.ratio"]),
-    (["experiment=comi_facts", "compressor.ratoi=8"],
-     ["compressor.ratoi: unknown key; the nearest right one is compressor.ratio"]),
-    # Hydra stops at the first
-    (["compressor=mean_pool", "compressor.lsalayers=8", "train.stepps=8", "seed=1"],
-     ["compressor.lsalayers: unknown key; the nearest right one is compressor.lsa_layers",
-      "train.stepps: unknown key; the nearest right one is train.steps"]),
-    (["ratio=8"], ["ratio: unknown key; the nearest right one is compressor.ratio"]),
-    (["trian.steps=8", "compressor.zzz=1"],
-     ["trian.steps: unknown key; the nearest right one is train.steps", "compressor.zzz: unknown key"]),
-    (["compresor=comi"], ["compresor: unknown key; the nearest right one is compressor"]),
-    # keys that Hydra adds when told to
-    (["+compressor.ratoi=8", "+train.stepps=8", "+prompt.templat=a", "+dataset.fact=8", "+backbone.layer=8", "+sead=8",
-      "+compressor.decoder=8", "+engine.kinds=zero"],
-     ["sead: unknown key; the nearest right one is seed",
-      "prompt.templat: unknown key; the nearest right one is prompt.template",
-      "train.stepps: unknown key; the nearest right one is train.steps",
-      "engine.kinds: unknown key; the nearest right one is engine.kind",
-      "backbone.layer: unknown key; the nearest right one is backbone.layers",
-      "compressor.ratoi: unknown key; the nearest right one is compressor.ratio",
-      "compressor.decoder: unknown key; the nearest right one is compressor.encoder",
-      "dataset.fact: unknown key; the nearest right one is dataset.facts"]),
-])
-def test_an_unknown_key_is_told_with_the_nearest_right_one(refused, words, sentences):
-    assert refused(training, *words) == sentences
-
-
-def test_an_unknown_choice_is_told_with_those_there_are(refused):
-    there = ", ".join(sorted(file.stem for file in (ROOT / "configs" / "compressor").glob("*.yaml")))
-    assert refused(training, "compressor=comii") == [
-        f"no such configuration compressor/comii; the nearest right one is comi; there are: {there}"]
-
-
-def test_a_word_that_is_no_override(refused):
-    assert refused(training, "train.steps") == ["Error parsing override 'train.steps' missing EQUAL at '<EOF>'"]
-
-
-def test_values_of_a_wrong_type(refused):
-    assert refused(training, "compressor.ratio=eight", "compressor.coarse=maybe", "train.steps=many",
-                   "train.warmup=null", "train.batch_size=1.5", "limits.max_context_tokens=all", "dataset.facts=four", "train.log_every=???",
-                   "dataset.train_size=4") == [
-        "limits.max_context_tokens=all: must be a whole number or null, e.g. null",
-        "train.steps=many: must be a whole number, e.g. 100",
-        "train.batch_size=1.5: must be a whole number, e.g. 8",
-        "train.warmup=null: must be a number, e.g. 0.1",
-        "train.log_every: Missing mandatory value: train.log_every",
-        "compressor.ratio=eight: must be a whole number or null, e.g. 4",
-        "compressor.coarse=maybe: must be true or false, e.g. true",
-        "dataset.facts=four: must be a whole number, e.g. 4"]
-
-
-def composed(words):
-    with initialize_config_dir(str(CONFIGS), version_base="1.3"):
-        return hydra_compose("train", words)
-
-
-def test_keys_of_an_experiment_for_another_compressor_are_left_out():
-    words = ["experiment=comi_facts", "compressor=full_context"]
-    cfg = composed(words)
-    assert drop_left_overs(cfg, words) == ["compressor.join"] and "join" not in cfg.compressor
-    mistaken = [*words, "+compressor.joins=depth"]
-    cfg = composed(mistaken)
-    assert drop_left_overs(cfg, mistaken) == ["compressor.join"]
-    assert checked_keys(cfg)[1] == ["compressor.joins: unknown key"]
-
-
-def test_a_class_that_cannot_be_imported(refused):
-    assert refused(training, "compressor._target_=my.Method") == [
-        "compressor._target_=my.Method: cannot be imported (No module named 'my'); give module.Class, with its folder "
-        "in the checkout or in the environment variable PYTHONPATH"]
-
-
-# ------------------------------------------------------------------ values
-
-LEARNED = ("allowed are none, merge; the coarse stage yields integer sizes, so its weights would never receive a "
-           "gradient")
-
-
-@pytest.mark.parametrize("words, sentences", [
-    (["compressor.ratio=0", "compressor.learned_weights=coarse", "decoder.lora_targets=[q_porj]", "prompt.template=Q"],
-     ["compressor.ratio=0: must be a whole number of at least 1, e.g. 4",
-      f"compressor.learned_weights=coarse: {LEARNED}",
-      "decoder.lora_targets=['q_porj']: must be all-linear, or a list out of q_proj, k_proj, v_proj, o_proj, "
-      "gate_proj, up_proj, down_proj, e.g. [q_proj,v_proj]",
-      "prompt.template is 'Q'; it must hold {question}, for example prompt.template='Q: {question} A:'"]),
-    (["compressor.ratio=null", "compressor.slots=-1", "compressor.learned_weights=both", "backbone.device=cuda",
-      "compressor.join=depth", "compressor.encoder_layers=9"],
-     ["backbone.device=cuda: there is no GPU here; set backbone.device=auto or cpu",
-      "compressor.slots=-1: must be a whole number of at least 1, e.g. 4",
-      "compressor.encoder_layers=9: must be from 1 to 8 for this backbone of 9 layers, e.g. 8",
-      f"compressor.learned_weights=both: {LEARNED}"]),
-    (["compressor.learned_weights=merge", "compressor.fine=false", "compressor.temperature=0"],
-     ["compressor.learned_weights=merge: nothing to learn with compressor.fine=false; set one of them otherwise, e.g. "
-      "compressor.learned_weights=none",
-      "compressor.temperature=0: must be above 0, e.g. 1.0"]),
-    (["backbone.family=gpt2", "compressor.ratio=-2"],
-     ["backbone.family=gpt2: allowed are llama, qwen2, qwen3",
-      "compressor.ratio=-2: must be a whole number of at least 1, e.g. 4"]),
-])
-def test_values_out_of_bounds(refused, words, sentences):
-    assert refused(training, *words, "backbone.layers=9", "dataset.train_size=4") == sentences
-
-
-def test_all_problems_of_a_call_are_told_at_once(refused, tmp_path):
-    assert refused(training, "+compressor.ratoi=8", "compressor.ratio=0", "train.steps=many", "train.batch_size=0",
-                   "prompt.template=Q", "backbone=smollm2_135m", f"backbone.path={tmp_path}/none", "dataset=jsonl",
-                   f"dataset.train={tmp_path}/none.jsonl", f"dataset.validation={write(tmp_path / 'empty.jsonl', [])}",
-                   "init_from=nowhere") == [
-        "train.steps=many: must be a whole number, e.g. 100",
-        "compressor.ratoi: unknown key; the nearest right one is compressor.ratio",
-        f"backbone.path={tmp_path}/none: no such folder; for SmolLM2 run `python scripts/get_backbone.py`, else give a "
-        "folder or a hub name",
-        "compressor.ratio=0: must be a whole number of at least 1, e.g. 4",
-        "train.batch_size=0: must be at least 1, e.g. 8",
-        "init_from: nowhere: no run folder with a complete checkpoint in checkpoints/; give one that train.py printed, "
-        "e.g. run=outputs/comi_facts/20260101T000000_ab12cd",
-        "prompt.template is 'Q'; it must hold {question}, for example prompt.template='Q: {question} A:'",
-        f"dataset.train is '{tmp_path}/none.jsonl', which is not a file; name a JSONL file, for example "
-        "dataset.train=path/to/train.jsonl.gz",
-        f"dataset.validation: {tmp_path}/empty.jsonl is empty; it must hold one JSON object a line, for example "
-        "dataset.validation=path/to/validation.jsonl.gz"]
 
 
 # ------------------------------------------------------------------ data
@@ -370,8 +197,8 @@ def test_an_encoder_of_another_width(refused, tmp_path):
     path = folder(tmp_path / "wide", width=128, layers=1, vocabulary=300)
     assert refused(training, *SMALL, f"compressor.encoder={path}") == [
         f"compressor.encoder_layers=2: compressor.encoder={path} has 1 layers; give at most so many",
-        f"compressor.encoder={path}: its width 128 differs from the decoder's 64, and the alignment (LSA) is made of "
-        "decoder blocks; give an encoder of the same width",
+        f"compressor.encoder={path}: its width 128 differs from the decoder's 64, which compressor.alignment=lsa cannot "
+        "bridge; give an encoder of the same width, or compressor.alignment=linear",
         f"compressor.encoder={path}: its vocabulary of 300 differs from the decoder's 512; give an encoder with the "
         "same tokenizer"]
 

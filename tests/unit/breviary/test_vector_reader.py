@@ -17,7 +17,7 @@ class Counting:
     def encode(self, context):
         self.asked.append([ids[mask].tolist() for ids, mask in zip(context.ids, context.mask)])
         states = context.ids[:, None, :, None].float() * context.mask[:, None, :, None]
-        return Encoded(states, context.mask[:, None])
+        return Encoded(states, context.mask[:, None], context.ids[:, None])
 
 
 def contexts(*rows, prefixes=None):
@@ -77,18 +77,19 @@ def test_split_and_join_give_back_what_was_encoded():
     mask[0], mask[1, 0, :2], mask[2, 0] = True, True, True
     states = torch.randn(3, 2, 4, 5) * mask[..., None]
     keys = torch.randn(3, 2, 2, 4, 3) * mask[:, :, None, :, None]
-    encoded = Encoded(states, mask, [(keys, 2 * keys)])
+    ids = torch.randint(1, 9, (3, 2, 4)) * mask
+    encoded = Encoded(states, mask, ids, [(keys, 2 * keys)])
     parts = encoded.split()
     assert [tuple(part.mask.shape) for part in parts] == [(1, 2, 4), (1, 1, 2), (1, 1, 4)]
     joined = Encoded.join(parts)
-    assert torch.equal(joined.states, states) and torch.equal(joined.mask, mask)
+    assert torch.equal(joined.states, states) and torch.equal(joined.mask, mask) and torch.equal(joined.ids, ids)
     assert torch.equal(joined.keys_values[0][0], keys) and torch.equal(joined.keys_values[0][1], 2 * keys)
     again = Encoded.join([parts[1], parts[2]])
     assert again.mask.shape == (2, 1, 4) and torch.equal(again.states[0, 0, :2], states[1, 0, :2])
 
 
 def test_an_empty_context_survives_split_and_join():
-    encoded = Encoded(torch.zeros(1, 1, 3, 2), torch.zeros(1, 1, 3, dtype=torch.bool))
+    encoded = Encoded(torch.zeros(1, 1, 3, 2), torch.zeros(1, 1, 3, dtype=torch.bool), torch.zeros(1, 1, 3).long())
     [part] = encoded.split()
     assert part.mask.shape == (1, 1, 1) and not Encoded.join([part, part]).mask.any()
 

@@ -15,7 +15,8 @@ PAD = 9
 
 def item(context: list[int], evidence: list[bool] | None = None, prefix: tuple[int, ...] = (), **pieces) -> dict:
     return {"prefix": list(prefix), "context": context, "query": [3], "prompt": [4, 5], "answer": [6, PAD],
-            "evidence": evidence, "example": Example(str(len(context)), "c", "q", ("a",)), **pieces}
+            "evidence": evidence, "starts": [2 * i for i in range(len(context))],
+            "ends": [2 * i + 1 for i in range(len(context))], "example": Example(str(len(context)), "c", "q", ("a",)), **pieces}
 
 
 @pytest.mark.parametrize(("side", "ids", "mask"), [
@@ -50,6 +51,17 @@ def test_an_empty_row_beside_a_full_one(side):
     batch = Collator(PAD, side)([item([]), item([1, 2], prefix=(5,))])
     assert batch.context.ids.tolist() == [[PAD, PAD], [1, 2]] and batch.context.lengths.tolist() == [0, 2]
     assert batch.prefix.lengths.tolist() == [0, 1]
+
+
+@pytest.mark.parametrize(("side", "second"), [("right", [[0, 1], [0, 0]]), ("left", [[0, 0], [0, 1]])])
+def test_offsets_stand_with_their_tokens(side, second):
+    batch = Collator(PAD, side)([item([1, 2]), item([3])])
+    assert batch.offsets.tolist() == [[[0, 1], [2, 3]], second]
+    assert batch.rows([1]).offsets.tolist() == [second]
+
+
+def test_no_offsets_where_the_tokenizer_gives_none():
+    assert Collator(PAD)([item([1, 2]), item([3], starts=None, ends=None)]).offsets is None
 
 
 def test_evidence_is_none_only_where_no_row_has_any():

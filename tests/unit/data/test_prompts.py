@@ -30,7 +30,8 @@ def text(tokenizer, ids: list[int]) -> str:
 def test_pieces(tokenizer):
     prompt = Prompt(instruction="Read this. ", template="\nQ: {question}\nA:", answer_template=" <{answer}>")
     pieces = prompt.tokenise(EXAMPLE, tokenizer)
-    assert {k: text(tokenizer, v) for k, v in pieces.items() if k != "evidence"} == {
+    assert {k: text(tokenizer, v) for k, v in pieces.items()
+            if k not in ("evidence", "starts", "ends")} == {
         "prefix": "<s>Read this. ", "context": CONTEXT, "query": "What is the sun?",
         "prompt": "\nQ: What is the sun?\nA:", "answer": " <yellow></s>"}
     assert pieces["prefix"][0] == tokenizer.bos_token_id and pieces["prefix"].count(tokenizer.bos_token_id) == 1
@@ -67,6 +68,14 @@ def test_a_token_that_overlaps_in_part_is_evidence(tokenizer):
     example = replace(EXAMPLE, documents=(Document("", end - 1, end, is_gold=True),))
     pieces = Prompt().tokenise(example, tokenizer)
     assert [text(tokenizer, [i]) for i, gold in zip(pieces["context"], pieces["evidence"]) if gold] == [" yellow"]
+
+
+def test_offsets_are_the_characters_of_each_token(tokenizer):
+    pieces = Prompt().tokenise(EXAMPLE, tokenizer)
+    assert len(pieces["starts"]) == len(pieces["ends"]) == len(pieces["context"])
+    for token, start, end in zip(pieces["context"], pieces["starts"], pieces["ends"]):
+        said = text(tokenizer, [token]).strip()
+        assert said in (EXAMPLE.context[start:end].strip(), "\ufffd")  # the latter: one byte of a character
 
 
 def test_no_gold_no_evidence(tokenizer):

@@ -31,7 +31,7 @@ def cut(context: str, limit: int | None, truncation: str, answers: tuple[str, ..
         evidence: str | None = None) -> dict:
     ids = list(range(len(context.split())))
     marks = None if evidence is None else [mark == "x" for mark in evidence]
-    pieces = {"context": ids, "evidence": marks, "prompt": [1, 2, 3], "answer": [4]}
+    pieces = {"context": ids, "evidence": marks, "starts": ids, "ends": ids, "prompt": [1, 2, 3], "answer": [4]}
     return _cut(pieces, Example("a", context, "q", answers), Words(context), limit, truncation)
 
 
@@ -42,6 +42,7 @@ def cut(context: str, limit: int | None, truncation: str, answers: tuple[str, ..
 def test_truncation_says_what_is_kept(limit, truncation, kept):
     out = cut("a b c d e f g h i j", limit, truncation, evidence="x.x.x.x.x.")
     assert out["context"] == kept and out["evidence"] == [i % 2 == 0 for i in kept]
+    assert out["starts"] == out["ends"] == kept
     assert out["length"] == limit and out["cut"]
     assert out["prompt"] == [1, 2, 3] and out["answer"] == [4]
 

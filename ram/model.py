@@ -1,0 +1,200 @@
+"""RAM, Read As HuMan (arXiv 2602.01840): segments relevant to the question are read closely, the others skimmed.
+
+Shape letters: B contexts, T context tokens (right-padded), N segments of a context, L tokens of a segment, G slots of a
+context, D width.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from breviary.assemble import Layout, ranks
+from breviary.backbone import Backbone, Stack, TinyBackbone
+from breviary.contract import Batch, Encoded, Memory, Question
+from breviary.merge import last_position, merge_slots
+from breviary.merging import MergingCompressor
+from ram.labels import SOURCES, positive_segments, positive_tokens
+from ram.losses import contrastive_loss
+from ram.segments import BUDGETS, MODES, cut, kept_segments, relevance, select_segments, skim_weights
+
+KEEPS = ("topk", "random", "none")
+READS = ("segments", "whole")
+
+
+class RAM(MergingCompressor):
+    """Of fixed-width segments the most relevant stay whole, each other one becomes a single vector; in document order.
+
+    1. The first layers of the backbone read every segment by itself, and the question as a row of its own (spec 1.3).
+    2. Relevance is the cosine of a segment's mean state with the question's (1.4); the best are kept (1.5).
+    3. A skimmed segment becomes the sum of its states, weighted by softmax of their cosines with the question (1.6).
+    4. join: input  kept tokens enter as the decoder's own embeddings, skimmed vectors through a linear map (1.7, 1.8)
+       join: depth  the decoder's first layers read; kept states and skimmed vectors enter layer n as they are (ours)
+    5. In training a contrastive loss pulls the question towards segments that hold the answer (1.9).
+
+    segment_size         tokens of a segment (the paper's L_seg)
+    read                 segments: each by itself, as published; whole: the context at once, segments cut from its states
+    keep                 topk | random (by a hash of a segment's tokens, for comparison) | none (skim all)
+    budget               nominal: floor(segments / ratio) are kept, skimmed vectors come on top; strict: all slots
+                         together at most floor(tokens / ratio). A budget in `slots` is always strict
+    skim                 query_weighted | mean | drop (close reading only)
+    skim_temperature     of the softmax over a segment's tokens (published: 1)
+    uniform_keep         training draws the kept share 1 / ratio anew each step, uniform in (0, 1]
+    contrastive_weight   of the loss of step 5; 0 = off
+    contrastive_temperature  of that loss (training code 0.1)
+    positives            evidence: gold passages where the data marks them, else answers; answers: their occurrences
+    ignore_case          of letters, in finding answers
+    quirks               the published inference code: kept tokens from the encoder's table, contrastive temperature 0.05
+    Further arguments as in MergingCompressor and Reading. States never depend on the question: encoded once per context.
+    """
+
+    def __init__(self, backbone: Backbone | TinyBackbone, decoder: Stack, *, segment_size: int = 50,
+                 read: str = "segments", keep: str = "topk", budget: str = "nominal", skim: str = "query_weighted",
+                 skim_temperature: float = 1.0, uniform_keep: bool = True, contrastive_weight: float = 1.0,
+                 contrastive_temperature: float = 0.1, positives: str = "evidence", ignore_case: bool = True,
+                 alignment: str = "linear", question: str = "alone", quirks: bool = False, **merging: Any):
+        reading_size = segment_size if read == "segments" else WHOLE
+        super().__init__(backbone, decoder, segment_size=reading_size, alignment=alignment, question=question, **merging)
+        assert keep in KEEPS and skim in MODES, (keep, skim)
+        self.budget.uniform_keep = uniform_keep and self.budget.slots is None
+        self.segment_size, self.keep, self.budget_rule = segment_size, keep, budget
+        self.skim, self.skim_temperature = skim, skim_temperature
+        self.contrastive_weight, self.positives, self.ignore_case = contrastive_weight, positives, ignore_case
+        self.contrastive_temperature = 0.05 if quirks else contrastive_temperature
+        self.quirks = quirks
+
+    def compress(self, encoded: Encoded, question: Question) -> Memory:
+        """Steps 2 to 5; every operation runs whatever is kept, so that all weights always receive a gradient."""
+        values_BTD, mask_BT = encoded.states.flatten(1, 2), encoded.mask.flatten(1, 2)
+        states_BNLD = cut(self.reading.compared(encoded).flatten(1, 2), self.segment_size)
+        mask_BNL = cut(mask_BT, self.segment_size)
+        query_BD = self.reading.query(encoded, question)[:, 0]
+        relevance_BN = relevance(states_BNLD, mask_BNL, query_BD)
+        keep_BN = self.kept(relevance_BN, encoded.ids.flatten(1, 2), mask_BNL)
+
+        weights_BNL = skim_weights(states_BNLD, mask_BNL, query_BD, self.skim_temperature, self.skim)
+        T = mask_BT.shape[1]
+        groups_BT = self.groups(keep_BN, mask_BNL).flatten(1)[:, :T]
+        weights_BT = torch.where(keep_BN[..., None], 1.0, weights_BNL).flatten(1)[:, :T]
+        G = self.most_slots(mask_BNL.shape[1])
+        slots_BGD, slot_mask_BG = merge_slots(values_BTD, groups_BT, G, weights_BT)
+        last_BG = last_position(ranks(mask_BT), groups_BT, G)
+        close_BG = keep_BN.gather(1, last_BG // self.segment_size) & slot_mask_BG
+        memory = self.reading.memory(slots_BGD, slot_mask_BG, last_BG, encoded, close_BG,
+                                     self.reading.encoder if self.quirks else None)
+        memory.trace |= {"groups": groups_BT, "weights": weights_BT, "relevance": relevance_BN, "kept": keep_BN}
+        if question.labels is not None:
+            positives_BN = positive_segments(question.labels, self.segment_size)
+            loss = contrastive_loss(relevance_BN, _width(positives_BN, keep_BN.shape[1]), mask_BNL.any(-1),
+                                    self.contrastive_temperature, "sum")
+            memory.losses["contrastive"] = (self.contrastive_weight * loss, positives_BN.any(1).sum())
+        return memory
+
+    def kept(self, relevance: Tensor, ids: Tensor, mask: Tensor) -> Tensor:
+        """Segments to read closely: (B, N) bool. relevance (B, N), ids (B, T), mask (B, N, L)."""
+        lengths_BN = mask.sum(-1)
+        if self.keep == "none":
+            return torch.zeros_like(lengths_BN, dtype=torch.bool)
+        if self.keep == "random":
+            relevance = _hashed(cut(ids, self.segment_size), mask)
+        ratio = self.budget.asked(self.training)
+        slots = None if ratio is not None else torch.full_like(lengths_BN[:, 0], self.budget.slots)
+        return select_segments(relevance, lengths_BN, ratio, self.budget_rule, slots)
+
+    def groups(self, keep: Tensor, mask: Tensor) -> Tensor:
+        """Which slot each token goes to, in document order: (B, N, L) int64, -1 on pads and in dropped segments."""
+        skimmed_BN = (mask.any(-1) & (self.skim != "drop")).long()
+        slots_BN = torch.where(keep, mask.sum(-1), skimmed_BN)
+        first_BN1 = (slots_BN.cumsum(1) - slots_BN)[..., None]
+        place_L = torch.arange(mask.shape[2], device=mask.device)
+        groups_BNL = first_BN1 + torch.where(keep[..., None], place_L, 0)
+        return groups_BNL.masked_fill(~mask | (slots_BN == 0)[..., None], -1)
+
+    def most_slots(self, segments: int) -> int:
+        """Slots that hold any context of at most so many segments, known without looking at them."""
+        ratio = self.budget.asked(self.training)
+        if self.keep == "none":
+            return segments
+        if ratio is None:
+            return max(min(self.budget.slots, segments * self.segment_size), segments)
+        if self.budget_rule == "strict":
+            return max(kept_segments(segments * self.segment_size, ratio), segments)
+        kept = kept_segments(segments, ratio)
+        return kept * self.segment_size + segments - kept
+
+    def labels(self, batch: Batch) -> Tensor | None:
+        """Tokens (B, T) that positive segments hold, moved to the left as `encode` moves the context."""
+        if not self.contrastive_weight:
+            return None
+        marks = positive_tokens(batch, self.positives, self.ignore_case)
+        return Layout.of([batch.context.mask], round_to=1).place([marks])
+
+    def counts(self, batch: Batch) -> dict[str, Tensor]:
+        """Contexts with a positive segment."""
+        if not self.contrastive_weight:
+            return {}
+        return {"contrastive": positive_tokens(batch, self.positives, self.ignore_case).any(1).sum()}
+
+    @classmethod
+    def problems(cls, settings: Mapping[str, Any], backbone: Any) -> list[str]:
+        """As MergingCompressor.problems, and RAM's own."""
+        found = super().problems(settings, backbone)
+        allowed = {"read": READS, "keep": KEEPS, "budget": BUDGETS, "skim": MODES, "positives": SOURCES}
+        for key, values in allowed.items():
+            if settings[key] not in values:
+                found.append(f"compressor.{key}={settings[key]}: allowed are {', '.join(values)}")
+        for key in ("skim_temperature", "contrastive_temperature"):
+            if settings[key] <= 0:
+                found.append(f"compressor.{key}={settings[key]}: must be above 0, e.g. {cls.__init__.__kwdefaults__[key]}")
+        if settings["contrastive_weight"] < 0:
+            found.append(f"compressor.contrastive_weight={settings['contrastive_weight']}: must be 0 (off) or more, e.g. 1.0")
+        if settings["segment_size"] < 2:
+            found.append(f"compressor.segment_size={settings['segment_size']}: must be at least 2 tokens, e.g. 50")
+        if settings["uniform_keep"] and settings["ratio_choices"]:
+            found.append("compressor.uniform_keep=true and compressor.ratio_choices exclude each other: both draw the "
+                         "ratio of a training step; set compressor.uniform_keep=false or compressor.ratio_choices=null")
+        if settings["quirks"] and (settings["join"] == "depth" or settings["encoder"]):
+            found.append("compressor.quirks=true is about the published form; set compressor.join=input and "
+                         "compressor.encoder=null")
+        if settings["keep"] == "none" and settings["skim"] == "drop":
+            found.append("compressor.keep=none with compressor.skim=drop leaves nothing; that is compressor=no_context")
+        return found
+
+    @classmethod
+    def longest_context(cls, settings: Mapping[str, Any], positions: int, others: int) -> int | None:
+        """At depth everything shares the positions; at the input kept tokens and skimmed vectors take them."""
+        room, size = max(positions - others, 0), settings["segment_size"]
+        if settings["join"] == "depth":
+            return room
+        ratio = 1 if settings["uniform_keep"] else min([settings["ratio"] or 1, *(settings["ratio_choices"] or [])])
+        if settings["keep"] == "none":
+            limit = room * size
+        elif settings["slots"] is not None:
+            limit = room * size if settings["slots"] <= room else 0
+        elif settings["budget"] == "strict":
+            limit = int(room * min(ratio, size))
+        else:  # N segments take at most N / ratio * (size - 1) + N slots
+            limit = int(room / ((size - 1) / ratio + 1)) * size
+        if settings["read"] == "whole":
+            reads = Backbone(settings["encoder"]).config.max_position_embeddings if settings["encoder"] else positions
+            limit = min(limit, max(reads - others, 0))
+        return limit
+
+
+WHOLE = 2**40  # tokens read at once: any context
+
+
+def _width(marks: Tensor, segments: int) -> Tensor:
+    """(B, S) cut or widened to `segments` columns: padding beyond the context may open or close a segment."""
+    return torch.nn.functional.pad(marks, (0, segments - marks.shape[1]))
+
+
+def _hashed(ids: Tensor, mask: Tensor) -> Tensor:
+    """A number in [0, 1) for each segment from its tokens alone, (B, N, L) -> (B, N): random, yet the same in any batch."""
+    place = torch.arange(1, ids.shape[2] + 1, device=ids.device)
+    mixed = ((ids + 1) * (2654435761 * place % 2_147_483_647)) % 2_147_483_647
+    total = mixed.masked_fill(~mask, 0).sum(-1) % 2_147_483_647
+    return (total * 48271 % 2_147_483_647).double() / 2_147_483_647

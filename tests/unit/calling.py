@@ -1,0 +1,30 @@
+"""What tests of bad input share: train.py and eval.py called in this process, and small files for them."""
+
+import json
+import sys
+
+from breviary.checks import run_for_people
+
+ROW = {"context": "The sky is blue.", "question": "What colour is the sky?", "answers": ["blue"]}
+SMALL = ["backbone.layers=4", "compressor.encoder_layers=2", "train.steps=2", "train.batch_size=2", "eval_batch_size=2",
+         "generation.max_new_tokens=2"]
+
+def call(monkeypatch, tmp_path, entry, *words):
+    """train.py or eval.py on `words`, in this process, writing into tmp_path only; gives the exit code."""
+    paths = [f"paths.outputs={tmp_path}/outputs", f"paths.cache={tmp_path}/cache"]
+    monkeypatch.setattr(sys, "argv", [entry.__file__, *words, *paths])
+    try:
+        run_for_people(entry.main, entry.config_keys)
+    except SystemExit as ended:
+        return ended.code
+    return 0
+
+
+def write(path, rows):
+    path.write_text("".join((row if isinstance(row, str) else json.dumps(row)) + "\n" for row in rows))
+    return str(path)
+
+
+def jsonl(tmp_path, rows):
+    """Overrides that train on these rows."""
+    return ["dataset=jsonl", f"dataset.train={write(tmp_path / 'train.jsonl', rows)}", "train.eval_examples=0"]

@@ -1,0 +1,26 @@
+"""Fixtures of the tests of bad input."""
+
+import pytest
+from calling import call
+
+from breviary.backbone import Backbone, TinyBackbone
+
+
+@pytest.fixture
+def refused(monkeypatch, capsys, tmp_path):
+    """refused(entry, *words) -> the sentences of a call that is refused before any weight is loaded."""
+    def loaded(*args, **kwargs):
+        raise AssertionError("weights were loaded")
+
+    def refuse(entry, *words):
+        with monkeypatch.context() as patch:
+            patch.setattr(Backbone, "load", loaded)
+            patch.setattr(TinyBackbone, "load", loaded)
+            code = call(patch, tmp_path, entry, *words)
+        printed = capsys.readouterr()
+        assert (code, printed.out) == (2, ""), printed.err
+        assert printed.err.startswith("error: ") and printed.err.endswith("\n")
+        assert not (tmp_path / "outputs").exists()
+        return printed.err.removeprefix("error: ").removesuffix("\n").split("\nerror: ")
+
+    return refuse
