@@ -39,7 +39,9 @@ def build_reader(cfg: DictConfig, backbone: Backbone | TinyBackbone, tokenizer: 
     decoder = Stack(backbone.load())
     set_trainable(decoder, **OmegaConf.to_container(cfg.decoder, resolve=True))
     # Called, not instantiated: Hydra would turn the backbone, a dataclass, into a configuration.
-    compressor = compressor_class(cfg)(backbone, decoder, **compressor_settings(cfg))
+    settings = {key: instantiate(value) if isinstance(value, dict) and "_target_" in value else value
+                for key, value in compressor_settings(cfg).items()}
+    compressor = compressor_class(cfg)(backbone, decoder, **settings)
     reader = CompressedReader(compressor, decoder, instantiate(cfg.objective), tokenizer)
     decoder.checkpointing = cfg.train.gradient_checkpointing
     for module in compressor.modules():

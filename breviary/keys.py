@@ -65,6 +65,8 @@ def checked_keys(cfg: DictConfig) -> tuple[DictConfig, list[str]]:
             found += _settle(cfg[name], f"{name}.", plain_keys(file, f"{name}."))
         for name in CLASSES:
             found += _settle(cfg[name], f"{name}.", constructor_keys(named_class(cfg, name)))
+            for inner in [key for key in cfg[name] if OmegaConf.is_dict(cfg[name][key]) and "_target_" in cfg[name][key]]:
+                found += _settle(cfg[name][inner], f"{name}.{inner}.", constructor_keys(named_class(cfg[name], inner)))
     return cfg, found
 
 

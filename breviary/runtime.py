@@ -98,13 +98,14 @@ def phase(name: str) -> Iterator[None]:
     if seconds is None:
         yield
         return
-    _synchronise()
+    synchronise()
     start = time.perf_counter()
     yield
-    _synchronise()
+    synchronise()
     seconds[name] += time.perf_counter() - start
 
 
-def _synchronise() -> None:
+def synchronise() -> None:
+    """Waits for the accelerator, where there is one."""
     if torch.cuda.is_available():
         torch.cuda.synchronize()

@@ -8,13 +8,11 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from breviary.backbone import Backbone, Stack, TinyBackbone
-from breviary.merge import consecutive_groups, groups_from_sizes
 from breviary.merging import MergingCompressor
-from comi.mig import compare, merge_weights, reallocate_groups
+from comi.grouping import GainGrouping
 
 LEARNED = ("none", "merge")
 
@@ -41,33 +39,13 @@ class COMI(MergingCompressor):
                  temperature: float = 1.0, min_group_size: int = 0, learned_weights: str = "none",
                  quirks: bool = False, **merging: Any):
         super().__init__(backbone, decoder, **merging)
-        self.coarse, self.fine, self.quirks = coarse, fine, quirks
-        self.redundancy_coarse, self.redundancy_fine = redundancy_coarse, redundancy_fine
-        self.alpha, self.beta = alpha, beta
-        self.temperature, self.min_group_size = temperature, min_group_size
-        if learned_weights == "merge":
-            self.merge_alpha = nn.Parameter(torch.tensor([float(alpha)]))  # (1,): DeepSpeed refuses scalars
-            if redundancy_fine:  # else it would never receive a gradient
-                self.merge_beta = nn.Parameter(torch.tensor([float(beta)]))
-        self.learned_weights = learned_weights
+        self.gain = GainGrouping(coarse, fine, redundancy_coarse, redundancy_fine, alpha, beta, temperature,
+                                 min_group_size, learned_weights, quirks)
 
     def grouping(self, states: Tensor, mask: Tensor, query: Tensor, ratio: int | Tensor,
                  slots: int) -> tuple[Tensor, Tensor | None]:
-        """Group sizes by the coarse stage, weights by the fine one."""
-        groups_RL = consecutive_groups(mask, ratio)
-        compared = compare(states, query)  # norms and relevance, once for both stages
-        if self.coarse:
-            beta = self.beta if self.redundancy_coarse else 0.0
-            sizes_RG = reallocate_groups(states, mask, query, ratio, self.alpha, beta, self.temperature,
-                                         self.min_group_size, slots=slots, compared=compared)
-            groups_RL = groups_from_sizes(sizes_RG, mask)
-        if not self.fine:
-            return groups_RL, None
-        learned = self.learned_weights == "merge"
-        alpha = self.merge_alpha if learned else self.alpha
-        beta = 0.0 if not self.redundancy_fine else self.merge_beta if learned else self.beta
-        return groups_RL, merge_weights(states, mask, query, groups_RL, slots, alpha, beta, quirks=self.quirks,
-                                        compared=compared)
+        """As GainGrouping."""
+        return self.gain(states, mask, query, ratio, slots)
 
     @classmethod
     def problems(cls, settings: Mapping[str, Any], backbone: Any) -> list[str]:

@@ -10,7 +10,7 @@ from collections.abc import Mapping
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from breviary.assemble import Layout, ranks
 from breviary.backbone import Backbone, Stack, TinyBackbone
@@ -42,6 +42,9 @@ class RAM(MergingCompressor):
                          together at most floor(tokens / ratio). A budget in `slots` is always strict
     skim                 query_weighted | mean | drop (close reading only)
     skim_temperature     of the softmax over a segment's tokens (published: 1)
+    skimmer              in place of `skim`: any (states, mask, query, ratio, slots) -> (groups, weights) that merges each
+                         skimmed segment into several slots, such as COMI's grouping; None = one slot
+    skim_ratio           tokens per slot of the skimmer
     uniform_keep         training draws the kept share 1 / ratio anew each step, uniform in (0, 1]
     contrastive_weight   of the loss of step 5; 0 = off
     contrastive_temperature  of that loss (training code 0.1)
@@ -53,7 +56,8 @@ class RAM(MergingCompressor):
 
     def __init__(self, backbone: Backbone | TinyBackbone, decoder: Stack, *, segment_size: int = 50,
                  read: str = "segments", keep: str = "topk", budget: str = "nominal", skim: str = "query_weighted",
-                 skim_temperature: float = 1.0, uniform_keep: bool = True, contrastive_weight: float = 1.0,
+                 skim_temperature: float = 1.0, skimmer: nn.Module | dict | None = None,
+                 skim_ratio: int = 10, uniform_keep: bool = True, contrastive_weight: float = 1.0,
                  contrastive_temperature: float = 0.1, positives: str = "evidence", ignore_case: bool = True,
                  alignment: str = "linear", question: str = "alone", quirks: bool = False, **merging: Any):
         reading_size = segment_size if read == "segments" else WHOLE
@@ -62,6 +66,7 @@ class RAM(MergingCompressor):
         self.budget.uniform_keep = uniform_keep and self.budget.slots is None
         self.segment_size, self.keep, self.budget_rule = segment_size, keep, budget
         self.skim, self.skim_temperature = skim, skim_temperature
+        self.skimmer, self.skim_ratio = skimmer, skim_ratio
         self.contrastive_weight, self.positives, self.ignore_case = contrastive_weight, positives, ignore_case
         self.contrastive_temperature = 0.05 if quirks else contrastive_temperature
         self.quirks = quirks
@@ -73,12 +78,9 @@ class RAM(MergingCompressor):
         mask_BNL = cut(mask_BT, self.segment_size)
         query_BD = self.reading.query(encoded, question)[:, 0]
         relevance_BN = relevance(states_BNLD, mask_BNL, query_BD)
-        keep_BN = self.kept(relevance_BN, encoded.ids.flatten(1, 2), mask_BNL)
+        keep_BN = self.kept(relevance_BN, cut(encoded.ids.flatten(1, 2), self.segment_size), mask_BNL)
 
-        weights_BNL = skim_weights(states_BNLD, mask_BNL, query_BD, self.skim_temperature, self.skim)
-        T = mask_BT.shape[1]
-        groups_BT = self.groups(keep_BN, mask_BNL).flatten(1)[:, :T]
-        weights_BT = torch.where(keep_BN[..., None], 1.0, weights_BNL).flatten(1)[:, :T]
+        groups_BT, weights_BT = self.groups(keep_BN, states_BNLD, mask_BNL, query_BD, mask_BT.shape[1])
         G = self.most_slots(mask_BNL.shape[1])
         slots_BGD, slot_mask_BG = merge_slots(values_BTD, groups_BT, G, weights_BT)
         last_BG = last_position(ranks(mask_BT), groups_BT, G)
@@ -94,36 +96,61 @@ class RAM(MergingCompressor):
         return memory
 
     def kept(self, relevance: Tensor, ids: Tensor, mask: Tensor) -> Tensor:
-        """Segments to read closely: (B, N) bool. relevance (B, N), ids (B, T), mask (B, N, L)."""
+        """Segments to read closely: (B, N) bool. relevance (B, N), ids and mask (B, N, L)."""
         lengths_BN = mask.sum(-1)
         if self.keep == "none":
             return torch.zeros_like(lengths_BN, dtype=torch.bool)
         if self.keep == "random":
-            relevance = _hashed(cut(ids, self.segment_size), mask)
+            relevance = _hashed(ids, mask)
         ratio = self.budget.asked(self.training)
         slots = None if ratio is not None else torch.full_like(lengths_BN[:, 0], self.budget.slots)
-        return select_segments(relevance, lengths_BN, ratio, self.budget_rule, slots)
+        return select_segments(relevance, lengths_BN, ratio, self.budget_rule, slots, self.skimmed_slots(lengths_BN))
 
-    def groups(self, keep: Tensor, mask: Tensor) -> Tensor:
-        """Which slot each token goes to, in document order: (B, N, L) int64, -1 on pads and in dropped segments."""
-        skimmed_BN = (mask.any(-1) & (self.skim != "drop")).long()
-        slots_BN = torch.where(keep, mask.sum(-1), skimmed_BN)
+    def skimmed_slots(self, lengths: Tensor | int) -> Tensor | int:
+        """Slots that segments of so many tokens take at most where they are not kept."""
+        if self.skim == "drop":
+            return 0 * lengths
+        return -(-lengths // (self.segment_size if self.skimmer is None else self.skim_ratio))
+
+    def groups(self, keep: Tensor, states: Tensor, mask: Tensor, query: Tensor,
+               width: int) -> tuple[Tensor, Tensor | None]:
+        """Which slot each token goes to, in document order, and with what weight: (B, T) both, T = width.
+
+        keep (B, N), states (B, N, L, D), mask (B, N, L), query (B, D). Groups are -1 on pads and in dropped segments;
+        weights None = plain means (a kept token is the mean of itself).
+        """
+        slots_BN = torch.where(keep, mask.sum(-1), self.skimmed_slots(mask.sum(-1)))
         first_BN1 = (slots_BN.cumsum(1) - slots_BN)[..., None]
+        inner_BNL, weights_BNL = self._skimmed(states, mask, query)
         place_L = torch.arange(mask.shape[2], device=mask.device)
-        groups_BNL = first_BN1 + torch.where(keep[..., None], place_L, 0)
-        return groups_BNL.masked_fill(~mask | (slots_BN == 0)[..., None], -1)
+        groups_BNL = first_BN1 + torch.where(keep[..., None], place_L, inner_BNL)
+        groups_BNL = groups_BNL.masked_fill(~mask | (slots_BN == 0)[..., None], -1)
+        if weights_BNL is not None:
+            weights_BNL = torch.where(keep[..., None], 1.0, weights_BNL).flatten(1)[:, :width]
+        return groups_BNL.flatten(1)[:, :width], weights_BNL
+
+    def _skimmed(self, states: Tensor, mask: Tensor, query: Tensor) -> tuple[Tensor, Tensor | None]:
+        """Slot of each token within its segment, were that skimmed, and its weight: (B, N, L) both."""
+        if self.skimmer is None:
+            return (torch.zeros_like(mask, dtype=torch.int64),
+                    skim_weights(states, mask, query, self.skim_temperature, self.skim))
+        B, N, L = mask.shape
+        groups, weights = self.skimmer(states.flatten(0, 1), mask.flatten(0, 1), query.repeat_interleave(N, 0),
+                                       self.skim_ratio, self.skimmed_slots(L))
+        return groups.view(B, N, L), None if weights is None else weights.view(B, N, L)
 
     def most_slots(self, segments: int) -> int:
         """Slots that hold any context of at most so many segments, known without looking at them."""
-        ratio = self.budget.asked(self.training)
+        ratio, size = self.budget.asked(self.training), self.segment_size
+        skims = max(segments * self.skimmed_slots(size), 1)
         if self.keep == "none":
-            return segments
+            return skims
         if ratio is None:
-            return max(min(self.budget.slots, segments * self.segment_size), segments)
+            return max(min(self.budget.slots, segments * size), skims)
         if self.budget_rule == "strict":
-            return max(kept_segments(segments * self.segment_size, ratio), segments)
+            return max(kept_segments(segments * size, ratio), skims)
         kept = kept_segments(segments, ratio)
-        return kept * self.segment_size + segments - kept
+        return max(kept * size + (segments - kept) * self.skimmed_slots(size), 1)
 
     def labels(self, batch: Batch) -> Tensor | None:
         """Tokens (B, T) that positive segments hold, moved to the left as `encode` moves the context."""
@@ -149,6 +176,10 @@ class RAM(MergingCompressor):
         for key in ("skim_temperature", "contrastive_temperature"):
             if settings[key] <= 0:
                 found.append(f"compressor.{key}={settings[key]}: must be above 0, e.g. {cls.__init__.__kwdefaults__[key]}")
+        if settings["skim_ratio"] < 1:
+            found.append(f"compressor.skim_ratio={settings['skim_ratio']}: must be at least 1 token, e.g. 10")
+        if settings["skimmer"] and settings["skim"] == "drop":
+            found.append("compressor.skimmer has nothing to merge with compressor.skim=drop; set one of them otherwise")
         if settings["contrastive_weight"] < 0:
             found.append(f"compressor.contrastive_weight={settings['contrastive_weight']}: must be 0 (off) or more, e.g. 1.0")
         if settings["segment_size"] < 2:
@@ -185,6 +216,7 @@ class RAM(MergingCompressor):
 
 
 WHOLE = 2**40  # tokens read at once: any context
+PRIME = 2**31 - 1  # its square fits int64
 
 
 def _width(marks: Tensor, segments: int) -> Tensor:
@@ -194,7 +226,13 @@ def _width(marks: Tensor, segments: int) -> Tensor:
 
 def _hashed(ids: Tensor, mask: Tensor) -> Tensor:
     """A number in [0, 1) for each segment from its tokens alone, (B, N, L) -> (B, N): random, yet the same in any batch."""
-    place = torch.arange(1, ids.shape[2] + 1, device=ids.device)
-    mixed = ((ids + 1) * (2654435761 * place % 2_147_483_647)) % 2_147_483_647
-    total = mixed.masked_fill(~mask, 0).sum(-1) % 2_147_483_647
-    return (total * 48271 % 2_147_483_647).double() / 2_147_483_647
+    place_L = torch.arange(ids.shape[2], device=ids.device)
+    scrambled_BNL = _scrambled(ids * 48271 + place_L * 2654435761)
+    return _scrambled(scrambled_BNL.masked_fill(~mask, 0).sum(-1)).double() / PRIME
+
+
+def _scrambled(numbers: Tensor) -> Tensor:
+    """Squared, as without it two segments would be equal wherever their sums of token times place are."""
+    for _ in range(3):
+        numbers = (numbers % PRIME) ** 2 + 48271
+    return numbers % PRIME

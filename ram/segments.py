@@ -56,7 +56,7 @@ def relevance(states: Tensor, mask: Tensor, query: Tensor) -> Tensor:
 
 
 def select_segments(relevance: Tensor, lengths: Tensor, ratio: float | None = None, budget: str = "nominal",
-                    slots: Tensor | None = None) -> Tensor:
+                    slots: Tensor | None = None, skimmed: Tensor | None = None) -> Tensor:
     """Which segments are read closely: (B, S) bool, the most relevant ones, the earlier of equals first.
 
     relevance (B, S); lengths (B, S) valid tokens of each segment, 0 = padding, which is never kept
@@ -65,6 +65,7 @@ def select_segments(relevance: Tensor, lengths: Tensor, ratio: float | None = No
             strict: as many as fit, so that kept tokens plus one slot for every other segment are at most
             floor(tokens / ratio); none where skimming alone exceeds that
     slots   (B,) int64 instead of a ratio: so many at most, as strict counts
+    skimmed (B, S) int64, slots that each segment takes where it is not kept, at most its length; default 1
     Larger budgets keep supersets. Raises ValueError for an unknown budget, and unless one of ratio and slots is given.
     """
     if budget not in BUDGETS:
@@ -80,8 +81,9 @@ def select_segments(relevance: Tensor, lengths: Tensor, ratio: float | None = No
         kept = kept_segments(segments, ratio)
     else:
         allowed = kept_segments(lengths.sum(1), ratio) if slots is None else slots
-        # A kept segment takes its tokens instead of one slot, padding nothing more: the fitting numbers are a prefix.
-        taken = segments[:, None] + (lengths.gather(1, order) - 1).clamp(min=0).cumsum(1)
+        skimmed = valid.long() if skimmed is None else skimmed.masked_fill(~valid, 0)
+        # A kept segment never takes fewer slots than a skimmed one, padding nothing: the fitting numbers are a prefix.
+        taken = skimmed.sum(1, keepdim=True) + (lengths - skimmed).gather(1, order).cumsum(1)
         kept = (taken <= allowed[:, None]).sum(1)
     return valid & (place < kept[:, None])
 

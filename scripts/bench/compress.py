@@ -1,11 +1,13 @@
-"""Speed of COMI's compression against its floor, in the same run.
+"""Speed of a method's compression against its floor, in the same run.
 
     python scripts/bench/compress.py [--output results/bench/compress.json]
+    python scripts/bench/compress.py --compressor ram --lengths 4096 16384 --ratios 4 8
 
-The whole compression (context and question read, groups reallocated, tokens merged, slots aligned) against the bare
-forward of the same truncated encoder on the same tokens, keeping the same key/value cache where one is kept. Then
-one training step against a plain step of the whole backbone on the same number of tokens. Time: median of the runs'
-pairwise ratios, floor and ours in turn. Memory: peak resident memory above what is resident before the call (Linux).
+The whole compression (context and question read, groups chosen, tokens merged, slots aligned) against the bare
+forward of the same truncated encoder on the same tokens in the same rows (RAM: segments, the question by itself),
+keeping the same key/value cache where one is kept. Then one training step against a plain step of the whole backbone
+on the same number of tokens. Time: median of the runs' pairwise ratios, floor and ours in turn. Memory: peak resident
+memory above what is resident before the call (Linux).
 """
 
 from __future__ import annotations
@@ -44,6 +46,7 @@ def main() -> None:
     """Runs both benchmarks, prints one table each, writes one JSON."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--backbone", default="smollm2_135m", help="a YAML of configs/backbone")
+    parser.add_argument("--compressor", default="comi", help="a YAML of configs/compressor that merges states")
     parser.add_argument("--dtype", default="bfloat16", help="of the weights")
     parser.add_argument("--lengths", type=int, nargs="+", default=[2048, 8192], help="tokens in all, question included")
     parser.add_argument("--ratios", type=int, nargs="+", default=[4, 16, 32])
@@ -53,6 +56,7 @@ def main() -> None:
     quiet_libraries()
     joins = ("input", "depth")
     measured: dict[str, Any] = {"schema": 1, "runs": args.runs, "dtype": args.dtype, "backbone": args.backbone,
+                                "compressor": args.compressor,
                                 "compression": [], "training_step": [], "environment": environment()}
 
     def keep(part: str, row: dict[str, Any]) -> None:
@@ -70,18 +74,22 @@ def main() -> None:
 
 def compression(args: argparse.Namespace, join: str, length: int, ratio: int) -> dict[str, Any]:
     """One row: time and peak memory of a compression and of its floor."""
-    reader = reader_for(args, "comi", f"compressor.join={join}", f"compressor.ratio={ratio}", "decoder.train=frozen",
-                        "compressor.encoder_train=frozen")
+    reader = reader_for(args, args.compressor, f"compressor.join={join}", f"compressor.ratio={ratio}",
+                        "decoder.train=frozen", "compressor.encoder_train=frozen").eval()
     batch = random_batch(reader, length, 1, answer=0)
     compressor, reading = reader.compressor, reader.compressor.reading
     stack = reader.decoder if join == "depth" else reading.encoder
-    layers, keep_cache = range(reading.layers), join == "input"
-    ids = torch.cat([batch.context.ids, batch.query.ids], 1)
+    layers, alone = range(reading.layers), reading.question == "alone"
+    rows = [torch.cat([batch.context.ids, batch.query.ids], 1)]
+    if alone or reading.segment_size < length:  # the last segment is padded, as it is when a batch is read
+        short = -batch.context.ids.shape[1] % reading.segment_size if reading.segment_size < length else 0
+        context = torch.nn.functional.pad(batch.context.ids, (0, short))
+        rows = [context.view(-1, min(reading.segment_size, context.shape[1])), batch.query.ids]
 
     def floor() -> Any:
-        cache = CapturingCache() if keep_cache else None
-        positions = torch.arange(ids.shape[1])[None]
-        return stack.norm(stack.run(stack.embed(ids), layers, positions, cache=cache)), cache
+        cache = CapturingCache() if join == "input" and not alone else None
+        return [stack.norm(stack.run(stack.embed(ids), layers, torch.arange(ids.shape[1]).expand_as(ids), cache=cache))
+                for ids in rows], cache
 
     def ours() -> Any:
         encoded = compressor.encode(Context(batch.context.ids, batch.context.mask, batch.prefix))
@@ -96,8 +104,8 @@ def compression(args: argparse.Namespace, join: str, length: int, ratio: int) ->
 
 
 def training_step(args: argparse.Namespace, join: str, length: int) -> dict[str, Any]:
-    """One row: a training step of COMI at 4x and one of the whole backbone on the same tokens, LoRA in both."""
-    readers = [reader_for(args, "full_context"), reader_for(args, "comi", f"compressor.join={join}", "compressor.ratio=4")]
+    """One row: a training step at 4x and one of the whole backbone on the same tokens, LoRA in both."""
+    readers = [reader_for(args, "full_context"), reader_for(args, args.compressor, f"compressor.join={join}", "compressor.ratio=4")]
     batch = random_batch(readers[0], length, 1, answer=ANSWER)
 
     def step(reader: CompressedReader) -> Callable[[], None]:
@@ -123,16 +131,16 @@ def reader_for(args: argparse.Namespace, compressor: str, *overrides: str) -> Co
 
 
 def random_batch(reader: CompressedReader, length: int, rows: int, answer: int) -> Batch:
-    """Random tokens: a context that fills `length` together with question (and answer)."""
+    """Random tokens: a context that fills `length` together with question (and answer), its first 100 marked as gold."""
     generator = torch.Generator().manual_seed(0)
 
     def tokens(width: int) -> Tokens:
         ids = torch.randint(10, reader.decoder.config.vocab_size, (rows, width), generator=generator)
         return Tokens(ids, torch.ones_like(ids, dtype=torch.bool))
 
-    question = tokens(QUESTION)
-    return Batch(tokens(0), tokens(length - QUESTION - answer), question, question, tokens(answer), None, None,
-                 [None] * rows)
+    question, context = tokens(QUESTION), tokens(length - QUESTION - answer)
+    evidence = torch.arange(context.ids.shape[1]).expand_as(context.ids) < 100
+    return Batch(tokens(0), context, question, question, tokens(answer), evidence, None, [None] * rows)
 
 
 def compare(floor: Callable[[], Any], ours: Callable[[], Any], runs: int) -> dict[str, float]:
