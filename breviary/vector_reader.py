@@ -82,24 +82,15 @@ class CompressedReader(Reader):
     # -------------------------------------------------------------- the contract
 
     def loss(self, batch: Batch) -> LossOutput:
-        """Negative log likelihood of answers and end tokens; logits of supervised rows only."""
+        """Negative log likelihood of answers and end tokens, and in training of what else the objective asks."""
+        main = self.objective.main(batch)
         with self.precision():
-            target = self.objective.target(batch)
-            parts = [batch.prefix, self.objective.prompt(batch), target]
-            n = self.compressor.layer
-            lower = Layout.of([p.mask for p in parts])
-            positions = self._lower_positions(batch, lower)
-            states = self.decoder.run(self.decoder.embed(lower.place([p.ids for p in parts])), range(n), positions)
-            memory = self._memory(batch, lower, states)
-            upper, states, positions = self._upper(parts, memory, lower, states, positions, "right")
-            states = self.decoder.run(states, range(n, len(self.decoder)), positions)
-            # The row before an answer token predicts it; a prompt is never empty, so that row exists.
-            predicting_BA = (upper.columns_of(3) - 1).clamp(min=0)
-            rows_BAD = self.decoder.norm(take_columns(states, predicting_BA))
-            logits_BAV = self.decoder.head(rows_BAD).float()
-        nll_BA = torch.nn.functional.cross_entropy(logits_BAV.transpose(1, 2), target.ids, reduction="none")
-        nll_B = nll_BA.masked_fill(~target.mask, 0).sum(1)
-        return LossOutput(nll_B, target.lengths, memory.losses, memory.mask.sum(1), batch.context.lengths)
+            encoded = self._encoded(main)
+            nll_B, memory = self._nll(main, encoded)
+            parts = dict(memory.losses)
+            for name, (weight, other) in (self.objective.others(batch) if self.training else {}).items():
+                parts[name] = (weight * self._nll(other, encoded)[0].sum(), other.answer.mask.sum())
+        return LossOutput(nll_B, main.answer.lengths, parts, memory.mask.sum(1), batch.context.lengths)
 
     @torch.no_grad()
     def answer(self, batch: Batch, generation: Generation) -> list[str]:
@@ -111,15 +102,15 @@ class CompressedReader(Reader):
 
     def open(self, batch: Batch) -> tuple[DecodingStream, Tensor]:
         """Reads contexts and questions; gives the stream to decode from and the first logits (B, V)."""
-        n = self.compressor.layer
-        parts = [batch.prefix, self.objective.prompt(batch)]
+        n, batch = self.compressor.layer, self.objective.main(batch)
+        parts = [batch.prefix, batch.prompt]
         stream = DecodingStream(self.decoder, n)
         with phase("prefill"):
             lower = Layout.of([p.mask for p in parts], side="left")
             positions = self._lower_positions(batch, lower)
             embeds = self.decoder.embed(lower.place([p.ids for p in parts]))
             states = stream.read_below(embeds, positions, lower.mask) if n else embeds
-        memory = self._memory(batch, lower, states)
+        memory = self._memory(batch, self._encoded(batch), lower, states)
         with phase("prefill"):
             upper, states, positions = self._upper(parts, memory, lower, states, positions, "left")
             return stream, stream.read_above(states, positions, upper.mask)
@@ -127,12 +118,13 @@ class CompressedReader(Reader):
     @torch.no_grad()
     def memory(self, batch: Batch) -> Memory:
         """What is kept of each context for its question; `trace` says why."""
+        batch = self.objective.main(batch)
         with self.precision():
-            parts = [batch.prefix, self.objective.prompt(batch)]
+            parts = [batch.prefix, batch.prompt]
             lower = Layout.of([p.mask for p in parts])
             embeds = self.decoder.embed(lower.place([p.ids for p in parts]))
             states = self.decoder.run(embeds, range(self.compressor.layer), self._lower_positions(batch, lower))
-            return self._memory(batch, lower, states)
+            return self._memory(batch, self._encoded(batch), lower, states)
 
     @torch.no_grad()
     def footprint(self, batch: Batch) -> Footprint:
@@ -151,22 +143,42 @@ class CompressedReader(Reader):
 
     def counts(self, batch: Batch) -> dict[str, Tensor]:
         """Supervised tokens, and the counts of the compressor's own losses."""
-        return {"answer": self.objective.target(batch).mask.sum(), **self.compressor.counts(batch)}
+        others = self.objective.others(batch) if self.training else {}
+        return {"answer": self.objective.main(batch).answer.mask.sum(), **self.compressor.counts(batch),
+                **{name: other.answer.mask.sum() for name, (_, other) in others.items()}}
 
     def begin_step(self, step: int, seed: int) -> None:
-        """Handed on to the compressor."""
+        """Handed on to compressor and objective."""
         self.compressor.begin_step(step, seed)
+        self.objective.begin_step(step, seed)
 
     # -------------------------------------------------------------- pieces
 
-    def _memory(self, batch: Batch, lower: Layout, states: Tensor) -> Memory:
+    def _nll(self, batch: Batch, encoded: Encoded) -> tuple[Tensor, Memory]:
+        """Nats spent on each row's answer (B,), and the memory it was read from; logits of supervised rows only."""
+        n, parts = self.compressor.layer, [batch.prefix, batch.prompt, batch.answer]
+        lower = Layout.of([p.mask for p in parts])
+        positions = self._lower_positions(batch, lower)
+        states = self.decoder.run(self.decoder.embed(lower.place([p.ids for p in parts])), range(n), positions)
+        memory = self._memory(batch, encoded, lower, states)
+        upper, states, positions = self._upper(parts, memory, lower, states, positions, "right")
+        states = self.decoder.run(states, range(n, len(self.decoder)), positions)
+        # The row before an answer token predicts it; where there is one, a prompt is before it.
+        predicting_BA = (upper.columns_of(3) - 1).clamp(min=0)
+        rows_BAD = self.decoder.norm(take_columns(states, predicting_BA))
+        logits_BAV = self.decoder.head(rows_BAD).float()
+        nll_BA = torch.nn.functional.cross_entropy(logits_BAV.transpose(1, 2), batch.answer.ids, reduction="none")
+        return nll_BA.masked_fill(~batch.answer.mask, 0).sum(1), memory
+
+    def _encoded(self, batch: Batch) -> Encoded:
         context = Context(batch.context.ids, batch.context.mask, batch.prefix)
-        encode = self.context_cache.encode if self.context_cache else _encode
         with phase("encode"):
-            encoded = encode(self.compressor, context)
-        prompt = self.objective.prompt(batch)
+            return self.context_cache.encode(self.compressor, context) if self.context_cache else self.compressor.encode(
+                context)
+
+    def _memory(self, batch: Batch, encoded: Encoded, lower: Layout, states: Tensor) -> Memory:
         labels = self.compressor.labels(batch) if self.training else None
-        question = Question(batch.query.ids, batch.query.mask, lower.take(states, 1), prompt.mask, labels)
+        question = Question(batch.query.ids, batch.query.mask, lower.take(states, 1), batch.prompt.mask, labels)
         with phase("compress"):
             memory = self.compressor.compress(encoded, question)
         assert memory.layer == self.compressor.layer, (memory.layer, self.compressor.layer)
@@ -196,8 +208,3 @@ class CompressedReader(Reader):
         device, dtype = self.decoder.embed_tokens.weight.device.type, self.decoder.dtype
         half = dtype in (torch.bfloat16, torch.float16)
         return torch.autocast(device, dtype) if half else contextlib.nullcontext()
-
-
-def _encode(compressor: Compressor, context: Context) -> Encoded:
-    return compressor.encode(context)
-

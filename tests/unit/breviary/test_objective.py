@@ -1,0 +1,68 @@
+"""What is asked beside the answer: a passage of the context, drawn anew each step."""
+
+import pytest
+import torch
+
+from breviary.objective import Answer, AnswerAndCopy
+
+COPY = ["objective=answer_and_copy", "objective.hint_tokens=3", "objective.copy_tokens=6"]
+
+
+def passages(objective, batch):
+    [(name, (weight, other))] = objective.others(batch).items()
+    assert name == "copy" and weight == objective.copy_weight
+    rows = []
+    for b in range(len(batch)):
+        hint, rest = other.prompt.ids[b][other.prompt.mask[b]], other.answer.ids[b][other.answer.mask[b]]
+        assert torch.equal(other.query.ids, other.prompt.ids)
+        rows.append((hint.tolist(), rest.tolist()))
+    return rows
+
+
+@pytest.mark.parametrize("side", ["right", "left"])
+def test_a_passage_stands_in_its_context(ragged_examples, collate, side):
+    batch = collate(ragged_examples, side)
+    for b, (hint, rest) in enumerate(passages(AnswerAndCopy(hint_tokens=3, copy_tokens=6), batch)):
+        context = batch.context.ids[b][batch.context.mask[b]].tolist()
+        assert len(hint) == min(3, len(context)) and len(rest) == min(6, max(len(context) - 3, 0))
+        assert any(context[i : i + len(hint + rest)] == hint + rest for i in range(len(context) + 1))
+
+
+def test_it_is_drawn_from_seed_step_and_example_alone(ragged_examples, collate):
+    objective = AnswerAndCopy(hint_tokens=2, copy_tokens=3)
+    batch, alone = collate(ragged_examples), collate(ragged_examples[2:3])
+    drawn = []
+    for seed, step in ((1, 0), (1, 1), (2, 0), (1, 0)):
+        objective.begin_step(step, seed)
+        drawn.append(passages(objective, batch))
+        assert passages(objective, alone) == drawn[-1][2:3]
+    assert drawn[0] == drawn[3] and drawn[0] != drawn[1] and drawn[0] != drawn[2]
+
+
+@pytest.mark.parametrize("form", [["compressor=comi", "compressor.join=depth"], ["compressor=ram"],
+                                  ["compressor=full_context"]])
+def test_losses_are_counted_and_do_not_depend_on_batch_mates(build, ragged_examples, collate, form):
+    reader = build([*form, *COPY])
+    reader.begin_step(3, seed=5)
+    batch = collate(ragged_examples)
+    terms, counts = reader.loss(batch).terms(), reader.counts(batch)
+    assert "copy" in terms and {name: int(count) for name, (_, count) in terms.items()} == \
+        {name: int(count) for name, count in counts.items()}
+    alone = [reader.loss(collate([example])).terms()["copy"] for example in ragged_examples]
+    torch.testing.assert_close(sum(value for value, _ in alone), terms["copy"][0], rtol=1e-5, atol=1e-6)
+    assert sum(count for _, count in alone) == terms["copy"][1] > 0
+
+
+def test_the_answer_s_loss_is_the_same_beside_it(build, ragged):
+    plain, both = build(["compressor=comi"]), build(["compressor=comi", *COPY])
+    assert torch.equal(plain.loss(ragged).nll, both.loss(ragged).nll)
+
+
+def test_evaluation_asks_for_the_answer_alone(build, ragged):
+    reader = build(["compressor=comi", *COPY]).eval()
+    assert set(reader.loss(ragged).terms()) == set(reader.counts(ragged)) == {"answer"}
+
+
+def test_a_batch_without_any_context(collate, ragged_examples):
+    batch = collate([ragged_examples[1]])
+    assert passages(AnswerAndCopy(), batch) == [([], [])] and Answer().others(batch) == {}
