@@ -201,14 +201,16 @@ class RAM(MergingCompressor):
         if settings["join"] == "depth":
             return room
         ratio = 1 if settings["uniform_keep"] else min([settings["ratio"] or 1, *(settings["ratio_choices"] or [])])
+        each = -(-size // settings["skim_ratio"]) if settings["skimmer"] else 1  # slots of a skimmed segment
+        all_skimmed = room // each * size
         if settings["keep"] == "none":
-            limit = room * size
+            limit = all_skimmed
         elif settings["slots"] is not None:
-            limit = room * size if settings["slots"] <= room else 0
+            limit = all_skimmed if settings["slots"] <= room else 0
         elif settings["budget"] == "strict":
-            limit = int(room * min(ratio, size))
-        else:  # N segments take at most N / ratio * (size - 1) + N slots
-            limit = int(room / ((size - 1) / ratio + 1)) * size
+            limit = min(int(room * ratio), all_skimmed)
+        else:  # N segments take at most N / ratio * (size - each) + N * each slots
+            limit = int(room / ((size - each) / ratio + each)) * size
         if settings["read"] == "whole":
             reads = Backbone(settings["encoder"]).config.max_position_embeddings if settings["encoder"] else positions
             limit = min(limit, max(reads - others, 0))

@@ -1,0 +1,239 @@
+"""RAM's memory, slot by slot: against the plain model where all is kept, and by hand (spec 5: 1 to 3, 5, 13).
+
+Segments of 6 tokens cut the ragged contexts of 50, 0, 14, 2 and 32 tokens into 9, 0, 3, 1 and 6 of them.
+"""
+
+import pytest
+import torch
+from transformers import GenerationConfig
+
+from breviary.backbone import TinyBackbone
+from breviary.testing import disturb, greedy_ids, plain_nll, row_ids
+from ram import reference
+
+FROZEN = ["decoder.train=frozen"]  # adapters take time to build
+SIX = ["compressor=ram", "compressor.segment_size=6", "compressor.ratio=2", *FROZEN]
+ALL = ["compressor=ram", "compressor.segment_size=6", "compressor.ratio=1", *FROZEN]
+DEPTH, WHOLE = "compressor.join=depth", "compressor.read=whole"
+SKIMMED = "compressor.keep=none"
+SLOTS = ["compressor.ratio=null", "compressor.slots=17"]
+FORMS = {
+    "input": [],
+    "whole": [WHOLE],
+    "transformer": ["compressor.alignment=transformer_linear", "compressor.lsa_layers=2"],
+    "strict": ["compressor.budget=strict", "compressor.skim_temperature=0.1"],
+    "slots": SLOTS,
+    "all-skimmed": [SKIMMED],
+    "mean": ["compressor.skim=mean"],
+    "drop": ["compressor.skim=drop", "compressor.budget=strict"],
+    "several": ["compressor=ram_comi", "compressor.join=input", "compressor.skim_ratio=3"],
+    "several-depth": ["compressor=ram_comi", "compressor.skim_ratio=2", "compressor.budget=nominal"],
+    "depth": [DEPTH],
+    "depth-whole": [DEPTH, WHOLE, "compressor.ratio=4"],
+    "depth-consecutive": [DEPTH, "compressor.slot_positions=consecutive", "compressor.budget=strict"],
+}
+EACH = pytest.mark.parametrize("overrides", FORMS.values(), ids=FORMS.keys())
+
+
+def close(found, expected):
+    torch.testing.assert_close(found, expected, rtol=1e-5, atol=1e-5)
+
+
+def memory_of(reader, batch):
+    """The memory that the reader makes of a batch on its way to the loss, and that loss."""
+    made, compress = [], reader.compressor.compress
+
+    def watched(*args):
+        made.append(compress(*args))
+        return made[0]
+
+    reader.compressor.compress = watched
+    try:
+        output = reader.loss(batch)
+    finally:
+        del reader.compressor.compress
+    return made[0], output
+
+
+def rows_of(memory):
+    """Slots of each context, without padding."""
+    return [embeds[mask] for embeds, mask in zip(memory.embeds, memory.mask)]
+
+
+# ------------------------------------------------------------------ keep-all is the identity (1, 13)
+
+
+@pytest.mark.parametrize("overrides", [[], [WHOLE], ["compressor.budget=strict"],
+                                       ["compressor.ratio=null", "compressor.slots=50"],
+                                       ["compressor.alignment=transformer_linear"]],
+                         ids=["nominal", "whole", "strict", "slots", "transformer"])
+def test_all_kept_is_the_plain_model(build, overrides, ragged):
+    reader = build([*ALL, *overrides]).eval()
+    disturb(reader)  # the encoder and the alignment, of which nothing may be left
+    model = TinyBackbone(layers=4).load().eval()
+    with torch.no_grad():
+        memory, output = memory_of(reader, ragged)
+        assert output.slots.tolist() == ragged.context.lengths.tolist()
+        for b, slots in enumerate(rows_of(memory)):
+            assert torch.equal(slots, model.get_input_embeddings()(row_ids(ragged, b, "context")))
+            plain = plain_nll(model, row_ids(ragged, b, "prefix", "context", "prompt"), row_ids(ragged, b, "answer"))
+            torch.testing.assert_close(output.nll[b], plain, rtol=2e-6, atol=0)
+
+
+def test_all_kept_answers_as_generate_does(build, ragged, tokenizer):
+    reader, model = build(ALL).eval(), TinyBackbone(layers=4).load().eval()
+    settings = GenerationConfig(max_new_tokens=8, do_sample=False, eos_token_id=tokenizer.eos_token_id,
+                                pad_token_id=tokenizer.eos_token_id)
+    found = greedy_ids(reader, ragged, 8)
+    assert greedy_ids(reader, ragged, 8) == found
+    for b, ids in enumerate(found):
+        prompt = row_ids(ragged, b, "prefix", "context", "prompt")
+        generated = model.generate(prompt[None], attention_mask=torch.ones_like(prompt)[None],
+                                   generation_config=settings)
+        assert ids == generated[0, len(prompt):].tolist()
+
+
+@pytest.mark.parametrize("read", ["segments", "whole"])
+def test_at_depth_all_kept_is_mean_pooling_of_single_tokens(build, read, ragged):
+    size = 6 if read == "segments" else 10_000
+    pooled = build(["compressor=mean_pool", DEPTH, "compressor.ratio=1", f"compressor.segment_size={size}"]).eval()
+    reader = build([*ALL, DEPTH, f"compressor.read={read}"]).eval()
+    with torch.no_grad():
+        torch.testing.assert_close(reader.loss(ragged).nll, pooled.loss(ragged).nll, rtol=1e-6, atol=0)
+
+
+# ------------------------------------------------------------------ by hand (2, 3, 5)
+
+
+def states_by_hand(reader, batch, row):
+    """Of one context: states that are merged and states that are compared (T, D), and the question's mean (D,)."""
+    compressor = reader.compressor
+    context, prefix, prompt = (row_ids(batch, row, part) for part in ("context", "prefix", "prompt"))
+    T, P = len(context), len(prefix)
+    pieces = context.split(compressor.segment_size) if compressor.reading.segment_size == 6 else [context]
+    if compressor.layer == 0:
+        encoder = compressor.reading.encoder
+
+        def read(ids):
+            return encoder.norm(encoder.run(encoder.embed(ids[None]), range(2), torch.arange(len(ids))[None]))[0]
+
+        states = torch.cat([read(piece) for piece in pieces])
+        return states, states, read(row_ids(batch, row, "query")).mean(0)
+    decoder, found, start = reader.decoder, [], P
+
+    def read_after_prefix(ids, first):
+        places = torch.cat([torch.arange(P), first + torch.arange(len(ids))])
+        return decoder.run(decoder.embed(torch.cat([prefix, ids])[None]), range(2), places[None])[0, P:]
+
+    for piece in pieces:
+        found.append(read_after_prefix(piece, start))
+        start += len(piece)
+    states = torch.cat(found)
+    return states, decoder.norm(states), decoder.norm(read_after_prefix(prompt, P + T)).mean(0)
+
+
+def skimmed_by_hand(compressor, states, mask, values, query):
+    """One segment's vectors (K, D) and the last token of each, were it skimmed: states, values (L, D), mask (L,)."""
+    if compressor.skim == "drop":
+        return values[:0], []
+    if compressor.skimmer is None:
+        states, mask, values = (part[None, None] for part in (states, mask, values))
+        pooled = reference.skim(states, mask, query, compressor.skim_temperature, values, compressor.skim)
+        return pooled[0], [int(mask.sum()) - 1]
+    n, ratio = int(mask.sum()), compressor.skim_ratio
+    groups, weights = compressor.skimmer(states[None, :n], mask[None, :n], query, ratio, -(-n // ratio))
+    members = [(groups[0] == group).nonzero()[:, 0] for group in groups.unique()]
+    return torch.stack([weights[0, m] @ values[m] for m in members]), [int(m[-1]) for m in members]
+
+
+def kept_by_hand(compressor, relevance, lengths):
+    """Which segments are read closely; relevance and lengths (1, N)."""
+    if compressor.keep == "none":
+        return [False] * lengths.shape[1]
+    slots = None if compressor.budget.slots is None else torch.tensor([compressor.budget.slots])
+    each = torch.ones_like(lengths)
+    if compressor.skim == "drop" or compressor.skimmer is not None:
+        each = 0 * lengths if compressor.skim == "drop" else -(-lengths // compressor.skim_ratio)
+    return reference.select_segments(relevance, lengths, compressor.budget.ratio, compressor.budget_rule, slots,
+                                     each)[0].tolist()
+
+
+def memory_by_hand(reader, batch, row):
+    """One context's slots (M, D), the last token of each, and which segments are kept, by the reference."""
+    c, T = reader.compressor, int(batch.context.lengths[row])
+    values, compared, query = states_by_hand(reader, batch, row)
+    parts = [range(start, min(start + 6, T)) for start in range(0, T, 6)]
+    states, merged = torch.zeros(2, 1, len(parts), 6, 64)
+    for i, part in enumerate(parts):
+        states[0, i, : len(part)], merged[0, i, : len(part)] = compared[list(part)], values[list(part)]
+    mask = torch.tensor([[[j < len(part) for j in range(6)] for part in parts]])
+    keep = kept_by_hand(c, reference.relevance(states, mask, query[None]), mask.sum(-1))
+    skimmed = {i: skimmed_by_hand(c, states[0, i], mask[0, i], merged[0, i], query[None])
+               for i in range(len(parts)) if not keep[i]}
+    vectors = torch.cat([values[:0], *(found for found, _ in skimmed.values())])
+    if c.reading.lsa is not None:  # skimmed vectors see one another, none of the kept tokens
+        vectors = c.reading.lsa.norm(c.reading.lsa.run(vectors[None], range(2), torch.arange(len(vectors))[None]))[0]
+    vectors = vectors if c.layer else c.reading.linear(vectors)
+    vectors = dict(zip(skimmed, vectors.split([len(found) for found, _ in skimmed.values()])))
+    own = values if c.layer else reader.decoder.embed(row_ids(batch, row, "context"))
+    slots, ends = [], []
+    for i, part in enumerate(parts):
+        slots.append(own[list(part)] if keep[i] else vectors[i])
+        ends += part if keep[i] else [part[0] + place for place in skimmed[i][1]]
+    return torch.cat(slots), ends, keep
+
+
+@EACH
+def test_the_memory_is_the_papers_step_by_step(build, overrides, ragged):
+    """Kept tokens and skimmed vectors in document order, their number, their places; contexts of any length."""
+    reader = build([*SIX, *overrides]).eval()
+    disturb(reader)
+    seen = []
+    with torch.no_grad():
+        memory, output = memory_of(reader, ragged)
+        for b, slots in enumerate(rows_of(memory)):
+            T = int(ragged.context.lengths[b])
+            if T == 0:
+                assert len(slots) == 0
+                continue
+            expected, ends, keep = memory_by_hand(reader, ragged, b)
+            assert output.slots[b] == len(expected) and memory.trace["kept"][b, : len(keep)].tolist() == keep
+            assert not memory.trace["kept"][b, len(keep) :].any()
+            close(slots, expected)
+            if reader.compressor.layer:
+                if reader.compressor.reading.slot_positions == "consecutive":
+                    ends = list(range(T - len(ends), T))
+                assert memory.positions[b][memory.mask[b]].tolist() == ends
+            seen += keep
+    assert any(seen) == (overrides != [SKIMMED]) and not all(seen)
+
+
+@EACH
+def test_slots_follow_the_document(build, overrides, ragged):
+    """Groups never decrease, hold one kept token, or a skimmed segment, or its share of one; so many are the slots."""
+    reader = build([*SIX, *overrides]).eval()
+    with torch.no_grad():
+        memory, output = memory_of(reader, ragged)
+    for b, T in enumerate(ragged.context.lengths.tolist()):
+        groups = memory.trace["groups"][b]
+        assert (groups[T:] == -1).all()
+        named = groups[:T][groups[:T] >= 0]
+        assert (named.diff() >= 0).all() and len(named.unique()) == output.slots[b]
+        for i, segment in enumerate(groups[:T].split(6) if T else ()):
+            kept, dropped = bool(memory.trace["kept"][b, i]), reader.compressor.skim == "drop"
+            several = reader.compressor.skimmer is not None
+            assert len(segment.unique()) == len(segment) if kept else len(segment.unique()) <= (3 if several else 1)
+            assert (segment == -1).all() == (dropped and not kept)
+
+
+def test_a_strict_budget_is_kept_wherever_skimming_alone_fits(build, ragged):
+    lengths, segments = [50, 0, 14, 2, 32], [9, 0, 3, 1, 6]
+    assert ragged.context.lengths.tolist() == lengths
+    for ratio in (2, 4, 50):
+        reader = build([*SIX, f"compressor.ratio={ratio}", "compressor.budget=strict"]).eval()
+        slots = reader.footprint(ragged).memory_slots.tolist()
+        assert all(n <= max(tokens // ratio, fewest) for n, tokens, fewest in zip(slots, lengths, segments))
+        assert all(n >= fewest for n, fewest in zip(slots, segments))
+    found = build([*SIX, *SLOTS]).eval().footprint(ragged)
+    assert (found.memory_slots <= 17).all() and found.asked_ratio is None
+    assert found.memory_slots[2:4].tolist() == lengths[2:4]  # short contexts are kept whole

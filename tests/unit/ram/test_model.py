@@ -1,0 +1,359 @@
+"""RAM as a reader: batches, questions, losses, gradients, drawn ratios, variants (spec 5: 4, 6, 7, 12).
+
+Segments of 6 tokens cut the ragged contexts of 50, 0, 14, 2 and 32 tokens into 9, 0, 3, 1 and 6 of them.
+"""
+
+from dataclasses import replace
+
+import pytest
+import torch
+
+from breviary.backbone import TinyBackbone
+from breviary.build import compressor_settings
+from breviary.contract import Context, Example, Tokens
+from breviary.testing import disturb, greedy_ids, row_ids
+from ram import reference
+from ram.model import RAM
+
+FROZEN = ["decoder.train=frozen"]  # adapters take time to build
+SIX = ["compressor=ram", "compressor.segment_size=6", "compressor.ratio=2", *FROZEN]
+ALL = ["compressor=ram", "compressor.segment_size=6", "compressor.ratio=1", *FROZEN]
+DEPTH, WHOLE = "compressor.join=depth", "compressor.read=whole"
+SKIMMED = "compressor.keep=none"
+SLOTS = ["compressor.ratio=null", "compressor.slots=17"]
+SEVERAL = ["compressor=ram_comi", "compressor.join=input", "compressor.read=segments", "compressor.skim_ratio=2"]
+
+
+def close(found, expected):
+    torch.testing.assert_close(found, expected, rtol=1e-5, atol=1e-5)
+
+
+def memory_of(reader, batch):
+    """The memory that the reader makes of a batch on its way to the loss, and that loss."""
+    made, compress = [], reader.compressor.compress
+
+    def watched(*args):
+        made.append(compress(*args))
+        return made[0]
+
+    reader.compressor.compress = watched
+    try:
+        output = reader.loss(batch)
+    finally:
+        del reader.compressor.compress
+    return made[0], output
+
+
+def rows_of(memory):
+    """Slots of each context, without padding."""
+    return [embeds[mask] for embeds, mask in zip(memory.embeds, memory.mask)]
+
+
+def asked(examples, question):
+    return [replace(example, question=question) for example in examples]
+
+
+# ------------------------------------------------------------------ batches, places, questions (4, 6, 7)
+
+
+@pytest.mark.parametrize("overrides", [[], [DEPTH], ["compressor.budget=strict", WHOLE], SLOTS,
+                                       ["compressor.keep=random"], ["compressor.alignment=transformer_linear"],
+                                       ["compressor.skim=drop"], SEVERAL],
+                         ids=["input", "depth", "strict-whole", "slots", "random", "transformer", "drop", "several"])
+def test_a_context_alone_is_as_in_any_batch(build, overrides, ragged_examples, collate):
+    """Ragged numbers of segments, pads on either side and of any token; in training, with its contrastive loss."""
+    reader = build([*SIX, *overrides])
+    disturb(reader)
+    with torch.no_grad():
+        alone = [memory_of(reader, collate([example])) for example in ragged_examples]
+        ids = [greedy_ids(reader, collate([example]), 4)[0] for example in ragged_examples]
+        contrastive = sum(output.parts["contrastive"][0] for _, output in alone)
+        for batch in (collate(ragged_examples), collate(ragged_examples, side="left", pad_id=7)):
+            memory, together = memory_of(reader, batch)
+            for b, (own, output) in enumerate(alone):
+                torch.testing.assert_close(together.nll[b], output.nll[0], rtol=1e-5, atol=0)
+                close(rows_of(memory)[b], rows_of(own)[0])
+                segments = own.trace["kept"].shape[1]
+                for name in ("kept", "relevance"):
+                    row = memory.trace[name][b]
+                    close(row[:segments], own.trace[name][0][: len(row)])
+                    assert not row[segments:].any()
+            close(together.parts["contrastive"][0], contrastive)
+            assert greedy_ids(reader, batch, 4) == ids
+    assert contrastive > 0
+
+
+def test_a_segment_is_read_by_itself(build, ragged):
+    """Changing tokens of one segment changes no bit of the others, in states, scores and vectors."""
+    reader = build([*SIX, SKIMMED]).eval()
+    context = Context(ragged.context.ids, ragged.context.mask, ragged.prefix)
+    with torch.no_grad():
+        states, (memory, _) = reader.compressor.encode(context).states, memory_of(reader, ragged)
+        ragged.context.ids[0, 14:16] += 1
+        again, (changed, _) = reader.compressor.encode(context).states, memory_of(reader, ragged)
+    same = torch.ones(5, 9, dtype=torch.bool)
+    same[0, 2] = False
+    for before, after in ((states, again), (memory.trace["relevance"], changed.trace["relevance"]),
+                          (memory.embeds, changed.embeds)):
+        assert torch.equal(before[same], after[same]) and not torch.equal(before[0, 2], after[0, 2])
+
+
+def test_segments_may_change_places(build, ragged):
+    """Nothing but the order of the memory follows that of the segments."""
+    order = torch.tensor([3, 0, 7, 1, 6, 5, 2, 4])
+    batch = ragged.rows([0])
+    plain = batch.context.ids[:, :48]
+    batch.context = Tokens(plain, torch.ones_like(plain, dtype=torch.bool))
+    moved = replace(batch, context=replace(batch.context, ids=plain.view(1, 8, 6)[:, order].reshape(1, 48)))
+    for overrides, slots in (([], 28), ([SKIMMED], 8)):
+        reader = build([*SIX, *overrides]).eval()
+        with torch.no_grad():
+            (memory, output), (other, _) = memory_of(reader, batch), memory_of(reader, moved)
+        close(other.trace["relevance"], memory.trace["relevance"][:, order])
+        assert torch.equal(other.trace["kept"], memory.trace["kept"][:, order]) and output.slots == slots
+        if slots == 8:
+            close(other.embeds, memory.embeds[:, order])
+
+
+@pytest.mark.parametrize("overrides", [[], [DEPTH]], ids=["input", "depth"])
+def test_the_question_decides_what_is_kept_and_how_it_is_skimmed(build, overrides, ragged_examples, collate):
+    batches = [collate(asked(ragged_examples[:1], words)) for words in ("Which bell of the ship?", "What is yellow?")]
+    for keep in ("topk", "none"):
+        reader = build([*SIX, *overrides, f"compressor.keep={keep}", "compressor.skim_temperature=0.1"]).eval()
+        with torch.no_grad():
+            first, second = (memory_of(reader, batch)[0] for batch in batches)
+        assert not torch.allclose(first.trace["relevance"], second.trace["relevance"], atol=1e-3)
+        if keep == "none":
+            assert not torch.allclose(first.trace["weights"], second.trace["weights"], atol=1e-3)
+            assert not torch.allclose(first.embeds, second.embeds, atol=1e-3)
+
+
+def test_reading_whole_differs_from_the_second_segment_on(build, ragged):
+    """The first segment has nothing before it; a context within one segment is read alike."""
+    with torch.no_grad():
+        apart, whole = (memory_of(build([*SIX, SKIMMED, f"compressor.read={read}"]).eval(), ragged)
+                        for read in ("segments", "whole"))
+    for b, (one, other) in enumerate(zip(rows_of(apart[0]), rows_of(whole[0]))):
+        assert one.shape == other.shape
+        close(one[:1], other[:1])
+        assert all(not torch.allclose(x, y, atol=1e-3) for x, y in zip(one[1:], other[1:]))
+    torch.testing.assert_close(apart[1].nll[[1, 3]], whole[1].nll[[1, 3]], rtol=1e-5, atol=0)
+    assert not torch.allclose(apart[1].nll[0], whole[1].nll[0], rtol=1e-4)
+
+
+# ------------------------------------------------------------------ losses and gradients (12)
+
+
+@pytest.mark.parametrize("overrides, temperature", [([], 0.1), (["compressor.contrastive_temperature=0.5"], 0.5),
+                                                    (["compressor.quirks=true"], 0.05), ([DEPTH], 0.1)],
+                         ids=["default", "own", "quirks", "depth"])
+@pytest.mark.parametrize("side", ["right", "left"])
+def test_the_contrastive_loss_is_of_gold_segments(build, overrides, temperature, side, ragged_examples, collate):
+    batch = collate(ragged_examples, side=side)
+    reader = build([*SIX, *overrides, "compressor.contrastive_weight=0.5"])
+    memory, output = memory_of(reader, batch)
+    relevance = memory.trace["relevance"]
+    positives, valid = torch.zeros(relevance.shape).bool(), torch.zeros(relevance.shape).bool()
+    for b in range(5):
+        for i, marks in enumerate(batch.evidence[b][batch.context.mask[b]].split(6)):
+            if len(marks):
+                positives[b, i], valid[b, i] = marks.any(), True
+    assert positives.any(1).tolist() == [True, False, True, False, True] and (valid & ~positives).any(1)[0]
+    expected = 0.5 * reference.contrastive_loss(relevance, positives, valid, temperature, "sum")
+    value, count = output.parts["contrastive"]
+    torch.testing.assert_close(value, expected)
+    assert int(count) == int(reader.counts(batch)["contrastive"]) == 3
+    assert reader.eval().loss(batch).parts == {}
+
+
+def test_a_contrastive_weight_of_0_asks_for_no_labels(build, ragged):
+    reader = build([*SIX, "compressor.contrastive_weight=0"])
+    ragged.offsets = ragged.evidence = None
+    assert reader.loss(ragged).parts == {} and reader.counts(ragged).keys() == {"answer"}
+
+
+def gradients(reader, loss):
+    """{which part of the compressor: largest gradient}; every trained weight has one."""
+    reader.zero_grad()
+    loss.backward()
+    found = {}
+    for name, parameter in reader.named_parameters():
+        if parameter.requires_grad:
+            assert parameter.grad is not None, name
+            part = name.split(".")[2]
+            found[part] = max(found.get(part, 0), float(parameter.grad.abs().max()))
+    return found
+
+
+def test_the_answer_teaches_the_encoder_through_skimmed_segments_only(build, ragged):
+    for ratio, reached in ((1, False), (2, True)):
+        reader = build([*SIX, f"compressor.ratio={ratio}", "compressor.alignment=transformer_linear"])
+        found = gradients(reader, reader.loss(ragged).nll.sum())
+        assert found.keys() == {"encoder", "lsa", "linear"}
+        assert all((size > 0) == reached for size in found.values()), found
+
+
+def test_with_all_kept_the_contrastive_loss_alone_teaches_the_encoder(build, ragged):
+    reader = build(ALL)
+    found = gradients(reader, sum(value for value, _ in reader.loss(ragged).terms().values()))
+    assert found["encoder"] > 0 and found["linear"] == 0
+
+
+@pytest.mark.parametrize("overrides", [[], [DEPTH, "decoder.train=lora"], ["compressor.alignment=transformer_linear"],
+                                       ["compressor.quirks=true"]], ids=["input", "depth", "transformer", "quirks"])
+def test_a_step_that_teaches_nothing_still_reaches_every_weight(build, overrides, collate):
+    """All kept and no positive anywhere: DDP and ZeRO wait for a gradient of each trained weight."""
+    batch = collate([Example("a", "red copper iron horse", "Which?", ("green",)), Example("b", "", "Which?", ("tin",))])
+    reader = build([*ALL, *overrides])
+    terms = reader.loss(batch).terms()
+    assert terms["contrastive"][0] == 0 and terms["contrastive"][1] == 0
+    found = gradients(reader, sum(value for value, _ in terms.values()))
+    decoded = DEPTH in overrides or "compressor.quirks=true" in overrides  # weights that the answer passes through
+    assert any(found.values()) == decoded
+
+
+# ------------------------------------------------------------------ drawn ratios (12)
+
+
+def test_ratios_are_drawn_from_seed_and_step_in_training_only(build, ragged):
+    reader, other = build(SIX), build([*SIX, "compressor.keep=random"])
+    assert reader.asked_ratio == 2  # no step begun yet
+    shares = []
+    for step in range(300):
+        for each in (reader, other):
+            each.begin_step(step, 42)
+        assert reader.asked_ratio == other.asked_ratio
+        shares.append(1 / reader.asked_ratio)
+    assert all(0 < share <= 1 for share in shares) and len(set(shares)) == 300
+    assert abs(sum(shares) / 300 - 0.5) < 0.05 and min(shares) < 0.02 and max(shares) > 0.98
+    other.begin_step(299, 43)
+    assert reader.asked_ratio != other.asked_ratio
+    slots = reader.loss(ragged).slots
+    assert torch.equal(reader.loss(ragged).slots, slots)  # micro-batches of a step agree
+    reader.eval()
+    assert reader.asked_ratio == 2 and torch.equal(reader.loss(ragged).slots, build(SIX).loss(ragged).slots)
+
+
+def test_any_drawn_ratio_can_be_trained(build, ragged):
+    reader = build(SIX)
+    lengths, slots = ragged.context.lengths, []
+    for step in range(8):
+        reader.begin_step(step, 0)
+        memory, output = memory_of(reader, ragged)
+        segments = torch.tensor([9, 0, 3, 1, 6])
+        assert memory.trace["kept"].sum(1).tolist() == [int(n / reader.asked_ratio + 1e-9) for n in segments.tolist()]
+        assert (output.slots <= lengths).all() and torch.isfinite(output.nll).all()
+        slots.append(int(output.slots.sum()))
+    assert len(set(slots)) > 4
+
+
+@pytest.mark.parametrize("overrides", [SLOTS, ["compressor.uniform_keep=false"]], ids=["slots", "fixed"])
+def test_nothing_is_drawn_where_nothing_is_to_be_drawn(build, overrides):
+    reader = build([*SIX, *overrides])
+    before = reader.asked_ratio
+    reader.begin_step(3, 42)
+    assert reader.asked_ratio == before
+
+
+# ------------------------------------------------------------------ variants
+
+
+def test_quirks_take_kept_tokens_from_the_encoders_table(build, ragged):
+    reader = build([*ALL, "compressor.quirks=true"]).eval()
+    disturb(reader)
+    with torch.no_grad():
+        for b, slots in enumerate(rows_of(memory_of(reader, ragged)[0])):
+            ids = row_ids(ragged, b, "context")
+            assert torch.equal(slots, reader.compressor.reading.encoder.embed(ids))
+            assert not len(ids) or not torch.allclose(slots, reader.decoder.embed(ids), atol=1e-3)
+    assert reader.compressor.contrastive_temperature == 0.05
+
+
+def test_a_random_choice_looks_at_a_segments_tokens_alone(build, ragged_examples, collate):
+    """Neither at the question nor at the batch (see above); as many as the best, other ones."""
+    with torch.no_grad():
+        best, chosen, again = (
+            memory_of(build([*SIX, f"compressor.keep={keep}"]).eval(), collate(examples))[0].trace["kept"]
+            for keep, examples in (("topk", ragged_examples), ("random", ragged_examples),
+                                   ("random", asked(ragged_examples, "What is yellow?"))))
+    assert torch.equal(chosen, again) and torch.equal(chosen.sum(1), best.sum(1)) and not torch.equal(chosen, best)
+
+
+def test_a_random_choice_prefers_no_place(build):
+    """Each of 8 segments is kept half the time, and moves with its tokens."""
+    compressor = build([*SIX, "compressor.keep=random"]).eval().compressor
+    ids = torch.randint(0, 500, (1000, 8, 6), generator=torch.Generator().manual_seed(0))
+    relevance, mask = torch.zeros(1000, 8), torch.ones(1000, 8, 6).bool()
+    keep, moved = (compressor.kept(relevance, x, mask) for x in (ids, ids.flip(1)))
+    assert (keep.sum(1) == 4).all() and ((keep.float().mean(0) - 0.5).abs() < 0.05).all()
+    assert torch.equal(moved, keep.flip(1))
+
+
+def test_dropping_leaves_kept_tokens_only(build, ragged):
+    reader = build([*SIX, "compressor.skim=drop"]).eval()
+    with torch.no_grad():
+        memory, output = memory_of(reader, ragged)
+        for b, slots in enumerate(rows_of(memory)):
+            pieces = row_ids(ragged, b, "context").split(6)
+            kept = [piece for piece, keep in zip(pieces, memory.trace["kept"][b].tolist()) if keep]
+            assert output.slots[b] == sum(map(len, kept)) > 0 or not kept
+            assert torch.equal(slots, reader.decoder.embed(torch.cat([*kept, pieces[0][:0]])))
+
+
+def test_half_precision_streams_train(build, ragged):
+    for overrides in ([], [DEPTH]):
+        reader, exact = (build(["compressor=ram", "compressor.segment_size=6", SKIMMED, *overrides, *precision])
+                         for precision in (["backbone.dtype=bfloat16"], []))
+        output = reader.loss(ragged)
+        sum(value for value, _ in output.terms().values()).backward()
+        assert all(torch.isfinite(p.grad).all() for p in reader.parameters() if p.requires_grad)
+        torch.testing.assert_close(output.nll, exact.loss(ragged).nll, rtol=0.05, atol=0)
+
+
+# ------------------------------------------------------------------ what is asked before any weight is loaded
+
+
+@pytest.mark.parametrize("override, words", [
+    ("compressor.keep=best", "compressor.keep=best: allowed are topk, random, none"),
+    ("compressor.read=twice", "compressor.read=twice: allowed are segments, whole"),
+    ("compressor.budget=loose", "compressor.budget=loose: allowed are nominal, strict"),
+    ("compressor.skim=max", "compressor.skim=max: allowed are query_weighted, mean, drop"),
+    ("compressor.positives=all", "compressor.positives=all: allowed are evidence, answers"),
+    ("compressor.skim_temperature=0", "compressor.skim_temperature=0: must be above 0, e.g. 1.0"),
+    ("compressor.contrastive_temperature=-1", "compressor.contrastive_temperature=-1: must be above 0, e.g. 0.1"),
+    ("compressor.contrastive_weight=-1", "compressor.contrastive_weight=-1: must be 0 (off) or more"),
+    ("compressor.segment_size=1", "compressor.segment_size=1: must be at least 2 tokens"),
+    ("compressor.skim_ratio=0", "compressor.skim_ratio=0: must be"),
+    (("compressor=ram_comi", "compressor.uniform_keep=false", "compressor.skim=drop"), "has nothing to merge"),
+    ("compressor.ratio_choices=[2,4]", "set compressor.uniform_keep=false or compressor.ratio_choices=null"),
+    (("compressor.quirks=true", DEPTH), "set compressor.join=input"),
+    ((SKIMMED, "compressor.skim=drop"), "that is compressor=no_context"),
+])
+def test_wrong_settings_are_named(compose, override, words):
+    overrides = [override] if isinstance(override, str) else list(override)
+    problems = RAM.problems(compressor_settings(compose([*SIX, *overrides])), TinyBackbone(layers=4))
+    assert len(problems) == 1 and words in problems[0]
+    assert RAM.problems(compressor_settings(compose(SIX)), TinyBackbone(layers=4)) == []
+
+
+@pytest.mark.parametrize("overrides", [
+    [], ["compressor.ratio=1"], ["compressor.ratio=5"], SLOTS, [SKIMMED], ["compressor.budget=strict"],
+    ["compressor.budget=strict", "compressor.ratio=9"], ["compressor.skim=drop", "compressor.budget=strict"],
+    [*SEVERAL, "compressor.ratio=5"], [*SEVERAL, "compressor.budget=nominal"], [*SEVERAL, SKIMMED], [*SEVERAL, *SLOTS],
+], ids=["nominal", "all", "5", "slots", "skimmed", "strict", "strict-9", "drop", "several", "several-nominal",
+        "several-skimmed", "several-slots"])
+def test_the_longest_context_fits(build, compose, overrides):
+    """Its memory takes the room that is left, at most, however the short last segment fares."""
+    overrides = [*SIX, "compressor.uniform_keep=false", *overrides]
+    settings, compressor = compressor_settings(compose(overrides)), build(overrides).compressor
+    for room in (17, 40, 100, 101):
+        longest = RAM.longest_context(settings, room + 20, 20)
+        assert longest >= room - 5
+        for tokens in (longest, longest - 4):
+            lengths = torch.tensor([[6] * (tokens // 6) + [tokens % 6]])
+            mask = torch.arange(6) < lengths[..., None]
+            scores = torch.arange(lengths.shape[1], 0, -1)[None] / 100  # the short one last to be kept
+            keep = compressor.kept(scores, torch.zeros(mask.shape), mask)
+            assert int(torch.where(keep, lengths, compressor.skimmed_slots(lengths)).sum()) <= room
+    settings["uniform_keep"] = True
+    assert RAM.longest_context(settings, 80, 20) >= 60 - 5
