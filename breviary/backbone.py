@@ -46,6 +46,9 @@ class Stack(nn.Module):
         self.rotary = core.rotary_emb
         self.lm_head = getattr(model, "lm_head", None)
         self.checkpointing = False
+        # Chat models often end a turn with another token than the tokenizer's (Llama-3, Qwen).
+        ends = getattr(getattr(model, "generation_config", None), "eos_token_id", None)
+        self.end_ids: tuple[int, ...] = tuple(ends) if isinstance(ends, list) else () if ends is None else (ends,)
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Stack:
         # .to(bfloat16), and DeepSpeed's engine, which calls .bfloat16(), would round the rotary frequencies as well:

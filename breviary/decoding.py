@@ -58,21 +58,22 @@ class DecodingStream:
 
 @torch.no_grad()
 def decode(logits: Tensor, step: Callable[[Tensor], Tensor], generation: Generation, tokenizer: Any,
-           all_steps: bool = False) -> list[str]:
+           all_steps: bool = False, end_ids: tuple[int, ...] = ()) -> list[str]:
     """Decodes one answer per row.
 
     logits     (B, V) after the prompt
     step       takes the chosen ids (B,) and gives the next logits (B, V)
     all_steps  go on to max_new_tokens whatever the rows hold: under ZeRO-3 every rank must make the same calls
+    end_ids    tokens that end an answer beside the tokenizer's end token (Stack.end_ids)
     """
     B = len(logits)
-    end_ids = _end_ids(tokenizer)
+    end_ids = {*end_ids, tokenizer.eos_token_id} - {None}
     chosen: list[list[int]] = [[] for _ in range(B)]
     finished = [False] * B
     generator = torch.Generator(device=logits.device).manual_seed(generation.seed)
     for n in range(generation.max_new_tokens):
         own = logits.to(torch.float32, copy=True)  # edited below; the caller's stay as they are
-        ids = _choose(own, chosen, generation, end_ids if n < generation.min_new_tokens else [], generator)
+        ids = _choose(own, chosen, generation, sorted(end_ids) if n < generation.min_new_tokens else [], generator)
         for row, token in enumerate(ids.tolist()):
             if not finished[row]:
                 chosen[row].append(token)
@@ -102,11 +103,6 @@ def _choose(logits: Tensor, chosen: list[list[int]], generation: Generation, bar
     # A token is kept while the mass before it is below top_p; the first always is.
     ordered = ordered.masked_fill(ordered.cumsum(-1) - ordered >= generation.top_p, 0)
     return order.gather(1, torch.multinomial(ordered, 1, generator=generator))[:, 0]
-
-
-def _end_ids(tokenizer: Any) -> list[int]:
-    ids = {tokenizer.eos_token_id}
-    return [i for i in ids if i is not None]
 
 
 def _stopped(tokenizer: Any, ids: list[int], stop: tuple[str, ...]) -> bool:

@@ -98,7 +98,8 @@ class CompressedReader(Reader):
         with self.precision():
             stream, logits = self.open(batch)
             with phase("decode"):
-                return decode(logits, stream.step, generation, self.tokenizer, self.all_steps)
+                return decode(logits, stream.step, generation, self.tokenizer, self.all_steps,
+                              self.decoder.end_ids)
 
     def open(self, batch: Batch) -> tuple[DecodingStream, Tensor]:
         """Reads contexts and questions; gives the stream to decode from and the first logits (B, V)."""

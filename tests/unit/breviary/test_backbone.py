@@ -343,3 +343,10 @@ def test_a_stack_can_be_copied():
     stack = Stack(tiny().load())
     with torch.no_grad():
         assert torch.equal(logits_of(copy.deepcopy(stack), IDS), logits_of(stack, IDS))
+
+
+@pytest.mark.parametrize("said, ends", [(None, ()), (7, (7,)), ([7, 9], (7, 9))])
+def test_a_stack_knows_every_token_that_ends_an_answer(said, ends):
+    model = TinyBackbone().load()
+    model.generation_config.eos_token_id = said
+    assert Stack(model).end_ids == ends

@@ -59,6 +59,8 @@ def test_at_most_max_new_tokens(words, tokenizer):
     [red] = words("red")
     logits, step, said = scripted([[red]])
     assert decode(logits, step, Generation(max_new_tokens=3), tokenizer) == ["red red red"]
+    red = int(logits[0].argmax())
+    assert decode(logits, step, Generation(max_new_tokens=3), tokenizer, end_ids=(red,)) == ["red"]
     assert len(said) == 2  # nothing is computed after the last token
 
 
