@@ -11,11 +11,25 @@ where a budget in slots gives every row its own, an int64 (B,) tensor of values 
 
 from __future__ import annotations
 
+import functools
+from collections.abc import Callable
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 from breviary.assemble import ranks
+
+
+def full_precision(function: Callable) -> Callable:
+    """For functions of states (their first argument): autocast would run the cosines' matrix products in bf16."""
+
+    @functools.wraps(function)
+    def wrapped(states: Tensor, *args, **kwargs):
+        with torch.autocast(states.device.type, enabled=False):
+            return function(states, *args, **kwargs)
+
+    return wrapped
 
 
 def consecutive_groups(mask: Tensor, ratio: int | Tensor) -> Tensor:

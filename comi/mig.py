@@ -17,14 +17,12 @@ Cost beside one fp32 copy of the states (none where they are fp32):
 
 from __future__ import annotations
 
-import functools
-from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
-from breviary.merge import consecutive_groups, groups_from_sizes, merge_slots, slot_count, widest
+from breviary.merge import consecutive_groups, full_precision, groups_from_sizes, merge_slots, slot_count, widest
 
 TILE = 64  # tokens compared at once within groups: one tile against another is one small matrix product
 ROWS = 256  # representatives compared at once with all later ones
@@ -45,18 +43,7 @@ class Compared:
     relevance: Tensor
 
 
-def _full_precision(function: Callable) -> Callable:
-    """Autocast would run the cosines' matrix products in bf16."""
-
-    @functools.wraps(function)
-    def wrapped(states: Tensor, *args, **kwargs):
-        with torch.autocast(states.device.type, enabled=False):
-            return function(states, *args, **kwargs)
-
-    return wrapped
-
-
-@_full_precision
+@full_precision
 def compare(states: Tensor, query: Tensor) -> Compared:
     """Norms and relevance of states (B, T, D) against query (B, D); pass it on as `compared` to save a second time."""
     wide = torch.promote_types(states.dtype, torch.float32)
@@ -67,7 +54,7 @@ def compare(states: Tensor, query: Tensor) -> Compared:
     return Compared(states, inverse_norm, relevance)
 
 
-@_full_precision
+@full_precision
 def marginal_information_gain(states: Tensor, mask: Tensor, query: Tensor, groups: Tensor, alpha: Scale = 1.0,
                               beta: Scale = 1.0, *, quirks: bool = False, compared: Compared | None = None) -> Tensor:
     """alpha cos(x, query) - beta max cos(x, another real token of x's group): (B, T) fp32, 0 on pads.
@@ -89,7 +76,7 @@ def marginal_information_gain(states: Tensor, mask: Tensor, query: Tensor, group
     return gain.masked_fill(~mask, 0)
 
 
-@_full_precision
+@full_precision
 def reallocate_groups(states: Tensor, mask: Tensor, query: Tensor, ratio: int | Tensor, alpha: float = 1.0,
                       beta: float = 1.0, temperature: float = 1.0, min_group_size: int = 0, *,
                       slots: int | None = None, compared: Compared | None = None) -> Tensor:
@@ -141,7 +128,7 @@ def allocate(gains: Tensor, lengths: Tensor, valid: Tensor, temperature: float =
     return torch.where(valid, reserved[:, None] + whole.long() + (place < left[:, None]), 0)
 
 
-@_full_precision
+@full_precision
 def merge_weights(states: Tensor, mask: Tensor, query: Tensor, groups: Tensor, slots: int, alpha: Scale = 1.0,
                   beta: Scale = 1.0, *, quirks: bool = False, compared: Compared | None = None) -> Tensor:
     """Softmax of the gain within each group: (B, T) fp32, 0 on pads, summing to 1 over every group that has a token.

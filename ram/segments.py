@@ -12,27 +12,15 @@ tokens, no host sync. Costs a copy of the states without their pads, and one in 
 
 from __future__ import annotations
 
-import functools
-from collections.abc import Callable
-
 import torch
 from torch import Tensor
+
+from breviary.merge import full_precision
 
 BUDGETS = ("nominal", "strict")
 MODES = ("query_weighted", "mean", "drop")
 TINY = 1e-12  # norms below it count as zero vectors, whose cosine with anything is 0
 EPSILON = 1e-9  # int(0.29 * 100) is 28
-
-
-def _full_precision(function: Callable) -> Callable:
-    """Autocast would run the cosines' matrix products in bf16."""
-
-    @functools.wraps(function)
-    def wrapped(states: Tensor, *args, **kwargs):
-        with torch.autocast(states.device.type, enabled=False):
-            return function(states, *args, **kwargs)
-
-    return wrapped
 
 
 def cut(rows: Tensor, length: int) -> Tensor:
@@ -43,7 +31,7 @@ def cut(rows: Tensor, length: int) -> Tensor:
     return torch.nn.functional.pad(rows, pad).view(len(rows), segments, length, *rows.shape[2:])
 
 
-@_full_precision
+@full_precision
 def relevance(states: Tensor, mask: Tensor, query: Tensor) -> Tensor:
     """Cosine of each segment's mean state with the query: (B, S) fp32, 0 for padding.
 
@@ -95,7 +83,7 @@ def kept_segments(segments: Tensor | int, ratio: float) -> Tensor | int:
     return (segments.double() / ratio + EPSILON).floor().long()
 
 
-@_full_precision
+@full_precision
 def skim_weights(states: Tensor, mask: Tensor, query: Tensor, temperature: float = 1.0,
                  mode: str = "query_weighted") -> Tensor:
     """How much each token counts in its segment's vector: (B, S, L) fp32, 0 on pads, summing to 1 in every segment.
@@ -121,7 +109,7 @@ def skim_weights(states: Tensor, mask: Tensor, query: Tensor, temperature: float
     return weights.masked_fill(~mask, 0) * (mode != "drop")
 
 
-@_full_precision
+@full_precision
 def skim(states: Tensor, mask: Tensor, query: Tensor, temperature: float = 1.0, values: Tensor | None = None,
          mode: str = "query_weighted") -> Tensor:
     """One vector for each segment, (B, S, D'): the sum of `values` (B, S, L, D') times `skim_weights` of the states.

@@ -7,6 +7,7 @@ from dataclasses import replace
 
 import pytest
 import torch
+from ram_forms import ALL, DEPTH, SIX, SKIMMED, SLOTS, WHOLE, close, memory_of, rows_of
 
 from breviary.backbone import TinyBackbone
 from breviary.build import compressor_settings
@@ -15,38 +16,7 @@ from breviary.testing import disturb, greedy_ids, row_ids
 from ram import reference
 from ram.model import RAM
 
-FROZEN = ["decoder.train=frozen"]  # adapters take time to build
-SIX = ["compressor=ram", "compressor.segment_size=6", "compressor.ratio=2", *FROZEN]
-ALL = ["compressor=ram", "compressor.segment_size=6", "compressor.ratio=1", *FROZEN]
-DEPTH, WHOLE = "compressor.join=depth", "compressor.read=whole"
-SKIMMED = "compressor.keep=none"
-SLOTS = ["compressor.ratio=null", "compressor.slots=17"]
 SEVERAL = ["compressor=ram_comi", "compressor.join=input", "compressor.read=segments", "compressor.skim_ratio=2"]
-
-
-def close(found, expected):
-    torch.testing.assert_close(found, expected, rtol=1e-5, atol=1e-5)
-
-
-def memory_of(reader, batch):
-    """The memory that the reader makes of a batch on its way to the loss, and that loss."""
-    made, compress = [], reader.compressor.compress
-
-    def watched(*args):
-        made.append(compress(*args))
-        return made[0]
-
-    reader.compressor.compress = watched
-    try:
-        output = reader.loss(batch)
-    finally:
-        del reader.compressor.compress
-    return made[0], output
-
-
-def rows_of(memory):
-    """Slots of each context, without padding."""
-    return [embeds[mask] for embeds, mask in zip(memory.embeds, memory.mask)]
 
 
 def asked(examples, question):
