@@ -34,6 +34,8 @@ CASES: dict[str, list[str]] = {
     "comi_input": [*COMI, "compressor.learned_weights=merge", "train.gradient_checkpointing=true"],
     "comi_depth": [*COMI, "compressor.join=depth", "compressor.encoder_layers=1", "train.gradient_checkpointing=true"],
     "mean_pool_slots": [*COMI, *SLOTS, "compressor=mean_pool", "compressor.encoder_layers=1"],
+    # The ratio is drawn each step; contexts without a positive segment count nothing for the contrastive loss.
+    "ram_uniform": ["compressor=ram", "compressor.encoder_layers=1", "compressor.segment_size=8"],
     # Nothing is kept, so the memory is empty; every weight is trained, the tied embedding and head included.
     "no_context_clipped": ["compressor=no_context", "decoder.train=full", "train.max_grad_norm=1.0"],
 }
@@ -52,7 +54,9 @@ class Items(torch.utils.data.Dataset):
             sizes = dict(prefix=2, context=length, query=rng.randint(2, 6), prompt=rng.randint(3, 8),
                          answer=rng.choice([1, 2, 9]))
             pieces = {name: [rng.randrange(2, 500) for _ in range(size)] for name, size in sizes.items()}
-            self.items.append({**pieces, "evidence": None, "example": Example(f"{index}", "", "", ("",))})
+            gold = [index % 3 == 0 and 3 <= place < 9 for place in range(length)]  # some contexts mark nothing
+            self.items.append({**pieces, "evidence": gold, "starts": None, "ends": None,
+                               "example": Example(f"{index}", "", "", ("",))})
         self.lengths = [len(item["context"]) for item in self.items]
 
     def __len__(self) -> int:
