@@ -230,7 +230,8 @@ class RunLog(TrainerCallback):
         self.read = dict.fromkeys(self.read, 0)
         if not state.is_world_process_zero:
             return
-        del parts["answer"]  # with them it makes up the loss
+        if set(parts) == {"answer"}:
+            del parts["answer"]  # it is the loss
         row = {"step": state.global_step, **{k: v for k, v in logs.items() if k != "epoch"}, **parts}
         row |= self.line.measures()
         with open(self.file, "a") as stream:

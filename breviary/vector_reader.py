@@ -86,7 +86,7 @@ class CompressedReader(Reader):
         main = self.objective.main(batch)
         with self.precision():
             encoded = self._encoded(main)
-            nll_B, memory = self._nll(main, encoded)
+            nll_B, memory = self._nll(main, encoded, self.compressor.labels(main) if self.training else None)
             parts = dict(memory.losses)
             for name, (weight, other) in (self.objective.others(batch) if self.training else {}).items():
                 parts[name] = (weight * self._nll(other, encoded)[0].sum(), other.answer.mask.sum())
@@ -155,13 +155,13 @@ class CompressedReader(Reader):
 
     # -------------------------------------------------------------- pieces
 
-    def _nll(self, batch: Batch, encoded: Encoded) -> tuple[Tensor, Memory]:
+    def _nll(self, batch: Batch, encoded: Encoded, labels: Any = None) -> tuple[Tensor, Memory]:
         """Nats spent on each row's answer (B,), and the memory it was read from; logits of supervised rows only."""
         n, parts = self.compressor.layer, [batch.prefix, batch.prompt, batch.answer]
         lower = Layout.of([p.mask for p in parts])
         positions = self._lower_positions(batch, lower)
         states = self.decoder.run(self.decoder.embed(lower.place([p.ids for p in parts])), range(n), positions)
-        memory = self._memory(batch, encoded, lower, states)
+        memory = self._memory(batch, encoded, lower, states, labels)
         upper, states, positions = self._upper(parts, memory, lower, states, positions, "right")
         states = self.decoder.run(states, range(n, len(self.decoder)), positions)
         # The row before an answer token predicts it; where there is one, a prompt is before it.
@@ -177,8 +177,7 @@ class CompressedReader(Reader):
             return self.context_cache.encode(self.compressor, context) if self.context_cache else self.compressor.encode(
                 context)
 
-    def _memory(self, batch: Batch, encoded: Encoded, lower: Layout, states: Tensor) -> Memory:
-        labels = self.compressor.labels(batch) if self.training else None
+    def _memory(self, batch: Batch, encoded: Encoded, lower: Layout, states: Tensor, labels: Any = None) -> Memory:
         question = Question(batch.query.ids, batch.query.mask, lower.take(states, 1), batch.prompt.mask, labels)
         with phase("compress"):
             memory = self.compressor.compress(encoded, question)

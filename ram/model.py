@@ -23,6 +23,8 @@ from ram.segments import BUDGETS, MODES, cut, kept_segments, relevance, select_s
 
 KEEPS = ("topk", "random", "none")
 READS = ("segments", "whole")
+WHOLE = 2**40  # tokens read at once: any context
+PRIME = 2**31 - 1  # its square fits int64
 
 
 class RAM(MergingCompressor):
@@ -215,10 +217,6 @@ class RAM(MergingCompressor):
             reads = Backbone(settings["encoder"]).config.max_position_embeddings if settings["encoder"] else positions
             limit = min(limit, max(reads - others, 0))
         return limit
-
-
-WHOLE = 2**40  # tokens read at once: any context
-PRIME = 2**31 - 1  # its square fits int64
 
 
 def _width(marks: Tensor, segments: int) -> Tensor:

@@ -2,7 +2,7 @@
 
     python scripts/curves.py RUN [RUN ...] [--output results/NAME/curves.png]
 
-The answer's loss (nats a token) against training examples seen, a running mean over the last 20% of the logged steps;
+The answer's loss (nats a token) against training examples seen (of one process), a running mean over the last 20% of the logged steps;
 validation scores as points. The CSV beside the figure holds every logged number.
 """
 
@@ -27,9 +27,6 @@ matplotlib.use("Agg")  # no display
 from matplotlib import pyplot
 
 from breviary.runs import load_config
-
-# Each logged loss is the sum of its terms; these are the others.
-TERMS = ("copy", "contrastive")
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -68,7 +65,7 @@ def read(run: str) -> list[dict[str, Any]]:
     for row in rows:
         row["examples"] = row["step"] * train.batch_size * train.accumulation
         if "loss" in row:
-            row["answer"] = row["loss"] - sum(row.get(term, 0) for term in TERMS)
+            row.setdefault("answer", row["loss"])  # logged by itself where the loss has further terms
     return rows
 
 

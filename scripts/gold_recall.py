@@ -50,7 +50,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--examples", type=int, default=100, help="the split's first so many (default 100)")
     parser.add_argument("--ratios", type=int, nargs="+", default=[2, 4, 8, 16])
     parser.add_argument("--output", metavar="FILE", help="JSON file")
-    given = parser.parse_args(arguments)
+    given = parser.parse_intermixed_args(arguments)
     words = [word for word in given.runs if "=" in word]
     try:
         rows = measure([run for run in given.runs if run not in words], words, given.examples, given.ratios)

@@ -1,14 +1,13 @@
 """From the command line to the page, on the tiny backbone: the map tells what the reader did."""
 
 import json
-import sys
 from html.parser import HTMLParser
 
 import pytest
+from calling import call
 
 import train as training
 from breviary.backbone import TinyBackbone
-from breviary.checks import run_for_people
 from breviary.contract import Example
 from data.invented_facts import InventedFacts
 from scripts import reading_map as script
@@ -55,17 +54,6 @@ class Page(HTMLParser):
         self.text += data
         if any(marked == "document" for _, marked in self.open):
             self.documents[-1] += data
-
-
-def call(monkeypatch, tmp_path, entry, *words):
-    """The command on `words`, in this process, writing into tmp_path only; gives the exit code."""
-    paths = [f"paths.outputs={tmp_path}/outputs", f"paths.cache={tmp_path}/cache"]
-    monkeypatch.setattr(sys, "argv", [entry.__file__, *words, *paths])
-    try:
-        run_for_people(entry.main, entry.config_keys)
-    except SystemExit as ended:
-        return ended.code
-    return 0
 
 
 @pytest.fixture

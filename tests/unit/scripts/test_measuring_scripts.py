@@ -1,0 +1,69 @@
+"""gold_recall.py and curves.py on runs of the tiny backbone."""
+
+import csv
+import json
+
+import pytest
+import torch
+from calling import call
+
+import train as training
+from ram.segments import select_segments
+from scripts import curves, gold_recall
+
+RAM = ["compressor=ram", "compressor.encoder_layers=2", "compressor.segment_size=8", "backbone.layers=4",
+       "objective=answer_and_copy", "train.steps=3", "train.batch_size=2", "train.log_every=1", "train.eval_examples=4",
+       "eval_batch_size=2", "generation.max_new_tokens=2"]
+
+
+@pytest.fixture
+def run(monkeypatch, tmp_path, capsys):
+    assert call(monkeypatch, tmp_path, training, *RAM) == 0, capsys.readouterr().err
+    [folder] = (tmp_path / "outputs" / "default").iterdir()
+    return folder
+
+
+def test_recall_of_gold_segments(run, tmp_path):
+    file = tmp_path / "recall.json"
+    gold_recall.main([str(run), "--examples", "12", "--ratios", "1", "2", "100", "--output", str(file),
+                      f"paths.cache={tmp_path}/cache"])
+    found = json.loads(file.read_text())
+    rows = {row["ranker"]: row["recall"] for row in found["rows"]}
+    assert list(rows) == ["ram", "ram (untrained)", "BM25", "chance"]
+    assert all(recall["1"]["value"] == 1 for recall in rows.values())  # everything is kept
+    # The name asked for stands in the gold sentence alone, and one segment is always kept.
+    assert rows["BM25"]["2"]["value"] > rows["chance"]["2"]["value"] and rows["BM25"]["100"]["value"] > 0
+    assert all(recall["100"]["low"] <= recall["100"]["value"] <= recall["100"]["high"] for recall in rows.values())
+
+
+def test_recall_counts_gold_segments_that_are_kept():
+    relevance, gold = torch.tensor([[0.9, 0.1, 0.8, 0.7]]), torch.tensor([[True, True, False, True]])
+    lengths = torch.full((1, 4), 8)
+    assert gold_recall.recalls(relevance, gold, lengths, [1, 2, 9]) == {1: 1.0, 2: pytest.approx(1 / 3),
+                                                                      9: pytest.approx(1 / 3)}
+    assert select_segments(relevance, lengths, 4.0).tolist() == [[True, False, False, False]]
+
+
+def test_a_run_that_ranks_no_segments_is_refused(monkeypatch, tmp_path, capsys):
+    words = ["compressor=mean_pool", *RAM[1:2], *RAM[3:]]
+    assert call(monkeypatch, tmp_path, training, *words) == 0, capsys.readouterr().err
+    [folder] = (tmp_path / "outputs" / "default").iterdir()
+    capsys.readouterr()
+    with pytest.raises(SystemExit) as ended:
+        gold_recall.main([str(folder)])
+    assert ended.value.code == 2 and "ranks no segments" in capsys.readouterr().err
+
+
+def test_curves_hold_every_logged_number(run, tmp_path, capsys):
+    curves.main([str(run), "--output", str(tmp_path / "curves.png")])
+    assert (tmp_path / "curves.png").read_bytes().startswith(b"\x89PNG")
+    rows = list(csv.DictReader((tmp_path / "curves.csv").open()))
+    steps = [row for row in rows if row["loss"]]
+    assert [row["examples"] for row in steps] == ["2", "4", "6"]
+    for row in steps:
+        terms = sum(float(row[term]) for term in ("answer", "copy", "contrastive"))
+        assert terms == pytest.approx(float(row["loss"]), rel=1e-3)
+    assert any(row["eval_nll"] for row in rows)
+    with pytest.raises(SystemExit) as ended:
+        curves.main([str(tmp_path)])
+    assert ended.value.code == 2
