@@ -30,6 +30,21 @@ class Answer:
         """Told once per optimizer step, equally on every rank."""
 
 
+class Reconstruct(Answer):
+    """Write the whole context down again from its memory, then the end token: an autoencoder (GMSA 2505.12215, stage 1).
+
+    Target and context are the same tokens, so that nothing is asked that was not read. What stands between them is the
+    batch's prompt; dataset=passages has the instruction there. Needs no labels: the batch's answers are not looked at.
+    """
+
+    def main(self, batch: Batch) -> Batch:
+        """The batch with its contexts as answers."""
+        lengths_B = batch.answer.lengths
+        end_B1 = Layout.of([batch.answer.mask], round_to=1).place([batch.answer.ids]).gather(1, lengths_B[:, None] - 1)
+        layout = Layout.of([batch.context.mask, torch.ones_like(end_B1, dtype=torch.bool)], round_to=1)
+        return replace(batch, answer=Tokens(layout.place([batch.context.ids, end_B1]), layout.mask))
+
+
 class AnswerAndCopy(Answer):
     """Answer the question, and write down a passage of the context from the same memory.
 

@@ -1,0 +1,71 @@
+"""Passages of running text to be written down again: what an autoencoder is trained on. Needs no labels."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+
+from breviary.contract import Example
+from data.draws import below, generator, shuffled
+from data.jsonl import Jsonl
+from data.splits import check_split, raise_all, whole_number_problem
+
+
+class Passages:
+    """The contexts of JSONL files, cut into consecutive passages.
+
+    train, validation, test  a file in our JSONL format, or several (null = the split does not exist); a context that
+                             stands in them more than once is cut once
+    min_words, max_words     words of a passage, drawn uniformly for each; what is left of a context is dropped
+    *_size                   passages of the split at most, drawn out of all
+    question                 what a reader is told; the passage itself is the answer (GMSA's instruction, 2505.12215)
+    seed                     of lengths and order
+    """
+
+    def __init__(self, train: str | Sequence[str] | None, validation: str | Sequence[str] | None,
+                 test: str | Sequence[str] | None, min_words: int = 48, max_words: int = 160, train_size: int = 10000,
+                 validation_size: int = 100, test_size: int = 100, question: str = "Restate the aforementioned text.",
+                 seed: int = 0) -> None:
+        given = {"train": train, "validation": validation, "test": test}
+        self.files = {split: [names] if names is None or isinstance(names, str) else list(names)
+                      for split, names in given.items()}
+        self.sizes = {"train": train_size, "validation": validation_size, "test": test_size}
+        self.min_words, self.max_words, self.question, self.seed = min_words, max_words, question, seed
+
+    def problems(self, splits: list[str]) -> list[str]:
+        """What is wrong with the arguments and files of `splits`, one sentence each."""
+        found = []
+        for split in splits:
+            check_split(split)
+            for name in self.files[split]:
+                found += Jsonl(name, name, name).problems([split])
+            found += whole_number_problem(f"{split}_size", self.sizes[split], 1, None, 100)
+        found += whole_number_problem("min_words", self.min_words, 1, None, 48)
+        found += whole_number_problem("max_words", self.max_words, max(self.min_words, 1), None, 160)
+        if not self.question.strip():
+            found.append("dataset.question is empty; it must tell what to do, for example 'Restate the aforementioned text.'")
+        return found + whole_number_problem("seed", self.seed, 0, None, 0)
+
+    def examples(self, split: str) -> list[Example]:
+        """Passages of `split`. Raises ValueError as `problems` tells, and where no context is long enough for one."""
+        raise_all(self.problems([split]))
+        contexts = dict.fromkeys(example.context for name in self.files[split]
+                                 for example in Jsonl(name, name, name).examples(split))
+        rng = generator("passages", self.seed, split)
+        passages = [passage for context in contexts for passage in self._cut(context, rng)]
+        if not passages:
+            raise ValueError(f"dataset.{split}: no context in {', '.join(self.files[split])} has as many words as "
+                             f"dataset.min_words={self.min_words}; give longer texts, or fewer words")
+        passages = shuffled(rng, passages)[: self.sizes[split]]
+        return [Example(f"{split}-{self.seed}-{i}", text, self.question, (text,)) for i, text in enumerate(passages)]
+
+    def _cut(self, context: str, rng) -> list[str]:
+        """Consecutive passages, each from the first letter of its first word to the last of its last."""
+        words = [match.span() for match in re.finditer(r"\S+", context)]
+        passages, at = [], 0
+        while True:
+            length = self.min_words + below(rng, self.max_words - self.min_words + 1)
+            if at + length > len(words):
+                return passages
+            passages.append(context[words[at][0] : words[at + length - 1][1]])
+            at += length
