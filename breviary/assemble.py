@@ -35,19 +35,26 @@ class Layout:
     widths: tuple[int, ...]
 
     @classmethod
-    def of(cls, masks: list[Tensor], side: str = "right", round_to: int = ROUND_TO) -> Layout:
+    def of(cls, masks: list[Tensor], side: str = "right", round_to: int = ROUND_TO,
+           keys: list[Tensor] | None = None) -> Layout:
         """Layout of parts with the given validity masks, each (B, N), any padding.
 
         side: 'right' puts the padding last (training), 'left' first (generation).
+        keys: (B, N) or (N,) int64 for each part, >= 0: tokens stand in the order of their keys, so that parts may be
+        interleaved; None = one part after the other.
         The sequence is as wide as all parts together, rounded up to a multiple of `round_to` (1 for what is put into
         another sequence before any layer sees it): trimming it would need a host sync.
         """
         assert side in ("right", "left"), f"padding side {side!r} is neither 'right' nor 'left'"
         valid_BS = torch.cat(masks, dim=1)
         valid_BS = _widened(valid_BS, -(-valid_BS.shape[1] // round_to) * round_to)
-        # A stable sort on validity moves the padding to one side and keeps the order of everything else.
-        pads_first = valid_BS if side == "left" else ~valid_BS
-        order_BS = pads_first.to(torch.uint8).argsort(dim=1, stable=True)
+        if keys is None:
+            # A stable sort on validity moves the padding to one side and keeps the order of everything else.
+            places_BS = (valid_BS if side == "left" else ~valid_BS).to(torch.uint8)
+        else:
+            keys_BS = _widened(torch.cat([key.expand(mask.shape) for key, mask in zip(keys, masks)], 1), valid_BS.shape[1])
+            places_BS = keys_BS.masked_fill(~valid_BS, -1 if side == "left" else torch.iinfo(torch.int64).max)
+        order_BS = places_BS.argsort(dim=1, stable=True)
         column_BS = torch.empty_like(order_BS)
         column_BS.scatter_(1, order_BS, torch.arange(order_BS.shape[1], device=order_BS.device).expand_as(order_BS))
         return cls(order_BS, column_BS, valid_BS.gather(1, order_BS), tuple(m.shape[1] for m in masks))

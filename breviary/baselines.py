@@ -13,9 +13,10 @@ import torch
 from torch import Tensor, nn
 
 from breviary.assemble import Layout
-from breviary.backbone import Backbone, Stack, TinyBackbone
+from breviary.backbone import Backbone, TinyBackbone
 from breviary.budget import Budget, budget_problems, fitting_context
 from breviary.contract import Compressor, Context, Encoded, Memory, Question
+from breviary.stack import Stack
 
 KEEP = ("all", "none", "head", "tail", "middle")
 

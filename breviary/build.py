@@ -7,9 +7,10 @@ from typing import Any
 from hydra.utils import get_class, instantiate
 from omegaconf import DictConfig, OmegaConf
 
-from breviary.backbone import Backbone, Stack, TinyBackbone, set_trainable
+from breviary.backbone import Backbone, TinyBackbone, set_trainable
 from breviary.contract import Compressor, Reader
 from breviary.runtime import resolve_device, seed_everything
+from breviary.stack import Stack
 from breviary.vector_reader import CompressedReader
 
 
@@ -18,8 +19,8 @@ def build_backbone(cfg: DictConfig) -> Backbone | TinyBackbone:
     return instantiate(cfg.backbone)
 
 
-def compressor_class(cfg: DictConfig) -> type[Compressor]:
-    """The class that `compressor._target_` names."""
+def compressor_class(cfg: DictConfig) -> type[Compressor] | type[Reader]:
+    """The class that `compressor._target_` names: a compressor, or a whole reader."""
     return get_class(cfg.compressor._target_)
 
 
@@ -41,10 +42,12 @@ def build_reader(cfg: DictConfig, backbone: Backbone | TinyBackbone, tokenizer: 
     # Called, not instantiated: Hydra would turn the backbone, a dataclass, into a configuration.
     settings = {key: instantiate(value) if isinstance(value, dict) and "_target_" in value else value
                 for key, value in compressor_settings(cfg).items()}
-    compressor = compressor_class(cfg)(backbone, decoder, **settings)
-    reader = CompressedReader(compressor, decoder, instantiate(cfg.objective), tokenizer)
-    decoder.checkpointing = cfg.train.gradient_checkpointing
-    for module in compressor.modules():
+    cls, objective = compressor_class(cfg), instantiate(cfg.objective)
+    if issubclass(cls, Reader):
+        reader = cls(backbone, decoder, objective, tokenizer, **settings)
+    else:
+        reader = CompressedReader(cls(backbone, decoder, **settings), decoder, objective, tokenizer)
+    for module in reader.modules():
         if isinstance(module, Stack):
             module.checkpointing = cfg.train.gradient_checkpointing
     return reader.to(resolve_device(backbone.device))

@@ -20,7 +20,7 @@ from breviary.backbone import LINEAR, TRAIN_MODES
 from breviary.budget import budget_problems
 from breviary.build import compressor_class, compressor_settings
 from breviary.checkpoint import backbone_difference, read_metadata
-from breviary.contract import Compressor, Example
+from breviary.contract import Compressor, Example, Reader
 from breviary.keys import nearest
 from breviary.runs import best_checkpoint, last_checkpoint
 
@@ -59,6 +59,10 @@ def config_problems(cfg: DictConfig, backbone: Any, world_size: int = 1) -> list
     elif all(key in settings for key in BUDGET):  # all that can be said without the backbone's configuration
         found += budget_problems(settings)
     found += _decoder_problems(cfg) + _training_problems(cfg) + _generation_problems(cfg)
+    stage = cfg.engine.deepspeed.zero_optimization.stage if cfg.engine.deepspeed else 0
+    if stage == 3 and issubclass(cls, Reader) and not cls.equal_calls:
+        found.append("engine=zero3: this compressor reads as many chunks as a text has, and ZeRO-3 needs equal calls on every "
+                     "process; use engine=zero2")
     if cfg.engine.kind == "single" and world_size > 1:
         found.append(f"engine=single with {world_size} processes: use engine=ddp, zero1, zero2 or zero3")
     return found

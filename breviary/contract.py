@@ -235,6 +235,23 @@ class Reader(nn.Module):
     def begin_step(self, step: int, seed: int) -> None:
         """Told once per optimizer step, equally on every rank: draw here what is drawn anew each step."""
 
+    equal_calls = True  # False: how often modules are called depends on the batch, which ZeRO-3 cannot follow
+
+    @property
+    def rate_factors(self) -> dict[str, float]:
+        """{beginning of a parameter's name: what the learning rate is multiplied with there}; 1 elsewhere."""
+        return {}
+
+    @classmethod
+    def problems(cls, settings: Mapping[str, Any], backbone: Any) -> list[str]:
+        """As `Compressor.problems`, of a reader that a YAML names itself."""
+        return []
+
+    @classmethod
+    def longest_context(cls, settings: Mapping[str, Any], positions: int, others: int) -> int | None:
+        """As `Compressor.longest_context`, of a reader that a YAML names itself."""
+        return None
+
     def forward(self, batch: Batch) -> dict[str, Any]:
         """`loss` through the call that DDP and DeepSpeed hook into, as plain containers, which their hooks look into:
         {"terms": {name: (sum, count)}, "slots": scalar, "context_tokens": scalar}."""

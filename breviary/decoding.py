@@ -12,8 +12,8 @@ import torch
 from torch import Tensor
 from transformers import DynamicCache
 
-from breviary.backbone import Stack
 from breviary.contract import Generation
+from breviary.stack import Stack
 
 
 class DecodingStream:

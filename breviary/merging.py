@@ -12,11 +12,12 @@ from typing import Any
 from torch import Tensor
 
 from breviary.assemble import ranks
-from breviary.backbone import TRAIN_MODES, Backbone, Stack, TinyBackbone
+from breviary.backbone import TRAIN_MODES, Backbone, TinyBackbone
 from breviary.budget import Budget, budget_problems, fitting_context
 from breviary.contract import Compressor, Context, Encoded, Memory, Question
 from breviary.merge import consecutive_groups, last_position, merge_slots
 from breviary.reading import ALIGNMENTS, FINAL_NORMS, JOINS, QUESTIONS, SLOT_POSITIONS, Reading
+from breviary.stack import Stack
 
 
 class MergingCompressor(Compressor):

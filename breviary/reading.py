@@ -18,8 +18,9 @@ import torch
 from torch import Tensor, nn
 
 from breviary.assemble import ROUND_TO, Layout
-from breviary.backbone import Backbone, CapturingCache, ReadOnlyCache, Stack, TinyBackbone, set_trainable
+from breviary.backbone import Backbone, TinyBackbone, set_trainable
 from breviary.contract import Context, Encoded, Memory, Question
+from breviary.stack import CapturingCache, ReadOnlyCache, Stack
 
 JOINS = ("input", "depth")
 SLOT_POSITIONS = ("last", "consecutive")

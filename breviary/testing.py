@@ -53,14 +53,16 @@ def tiny_tokenizer() -> PreTrainedTokenizerFast:
 
 def compose_tiny(overrides: Sequence[str] = (), config: str = "train") -> DictConfig:
     """Configuration `config` with `overrides`, each group=choice or key=value; where they do not say otherwise, the
-    tiny backbone gets 4 layers instead of its usual number, and 2 of them read the context."""
+    tiny backbone gets 4 layers instead of its usual number, and 2 of them read the context; chunks are as small."""
     # Composing takes a tenth of a second: done once for each choice of groups, keys are set afterwards.
     # Where Hydra looks for choices (hydra.searchpath) belongs to composing as well.
     is_choice = [o.startswith("hydra.") or (CONFIGS / o.partition("=")[0]).is_dir() for o in overrides]
     cfg = copy.deepcopy(_composed(config, tuple(o for o, choice in zip(overrides, is_choice) if choice)))
-    for section, key, layers in (("backbone", "layers", 4), ("compressor", "encoder_layers", 2)):
+    for section, key, small in (("backbone", "layers", 4), ("compressor", "encoder_layers", 2),
+                                ("compressor", "chunk_size", 16), ("compressor", "stride", 4),
+                                ("compressor", "global_slots", 3), ("compressor", "queue_budget", 8)):
         if key in cfg[section]:
-            cfg[section][key] = layers
+            cfg[section][key] = small
     cfg.merge_with_dotlist([o for o, choice in zip(overrides, is_choice) if not choice])
     return cfg
 

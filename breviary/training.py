@@ -120,6 +120,24 @@ class ReaderTrainer(Trainer):
         """Not estimated: a reader is no single model call."""
         return 0
 
+    # -------------------------------------------------------------- optimizer
+
+    def create_optimizer(self, model: Any = None) -> torch.optim.Optimizer:
+        """As the Trainer's, a group for each pair of weight decay and learning rate (`Reader.rate_factors`)."""
+        factors = self.reader.rate_factors
+        if self.optimizer is not None or not factors:
+            return super().create_optimizer(model)
+        decayed, groups = set(self.get_decay_parameter_names(self.reader)), {}
+        for name, parameter in self.reader.named_parameters():
+            if parameter.requires_grad:
+                factor = next((f for start, f in factors.items() if name.startswith(start)), 1.0)
+                groups.setdefault((name in decayed, factor), []).append(parameter)
+        optimizer, settings = self.get_optimizer_cls_and_kwargs(self.args, self.reader)
+        self.optimizer = optimizer([{"params": parameters, "lr": settings["lr"] * factor,
+                                     "weight_decay": self.args.weight_decay if decays else 0.0}
+                                    for (decays, factor), parameters in groups.items()], **settings)
+        return self.optimizer
+
     # -------------------------------------------------------------- loss
 
     def get_batch_samples(self, epoch_iterator: Iterator, num_batches: int, device: torch.device) -> tuple[list, Any]:

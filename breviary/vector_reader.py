@@ -21,12 +21,12 @@ import torch
 from torch import Tensor
 
 from breviary.assemble import Layout, take_columns
-from breviary.backbone import Stack
 from breviary.contract import (Batch, Compressor, Context, Encoded, Footprint, Generation, LossOutput, Memory, Question,
                                Reader, Tokens)
 from breviary.decoding import DecodingStream, decode
 from breviary.objective import Answer
 from breviary.runtime import phase
+from breviary.stack import Stack
 
 
 class ContextCache:
@@ -204,7 +204,5 @@ class CompressedReader(Reader):
         return upper, stream, upper.place([places[0], slots, *places[1:]])
 
     def precision(self) -> contextlib.AbstractContextManager:
-        """Mixed precision where the stream is not float32: trained weights are kept in float32."""
-        device, dtype = self.decoder.embed_tokens.weight.device.type, self.decoder.dtype
-        half = dtype in (torch.bfloat16, torch.float16)
-        return torch.autocast(device, dtype) if half else contextlib.nullcontext()
+        """As Stack.precision."""
+        return self.decoder.precision()

@@ -10,8 +10,9 @@ from typing import Any
 
 from torch import Tensor
 
-from breviary.backbone import Backbone, Stack, TinyBackbone
+from breviary.backbone import Backbone, TinyBackbone
 from breviary.merging import MergingCompressor
+from breviary.stack import Stack
 from comi.grouping import GainGrouping
 
 LEARNED = ("none", "merge")

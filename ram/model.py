@@ -13,10 +13,11 @@ import torch
 from torch import Tensor, nn
 
 from breviary.assemble import Layout, ranks
-from breviary.backbone import Backbone, Stack, TinyBackbone
+from breviary.backbone import Backbone, TinyBackbone
 from breviary.contract import Batch, Encoded, Memory, Question
 from breviary.merge import last_position, merge_slots
 from breviary.merging import MergingCompressor
+from breviary.stack import Stack
 from ram.labels import SOURCES, positive_segments, positive_tokens
 from ram.losses import contrastive_loss
 from ram.segments import BUDGETS, MODES, cut, kept_segments, relevance, select_segments, skim_weights

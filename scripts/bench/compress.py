@@ -33,10 +33,10 @@ from hydra import compose, initialize_config_dir
 from rich.console import Console
 from rich.table import Table
 
-from breviary.backbone import CapturingCache
 from breviary.build import build_backbone, build_reader
 from breviary.contract import Batch, Context, Question, Tokens
 from breviary.results import environment, write_json
+from breviary.stack import CapturingCache
 from breviary.vector_reader import CompressedReader
 
 QUESTION, ANSWER = 24, 8  # tokens

@@ -4,8 +4,9 @@ import pytest
 import torch
 from transformers import GenerationConfig
 
-from breviary.backbone import Stack, TinyBackbone
+from breviary.backbone import TinyBackbone
 from breviary.contract import Context, Generation, Question, Tokens
+from breviary.stack import Stack
 from breviary.testing import disturb, greedy_ids, plain_nll, recorded_ids, row_ids
 
 FAMILIES = ("llama", "qwen2", "qwen3")

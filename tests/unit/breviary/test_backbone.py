@@ -7,8 +7,8 @@ import pytest
 import torch
 from transformers import DynamicCache, LlamaConfig, MistralConfig, Qwen2Config
 
-from breviary.backbone import (Backbone, CapturingCache, ReadOnlyCache, Stack, TinyBackbone, architecture_problems,
-                               set_trainable, truncated_config)
+from breviary.backbone import Backbone, TinyBackbone, architecture_problems, set_trainable, truncated_config
+from breviary.stack import CapturingCache, ReadOnlyCache, Stack
 
 FAMILIES = ("llama", "qwen2", "qwen3")
 BOTH = pytest.mark.parametrize("attention", ["sdpa", "eager"])

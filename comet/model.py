@@ -1,0 +1,249 @@
+"""CoMeT, collaborative memory transformer (arXiv 2602.01766): any text in chunks, a memory of constant size beside it.
+
+Shape letters: B rows, N tokens of a text, n text tokens of a chunk, W supervised places of a chunk, D width, V vocabulary.
+
+    1. Prefix, context, prompt (and answer) are one running text, cut into chunks                          plan.py, text.py
+    2. In a chunk a compression token follows every `stride` text tokens, readout tokens close it          layout.py
+    3. Every layer seats its memory before the chunk, and takes in what those tokens became                layers.py, memory.py
+    4. Head on the rows that predict a supervised token
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from breviary.assemble import Layout, take_columns
+from breviary.attention import BLOCKWISE
+from breviary.backbone import Backbone, TinyBackbone
+from breviary.contract import Batch, Footprint, Generation, LossOutput, Reader
+from breviary.decoding import decode
+from breviary.objective import Answer
+from breviary.runtime import phase
+from breviary.stack import Stack
+from comet.checks import SUPERVISED, setting_problems
+from comet.layers import MemoryLayers
+from comet.layout import TEXT, beacon_count, chunk_layout
+from comet.memory import MemoryState
+from comet.plan import BOUNDARIES, ChunkPlanner, fixed
+from comet.session import Session
+from comet.stream import Stream
+from comet.text import Step, Text, answer_asked, every_asked, joined, steps_of
+
+
+class Comet(Reader):
+    """A decoder whose layers each keep a memory of constant size of all that was read.
+
+    chunk_size       text tokens of a chunk (c)
+    stride           text tokens for each compression token (s); it enters the queue
+    global_slots     readout tokens, and slots of the gated global memory (G); 0 = none
+    queue_budget     slots of the FIFO queue (B); 0 = none, and no compression tokens
+    adapter_rank, adapter_init  of the residual low-rank adapters; normal (published) | zero: the identity at first
+    gate, gate_bias  false = new readouts replace old ones; a constant on the gate's logit
+    eps              of both memory norms
+    backend          kv_prefix: memory as keys and values only | scatter: as published, seats in the sequence; equal numbers
+    strategy         how training cuts texts, see plan.py; evaluation cuts full chunks, the rest last
+    most_chunks, smallest_chunk, widest_stride  of drawn plans, see ChunkPlanner
+    supervise        answer: the answer and its end token | text: every token
+    truncate_every   gradients end at every k-th chunk of a text; null = they reach all chunks
+    memory_rate      learning rate of the memory's weights by that of the others (published: 5)
+    quirks           the published numerics: norms' eps float32's machine epsilon (global) and 1e-12 (temporary)
+
+    Which weights of the backbone are trained is decoder.train: full (as published), lora, or frozen (memory alone).
+    Cost: linear in the text; kept while reading: (G + B) D numbers a layer, and one chunk's keys and values.
+    Deviations: README.md of this folder.
+    """
+
+    equal_calls = False
+
+    def __init__(self, backbone: Backbone | TinyBackbone, decoder: Stack, objective: Answer, tokenizer: Any, *,
+                 chunk_size: int = 2048, stride: int = 8, global_slots: int = 512, queue_budget: int = 2048,
+                 adapter_rank: int = 8, adapter_init: str = "normal", gate: bool = True, gate_bias: float = 0.0,
+                 eps: float = 1e-6, backend: str = "kv_prefix", strategy: str = "mixture",
+                 most_chunks: int = 16, smallest_chunk: int = 4, widest_stride: int | None = None,
+                 supervise: str = "answer", truncate_every: int | None = None, memory_rate: float = 5.0,
+                 quirks: bool = False):
+        super().__init__()
+        assert supervise in SUPERVISED, supervise
+        self.decoder, self.objective, self.tokenizer = decoder, objective, tokenizer
+        self.chunk_size, self.stride, self.supervise, self.memory_rate = chunk_size, stride, supervise, memory_rate
+        self.truncate_every = truncate_every
+        self.fingerprint = backbone.fingerprint
+        self.memory = MemoryLayers(decoder, global_slots, queue_budget, backend, rank=adapter_rank, gated=gate,
+                                   gate_bias=gate_bias, adapter_init=adapter_init, eps=(torch.finfo(torch.float32).eps, 1e-12) if quirks else (eps, eps))
+        self.planner = ChunkPlanner(chunk_size, stride, strategy, most_chunks, smallest_chunk, widest_stride)
+        self._boundary_ids = torch.tensor(_single_tokens(tokenizer, BOUNDARIES), dtype=torch.int64)
+        self._drawn = "none"
+        if decoder.config._attn_implementation == "sdpa":
+            decoder.config._attn_implementation = BLOCKWISE
+
+    # -------------------------------------------------------------- the contract
+
+    def loss(self, batch: Batch) -> LossOutput:
+        """Negative log likelihood of what is supervised, and in training of what else the objective asks."""
+        main = self.objective.main(batch)
+        with self.decoder.precision():
+            text, tokens_B, slots_B = self._text(main)
+            nll_B = self.nll(text)
+            parts = {}
+            for name, (weight, other) in (self.objective.others(batch) if self.training else {}).items():
+                parts[name] = (weight * self.nll(self._text(other)[0]).sum(), other.answer.mask.sum())
+        return LossOutput(nll_B, tokens_B, parts, slots_B, batch.context.lengths)
+
+    def counts(self, batch: Batch) -> dict[str, Tensor]:
+        """Supervised tokens."""
+        main = self.objective.main(batch)
+        layout, _ = joined([main.prefix, main.context, main.prompt, main.answer])
+        asked = every_asked(layout) if self.supervise == "text" else main.answer.mask
+        others = self.objective.others(batch) if self.training else {}
+        return {"answer": asked.sum(), **{name: other.answer.mask.sum() for name, (_, other) in others.items()}}
+
+    @torch.no_grad()
+    def answer(self, batch: Batch, generation: Generation) -> list[str]:
+        """Greedy or sampled answers; reading and decoding go on in chunks, so memory never grows."""
+        main = self.objective.main(batch)
+        with self.decoder.precision():
+            stream = Stream(self, len(main))
+            with phase("encode"):
+                _, ids = joined([main.prefix, main.context])
+                stream.read(ids, main.prefix.lengths + main.context.lengths)
+            with phase("prefill"):
+                logits = stream.read(joined([main.prompt])[1], main.prompt.lengths)
+            with phase("decode"):
+                return decode(logits, stream.step, generation, self.tokenizer, False, self.decoder.end_ids)
+
+    @torch.no_grad()
+    def footprint(self, batch: Batch) -> Footprint:
+        """Slots that the answer is read from: memory seats, and context tokens of the chunk that is still open."""
+        return self.footprint_of(batch, self._text(self.objective.main(batch))[2])
+
+    def footprint_of(self, batch: Batch, slots: Tensor) -> Footprint:
+        """The footprint for a known number of slots (B,)."""
+        per_slot = self.decoder.key_value_bytes(len(self.decoder))
+        return Footprint(batch.context.lengths, slots, slots * per_slot, None)
+
+    def begin_step(self, step: int, seed: int) -> None:
+        """Other chunks each step."""
+        self._drawn = f"{seed}-{step}"
+        self.objective.begin_step(step, seed)
+
+    @property
+    def rate_factors(self) -> dict[str, float]:
+        """The memory learns faster."""
+        return {"memory.": self.memory_rate}
+
+    def open(self, **settings: Any) -> Session:
+        """A text to be read piece by piece, asked about and written on; see Session."""
+        return Session(self.eval(), **settings)
+
+    # -------------------------------------------------------------- reading
+
+    def nll(self, text: Text) -> Tensor:
+        """Nats spent on what is asked in each row, (B,) float32; logits of those rows only."""
+        nll_B = self._untouched().expand(len(text.ids))
+        for (step, layout, states), width in zip(self.chunks(text), text.asked_in()):
+            if not width:
+                continue
+            columns_Bn, real_Bn = text.column(step)
+            asked_Bn = text.asked.gather(1, columns_Bn) & real_Bn
+            order_BW = (~asked_Bn).to(torch.uint8).argsort(1, stable=True)[:, :width]
+            targets_BW = text.ids.gather(1, (columns_Bn.gather(1, order_BW) + 1).clamp(max=text.ids.shape[1] - 1))
+            rows_BWD = take_columns(states, layout.columns_of(TEXT).gather(1, order_BW))
+            logits_BWV = self.decoder.head(self.decoder.norm(rows_BWD)).float()
+            nll_BW = torch.nn.functional.cross_entropy(logits_BWV.transpose(1, 2), targets_BW, reduction="none")
+            nll_B = nll_B + nll_BW.masked_fill(~asked_Bn.gather(1, order_BW), 0).sum(1)
+        return nll_B
+
+    def chunks(self, text: Text) -> Iterator[tuple[Step, Layout, Tensor]]:
+        """Reads a text chunk by chunk: each step with its layout and the stream after the last layer (B, N, D)."""
+        device, G = text.ids.device, self.memory.global_slots
+        strides = torch.tensor(text.strides, device=device)
+        memory = MemoryState.fresh(len(text.ids), device)
+        for number, step in enumerate(text.steps):
+            begins, closes = (torch.tensor(flags, device=device) for flags in (step.begins, step.closes))
+            if number and any(step.begins):
+                memory = memory.fresh_where(begins)
+            if self.truncate_every and memory.layers:
+                memory = memory.cut_where(torch.tensor([i % self.truncate_every == 0 for i in step.chunk], device=device))
+            columns, real = text.column(step)
+            beacons = max(map(beacon_count, [0] * len(step.sizes), step.sizes, step.closes, text.strides))
+            layout = chunk_layout(real, torch.zeros_like(strides), closes, strides,
+                                  beacons if self.memory.queue_budget else 0, G if any(step.closes) else 0)
+            embeds = self.memory.embeds(self.decoder.embed(text.ids.gather(1, columns).masked_fill(~real, 0)), layout)
+            states, memory, _ = self.memory.run(self.decoder, embeds, layout, memory, closes if any(step.closes) else None)
+            yield step, layout, states
+
+    def packed(self, ids: Tensor, lengths: Sequence[Sequence[int]], shared: bool = False) -> Text:
+        """Several texts a row, every token but each text's first supervised.
+
+        ids (B, N) right-padded; lengths of the texts of each row. Each text has a memory of its own, exactly as if read
+        alone; shared = a row is one text, whose memory and attention cross the borders (as published).
+        """
+        texts = [[sum(row)] for row in lengths] if shared else lengths
+        plans = [[self._plan(ids[b], length, f"{b}-{i}") for i, length in enumerate(row)] for b, row in enumerate(texts)]
+        asked = torch.zeros_like(ids, dtype=torch.bool)
+        for b, row in enumerate(lengths):
+            ends = torch.tensor(row).cumsum(0)
+            asked[b, : ends[-1] - 1] = True
+            asked[b, ends[:-1] - 1] = False
+        return Text(ids, asked, steps_of(plans), [self.stride] * len(ids))
+
+    def _text(self, batch: Batch) -> tuple[Text, Tensor, Tensor]:
+        """The batch as text; supervised tokens (B,); slots that each answer is read from (B,)."""
+        parts = [batch.prefix, batch.context, batch.prompt, batch.answer]
+        layout, ids = joined(parts)
+        asked = every_asked(layout) if self.supervise == "text" else answer_asked(batch, layout)
+        lengths = torch.stack([part.lengths for part in parts], 1).tolist()
+        plans = [self._plan(row, sum(n), example and example.id) for row, n, example in zip(ids, lengths, batch.examples)]
+        strides = [self.planner.text_stride(f"{self._drawn}-{example and example.id}") if self.training else self.stride
+                   for example in batch.examples]
+        slots = [self._slots(plan, stride, *n[:3]) for plan, stride, n in zip(plans, strides, lengths)]
+        text = Text(ids, asked, steps_of([[plan] for plan in plans]), strides)
+        return text, asked.sum(1), torch.tensor(slots, device=ids.device)
+
+    def _plan(self, ids: Tensor, tokens: int, name: str) -> list[int]:
+        """Chunk sizes of a text (N,) of so many tokens."""
+        if not self.training:
+            return fixed(tokens, self.chunk_size)
+        boundaries: list[int] = []
+        if self.planner.strategy in ("semantic", "mixture"):
+            found = torch.isin(ids[:tokens], self._boundary_ids.to(ids.device))
+            boundaries = (found.nonzero()[:, 0] + 1).tolist()
+        return self.planner.plan(tokens, boundaries, f"{self._drawn}-{name}")
+
+    def _slots(self, plan: list[int], stride: int, prefix: int, context: int, prompt: int) -> int:
+        """Memory seats of the chunk in which the prompt ends, and context tokens in that chunk."""
+        start, slots = 0, 0
+        for number, size in enumerate(plan):
+            if start + size >= prefix + context + prompt:
+                here = max(min(prefix + context, start + size) - max(prefix, start), 0)
+                return here + min(slots, self.memory.queue_budget) + (self.memory.global_slots if number else 0)
+            start, slots = start + size, slots - -size // stride
+        return 0
+
+    def _untouched(self) -> Tensor:
+        """0, with a gradient of 0 for weights that a batch of short texts does not use: DDP and ZeRO wait for each."""
+        if not self.training:
+            return torch.zeros(1, device=self.memory.tokens.weight.device)
+        return sum(weight.flatten()[:1].float() * 0 for weight in self.memory.parameters())
+
+    # -------------------------------------------------------------- checks
+
+    @classmethod
+    def problems(cls, settings: Mapping[str, Any], backbone: Any) -> list[str]:
+        """As comet.checks.setting_problems."""
+        return setting_problems(settings, backbone)
+
+    @classmethod
+    def longest_context(cls, settings: Mapping[str, Any], positions: int, others: int) -> int | None:
+        """Any: only a chunk's columns take positions."""
+        return None
+
+
+def _single_tokens(tokenizer: Any, texts: Sequence[str]) -> list[int]:
+    """Ids of those texts that are one token each."""
+    ids = (tokenizer(text, add_special_tokens=False)["input_ids"] for text in texts)
+    return [one[0] for one in ids if len(one) == 1]

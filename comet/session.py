@@ -1,0 +1,142 @@
+"""One text that is read piece by piece, asked about and written on, in constant memory (CoMeT, spec 1.5)."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor
+
+from breviary.contract import Generation
+from breviary.decoding import decode
+from comet.memory import LayerState, MemoryState
+from comet.stream import Stream
+
+if TYPE_CHECKING:
+    from comet.model import Comet
+
+SCHEMA = "1"
+TEMPLATE = "\nQuestion: {question}\nAnswer:"  # as configs/train.yaml
+
+
+class Session:
+    """What a reader holds of one text. `Comet.open()` gives one.
+
+    tokens_read  tokens so far; bytes  what is kept of them
+    """
+
+    def __init__(self, reader: Comet, template: str = TEMPLATE) -> None:
+        self.reader, self.template, self.tokens_read = reader, template, 0
+        self._stream = Stream(reader, 1)
+        self._open: list[int] = []  # tokens of the open chunk
+        self._logits: Tensor | None = None  # (1, V) after the last token
+
+    @property
+    def bytes(self) -> int:
+        """Bytes kept: the same after ten chunks as after ten thousand."""
+        return self._stream.bytes
+
+    def read(self, text: str | Sequence[int]) -> None:
+        """Reads further tokens; a string is tokenised by itself, without special tokens."""
+        ids = self._tokens(text) if isinstance(text, str) else list(text)
+        for start in range(0, len(ids), self.reader.chunk_size):  # the text itself need not fit the device's memory
+            part = torch.tensor([ids[start : start + self.reader.chunk_size]], device=self._device)
+            self._logits = self._stream.read(part, torch.tensor([part.shape[1]], device=self._device))
+        self.tokens_read += len(ids)
+        c = self.reader.chunk_size
+        open_now = (self.tokens_read - 1) % c + 1 if self.tokens_read else 0
+        self._open = (self._open + ids)[-open_now:] if open_now else []
+
+    def fork(self) -> Session:
+        """An independent copy of the session."""
+        other = Session(self.reader, self.template)
+        other._stream, other._open, other._logits = self._stream.fork(), list(self._open), self._logits
+        other.tokens_read = self.tokens_read
+        return other
+
+    def ask(self, question: str, generation: Generation | None = None) -> str:
+        """The answer to a question about what was read; the session stays as it is."""
+        asked = self.fork()
+        asked.read(self.template.replace("{question}", question))
+        with self.reader.decoder.precision():
+            [answer] = decode(asked._logits, asked._stream.step, generation or Generation(stop=("\n",)),
+                              self.reader.tokenizer, end_ids=self.reader.decoder.end_ids)
+        return answer
+
+    def generate(self, tokens: int) -> Iterator[int]:
+        """Writes on, greedily, and reads what it wrote; gives the tokens one by one, stops behind an end token.
+
+        Raises: ValueError where nothing was read yet.
+        """
+        if self._logits is None:
+            raise ValueError("session.generate: nothing was read yet; call session.read first")
+        ends = {*self.reader.decoder.end_ids, self.reader.tokenizer.eos_token_id}
+        for _ in range(tokens):
+            token = int(self._logits.argmax(-1))
+            self.read([token])
+            yield token
+            if token in ends:
+                return
+
+    def save(self, file: str | Path) -> int:
+        """Writes the session into a safetensors file; gives its bytes. Of the open chunk the tokens are kept."""
+        memory = self._stream.memory
+        tensors = {"open": torch.tensor(self._open, dtype=torch.int64), "queue_mask": memory.queue_mask.cpu()}
+        for index, layer in enumerate(memory.layers):
+            tensors |= {f"carried.{index}": layer.carried.cpu().contiguous(), f"queue.{index}": layer.queue.cpu().contiguous()}
+        metadata = {"format": "pt", "schema": SCHEMA, "tokens_read": str(self.tokens_read), "template": self.template,
+                    "reader": json.dumps(identity(self.reader))}
+        save_file(tensors, file, metadata=metadata)
+        return Path(file).stat().st_size
+
+    @classmethod
+    def load(cls, reader: Comet, file: str | Path) -> Session:
+        """A saved session of this very reader.
+
+        Raises: ValueError for a file that is none, is damaged, or is of another backbone, other settings or weights.
+        """
+        try:
+            with safe_open(file, framework="pt") as stored:
+                metadata = stored.metadata() or {}
+                tensors = {name: stored.get_tensor(name) for name in stored.keys()}
+        except (OSError, SafetensorError) as error:
+            raise ValueError(f"{file}: no session can be read from it ({error}); give a file that session.save wrote") from error
+        if metadata.get("schema") != SCHEMA:
+            raise ValueError(f"{file}: a session of schema {metadata.get('schema')}, this version reads {SCHEMA}")
+        theirs, ours = json.loads(metadata["reader"]), identity(reader)
+        different = [f"{key} {theirs.get(key)}, here {value}" for key, value in ours.items() if theirs.get(key) != value]
+        if different:
+            raise ValueError(f"{file}: a session of another reader: " + "; ".join(different))
+        session, open_ids = cls(reader, metadata["template"]), tensors["open"].tolist()
+        device = session._device
+        layers = tuple(LayerState(tensors[f"carried.{i}"].to(device), tensors[f"queue.{i}"].to(device))
+                       for i in range(sum(name.startswith("queue.") for name in tensors)))
+        started = torch.full((1,), bool(layers), device=device)
+        session._stream.memory = MemoryState(layers, started, tensors["queue_mask"].to(device))
+        session.read(open_ids)
+        session.tokens_read, session._open = int(metadata["tokens_read"]), open_ids
+        return session
+
+    @property
+    def _device(self) -> torch.device:
+        return self.reader.memory.tokens.weight.device
+
+    def _tokens(self, text: str) -> list[int]:
+        return self.reader.tokenizer(text, add_special_tokens=False, split_special_tokens=True)["input_ids"]
+
+
+def identity(reader: Comet) -> dict[str, Any]:
+    """What must be equal for one reader's memory to mean anything to another."""
+    digest = hashlib.sha256()
+    for name, weight in sorted(reader.named_parameters()):
+        if weight.requires_grad or name.startswith("memory."):
+            digest.update(name.encode() + weight.detach().float().cpu().numpy().tobytes())
+    return {"backbone": reader.fingerprint["sha256"], "chunk_size": reader.chunk_size, "stride": reader.stride,
+            "global_slots": reader.memory.global_slots, "queue_budget": reader.memory.queue_budget,
+            "weights": digest.hexdigest()}

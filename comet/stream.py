@@ -1,0 +1,130 @@
+"""Reading and writing without end in constant memory (CoMeT, spec 1.5): what is kept between two tokens.
+
+Shape letters: B rows, n new text tokens, P columns of open chunks, V vocabulary.
+
+A chunk is closed when a token comes that finds it full, so the state after so many tokens is the same however they came.
+Published code opens no new chunk while it decodes, and its cache grows; here decoding rolls over like reading.
+"""
+
+from __future__ import annotations
+
+import copy
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor
+
+from breviary.assemble import ROUND_TO, take_columns
+from comet.layers import OpenChunk
+from comet.layout import TEXT, beacon_count, chunk_layout
+from comet.memory import MemoryState, newest
+
+if TYPE_CHECKING:
+    from comet.model import Comet
+
+
+class Stream:
+    """B texts being read, in inference.
+
+    memory   what was taken in; chunk  keys and values of the open chunks; filled  text tokens of each row's open chunk
+    """
+
+    def __init__(self, reader: Comet, rows: int) -> None:
+        self.reader = reader
+        device = reader.memory.tokens.weight.device
+        self.memory = MemoryState.fresh(rows, device)
+        self.chunk: OpenChunk | None = None
+        self.filled = [0] * rows
+        self.begins = [0] * rows  # column of the kept ones at which each row's open chunk begins
+        self._strides = torch.full((rows,), reader.stride, device=device)
+
+    def fork(self) -> Stream:
+        """An independent copy; costs nothing, as nothing is changed in place."""
+        other = copy.copy(self)
+        other.filled, other.begins = list(self.filled), list(self.begins)
+        return other
+
+    @property
+    def bytes(self) -> int:
+        """Bytes that are kept now: memory, and keys and values of memory and open chunks."""
+        chunk = self.chunk
+        kept = [] if chunk is None else [*(x for pair in [*chunk.seats, *chunk.own] for x in pair), *chunk.entries]
+        return self.memory.bytes + sum(x.numel() * x.element_size() for x in kept)
+
+    @torch.no_grad()
+    def read(self, ids: Tensor, lengths: Tensor) -> Tensor | None:
+        """Reads ids (B, N), right-padded, `lengths` (B,) of them. Gives the logits after each row's last token (B, V), in
+        rows without a token 0; None where no row has one."""
+        counts = lengths.tolist()
+        pieces = [_pieces(filled, count, self.reader.chunk_size) for filled, count in zip(self.filled, counts)]
+        most = max(len(row) for row in pieces)
+        at, last = [0] * len(counts), None
+        for number in range(most):
+            # Aligned at the end: every row's last piece, which stays open, is in the last step.
+            now = [row[number - most + len(row)] if number >= most - len(row) else (0, False) for row in pieces]
+            sizes, closes = [size for size, _ in now], [close for _, close in now]
+            states = self._piece(ids, at, sizes, closes)
+            at = [start + size for start, size in zip(at, sizes)]
+            last = states if last is None else torch.where(torch.tensor(sizes, device=ids.device)[:, None] > 0, states, last)
+        if last is None:
+            return None
+        with self.reader.decoder.precision():
+            return self.reader.decoder.head(self.reader.decoder.norm(last))
+
+    def step(self, ids: Tensor) -> Tensor:
+        """One more token for every row, (B,) -> logits (B, V)."""
+        return self.read(ids[:, None], torch.ones_like(ids))
+
+    def _piece(self, ids: Tensor, at: list[int], sizes: list[int], closes: list[bool]) -> Tensor:
+        """One piece of every row's open chunk: ids[b, at[b] : at[b] + sizes[b]]. The stream at its last token (B, D)."""
+        reader, device = self.reader, ids.device
+        G, B = reader.memory.global_slots, reader.memory.queue_budget
+        width = max(*sizes, 1)
+        size_B, close_B = torch.tensor(sizes, device=device), torch.tensor(closes, device=device)
+        columns_Bn = (torch.tensor(at, device=device)[:, None] + torch.arange(width, device=device)).clamp(max=ids.shape[1] - 1)
+        real_Bn = torch.arange(width, device=device) < size_B[:, None]
+        beacons = max(map(beacon_count, self.filled, sizes, closes, [reader.stride] * len(sizes)))
+        layout = chunk_layout(real_Bn, torch.tensor(self.filled, device=device), close_B, self._strides,
+                              beacons if B else 0, G if any(closes) else 0, ROUND_TO if width > 1 else 1)
+        text = reader.decoder.embed(ids.gather(1, columns_Bn).masked_fill(~real_Bn, 0))
+        still_open = any(not close and (size or filled) for size, close, filled in zip(sizes, closes, self.filled))
+        with reader.decoder.precision():
+            states, self.memory, kept = reader.memory.run(
+                reader.decoder, reader.memory.embeds(text, layout), layout, self.memory,
+                close_B if any(closes) else None, self.chunk, keep=still_open)
+        self._keep(kept, close_B, closes, sizes)
+        return take_columns(states, layout.columns_of(TEXT).gather(1, (size_B - 1).clamp(min=0)[:, None]))[:, 0]
+
+    def _keep(self, kept: OpenChunk | None, close_B: Tensor, closes: list[bool], sizes: list[int]) -> None:
+        """Keeps what open chunks need, and drops the columns of which no row has any."""
+        before = 0 if self.chunk is None else self.chunk.mask.shape[1]
+        for b, (close, size) in enumerate(zip(closes, sizes)):
+            if close:
+                self.filled[b] = 0
+            elif size:
+                self.begins[b] = self.begins[b] if self.filled[b] else before
+                self.filled[b] += size
+        if kept is None:
+            self.chunk = None
+            return
+        kept.mask, waiting = kept.mask & ~close_B[:, None], kept.entries_mask & ~close_B[:, None]
+        most = max(filled // self.reader.stride for filled in self.filled) if self.reader.memory.queue_budget else 0
+        order, kept.entries_mask = newest(waiting[:, :0], waiting, most)
+        kept.entries = [take_columns(entries, order) for entries in kept.entries]
+        if any(closes):
+            kept.seats = []  # the memory changed
+        first = min(begin for begin, filled in zip(self.begins, self.filled) if filled)
+        if first:
+            kept.mask = kept.mask[:, first:]
+            kept.own = [tuple(x[:, :, first:] for x in pair) for pair in kept.own]
+            self.begins = [max(begin - first, 0) for begin in self.begins]
+        self.chunk = kept
+
+
+def _pieces(filled: int, count: int, chunk: int) -> list[tuple[int, bool]]:
+    """What `count` further tokens are to a chunk that holds `filled`: (text tokens, whether the chunk closes then)."""
+    pieces = []
+    while count > chunk - filled:
+        pieces.append((chunk - filled, True))
+        count, filled = count - (chunk - filled), 0
+    return pieces + ([(count, False)] if count else [])

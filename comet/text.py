@@ -1,0 +1,101 @@
+"""A batch as running text in chunks: what is read when, and what is supervised (CoMeT, spec 1.2, 3.3).
+
+Shape letters: B rows, N tokens of a text, n text tokens of a step.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from breviary.assemble import Layout
+from breviary.contract import Batch, Tokens
+
+
+@dataclass(frozen=True)
+class Step:
+    """One chunk of every row, or of those that have one now: lists of B plain values.
+
+    starts  first text token; sizes  text tokens, 0 = no chunk now
+    closes  the chunk is followed by another of its text; begins  it is the first of a text
+    chunk   its number within its text
+    """
+
+    starts: list[int]
+    sizes: list[int]
+    closes: list[bool]
+    begins: list[bool]
+    chunk: list[int]
+
+
+@dataclass
+class Text:
+    """Rows of text, in chunks.
+
+    ids        (B, N) int64, right-padded, without holes
+    asked      (B, N) bool, the token after this one is supervised
+    steps      the chunks, aligned at the end: every row's last chunk is in the last step
+    strides    text tokens for each compression token, a number a row
+    """
+
+    ids: Tensor
+    asked: Tensor
+    steps: list[Step]
+    strides: list[int]
+
+    def column(self, step: Step) -> tuple[Tensor, Tensor]:
+        """Text columns of a step, (B, n) int64, and which of them are real, (B, n) bool."""
+        device, width = self.ids.device, max(*step.sizes, 1)
+        starts = torch.tensor(step.starts, device=device)
+        place = torch.arange(width, device=device)
+        real = place < torch.tensor(step.sizes, device=device)[:, None]
+        return (starts[:, None] + place).clamp(max=self.ids.shape[1] - 1), real
+
+    def asked_in(self) -> list[int]:
+        """For each step the most supervised places that a row has in it; one host sync."""
+        so_far = torch.nn.functional.pad(self.asked.long().cumsum(1), (1, 0)).tolist()
+        return [max(row[start + size] - row[start] for row, start, size in zip(so_far, step.starts, step.sizes))
+                for step in self.steps]
+
+
+def steps_of(plans: Sequence[Sequence[Sequence[int]]]) -> list[Step]:
+    """Chunks of every row in turn, rows aligned at their ends.
+
+    plans  for each row its texts (one, or several packed), each as the sizes of its chunks
+    """
+    rows = []
+    for texts in plans:
+        at, chunks = 0, []
+        for sizes in texts:
+            for number, size in enumerate(sizes):
+                chunks.append((at, size, number + 1 < len(sizes), number == 0, number))
+                at += size
+        rows.append(chunks)
+    most = max((len(chunks) for chunks in rows), default=0)
+    nothing = (0, 0, False, False, 0)
+    aligned = [[nothing] * (most - len(chunks)) + chunks for chunks in rows]
+    return [Step(*(list(values) for values in zip(*(chunks[i] for chunks in aligned)))) for i in range(most)]
+
+
+def joined(parts: Sequence[Tokens]) -> tuple[Layout, Tensor]:
+    """Padded parts as texts without holes: the layout, and ids (B, N)."""
+    layout = Layout.of([part.mask for part in parts], round_to=1)
+    return layout, layout.place([part.ids for part in parts])
+
+
+def answer_asked(batch: Batch, layout: Layout) -> Tensor:
+    """(B, N) bool, places whose next token is one of the answer's; parts of `layout`: prefix, context, prompt, answer."""
+    quiet = [torch.zeros_like(part.mask) for part in (batch.prefix, batch.context, batch.prompt)]
+    return _before(layout.place([*quiet, batch.answer.mask]))
+
+
+def every_asked(layout: Layout) -> Tensor:
+    """(B, N) bool, every place that a real token follows."""
+    return _before(layout.mask)
+
+
+def _before(marks: Tensor) -> Tensor:
+    return torch.nn.functional.pad(marks[:, 1:], (0, 1))
