@@ -133,7 +133,7 @@ class TinyBackbone:
     width: int = 64
     heads: int = 4
     kv_heads: int = 2
-    positions: int = 4096
+    positions: int = 8192
     seed: int = 0
     dtype: str = "float32"
     device: str = "auto"

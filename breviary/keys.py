@@ -27,7 +27,7 @@ from breviary.runtime import ROOT
 CONFIGS = ROOT / "configs"
 CLASSES = ("backbone", "compressor", "dataset", "objective")  # sections that name their class in _target_
 GROUPS = {"engine": "engine/single.yaml", "paths": "paths/default.yaml"}  # others that have files of their own
-GIVEN = ("self", "backbone", "decoder")  # what build.py gives, not a key
+GIVEN = ("self", "backbone", "decoder", "objective", "tokenizer")  # what build.py gives, not a key
 # Keys of more than their default's own type.
 TYPES = {"reader": str | None, "init_from": str | None, "run": str | None, "examples": int | None,
          "limits.max_context_tokens": int | None, "decoder.lora_targets": str | list[str],

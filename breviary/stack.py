@@ -101,9 +101,10 @@ class Stack(nn.Module):
         """What layer `index` attends to where its input is `states` (B, N, D) at `positions` (B, N), without running it:
         rotated keys and values, each (B, key/value heads, N, head width)."""
         layer, attention = self.layers[index], self.layers[index].self_attn
-        shape = (*states.shape[:2], -1, attention.head_dim)
+        heads = (-1, attention.head_dim)
         normed = layer.input_layernorm(states)
-        keys, values = attention.k_proj(normed).view(shape), attention.v_proj(normed).view(shape).transpose(1, 2)
+        keys = attention.k_proj(normed).unflatten(-1, heads)
+        values = attention.v_proj(normed).unflatten(-1, heads).transpose(1, 2)
         if hasattr(attention, "k_norm"):  # Qwen3
             keys = attention.k_norm(keys)
         keys = keys.transpose(1, 2)

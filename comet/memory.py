@@ -158,5 +158,6 @@ def _linear(inputs: int, outputs: int) -> nn.Linear:
 
 
 def _apply(linear: nn.Linear, x: Tensor) -> Tensor:
-    """In float32, whichever type the weight has (DeepSpeed's bf16 engine)."""
-    return wide(linear(x.to(linear.weight.dtype)))
+    """In float32 at least, also under autocast; the weight's own type where it is narrower (DeepSpeed's bf16 engine)."""
+    with torch.autocast(x.device.type, enabled=False):
+        return wide(linear(x.to(linear.weight.dtype)))

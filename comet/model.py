@@ -27,7 +27,7 @@ from breviary.stack import Stack
 from comet.checks import SUPERVISED, setting_problems
 from comet.layers import MemoryLayers
 from comet.layout import TEXT, beacon_count, chunk_layout
-from comet.memory import MemoryState
+from comet.memory import MemoryState, wide
 from comet.plan import BOUNDARIES, ChunkPlanner, fixed
 from comet.session import Session
 from comet.stream import Stream
@@ -149,10 +149,10 @@ class Comet(Reader):
                 continue
             columns_Bn, real_Bn = text.column(step)
             asked_Bn = text.asked.gather(1, columns_Bn) & real_Bn
-            order_BW = (~asked_Bn).to(torch.uint8).argsort(1, stable=True)[:, :width]
+            order_BW = (~asked_Bn).to(torch.uint8).argsort(dim=1, stable=True)[:, :width]
             targets_BW = text.ids.gather(1, (columns_Bn.gather(1, order_BW) + 1).clamp(max=text.ids.shape[1] - 1))
             rows_BWD = take_columns(states, layout.columns_of(TEXT).gather(1, order_BW))
-            logits_BWV = self.decoder.head(self.decoder.norm(rows_BWD)).float()
+            logits_BWV = wide(self.decoder.head(self.decoder.norm(rows_BWD)))
             nll_BW = torch.nn.functional.cross_entropy(logits_BWV.transpose(1, 2), targets_BW, reduction="none")
             nll_B = nll_B + nll_BW.masked_fill(~asked_Bn.gather(1, order_BW), 0).sum(1)
         return nll_B

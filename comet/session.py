@@ -64,6 +64,8 @@ class Session:
         """The answer to a question about what was read; the session stays as it is."""
         asked = self.fork()
         asked.read(self.template.replace("{question}", question))
+        if asked._logits is None:
+            raise ValueError("session.ask: nothing was read, and the question is empty; call session.read first")
         with self.reader.decoder.precision():
             [answer] = decode(asked._logits, asked._stream.step, generation or Generation(stop=("\n",)),
                               self.reader.tokenizer, end_ids=self.reader.decoder.end_ids)
@@ -90,7 +92,7 @@ class Session:
         tensors = {"open": torch.tensor(self._open, dtype=torch.int64), "queue_mask": memory.queue_mask.cpu()}
         for index, layer in enumerate(memory.layers):
             tensors |= {f"carried.{index}": layer.carried.cpu().contiguous(), f"queue.{index}": layer.queue.cpu().contiguous()}
-        metadata = {"format": "pt", "schema": SCHEMA, "tokens_read": str(self.tokens_read), "template": self.template,
+        metadata = {"format": "pt", "session": SCHEMA, "tokens_read": str(self.tokens_read), "template": self.template,
                     "reader": json.dumps(identity(self.reader))}
         save_file(tensors, file, metadata=metadata)
         return Path(file).stat().st_size
@@ -107,13 +109,15 @@ class Session:
                 tensors = {name: stored.get_tensor(name) for name in stored.keys()}
         except (OSError, SafetensorError) as error:
             raise ValueError(f"{file}: no session can be read from it ({error}); give a file that session.save wrote") from error
-        if metadata.get("schema") != SCHEMA:
-            raise ValueError(f"{file}: a session of schema {metadata.get('schema')}, this version reads {SCHEMA}")
+        if "session" not in metadata:
+            raise ValueError(f"{file}: not a session; give a file that session.save wrote")
+        if metadata["session"] != SCHEMA:
+            raise ValueError(f"{file}: a session of schema {metadata['session']}, this version reads {SCHEMA}")
         theirs, ours = json.loads(metadata["reader"]), identity(reader)
         different = [f"{key} {theirs.get(key)}, here {value}" for key, value in ours.items() if theirs.get(key) != value]
         if different:
             raise ValueError(f"{file}: a session of another reader: " + "; ".join(different))
-        session, open_ids = cls(reader, metadata["template"]), tensors["open"].tolist()
+        session, open_ids = cls(reader.eval(), metadata["template"]), tensors["open"].tolist()
         device = session._device
         layers = tuple(LayerState(tensors[f"carried.{i}"].to(device), tensors[f"queue.{i}"].to(device))
                        for i in range(sum(name.startswith("queue.") for name in tensors)))
@@ -139,4 +143,4 @@ def identity(reader: Comet) -> dict[str, Any]:
             digest.update(name.encode() + weight.detach().float().cpu().numpy().tobytes())
     return {"backbone": reader.fingerprint["sha256"], "chunk_size": reader.chunk_size, "stride": reader.stride,
             "global_slots": reader.memory.global_slots, "queue_budget": reader.memory.queue_budget,
-            "weights": digest.hexdigest()}
+            "dtype": str(reader.decoder.dtype).removeprefix("torch."), "weights": digest.hexdigest()}

@@ -27,6 +27,7 @@ class Stream:
     """B texts being read, in inference.
 
     memory   what was taken in; chunk  keys and values of the open chunks; filled  text tokens of each row's open chunk
+    last     (B, D) the stream at each row's last token, 0 in rows without any; None before the first
     """
 
     def __init__(self, reader: Comet, rows: int) -> None:
@@ -35,13 +36,13 @@ class Stream:
         self.memory = MemoryState.fresh(rows, device)
         self.chunk: OpenChunk | None = None
         self.filled = [0] * rows
-        self.begins = [0] * rows  # column of the kept ones at which each row's open chunk begins
+        self.last: Tensor | None = None
         self._strides = torch.full((rows,), reader.stride, device=device)
 
     def fork(self) -> Stream:
         """An independent copy; costs nothing, as nothing is changed in place."""
         other = copy.copy(self)
-        other.filled, other.begins = list(self.filled), list(self.begins)
+        other.filled = list(self.filled)
         return other
 
     @property
@@ -53,23 +54,24 @@ class Stream:
 
     @torch.no_grad()
     def read(self, ids: Tensor, lengths: Tensor) -> Tensor | None:
-        """Reads ids (B, N), right-padded, `lengths` (B,) of them. Gives the logits after each row's last token (B, V), in
-        rows without a token 0; None where no row has one."""
+        """Reads ids (B, N), right-padded, `lengths` (B,) of them. Gives the logits after each row's last token, read now or
+        earlier, (B, V), 0 in rows without any; None where no row has one."""
         counts = lengths.tolist()
         pieces = [_pieces(filled, count, self.reader.chunk_size) for filled, count in zip(self.filled, counts)]
         most = max(len(row) for row in pieces)
-        at, last = [0] * len(counts), None
+        at = [0] * len(counts)
         for number in range(most):
             # Aligned at the end: every row's last piece, which stays open, is in the last step.
             now = [row[number - most + len(row)] if number >= most - len(row) else (0, False) for row in pieces]
             sizes, closes = [size for size, _ in now], [close for _, close in now]
             states = self._piece(ids, at, sizes, closes)
             at = [start + size for start, size in zip(at, sizes)]
-            last = states if last is None else torch.where(torch.tensor(sizes, device=ids.device)[:, None] > 0, states, last)
-        if last is None:
+            earlier = torch.zeros_like(states) if self.last is None else self.last
+            self.last = torch.where(torch.tensor(sizes, device=ids.device)[:, None] > 0, states, earlier)
+        if self.last is None:
             return None
         with self.reader.decoder.precision():
-            return self.reader.decoder.head(self.reader.decoder.norm(last))
+            return self.reader.decoder.head(self.reader.decoder.norm(self.last))
 
     def step(self, ids: Tensor) -> Tensor:
         """One more token for every row, (B,) -> logits (B, V)."""
@@ -92,33 +94,25 @@ class Stream:
             states, self.memory, kept = reader.memory.run(
                 reader.decoder, reader.memory.embeds(text, layout), layout, self.memory,
                 close_B if any(closes) else None, self.chunk, keep=still_open)
-        self._keep(kept, close_B, closes, sizes)
+        self.filled = [0 if close else filled + size for filled, size, close in zip(self.filled, sizes, closes)]
+        if kept is not None:
+            kept.seats = [] if any(closes) else kept.seats  # the memory changed
+            self._trim(kept, close_B)
+        self.chunk = kept
         return take_columns(states, layout.columns_of(TEXT).gather(1, (size_B - 1).clamp(min=0)[:, None]))[:, 0]
 
-    def _keep(self, kept: OpenChunk | None, close_B: Tensor, closes: list[bool], sizes: list[int]) -> None:
-        """Keeps what open chunks need, and drops the columns of which no row has any."""
-        before = 0 if self.chunk is None else self.chunk.mask.shape[1]
-        for b, (close, size) in enumerate(zip(closes, sizes)):
-            if close:
-                self.filled[b] = 0
-            elif size:
-                self.begins[b] = self.begins[b] if self.filled[b] else before
-                self.filled[b] += size
-        if kept is None:
-            self.chunk = None
-            return
-        kept.mask, waiting = kept.mask & ~close_B[:, None], kept.entries_mask & ~close_B[:, None]
-        most = max(filled // self.reader.stride for filled in self.filled) if self.reader.memory.queue_budget else 0
-        order, kept.entries_mask = newest(waiting[:, :0], waiting, most)
+    def _trim(self, kept: OpenChunk, close_B: Tensor) -> None:
+        """Drops what rows (B,) whose chunk was closed had in it, and columns that no row needs."""
+        groups = [filled // self.reader.stride if self.reader.memory.queue_budget else 0 for filled in self.filled]
+        waiting = kept.entries_mask & ~close_B[:, None]
+        order, kept.entries_mask = newest(waiting[:, :0], waiting, max(groups))
         kept.entries = [take_columns(entries, order) for entries in kept.entries]
-        if any(closes):
-            kept.seats = []  # the memory changed
-        first = min(begin for begin, filled in zip(self.begins, self.filled) if filled)
-        if first:
-            kept.mask = kept.mask[:, first:]
-            kept.own = [tuple(x[:, :, first:] for x in pair) for pair in kept.own]
-            self.begins = [max(begin - first, 0) for begin in self.begins]
-        self.chunk = kept
+        kept.mask = kept.mask & ~close_B[:, None]
+        most = max(filled + count for filled, count in zip(self.filled, groups))
+        if kept.mask.shape[1] > most + ROUND_TO:  # moving the columns costs as much as a step: not for a few
+            order, kept.mask = newest(kept.mask[:, :0], kept.mask, most)
+            kept.own = [tuple(x.gather(2, order[:, None, :, None].expand(-1, x.shape[1], -1, x.shape[3])) for x in pair)
+                        for pair in kept.own]
 
 
 def _pieces(filled: int, count: int, chunk: int) -> list[tuple[int, bool]]:

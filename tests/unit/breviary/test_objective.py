@@ -1,9 +1,11 @@
 """What is asked beside the answer: a passage of the context, drawn anew each step."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 
-from breviary.objective import Answer, AnswerAndCopy
+from breviary.objective import Answer, AnswerAndCopy, Reconstruct
 
 COPY = ["objective=answer_and_copy", "objective.hint_tokens=3", "objective.copy_tokens=6"]
 
@@ -66,3 +68,23 @@ def test_evaluation_asks_for_the_answer_alone(build, ragged):
 def test_a_batch_without_any_context(collate, ragged_examples):
     batch = collate([ragged_examples[1]])
     assert passages(AnswerAndCopy(), batch) == [([], [])] and Answer().others(batch) == {}
+
+
+@pytest.mark.parametrize("side", ["right", "left"])
+def test_a_reconstruction_is_the_context_and_an_end_token(ragged_examples, collate, tokenizer, side):
+    batch = collate(ragged_examples, side)
+    asked = Reconstruct().main(batch)
+    for b in range(len(batch)):
+        context = batch.context.ids[b][batch.context.mask[b]].tolist()
+        assert asked.answer.ids[b][asked.answer.mask[b]].tolist() == [*context, tokenizer.eos_token_id]
+    assert asked.context is batch.context and asked.prompt is batch.prompt
+
+
+def test_a_reconstruction_loss_looks_at_the_slots_and_at_no_label(build, ragged_examples, collate):
+    reader = build(["compressor=mean_pool", "compressor.join=depth", "objective=reconstruct"]).eval()
+    batch, other = collate(ragged_examples), collate([replace(e, answers=("other",)) for e in ragged_examples])
+    nll = reader.loss(batch).nll
+    assert torch.equal(nll, reader.loss(other).nll)
+    assert int(reader.counts(batch)["answer"]) == int(batch.context.mask.sum()) + len(batch)
+    nothing = build(["compressor=no_context", "objective=reconstruct"]).eval().loss(batch).nll
+    assert not torch.isclose(nll[0], nothing[0], rtol=1e-3)
