@@ -91,33 +91,45 @@ class MemoryLayers(nn.Module):
         before  the earlier pieces of these chunks; keep = give back what the next piece needs
         Gives the stream after the last layer (B, N, D), the memory, and the open chunk (None unless keep).
         """
-        piece = Piece(layout, memory, before, scatters=self.backend == "scatter" and before is None)
-        attending = stack.attending(states.new_empty(*piece.positions.shape, 0), piece.positions, piece.key_mask)
-        order = queue_mask = None
-        if closes is not None:
-            order, queue_mask = newest(memory.queue_mask, piece.entries_mask & closes[:, None], self.queue_budget)
+        piece = self.piece(layout, memory, closes, before)
+        attending = piece.attending(stack, states)
         layers, kept = [], OpenChunk(piece.own_mask, piece.entries_mask)
         for index in range(len(stack)):
-            states, seats, own = self._layer(stack, index, states, attending, piece, keep)
+            prior = memory.layers[index] if memory.layers else None
+            states, seats, own = self._layer(stack, index, states, attending, piece, prior, keep)
             entries = self._entries(index, states, piece)
             if closes is not None:
-                layers.append(self._taken_in(index, states, entries, piece, closes, order))
+                layers.append(self._taken_in(index, states, entries, piece, prior))
             if keep:
                 kept.seats += seats
                 kept.own += own
                 kept.entries.append(entries)
-        if closes is not None:
-            memory = MemoryState(tuple(layers), memory.started | closes, queue_mask)
-        return states, memory, kept if keep else None
+        return states, memory if closes is None else piece.after(layers), kept if keep else None
+
+    def piece(self, layout: Layout, memory: MemoryState, closes: Tensor | None, before: OpenChunk | None = None) -> Piece:
+        """Where the columns of a piece stand, what they see and what becomes of the queue; arguments as in `run`. Of the
+        memory only masks and numbers of slots are looked at."""
+        return Piece(layout, memory, closes, before, self.backend == "scatter" and before is None, self.queue_budget)
+
+    def cell(self, stack: Stack, index: int, states: Tensor, attending: dict[str, Any], piece: Piece,
+             prior: LayerState | None) -> tuple[Tensor, LayerState | None]:
+        """One layer over a whole chunk, as one step of `run`: its stream (B, N, D), and its memory after the chunk.
+
+        prior  the layer's memory of the chunks before; None = nothing
+        """
+        states, _, _ = self._layer(stack, index, states, attending, piece, prior, keep=False)
+        if piece.closes is None:
+            return states, prior
+        return states, self._taken_in(index, states, self._entries(index, states, piece), piece, prior)
 
     def _layer(self, stack: Stack, index: int, states: Tensor, attending: dict[str, Any], piece: Piece,
-               keep: bool) -> tuple[Tensor, list[KeysValues], list[KeysValues]]:
+               prior: LayerState | None, keep: bool) -> tuple[Tensor, list[KeysValues], list[KeysValues]]:
         """The stream after layer `index`; with `keep` the keys and values of its seats, and of the chunk so far."""
         seats = own = ()
         if piece.before is not None:
             seats, own = piece.before.seats[index : index + 1], piece.before.own[index : index + 1]
-        if not seats and piece.memory.layers:
-            rows_BMD = self.layers[index].seats(piece.memory.layers[index])
+        if not seats and prior is not None:
+            rows_BMD = self.layers[index].seats(prior)
             if keep or not piece.scatters:
                 seats = [stack.keys_values(index, rows_BMD, ranks(piece.seat_mask))]
             if piece.scatters:
@@ -136,27 +148,28 @@ class MemoryLayers(nn.Module):
         new = self.layers[index].entries(piece.layout.take(states, BEACONS))
         return new if piece.before is None else torch.cat([piece.before.entries[index], new], 1)
 
-    def _taken_in(self, index: int, states: Tensor, entries: Tensor, piece: Piece, closes: Tensor,
-                  order: Tensor) -> LayerState:
+    def _taken_in(self, index: int, states: Tensor, entries: Tensor, piece: Piece, prior: LayerState | None) -> LayerState:
         """The layer's memory after a piece, from its output (B, N, D) and the entries for its queue (B, E, D)."""
-        memory = piece.memory
-        prior = memory.layers[index] if memory.layers else LayerState(
-            wide(states.new_zeros(len(states), self.global_slots, states.shape[-1])), entries[:, :0])
-        carried = self.layers[index].carry(prior.carried, piece.layout.take(states, READOUTS), memory.started, closes)
-        return LayerState(carried, take_columns(torch.cat([prior.queue, entries], 1), order))
+        if prior is None:
+            prior = LayerState(wide(states.new_zeros(len(states), self.global_slots, states.shape[-1])), entries[:, :0])
+        carried = self.layers[index].carry(prior.carried, piece.layout.take(states, READOUTS), piece.started, piece.closes)
+        return LayerState(carried, take_columns(torch.cat([prior.queue, entries], 1), piece.order))
 
 
 class Piece:
-    """Where the new columns of a piece stand, and what they may see; the same in every layer.
+    """Where the new columns of a piece stand, what they may see and what becomes of the queue; the same in every layer.
 
     positions  (B, N) rotary positions: every chunk counts from 0, memory seats first; with `scatters` of seats and columns
                (B, M + N)
     key_mask   (B, M + P + N), own_mask (B, P + N) without the seats; entries_mask (B, E)
+    started    (B,) before the piece
+    order      (B, T') columns of [queue ; entries] that stay, queue_mask (B, T') theirs; None = no row's chunk closes
     """
 
-    def __init__(self, layout: Layout, memory: MemoryState, before: OpenChunk | None, scatters: bool) -> None:
-        self.layout, self.memory, self.before, self.scatters = layout, memory, before, scatters
-        self.seat_mask = memory.seat_mask
+    def __init__(self, layout: Layout, memory: MemoryState, closes: Tensor | None, before: OpenChunk | None, scatters: bool,
+                 queue_budget: int) -> None:
+        self.layout, self.closes, self.before, self.scatters = layout, closes, before, scatters
+        self.started, self.seat_mask = memory.started, memory.seat_mask
         earlier = layout.mask[:, :0] if before is None else before.mask
         self.own_mask = torch.cat([earlier, layout.mask], 1)
         self.key_mask = torch.cat([self.seat_mask, self.own_mask], 1)
@@ -165,3 +178,15 @@ class Piece:
             self.positions = torch.cat([ranks(self.seat_mask), self.positions], 1)
         beacon_mask = layout.mask.gather(1, layout.columns_of(BEACONS))  # a token that is none went to the padding
         self.entries_mask = beacon_mask if before is None else torch.cat([before.entries_mask, beacon_mask], 1)
+        self.order = self.queue_mask = None
+        if closes is not None:
+            self.order, self.queue_mask = newest(memory.queue_mask, self.entries_mask & closes[:, None], queue_budget)
+
+    def attending(self, stack: Stack, states: Tensor) -> dict[str, Any]:
+        """What every layer must know of it, for a stream (B, N, D)."""
+        return stack.attending(states.new_empty(*self.positions.shape, 0), self.positions, self.key_mask)
+
+    def after(self, layers: Sequence[LayerState]) -> MemoryState:
+        """The memory after a piece with which some row's chunk closes."""
+        assert self.closes is not None, "no row's chunk closes: the memory stays as it was"
+        return MemoryState(tuple(layers), self.started | self.closes, self.queue_mask)

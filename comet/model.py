@@ -22,16 +22,19 @@ from breviary.backbone import Backbone, TinyBackbone
 from breviary.contract import Batch, Footprint, Generation, LossOutput, Reader
 from breviary.decoding import decode
 from breviary.objective import Answer
+from breviary.pipeline import Place
 from breviary.runtime import phase
 from breviary.stack import Stack
 from comet.checks import SUPERVISED, setting_problems
+from comet.handoff import Handoff, PipelineHandoff
 from comet.layers import MemoryLayers
 from comet.layout import TEXT, beacon_count, chunk_layout
 from comet.memory import MemoryState, wide
+from comet.pipeline import Pipeline
 from comet.plan import BOUNDARIES, ChunkPlanner, fixed
 from comet.session import Session
 from comet.stream import Stream
-from comet.text import Step, Text, answer_asked, every_asked, joined, steps_of
+from comet.text import Chunk, Step, Text, answer_asked, every_asked, joined, steps_of
 
 
 class Comet(Reader):
@@ -77,6 +80,7 @@ class Comet(Reader):
         self.planner = ChunkPlanner(chunk_size, stride, strategy, most_chunks, smallest_chunk, widest_stride)
         self._boundary_ids = torch.tensor(_single_tokens(tokenizer, BOUNDARIES), dtype=torch.int64)
         self._drawn = "none"
+        self.pipeline: Pipeline | None = None  # set by `join_pipeline`
         if decoder.config._attn_implementation == "sdpa":
             decoder.config._attn_implementation = BLOCKWISE
 
@@ -90,16 +94,17 @@ class Comet(Reader):
             nll_B = self.nll(text)
             parts = {}
             for name, (weight, other) in (self.objective.others(batch) if self.training else {}).items():
-                parts[name] = (weight * self.nll(self._text(other)[0]).sum(), other.answer.mask.sum())
-        return LossOutput(nll_B, tokens_B, parts, slots_B, batch.context.lengths)
+                parts[name] = (weight * self.nll(self._text(other)[0]).sum(), self._once(other.answer.mask.sum()))
+        return LossOutput(nll_B, self._once(tokens_B), parts, self._once(slots_B), self._once(batch.context.lengths))
 
     def counts(self, batch: Batch) -> dict[str, Tensor]:
-        """Supervised tokens."""
+        """Supervised tokens; of a pipeline's batch once."""
         main = self.objective.main(batch)
         layout, _ = joined([main.prefix, main.context, main.prompt, main.answer])
         asked = every_asked(layout) if self.supervise == "text" else main.answer.mask
         others = self.objective.others(batch) if self.training else {}
-        return {"answer": asked.sum(), **{name: other.answer.mask.sum() for name, (_, other) in others.items()}}
+        found = {"answer": asked.sum(), **{name: other.answer.mask.sum() for name, (_, other) in others.items()}}
+        return {name: self._once(count) for name, count in found.items()}
 
     @torch.no_grad()
     def answer(self, batch: Batch, generation: Generation) -> list[str]:
@@ -130,6 +135,10 @@ class Comet(Reader):
         self._drawn = f"{seed}-{step}"
         self.objective.begin_step(step, seed)
 
+    def join_pipeline(self, place: Place, schedule: str) -> None:
+        """From now on, in training, a batch is read together with the other ranks of the pipeline; see comet.pipeline."""
+        self.pipeline = Pipeline(PipelineHandoff(place) if place.ranks > 1 else Handoff(), schedule, place.counts_batch)
+
     @property
     def rate_factors(self) -> dict[str, float]:
         """The memory learns faster."""
@@ -142,39 +151,55 @@ class Comet(Reader):
     # -------------------------------------------------------------- reading
 
     def nll(self, text: Text) -> Tensor:
-        """Nats spent on what is asked in each row, (B,) float32; logits of those rows only."""
+        """Nats spent on what is asked in each row, (B,) float32; logits of those rows only. In a pipeline the share of the
+        chunks that this process reads: the ranks' shares sum to it, and so do their gradients."""
         nll_B = self._untouched().expand(len(text.ids))
+        if self._split:
+            return self.pipeline.nll(self, text, nll_B)
         for (step, layout, states), width in zip(self.chunks(text), text.asked_in()):
-            if not width:
-                continue
-            columns_Bn, real_Bn = text.column(step)
-            asked_Bn = text.asked.gather(1, columns_Bn) & real_Bn
-            order_BW = (~asked_Bn).to(torch.uint8).argsort(dim=1, stable=True)[:, :width]
-            targets_BW = text.ids.gather(1, (columns_Bn.gather(1, order_BW) + 1).clamp(max=text.ids.shape[1] - 1))
-            rows_BWD = take_columns(states, layout.columns_of(TEXT).gather(1, order_BW))
-            logits_BWV = wide(self.decoder.head(self.decoder.norm(rows_BWD)))
-            nll_BW = torch.nn.functional.cross_entropy(logits_BWV.transpose(1, 2), targets_BW, reduction="none")
-            nll_B = nll_B + nll_BW.masked_fill(~asked_Bn.gather(1, order_BW), 0).sum(1)
+            if width:
+                nll_B = nll_B + self.spent(text, step, layout, states, width)
         return nll_B
+
+    def spent(self, text: Text, step: Step, layout: Layout, states: Tensor, width: int) -> Tensor:
+        """Nats spent on what is asked in one chunk of each row, (B,), from its stream (B, N, D); no row has more than `width`
+        such places."""
+        columns_Bn, real_Bn = text.column(step)
+        asked_Bn = text.asked.gather(1, columns_Bn) & real_Bn
+        order_BW = (~asked_Bn).to(torch.uint8).argsort(dim=1, stable=True)[:, :width]
+        targets_BW = text.ids.gather(1, (columns_Bn.gather(1, order_BW) + 1).clamp(max=text.ids.shape[1] - 1))
+        rows_BWD = take_columns(states, layout.columns_of(TEXT).gather(1, order_BW))
+        logits_BWV = wide(self.decoder.head(self.decoder.norm(rows_BWD)))
+        nll_BW = torch.nn.functional.cross_entropy(logits_BWV.transpose(1, 2), targets_BW, reduction="none")
+        return nll_BW.masked_fill(~asked_Bn.gather(1, order_BW), 0).sum(1)
 
     def chunks(self, text: Text) -> Iterator[tuple[Step, Layout, Tensor]]:
         """Reads a text chunk by chunk: each step with its layout and the stream after the last layer (B, N, D)."""
+        memory = MemoryState.fresh(len(text.ids), text.ids.device)
+        for chunk in self.laid_out(text):
+            memory = chunk.entered(memory)
+            states, memory, _ = self.memory.run(self.decoder, self.embeds(text, chunk), chunk.layout, memory, chunk.closes)
+            yield chunk.step, chunk.layout, states
+
+    def laid_out(self, text: Text) -> Iterator[Chunk]:
+        """The chunks of a text as they will be read; nothing is computed but columns and masks."""
         device, G = text.ids.device, self.memory.global_slots
         strides = torch.tensor(text.strides, device=device)
-        memory = MemoryState.fresh(len(text.ids), device)
         for number, step in enumerate(text.steps):
             begins, closes = (torch.tensor(flags, device=device) for flags in (step.begins, step.closes))
-            if number and any(step.begins):
-                memory = memory.fresh_where(begins)
-            if self.truncate_every and memory.layers:
-                memory = memory.cut_where(torch.tensor([i % self.truncate_every == 0 for i in step.chunk], device=device))
             columns, real = text.column(step)
             beacons = max(map(beacon_count, [0] * len(step.sizes), step.sizes, step.closes, text.strides))
             layout = chunk_layout(real, torch.zeros_like(strides), closes, strides,
                                   beacons if self.memory.queue_budget else 0, G if any(step.closes) else 0)
-            embeds = self.memory.embeds(self.decoder.embed(text.ids.gather(1, columns).masked_fill(~real, 0)), layout)
-            states, memory, _ = self.memory.run(self.decoder, embeds, layout, memory, closes if any(step.closes) else None)
-            yield step, layout, states
+            every = self.truncate_every
+            cut = torch.tensor([i % every == 0 for i in step.chunk], device=device) if every else None
+            yield Chunk(step, layout, columns, real, begins if number and any(step.begins) else None,
+                        closes if any(step.closes) else None, cut)
+
+    def embeds(self, text: Text, chunk: Chunk) -> Tensor:
+        """The stream before the first layer, (B, N, D)."""
+        words = self.decoder.embed(text.ids.gather(1, chunk.columns).masked_fill(~chunk.real, 0))
+        return self.memory.embeds(words, chunk.layout)
 
     def packed(self, ids: Tensor, lengths: Sequence[Sequence[int]], shared: bool = False) -> Text:
         """Several texts a row, every token but each text's first supervised.
@@ -225,10 +250,21 @@ class Comet(Reader):
         return 0
 
     def _untouched(self) -> Tensor:
-        """0, with a gradient of 0 for weights that a batch of short texts does not use: DDP and ZeRO wait for each."""
+        """0, with a gradient of 0 for weights that a batch of short texts, or a process without any chunk, does not use: DDP
+        and ZeRO wait for each."""
         if not self.training:
             return torch.zeros(1, device=self.memory.tokens.weight.device)
-        return sum(weight.flatten()[:1].float() * 0 for weight in self.memory.parameters())
+        weights = self.parameters() if self._split else self.memory.parameters()
+        return sum(weight.flatten()[:1].float() * 0 for weight in weights if weight.requires_grad)
+
+    @property
+    def _split(self) -> bool:
+        """Whether texts are read together with other processes: in training, where these have the same batch."""
+        return self.pipeline is not None and self.training
+
+    def _once(self, count: Tensor) -> Tensor:
+        """A count of the batch, 0 on all ranks of a pipeline but one."""
+        return count * 0 if self._split and not self.pipeline.counts_batch else count
 
     # -------------------------------------------------------------- checks
 

@@ -13,6 +13,7 @@ from torch import Tensor
 
 from breviary.assemble import Layout
 from breviary.contract import Batch, Tokens
+from comet.memory import MemoryState
 
 
 @dataclass(frozen=True)
@@ -29,6 +30,31 @@ class Step:
     closes: list[bool]
     begins: list[bool]
     chunk: list[int]
+
+
+@dataclass(frozen=True)
+class Chunk:
+    """One step as it will be read.
+
+    columns, real  (B, n) as `Text.column` gives them; layout  of the chunk's sequence
+    begins  (B,) bool, rows where another text begins; None = none, or all is new anyhow
+    closes  (B,) bool, rows whose chunk is taken into the memory; None = none
+    cut     (B,) bool, rows where gradients end before the chunk; None = none
+    """
+
+    step: Step
+    layout: Layout
+    columns: Tensor
+    real: Tensor
+    begins: Tensor | None
+    closes: Tensor | None
+    cut: Tensor | None
+
+    def entered(self, memory: MemoryState) -> MemoryState:
+        """The memory as the chunk finds it, from that which the chunks before left."""
+        if self.begins is not None:
+            memory = memory.fresh_where(self.begins)
+        return memory.cut_where(self.cut) if self.cut is not None and memory.layers else memory
 
 
 @dataclass

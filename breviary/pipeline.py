@@ -1,0 +1,67 @@
+"""Where a process stands when several of them read one batch together: pipelines of R neighbouring ranks.
+
+World = pipelines x R, rank = pipeline * R + place: neighbours in a pipeline are neighbours in the world, so that what crosses
+between them stays on one machine wherever R divides its processes.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch.distributed as dist
+
+from breviary.distributed import rank, world_size
+
+
+@dataclass(frozen=True)
+class Place:
+    """One process's place.
+
+    ranks     R, processes of a pipeline; pipeline  which of them this process belongs to (0 ..); index  place in it
+    rising, falling  process groups of the pipeline, for messages to higher and to lower ranks; None = one process. They are
+              two, and neither is the world's: a backend that takes up messages between two ranks in the order of the calls
+              then never holds one behind a message the other way, or behind a sum of gradients.
+    """
+
+    ranks: int = 1
+    pipeline: int = 0
+    index: int = 0
+    rising: Any = None
+    falling: Any = None
+
+    @property
+    def members(self) -> range:
+        """World ranks of the pipeline, in order."""
+        return range(self.pipeline * self.ranks, (self.pipeline + 1) * self.ranks)
+
+    @property
+    def counts_batch(self) -> bool:
+        """Whether this process's counts stand for the pipeline's batch: it is the same on all its ranks."""
+        return self.index == 0
+
+
+def mapping(world: int, ranks: int) -> str:
+    """Which ranks are a pipeline, for people."""
+    lines = [f"pipeline {number}: ranks {', '.join(map(str, range(number * ranks, (number + 1) * ranks)))}"
+             for number in range(world // ranks)]
+    return "\n".join(lines)
+
+
+def take_place(ranks: int) -> Place:
+    """This process's place in pipelines of `ranks` processes, with its groups. Called by every process of the world, as
+    groups are made together.
+
+    Raises: ValueError if the processes do not divide into pipelines.
+    """
+    world = world_size()
+    if ranks < 1 or world % ranks:
+        raise ValueError(f"engine.ranks={ranks}: the {world} processes do not divide into pipelines of so many; e.g. "
+                         f"engine.ranks={world}")
+    pipeline, index = divmod(rank(), ranks)
+    place = Place(ranks, pipeline, index)
+    if ranks == 1:
+        return place
+    groups = [tuple(dist.new_group(list(range(number * ranks, (number + 1) * ranks))) for _ in range(2))
+              for number in range(world // ranks)]
+    return Place(ranks, pipeline, index, *groups[pipeline])

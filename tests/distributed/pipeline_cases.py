@@ -1,0 +1,240 @@
+"""What pipelines read, and what one process makes of it; every rank writes nothing, rank 0 the deviations."""
+
+from __future__ import annotations
+
+import random
+import sys
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import torch
+import torch.distributed as dist
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+from comet_forms import C, comet, drawn_ids, text_of
+
+from breviary.contract import Batch, Example
+from breviary.distributed import end_process_group, rank, start_process_group, sum_over_ranks
+from breviary.pipeline import Place, take_place
+from comet.model import Comet
+from comet.text import Text, steps_of
+from data.collate import Collator
+
+LAYERS = 3
+NINE, FOUR = [C] * 8 + [5], [C, 7, C, C]
+RAGGED = [[C, C, 3, C, C, C, 9], [C, C, 2, 1], [11]]
+PACKED = [[[C, 4], [6], [C, C, 5]], [[9], [8], [C]]]
+
+
+def everything(plans: list[list[int]]) -> Text:
+    """Every token supervised."""
+    return text_of(drawn_ids(len(plans), max(map(sum, plans))), plans)
+
+
+def answers(plans: list[list[int]], *chunks: int) -> Text:
+    """Supervised in the named chunks alone, counted from the end of each row (-1 is the last)."""
+    text = everything(plans)
+    places = torch.zeros_like(text.asked)
+    for row, sizes in enumerate(plans):
+        for chunk in chunks:
+            if -chunk <= len(sizes):
+                start = sum(sizes[: len(sizes) + chunk])
+                places[row, start : start + sizes[chunk] - 1] = True
+    return replace(text, asked=text.asked & places)
+
+
+def packed() -> Text:
+    """Several texts a row: in the last step, and in one before it, a text ends and nothing is taken in."""
+    ids = drawn_ids(2, max(sum(map(sum, row)) for row in PACKED))
+    asked = torch.arange(ids.shape[1]) < torch.tensor([sum(map(sum, row)) - 1 for row in PACKED])[:, None]
+    return Text(ids, asked, steps_of(PACKED), [4, 8])
+
+
+@dataclass
+class Case:
+    """texts are read one after the other, each with a backward pass of its own, or `together` with one for all."""
+
+    texts: Callable[[], list[Text]]
+    overrides: tuple[str, ...] = ()
+    together: bool = False
+    checkpointing: bool = False
+    dtype: str = "float64"
+
+
+CASES = {
+    "nine": Case(lambda: [everything([NINE])]),
+    "nine_recomputed": Case(lambda: [everything([NINE])], checkpointing=True),
+    "nine_scatter": Case(lambda: [everything([NINE])], ("compressor.backend=scatter",)),
+    "nine_single_precision": Case(lambda: [everything([NINE])], dtype="float32"),
+    "nine_bfloat16": Case(lambda: [everything([NINE])], dtype="bfloat16"),
+    "four": Case(lambda: [everything([FOUR])]),
+    "answer_in_the_last_chunk": Case(lambda: [answers([NINE], -1)]),
+    "answer_in_the_middle": Case(lambda: [answers([NINE], -6, -4)]),
+    "ragged_rows": Case(lambda: [everything(RAGGED)]),
+    "ragged_rows_recomputed": Case(lambda: [answers(RAGGED, -1, -2)], checkpointing=True),
+    "two_chunks": Case(lambda: [everything([[C, 3]])]),
+    "one_chunk": Case(lambda: [everything([[7]])]),
+    "nothing_asked": Case(lambda: [answers([FOUR])]),
+    "two_batches": Case(lambda: [everything([NINE]), answers(RAGGED, -1)]),
+    "two_losses": Case(lambda: [answers([NINE], -1), everything([FOUR])], together=True),
+    "packed": Case(lambda: [packed()]),
+    "truncated": Case(lambda: [everything(RAGGED)], ("compressor.truncate_every=2",)),
+    "queue_alone": Case(lambda: [everything([NINE])], ("compressor.global_slots=0",)),
+    "slots_alone": Case(lambda: [everything([NINE])], ("compressor.queue_budget=0",)),
+    "no_memory": Case(lambda: [everything([FOUR])], ("compressor.global_slots=0", "compressor.queue_budget=0")),
+    "memory_alone_trained": Case(lambda: [answers([NINE], -1)], ("decoder.train=frozen",)),
+}
+
+
+def run_cases(ranks: int, folder: Path) -> None:
+    """Every case on a pipeline of `ranks`, both schedules, against rank 0 alone; writes {(case, schedule): what was found}."""
+    start_process_group(torch.device("cpu"))
+    place = take_place(ranks) if ranks > 1 else Place()
+    found = {}
+    for name, case in CASES.items():
+        reader = case_reader(case)
+        alone = read(reader, case) if rank() == 0 else None
+        for schedule in ("contiguous", "cyclic"):
+            reader.join_pipeline(place, schedule)
+            together = summed(read(reader, case))
+            sent = sum_over_ranks(torch.tensor(reader.pipeline.handoff.sent if ranks > 1 else [0, 0])).tolist()
+            if alone is not None:
+                found[name, schedule] = compared(together, alone) | {"sent": sent}
+    if rank() == 0:
+        torch.save(found, folder / f"pipeline{ranks}.pt")
+    end_process_group()
+
+
+def case_reader(case: Case) -> Comet:
+    """In training mode, its weights the same on every rank."""
+    reader = comet(*case.overrides, dtype=case.dtype, layers=LAYERS).train()
+    reader.decoder.checkpointing = case.checkpointing
+    return reader
+
+
+def read(reader: Comet, case: Case) -> dict[str, torch.Tensor]:
+    """Loss and gradients, {name: value}."""
+    reader.zero_grad()
+    texts, losses = case.texts(), []
+    for text in texts:
+        with reader.decoder.precision():
+            losses.append(reader.nll(text).sum() / 7)
+        if not case.together:
+            losses[-1].backward()
+            losses[-1] = losses[-1].detach()
+    if case.together:
+        sum(losses).backward()
+    # A rank without a chunk has a zero in float32.
+    return {"loss": sum(losses).detach().double()} | gradients(reader)
+
+
+def gradients(reader: Comet) -> dict[str, torch.Tensor]:
+    """{name: gradient}, zeros where none came."""
+    return {name: torch.zeros_like(weight) if weight.grad is None else weight.grad.clone()
+            for name, weight in reader.named_parameters() if weight.requires_grad}
+
+
+def summed(found: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    """Over the ranks."""
+    return {name: sum_over_ranks(value) for name, value in found.items()}
+
+
+def compared(found: dict[str, torch.Tensor], wanted: dict[str, torch.Tensor]) -> dict[str, float]:
+    """Largest deviation of the loss, relative, and of a weight's gradient, relative to its largest number, and whose; a gradient
+    below a millionth of the largest is compared on that scale."""
+    smallest = 1e-6 * max(float(grad.abs().max()) for name, grad in wanted.items() if name != "loss")
+    off = {name: float((found[name] - value).abs().max()) / max(float(value.abs().max()), smallest, 1e-30)
+           for name, value in wanted.items()}
+    loss = off.pop("loss")
+    worst = max(off, key=off.get)
+    still = [name for name, value in wanted.items() if not value.any()]
+    return {"loss": loss, "gradient": off[worst], "name": worst, "value": float(wanted["loss"]), "still": still}
+
+
+# ---- batches on pipelines side by side ----
+
+
+def batches(reader: Comet) -> list[Batch]:
+    """Four batches of two examples, contexts of 5 to 120 tokens, answers of 1 to 9."""
+    rng, items = random.Random(0), []
+    for index in range(8):
+        sizes = dict(prefix=1, context=rng.randint(5, 120), query=3, prompt=rng.randint(2, 6), answer=rng.choice([1, 2, 9]))
+        pieces = {name: [rng.randrange(2, 500) for _ in range(size)] for name, size in sizes.items()}
+        items.append({**pieces, "evidence": [False] * sizes["context"], "starts": None, "ends": None,
+                      "example": Example(f"{index}", "", "", ("",))})
+    collate = Collator(reader.tokenizer.pad_token_id)
+    return [collate(items[at : at + 2]) for at in range(0, 8, 2)]
+
+
+def run_side_by_side(folder: Path) -> None:
+    """Two pipelines of two ranks, two micro-batches each, drawn plans, a second loss: sums and counts, and one process's."""
+    start_process_group(torch.device("cpu"))
+    reader = comet("objective=answer_and_copy", "objective.hint_tokens=3", "objective.copy_tokens=20", layers=LAYERS).train()
+    reader.begin_step(3, 42)
+    everyone, place = batches(reader), take_place(2)
+    found, alone = {}, trained(reader, everyone)
+    for schedule in ("contiguous", "cyclic"):
+        reader.join_pipeline(place, schedule)
+        together = trained(reader, everyone[place.pipeline :: 2])
+        found[schedule] = compared(together[0], alone[0]) | {"counts": (together[1], alone[1])}
+    if rank() == 0:
+        torch.save(found, folder / "side_by_side.pt")
+    end_process_group()
+
+
+def trained(reader: Comet, own: list[Batch]) -> tuple[dict[str, torch.Tensor], dict[str, float]]:
+    """Loss and gradients of one optimizer step as the Trainer has them, and what it counts; summed over the ranks where these
+    are a pipeline's."""
+    total = summed if reader.pipeline is not None else lambda values: values
+    reader.zero_grad()
+    counts: dict[str, torch.Tensor] = {}
+    for batch in own:
+        for name, count in reader.counts(batch).items():
+            counts[name] = counts.get(name, 0) + count.double()
+    counts, loss, read = total(counts), torch.zeros((), dtype=torch.float64), torch.zeros(2, dtype=torch.float64)
+    for batch in own:
+        output = reader(batch)
+        value = sum(part / counts[name] for name, (part, _) in output["terms"].items())
+        value.backward()
+        loss += value.detach()
+        read += torch.stack([output["slots"], output["context_tokens"]]).double()
+    sums = total({"loss": loss, "read": read} | gradients(reader))
+    slots, tokens = sums.pop("read").tolist()
+    return sums, {name: float(count) for name, count in counts.items()} | {"slots": slots, "context_tokens": tokens}
+
+
+# ---- what goes wrong ----
+
+
+def run_out_of_step() -> None:
+    """Rank 1 has read one text more than rank 0; rank 0 has nothing to wait for."""
+    start_process_group(torch.device("cpu"))
+    reader = comet(layers=LAYERS).train()
+    reader.join_pipeline(take_place(2), "contiguous")
+    reader.pipeline.handoff.step = rank()
+    reader.nll(everything([FOUR]))
+    dist.barrier()
+
+
+def iterations(reader: Comet, count: int) -> Iterator[float]:
+    """Losses of several steps in turn."""
+    for _ in range(count):
+        yield float(reader.nll(everything([FOUR])).sum())
+
+
+def run_without_gradients(folder: Path) -> None:
+    """Without gradients nothing comes back; in evaluation every rank reads its own batch, whole."""
+    start_process_group(torch.device("cpu"))
+    reader = comet(layers=LAYERS)
+    with torch.no_grad():
+        alone = float(reader.nll(everything([FOUR])).sum())
+        reader.join_pipeline(take_place(2), "cyclic")
+        evaluated = float(reader.nll(everything([FOUR] if rank() == 0 else [NINE])).sum())
+        reader.train()
+        shares = sum_over_ranks(torch.tensor(list(iterations(reader, 3)), dtype=torch.float64))
+    reader.pipeline.handoff.finish()
+    sent = sum_over_ranks(torch.tensor(reader.pipeline.handoff.sent)).tolist()
+    if rank() == 0:
+        torch.save({"alone": alone, "evaluated": evaluated, "shares": shares.tolist(), "sent": sent}, folder / "plain.pt")
+    end_process_group()

@@ -1,0 +1,98 @@
+"""A text whose chunks several processes read is what one process reads: loss, every gradient, and the messages for it.
+
+float64: the same numbers in another order of summing. A case is read by 1, 2 and 4 ranks, by both schedules.
+"""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from breviary.pipeline import mapping
+from comet.schedule import owners
+from pipeline_cases import CASES, LAYERS, run_cases, run_out_of_step, run_side_by_side, run_without_gradients
+
+RANKS, SCHEDULES = (1, 2, 4), ("contiguous", "cyclic")
+# float32 and bfloat16: sums over chunks in another order. Autocast adds up a weight's gradient over the chunks of a process
+# in bfloat16: up to nine roundings of 2^-8. The messages round nothing.
+TOLERANCE = {"float64": 1e-10, "float32": 1e-5, "bfloat16": 9 * 2**-8}
+# Chunks that are read: those up to the last supervised place, of each text.
+READ = {"answer_in_the_middle": [6], "two_chunks": [2], "one_chunk": [1], "nothing_asked": [0], "two_batches": [9, 7],
+        "two_losses": [9, 4], "four": [4], "ragged_rows": [7], "ragged_rows_recomputed": [7], "truncated": [7]}
+SILENT = ("no_memory",)  # nothing is carried
+
+
+@pytest.fixture(scope="session")
+def found(ranks, tmp_path_factory):
+    """found(R): {(case, schedule): deviations}; read once."""
+    folder, kept = tmp_path_factory.mktemp("pipelines"), {}
+
+    def load(count):
+        if count not in kept:
+            kept[count] = AssertionError(f"{count} ranks failed in an earlier test")
+            ranks(None if count == 1 else count, run_cases, count, folder)
+            kept[count] = torch.load(folder / f"pipeline{count}.pt")
+        if isinstance(kept[count], AssertionError):
+            raise kept[count]
+        return kept[count]
+
+    return load
+
+
+@pytest.mark.parametrize("case", CASES)
+@pytest.mark.parametrize("schedule", SCHEDULES)
+@pytest.mark.parametrize("count", RANKS)
+def test_ranks_together_read_what_one_reads(found, count, schedule, case):
+    one = found(count)[case, schedule]
+    print(count, schedule, case, one)  # pytest -rP shows it
+    tolerance = TOLERANCE[CASES[case].dtype]
+    assert one["loss"] < tolerance and one["gradient"] < tolerance
+    assert one["value"] > 0 or case == "nothing_asked"
+
+
+def test_the_cases_reach_every_weight(found):
+    """Otherwise equal gradients would say nothing."""
+    for case in ("nine", "ragged_rows", "packed", "nine_recomputed", "nine_scatter", "two_losses"):
+        assert found(1)[case, "cyclic"]["still"] == [], case
+
+
+@pytest.mark.parametrize("case", [case for case in CASES if case != "packed"])
+@pytest.mark.parametrize("schedule", SCHEDULES)
+@pytest.mark.parametrize("count", RANKS)
+def test_one_message_for_each_layer_and_border_each_way(found, count, schedule, case):
+    """Also where activations are recomputed: nothing is sent twice."""
+    borders = 0
+    for chunks in READ.get(case, [9]):
+        owner = owners(chunks, count, schedule)
+        borders += sum(one != other for one, other in zip(owner, owner[1:]))
+    expected = 0 if case in SILENT else LAYERS * borders
+    assert found(count)[case, schedule]["sent"] == [expected, expected]
+
+
+def test_pipelines_side_by_side_count_every_batch_once(ranks, tmp_path):
+    """2 x 2 ranks, unequal batches, two micro-batches, drawn chunks and a second loss, divided by its own count."""
+    ranks(4, run_side_by_side, tmp_path)
+    for schedule, one in torch.load(tmp_path / "side_by_side.pt").items():
+        print(schedule, one)
+        assert one["loss"] < 1e-10 and one["gradient"] < 1e-10
+        together, alone = one["counts"]
+        assert together == alone and set(alone) == {"answer", "copy", "slots", "context_tokens"}
+        assert all(count > 0 for count in alone.values())
+
+
+def test_a_rank_out_of_step_is_told(ranks):
+    with pytest.raises(AssertionError, match=r"rank 1 waited for the memory of step 2, chunk 2, layer 0 and got the memory of "
+                                             r"step 1, chunk 2, layer 0"):
+        ranks(2, run_out_of_step)
+
+
+def test_without_gradients_nothing_comes_back(ranks, tmp_path):
+    ranks(2, run_without_gradients, tmp_path)
+    plain = torch.load(tmp_path / "plain.pt")
+    assert plain["evaluated"] == plain["alone"]
+    assert plain["shares"] == pytest.approx([plain["alone"]] * 3, rel=1e-12)
+    assert plain["sent"] == [3 * 3 * LAYERS, 0]
+
+
+def test_neighbours_are_a_pipeline():
+    assert mapping(4, 2) == "pipeline 0: ranks 0, 1\npipeline 1: ranks 2, 3"
