@@ -27,7 +27,8 @@ ENVIRONMENT = {
 def server() -> Any:
     """The multiprocessing context whose processes start with torch, transformers and DeepSpeed imported."""
     context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["train", "eval", "comi.model", "transformers.trainer", "deepspeed",
+    context.set_forkserver_preload(["train", "eval", "comi.model", "comet.model", "breviary.testing", "transformers.trainer",
+                                    "transformers.models.llama.modeling_llama", "deepspeed",
                                     "deepspeed.runtime.zero.muon.muon_optimizer"])  # the last is slow and always asked
     with mock.patch.dict(os.environ, ENVIRONMENT):
         forkserver.ensure_running()

@@ -8,17 +8,17 @@ from __future__ import annotations
 import pytest
 import torch
 
-from breviary.pipeline import mapping
 from comet.schedule import owners
 from pipeline_cases import CASES, LAYERS, run_cases, run_out_of_step, run_side_by_side, run_without_gradients
 
 RANKS, SCHEDULES = (1, 2, 4), ("contiguous", "cyclic")
 # float32 and bfloat16: sums over chunks in another order. Autocast adds up a weight's gradient over the chunks of a process
-# in bfloat16: up to nine roundings of 2^-8. The messages round nothing.
-TOLERANCE = {"float64": 1e-10, "float32": 1e-5, "bfloat16": 9 * 2**-8}
+# in bfloat16: up to four roundings of 2^-8. The messages round nothing.
+TOLERANCE = {"float64": 1e-10, "float32": 1e-5, "bfloat16": 4 * 2**-8}
 # Chunks that are read: those up to the last supervised place, of each text.
-READ = {"answer_in_the_middle": [6], "two_chunks": [2], "one_chunk": [1], "nothing_asked": [0], "two_batches": [9, 7],
-        "two_losses": [9, 4], "four": [4], "ragged_rows": [7], "ragged_rows_recomputed": [7], "truncated": [7]}
+READ = {"nine": [9], "nine_recomputed": [9], "answer_in_the_last_chunk": [9], "answer_in_the_middle": [6], "two_chunks": [2],
+        "one_chunk": [1], "nothing_asked": [0], "ragged_rows": [7], "ragged_rows_recomputed": [7], "truncated": [7],
+        "two_batches": [9, 7], "two_losses": [9, 4], "memory_alone_trained": [9], "packed": [6]}
 SILENT = ("no_memory",)  # nothing is carried
 
 
@@ -52,17 +52,17 @@ def test_ranks_together_read_what_one_reads(found, count, schedule, case):
 
 def test_the_cases_reach_every_weight(found):
     """Otherwise equal gradients would say nothing."""
-    for case in ("nine", "ragged_rows", "packed", "nine_recomputed", "nine_scatter", "two_losses"):
+    for case in ("nine", "ragged_rows", "packed", "nine_recomputed", "scatter", "two_losses"):
         assert found(1)[case, "cyclic"]["still"] == [], case
 
 
-@pytest.mark.parametrize("case", [case for case in CASES if case != "packed"])
+@pytest.mark.parametrize("case", CASES)
 @pytest.mark.parametrize("schedule", SCHEDULES)
 @pytest.mark.parametrize("count", RANKS)
 def test_one_message_for_each_layer_and_border_each_way(found, count, schedule, case):
     """Also where activations are recomputed: nothing is sent twice."""
     borders = 0
-    for chunks in READ.get(case, [9]):
+    for chunks in READ.get(case, [4]):
         owner = owners(chunks, count, schedule)
         borders += sum(one != other for one, other in zip(owner, owner[1:]))
     expected = 0 if case in SILENT else LAYERS * borders
@@ -92,7 +92,3 @@ def test_without_gradients_nothing_comes_back(ranks, tmp_path):
     assert plain["evaluated"] == plain["alone"]
     assert plain["shares"] == pytest.approx([plain["alone"]] * 3, rel=1e-12)
     assert plain["sent"] == [3 * 3 * LAYERS, 0]
-
-
-def test_neighbours_are_a_pipeline():
-    assert mapping(4, 2) == "pipeline 0: ranks 0, 1\npipeline 1: ranks 2, 3"
