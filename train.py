@@ -27,6 +27,7 @@ from breviary.contract import Generation
 from breviary.distributed import (end_process_group, prepare_deepspeed, rank, start_process_group,
                                   take_launcher_arguments, world_size)
 from breviary.keys import checked_keys, drop_left_overs, known_keys
+from breviary.pipeline import mapping, take_place
 from breviary.runs import best_checkpoint, finish_run, open_run
 from breviary.runtime import resolve_device
 from breviary.training import ReaderTrainer, RunLog, Validation, training_arguments
@@ -57,7 +58,7 @@ def train(cfg: DictConfig) -> Path:
         splits[split] = tokenise_split(rows, tokenizer, prompt, cfg.limits.max_context_tokens,
                                        str(Path(cfg.paths.cache) / "tokenised"), cfg.limits.truncation)
     problems = length_problems(cfg, backbone, splits)
-    problems += process_problems(len(splits["train"]), world_size(), "the size of the train split")
+    problems += process_problems(len(splits["train"]), world_size() // cfg.engine.ranks, "the size of the train split")
     if problems:
         raise Problems(problems)
 
@@ -75,6 +76,9 @@ def train(cfg: DictConfig) -> Path:
     reader = build_reader(cfg, backbone, tokenizer)
     if cfg.init_from:
         load_trained(best_checkpoint(cfg.init_from), reader, backbone.fingerprint)
+    if cfg.engine.ranks > 1:
+        reader.join_pipeline(take_place(cfg.engine.ranks), cfg.engine.schedule)
+        say(mapping(world_size(), cfg.engine.ranks))
     trained = sum(p.numel() for p in reader.parameters() if p.requires_grad)
     say(f"{cfg.reader} on {backbone.fingerprint['name']}: {trained / 1e6:.2f} M trained of "
         f"{sum(p.numel() for p in reader.parameters()) / 1e6:.1f} M weights, {device}, {world_size()} process(es)")
@@ -83,7 +87,7 @@ def train(cfg: DictConfig) -> Path:
     log = RunLog(folder)
     trainer = ReaderTrainer(reader, training_arguments(cfg, folder, half_deepspeed, device, validate), splits["train"],
                             Collator(tokenizer.pad_token_id or 0), validation, backbone.fingerprint,
-                            cfg.train.length_grouped, log)
+                            cfg.train.length_grouped, log, cfg.engine.ranks)
     try:
         trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
         if rank() == 0:

@@ -63,6 +63,7 @@ def config_problems(cfg: DictConfig, backbone: Any, world_size: int = 1) -> list
     if stage == 3 and issubclass(cls, Reader) and not cls.equal_calls:
         found.append("engine=zero3: this compressor reads as many chunks as a text has, and ZeRO-3 needs equal calls on every "
                      "process; use engine=zero2")
+    found += _pipeline_problems(cfg.engine, cls, stage, world_size)
     if cfg.engine.kind == "single" and world_size > 1:
         found.append(f"engine=single with {world_size} processes: use engine=ddp, zero1, zero2 or zero3")
     return found
@@ -191,6 +192,26 @@ def _training_problems(cfg: DictConfig) -> list[str]:
         found.append(f"limits.max_context_tokens={limit}: must be at least 1 token, or null for no limit")
     if cfg.limits.truncation not in ("head", "tail", "middle"):
         found.append(f"limits.truncation={cfg.limits.truncation}: allowed are head, tail, middle")
+    return found
+
+
+def _pipeline_problems(engine: DictConfig, cls: type, stage: int, world_size: int) -> list[str]:
+    """What keeps engine.ranks processes from reading one batch together."""
+    if engine.ranks == 1:
+        return []
+    if engine.ranks < 1 or world_size % engine.ranks:
+        return [f"engine.ranks={engine.ranks}: {world_size} process(es) do not divide into pipelines of so many; e.g. "
+                f"engine.ranks={world_size}, or torchrun --nproc_per_node {max(engine.ranks, 1)}"]
+    schedules = getattr(cls, "schedules", ())
+    if not schedules:
+        return [f"engine.ranks={engine.ranks}: this compressor reads a batch on one process; use engine.ranks=1"]
+    found = []
+    if engine.schedule not in schedules:
+        found.append(f"engine.schedule={engine.schedule}: allowed are {', '.join(schedules)}")
+    if stage > 1 or (engine.deepspeed and engine.deepspeed.zero_optimization.get("overlap_comm")):
+        found.append(f"engine.ranks={engine.ranks}: the ranks of a pipeline stand at different layers, and ZeRO's stages 2 and 3 "
+                     "(and overlap_comm) have all processes meet at every layer: they would wait for each other; use "
+                     "engine=zero1 or engine=pipeline")
     return found
 
 

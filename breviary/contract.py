@@ -15,6 +15,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from breviary.pipeline import Place
+
 
 @dataclass(frozen=True)
 class Document:
@@ -236,6 +238,13 @@ class Reader(nn.Module):
         """Told once per optimizer step, equally on every rank: draw here what is drawn anew each step."""
 
     equal_calls = True  # False: how often modules are called depends on the batch, which ZeRO-3 cannot follow
+
+    schedules: tuple[str, ...] = ()  # ways in which several processes can share out the reading of one batch; () = none
+
+    def join_pipeline(self, place: Place, schedule: str) -> None:
+        """From now on, in training, every batch is read together with the other ranks of the pipeline, which have the same
+        one: sums of `loss`, gradients and `counts` over them are the batch's. `schedule` is one of `schedules`."""
+        raise NotImplementedError(f"{type(self).__name__} reads a batch on one process")
 
     @property
     def rate_factors(self) -> dict[str, float]:

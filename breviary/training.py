@@ -75,6 +75,22 @@ class StepSampler(Sampler[int]):
         return [j for b in batches for j in b]
 
 
+class Repeated(Sampler[int]):
+    """Every batch `copies` times: batches go to the processes in turn, and neighbours that read one together get the same."""
+
+    def __init__(self, sampler: StepSampler, batch: int, copies: int):
+        self.sampler, self.batch, self.copies = sampler, batch, copies
+
+    def __len__(self) -> int:
+        return len(self.sampler) * self.copies
+
+    def __iter__(self) -> Iterator[int]:
+        indices = iter(self.sampler)
+        while batch := list(itertools.islice(indices, self.batch)):
+            for _ in range(self.copies):
+                yield from batch
+
+
 @dataclass
 class Validation:
     """What is validated on at intervals, and how it is scored."""
@@ -86,14 +102,15 @@ class Validation:
 
 
 class ReaderTrainer(Trainer):
-    """Trains a Reader."""
+    """Trains a Reader; `ranks` processes read each batch together (`Reader.join_pipeline`)."""
 
     def __init__(self, reader: Reader, args: TrainingArguments, items: Any, collate: Callable[[list[Any]], Batch],
-                 validation: Validation | None, fingerprint: dict[str, str], grouped: bool, log: RunLog):
+                 validation: Validation | None, fingerprint: dict[str, str], grouped: bool, log: RunLog, ranks: int = 1):
         if not any(parameter.requires_grad for parameter in reader.parameters()):
             raise ValueError("nothing to train: neither the decoder nor the compressor has a trained weight; set "
                              "decoder.train, e.g. decoder.train=lora")
         self.reader, self.validation, self.fingerprint, self.grouped = reader, validation, fingerprint, grouped
+        self.ranks = ranks
         super().__init__(model=reader, args=args, data_collator=collate, train_dataset=items,
                          eval_dataset=validation.items if validation else None)
         self.model_accepts_loss_kwargs = True  # our counts cover the whole step: no further division by micro-batches
@@ -105,10 +122,12 @@ class ReaderTrainer(Trainer):
 
     # -------------------------------------------------------------- data
 
-    def _get_train_sampler(self, train_dataset: Any = None) -> StepSampler:
-        per_step = self.args.train_batch_size * self.args.gradient_accumulation_steps * self.args.world_size
-        return StepSampler(self.train_dataset.lengths, per_step, per_step * self.args.max_steps, self.args.seed,
-                           self.grouped)
+    def _get_train_sampler(self, train_dataset: Any = None) -> Sampler[int]:
+        batch = self.args.train_batch_size
+        per_step = batch * self.args.gradient_accumulation_steps * (self.args.world_size // self.ranks)
+        sampler = StepSampler(self.train_dataset.lengths, per_step, per_step * self.args.max_steps, self.args.seed,
+                              self.grouped)
+        return Repeated(sampler, batch, self.ranks)
 
     def _get_collator_with_removed_columns(self, data_collator: Callable, description: str | None = None) -> Callable:
         return data_collator  # our items are no model inputs: there is nothing to remove

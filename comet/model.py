@@ -32,6 +32,7 @@ from comet.layout import TEXT, beacon_count, chunk_layout
 from comet.memory import MemoryState, wide
 from comet.pipeline import Pipeline
 from comet.plan import BOUNDARIES, ChunkPlanner, fixed
+from comet.schedule import SCHEDULES
 from comet.session import Session
 from comet.stream import Stream
 from comet.text import Chunk, Step, Text, answer_asked, every_asked, joined, steps_of
@@ -61,6 +62,7 @@ class Comet(Reader):
     """
 
     equal_calls = False
+    schedules = SCHEDULES
 
     def __init__(self, backbone: Backbone | TinyBackbone, decoder: Stack, objective: Answer, tokenizer: Any, *,
                  chunk_size: int = 2048, stride: int = 8, global_slots: int = 512, queue_budget: int = 2048,
@@ -136,7 +138,7 @@ class Comet(Reader):
         self.objective.begin_step(step, seed)
 
     def join_pipeline(self, place: Place, schedule: str) -> None:
-        """From now on, in training, a batch is read together with the other ranks of the pipeline; see comet.pipeline."""
+        """As Reader's, for contiguous or cyclic chunks of every text; see comet.pipeline."""
         self.pipeline = Pipeline(PipelineHandoff(place) if place.ranks > 1 else Handoff(), schedule, place.counts_batch)
 
     @property

@@ -1,0 +1,63 @@
+"""engine.ranks and engine.schedule: what is refused, and which batches the ranks of a pipeline get."""
+
+import pytest
+
+import train as training
+from breviary.contract import Reader
+from breviary.training import Repeated, StepSampler
+
+SMALL = ["compressor=comet", "compressor.chunk_size=16", "compressor.stride=4", "compressor.global_slots=3",
+         "compressor.queue_budget=8"]
+
+
+@pytest.fixture(autouse=True)
+def four_processes(monkeypatch):
+    monkeypatch.setenv("WORLD_SIZE", "4")
+
+
+@pytest.mark.parametrize("words, sentence", [
+    (["engine=pipeline", "engine.ranks=3"], "engine.ranks=3: 4 process(es) do not divide into pipelines of so many; e.g. "
+                                            "engine.ranks=4, or torchrun --nproc_per_node 3"),
+    (["engine=pipeline", "engine.ranks=0"], "engine.ranks=0: 4 process(es) do not divide into pipelines of so many; e.g. "
+                                            "engine.ranks=4, or torchrun --nproc_per_node 1"),
+    (["engine=pipeline", "engine.schedule=random"], "engine.schedule=random: allowed are contiguous, cyclic"),
+    (["engine=zero2", "engine.ranks=2"], "engine.ranks=2: the ranks of a pipeline stand at different layers, and ZeRO's stages 2 "
+     "and 3 (and overlap_comm) have all processes meet at every layer: they would wait for each other; use engine=zero1 or "
+     "engine=pipeline"),
+])
+def test_one_sentence_for_each_mistake(refused, words, sentence):
+    assert refused(training, *SMALL, *words) == [sentence]
+
+
+def test_zero_3_is_refused_with_both_reasons(refused):
+    found = refused(training, *SMALL, "engine=zero3", "engine.ranks=2")
+    assert len(found) == 2 and "equal calls" in found[0] and "would wait for each other" in found[1]
+
+
+def test_overlapping_reductions_are_refused(refused):
+    [sentence] = refused(training, *SMALL, "engine=zero1", "engine.ranks=2", "engine.deepspeed.zero_optimization.overlap_comm=true")
+    assert "overlap_comm" in sentence
+
+
+def test_a_compressor_that_reads_on_one_process(refused):
+    assert refused(training, "compressor=mean_pool", "engine=pipeline") == [
+        "engine.ranks=2: this compressor reads a batch on one process; use engine.ranks=1"]
+    with pytest.raises(NotImplementedError, match="Reader reads a batch on one process"):
+        Reader().join_pipeline(None, "cyclic")
+
+
+def test_neighbours_get_the_same_batches():
+    """Batches go to the processes in turn: with 2 pipelines of 2 ranks, ranks 0 and 1 read what one of two processes would."""
+    alone = list(StepSampler(list(range(50)), 8, 80, 0, True))
+    together = Repeated(StepSampler(list(range(50)), 8, 80, 0, True), 4, 2)
+    indices = list(together)
+    assert len(indices) == len(together) == 160
+    by_four = [indices[at : at + 4] for at in range(0, 160, 4)]
+    wanted = [alone[at : at + 4] for at in range(0, 80, 4)]
+    for rank in range(4):
+        assert by_four[rank::4] == wanted[rank // 2 :: 2]
+
+
+def test_on_one_process_each_nothing_is_repeated():
+    sampler = StepSampler(list(range(9)), 4, 12, 0, False)
+    assert list(Repeated(sampler, 4, 1)) == list(sampler)
