@@ -9,6 +9,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
+import torch
 import torch.distributed as dist
 
 from breviary.distributed import rank, world_size
@@ -49,8 +50,8 @@ def mapping(world: int, ranks: int) -> str:
 
 
 def take_place(ranks: int) -> Place:
-    """This process's place in pipelines of `ranks` processes, with its groups. Called by every process of the world, as
-    groups are made together.
+    """This process's place in pipelines of `ranks` processes, with its groups, whose neighbours are connected. Called by every
+    process of the world, as groups are made together.
 
     Raises: ValueError if the processes do not divide into pipelines.
     """
@@ -64,4 +65,23 @@ def take_place(ranks: int) -> Place:
         return place
     groups = [tuple(dist.new_group(list(range(number * ranks, (number + 1) * ranks))) for _ in range(2))
               for number in range(world // ranks)]
-    return Place(ranks, pipeline, index, *groups[pipeline])
+    place = Place(ranks, pipeline, index, *groups[pipeline])
+    _connect(place)
+    return place
+
+
+def _connect(place: Place) -> None:
+    """One message each way between neighbours, the last and the first included, pair after pair in an order that all share.
+
+    NCCL connects two ranks at their first message and holds up both until then: a receiver that makes room ahead would wait
+    for a sender that waits for it.
+    """
+    on_gpu = dist.get_backend(place.rising) == "nccl"
+    token = torch.zeros(1, device=torch.device("cuda", torch.cuda.current_device()) if on_gpu else "cpu")
+    for low, high in sorted({tuple(sorted((at, (at + 1) % place.ranks))) for at in range(place.ranks)}):
+        if place.index == low:
+            dist.send(token, place.members[high], place.rising)
+            dist.recv(token, place.members[high], place.falling)
+        elif place.index == high:
+            dist.recv(token, place.members[low], place.rising)
+            dist.send(token, place.members[low], place.falling)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import random
 import sys
+import time
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -15,7 +16,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from comet_forms import C, comet, drawn_ids, text_of
 
 from breviary.contract import Batch, Example
-from breviary.distributed import end_process_group, rank, start_process_group, sum_over_ranks
+from breviary.distributed import all_ranks_rows, end_process_group, rank, start_process_group, sum_over_ranks
 from breviary.pipeline import Place, take_place
 from comet.model import Comet
 from comet.text import Text, steps_of
@@ -231,4 +232,31 @@ def run_without_gradients(folder: Path) -> None:
     sent = sum_over_ranks(torch.tensor(reader.pipeline.handoff.sent)).tolist()
     if rank() == 0:
         torch.save({"alone": alone, "evaluated": evaluated, "shares": shares.tolist(), "sent": sent}, folder / "plain.pt")
+    end_process_group()
+
+
+# ---- who waits for whom ----
+
+
+def run_timed(folder: Path) -> None:
+    """When every cell of a forward pass is computed, by a clock that the ranks share; computing is sleeping."""
+    start_process_group(torch.device("cpu"))
+    reader, place, found = comet(layers=LAYERS).train(), take_place(2), {}
+    cell, spans = reader.memory.cell, []
+
+    def slow(stack, index, *rest):
+        start = time.monotonic()
+        time.sleep(0.05)
+        result = cell(stack, index, *rest)
+        spans.append((index, start, time.monotonic()))
+        return result
+
+    reader.memory.cell = slow
+    for schedule in ("contiguous", "cyclic"):
+        reader.join_pipeline(place, schedule)
+        spans.clear()
+        reader.nll(everything([FOUR])).sum().backward()
+        found[schedule] = all_ranks_rows([list(spans)])
+    if rank() == 0:
+        torch.save(found, folder / "timed.pt")
     end_process_group()
