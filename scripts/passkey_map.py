@@ -28,6 +28,7 @@ matplotlib.use("Agg")
 import matplotlib.pyplot as plt
 import numpy as np
 from hydra import compose, initialize_config_dir
+from hydra.utils import instantiate
 from omegaconf import DictConfig, open_dict
 
 from breviary.build import build_backbone
@@ -69,12 +70,12 @@ def measure(run: str, words: list[str], lengths: list[int], depths: list[float],
     cfg = settled(run, words)
     backbone = build_backbone(cfg)
     reader = loaded(cfg, backbone, checkpoint_of(cfg))
-    cells = []
+    cells, trained_words = [], cfg.dataset.context_words
     for length in lengths:
         for depth in depths:
             cells.append(cell(cfg, backbone, reader, length, depth, examples))
             say(f"  {cfg.reader}: {length} words, depth {depth:.2f}: {cells[-1]['em']['value']:.2f}")
-    return {"run": run, "reader": cfg.reader, "trained_words": cfg.dataset.context_words, "cells": cells,
+    return {"run": run, "reader": cfg.reader, "trained_words": trained_words, "cells": cells,
             "compressor": dict(cfg.compressor)}
 
 
@@ -92,8 +93,6 @@ def settled(run: str, words: list[str]) -> DictConfig:
 
 def cell(cfg: DictConfig, backbone: Any, reader: Any, length: int, depth: float, examples: int) -> dict[str, Any]:
     """Answers `examples` texts of one length and depth."""
-    from hydra.utils import instantiate
-
     with open_dict(cfg):
         cfg.dataset.context_words, cfg.dataset.depth, cfg.dataset.test_size = length, depth, examples
     items = tokenised(cfg, backbone, instantiate(cfg.dataset).examples("test"))
