@@ -206,7 +206,9 @@ def test_narrativeqa_takes_the_lines_of_each_split_with_stories_or_summaries(cal
     (repository / "tmp").rename(tmp_path / "stories")
     assert "name the folder of stories with --stories" in refused(
         "narrativeqa", "--train", repository, "--output", tmp_path / "x", output=False)[0]
-    call("narrativeqa", "--train", repository, "--stories", tmp_path / "stories", "--output", tmp_path / "y", output=False)
+    call("narrativeqa", "--train", repository, "--stories", tmp_path / "stories", "--output", tmp_path / "y",
+         output=False)
+    assert prepared(tmp_path / "y", "train")[0].context == "Story one."
 
 
 def test_narrativeqa_tables_must_fit_each_other(tmp_path, repository, refused):
