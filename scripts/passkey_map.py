@@ -35,7 +35,7 @@ from breviary.build import build_backbone
 from breviary.checks import Problems
 from breviary.contract import Generation
 from breviary.evaluation import evaluate
-from breviary.keys import checked_keys
+from breviary.keys import checked_keys, with_run_keys
 from breviary.results import environment, interval, write_json
 from data.collate import Collator
 from data.metrics import scores
@@ -83,7 +83,7 @@ def settled(run: str, words: list[str]) -> DictConfig:
     """The run's configuration for evaluation, `words` changed in it; checked."""
     overrides = [f"run={run}", *words, "baselines=[]"]
     with initialize_config_dir(str(ROOT / "configs"), version_base="1.3"):
-        cfg = settle(compose("eval", overrides), overrides)
+        cfg = settle(compose("eval", with_run_keys(overrides)), overrides)
     if "context_words" not in cfg.dataset:
         raise Problems([f"{run}: trained on {cfg.dataset._target_}; give a run of dataset=passkey, or dataset=passkey as well"])
     cfg, problems = checked_keys(cfg)
