@@ -21,7 +21,7 @@ from breviary.budget import budget_problems
 from breviary.build import compressor_class, compressor_settings
 from breviary.checkpoint import backbone_difference, read_metadata
 from breviary.contract import Compressor, Example, Reader
-from breviary.keys import nearest
+from breviary.keys import nearest, with_run_keys
 from breviary.runs import best_checkpoint, last_checkpoint
 
 ENGINES = ("single", "ddp", "zero")
@@ -234,6 +234,7 @@ def run_for_people(main: Callable[[], Any], config_keys: Callable[[], list[str]]
 
     config_keys gives every known key (a.b.c), for naming the nearest right one. Other errors keep their traceback.
     """
+    sys.argv[1:] = with_run_keys(sys.argv[1:])
     try:
         main()
     except (ValueError, HydraException, OmegaConfBaseException) as error:

@@ -132,6 +132,20 @@ def known_keys(config: str) -> list[str]:
         return flat_keys(compose(config, choices)) + groups
 
 
+def with_run_keys(words: list[str]) -> list[str]:
+    """Command-line words; those that set a key in a section of the run named by run=FOLDER may add it (++).
+
+    Hydra composes before it is known what the run has: compressor.keep of a RAM run, say, is no key of its default. What
+    the run has not either is told later, with the nearest key that it has.
+    """
+    run = next((word.partition("=")[2] for word in words if word.startswith("run=")), "")
+    file = Path(run) / "config.yaml"
+    if not run or not file.is_file():  # told where the run is opened
+        return words
+    sections = tuple(f"{name}." for name, value in OmegaConf.load(file).items() if OmegaConf.is_dict(value))
+    return [f"++{word}" if word.startswith(sections) else word for word in words]
+
+
 def flat_keys(cfg: DictConfig) -> list[str]:
     """Every key of a configuration as a.b.c."""
     def walk(node: Any, prefix: str) -> Iterable[str]:

@@ -115,6 +115,9 @@ class _Recorder:
     def __getattr__(self, name: str) -> Any:
         return getattr(self._tokenizer, name)
 
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        return self._tokenizer(*args, **kwargs)
+
     def batch_decode(self, ids: list[list[int]], **kwargs: Any) -> list[str]:
         self.ids = [list(row) for row in ids]
         return self._tokenizer.batch_decode(ids, **kwargs)

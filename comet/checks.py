@@ -45,7 +45,7 @@ def _layout_problems(settings: Mapping[str, Any], positions: int) -> list[str]:
                      f"(chunk_size / stride), e.g. {c // s}, or 0 for no queue")
     if widest is not None and (widest < s or c % widest):
         found.append(f"compressor.widest_stride={widest}: must be a divisor of compressor.chunk_size={c} of at least "
-                     f"compressor.stride={s}, e.g. {2 * s}, or null")
+                     f"compressor.stride={s}, e.g. {c if c % (2 * s) else 2 * s}, or null")
     if settings["smallest_chunk"] > c:
         found.append(f"compressor.smallest_chunk={settings['smallest_chunk']}: must be at most compressor.chunk_size={c}, e.g. 4")
     columns = 2 * G + B + c + (c // s if B else 0)

@@ -103,7 +103,7 @@ class Comet(Reader):
         """Supervised tokens; of a pipeline's batch once."""
         main = self.objective.main(batch)
         layout, _ = joined([main.prefix, main.context, main.prompt, main.answer])
-        asked = every_asked(layout) if self.supervise == "text" else main.answer.mask
+        asked = every_asked(layout) if self.supervise == "text" else answer_asked(main, layout)
         others = self.objective.others(batch) if self.training else {}
         found = {"answer": asked.sum(), **{name: other.answer.mask.sum() for name, (_, other) in others.items()}}
         return {name: self._once(count) for name, count in found.items()}
@@ -242,8 +242,10 @@ class Comet(Reader):
         return self.planner.plan(tokens, boundaries, f"{self._drawn}-{name}")
 
     def _slots(self, plan: list[int], stride: int, prefix: int, context: int, prompt: int) -> int:
-        """Memory seats of the chunk in which the prompt ends, and context tokens in that chunk."""
+        """Memory seats of the chunk in which the prompt ends, and context tokens in that chunk; 0 without a context."""
         start, slots = 0, 0
+        if not context:
+            return 0
         for number, size in enumerate(plan):
             if start + size >= prefix + context + prompt:
                 here = max(min(prefix + context, start + size) - max(prefix, start), 0)

@@ -60,10 +60,11 @@ class Session:
         other.tokens_read = self.tokens_read
         return other
 
-    def ask(self, question: str, generation: Generation | None = None) -> str:
-        """The answer to a question about what was read; the session stays as it is."""
+    def ask(self, question: str | Sequence[int], generation: Generation | None = None) -> str:
+        """The answer to a question about what was read; the session stays as it is. A string is put into the template,
+        tokens are read as they are."""
         asked = self.fork()
-        asked.read(self.template.replace("{question}", question))
+        asked.read(self.template.replace("{question}", question) if isinstance(question, str) else question)
         if asked._logits is None:
             raise ValueError("session.ask: nothing was read, and the question is empty; call session.read first")
         with self.reader.decoder.precision():

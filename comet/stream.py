@@ -41,9 +41,7 @@ class Stream:
 
     def fork(self) -> Stream:
         """An independent copy; costs nothing, as nothing is changed in place."""
-        other = copy.copy(self)
-        other.filled = list(self.filled)
-        return other
+        return copy.copy(self)
 
     @property
     def bytes(self) -> int:

@@ -27,10 +27,11 @@ from omegaconf import DictConfig
 
 from breviary.build import build_backbone
 from breviary.checks import Problems
-from breviary.contract import Generation
+from breviary.contract import Example, Generation
 from breviary.keys import checked_keys
 from comet.model import Comet
 from comet.session import Session
+from data.prompts import Prompt
 from eval import checkpoint_of, loaded, say, settle
 
 
@@ -58,8 +59,12 @@ def ask(given: argparse.Namespace) -> None:
     backbone = build_backbone(cfg)
     reader = loaded(cfg, backbone, checkpoint_of(cfg)).eval()
     assert isinstance(reader, Comet), reader
-    template = cfg.prompt.template
-    session = Session.load(reader, given.load) if given.load else reader.open(template=template)
+    prompt, tokenizer = Prompt(**cfg.prompt), backbone.tokenizer()
+    if given.load:
+        session = Session.load(reader, given.load)
+    else:  # a text begins as in training: with BOS, chat header and instruction, where the run has them
+        session = reader.open()
+        session.read(prompt.tokenise(Example("", "", "?", ("",)), tokenizer)["prefix"])
     if text:
         start, before = time.perf_counter(), session.tokens_read
         session.read(text)
@@ -71,7 +76,8 @@ def ask(given: argparse.Namespace) -> None:
         plain = session.tokens_read * reader.decoder.key_value_bytes(len(reader.decoder))
         say(f"{given.save}: {size / 2**20:.1f} MiB (the text's key/value cache would be {plain / 2**20:,.1f} MiB)")
     for question in given.questions:
-        say(f"Q: {question}\nA: {session.ask(question, Generation(**cfg.generation))}")
+        asked = prompt.tokenise(Example("", "", question, ("",)), tokenizer)["prompt"]
+        say(f"Q: {question}\nA: {session.ask(asked, Generation(**cfg.generation))}")
 
 
 def settled(given: argparse.Namespace) -> DictConfig:

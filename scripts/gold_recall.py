@@ -33,7 +33,7 @@ from rich.table import Table
 from breviary.build import build_backbone
 from breviary.checks import Problems
 from breviary.contract import Batch
-from breviary.keys import checked_keys
+from breviary.keys import checked_keys, with_run_keys
 from breviary.results import environment, interval, write_json
 from data.collate import Collator
 from eval import checked, checkpoint_of, loaded, say, settle, tokenised
@@ -85,7 +85,7 @@ def settled(run: str, words: list[str]) -> DictConfig:
     """The run's configuration for evaluation, `words` changed in it."""
     overrides = [f"run={run}", *words, "baselines=[]"]
     with initialize_config_dir(str(ROOT / "configs"), version_base="1.3"):
-        cfg = settle(compose("eval", overrides), overrides)
+        cfg = settle(compose("eval", with_run_keys(overrides)), overrides)
     if "segment_size" not in cfg.compressor or "keep" not in cfg.compressor:
         raise Problems([f"{run}: compressor {cfg.compressor._target_} ranks no segments; give a run of compressor=ram"])
     return cfg

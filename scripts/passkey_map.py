@@ -28,13 +28,14 @@ matplotlib.use("Agg")
 import matplotlib.pyplot as plt
 import numpy as np
 from hydra import compose, initialize_config_dir
+from hydra.utils import instantiate
 from omegaconf import DictConfig, open_dict
 
 from breviary.build import build_backbone
 from breviary.checks import Problems
 from breviary.contract import Generation
 from breviary.evaluation import evaluate
-from breviary.keys import checked_keys
+from breviary.keys import checked_keys, with_run_keys
 from breviary.results import environment, interval, write_json
 from data.collate import Collator
 from data.metrics import scores
@@ -69,12 +70,12 @@ def measure(run: str, words: list[str], lengths: list[int], depths: list[float],
     cfg = settled(run, words)
     backbone = build_backbone(cfg)
     reader = loaded(cfg, backbone, checkpoint_of(cfg))
-    cells = []
+    cells, trained_words = [], cfg.dataset.context_words
     for length in lengths:
         for depth in depths:
             cells.append(cell(cfg, backbone, reader, length, depth, examples))
             say(f"  {cfg.reader}: {length} words, depth {depth:.2f}: {cells[-1]['em']['value']:.2f}")
-    return {"run": run, "reader": cfg.reader, "trained_words": cfg.dataset.context_words, "cells": cells,
+    return {"run": run, "reader": cfg.reader, "trained_words": trained_words, "cells": cells,
             "compressor": dict(cfg.compressor)}
 
 
@@ -82,7 +83,7 @@ def settled(run: str, words: list[str]) -> DictConfig:
     """The run's configuration for evaluation, `words` changed in it; checked."""
     overrides = [f"run={run}", *words, "baselines=[]"]
     with initialize_config_dir(str(ROOT / "configs"), version_base="1.3"):
-        cfg = settle(compose("eval", overrides), overrides)
+        cfg = settle(compose("eval", with_run_keys(overrides)), overrides)
     if "context_words" not in cfg.dataset:
         raise Problems([f"{run}: trained on {cfg.dataset._target_}; give a run of dataset=passkey, or dataset=passkey as well"])
     cfg, problems = checked_keys(cfg)
@@ -92,8 +93,6 @@ def settled(run: str, words: list[str]) -> DictConfig:
 
 def cell(cfg: DictConfig, backbone: Any, reader: Any, length: int, depth: float, examples: int) -> dict[str, Any]:
     """Answers `examples` texts of one length and depth."""
-    from hydra.utils import instantiate
-
     with open_dict(cfg):
         cfg.dataset.context_words, cfg.dataset.depth, cfg.dataset.test_size = length, depth, examples
     items = tokenised(cfg, backbone, instantiate(cfg.dataset).examples("test"))

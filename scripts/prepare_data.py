@@ -198,7 +198,7 @@ def _free(id: str, ids: dict[str, bytes]) -> str:
 
 
 def _keys(row: dict[str, Any]) -> list[bytes]:
-    """What no two splits may share: the context, whatever the order of its passages, and question with gold passages."""
+    """What no two splits may share: context, whatever the order of its passages, and question with gold passages."""
     passages = row.get("documents", [])
     gold = sorted(passage["text"] for passage in passages if passage["is_gold"])
     texts = [sorted(passage["text"] for passage in passages) or row["context"]]
@@ -228,8 +228,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("format", metavar="FORMAT", help=f"one of: {', '.join(CONVERTERS)}")
     for split in SPLITS:
         parser.add_argument(f"--{split}", nargs="+", default=[], metavar="FILE", help=f"the source's files for {split}")
-    parser.add_argument("--output", metavar="FOLDER", help="default: BREVIARY_DATA or ~/.cache/breviary/data, and there "
-                                                           "the name of the format (multinews for multi_news)")
+    parser.add_argument("--output", metavar="FOLDER", help="default: the name of the format (multinews for multi_news) "
+                        "in BREVIARY_DATA, else in data/ of BREVIARY_CACHE, else in ~/.cache/breviary/data")
     parser.add_argument("--max-words", type=int, metavar="N", help="leaves out contexts of more words; default: none")
     parser.add_argument("--context", choices=("stories", "summaries"), default="stories", help="of narrativeqa")
     parser.add_argument("--stories", metavar="FOLDER", help="of narrativeqa: where <document_id>.content files lie")

@@ -22,7 +22,8 @@ class Skipped:
 Converted = dict[str, Any] | Skipped
 
 
-def converter(one: Callable[[dict[str, Any], int], Iterator[Converted]]) -> Callable[[Iterable[Any]], Iterator[Converted]]:
+def converter(one: Callable[[dict[str, Any], int], Iterator[Converted]]
+              ) -> Callable[[Iterable[Any]], Iterator[Converted]]:
     """rows -> examples, of `one(row, number)`, which gives the examples of one row; numbers count from 0.
 
     Raises ValueError for a row that is no object, and what `one` raises.
@@ -75,12 +76,18 @@ def identifier(row: dict[str, Any], fields: Iterable[str], otherwise: str) -> st
 def example(id: str, context: str, question: str, answers: Iterable[str]) -> Converted:
     """An object of the common format: question and answers trimmed, answers distinct and in their order.
 
-    Skipped where context, question or every answer is empty.
+    Skipped where context, question or every answer is empty. Raises ValueError for half a character (a lone surrogate,
+    which JSON can write and UTF-8 cannot).
     """
     answers = list(dict.fromkeys(answer.strip() for answer in answers if answer.strip()))
     for reason, text in (("no context", context.strip()), ("no question", question.strip()), ("no answer", answers)):
         if not text:
             return Skipped(reason)
+    for name, text in (("context", context), ("question", question), ("answers", "".join(answers))):
+        try:
+            text.encode("utf-8")
+        except UnicodeEncodeError as error:
+            raise ValueError(f"the {name} holds half a character ({ascii(text[error.start])})") from error
     return {"id": id, "context": context, "question": question.strip(), "answers": answers}
 
 

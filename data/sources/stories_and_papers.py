@@ -8,7 +8,7 @@ from typing import Any
 
 from data.sources.rows import Converted, Skipped, converter, example, identifier, kind_of, need, need_each
 
-ANNOTATORS = ("answer1", "answer4", "answer2", "answer5", "answer3", "answer6")  # two, of three answers each, in turn
+ANSWERS = ("answer1", "answer4", "answer2", "answer3", "answer5", "answer6")  # first of each annotator, then the others
 OPTIONS = "ABCD"
 
 
@@ -62,18 +62,18 @@ def fairytaleqa(row: dict[str, Any], number: int) -> Iterator[Converted]:
     """FairytaleQA (arXiv 2203.13947): a line of a story's questions with `story`, its name, and `sections`, its texts.
 
     {"story": str, "place": int, "sections": [str], "question": str, "answer1": str, ..., "answer6": str}; answers 1 to
-    3 are one annotator's, 4 to 6 the other's, and are taken in turn.
+    3 are one annotator's, 4 to 6 the other's.
     """
     context = "\n\n".join(need_each(row, "sections", str)).replace("\r\n", "\n").replace("\r", "\n")
     id = f"{need(row, 'story', str)}-{need(row, 'place', int)}"
-    yield example(id, context, need(row, "question", str), [need(row, answer, str) for answer in ANNOTATORS])
+    yield example(id, context, need(row, "question", str), [need(row, answer, str) for answer in ANSWERS])
 
 
 @converter
 def quality(row: dict[str, Any], number: int) -> Iterator[Converted]:
     """QuALITY 1.0.1 (arXiv 2112.08608): an article and one writer's questions; options stand in the question.
 
-    {"set_unique_id": str, "article": str, "questions": [{"question": str, "options": [str, ...4], "gold_label": 1..4}]};
+    {"set_unique_id": str, "article": str, "questions": [{"question": str, "options": [str x 4], "gold_label": 1..4}]};
     the answer is the option's text. Take the files whose HTML is stripped.
     """
     name, article = identifier(row, ("set_unique_id",), f"quality-{number}"), need(row, "article", str)

@@ -1,7 +1,7 @@
 """CoMeT over length: constant memory, linear time, flat decoding, against the plain backbone with its cache.
 
     python scripts/bench/comet_length.py [--backbone tiny] [--lengths 4096 16384 65536 262144 1048576] [--output FILE.json]
-    python scripts/bench/comet_length.py --backends-alone       the two backends at the widths of Qwen3-4B and SmolLM2 alone
+    python scripts/bench/comet_length.py --lengths              only the two backends, at the widths of Qwen3-4B and SmolLM2
 
 Weights are random or the plain backbone's, tokens are random: this is about speed and memory alone. For every length: time
 to read it, peak memory above the loaded weights, bytes of the state, time of a token written after it. The plain backbone
@@ -55,11 +55,11 @@ def main() -> None:
     """Measures, prints two tables, writes one JSON and a plot beside it."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--backbone", default="tiny", help="a YAML of configs/backbone")
-    parser.add_argument("--lengths", type=int, nargs="+", default=[4096, 16384, 65536, 262144, 1048576])
+    parser.add_argument("--lengths", type=int, nargs="*", default=[4096, 16384, 65536, 262144, 1048576])
     parser.add_argument("--plain-limit", type=int, default=16384, help="longest text of the plain backbone, tokens")
     parser.add_argument("--keys", nargs="*", default=[], help="key=value of the configuration, e.g. compressor.chunk_size=512")
     parser.add_argument("--runs", type=int, default=5, help="of the two backends")
-    parser.add_argument("--backends-alone", action="store_true", help="skip the lengths")
+    parser.add_argument("--shapes", nargs="*", choices=SHAPES, default=list(SHAPES), help="widths of the two backends")
     parser.add_argument("--output", default=None, help="JSON file; the plot gets its name")
     args = parser.parse_args()
     quiet_libraries()
@@ -72,7 +72,7 @@ def main() -> None:
         if args.output:
             write_json(args.output, measured)
 
-    if not args.backends_alone:
+    if args.lengths:
         reader = comet_reader(args)
         for length in args.lengths:
             keep("lengths", read_comet(reader, length))
@@ -81,9 +81,10 @@ def main() -> None:
         show_lengths(measured["lengths"])
         if args.output:
             plot(measured["lengths"], Path(args.output).with_suffix(".png"))
-    for shape in SHAPES:
+    for shape in args.shapes:
         keep("backends", backends(shape, args.runs))
-    show_backends(measured["backends"])
+    if args.shapes:
+        show_backends(measured["backends"])
 
 
 def comet_reader(args: argparse.Namespace) -> Comet:

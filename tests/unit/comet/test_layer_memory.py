@@ -1,7 +1,5 @@
 """comet.memory: the gate, the queue, the adapters (spec 6: 4, 5, 6, 13). G slots of width D."""
 
-from dataclasses import replace
-
 import hypothesis.strategies as st
 import pytest
 import torch
@@ -165,7 +163,7 @@ def test_weights_are_counted():
 def test_new_weights_are_drawn_as_published():
     net = LayerMemory(400)
     for linear in (net.gate, net.global_adapter.down, net.global_adapter.up, net.temporary_adapter.up):
-        assert float(linear.weight.std()) == pytest.approx(STD, rel=0.1)
+        assert linear.weight.std().item() == pytest.approx(STD, rel=0.1)
     assert (net.global_norm.weight == 1).all() and (net.temporary_norm.weight == 1).all()
 
 
@@ -217,4 +215,3 @@ def test_gradients_are_cut_in_the_named_rows_alone():
     assert torch.equal(layer.carried, carried) and torch.equal(layer.queue, queue)
     for leaf, grad in zip((carried, queue), torch.autograd.grad(layer.carried.sum() + layer.queue.sum(), (carried, queue))):
         assert not grad[0].any() and (grad[1] == 1).all() and leaf.shape == grad.shape
-    assert replace(full).layers[0].carried is carried

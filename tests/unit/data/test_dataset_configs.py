@@ -22,7 +22,8 @@ def load(file: Path, data: str = "nowhere"):
 
 def test_the_files_are_there():
     assert {f.stem for f in FILES} >= GENERATED | {"jsonl", "nq", "nq_gold4", "contract_nli", "fairytaleqa", "hotpotqa",
-                                                    "2wikimultihopqa", "qasper"}
+                                                    "2wikimultihopqa", "qasper", "narrativeqa", "multinews", "musique", "qmsum", "quality",
+                                                    "gov_report", "kv_retrieval"}
 
 
 @pytest.mark.parametrize("file", FILES, ids=lambda f: f.stem)

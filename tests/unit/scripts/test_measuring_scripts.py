@@ -7,6 +7,7 @@ import pytest
 import torch
 from calling import call
 
+import eval as evaluating
 import train as training
 from ram.segments import select_segments
 from scripts import curves, gold_recall
@@ -34,6 +35,18 @@ def test_recall_of_gold_segments(run, tmp_path):
     # The name asked for stands in the gold sentence alone, and one segment is always kept.
     assert rows["BM25"]["2"]["value"] > rows["chance"]["2"]["value"] and rows["BM25"]["100"]["value"] > 0
     assert all(recall["100"]["low"] <= recall["100"]["value"] <= recall["100"]["high"] for recall in rows.values())
+
+
+def test_a_key_that_only_the_run_has_is_set_as_any_other(run, monkeypatch, tmp_path, capsys):
+    """compressor.keep is no key of what eval.py composes before it knows the run."""
+    words = [f"run={run}", "examples=2", "baselines=[]", "compressor.keep=none", "compressor.ratio=2"]
+    assert call(monkeypatch, tmp_path, evaluating, *words) == 0, capsys.readouterr().err
+    [file] = run.glob("eval/*/*/results.json")
+    assert {key: json.loads(file.read_text())["config"]["compressor"][key] for key in ("keep", "ratio")} == {
+        "keep": "none", "ratio": 2}
+    assert call(monkeypatch, tmp_path, evaluating, f"run={run}", "compressor.kep=none") == 2
+    assert "the nearest right one is compressor.keep" in capsys.readouterr().err
+    gold_recall.main([str(run), "--examples", "2", "compressor.keep=none", f"paths.cache={tmp_path}/cache"])
 
 
 def test_recall_counts_gold_segments_that_are_kept():

@@ -1,0 +1,219 @@
+"""comet.session: a text read in pieces, asked about, written on, saved and loaded."""
+
+from types import SimpleNamespace
+
+import pytest
+import torch
+
+from breviary.checkpoint import save_trained
+from breviary.contract import Generation
+from breviary.testing import disturb, recorded_ids
+from comet.session import TEMPLATE, Session
+from comet_forms import C, comet, twin_logits
+
+TEXT = ("For the town of Velkeld the official metal is copper. The ship Quiloth has violin as lucky instrument. "
+        "The lucky animal of the ship Druminne is horse. ") * 2
+QUESTION = "What is the official metal of the town of Velkeld?"
+SHORT = Generation(max_new_tokens=6, min_new_tokens=6)
+
+
+@pytest.fixture(scope="module")
+def reader():
+    return comet(dtype="float32")
+
+
+def ids_of(reader, text):
+    return reader.tokenizer(text, add_special_tokens=False)["input_ids"]
+
+
+def opened(reader, ids):
+    session = reader.open()
+    session.read(ids)
+    return session
+
+
+def next_ids(session, count=5):
+    """What the session would write; it stays as it is."""
+    return list(session.fork().generate(count))
+
+
+def greedy(reader, ids, count):
+    """What the slow twin writes after these tokens."""
+    written = list(ids)
+    with torch.no_grad():
+        for _ in range(count):
+            written.append(int(twin_logits(reader, torch.tensor(written))[-1].argmax()))
+    return written[len(ids) :]
+
+
+# ---- reading, asking, writing ----
+
+
+@pytest.mark.parametrize("size", [1, 7, 16, 50])
+def test_a_text_may_be_read_in_pieces(reader, size):
+    ids = ids_of(reader, TEXT)
+    whole, pieces = opened(reader, ids), reader.open()
+    for start in range(0, len(ids), size):
+        pieces.read(ids[start : start + size])
+    torch.testing.assert_close(pieces._logits, whole._logits, atol=1e-5, rtol=1e-5)
+    assert pieces.tokens_read == whole.tokens_read == len(ids) and pieces._open == whole._open == ids[-len(whole._open) :]
+    assert pieces.ask(QUESTION, SHORT) == whole.ask(QUESTION, SHORT)
+
+
+def test_a_string_is_read_as_its_tokens(reader):
+    one, other = reader.open(), reader.open()
+    one.read(TEXT)
+    other.read(ids_of(reader, TEXT))
+    assert torch.equal(one._logits, other._logits) and one.tokens_read == other.tokens_read > 4 * C
+    one.read("")
+    assert torch.equal(one._logits, other._logits) and one.tokens_read == other.tokens_read
+
+
+def test_an_answer_is_what_the_twin_writes_after_text_and_question(reader):
+    ids = ids_of(reader, TEXT)
+    with recorded_ids(reader) as recorder:
+        opened(reader, ids).ask(QUESTION, Generation(max_new_tokens=6))
+    asked = [*ids, *ids_of(reader, TEMPLATE.replace("{question}", QUESTION))]
+    assert recorder.ids == [greedy(reader, asked, 6)]
+
+
+def test_asking_leaves_the_session_as_it_is(reader):
+    ids = ids_of(reader, TEXT)
+    session, untouched = opened(reader, ids), opened(reader, ids)
+    first = session.ask(QUESTION, SHORT)
+    session.ask("Which ship?", SHORT)
+    assert session.ask(QUESTION, SHORT) == first and session.tokens_read == len(ids)
+    assert next_ids(session) == next_ids(untouched)
+    assert torch.equal(session._logits, untouched._logits)
+
+
+def test_an_answer_stops_at_a_new_line(reader):
+    session = opened(reader, ids_of(reader, TEXT))
+    assert "\n" not in session.ask(QUESTION)
+    [token] = next_ids(opened(reader, ids_of(reader, TEXT + TEMPLATE.replace("{question}", QUESTION))), 1)
+    word = reader.tokenizer.decode([token])
+    assert session.ask(QUESTION, Generation(stop=(word,))) == ""
+
+
+def test_a_template_of_one_s_own(reader):
+    ids = ids_of(reader, TEXT)
+    session = reader.open(template=" {question} is")
+    session.read(ids)
+    with recorded_ids(reader) as recorder:
+        session.fork().ask("copper", Generation(max_new_tokens=3))
+    assert recorder.ids == [greedy(reader, [*ids, *ids_of(reader, " copper is")], 3)]
+
+
+def test_writing_rolls_over_into_new_chunks(reader):
+    ids, session = ids_of(reader, TEXT)[:10], reader.open()
+    session.read(ids)
+    written = list(session.generate(3 * C))
+    assert written == greedy(reader, ids, 3 * C) and len(written) == 3 * C
+    assert session.tokens_read == 10 + 3 * C and session._open == written[-10:]
+    again = opened(reader, [*ids, *written])
+    torch.testing.assert_close(session._logits, again._logits, atol=1e-5, rtol=1e-5)
+
+
+def test_writing_stops_behind_an_end_token(reader, monkeypatch):
+    session = opened(reader, ids_of(reader, TEXT))
+    written = next_ids(session, 20)
+    end = written[7]
+    monkeypatch.setattr(reader.decoder, "end_ids", (end,))
+    assert next_ids(session, 20) == written[: written.index(end) + 1]
+    monkeypatch.setattr(reader.decoder, "end_ids", ())
+    monkeypatch.setattr(reader, "tokenizer", SimpleNamespace(eos_token_id=end))
+    assert next_ids(session, 20) == written[: written.index(end) + 1]
+
+
+def test_bytes_are_the_same_after_few_chunks_as_after_many(reader):
+    session, kept = reader.open(), []
+    for _ in range(40):
+        session.read(ids_of(reader, TEXT)[:C])
+        kept.append(session.bytes)
+    assert len(set(kept[4:])) == 1 and kept[0] < kept[4]
+
+
+def test_nothing_was_read(reader):
+    session = reader.open()
+    assert session.tokens_read == session.bytes == 0
+    with pytest.raises(ValueError, match="^session.generate: nothing was read yet; call session.read first$"):
+        list(session.generate(3))
+    with pytest.raises(ValueError, match="^session.ask: nothing was read, and the question is empty; call session.read first$"):
+        reader.open(template="{question}").ask("")
+    with recorded_ids(reader) as recorder:  # a question is something to read
+        session.ask(QUESTION, Generation(max_new_tokens=3))
+    assert recorder.ids == [greedy(reader, ids_of(reader, TEMPLATE.replace("{question}", QUESTION)), 3)]
+
+
+def test_opening_leaves_training_behind(reader):
+    assert not reader.train().open().reader.training
+
+
+# ---- files ----
+
+
+@pytest.mark.parametrize("length", [0, 9, 16, 17, 60])
+@pytest.mark.parametrize("overrides", [[], ["compressor.global_slots=0"], ["compressor.queue_budget=0"]], ids=" ".join)
+def test_a_session_is_saved_and_loaded(overrides, length, tmp_path):
+    reader = comet(*overrides, dtype="float32")
+    ids, session = ids_of(reader, TEXT), reader.open(template=" {question}:")
+    session.read(ids[:length])
+    assert session.save(tmp_path / "s.safetensors") == (tmp_path / "s.safetensors").stat().st_size
+    loaded = Session.load(reader, tmp_path / "s.safetensors")
+    assert (loaded.tokens_read, loaded._open, loaded.template) == (length, session._open, " {question}:")
+    for one in (session, loaded):
+        one.read(ids[length : length + 30])
+    torch.testing.assert_close(loaded._logits, session._logits, atol=1e-5, rtol=1e-5)
+    assert loaded.ask(QUESTION, SHORT) == session.ask(QUESTION, SHORT) and next_ids(loaded) == next_ids(session)
+
+
+def test_loading_leaves_training_behind(reader, tmp_path):
+    opened(reader, [5, 6, 7]).save(tmp_path / "s")
+    assert not Session.load(reader.train(), tmp_path / "s").reader.training
+
+
+@pytest.fixture
+def saved(reader, tmp_path):
+    opened(reader, ids_of(reader, TEXT)).save(tmp_path / "s")
+    return tmp_path / "s"
+
+
+@pytest.mark.parametrize("overrides, told", [
+    (["compressor.chunk_size=32"], "chunk_size 16, here 32"), (["compressor.stride=8"], "stride 4, here 8"),
+    (["compressor.global_slots=2"], "global_slots 3, here 2"), (["compressor.queue_budget=4"], "queue_budget 8, here 4"),
+    (["backbone.seed=1"], "backbone "), (["compressor.gate=false"], "weights ")])
+def test_a_session_of_other_settings_is_refused(saved, overrides, told):
+    with pytest.raises(ValueError) as error:
+        Session.load(comet(*overrides, dtype="float32"), saved)
+    assert str(error.value).startswith(f"{saved}: a session of another reader: ") and told in str(error.value)
+
+
+def test_a_session_of_another_type_is_refused(saved):
+    with pytest.raises(ValueError, match="a session of another reader: dtype float32, here float64"):
+        Session.load(comet(), saved)
+
+
+def test_a_session_of_other_weights_is_refused(saved):
+    for part in ("memory", "decoder"):
+        other = comet(dtype="float32")
+        disturb(getattr(other, part), 1e-4)
+        with pytest.raises(ValueError, match=r"a session of another reader: weights \w{64}, here \w{64}$"):
+            Session.load(other, saved)
+
+
+def test_a_file_that_is_no_session_is_refused(reader, saved, tmp_path):
+    (tmp_path / "text").write_text("Velkeld")
+    (tmp_path / "half").write_bytes(saved.read_bytes()[:-200])
+    (tmp_path / "none").write_bytes(b"")
+    for name in ("text", "half", "none", "missing"):
+        with pytest.raises(ValueError, match=rf"{name}: no session can be read from it \(.+\); give a file that session.save"):
+            Session.load(reader, tmp_path / name)
+    checkpoint = save_trained(tmp_path / "run", reader, reader.fingerprint)
+    with pytest.raises(ValueError, match="trained.safetensors: not a session; give a file that session.save wrote"):
+        Session.load(reader, checkpoint)
+
+
+def test_a_session_of_another_schema_is_refused(reader, saved, monkeypatch):
+    monkeypatch.setattr("comet.session.SCHEMA", "2")
+    with pytest.raises(ValueError, match="a session of schema 1, this version reads 2"):
+        Session.load(reader, saved)
