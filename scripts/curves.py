@@ -81,8 +81,10 @@ def write_csv(file: Path, curves: dict[str, list[dict[str, Any]]]) -> None:
 
 
 def draw(file: Path, curves: dict[str, list[dict[str, Any]]]) -> None:
-    """Loss on the left, validation on the right."""
-    figure, (left, right) = pyplot.subplots(1, 2, figsize=(11, 4), layout="constrained")
+    """Loss on the left, validation on the right, where any run has some."""
+    validated = any("eval_nll" in row for rows in curves.values() for row in rows)
+    figure, axes = pyplot.subplots(1, 1 + validated, figsize=(5.5 * (1 + validated), 4), layout="constrained", squeeze=False)
+    left, *right = axes[0]
     for name, rows in curves.items():
         steps = [row for row in rows if "answer" in row]
         window = max(len(steps) // 5, 1)
@@ -91,12 +93,14 @@ def draw(file: Path, curves: dict[str, list[dict[str, Any]]]) -> None:
                  for i in range(len(losses))]
         left.plot([row["examples"] for row in steps], means, label=name)
         scored = [row for row in rows if "eval_nll" in row]
-        right.plot([row["examples"] for row in scored], [row["eval_nll"] for row in scored], marker="o", label=name)
+        for axis in right:
+            axis.plot([row["examples"] for row in scored], [row["eval_nll"] for row in scored], marker="o", label=name)
     left.set(xlabel="training examples", ylabel="answer loss, nats a token", title="training (running mean)")
-    right.set(xlabel="training examples", ylabel="answer NLL, nats a token", title="validation")
-    right.legend(fontsize=8)
-    for axis in (left, right):
+    for axis in right:
+        axis.set(xlabel="training examples", ylabel="answer NLL, nats a token", title="validation")
+    for axis in axes[0]:
         axis.grid(alpha=0.3)
+    axes[0, -1].legend(fontsize=8)
     figure.savefig(file, dpi=120)
 
 
