@@ -18,7 +18,7 @@ from omegaconf.errors import OmegaConfBaseException
 
 from breviary.backbone import LINEAR, TRAIN_MODES
 from breviary.budget import budget_problems
-from breviary.build import compressor_class, compressor_settings
+from breviary.build import compressor_class, compressor_settings, objective_class, objective_settings
 from breviary.checkpoint import backbone_difference, read_metadata
 from breviary.contract import Compressor, Example, Reader
 from breviary.keys import nearest, with_run_keys
@@ -58,6 +58,7 @@ def config_problems(cfg: DictConfig, backbone: Any, world_size: int = 1) -> list
         attempted(found, backbone.tokenizer)
     elif all(key in settings for key in BUDGET):  # all that can be said without the backbone's configuration
         found += budget_problems(settings)
+    found += objective_class(cfg).problems(objective_settings(cfg), cls, cfg.decoder.train)
     found += _decoder_problems(cfg) + _training_problems(cfg) + _generation_problems(cfg)
     stage = cfg.engine.deepspeed.zero_optimization.stage if cfg.engine.deepspeed else 0
     if stage == 3 and issubclass(cls, Reader) and not cls.equal_calls:
@@ -104,6 +105,7 @@ def length_problems(cfg: DictConfig, backbone: Any, splits: dict[str, Any]) -> l
     """Examples whose tokens find no place in the backbone's positions; `splits` are tokenised."""
     positions = backbone.config.max_position_embeddings
     cls, settings = compressor_class(cfg), compressor_settings(cfg)
+    reads_whole = objective_class(cfg).reads_whole
     found = []
     for name, items in splits.items():
         others = longest_others(items) + cfg.generation.max_new_tokens
@@ -113,6 +115,10 @@ def length_problems(cfg: DictConfig, backbone: Any, splits: dict[str, Any]) -> l
             continue
         limit = cls.longest_context(settings, positions, others)
         longest = max(items.lengths, default=0)
+        if reads_whole and longest > positions - others:
+            found.append(f"dataset {name}: this objective's teacher reads whole contexts, and the longest of {longest} tokens does "
+                         f"not fit beside {others} further ones in the backbone's {positions} positions; set "
+                         f"limits.max_context_tokens={positions - others} to cut contexts, or shorter texts")
         if limit is not None and longest > limit:
             ways = [f"limits.max_context_tokens={limit} to cut contexts"] if limit else []
             ways += _larger_settings(cls, settings, positions, others, longest, limit)

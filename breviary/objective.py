@@ -1,22 +1,33 @@
 """What a reader is trained to say after its memory.
 
 An objective turns a batch into what is asked: a batch again, whose prompt stands between memory and answer and whose
-answer is supervised. B rows, T context tokens.
+answer is supervised. B rows, T context tokens, A answer tokens, V vocabulary.
 """
 
 from __future__ import annotations
 
 import random
+from collections.abc import Mapping
 from dataclasses import replace
+from typing import Any
 
 import torch
+from torch import Tensor
 
-from breviary.assemble import Layout
+from breviary.assemble import Layout, ranks
 from breviary.contract import Batch, Tokens
+from breviary.stack import Stack
+
+
+def token_nll(logits_BAV: Tensor, ids_BA: Tensor) -> Tensor:
+    """Nats spent on each answer token, (B, A); meaningless on padding."""
+    return torch.nn.functional.cross_entropy(logits_BAV.transpose(1, 2), ids_BA, reduction="none")
 
 
 class Answer:
     """Answer the question: negative log likelihood of the first reference and the end token (COMI, A6)."""
+
+    reads_whole = False  # True: in training the decoder also reads context and answer together, uncompressed
 
     def main(self, batch: Batch) -> Batch:
         """What is asked in training and evaluation."""
@@ -26,8 +37,19 @@ class Answer:
         """What else is asked of the same contexts in training: {name: (weight, batch)}."""
         return {}
 
+    def losses(self, batch: Batch, logits_BAV: Tensor, decoder: Stack) -> Tensor:
+        """Training loss of each answer token of `main`'s batch, in nats, (B, A); meaningless on padding. Evaluation always
+        measures `token_nll`. Asked by readers whose memory is slots."""
+        return token_nll(logits_BAV, batch.answer.ids)
+
     def begin_step(self, step: int, seed: int) -> None:
         """Told once per optimizer step, equally on every rank."""
+
+    @classmethod
+    def problems(cls, settings: Mapping[str, Any], reader: type, train: str) -> list[str]:
+        """What is wrong with constructor arguments `settings`, for a compressor or reader of class `reader` and
+        decoder.train=`train`: one sentence each, with its key `objective.X`, what is allowed and an example."""
+        return []
 
 
 class Reconstruct(Answer):
@@ -68,16 +90,58 @@ class AnswerAndCopy(Answer):
 
     def others(self, batch: Batch) -> dict[str, tuple[float, Batch]]:
         """The passage: its hint in the place of query and prompt, the rest as the answer."""
-        layout = Layout.of([batch.context.mask], round_to=1)
-        ids_BT, lengths_B = layout.place([batch.context.ids]), batch.context.lengths
+        lengths_B = batch.context.lengths
         N = self.hint_tokens + self.copy_tokens
         shares_B = torch.tensor([random.Random(f"{self._drawn}-{example.id}").random() for example in batch.examples])
-        start_B = (shares_B.to(ids_BT.device) * (lengths_B - N + 1).clamp(min=1)).long()
-        columns_BN = start_B[:, None] + torch.arange(N, device=ids_BT.device)
-        mask_BN = columns_BN < lengths_B[:, None]
-        width = max(ids_BT.shape[1], 1)
-        ids_BT = torch.nn.functional.pad(ids_BT, (0, width - ids_BT.shape[1]))  # no context in the whole batch
-        ids_BN = ids_BT.gather(1, columns_BN.clamp(max=width - 1)).masked_fill(~mask_BN, 0)
-        hint = Tokens(ids_BN[:, : self.hint_tokens], mask_BN[:, : self.hint_tokens])
-        rest = Tokens(ids_BN[:, self.hint_tokens :], mask_BN[:, self.hint_tokens :])
+        start_B = (shares_B.to(lengths_B.device) * (lengths_B - N + 1).clamp(min=1)).long()
+        hint, rest = hint_and_rest(batch.context, start_B, self.hint_tokens, N)
         return {"copy": (self.copy_weight, replace(batch, query=hint, prompt=hint, answer=rest))}
+
+
+class Continue(Answer):
+    """Read the first part of a text, predict the rest from its memory: language modelling across the compression
+    (AutoCompressors 2305.14788; ICAE's second loss, 2307.06945). Needs no labels: question and answers are not looked at.
+
+    context_share  of the context's tokens that are compressed, rounded down, in (0, 1)
+    hint_tokens    that follow them are given, in the place of query and prompt, so that what is predicted continues running
+                   text and a query-aware compressor has a query; all further tokens are supervised, and no end token
+
+    Texts that end before the hint does supervise nothing. In evaluation the NLL is that of the continuation; generated
+    text is scored against the data's answers all the same, so EM and F1 mean nothing here.
+    """
+
+    def __init__(self, context_share: float = 0.5, hint_tokens: int = 8):
+        self.context_share, self.hint_tokens = context_share, hint_tokens
+
+    def main(self, batch: Batch) -> Batch:
+        """The first part as context, the hint as query and prompt, the rest as answer."""
+        context, share = batch.context, self.context_share
+        kept_B = (context.lengths.double() * share).long()
+        # No row has more tokens behind its first part, which is known without looking at the rows.
+        most = context.ids.shape[1] - int(context.ids.shape[1] * share)
+        hint, rest = hint_and_rest(context, kept_B, self.hint_tokens, max(most, self.hint_tokens))
+        mask_BT = context.mask & (ranks(context.mask) < kept_B[:, None])
+        evidence = None if batch.evidence is None else batch.evidence & mask_BT
+        return replace(batch, context=Tokens(context.ids, mask_BT), query=hint, prompt=hint, answer=rest, evidence=evidence)
+
+    @classmethod
+    def problems(cls, settings: Mapping[str, Any], reader: type, train: str) -> list[str]:
+        """As Answer.problems."""
+        found = []
+        share, hint = settings["context_share"], settings["hint_tokens"]
+        if share is not None and not 0 < share < 1:
+            found.append(f"objective.context_share={share}: must be between 0 and 1, both excluded, e.g. 0.5")
+        if hint < 1:
+            found.append(f"objective.hint_tokens={hint}: must be at least 1, e.g. 8")
+        return found
+
+
+def hint_and_rest(text: Tokens, start_B: Tensor, hint: int, most: int) -> tuple[Tokens, Tokens]:
+    """From token number start_B (B,) of each row on, `most` tokens at most: the first `hint` of them, and those behind."""
+    ids_BT = Layout.of([text.mask], round_to=1).place([text.ids])
+    columns_BN = start_B[:, None] + torch.arange(most, device=ids_BT.device)
+    mask_BN = columns_BN < text.lengths[:, None]
+    width = max(ids_BT.shape[1], 1)
+    ids_BT = torch.nn.functional.pad(ids_BT, (0, width - ids_BT.shape[1]))  # no context in the whole batch
+    ids_BN = ids_BT.gather(1, columns_BN.clamp(max=width - 1)).masked_fill(~mask_BN, 0)
+    return Tokens(ids_BN[:, :hint], mask_BN[:, :hint]), Tokens(ids_BN[:, hint:], mask_BN[:, hint:])

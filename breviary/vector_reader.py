@@ -24,7 +24,7 @@ from breviary.assemble import Layout, take_columns
 from breviary.contract import (Batch, Compressor, Context, Encoded, Footprint, Generation, LossOutput, Memory, Question,
                                Reader, Tokens)
 from breviary.decoding import DecodingStream, decode
-from breviary.objective import Answer
+from breviary.objective import Answer, token_nll
 from breviary.runtime import phase
 from breviary.stack import Stack
 
@@ -82,15 +82,20 @@ class CompressedReader(Reader):
     # -------------------------------------------------------------- the contract
 
     def loss(self, batch: Batch) -> LossOutput:
-        """Negative log likelihood of answers and end tokens, and in training of what else the objective asks."""
+        """The objective's loss of answers, in evaluation their negative log likelihood, and in training what else the
+        objective asks."""
         main = self.objective.main(batch)
         with self.precision():
             encoded = self._encoded(main)
-            nll_B, memory = self._nll(main, encoded, self.compressor.labels(main) if self.training else None)
+            logits_BAV, memory = self._logits(main, encoded, self.compressor.labels(main) if self.training else None)
+            losses_BA = (self.objective.losses(main, logits_BAV, self.decoder) if self.training
+                         else token_nll(logits_BAV, main.answer.ids))
             parts = dict(memory.losses)
             for name, (weight, other) in (self.objective.others(batch) if self.training else {}).items():
-                parts[name] = (weight * self._nll(other, encoded)[0].sum(), other.answer.mask.sum())
-        return LossOutput(nll_B, main.answer.lengths, parts, memory.mask.sum(1), batch.context.lengths)
+                nll_BA = token_nll(self._logits(other, encoded)[0], other.answer.ids)
+                parts[name] = (weight * summed(nll_BA, other.answer).sum(), other.answer.mask.sum())
+        return LossOutput(summed(losses_BA, main.answer), main.answer.lengths, parts, memory.mask.sum(1),
+                          main.context.lengths)
 
     @torch.no_grad()
     def answer(self, batch: Batch, generation: Generation) -> list[str]:
@@ -135,7 +140,8 @@ class CompressedReader(Reader):
     def footprint_of(self, batch: Batch, slots: Tensor) -> Footprint:
         """The footprint for a known number of slots (B,), without computing the memory again."""
         per_slot = self.decoder.key_value_bytes(len(self.decoder) - self.compressor.layer)
-        return Footprint(batch.context.lengths, slots, slots * per_slot, self.compressor.asked_ratio)
+        lengths = self.objective.main(batch).context.lengths
+        return Footprint(lengths, slots, slots * per_slot, self.compressor.asked_ratio)
 
     @property
     def asked_ratio(self) -> float | None:
@@ -155,8 +161,9 @@ class CompressedReader(Reader):
 
     # -------------------------------------------------------------- pieces
 
-    def _nll(self, batch: Batch, encoded: Encoded, labels: Any = None) -> tuple[Tensor, Memory]:
-        """Nats spent on each row's answer (B,), and the memory it was read from; logits of supervised rows only."""
+    def _logits(self, batch: Batch, encoded: Encoded, labels: Any = None) -> tuple[Tensor, Memory]:
+        """What is predicted for each answer token (B, A, V), float32, and the memory it was read from; logits of supervised
+        rows only."""
         n, parts = self.compressor.layer, [batch.prefix, batch.prompt, batch.answer]
         lower = Layout.of([p.mask for p in parts])
         positions = self._lower_positions(batch, lower)
@@ -167,9 +174,7 @@ class CompressedReader(Reader):
         # The row before an answer token predicts it; where there is one, a prompt is before it.
         predicting_BA = (upper.columns_of(3) - 1).clamp(min=0)
         rows_BAD = self.decoder.norm(take_columns(states, predicting_BA))
-        logits_BAV = self.decoder.head(rows_BAD).float()
-        nll_BA = torch.nn.functional.cross_entropy(logits_BAV.transpose(1, 2), batch.answer.ids, reduction="none")
-        return nll_BA.masked_fill(~batch.answer.mask, 0).sum(1), memory
+        return self.decoder.head(rows_BAD).float(), memory
 
     def _encoded(self, batch: Batch) -> Encoded:
         context = Context(batch.context.ids, batch.context.mask, batch.prefix)
@@ -206,3 +211,8 @@ class CompressedReader(Reader):
     def precision(self) -> contextlib.AbstractContextManager:
         """As Stack.precision."""
         return self.decoder.precision()
+
+
+def summed(losses_BA: Tensor, answer: Tokens) -> Tensor:
+    """Loss of each row, (B,), padding left out."""
+    return losses_BA.masked_fill(~answer.mask, 0).sum(1)

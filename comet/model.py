@@ -97,7 +97,7 @@ class Comet(Reader):
             parts = {}
             for name, (weight, other) in (self.objective.others(batch) if self.training else {}).items():
                 parts[name] = (weight * self.nll(self._text(other)[0]).sum(), self._once(other.answer.mask.sum()))
-        return LossOutput(nll_B, self._once(tokens_B), parts, self._once(slots_B), self._once(batch.context.lengths))
+        return LossOutput(nll_B, self._once(tokens_B), parts, self._once(slots_B), self._once(main.context.lengths))
 
     def counts(self, batch: Batch) -> dict[str, Tensor]:
         """Supervised tokens; of a pipeline's batch once."""
@@ -130,7 +130,7 @@ class Comet(Reader):
     def footprint_of(self, batch: Batch, slots: Tensor) -> Footprint:
         """The footprint for a known number of slots (B,)."""
         per_slot = self.decoder.key_value_bytes(len(self.decoder))
-        return Footprint(batch.context.lengths, slots, slots * per_slot, None)
+        return Footprint(self.objective.main(batch).context.lengths, slots, slots * per_slot, None)
 
     def begin_step(self, step: int, seed: int) -> None:
         """Other chunks each step."""
