@@ -24,7 +24,7 @@ from breviary.budget import NOTHING_DRAWN
 from breviary.build import build_backbone, build_reader, compressor_class, compressor_settings
 from breviary.checkpoint import load_trained
 from breviary.checks import (Problems, attempted, checkpoint_problems, config_problems, longest_others,
-                             process_problems, read_splits, run_for_people, tells_mistakes)
+                             process_problems, read_splits, run_for_people, short_problems, tells_mistakes)
 from breviary.contract import Generation, Reader
 from breviary.distributed import (barrier, end_process_group, rank, start_process_group, take_launcher_arguments,
                                   world_size)
@@ -98,6 +98,9 @@ def tokenised(cfg: DictConfig, backbone: Any, examples: list[Any]) -> Tokenised:
     """The examples as tokens; contexts that do not fit beside question and answer are cut, and counted."""
     tokenizer, prompt, cache = backbone.tokenizer(), Prompt(**cfg.prompt), str(Path(cfg.paths.cache) / "tokenised")
     items = tokenise_split(examples, tokenizer, prompt, cfg.limits.max_context_tokens, cache, cfg.limits.truncation)
+    short = short_problems(cfg, cfg.split, items)
+    if short:
+        raise Problems(short)
     others = longest_others(items) + cfg.generation.max_new_tokens
     positions = backbone.config.max_position_embeddings
     settings = compressor_settings(cfg)

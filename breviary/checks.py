@@ -108,6 +108,7 @@ def length_problems(cfg: DictConfig, backbone: Any, splits: dict[str, Any]) -> l
     reads_whole = objective_class(cfg).reads_whole
     found = []
     for name, items in splits.items():
+        found += short_problems(cfg, name, items)
         others = longest_others(items) + cfg.generation.max_new_tokens
         if others >= positions:
             found.append(f"dataset {name}: prefix, question and answer take up to {others} tokens, the backbone has "
@@ -126,6 +127,14 @@ def length_problems(cfg: DictConfig, backbone: Any, splits: dict[str, Any]) -> l
                          f"further ones in the backbone's {positions} positions (at most {limit} here); "
                          f"set {' or '.join(ways) or 'a backbone of more positions'}")
     return found
+
+
+def short_problems(cfg: DictConfig, name: str, items: Any) -> list[str]:
+    """Contexts that are too short for what the objective asks; `items` are tokenised."""
+    fewest = objective_class(cfg).fewest_tokens(objective_settings(cfg))
+    few = sum(length < fewest for length in items.lengths)
+    return [f"dataset {name}: {few} contexts of fewer than {fewest} tokens, of which the objective can ask nothing; leave them "
+            "out of the data, or use objective=answer"] if few else []
 
 
 def _larger_settings(cls: type[Compressor], settings: dict[str, Any], positions: int, others: int,

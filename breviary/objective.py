@@ -46,6 +46,11 @@ class Answer:
         """Told once per optimizer step, equally on every rank."""
 
     @classmethod
+    def fewest_tokens(cls, settings: Mapping[str, Any]) -> int:
+        """Tokens that a context must have, under constructor arguments `settings`."""
+        return 0
+
+    @classmethod
     def problems(cls, settings: Mapping[str, Any], reader: type, train: str) -> list[str]:
         """What is wrong with constructor arguments `settings`, for a compressor or reader of class `reader` and
         decoder.train=`train`: one sentence each, with its key `objective.X`, what is allowed and an example."""
@@ -94,7 +99,8 @@ class AnswerAndCopy(Answer):
         N = self.hint_tokens + self.copy_tokens
         shares_B = torch.tensor([random.Random(f"{self._drawn}-{example.id}").random() for example in batch.examples])
         start_B = (shares_B.to(lengths_B.device) * (lengths_B - N + 1).clamp(min=1)).long()
-        hint, rest = hint_and_rest(batch.context, start_B, self.hint_tokens, N)
+        hint = stretch(batch.context, start_B, start_B + self.hint_tokens, self.hint_tokens)
+        rest = stretch(batch.context, start_B + self.hint_tokens, start_B + N, self.copy_tokens)
         return {"copy": (self.copy_weight, replace(batch, query=hint, prompt=hint, answer=rest))}
 
 
@@ -104,10 +110,11 @@ class Continue(Answer):
 
     context_share  of the context's tokens that are compressed, rounded down, in (0, 1)
     hint_tokens    that follow them are given, in the place of query and prompt, so that what is predicted continues running
-                   text and a query-aware compressor has a query; all further tokens are supervised, and no end token
+                   text and a query-aware compressor has a query; in short texts fewer, so that one token is left to
+                   predict. All further tokens are supervised, and no end token
 
-    Texts that end before the hint does supervise nothing. In evaluation the NLL is that of the continuation; generated
-    text is scored against the data's answers all the same, so EM and F1 mean nothing here.
+    In evaluation the NLL is that of the continuation; generated text is scored against the data's answers all the same, so
+    EM and F1 mean nothing here.
     """
 
     def __init__(self, context_share: float = 0.5, hint_tokens: int = 8):
@@ -116,13 +123,19 @@ class Continue(Answer):
     def main(self, batch: Batch) -> Batch:
         """The first part as context, the hint as query and prompt, the rest as answer."""
         context, share = batch.context, self.context_share
-        kept_B = (context.lengths.double() * share).long()
-        # No row has more tokens behind its first part, which is known without looking at the rows.
-        most = context.ids.shape[1] - int(context.ids.shape[1] * share)
-        hint, rest = hint_and_rest(context, kept_B, self.hint_tokens, max(most, self.hint_tokens))
+        lengths_B, T = context.lengths, context.ids.shape[1]
+        kept_B = (lengths_B.double() * share).long()
+        given_B = kept_B + (lengths_B - kept_B - 1).clamp(0, self.hint_tokens)
+        hint = stretch(context, kept_B, given_B, self.hint_tokens)
+        rest = stretch(context, given_B, lengths_B, T - int(T * share))  # no row has more behind its first part
         mask_BT = context.mask & (ranks(context.mask) < kept_B[:, None])
         evidence = None if batch.evidence is None else batch.evidence & mask_BT
         return replace(batch, context=Tokens(context.ids, mask_BT), query=hint, prompt=hint, answer=rest, evidence=evidence)
+
+    @classmethod
+    def fewest_tokens(cls, settings: Mapping[str, Any]) -> int:
+        """One to read and one to predict."""
+        return 0 if settings["context_share"] is None else 2
 
     @classmethod
     def problems(cls, settings: Mapping[str, Any], reader: type, train: str) -> list[str]:
@@ -136,12 +149,11 @@ class Continue(Answer):
         return found
 
 
-def hint_and_rest(text: Tokens, start_B: Tensor, hint: int, most: int) -> tuple[Tokens, Tokens]:
-    """From token number start_B (B,) of each row on, `most` tokens at most: the first `hint` of them, and those behind."""
+def stretch(text: Tokens, start_B: Tensor, end_B: Tensor, width: int) -> Tokens:
+    """Tokens number start_B to end_B - 1 of each row, as far as it has them, (B, width): `end_B - start_B` is no more."""
     ids_BT = Layout.of([text.mask], round_to=1).place([text.ids])
-    columns_BN = start_B[:, None] + torch.arange(most, device=ids_BT.device)
-    mask_BN = columns_BN < text.lengths[:, None]
-    width = max(ids_BT.shape[1], 1)
-    ids_BT = torch.nn.functional.pad(ids_BT, (0, width - ids_BT.shape[1]))  # no context in the whole batch
-    ids_BN = ids_BT.gather(1, columns_BN.clamp(max=width - 1)).masked_fill(~mask_BN, 0)
-    return Tokens(ids_BN[:, :hint], mask_BN[:, :hint]), Tokens(ids_BN[:, hint:], mask_BN[:, hint:])
+    columns_BN = start_B[:, None] + torch.arange(width, device=ids_BT.device)
+    mask_BN = columns_BN < torch.minimum(end_B, text.lengths)[:, None]
+    widest = max(ids_BT.shape[1], 1)
+    ids_BT = torch.nn.functional.pad(ids_BT, (0, widest - ids_BT.shape[1]))  # no context in the whole batch
+    return Tokens(ids_BT.gather(1, columns_BN.clamp(max=widest - 1)).masked_fill(~mask_BN, 0), mask_BN)

@@ -103,11 +103,18 @@ def test_a_continuation_is_what_follows_first_part_and_hint(ragged_examples, col
     for b in range(len(batch)):
         text = batch.context.ids[b][batch.context.mask[b]].tolist()
         kept = int(len(text) * share)
-        given, rest = text[kept : kept + hint], text[kept + hint :]
+        start = kept + max(min(hint, len(text) - kept - 1), 0)
+        given, rest = text[kept:start], text[start:]
+        assert rest or not text
         parts = [part.ids[b][part.mask[b]].tolist() for part in (asked.context, asked.query, asked.prompt, asked.answer)]
         assert parts == [text[:kept], given, given, rest]
         assert int(asked.evidence[b].sum()) == kept
     assert asked.prefix is batch.prefix
+
+
+def supervised(length, kept, hint=2):
+    """Tokens left behind the first `kept` and the hint, which leaves one."""
+    return length - kept - max(min(hint, length - kept - 1), 0)
 
 
 VECTOR = compressor_forms(only_compressors=True)
@@ -123,7 +130,7 @@ def test_what_follows_is_learned_by_every_compressor_whatever_its_batch_mates(bu
     output, single = reader.loss(batch), [reader.loss(one) for one in alone]
     torch.testing.assert_close(output.nll, torch.cat([one.nll for one in single]), rtol=1e-5, atol=1e-6)
     assert output.context_tokens.tolist() == [int(0.6 * n) for n in batch.context.lengths.tolist()]
-    assert output.tokens.tolist() == [len(range(int(0.6 * n) + 2, n)) for n in batch.context.lengths.tolist()]
+    assert output.tokens.tolist() == [supervised(n, int(0.6 * n)) for n in batch.context.lengths.tolist()]
     assert int(reader.counts(batch)["answer"]) == int(output.tokens.sum()) > 0
     trained = {name for name, parameter in reader.named_parameters() if parameter.requires_grad}
     sum(value for value, _ in output.terms().values()).backward()
@@ -144,6 +151,6 @@ def test_comet_reads_on_from_the_first_part(build, ragged_examples, collate):
     reader = build(["compressor=comet", "objective=continue", "objective.hint_tokens=2"]).eval()
     batch = collate(ragged_examples)
     output = reader.loss(batch)
-    assert output.tokens.tolist() == [len(range(n // 2 + 2, n)) for n in batch.context.lengths.tolist()]
+    assert output.tokens.tolist() == [supervised(n, n // 2) for n in batch.context.lengths.tolist()]
     assert output.context_tokens.tolist() == reader.footprint(batch).context_tokens.tolist() == [
         n // 2 for n in batch.context.lengths.tolist()]
