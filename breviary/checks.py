@@ -223,10 +223,10 @@ def _pipeline_problems(engine: DictConfig, cls: type, stage: int, world_size: in
     found = []
     if engine.schedule not in schedules:
         found.append(f"engine.schedule={engine.schedule}: allowed are {', '.join(schedules)}")
-    if stage > 1 or (engine.deepspeed and engine.deepspeed.zero_optimization.get("overlap_comm")):
-        found.append(f"engine.ranks={engine.ranks}: the ranks of a pipeline stand at different layers, and ZeRO's stages 2 and 3 "
-                     "(and overlap_comm) have all processes meet at every layer: they would wait for each other; use "
-                     "engine=zero1 or engine=pipeline")
+    if stage == 3:
+        found.append(f"engine.ranks={engine.ranks}: the ranks of a pipeline stand at different layers, and ZeRO's stage 3 has all "
+                     "processes meet at every layer to gather its weights: they would wait for each other; use engine=zero1, "
+                     "zero2 or pipeline")
     return found
 
 
