@@ -1,6 +1,7 @@
 """import_checkpoint.py: every key is used or listed, what the run says, and every kind of bad input; numbers are compared in
 tests/parity/test_released.py."""
 
+import copy
 import json
 import shutil
 
@@ -146,6 +147,16 @@ def test_ram_in_every_kind_of_file(ram, qwen3, tmp_path):
     assert torch.equal(weights["compressor.reading.linear.weight"], ram["semantic_alignment_layer.weight"])
     assert torch.equal(weights["compressor.reading.encoder.embed_tokens.weight"], ram["llm_encoder.model.embed_tokens.weight"])
     assert len(json.loads((folder / "imported.json").read_text())["files"]) == 2
+
+
+def test_half_types_stay_what_they_are(ram, qwen3, tmp_path):
+    backbone = save_backbone(copy.deepcopy(qwen3[0]).bfloat16(), tmp_path / "backbone")
+    halves = {key: value.bfloat16() for key, value in ram.items()}
+    folder = run("ram", saved(halves, tmp_path / "ram.safetensors"), backbone, tmp_path)
+    assert load_config(folder).backbone.dtype == "bfloat16" and load_config(folder).decoder.train == "qkv"
+    weights = trained(folder)
+    assert torch.equal(weights["decoder.layers.0.self_attn.k_proj.weight"],
+                       halves["llm.model.layers.0.self_attn.k_proj.weight"].float())
 
 
 def test_new_rows_of_comet(comet, qwen3, tmp_path):
