@@ -167,7 +167,7 @@ class Footprint:
 class LossOutput:
     """Negative log likelihood, in nats, summed per example, with what it is to be divided by.
 
-    nll     (B,) sum over the example's supervised tokens, differentiable
+    nll     (B,) sum over the example's supervised tokens, differentiable; in training the objective's own loss of them
     tokens  (B,) int64, number of supervised tokens
     parts   {name: (weighted sum, count)}: further losses, each divided by its own count
     slots   (B,) int64, memory slots used; context_tokens (B,) int64, tokens they stand for
