@@ -113,6 +113,7 @@ def load_trained(folder: str | Path, reader: nn.Module, fingerprint: dict[str, s
                          "another copy, or train anew")
     if metadata["merged"]:
         merge_adapters(reader)
+    stored = _named_as_now(reader, stored)
     own = dict(reader.named_parameters())
     # What was merged lies in the backbone; beside it there are trained weights, and frozen ones of an encoder's own.
     needed = {} if metadata["merged"] else {name: p for name, p in own.items() if p.requires_grad}
@@ -122,6 +123,15 @@ def load_trained(folder: str | Path, reader: nn.Module, fingerprint: dict[str, s
     with torch.no_grad():
         for name, tensor in stored.items():
             own[name].copy_(tensor)
+
+
+def _named_as_now(reader: nn.Module, stored: dict[str, Tensor]) -> dict[str, Tensor]:
+    """Stored weights under the names of now: a module's `former_names` says {what its weights were called: what they are}."""
+    former = {f"{at}.{old}": f"{at}.{new}" for at, module in reader.named_modules()
+              for old, new in getattr(module, "former_names", {}).items()}
+    renamed = {former.get(name, name): tensor for name, tensor in stored.items()}
+    # A weight of one number had no dimension in the first checkpoints, which DeepSpeed cannot share out.
+    return {name: tensor[None] if name in former.values() and not tensor.dim() else tensor for name, tensor in renamed.items()}
 
 
 def _difference(needed: dict[str, Tensor], known: dict[str, Tensor], stored: dict[str, Tensor], most: int = 10) -> list[str]:
