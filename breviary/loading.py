@@ -22,6 +22,7 @@ from breviary.contract import Compressor, Generation, Reader
 from breviary.keys import CONFIGS, checked_keys
 from breviary.objective import Answer
 from breviary.runs import best_checkpoint, load_config
+from breviary.runtime import quiet_libraries, require_checkout
 from breviary.text_reader import TextReader
 
 MADE_OF = {"backbone": (Backbone, TinyBackbone), "compressor": (Compressor, Reader), "objective": (Answer,)}
@@ -30,6 +31,8 @@ FILES = ["*.safetensors", "*.json", "*.yaml", "*.jinja", "*.txt", "*.md", "*.mod
 
 def open_reader(path: str | Path, backbone: str | Path | None = None, device: str | None = None) -> TextReader:
     """As checkpoint.load_reader."""
+    require_checkout()
+    quiet_libraries()
     folder = Path(path).expanduser() if Path(path).expanduser().exists() else hub_folder(str(path))
     cfg = load_config(folder)
     checkpoint = best_checkpoint(folder)
