@@ -78,8 +78,10 @@ def find_backbone(cfg: DictConfig, stored: dict[str, str], given: str | Path | N
         difference = problems or backbone_difference(checkpoint, stored, backbone.fingerprint)
         if difference and not problems and place is not None and not Path(place).is_dir():
             # The hash is of a folder's files, and this is a name: the same files may be what it names.
-            backbone = _at(cfg, str(hub_folder(place)))
-            difference = backbone_difference(checkpoint, stored, backbone.fingerprint)
+            folder = attempted(difference, hub_folder, place)
+            if folder is not None:
+                backbone = _at(cfg, str(folder))
+                difference = backbone_difference(checkpoint, stored, backbone.fingerprint)
         if not difference:
             return backbone
         tried += difference

@@ -1,22 +1,12 @@
 """docs/python.md, carried out: every block of the page runs on tiny runs of the readers that it names."""
 
 import re
-import subprocess
-import sys
-from pathlib import Path
 
 import pytest
+from tiny_runs import QUESTIONS, TEXT, executed, page_blocks, tiny_run
 
-import train as training
 from breviary.checkpoint import load_reader
-from breviary.testing import compose_tiny
 
-ROOT = Path(__file__).resolve().parents[2]
-PAGE = (ROOT / "docs" / "python.md").read_text(encoding="utf-8")
-TEXT = ("For the town of Velkeld the official metal is copper. The ship Quiloth has violin as lucky instrument. "
-        "The official colour of the town of Zorvane is green. ") * 2
-QUESTIONS = ["What is the official metal of the town of Velkeld?", "What is the lucky instrument of the ship Quiloth?",
-             "What is the official colour of the town of Zorvane?"]
 FORMS = {
     "comi": ["compressor=comi"], "mean_pool": ["compressor=mean_pool", "compressor.join=depth"],
     "ram": ["compressor=ram", "compressor.segment_size=16"], "ram_comi": ["compressor=ram_comi", "compressor.segment_size=16"],
@@ -26,27 +16,13 @@ FORMS = {
 }
 
 
-def blocks():
-    """(section, number in it, code)."""
-    for section in PAGE.split("\n## ")[1:]:
-        for number, code in enumerate(re.findall(r"^```python\n(.*?)^```$", section, re.MULTILINE | re.DOTALL)):
-            yield section.splitlines()[0], number, code
-
-
-BLOCKS = {f"{section}-{number}": code for section, number, code in blocks()}
+BLOCKS = page_blocks()
 
 
 @pytest.fixture(scope="module")
 def runs(tmp_path_factory):
-    """{name: run folder}, each trained for one step."""
-    home = tmp_path_factory.mktemp("page")
-    found = {}
-    for name, words in FORMS.items():
-        cfg = compose_tiny([*words, f"reader={name}", "dataset.train_size=2", "train.steps=1", "train.batch_size=1",
-                            "train.eval_examples=0", "train.learning_rate=1e-2", "generation.max_new_tokens=6"])
-        cfg.paths.outputs, cfg.paths.cache = f"{home}/outputs", f"{home}/cache"
-        found[name] = training.train(cfg)
-    return found
+    """{name: run folder}."""
+    return {name: tiny_run(tmp_path_factory.mktemp(name), *words) for name, words in FORMS.items()}
 
 
 @pytest.fixture
@@ -59,45 +35,27 @@ def place(runs, tmp_path, monkeypatch):
     return tmp_path
 
 
-def executed(code):
-    names = {"text": TEXT, "questions": QUESTIONS}
-    exec(compile(code, "docs/python.md", "exec"), names)
-    return names
-
-
 def test_every_reader_has_a_section_of_ten_lines():
     named = {name for code in BLOCKS.values() for name in re.findall(r"outputs/(\w+)/RUN", code)}
     assert named == set(FORMS)
     assert all(len([line for line in code.splitlines() if line and not line.startswith(" ")]) <= 15 for code in BLOCKS.values())
 
 
-@pytest.mark.parametrize("name", [name for name in BLOCKS if name != "COMI-1"])
+@pytest.mark.parametrize("name", [name for name in BLOCKS if name != "COMI-1"])  # that one: scripts/test_export.py
 def test_a_block_of_the_page_runs(name, place, capsys):
     names = executed(BLOCKS[name])
-    assert capsys.readouterr().out.strip()
+    printed = capsys.readouterr().out
     kept, again = names.get("document", names.get("session")), names.get("again")
     if "answers" in names:
         now = [names["reader"].answer_from(kept, question) for question in QUESTIONS]
         assert all(now) and (now == names["answers"]) == ("session" not in names or "comet" in names)  # a session read on
     if again is not None:
         assert again == (now[0] if isinstance(again, str) else now)
-
-
-def test_a_memory_is_answered_from_in_another_process(place):
-    names = executed(BLOCKS["COMI-0"])
-    code = f"import sys\nsys.path.insert(0, {str(ROOT)!r})\n{BLOCKS['COMI-1']}"
-    done = subprocess.run([sys.executable, "-c", code], cwd=place, capture_output=True, timeout=300)
-    assert done.returncode == 0, done.stderr
-    assert done.stdout.decode() == f"{QUESTIONS[0]} {names['answers'][0]}\n"
-
-
-def test_bytes_are_printed_against_the_cache(place, capsys):
-    for name in ("COMI-0", "Mean pooling-0", "RAM-0", "RAM with COMI's grouping-0", "CoMeT-0"):
-        executed(BLOCKS[name])
-        printed = capsys.readouterr().out
-        on_disk, cache = re.search(r"([\d,]+) bytes (?:on disk|the memory); the (?:document|text)'s key/value cache: ([\d,]+)",
-                                   printed).groups()
-        assert int(on_disk.replace(",", "")) < int(cache.replace(",", "")), printed
+    if "bytes on disk" in printed or "bytes the memory" in printed:
+        sizes = re.search(r"([\d,]+) bytes (?:on disk|the memory); the (?:document|text)'s key/value cache: ([\d,]+)", printed)
+        on_disk, cache = (int(size.replace(",", "")) for size in sizes.groups())
+        assert on_disk < cache == kept.cache_bytes and on_disk in {file.stat().st_size for file in place.glob("velkeld.*")}
+    assert printed.strip()
 
 
 def test_what_is_longer_than_the_positions_is_read_in_segments_or_refused(place, capsys):

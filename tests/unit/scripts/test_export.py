@@ -13,25 +13,24 @@ import torch
 from hydra.utils import instantiate
 from omegaconf import OmegaConf
 from safetensors.torch import save_file
+from tiny_runs import ROOT, executed, page_blocks, tiny_run
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 import eval as evaluating
-import train as training
 from breviary.backbone import TinyBackbone
 from breviary.checkpoint import WEIGHTS, load_reader, read_metadata
 from breviary.runs import load_config
 from breviary.testing import compose_tiny
 from scripts import export
 
-ROOT = Path(__file__).resolve().parents[3]
 FORMS = {"comi": ["compressor=comi", "compressor.encoder_train=lora"], "comet": ["compressor=comet"]}
 OPTIONS = {"weights": [], "backbone": ["--include-backbone"], "merged": ["--merge"]}
 CODE = """import json, sys
 sys.path.insert(0, {root!r})
 from breviary.checkpoint import load_reader
-texts, questions = json.load(open(sys.argv[2]))
-json.dump(load_reader(sys.argv[1]).answer(texts, questions), open(sys.argv[3], "w"))
-"""
+texts, questions = json.load(open("asked.json"))
+json.dump(load_reader("outputs/comi/RUN").answer(texts, questions), open("answers.json", "w"))
+{block}"""
 
 
 @pytest.fixture(scope="module")
@@ -40,11 +39,7 @@ def runs(tmp_path_factory):
     home = tmp_path_factory.mktemp("runs")
     found = {}
     for name, words in FORMS.items():
-        cfg = compose_tiny([*words, f"reader={name}", "dataset.train_size=2", "dataset.test_size=3", "train.steps=2",
-                            "train.batch_size=1", "train.eval_examples=0", "train.learning_rate=3e-2",
-                            "generation.max_new_tokens=6", "generation.min_new_tokens=4"])
-        cfg.paths.outputs, cfg.paths.cache = f"{home}/outputs", f"{home}/cache"
-        found[name] = training.train(cfg)
+        found[name] = tiny_run(home, *words, f"reader={name}")
         words = [f"run={found[name]}", f"paths.outputs={home}/outputs", f"paths.cache={home}/cache",
                  f"baselines=[{'full_context' if name == 'comi' else ''}]"]
         evaluating.evaluate_all(evaluating.settle(compose_tiny(words, "eval"), words))
@@ -83,18 +78,21 @@ def test_an_exported_folder_answers_as_the_run(runs, folders, name, form):
     assert load_reader(folders(name, form)).answer(*asked) == predictions
 
 
-def test_it_does_so_in_another_checkout_in_a_clean_process(runs, folders, tmp_path):
+def test_it_does_so_in_another_checkout_in_a_clean_process(runs, folders, tmp_path, monkeypatch):
+    """The page's COMI section: what the first block saves here is answered from there by the second."""
     predictions, *asked = evaluated(runs["comi"], "comi")
     (tmp_path / "asked.json").write_text(json.dumps(asked))
-    shutil.copytree(folders("comi", "backbone"), tmp_path / "given")
+    shutil.copytree(folders("comi", "backbone"), tmp_path / "outputs" / "comi" / "RUN")
+    monkeypatch.chdir(tmp_path)
+    names = executed(page_blocks()["COMI-0"])
     for room in ("breviary", "comi", "ram", "comet", "data", "configs"):
         shutil.copytree(ROOT / room, tmp_path / "checkout" / room, ignore=shutil.ignore_patterns("__pycache__"))
-    code = CODE.format(root=str(tmp_path / "checkout"))
+    code = CODE.format(root=str(tmp_path / "checkout"), block=page_blocks()["COMI-1"])
     clean = {key: os.environ[key] for key in ("PATH", "HOME", "HF_HUB_OFFLINE", "OMP_NUM_THREADS") if key in os.environ}
-    done = subprocess.run([sys.executable, "-c", code, "given", "asked.json", "answers.json"], cwd=tmp_path, env=clean,
-                          capture_output=True, text=True, timeout=300)
+    done = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, env=clean, capture_output=True, timeout=300)
     assert done.returncode == 0, done.stderr
     assert json.loads((tmp_path / "answers.json").read_text()) == predictions
+    assert done.stdout.decode() == f"{names['questions'][0]} {names['answers'][0]}\n"
 
 
 def test_eval_takes_an_exported_folder_for_a_run(runs, folders, tmp_path):
@@ -137,7 +135,7 @@ def test_the_card_says_where_it_comes_from(runs, folders):
     front, text = card.split("---\n")[1:3]
     assert OmegaConf.create(front).license == "none: random weights, made in code"
     commit = json.loads((runs["comi"] / "environment.json").read_text())["commit"]
-    for needed in (f"commit {commit}", "sha256 ", "Steps: 2 of 1 examples", "data.invented_facts.InventedFacts (generated)",
+    for needed in (f"commit {commit}", "sha256 ", "Steps: 2 of 8 examples", "data.invented_facts.InventedFacts (generated)",
                    "3 questions of the test split", "| comi | ", "| full_context | ", "Licence of the backbone: none"):
         assert needed in text, needed
     assert len(re.findall(r"\d\.\d\d \[\d\.\d\d, \d+\.\d\d\]", text)) >= 2  # NLL with its interval, two rows
