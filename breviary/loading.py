@@ -10,7 +10,7 @@ from typing import Any
 from huggingface_hub import snapshot_download
 from huggingface_hub.errors import HFValidationError, HfHubHTTPError, LocalEntryNotFoundError
 from hydra.utils import get_class, instantiate
-from omegaconf import DictConfig, OmegaConf, open_dict
+from omegaconf import DictConfig, OmegaConf
 from torch import nn
 
 from breviary.backbone import Backbone, TinyBackbone
@@ -49,6 +49,8 @@ def open_reader(path: str | Path, backbone: str | Path | None = None, device: st
         problems += found.problems() or compressor_class(cfg).problems(settings, found)
     if problems:
         raise Problems(problems)
+    # From Python a reader is asked questions, whatever it was trained to say.
+    cfg.objective = OmegaConf.create({"_target_": f"{Answer.__module__}.{Answer.__name__}"})
     tokenizer = found.tokenizer()
     reader = build_reader(cfg, found, tokenizer)
     load_trained(checkpoint, reader, found.fingerprint)

@@ -22,22 +22,23 @@ print("".join(reader.stream(document, questions[1])))'''
 
 
 def card(cfg: Mapping[str, Any], backbone: Mapping[str, str], description: str, hub: str | None, licence: str | None,
-         environment: Mapping[str, Any], steps: int, form: str, data: str, tables: Sequence[tuple[str, list[dict[str, Any]]]]) -> str:
+         environment: Mapping[str, Any], steps: int, form: str, data: str, imported: Mapping[str, Any] | None,
+         tables: Sequence[tuple[str, list[dict[str, Any]]]]) -> str:
     """Markdown with Hugging Face's front matter.
 
     cfg          the run's configuration;  backbone  its backbone's name and sha256;  description  the same in words
     hub          hub name of the backbone, where it has one;  licence  of the backbone; None = not known
     environment  of the training (environment.json);  steps  of the exported checkpoint
     form         what of the backbone is in the folder;  data  where the training examples come from
+    imported     what scripts/import_checkpoint.py noted of weights that others trained
     tables       for each evaluation its title and its rows (breviary.tables.row)
     """
-    compressor, train = cfg["compressor"], cfg["train"]
+    compressor = cfg["compressor"]
     settings = ", ".join(f"{key}={value}" for key, value in compressor.items() if key != "_target_")
     front = ["---", "library_name: breviary", f"license: {json.dumps(licence or 'unknown')}", "pipeline_tag: question-answering"]
     front += [f"base_model: {json.dumps(hub)}"] if hub else []
     commit = environment["commit"] or "unknown"
     changed = {True: ", with changes that are not in it", False: "", None: " (whether it was changed is not known)"}
-    batch = train["batch_size"] * train["accumulation"]
     lines = [
         *front, "---", "", f"# {cfg['reader']}: {compressor['_target_']}", "",
         "A reader made with Breviary: it keeps a small memory of a long context and answers from it.", "",
@@ -52,9 +53,7 @@ def card(cfg: Mapping[str, Any], backbone: Mapping[str, str], description: str, 
         f"- Trained of the decoder: {cfg['decoder']['train']}.", "",
         "## Where it comes from", "",
         f"- Code: commit {commit}{changed[environment['dirty']]}.",
-        f"- Data: {data}.",
-        f"- Steps: {steps} of {batch} examples a process, {train['optimizer']}, learning rate {train['learning_rate']}, "
-        f"objective {cfg['objective']['_target_']}, seed {cfg['seed']}.", "",
+        *_training(cfg, steps, data, imported), "",
         "## Results", "",
     ]
     if not tables:
@@ -63,3 +62,14 @@ def card(cfg: Mapping[str, Any], backbone: Mapping[str, str], description: str, 
         lines += [f"{title}; 95% bootstrap intervals, NLL in nats a token, times in milliseconds a question.", "",
                   markdown_table(rows)]
     return "\n".join(lines)
+
+
+def _training(cfg: Mapping[str, Any], steps: int, data: str, imported: Mapping[str, Any] | None) -> list[str]:
+    """How the weights came about."""
+    if imported is not None:
+        files = ", ".join(f"{name} (sha256 {digest[:12]})" for name, digest in imported["files"].items())
+        return [f"- Weights: not trained here; imported from the authors' files, format {imported['format']}: {files}."]
+    train = cfg["train"]
+    return [f"- Data: {data}.",
+            f"- Steps: {steps} of {train['batch_size'] * train['accumulation']} examples a process, {train['optimizer']}, learning "
+            f"rate {train['learning_rate']}, objective {cfg['objective']['_target_']}, seed {cfg['seed']}."]

@@ -44,6 +44,7 @@ from breviary.runs import best_checkpoint, config_hash, last_checkpoint, load_co
 from breviary.stack import Stack
 from breviary.tables import row
 from eval import NOT_HASHED
+from scripts.import_checkpoint import RECORD
 
 BACKBONE = "backbone"  # folder of an included backbone
 FORMS = ("--include-backbone", "--merge")
@@ -116,10 +117,12 @@ def export(source: Source, output: Path, given: argparse.Namespace) -> None:
         shutil.copyfile(source.run / ENVIRONMENT, folder / ENVIRONMENT)
         environment = json.loads((folder / ENVIRONMENT).read_text(encoding="utf-8"))
         steps = json.loads((source.checkpoint / "trainer_state.json").read_text())["global_step"]
+        record = source.run / RECORD
+        imported = json.loads(record.read_text(encoding="utf-8")) if record.is_file() else None
         write_text(folder / "README.md", card(
             OmegaConf.to_container(source.cfg, resolve=True), stored, source.backbone.description, hub_name(source, given),
             given.license or licence_of(source.backbone), environment, steps, form_of(given),
-            data_source(cfg.dataset, "train"), evaluations(source)))
+            data_source(cfg.dataset, "train"), imported, evaluations(source)))
         size = sum(file.stat().st_size for file in folder.rglob("*") if file.is_file())
         os.rename(folder, output)
     print(f"{output}: {size / 2**20:.1f} MiB, {form_of(given)}; open it with breviary.checkpoint.load_reader({str(output)!r})")

@@ -96,6 +96,13 @@ def test_a_reader_is_ready_to_answer(runs):
         reader.answer([TEXT], [QUESTION], Generation(max_new_tokens=0))
 
 
+def test_whatever_it_was_trained_to_say_it_is_asked_questions(runs, run):
+    configured(run, "objective", {"_target_": "breviary.objective.Reconstruct"})
+    assert load_reader(run).answer([TEXT], [QUESTION]) == load_reader(runs["comi"]).answer([TEXT], [QUESTION])
+    configured(run, "objective", {"_target_": "breviary.objective.Continue"})
+    assert load_reader(run).answer([TEXT], [QUESTION]) == load_reader(runs["comi"]).answer([TEXT], [QUESTION])
+
+
 # ---- what does not ----
 
 

@@ -22,6 +22,7 @@ from breviary.checkpoint import WEIGHTS, load_reader, read_metadata
 from breviary.runs import load_config
 from breviary.testing import compose_tiny
 from scripts import export
+from scripts.import_checkpoint import RECORD
 
 FORMS = {"comi": ["compressor=comi", "compressor.encoder_train=lora"], "comet": ["compressor=comet"]}
 OPTIONS = {"weights": [], "backbone": ["--include-backbone"], "merged": ["--merge"]}
@@ -157,6 +158,16 @@ def test_an_evaluation_of_another_checkpoint_is_not_told(runs, tmp_path):
     export.main([str(tmp_path / "run"), "--output", str(tmp_path / "out"), "--license", "mit"])
     card = (tmp_path / "out" / "README.md").read_text()
     assert "Not evaluated" in card and "Licence of the backbone: mit." in card
+
+
+def test_the_card_of_imported_weights_says_whose_they_are(runs, tmp_path):
+    run = shutil.copytree(runs["comi"], tmp_path / "run")
+    record = {"format": "comi", "source": str(tmp_path), "files": {"model.safetensors": "ab" * 32}}
+    (run / RECORD).write_text(json.dumps(record))
+    export.main([str(run), "--output", str(tmp_path / "out")])
+    card = (tmp_path / "out" / "README.md").read_text()
+    assert "not trained here; imported from the authors' files, format comi: model.safetensors (sha256 abababababab)." in card
+    assert "Steps:" not in card and str(tmp_path) not in card
 
 
 @pytest.mark.parametrize("spoil, sentence", [
