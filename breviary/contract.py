@@ -10,12 +10,16 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field, fields, replace
-from typing import Any
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
 
 from breviary.pipeline import Place
+
+if TYPE_CHECKING:
+    from breviary.kept import Kept
 
 
 @dataclass(frozen=True)
@@ -223,6 +227,16 @@ class Reader(nn.Module):
 
     def footprint_of(self, batch: Batch, slots: Tensor) -> Footprint:
         """`footprint` where the slots (B,) are known already (LossOutput.slots): nothing is read again."""
+        raise NotImplementedError
+
+    made_of: dict[str, Any] | None = None  # method, backbone and settings, told by checkpoint.load_reader: files name them
+
+    def read(self, batch: Batch) -> list[Kept]:
+        """What is kept of each context, prefix before it, while no question is known: it can be asked and saved."""
+        raise NotImplementedError
+
+    def load_kept(self, file: str | Path) -> Kept:
+        """What a `Kept` of this very reader saved. Raises: ValueError for any other file."""
         raise NotImplementedError
 
     @property

@@ -11,6 +11,7 @@ Shape letters: B rows, N tokens of a text, n text tokens of a chunk, W supervise
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -155,6 +156,18 @@ class Comet(Reader):
     def open(self, **settings: Any) -> Session:
         """A text to be read piece by piece, asked about and written on; see Session."""
         return Session(self.eval(), **settings)
+
+    def read(self, batch: Batch) -> list[Session]:
+        """A session for each row that read prefix and context."""
+        sessions = [self.open() for _ in range(len(batch))]
+        for row, session in enumerate(sessions):
+            for part in (batch.prefix, batch.context):
+                session.read(part.ids[row][part.mask[row]].tolist())
+        return sessions
+
+    def load_kept(self, file: str | Path) -> Session:
+        """As Session.load."""
+        return Session.load(self, file)
 
     # -------------------------------------------------------------- reading
 
