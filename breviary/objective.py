@@ -53,7 +53,8 @@ class Reconstruct(Answer):
         lengths_B = batch.answer.lengths
         end_B1 = Layout.of([batch.answer.mask], round_to=1).place([batch.answer.ids]).gather(1, lengths_B[:, None] - 1)
         layout = Layout.of([batch.context.mask, torch.ones_like(end_B1, dtype=torch.bool)], round_to=1)
-        return replace(batch, answer=Tokens(layout.place([batch.context.ids, end_B1]), layout.mask))
+        return replace(batch, answer=Tokens(layout.place([batch.context.ids, end_B1]), layout.mask),
+                       task="reconstruct")
 
 
 class AnswerAndCopy(Answer):

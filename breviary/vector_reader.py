@@ -181,7 +181,8 @@ class CompressedReader(Reader):
                 context)
 
     def _memory(self, batch: Batch, encoded: Encoded, lower: Layout, states: Tensor, labels: Any = None) -> Memory:
-        question = Question(batch.query.ids, batch.query.mask, lower.take(states, 1), batch.prompt.mask, labels)
+        question = Question(batch.query.ids, batch.query.mask, lower.take(states, 1), batch.prompt.mask, labels,
+                            batch.task)
         with phase("compress"):
             memory = self.compressor.compress(encoded, question)
         assert memory.layer == self.compressor.layer, (memory.layer, self.compressor.layer)
