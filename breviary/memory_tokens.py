@@ -91,9 +91,10 @@ class MemoryTokens(Compressor):
         ratio = self.budget.row_ratios(lengths_B, self.training)
         if isinstance(ratio, int):
             S, L = max(-(-T // (K * ratio)), 1), max(min(T, K * ratio), 1)
+            segments_B = (-(-lengths_B // (K * ratio))).clamp(min=1)
         else:
-            S, L = -(-self.budget.slots // K), max(T, 1)
-        segments_B = (-(-lengths_B // (K * ratio))).clamp(min=1)
+            S, L = self.budget.slots // K, max(T, 1)
+            segments_B = lengths_B.clamp(min=1, max=S)
         own_B11 = (-(-lengths_B // segments_B))[:, None, None]  # tokens of each of the context's segments
         column_1SL = torch.arange(L, device=ids_BT.device)
         index_BSL = torch.arange(S, device=ids_BT.device)[:, None] * own_B11 + column_1SL
