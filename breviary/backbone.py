@@ -252,3 +252,12 @@ def set_trainable(stack: Stack, train: str, lora_rank: int = 16, lora_alpha: flo
         # Updates of 1e-5 vanish in bfloat16 weights; DeepSpeed's bf16 engine keeps float32 masters by itself.
         if parameter.requires_grad and parameter.dtype in (torch.bfloat16, torch.float16):
             parameter.data = parameter.data.float()
+
+
+def hold(module: nn.Module) -> None:
+    """Freezes a module's trained weights, in place, and marks them as `held`: they are no pretrained ones, so that
+    checkpoints keep them with the trained (breviary.checkpoint)."""
+    for parameter in module.parameters():
+        if parameter.requires_grad:
+            parameter.requires_grad_(False)
+            parameter.held = True

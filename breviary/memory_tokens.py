@@ -35,11 +35,11 @@ class MemoryTokens(Compressor):
     A context of T tokens is cut into ceil(T / (memory_tokens * ratio)) segments of equal length (ICAE); slots of all
     segments stand side by side as input embeddings, then one vector for what is asked (ICAE's [AE], [LM], [FT]).
 
-    ratio, slots, ratio_choices  as in Budget. `slots` are shared out evenly to the segments
+    ratio, slots, ratio_choices, ratio_draw  as in Budget. `slots` are shared out evenly to the segments
     memory_tokens   tokens after a segment, at most
     count           fixed: always all of them, so that the true ratio is the asked one of full segments only (ICAE);
                     by_ratio: ceil(tokens of the segment / ratio) of them
-    task_tokens     whether that last vector is there; it counts as a slot, also of an empty context, which has no other
+    task_tokens     whether that last vector is there; it counts as a slot. An empty context has none at all
     head            none | mlp: two linear maps with a GELU between them, on each slot
     encoder_layers  layers that read; None = all
     lora_rank, lora_alpha, lora_dropout, lora_targets  of the encoder's adapters ('all-linear', or projection names)
@@ -47,13 +47,13 @@ class MemoryTokens(Compressor):
     """
 
     def __init__(self, backbone: Backbone | TinyBackbone, decoder: Stack, *, ratio: int | None = 4,
-                 slots: int | None = None, ratio_choices: list[int] | None = None, memory_tokens: int = 128,
-                 count: str = "fixed", task_tokens: bool = True, head: str = "none", encoder_layers: int | None = None,
-                 lora_rank: int = 128, lora_alpha: float = 32, lora_dropout: float = 0.05,
-                 lora_targets: str | list[str] = "all-linear"):
+                 slots: int | None = None, ratio_choices: list[int] | None = None, ratio_draw: str = "step",
+                 memory_tokens: int = 128, count: str = "fixed", task_tokens: bool = True, head: str = "none",
+                 encoder_layers: int | None = None, lora_rank: int = 128, lora_alpha: float = 32,
+                 lora_dropout: float = 0.05, lora_targets: str | list[str] = "all-linear"):
         super().__init__()
         assert count in COUNTS and head in HEADS, (count, head)
-        self.budget, self.count = Budget(ratio, slots, ratio_choices), count
+        self.budget, self.count = Budget(ratio, slots, ratio_choices, ratio_draw=ratio_draw), count
         self.tokens_a_segment = _tokens_a_segment(memory_tokens, slots)
         targets = list(LINEAR if lora_targets == "all-linear" else lora_targets)
         config = LoraConfig(r=lora_rank, lora_alpha=lora_alpha, lora_dropout=lora_dropout, target_modules=targets)
@@ -72,7 +72,7 @@ class MemoryTokens(Compressor):
     def encode(self, context: Context) -> Encoded:
         """Rows of a segment and its memory tokens, which have id MEMORY: states (B, S, N, D) after the final norm."""
         layout = Layout.of([context.mask], round_to=1)
-        ids_RL, mask_RL, used_RK = self._segments(layout.place([context.ids]), context.mask.sum(1))
+        ids_RL, mask_RL, used_RK = self._segments(layout.place([context.ids]), layout.mask)
         rows = Layout.of([mask_RL, used_RK])
         encoder = self._encoder[0]
         encoder.train(self.training)
@@ -85,16 +85,17 @@ class MemoryTokens(Compressor):
         shape = (B, len(ids_RN) // B, ids_RN.shape[1])
         return Encoded(states.view(*shape, -1), rows.mask.view(shape), ids_RN.view(shape))
 
-    def _segments(self, ids_BT: Tensor, lengths_B: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    def _segments(self, ids_BT: Tensor, mask_BT: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Left-packed ids as rows of segments: ids (R, L), their mask, and which memory tokens each row has (R, K)."""
-        B, T, K = *ids_BT.shape, self.tokens_a_segment
-        ratio = self.budget.row_ratios(lengths_B, self.training)
-        if isinstance(ratio, int):
-            S, L = max(-(-T // (K * ratio)), 1), max(min(T, K * ratio), 1)
-            segments_B = (-(-lengths_B // (K * ratio))).clamp(min=1)
-        else:
-            S, L = self.budget.slots // K, max(T, 1)
+        (B, T), K, lengths_B = ids_BT.shape, self.tokens_a_segment, mask_BT.sum(1)
+        ratio, least = self.budget.row_ratios(ids_BT, mask_BT, self.training), self.budget.least(self.training)
+        if least is None:
+            S = self.budget.slots // K
             segments_B = lengths_B.clamp(min=1, max=S)
+        else:
+            S = max(-(-T // (K * least)), 1)
+            segments_B = (-(-lengths_B // (K * ratio))).clamp(min=1)
+        L = max(min(T, K * ratio) if isinstance(ratio, int) else T, 1)
         own_B11 = (-(-lengths_B // segments_B))[:, None, None]  # tokens of each of the context's segments
         column_1SL = torch.arange(L, device=ids_BT.device)
         index_BSL = torch.arange(S, device=ids_BT.device)[:, None] * own_B11 + column_1SL
@@ -125,12 +126,12 @@ class MemoryTokens(Compressor):
             return Memory(slots_BMD.masked_fill(~mask_BM[..., None], 0), mask_BM)
         B = len(slots_BMD)
         task_B1D = self.task_embeds[TASKS.index(question.task)].to(slots_BMD.dtype).expand(B, 1, -1)
-        joined = Layout.of([mask_BM, torch.ones_like(mask_BM[:, :1])], round_to=1)
+        joined = Layout.of([mask_BM, mask_BM.any(1, keepdim=True)], round_to=1)
         return Memory(joined.place([slots_BMD, task_B1D]), joined.mask)
 
     @property
     def asked_ratio(self) -> float | None:
-        """Tokens per slot of full segments asked for now; None where a number of slots is asked."""
+        """Tokens per slot of full segments asked for now; None as in Budget.asked."""
         return self.budget.asked(self.training)
 
     def begin_step(self, step: int, seed: int) -> None:
@@ -161,7 +162,8 @@ class MemoryTokens(Compressor):
     @classmethod
     def longest_context(cls, settings: Mapping[str, Any], positions: int, others: int) -> int | None:
         """The slots take the decoder's positions; a segment and its memory tokens the encoder's, which are as many."""
-        room, K = max(positions - others - settings["task_tokens"], 0), _tokens_a_segment(settings["memory_tokens"], settings["slots"])
+        room = max(positions - others - settings["task_tokens"], 0)
+        K = _tokens_a_segment(settings["memory_tokens"], settings["slots"])
         if settings["slots"] is not None:
             return max(positions - K, 0) if settings["slots"] <= room else 0
         ratio = int(min([settings["ratio"], *(settings["ratio_choices"] or [])]))
