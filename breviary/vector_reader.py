@@ -89,9 +89,10 @@ class CompressedReader(Reader):
             nll_BA, hits_BA, memory = self._nll(main, encoded, self.compressor.labels(main) if self.training else None)
             parts = dict(memory.losses)
             for name, (weight, other) in (self.objective.others(batch) if self.training else {}).items():
-                parts[name] = (weight * self._nll(other, encoded)[0].sum(), other.answer.mask.sum())
+                read = encoded if other.context is main.context else self._encoded(other)
+                parts[name] = (weight * self._nll(other, read)[0].sum(), other.answer.mask.sum())
         tokens = () if self.training else (main.answer, nll_BA, hits_BA)
-        return LossOutput(nll_BA.sum(1), main.answer.lengths, parts, memory.mask.sum(1), batch.context.lengths, *tokens)
+        return LossOutput(nll_BA.sum(1), main.answer.lengths, parts, memory.mask.sum(1), main.context.lengths, *tokens)
 
     @torch.no_grad()
     def decoded(self, batch: Batch, generation: Generation) -> list[Decoded]:
