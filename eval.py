@@ -24,7 +24,8 @@ from breviary.budget import NOTHING_DRAWN
 from breviary.build import build_backbone, build_reader, compressor_class, compressor_settings
 from breviary.checkpoint import load_trained
 from breviary.checks import (Problems, attempted, checkpoint_problems, config_problems, fitting_length,
-                             generation_notes, others_beside, process_problems, read_splits, run_for_people, short_problems, tells_mistakes)
+                             generation_notes, others_beside, process_problems, read_splits, run_for_people,
+                             short_problems, tells_mistakes)
 from breviary.contract import Generation, Reader
 from breviary.distributed import (barrier, end_process_group, rank, start_process_group, take_launcher_arguments,
                                   world_size)

@@ -105,6 +105,7 @@ def length_problems(cfg: DictConfig, backbone: Any, splits: dict[str, Any]) -> l
     """Examples whose tokens find no place in the backbone's positions; `splits` are tokenised."""
     positions = backbone.config.max_position_embeddings
     cls, settings = compressor_class(cfg), compressor_settings(cfg)
+    reads_whole = objective_class(cfg).reads_whole
     found = []
     for name, items in splits.items():
         found += short_problems(cfg, name, items) + group_problems(cfg, name, items)
@@ -115,8 +116,13 @@ def length_problems(cfg: DictConfig, backbone: Any, splits: dict[str, Any]) -> l
             continue
         longest = max(items.lengths, default=0)
         limit = fitting_length(cfg, cls, settings, positions, items)
+        room = positions - others_beside(cfg, items, longest)
+        if reads_whole and longest > room:
+            found.append(f"dataset {name}: this objective's teacher reads whole contexts, and the longest of {longest} tokens does "
+                         f"not fit beside {positions - room} further ones in the backbone's {positions} positions; set "
+                         f"limits.max_context_tokens={room} to cut contexts, or shorter texts")
         if longest > limit:
-            others = others_beside(cfg, items, longest)
+            others = positions - room
             ways = [f"limits.max_context_tokens={limit} to cut contexts"] if limit else []
             ways += _larger_settings(cls, settings, positions, others, longest, limit) if others < positions else []
             again = ", of which it is one itself, to be written down," if objective_class(cfg).is_autoencoder else ""
@@ -266,10 +272,10 @@ def _pipeline_problems(engine: DictConfig, cls: type, stage: int, world_size: in
     found = []
     if engine.schedule not in schedules:
         found.append(f"engine.schedule={engine.schedule}: allowed are {', '.join(schedules)}")
-    if stage > 1 or (engine.deepspeed and engine.deepspeed.zero_optimization.get("overlap_comm")):
-        found.append(f"engine.ranks={engine.ranks}: the ranks of a pipeline stand at different layers, and ZeRO's stages 2 and 3 "
-                     "(and overlap_comm) have all processes meet at every layer: they would wait for each other; use "
-                     "engine=zero1 or engine=pipeline")
+    if stage == 3:
+        found.append(f"engine.ranks={engine.ranks}: the ranks of a pipeline stand at different layers, and ZeRO's stage 3 has all "
+                     "processes meet at every layer to gather its weights: they would wait for each other; use engine=zero1, "
+                     "zero2 or pipeline")
     return found
 
 

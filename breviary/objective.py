@@ -1,7 +1,7 @@
 """What a reader is trained to say after its memory.
 
 An objective turns a batch into what is asked: a batch again, whose prompt stands between memory and answer and whose
-answer is supervised. B rows, T context tokens.
+answer is supervised. B rows, T context tokens, A answer tokens, V vocabulary.
 """
 
 from __future__ import annotations
@@ -16,6 +16,12 @@ from torch import Tensor
 
 from breviary.assemble import Layout, ranks
 from breviary.contract import Batch, Tokens
+from breviary.stack import Stack
+
+
+def token_nll(logits_BAV: Tensor, ids_BA: Tensor) -> Tensor:
+    """Nats spent on each answer token, (B, A); meaningless on padding."""
+    return torch.nn.functional.cross_entropy(logits_BAV.transpose(1, 2), ids_BA, reduction="none")
 
 
 class Answer:
@@ -27,6 +33,8 @@ class Answer:
     measures: Any = None
     is_autoencoder = False  # True: what is asked is the context itself, so that it takes positions a second time
 
+    reads_whole = False  # True: in training the decoder also reads context and answer together, uncompressed
+
     def main(self, batch: Batch) -> Batch:
         """What is asked in training and evaluation."""
         return batch
@@ -34,6 +42,11 @@ class Answer:
     def others(self, batch: Batch) -> dict[str, tuple[float, Batch]]:
         """What else is asked of the same contexts in training: {name: (weight, batch)}."""
         return {}
+
+    def losses(self, batch: Batch, logits_BAV: Tensor, decoder: Stack) -> Tensor:
+        """Training loss of each answer token of `main`'s batch, in nats, (B, A); meaningless on padding. Evaluation always
+        measures `token_nll`. Asked by readers whose memory is slots."""
+        return token_nll(logits_BAV, batch.answer.ids)
 
     def begin_step(self, step: int, seed: int) -> None:
         """Told once per optimizer step, equally on every rank."""
@@ -61,7 +74,7 @@ class Reconstruct(Answer):
     continuation_weight  of a second loss in training, ICAE's (2307.06945): the first half of the context is compressed by
                          itself, the second predicted from its memory; a mean over its tokens, as the first loss is over
                          its own. 0 = none. ICAE draws one of the two for each text; here every text has both
-    continuation_hint    first tokens of the second half that are given, not predicted (ICAE: 8)
+    continuation_hint    first tokens of the second half that are given, not predicted (ICAE: 8); as Continue's
     The second loss costs another reading of half the context.
     """
 
@@ -81,13 +94,7 @@ class Reconstruct(Answer):
         """The first half as context, the hint as query and prompt, the rest as answer; no end token."""
         if not self.continuation_weight:
             return {}
-        context, lengths_B, hint = batch.context, batch.context.lengths, self.continuation_hint
-        half_B = lengths_B // 2
-        given = stretch(context, half_B, half_B + hint, hint)
-        rest = stretch(context, half_B + hint, lengths_B, max(-(-context.ids.shape[1] // 2) - hint, 1))
-        first = Tokens(context.ids, context.mask & (ranks(context.mask) < half_B[:, None]))
-        return {"continue": (self.continuation_weight, replace(batch, context=first, query=given, prompt=given, answer=rest,
-                                                               evidence=None, offsets=None, task="continue"))}
+        return {"continue": (self.continuation_weight, Continue(0.5, self.continuation_hint).main(batch))}
 
     @classmethod
     def fewest_tokens(cls, settings: Mapping[str, Any]) -> int:
@@ -134,6 +141,52 @@ class AnswerAndCopy(Answer):
         hint = stretch(batch.context, start_B, start_B + self.hint_tokens, self.hint_tokens)
         rest = stretch(batch.context, start_B + self.hint_tokens, start_B + N, self.copy_tokens)
         return {"copy": (self.copy_weight, replace(batch, query=hint, prompt=hint, answer=rest))}
+
+
+class Continue(Answer):
+    """Read the first part of a text, predict the rest from its memory: language modelling across the compression
+    (AutoCompressors 2305.14788; ICAE's second loss, 2307.06945). Needs no labels: question and answers are not looked at.
+
+    context_share  of the context's tokens that are compressed, rounded down, in (0, 1)
+    hint_tokens    that follow them are given, in the place of query and prompt, so that what is predicted continues running
+                   text and a query-aware compressor has a query; in short texts fewer, so that one token is left to
+                   predict. All further tokens are supervised, and no end token
+
+    In evaluation the NLL is that of the continuation; generated text is scored against the data's answers all the same, so
+    EM and F1 mean nothing here.
+    """
+
+    def __init__(self, context_share: float = 0.5, hint_tokens: int = 8):
+        self.context_share, self.hint_tokens = context_share, hint_tokens
+
+    def main(self, batch: Batch) -> Batch:
+        """The first part as context, the hint as query and prompt, the rest as answer."""
+        context, share = batch.context, self.context_share
+        lengths_B, T = context.lengths, context.ids.shape[1]
+        kept_B = (lengths_B.double() * share).long()
+        given_B = kept_B + (lengths_B - kept_B - 1).clamp(0, self.hint_tokens)
+        hint = stretch(context, kept_B, given_B, self.hint_tokens)
+        rest = stretch(context, given_B, lengths_B, T - int(T * share))  # no row has more behind its first part
+        mask_BT = context.mask & (ranks(context.mask) < kept_B[:, None])
+        evidence = None if batch.evidence is None else batch.evidence & mask_BT
+        return replace(batch, context=Tokens(context.ids, mask_BT), query=hint, prompt=hint, answer=rest, evidence=evidence,
+                       task="continue")
+
+    @classmethod
+    def fewest_tokens(cls, settings: Mapping[str, Any]) -> int:
+        """One to read and one to predict."""
+        return 0 if settings["context_share"] is None else 2
+
+    @classmethod
+    def problems(cls, settings: Mapping[str, Any], reader: type, train: str) -> list[str]:
+        """As Answer.problems."""
+        found = []
+        share, hint = settings["context_share"], settings["hint_tokens"]
+        if share is not None and not 0 < share < 1:
+            found.append(f"objective.context_share={share}: must be between 0 and 1, both excluded, e.g. 0.5")
+        if hint < 1:
+            found.append(f"objective.hint_tokens={hint}: must be at least 1, e.g. 8")
+        return found
 
 
 def stretch(text: Tokens, start_B: Tensor, end_B: Tensor, width: int) -> Tokens:
