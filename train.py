@@ -75,7 +75,9 @@ def train(cfg: DictConfig) -> Path:
     # 4. Weights and the Trainer.
     reader = build_reader(cfg, backbone, tokenizer)
     if cfg.init_from:
-        load_trained(best_checkpoint(cfg.init_from), reader, backbone.fingerprint)
+        fresh = load_trained(best_checkpoint(cfg.init_from), reader, backbone.fingerprint, is_start=True)
+        if fresh:
+            say(f"init_from: {len(fresh)} weights that it did not train start as they are, {fresh[0]} first")
     if cfg.engine.ranks > 1:
         reader.join_pipeline(take_place(cfg.engine.ranks), cfg.engine.schedule, reduces_early(cfg.engine.deepspeed))
         say(mapping(world_size(), cfg.engine.ranks))

@@ -258,6 +258,15 @@ def set_trainable(stack: Stack, train: str, lora_rank: int = 16, lora_alpha: flo
             parameter.data = parameter.data.float()
 
 
+def hold(module: nn.Module) -> None:
+    """Freezes a module's trained weights, in place, and marks them as `held`: they are no pretrained ones, so that
+    checkpoints keep them with the trained (breviary.checkpoint)."""
+    for parameter in module.parameters():
+        if parameter.requires_grad:
+            parameter.requires_grad_(False)
+            parameter.held = True
+
+
 @contextlib.contextmanager
 def adapters_off(stack: Stack) -> Iterator[None]:
     """Within it the stack computes with its own weights alone; what is trained stays as it was. For use without gradient:

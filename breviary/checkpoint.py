@@ -1,4 +1,7 @@
-"""Checkpoints: trained weights in safetensors, with the name and hash of the backbone they belong to."""
+"""Checkpoints: learned weights in safetensors, with the name and hash of the backbone they belong to.
+
+Learned are those that are trained, and those that an earlier run trained and this one keeps (breviary.backbone.hold).
+"""
 
 from __future__ import annotations
 
@@ -38,10 +41,16 @@ def load_reader(path: str | Path, backbone: str | Path | None = None, device: st
     return open_reader(path, backbone, device)
 
 
+def learned(reader: nn.Module) -> dict[str, nn.Parameter]:
+    """{name: parameter} of the weights that are not the backbone's: what a checkpoint holds."""
+    return {name: parameter for name, parameter in reader.named_parameters()
+            if parameter.requires_grad or getattr(parameter, "held", False)}
+
+
 def trained_state(reader: nn.Module, state: dict[str, Tensor] | None = None) -> dict[str, Tensor]:
-    """{name: tensor} of the weights that are trained; taken from `state` where a gathered state dict is given."""
+    """{name: tensor} of the learned weights; taken from `state` where a gathered state dict is given."""
+    names = list(learned(reader))
     state = dict(reader.named_parameters()) if state is None else state
-    names = [name for name, parameter in reader.named_parameters() if parameter.requires_grad]
     return {name: state[name].detach().to("cpu", torch.float32).contiguous() for name in names}
 
 
@@ -97,11 +106,12 @@ def backbone_difference(folder: str | Path, stored: dict[str, str], fingerprint:
             f"{fingerprint['name']} ({fingerprint['sha256'][:12]}); set backbone accordingly, e.g. backbone.path"]
 
 
-def load_trained(folder: str | Path, reader: nn.Module, fingerprint: dict[str, str]) -> None:
-    """Loads trained weights strictly, in place.
+def load_trained(folder: str | Path, reader: nn.Module, fingerprint: dict[str, str], is_start: bool = False) -> list[str]:
+    """Loads learned weights strictly, in place; gives the names of those that the checkpoint lacks.
 
-    Raises: ValueError on another backbone, on damaged values, and on missing, unknown or misshapen weights, all of them
-    listed.
+    is_start  a training starts from them: what the earlier run did not train (its decoder was frozen, say) stays as built
+    Raises: ValueError on another backbone, on damaged values, on unknown or misshapen weights, and, unless it is a start, on
+    missing ones, all of them listed; on a start that has nothing in common with the reader.
     """
     metadata = read_metadata(folder)
     for difference in backbone_difference(folder, metadata["backbone"], fingerprint):
@@ -114,15 +124,19 @@ def load_trained(folder: str | Path, reader: nn.Module, fingerprint: dict[str, s
     if metadata["merged"]:
         merge_adapters(reader)
     stored = _named_as_now(reader, stored)
+    # What was merged lies in the backbone; beside it there are learned weights, and frozen ones of an encoder's own.
     own = dict(reader.named_parameters())
-    # What was merged lies in the backbone; beside it there are trained weights, and frozen ones of an encoder's own.
-    needed = {} if metadata["merged"] else {name: p for name, p in own.items() if p.requires_grad}
-    difference = _difference(needed, own if metadata["merged"] else needed, stored)
+    needed = {} if metadata["merged"] else learned(reader)
+    missing = sorted(needed.keys() - stored.keys())
+    if is_start and len(missing) < len(needed):
+        needed = {name: parameter for name, parameter in needed.items() if name in stored}
+    difference = _difference(needed, own if metadata["merged"] else learned(reader), stored)
     if difference:
         raise ValueError(f"{folder}: weights do not fit the configured reader:\n  " + "\n  ".join(difference))
     with torch.no_grad():
         for name, tensor in stored.items():
             own[name].copy_(tensor)
+    return missing
 
 
 def _named_as_now(reader: nn.Module, stored: dict[str, Tensor]) -> dict[str, Tensor]:

@@ -9,17 +9,20 @@ Masks are boolean, True = a real token, and are made from lengths, never from to
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field, fields, replace
+from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
 
+from breviary.encoded import Encoded
 from breviary.pipeline import Place
 
 if TYPE_CHECKING:
     from breviary.kept import Kept
+
+TASKS = ("answer", "reconstruct", "continue")
 
 
 @dataclass(frozen=True)
@@ -77,6 +80,7 @@ class Batch:
     offsets  (B, T, 2) int64, characters [start, end) of each context token in the example's context; None where the
              tokenizer does not tell
     examples the raw examples, in row order, for scoring
+    task     what is asked of the contexts, one of TASKS: an objective says it, compressors may have a sign for it
     """
 
     prefix: Tokens
@@ -87,6 +91,7 @@ class Batch:
     evidence: Tensor | None
     offsets: Tensor | None
     examples: list[Example]
+    task: str = "answer"
 
     def __len__(self) -> int:
         return len(self.examples)
@@ -105,7 +110,7 @@ class Batch:
         parts = {name: getattr(self, name).rows(rows) for name in ("prefix", "context", "query", "prompt", "answer")}
         marks = {name: getattr(self, name) for name in ("evidence", "offsets")}
         marks = {name: None if value is None else value[rows] for name, value in marks.items()}
-        return Batch(**parts, **marks, examples=[self.examples[i] for i in index])
+        return Batch(**parts, **marks, examples=[self.examples[i] for i in index], task=self.task)
 
 
 @dataclass
@@ -123,11 +128,13 @@ class Question(Tokens):
     states       (B, P, D) the decoder's own states of the prompt where they enter the joining layer
     states_mask  (B, P)
     labels       what `Compressor.labels` gave, in training; None where nobody knows the answer
+    task         as Batch's
     """
 
     states: Tensor
     states_mask: Tensor
     labels: Any = None
+    task: str = "answer"
 
 
 @dataclass
@@ -175,6 +182,8 @@ class LossOutput:
     tokens  (B,) int64, number of supervised tokens
     parts   {name: (weighted sum, count)}: further losses, each divided by its own count
     slots   (B,) int64, memory slots used; context_tokens (B,) int64, tokens they stand for
+    asked   what was supervised, (B, A); token_nll (B, A) nats of each token, token_hits (B, A) bool: it was the likeliest.
+            In evaluation; None in training, and from readers that do not tell
     """
 
     nll: Tensor
@@ -182,6 +191,9 @@ class LossOutput:
     parts: dict[str, tuple[Tensor, Tensor]]
     slots: Tensor
     context_tokens: Tensor
+    asked: Tokens | None = None
+    token_nll: Tensor | None = None
+    token_hits: Tensor | None = None
 
     def terms(self) -> dict[str, tuple[Tensor, Tensor]]:
         """Every loss as {name: (sum, count)}, the answer's first."""
@@ -210,6 +222,15 @@ class Generation:
     seed: int = 0
 
 
+@dataclass(frozen=True)
+class Decoded:
+    """What a reader wrote for one example."""
+
+    text: str  # special tokens, everything from a stop string on and white space around it removed
+    ids: list[int]  # as chosen, without the end token
+    is_ended: bool  # an end token came, within the tokens allowed
+
+
 class Reader(nn.Module):
     """Given a long context and a question, keeps a small memory of the context and answers from it."""
 
@@ -217,9 +238,13 @@ class Reader(nn.Module):
         """Answer loss of every example (teacher-forced)."""
         raise NotImplementedError
 
-    def answer(self, batch: Batch, generation: Generation) -> list[str]:
-        """Decoded answers, one per example, special tokens and everything from a stop string on removed."""
+    def decoded(self, batch: Batch, generation: Generation) -> list[Decoded]:
+        """What is written for each example."""
         raise NotImplementedError
+
+    def answer(self, batch: Batch, generation: Generation) -> list[str]:
+        """The texts of `decoded`."""
+        return [written.text for written in self.decoded(batch, generation)]
 
     def footprint(self, batch: Batch) -> Footprint:
         """What the reader keeps of each context of the batch."""
@@ -325,59 +350,3 @@ class Compressor(nn.Module):
     def longest_context(cls, settings: Mapping[str, Any], positions: int, others: int) -> int | None:
         """Context tokens that fit a decoder of `positions` positions beside `others` further tokens; None = any."""
         return None
-
-
-@dataclass
-class Encoded:
-    """What a compressor keeps of contexts before a question is known.
-
-    Long contexts are read in segments: S rows of up to L tokens per context, empty rows at the end
-    of shorter contexts.
-    states  (B, S, L, D) states after the layers that read
-    mask    (B, S, L)
-    ids     (B, S, L) int64, 0 on padding
-    keys_values  per layer (keys, values), each (B, S, heads, L, head width); empty where the question
-            does not read on from the context
-    """
-
-    states: Tensor
-    mask: Tensor
-    ids: Tensor
-    keys_values: list[tuple[Tensor, Tensor]] = field(default_factory=list)
-
-    def split(self) -> list[Encoded]:
-        """One Encoded of batch size 1 for each context, cut to its own segments and length."""
-        segments = self.mask.any(-1).sum(-1).clamp(min=1).tolist()
-        widths = self.mask.sum(-1).amax(-1).clamp(min=1).tolist()
-        out = []
-        for b, (s, width) in enumerate(zip(segments, widths)):
-            row = slice(b, b + 1)
-            kept = [(k[row, :s, :, :width], v[row, :s, :, :width]) for k, v in self.keys_values]
-            out.append(Encoded(*(x[row, :s, :width].clone() for x in (self.states, self.mask, self.ids)),
-                               [(k.clone(), v.clone()) for k, v in kept]))
-        return out
-
-    @staticmethod
-    def join(parts: list[Encoded]) -> Encoded:
-        """The contexts of `parts` as one batch, padded with zeros to common sizes."""
-        segments = max(p.mask.shape[1] for p in parts)
-        width = max(p.mask.shape[2] for p in parts)
-
-        def padded(x: Tensor, width_dim: int) -> Tensor:
-            pad = [0, 0] * (x.dim() - 1 - width_dim) + [0, width - x.shape[width_dim]]
-            pad += [0, 0] * (width_dim - 2) + [0, segments - x.shape[1]]
-            return torch.nn.functional.pad(x, pad)
-
-        keys_values = [
-            (torch.cat([padded(p.keys_values[i][0], 3) for p in parts]),
-             torch.cat([padded(p.keys_values[i][1], 3) for p in parts]))
-            for i in range(len(parts[0].keys_values))
-        ]
-        return Encoded(*(torch.cat([padded(getattr(p, name), 2) for p in parts]) for name in ("states", "mask", "ids")),
-                       keys_values)
-
-    def to(self, device: torch.device | str) -> Encoded:
-        """The same on `device`."""
-        moved = [(k.to(device), v.to(device)) for k, v in self.keys_values]
-        return replace(self, states=self.states.to(device), mask=self.mask.to(device), ids=self.ids.to(device),
-                       keys_values=moved)

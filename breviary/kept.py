@@ -74,7 +74,8 @@ class EncodedDocument(Kept):
     def answers(self, questions: Batch, generation: Generation) -> list[str]:
         """As Kept; all questions in one batch."""
         encoded = Encoded.join([self.encoded] * len(questions))
-        return self.reader.answer(_asked(self._tokens(), questions), generation, encoded=encoded)
+        written = self.reader.decoded(_asked(self._tokens(), questions), generation, encoded=encoded)
+        return [one.text for one in written]
 
     def pieces(self, questions: Batch, generation: Generation) -> Iterator[str]:
         """As Kept."""
@@ -135,7 +136,8 @@ class KeptMemory(Kept):
         B, slots = len(questions), self.slots
         positions = None if slots.positions is None else slots.positions.expand(B, -1)
         memory = Memory(slots.embeds.expand(B, -1, -1), slots.mask.expand(B, -1), slots.layer, positions)
-        return self.reader.answer(_asked(self._lengths(), questions), generation, memory=memory)
+        written = self.reader.decoded(_asked(self._lengths(), questions), generation, memory=memory)
+        return [one.text for one in written]
 
     def pieces(self, questions: Batch, generation: Generation) -> Iterator[str]:
         """As Kept."""

@@ -25,7 +25,13 @@ def token_nll(logits_BAV: Tensor, ids_BA: Tensor) -> Tensor:
 
 
 class Answer:
-    """Answer the question: negative log likelihood of the first reference and the end token (COMI, A6)."""
+    """Answer the question: negative log likelihood of the first reference and the end token (COMI, A6).
+
+    measures  what evaluation tells beside the scores of answers: a callable such as data.restoration.Restoration
+    """
+
+    measures: Any = None
+    is_autoencoder = False  # True: what is asked is the context itself, so that it takes positions a second time
 
     reads_whole = False  # True: in training the decoder also reads context and answer together, uncompressed
 
@@ -60,16 +66,49 @@ class Answer:
 class Reconstruct(Answer):
     """Write the whole context down again from its memory, then the end token: an autoencoder (GMSA 2505.12215, stage 1).
 
-    Target and context are the same tokens, so that nothing is asked that was not read. What stands between them is the
-    batch's prompt; dataset=passages has the instruction there. Needs no labels: the batch's answers are not looked at.
+    Target and context are the same tokens, cut together where limits.max_context_tokens cuts, so that nothing is asked that
+    was not read. What stands between them is the batch's prompt; dataset=passages has the instruction there. Needs no
+    labels: the batch's answers are not looked at.
+
+    measures             as Answer's
+    continuation_weight  of a second loss in training, ICAE's (2307.06945): the first half of the context is compressed by
+                         itself, the second predicted from its memory; a mean over its tokens, as the first loss is over
+                         its own. 0 = none. ICAE draws one of the two for each text; here every text has both
+    continuation_hint    first tokens of the second half that are given, not predicted (ICAE: 8); as Continue's
+    The second loss costs another reading of half the context.
     """
+
+    is_autoencoder = True
+
+    def __init__(self, measures: Any = None, continuation_weight: float = 0.0, continuation_hint: int = 8):
+        self.measures, self.continuation_weight, self.continuation_hint = measures, continuation_weight, continuation_hint
 
     def main(self, batch: Batch) -> Batch:
         """The batch with its contexts as answers."""
         lengths_B = batch.answer.lengths
         end_B1 = Layout.of([batch.answer.mask], round_to=1).place([batch.answer.ids]).gather(1, lengths_B[:, None] - 1)
         layout = Layout.of([batch.context.mask, torch.ones_like(end_B1, dtype=torch.bool)], round_to=1)
-        return replace(batch, answer=Tokens(layout.place([batch.context.ids, end_B1]), layout.mask))
+        return replace(batch, answer=Tokens(layout.place([batch.context.ids, end_B1]), layout.mask), task="reconstruct")
+
+    def others(self, batch: Batch) -> dict[str, tuple[float, Batch]]:
+        """The first half as context, the hint as query and prompt, the rest as answer; no end token."""
+        if not self.continuation_weight:
+            return {}
+        return {"continue": (self.continuation_weight, Continue(0.5, self.continuation_hint).main(batch))}
+
+    @classmethod
+    def fewest_tokens(cls, settings: Mapping[str, Any]) -> int:
+        """One: of an empty context nothing can be written down."""
+        return 1
+
+    @classmethod
+    def problems(cls, settings: Mapping[str, Any], reader: type, train: str) -> list[str]:
+        """As Answer.problems."""
+        found = []
+        for key, least, example in (("continuation_weight", 0, 0.5), ("continuation_hint", 1, 8)):
+            if settings[key] < least:
+                found.append(f"objective.{key}={settings[key]}: must be at least {least}, e.g. {example}")
+        return found
 
 
 class AnswerAndCopy(Answer):
@@ -130,7 +169,8 @@ class Continue(Answer):
         rest = stretch(context, given_B, lengths_B, T - int(T * share))  # no row has more behind its first part
         mask_BT = context.mask & (ranks(context.mask) < kept_B[:, None])
         evidence = None if batch.evidence is None else batch.evidence & mask_BT
-        return replace(batch, context=Tokens(context.ids, mask_BT), query=hint, prompt=hint, answer=rest, evidence=evidence)
+        return replace(batch, context=Tokens(context.ids, mask_BT), query=hint, prompt=hint, answer=rest, evidence=evidence,
+                       task="continue")
 
     @classmethod
     def fewest_tokens(cls, settings: Mapping[str, Any]) -> int:

@@ -23,9 +23,9 @@ import torch
 from torch import Tensor
 
 from breviary.assemble import Layout, take_columns
-from breviary.contract import (Batch, Compressor, Context, Encoded, Footprint, Generation, LossOutput, Memory, Question,
-                               Reader, Tokens)
-from breviary.decoding import DecodingStream, decode, decode_pieces
+from breviary.contract import (Batch, Compressor, Context, Decoded, Encoded, Footprint, Generation, LossOutput, Memory,
+                               Question, Reader, Tokens)
+from breviary.decoding import DecodingStream, decode_pieces, write
 from breviary.kept import EncodedDocument, Kept, load_kept
 from breviary.objective import Answer, token_nll
 from breviary.runtime import phase
@@ -92,23 +92,25 @@ class CompressedReader(Reader):
             encoded = self._encoded(main)
             logits_BAV, memory = self._logits(main, encoded, self.compressor.labels(main) if self.training else None)
             losses_BA = (self.objective.losses(main, logits_BAV, self.decoder) if self.training
-                         else token_nll(logits_BAV, main.answer.ids))
+                         else token_nll(logits_BAV, main.answer.ids)).masked_fill(~main.answer.mask, 0)
             parts = dict(memory.losses)
             for name, (weight, other) in (self.objective.others(batch) if self.training else {}).items():
-                nll_BA = token_nll(self._logits(other, encoded)[0], other.answer.ids)
-                parts[name] = (weight * summed(nll_BA, other.answer).sum(), other.answer.mask.sum())
-        return LossOutput(summed(losses_BA, main.answer), main.answer.lengths, parts, memory.mask.sum(1),
-                          main.context.lengths)
+                read = encoded if other.context is main.context else self._encoded(other)
+                nll_BA = token_nll(self._logits(other, read)[0], other.answer.ids).masked_fill(~other.answer.mask, 0)
+                parts[name] = (weight * nll_BA.sum(), other.answer.mask.sum())
+        hits_BA = None if self.training else (logits_BAV.argmax(-1) == main.answer.ids) & main.answer.mask
+        tokens = () if self.training else (main.answer, losses_BA, hits_BA)
+        return LossOutput(losses_BA.sum(1), main.answer.lengths, parts, memory.mask.sum(1), main.context.lengths, *tokens)
 
     @torch.no_grad()
-    def answer(self, batch: Batch, generation: Generation, encoded: Encoded | None = None,
-               memory: Memory | None = None) -> list[str]:
+    def decoded(self, batch: Batch, generation: Generation, encoded: Encoded | None = None,
+                memory: Memory | None = None) -> list[Decoded]:
         """Greedy or sampled answers, decoded with a per-layer cache; encoded, memory as in `open`."""
         with self.precision():
             stream, logits = self.open(batch, encoded, memory)
             with phase("decode"):
-                return decode(logits, stream.step, generation, self.tokenizer, self.all_steps,
-                              self.decoder.end_ids)
+                return write(logits, stream.step, generation, self.tokenizer, self.all_steps,
+                             self.decoder.end_ids)
 
     @torch.no_grad()
     def pieces(self, batch: Batch, generation: Generation, encoded: Encoded | None = None,
@@ -217,7 +219,8 @@ class CompressedReader(Reader):
                 context)
 
     def _memory(self, batch: Batch, encoded: Encoded, lower: Layout, states: Tensor, labels: Any = None) -> Memory:
-        question = Question(batch.query.ids, batch.query.mask, lower.take(states, 1), batch.prompt.mask, labels)
+        question = Question(batch.query.ids, batch.query.mask, lower.take(states, 1), batch.prompt.mask, labels,
+                            batch.task)
         with phase("compress"):
             memory = self.compressor.compress(encoded, question)
         assert memory.layer == self.compressor.layer, (memory.layer, self.compressor.layer)
@@ -245,8 +248,3 @@ class CompressedReader(Reader):
     def precision(self) -> contextlib.AbstractContextManager:
         """As Stack.precision."""
         return self.decoder.precision()
-
-
-def summed(losses_BA: Tensor, answer: Tokens) -> Tensor:
-    """Loss of each row, (B,), padding left out."""
-    return losses_BA.masked_fill(~answer.mask, 0).sum(1)

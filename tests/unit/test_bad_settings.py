@@ -124,7 +124,7 @@ LEARNED = ("allowed are none, merge; the coarse stage yields integer sizes, so i
       "compressor.encoder=null",
       "compressor.keep=none with compressor.skim=drop leaves nothing; that is compressor=no_context"]),
     (["compressor.alignment=mlp", "compressor.question=both", "compressor.lsa_layers=0"],
-     ["compressor.alignment=mlp: allowed are lsa, linear, transformer_linear, none",
+     ["compressor.alignment=mlp: allowed are lsa, linear, linear_lsa, transformer_linear, none",
       "compressor.question=both: allowed are after_context, alone",
       "compressor.lsa_layers=0: must be from 1 to 9, e.g. 1; compressor.alignment=none switches the alignment off"]),
     (["backbone.family=gpt2", "compressor.ratio=-2"],
