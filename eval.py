@@ -28,7 +28,7 @@ from breviary.checks import (Problems, attempted, checkpoint_problems, config_pr
 from breviary.contract import Generation, Reader
 from breviary.distributed import (barrier, end_process_group, rank, start_process_group, take_launcher_arguments,
                                   world_size)
-from breviary.evaluation import evaluate
+from breviary.evaluation import evaluate, unconditional_nll
 from breviary.keys import checked_keys, drop_left_overs, flat_keys, known_keys, nearest
 from breviary.results import PREDICTIONS, Predictions, merge_ranks, read_results, summarise, write_results
 from breviary.runs import best_checkpoint, config_hash, last_checkpoint, load_config
@@ -119,13 +119,28 @@ def loaded(cfg: DictConfig, backbone: Any, checkpoint: Path | None) -> Reader:
     return reader
 
 
+def without_memory(cfg: DictConfig, backbone: Any, items: Tokenised, known: dict[Any, dict[str, float]]) -> dict[str, float]:
+    """Nats that the untouched backbone spends on what is asked, told nothing of the context; {} where no measure of the
+    objective asks for them. `known` keeps them for readers that are asked the same."""
+    if cfg.objective.get("measures") is None:
+        return {}
+    asked = (backbone.fingerprint["sha256"], str(cfg.prompt), str(cfg.objective), tuple(items.lengths))
+    if asked not in known:
+        other = checked_keys(untouched(cfg, "no_context"))[0]
+        known[asked] = unconditional_nll(loaded(other, backbone, None), items,
+                                         Collator(backbone.tokenizer().pad_token_id or 0), cfg.eval_batch_size)
+    return known[asked]
+
+
 def checkpoint_of(cfg: DictConfig) -> Path | None:
     """The asked checkpoint of the reader's run; None where it has no run."""
     return CHECKPOINTS[cfg.checkpoint](cfg.run) if cfg.run else None
 
 
-def evaluate_reader(cfg: DictConfig, examples: list[Any], folder: Path, checkpoint: Path | None) -> dict[str, Any]:
-    """Answers every example with one reader; continues what an earlier, killed call left in `folder`."""
+def evaluate_reader(cfg: DictConfig, examples: list[Any], folder: Path, checkpoint: Path | None,
+                    known: dict[Any, dict[str, float]]) -> dict[str, Any]:
+    """Answers every example with one reader; continues what an earlier, killed call left in `folder`. `known` as in
+    `without_memory`."""
     if (folder / "results.json").is_file():
         say(f"{cfg.reader}: already evaluated, {folder}")
         return read_results(folder)
@@ -133,6 +148,7 @@ def evaluate_reader(cfg: DictConfig, examples: list[Any], folder: Path, checkpoi
     items = tokenised(cfg, backbone, examples)
     say(f"{cfg.reader}: {items.report()}")
     tokenizer = backbone.tokenizer()
+    unconditional = without_memory(cfg, backbone, items, known)  # first: two backbones need not lie in memory at once
     reader = loaded(cfg, backbone, checkpoint)
     order = [example.id for example in examples]
     if rank() == 0:
@@ -143,7 +159,7 @@ def evaluate_reader(cfg: DictConfig, examples: list[Any], folder: Path, checkpoi
         say(f"{cfg.reader}: going on after {len(done)} predictions")
     predictions = Predictions(folder / (PREDICTIONS if world_size() == 1 else f"predictions.rank{rank()}.jsonl"))
     for rows in evaluate(reader, items, Collator(tokenizer.pad_token_id or 0), scores, Generation(**cfg.generation),
-                         cfg.eval_batch_size, done, rank(), world_size()):
+                         cfg.eval_batch_size, done, rank(), world_size(), unconditional=unconditional):
         predictions.append(rows)
         answered = len(done) + world_size() * len(predictions.done - done)
         say(f"  {cfg.reader}: {min(answered, len(items))}/{len(items)} answered", end="\r")  # the other ranks' guessed
@@ -154,6 +170,8 @@ def evaluate_reader(cfg: DictConfig, examples: list[Any], folder: Path, checkpoi
         extra = {"data_hash": items.data_hash, "peak_memory_bytes": peak_memory_bytes(), "backbone": backbone.description,
                  "run": str(cfg.run or folder), "config": OmegaConf.to_container(cfg, resolve=True) if cfg.run else None}
         summary = summarise(rows, reader.asked_ratio)
+        if reader.objective.measures is not None:
+            extra |= reader.objective.measures.corpus(rows)
         write_results(folder, cfg.reader, summary, extra)
         if summary["contexts_read"] < summary["n"]:
             say(f"  {cfg.reader}: {summary['contexts_read']} contexts read for {summary['n']} questions, "
@@ -211,7 +229,7 @@ def evaluate_all(cfg: DictConfig) -> list[dict[str, Any]]:
     cfg, problems = checked_keys(cfg)
     readers, examples = checked(cfg, problems)
     start_process_group(resolve_device(cfg.backbone.device))
-    results = []
+    results, known = [], {}
     for reader in readers:
         # A run's results lie in its own folder; those of the untouched backbone with the reader asked for.
         owner = reader if reader.run else cfg
@@ -220,7 +238,7 @@ def evaluate_all(cfg: DictConfig) -> list[dict[str, Any]]:
         # A run that trains on has new best and last checkpoints, whose answers are others.
         asked = config_hash(owner, without=NOT_HASHED, extra=checkpoint.name if checkpoint else "")
         folder = home / asked / reader.reader.replace(" ", "_")
-        results.append(evaluate_reader(reader, examples, folder, checkpoint))
+        results.append(evaluate_reader(reader, examples, folder, checkpoint, known))
     return results
 
 

@@ -171,6 +171,8 @@ class LossOutput:
     tokens  (B,) int64, number of supervised tokens
     parts   {name: (weighted sum, count)}: further losses, each divided by its own count
     slots   (B,) int64, memory slots used; context_tokens (B,) int64, tokens they stand for
+    asked   what was supervised, (B, A); token_nll (B, A) nats of each token, token_hits (B, A) bool: it was the likeliest.
+            In evaluation; None in training, and from readers that do not tell
     """
 
     nll: Tensor
@@ -178,6 +180,9 @@ class LossOutput:
     parts: dict[str, tuple[Tensor, Tensor]]
     slots: Tensor
     context_tokens: Tensor
+    asked: Tokens | None = None
+    token_nll: Tensor | None = None
+    token_hits: Tensor | None = None
 
     def terms(self) -> dict[str, tuple[Tensor, Tensor]]:
         """Every loss as {name: (sum, count)}, the answer's first."""
@@ -206,6 +211,15 @@ class Generation:
     seed: int = 0
 
 
+@dataclass(frozen=True)
+class Decoded:
+    """What a reader wrote for one example."""
+
+    text: str  # special tokens, everything from a stop string on and white space around it removed
+    ids: list[int]  # as chosen, without the end token
+    is_ended: bool  # an end token came, within the tokens allowed
+
+
 class Reader(nn.Module):
     """Given a long context and a question, keeps a small memory of the context and answers from it."""
 
@@ -213,9 +227,13 @@ class Reader(nn.Module):
         """Answer loss of every example (teacher-forced)."""
         raise NotImplementedError
 
-    def answer(self, batch: Batch, generation: Generation) -> list[str]:
-        """Decoded answers, one per example, special tokens and everything from a stop string on removed."""
+    def decoded(self, batch: Batch, generation: Generation) -> list[Decoded]:
+        """What is written for each example."""
         raise NotImplementedError
+
+    def answer(self, batch: Batch, generation: Generation) -> list[str]:
+        """The texts of `decoded`."""
+        return [written.text for written in self.decoded(batch, generation)]
 
     def footprint(self, batch: Batch) -> Footprint:
         """What the reader keeps of each context of the batch."""

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 from transformers import DynamicCache
 
-from breviary.contract import Generation
+from breviary.contract import Decoded, Generation
 from breviary.stack import Stack
 
 
@@ -56,9 +56,14 @@ class DecodingStream:
         return self.stack.head(self.stack.norm(states))[:, 0]
 
 
+def decode(*args: Any, **kwargs: Any) -> list[str]:
+    """The texts of `write`."""
+    return [written.text for written in write(*args, **kwargs)]
+
+
 @torch.no_grad()
-def decode(logits: Tensor, step: Callable[[Tensor], Tensor], generation: Generation, tokenizer: Any,
-           all_steps: bool = False, end_ids: tuple[int, ...] = ()) -> list[str]:
+def write(logits: Tensor, step: Callable[[Tensor], Tensor], generation: Generation, tokenizer: Any,
+          all_steps: bool = False, end_ids: tuple[int, ...] = ()) -> list[Decoded]:
     """Decodes one answer per row.
 
     logits     (B, V) after the prompt
@@ -82,7 +87,9 @@ def decode(logits: Tensor, step: Callable[[Tensor], Tensor], generation: Generat
             break
         logits = step(ids)
     texts = tokenizer.batch_decode(chosen, skip_special_tokens=True)
-    return [_cut(text, generation.stop).strip() for text in texts]
+    ended = [bool(ids) and ids[-1] in end_ids for ids in chosen]
+    return [Decoded(_cut(text, generation.stop).strip(), ids[:-1] if end else ids, end)
+            for text, ids, end in zip(texts, chosen, ended)]
 
 
 def _choose(logits: Tensor, chosen: list[list[int]], generation: Generation, barred: list[int],

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import torch
+from torch import Tensor
 
-from breviary.contract import Batch, Generation, Reader
+from breviary.contract import Batch, Decoded, Generation, LossOutput, Reader
 from breviary.runtime import timed_phases
 from breviary.vector_reader import CompressedReader, ContextCache
 
@@ -28,7 +29,8 @@ def context_batches(lengths: Sequence[int], contexts: Sequence[str], batch_size:
 @torch.no_grad()
 def evaluate(reader: Reader, items: Any, collate: Callable[[list[Any]], Batch], scores: Callable[..., dict[str, float]],
              generation: Generation, batch_size: int, done: frozenset[str] = frozenset(), rank: int = 0,
-             world_size: int = 1, equal_calls: bool = False) -> Iterator[list[dict[str, Any]]]:
+             world_size: int = 1, equal_calls: bool = False, unconditional: Mapping[str, float] | None = None,
+             ) -> Iterator[list[dict[str, Any]]]:
     """Yields the prediction rows of one batch after another.
 
     items        tokenised examples with `lengths` and items of `collate`; reader and items on one device afterwards
@@ -36,6 +38,7 @@ def evaluate(reader: Reader, items: Any, collate: Callable[[list[Any]], Batch], 
     done         ids that already have a prediction
     rank, world_size  this process answers batches rank, rank + world_size, ...
     equal_calls  ZeRO-3: every rank makes the same module calls; the last batch is repeated, its rows dropped
+    unconditional  as `unconditional_nll` gives, for what the objective measures beside `scores` (Answer.measures)
     """
     open_items = [i for i in range(len(items)) if items.examples[i].id not in done]
     batches = context_batches([items.lengths[i] for i in open_items], [items.examples[i].context for i in open_items],
@@ -52,7 +55,7 @@ def evaluate(reader: Reader, items: Any, collate: Callable[[list[Any]], Batch], 
     try:
         for number, batch_indices in enumerate(mine + (mine or batches)[-1:] * missing):
             batch = collate([items[open_items[i]] for i in batch_indices]).to(device)
-            rows = _rows(reader, batch, scores, generation, cache)
+            rows = _rows(reader, batch, scores, generation, cache, unconditional or {})
             if number < len(mine):
                 yield [{**row, "truncated": items.cut[open_items[i]]} for row, i in zip(rows, batch_indices)]
     finally:
@@ -61,21 +64,61 @@ def evaluate(reader: Reader, items: Any, collate: Callable[[list[Any]], Batch], 
             reader.context_cache, reader.all_steps = None, False
 
 
+@torch.no_grad()
+def unconditional_nll(reader: Reader, items: Any, collate: Callable[[list[Any]], Batch],
+                      batch_size: int) -> dict[str, float]:
+    """{id: nats that `reader` spends on what is asked, without the end token}.
+
+    reader  the untouched backbone without any context, with the objective of the reader that is to be compared
+    """
+    device, found = next(reader.parameters()).device, {}
+    reader.eval()
+    for indices in context_batches(items.lengths, [example.context for example in items.examples], batch_size):
+        batch = collate([items[i] for i in indices]).to(device)
+        output = reader.loss(batch)
+        for example, nll in zip(batch.examples, _texts_and_ends(output, output.token_nll)):
+            found[example.id] = sum(nll[:-1])
+    return found
+
+
+def _texts_and_ends(output: LossOutput, values: Tensor) -> list[list[Any]]:
+    """The values (B, A) of each row's supervised tokens."""
+    return [row[mask].tolist() for row, mask in zip(values, output.asked.mask)]
+
+
 def _rows(reader: Reader, batch: Batch, scores: Callable[..., dict[str, float]], generation: Generation,
-          cache: ContextCache) -> list[dict[str, Any]]:
+          cache: ContextCache, unconditional: Mapping[str, float]) -> list[dict[str, Any]]:
     with timed_phases() as seconds:
-        answers = reader.answer(batch, generation)  # before the loss: what it reads is timed, then kept
+        written = reader.decoded(batch, generation)  # before the loss: what it reads is timed, then kept
     reused = cache.reused or [False] * len(batch)
     output = reader.loss(batch)
     footprint = reader.footprint_of(batch, output.slots)
     times = {f"{phase}_ms": 1000 * seconds[phase] / len(batch) for phase in PHASES}
     rows = []
-    for b, (example, answer) in enumerate(zip(batch.examples, answers)):
+    measured = _measured(reader, batch, written, output, unconditional)
+    for b, (example, own, (references, parts)) in enumerate(zip(batch.examples, written, measured)):
         rows.append({
-            "id": example.id, "question": example.question, "prediction": answer, "references": list(example.answers),
-            "scores": scores(answer, example.answers),
+            "id": example.id, "question": example.question, "prediction": own.text, "references": references,
             "nll": output.nll[b].item(), "answer_tokens": int(output.tokens[b]),
             "context_tokens": int(footprint.context_tokens[b]), "memory_slots": int(footprint.memory_slots[b]),
             "memory_bytes": int(footprint.memory_bytes[b]), "context_reused": reused[b], "times": times,
+            **parts, "scores": scores(own.text, references) | parts.get("scores", {}),
         })
     return rows
+
+
+def _measured(reader: Reader, batch: Batch, written: list[Decoded], output: LossOutput,
+              unconditional: Mapping[str, float]) -> list[tuple[list[str], dict[str, Any]]]:
+    """For each row the references that scores look at, and what the objective measures beside them."""
+    objective = getattr(reader, "objective", None)
+    if objective is None or objective.measures is None:
+        return [(list(example.answers), {}) for example in batch.examples]
+    asked = objective.main(batch).answer
+    targets = [ids[mask].tolist()[:-1] for ids, mask in zip(asked.ids, asked.mask)]  # without the end token
+    texts = [text.strip() for text in reader.tokenizer.batch_decode(targets, skip_special_tokens=True)]
+    tells = output.asked is not None
+    spent = [_texts_and_ends(output, values) if tells else [None] * len(batch)
+             for values in (output.token_nll, output.token_hits)]
+    return [([text], objective.measures(own.text, own.ids, own.is_ended, text, target, nll, hits,
+                                        unconditional.get(example.id)))
+            for example, own, text, target, nll, hits in zip(batch.examples, written, texts, targets, *spent)]

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import random
 from dataclasses import replace
+from typing import Any
 
 import torch
 
@@ -16,7 +17,12 @@ from breviary.contract import Batch, Tokens
 
 
 class Answer:
-    """Answer the question: negative log likelihood of the first reference and the end token (COMI, A6)."""
+    """Answer the question: negative log likelihood of the first reference and the end token (COMI, A6).
+
+    measures  what evaluation tells beside the scores of answers: a callable such as data.restoration.Restoration
+    """
+
+    measures: Any = None
 
     def main(self, batch: Batch) -> Batch:
         """What is asked in training and evaluation."""
@@ -35,7 +41,12 @@ class Reconstruct(Answer):
 
     Target and context are the same tokens, so that nothing is asked that was not read. What stands between them is the
     batch's prompt; dataset=passages has the instruction there. Needs no labels: the batch's answers are not looked at.
+
+    measures  as Answer's
     """
+
+    def __init__(self, measures: Any = None):
+        self.measures = measures
 
     def main(self, batch: Batch) -> Batch:
         """The batch with its contexts as answers."""

@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import Any
 
 from breviary.results import RESULTS, read_results, write_json, write_text
-from breviary.tables import METRICS, PHASES, TITLES, markdown_table, print_table, row
+from breviary.tables import METRICS, PHASES, RESTORED, TITLES, markdown_table, print_table, row
 
 # Keys of a configuration that tell runs apart without changing what is measured.
 UNMEASURED = ("run", "compare", "baselines", "paths", "hydra", "resume", "name", "reader")
@@ -205,8 +205,8 @@ def setting_row(setting: Setting) -> dict[str, Any]:
     """
     rows = [row(r) for r in setting.results]
     merged = rows[0] | {"reader": setting.label, "seeds": len(rows), "runs": sorted({r["run"] for r in rows})}
-    for name in METRICS:
-        values = [r[name] for r in rows]
+    for name in (*METRICS, *(name for name in RESTORED if name in merged)):
+        values = [r.get(name) for r in rows]
         several = len(rows) > 1 and None not in values
         merged[f"{name}_std"] = statistics.stdev(values) if several else None
         if several:
@@ -227,7 +227,7 @@ def figure_points(settings: list[Setting], metric: str) -> list[dict[str, Any]]:
     points = []
     for setting in settings:
         flat = setting_row(setting)
-        if flat[metric] is None:
+        if flat.get(metric) is None:
             continue
         low, high, spread = flat[f"{metric}_low"], flat[f"{metric}_high"], flat[f"{metric}_std"]
         if spread is not None:
@@ -351,13 +351,13 @@ def make_report(
 
     runs    as `find_results` takes them
     output  folder; None = `report` in the folder that holds all the runs
-    metric  what the figure shows, one of METRICS
+    metric  what the figure shows, one of METRICS, or of RESTORED for texts that were written down again
     by      as `group` takes it
     Writes report.json and report.csv (all numbers), report.md, figure.png and figure.csv (its points).
     Raises ValueError on unknown names and folders without results.
     """
-    if metric not in METRICS:
-        raise ValueError(f"--metric {metric}: allowed are {', '.join(METRICS)}")
+    if metric not in METRICS + RESTORED:
+        raise ValueError(f"--metric {metric}: allowed are {', '.join(METRICS + RESTORED)}")
     files = find_results(runs)
     settings, remarks = group(load_results(files), by)
     points = figure_points(settings, metric)

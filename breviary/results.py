@@ -173,7 +173,9 @@ def summarise(
     """Predictions as numbers, in the form `write_results` takes.
 
     metrics          {name: {"value", "low", "high"}} with 95% bootstrap intervals over the examples, for
-                     every score of the rows (a mean) and "nll" (nats a token: sum of nats / sum of tokens)
+                     every score of the rows (a mean), every one of their "ratios" ({name: [top, bottom]}: sum of
+                     tops / sum of bottoms) and "nll" (nats a token: sum of nats / sum of tokens)
+    by_position      likewise for "by_position" of the rows, over those that are so long; absent where they have none
     n                number of examples;     truncated  how many had their prompt cut
     contexts_read    how many contexts were read for them: questions on one context share its reading
     asked_ratio      as given;               effective_ratio  context tokens / slots, None where no slot is kept
@@ -193,6 +195,8 @@ def summarise(
     for name in rows[0]["scores"]:
         scores = np.array([row["scores"][name] for row in rows], dtype=np.float64)
         metrics[name] = interval(scores, ones, seed, resamples)
+    metrics |= _ratios(rows, "ratios", seed, resamples)
+    positions = _ratios(rows, "by_position", seed, resamples)
     tokens, slots = column("answer_tokens"), column("memory_slots")
     assert tokens.min() > 0, f"an answer of {tokens.min():.0f} tokens; the end token counts, so at least 1"
     metrics["nll"] = interval(column("nll"), tokens, seed, resamples)
@@ -206,7 +210,18 @@ def summarise(
         "times": {phase: _median_time(rows, phase) for phase in rows[0]["times"]},
         "truncated": sum(bool(row["truncated"]) for row in rows),
         "contexts_read": sum(not row["context_reused"] for row in rows),
+        **({"by_position": positions} if positions else {}),
     }
+
+
+def _ratios(rows: list[dict[str, Any]], key: str, seed: int, resamples: int) -> dict[str, dict[str, float]]:
+    """{name: interval} of the pairs in row[key], each over the rows that have it with something below the line."""
+    pairs: dict[str, list[list[float]]] = {}
+    for row in rows:
+        for name, pair in row.get(key, {}).items():
+            pairs.setdefault(name, []).extend([pair] if pair[1] else [])
+    return {name: interval(*np.array(found, dtype=np.float64).T, seed, resamples)
+            for name, found in pairs.items() if found}
 
 
 def _median_time(rows: list[dict[str, Any]], phase: str) -> float:

@@ -16,6 +16,10 @@ from breviary.results import write_json
 
 METRICS = ("em", "em_contains", "f1", "rouge_l", "nll")
 TITLES = {"em": "EM", "em_contains": "EM contains", "f1": "F1", "rouge_l": "ROUGE-L", "nll": "NLL/token"}
+RESTORED = ("accuracy", "ce", "gain", "normalised_gain", "bits_per_byte", "prefix_em", "bleu", "edit_similarity", "end_rate")
+TITLES |= {"accuracy": "accuracy", "ce": "CE/token", "gain": "gain/token", "normalised_gain": "norm. gain",
+           "bits_per_byte": "bits/byte", "prefix_em": "prefix EM", "bleu": "BLEU", "edit_similarity": "edit sim.",
+           "end_rate": "ended"}
 PHASES = ("encode_ms", "compress_ms", "prefill_ms", "decode_ms")
 COPIED = ("asked_ratio", "effective_ratio", "memory_slots", "memory_bytes", "truncated", "run")
 WIDE = 1000  # columns we lay out for: rich never folds or cuts a cell, a narrow terminal wraps by itself
@@ -26,11 +30,11 @@ NOTHING = "-"
 def row(results: dict[str, Any]) -> dict[str, Any]:
     """The results of one reader, flat.
 
-    Keys: reader, n, each of METRICS with _low and _high (95% interval), COPIED, PHASES in milliseconds.
-    None stands for what was not measured.
+    Keys: reader, n, each of METRICS with _low and _high (95% interval), COPIED, PHASES in milliseconds; RESTORED where
+    a text was written down again. None stands for what was not measured.
     """
     flat: dict[str, Any] = {"reader": results["reader"], "n": results["n"]}
-    for name in METRICS:
+    for name in (*METRICS, *(name for name in RESTORED if name in results["metrics"])):
         metric = results["metrics"].get(name, {})
         flat |= {name: metric.get("value"), f"{name}_low": metric.get("low"), f"{name}_high": metric.get("high")}
     flat |= {key: results[key] for key in COPIED[:-2]}
@@ -59,7 +63,7 @@ def score_cell(flat: dict[str, Any], name: str) -> str:
     if flat.get(f"{name}_std") is not None:
         return f"{short(flat[name], 3)} ± {short(flat[f'{name}_std'], 3)}"
     if flat.get(f"{name}_low") is None:
-        return short(flat[name])
+        return short(flat.get(name))
     return f"{short(flat[name])} [{short(flat[f'{name}_low'])}, {short(flat[f'{name}_high'])}]"
 
 
@@ -104,6 +108,10 @@ COST_COLUMNS: tuple[Column, ...] = (
     ("memory", lambda r: bytes_cell(r["memory_bytes"])),
     *((phase.replace("_ms", "\nms"), lambda r, phase=phase: number_cell(r[phase])) for phase in PHASES),
 )
+RESTORED_COLUMNS: tuple[Column, ...] = (
+    ("reader", lambda r: r["reader"]),
+    *((TITLES[name], lambda r, name=name: score_cell(r, name)) for name in RESTORED),
+)
 SEEDS_COLUMN: Column = ("seeds", lambda r: number_cell(r.get("seeds")))
 
 
@@ -111,7 +119,8 @@ SEEDS_COLUMN: Column = ("seeds", lambda r: number_cell(r.get("seeds")))
 
 
 def print_table(rows: list[dict[str, Any]], title: str, caption: str = "", console: Console | None = None) -> None:
-    """Print the rows as one table in two blocks, scores above and likelihood, memory and times below.
+    """Print the rows as one table in two blocks, scores above and likelihood, memory and times below; between them how
+    well texts were written down again, where some were.
 
     Each block takes about 100 columns, and no line is wrapped or cut, terminal or not. Below stand the
     caption, which rows had prompts cut, and the run folders.
@@ -119,7 +128,8 @@ def print_table(rows: list[dict[str, Any]], title: str, caption: str = "", conso
     console = console or Console(width=WIDE)
     cost = COST_COLUMNS[:3] + ((SEEDS_COLUMN,) if _has_seeds(rows) else ()) + COST_COLUMNS[3:]
     _print_text(console, f"\n{title}", "bold")
-    for columns in (SCORE_COLUMNS, cost):
+    restored = (RESTORED_COLUMNS,) if _is_restored(rows) else ()
+    for columns in (SCORE_COLUMNS, *restored, cost):
         print_block(console, [name for name, _ in columns], [[cell(r) for _, cell in columns] for r in rows])
     for line in [*caption.splitlines(), *notes(rows), *run_lines(rows)]:
         _print_text(console, line)
@@ -138,7 +148,8 @@ def print_block(console: Console, header: Sequence[str], cells: Iterable[Sequenc
 
 def markdown_table(rows: list[dict[str, Any]]) -> str:
     """All columns as one GitHub table, followed by which rows had prompts cut."""
-    columns = [*SCORE_COLUMNS, *COST_COLUMNS[1:3], *([SEEDS_COLUMN] if _has_seeds(rows) else []), *COST_COLUMNS[3:]]
+    restored = RESTORED_COLUMNS[1:] if _is_restored(rows) else ()
+    columns = [*SCORE_COLUMNS, *restored, *COST_COLUMNS[1:3], *([SEEDS_COLUMN] if _has_seeds(rows) else []), *COST_COLUMNS[3:]]
     lines = ["| " + " | ".join(name.replace("\n", " ") for name, _ in columns) + " |",
              "| :-- |" + " --: |" * (len(columns) - 1)]
     lines += ["| " + " | ".join(cell(r).replace("|", "\\|") for _, cell in columns) + " |" for r in rows]
@@ -163,6 +174,10 @@ def run_lines(rows: list[dict[str, Any]]) -> list[str]:
         return [f"run {run}: {', '.join(names)}" for run, names in readers.items()]
     return [f"{len(folders)} runs below {', '.join(dict.fromkeys(str(Path(f).parent) for f in folders))}: {reader}"
             if len(folders) > 1 else f"run {next(iter(folders))}: {reader}" for reader, folders in runs.items()]
+
+
+def _is_restored(rows: list[dict[str, Any]]) -> bool:
+    return any("prefix_em" in r for r in rows)
 
 
 def _has_seeds(rows: list[dict[str, Any]]) -> bool:

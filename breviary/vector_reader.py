@@ -21,9 +21,9 @@ import torch
 from torch import Tensor
 
 from breviary.assemble import Layout, take_columns
-from breviary.contract import (Batch, Compressor, Context, Encoded, Footprint, Generation, LossOutput, Memory, Question,
-                               Reader, Tokens)
-from breviary.decoding import DecodingStream, decode
+from breviary.contract import (Batch, Compressor, Context, Decoded, Encoded, Footprint, Generation, LossOutput, Memory,
+                               Question, Reader, Tokens)
+from breviary.decoding import DecodingStream, write
 from breviary.objective import Answer
 from breviary.runtime import phase
 from breviary.stack import Stack
@@ -86,20 +86,21 @@ class CompressedReader(Reader):
         main = self.objective.main(batch)
         with self.precision():
             encoded = self._encoded(main)
-            nll_B, memory = self._nll(main, encoded, self.compressor.labels(main) if self.training else None)
+            nll_BA, hits_BA, memory = self._nll(main, encoded, self.compressor.labels(main) if self.training else None)
             parts = dict(memory.losses)
             for name, (weight, other) in (self.objective.others(batch) if self.training else {}).items():
                 parts[name] = (weight * self._nll(other, encoded)[0].sum(), other.answer.mask.sum())
-        return LossOutput(nll_B, main.answer.lengths, parts, memory.mask.sum(1), batch.context.lengths)
+        tokens = () if self.training else (main.answer, nll_BA, hits_BA)
+        return LossOutput(nll_BA.sum(1), main.answer.lengths, parts, memory.mask.sum(1), batch.context.lengths, *tokens)
 
     @torch.no_grad()
-    def answer(self, batch: Batch, generation: Generation) -> list[str]:
+    def decoded(self, batch: Batch, generation: Generation) -> list[Decoded]:
         """Greedy or sampled answers, decoded with a per-layer cache."""
         with self.precision():
             stream, logits = self.open(batch)
             with phase("decode"):
-                return decode(logits, stream.step, generation, self.tokenizer, self.all_steps,
-                              self.decoder.end_ids)
+                return write(logits, stream.step, generation, self.tokenizer, self.all_steps,
+                             self.decoder.end_ids)
 
     def open(self, batch: Batch) -> tuple[DecodingStream, Tensor]:
         """Reads contexts and questions; gives the stream to decode from and the first logits (B, V)."""
@@ -155,8 +156,9 @@ class CompressedReader(Reader):
 
     # -------------------------------------------------------------- pieces
 
-    def _nll(self, batch: Batch, encoded: Encoded, labels: Any = None) -> tuple[Tensor, Memory]:
-        """Nats spent on each row's answer (B,), and the memory it was read from; logits of supervised rows only."""
+    def _nll(self, batch: Batch, encoded: Encoded, labels: Any = None) -> tuple[Tensor, Tensor | None, Memory]:
+        """Nats spent on each answer token (B, A), 0 on padding; which were the likeliest (B, A), in evaluation; and the
+        memory they were read from. Logits of supervised rows only."""
         n, parts = self.compressor.layer, [batch.prefix, batch.prompt, batch.answer]
         lower = Layout.of([p.mask for p in parts])
         positions = self._lower_positions(batch, lower)
@@ -169,7 +171,8 @@ class CompressedReader(Reader):
         rows_BAD = self.decoder.norm(take_columns(states, predicting_BA))
         logits_BAV = self.decoder.head(rows_BAD).float()
         nll_BA = torch.nn.functional.cross_entropy(logits_BAV.transpose(1, 2), batch.answer.ids, reduction="none")
-        return nll_BA.masked_fill(~batch.answer.mask, 0).sum(1), memory
+        hits_BA = None if self.training else (logits_BAV.argmax(-1) == batch.answer.ids) & batch.answer.mask
+        return nll_BA.masked_fill(~batch.answer.mask, 0), hits_BA, memory
 
     def _encoded(self, batch: Batch) -> Encoded:
         context = Context(batch.context.ids, batch.context.mask, batch.prefix)

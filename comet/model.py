@@ -19,8 +19,8 @@ from torch import Tensor
 from breviary.assemble import Layout, take_columns
 from breviary.attention import BLOCKWISE
 from breviary.backbone import Backbone, TinyBackbone
-from breviary.contract import Batch, Footprint, Generation, LossOutput, Reader
-from breviary.decoding import decode
+from breviary.contract import Batch, Decoded, Footprint, Generation, LossOutput, Reader
+from breviary.decoding import write
 from breviary.objective import Answer
 from breviary.pipeline import Place
 from breviary.runtime import phase
@@ -109,7 +109,7 @@ class Comet(Reader):
         return {name: self._once(count) for name, count in found.items()}
 
     @torch.no_grad()
-    def answer(self, batch: Batch, generation: Generation) -> list[str]:
+    def decoded(self, batch: Batch, generation: Generation) -> list[Decoded]:
         """Greedy or sampled answers; reading and decoding go on in chunks, so memory never grows."""
         main = self.objective.main(batch)
         with self.decoder.precision():
@@ -120,7 +120,7 @@ class Comet(Reader):
             with phase("prefill"):
                 logits = stream.read(joined([main.prompt])[1], main.prompt.lengths)
             with phase("decode"):
-                return decode(logits, stream.step, generation, self.tokenizer, False, self.decoder.end_ids)
+                return write(logits, stream.step, generation, self.tokenizer, False, self.decoder.end_ids)
 
     @torch.no_grad()
     def footprint(self, batch: Batch) -> Footprint:

@@ -26,7 +26,7 @@ from breviary.report import make_report
 from breviary.results import RESULTS
 from breviary.runs import FINISHED
 from breviary.runtime import ROOT
-from breviary.tables import METRICS
+from breviary.tables import METRICS, RESTORED
 from eval import evaluate_all, settle
 
 
@@ -49,7 +49,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("runs", nargs="+", metavar="RUN", help="run folder, folder of runs, or glob")
     parser.add_argument("--output", metavar="DIR", help="where to write; default: 'report' beside the runs")
-    parser.add_argument("--metric", default="f1", help=f"what the figure shows: {', '.join(METRICS)} (default f1)")
+    parser.add_argument("--metric", default="f1", help=f"what the figure shows: {', '.join(METRICS + RESTORED)} (default f1)")
     parser.add_argument("--by", metavar="KEY", help="configuration key whose values get a line each, "
                         "e.g. compressor, backbone, compressor.fine (default: whatever runs of one ratio differ in)")
     parser.add_argument("--examples", type=int, metavar="N", help="questions for runs not evaluated yet (default all)")

@@ -218,7 +218,8 @@ def test_command_line_ends_with_2_and_a_sentence_on_what_is_wrong(sweep, tmp_pat
     script.main([str(sweep), "--output", str(tmp_path / "out"), "--metric", "em"])
     assert capsys.readouterr().out.splitlines()[-1] == f"report {tmp_path / 'out'}"
     for arguments, message in (([str(tmp_path / "absent")], "no such folder"),
-                               ([str(sweep), "--metric", "bleu"], "--metric bleu: allowed are em"),
+                               ([str(sweep), "--metric", "blue"], "--metric blue: allowed are em"),
+                               ([str(sweep), "--metric", "bleu"], "--metric bleu: none of the 15 results has it"),
                                ([str(sweep), "--by", "x"], "--by x")):
         with pytest.raises(SystemExit) as stop:
             script.main(arguments)

@@ -1,0 +1,86 @@
+"""Measures of a text written down again, against values worked out by hand."""
+
+import math
+
+import pytest
+
+from data.restoration import Restoration, bleu, edit_similarity, prefix_exact_match, rouge_n, words
+
+EVEN = list(range(512))
+
+
+@pytest.mark.parametrize(("ids", "target", "value"), [
+    (EVEN, EVEN, 1),
+    (EVEN[:128] + [-1] + EVEN[129:], EVEN, 0.25),  # the first mistake at 128 of 512
+    (EVEN[:128], EVEN, 0.25),  # stopped early
+    (EVEN + [7], EVEN, 1),  # what comes after the target is not looked at
+    ([-1] + EVEN[1:], EVEN, 0),
+    ([], EVEN, 0), ([], [], 1), ([1], [], 0),
+])
+def test_prefix_exact_match(ids, target, value):
+    assert prefix_exact_match(ids, target) == value
+
+
+@pytest.mark.parametrize(("text", "target", "value"), [
+    ("kitten", "sitting", 1 - 3 / 7),  # two exchanged, one put in
+    ("abc", "abc", 1), ("abc", "xyz", 0), ("", "", 1), ("", "ab", 0), ("ab", "", 0),
+    ("bcd", "abcd", 0.75), ("abcd", "bcd", 0.75), ("ab", "ba", 0),
+    ("aaXaa", "aaaa", 0.8),
+])
+def test_edit_similarity(text, target, value):
+    assert edit_similarity(text, target) == pytest.approx(value)
+
+
+def test_bleu_by_hand():
+    assert words("It's red, isn't it?") == ["It", "'", "s", "red", ",", "isn", "'", "t", "it", "?"]
+    assert bleu("a b c d e", "a b c d e") == pytest.approx(1)
+    assert bleu("red", "red") == pytest.approx(1)  # shorter than four words
+    assert bleu("p q r s", "a b c d") == 0
+    assert bleu("", "") == 1 and bleu("", "a") == bleu("a", "") == 0
+    # precisions 5/6, 3/5, 1/4 and, of no 4-gram in 3, 1 / 2^1 / 3; as long as the target
+    found = bleu("the cat sat on a mat", "the cat sat by a mat")
+    assert found == pytest.approx((5 / 6 * 3 / 5 * 1 / 4 * 1 / 6) ** 0.25)
+    # all n-grams right, 5 words of 7: the brevity penalty alone
+    assert bleu("a b c d e", "a b c d e f g") == pytest.approx(math.exp(1 - 7 / 5))
+
+
+def test_corpus_bleu_counts_over_all_texts():
+    rows = [{"prediction": "a b c d e", "references": ["a b c d e"]}, {"prediction": "p q x s t", "references": ["p q r s t"]}]
+    # right of all: 9/10 words, 6/8 pairs, 3/6 triples, 2/4 quadruples; lengths equal
+    found = Restoration().corpus(rows)["corpus_bleu"]
+    assert found == pytest.approx((9 / 10 * 6 / 8 * 3 / 6 * 2 / 4) ** 0.25)
+
+
+def test_rouge_by_hand():
+    found = rouge_n("a cat sat here", "the cat sat down now")
+    assert found["rouge_1"] == pytest.approx(2 * (2 / 4) * (2 / 5) / (2 / 4 + 2 / 5))
+    assert found["rouge_2"] == pytest.approx(2 * (1 / 3) * (1 / 4) / (1 / 3 + 1 / 4))
+    assert rouge_n("same words", "same words") == {"rouge_1": 1, "rouge_2": 1}
+
+
+def test_everything_of_one_example():
+    parts = Restoration()("ab cx", [5, 6, 9], True, "ab cd", [5, 6, 7, 8], [0.5, 0.25, 1.0, 0.25, 3.0],
+                          [True, True, False, True, False], 8.0)
+    scores, ratios = parts["scores"], parts["ratios"]
+    assert scores["prefix_em"] == 0.5 and scores["sequence_em"] == 0 and scores["end_rate"] == 1
+    assert scores["accuracy_macro"] == 0.75 and scores["end_accuracy"] == 0  # the end token is told apart
+    assert scores["edit_similarity"] == pytest.approx(0.8)
+    assert ratios["accuracy"] == [3, 4] and ratios["free_accuracy"] == [2, 4] and ratios["length_ratio"] == [3, 4]
+    assert ratios["ce"] == [2.0, 4] and ratios["ce_unconditional"] == [8.0, 4]
+    assert ratios["gain"] == [6.0, 4] and ratios["normalised_gain"] == [6.0, 8.0]
+    assert ratios["bits_per_byte"] == [pytest.approx(2.0 / math.log(2)), 5]
+    assert parts["by_position"] == {"0-31": [2, 4]}
+
+
+def test_positions_are_told_in_bins():
+    target = list(range(70))
+    parts = Restoration()("", target[:33] + [-1] * 10, False, "", target, None, None, None)
+    assert parts["by_position"] == {"0-31": [32, 32], "32-63": [1, 32], "64-95": [0, 6]}
+    assert parts["scores"]["end_rate"] == 0
+    assert not {"accuracy", "ce", "gain"} & (parts["ratios"].keys() | parts["scores"].keys())
+
+
+def test_nothing_asked_and_nothing_written():
+    parts = Restoration()("", [], True, "", [], [1.5], [True], 0.0)
+    assert parts["scores"]["prefix_em"] == parts["scores"]["bleu"] == parts["scores"]["edit_similarity"] == 1
+    assert parts["scores"]["accuracy_macro"] == 1 and parts["by_position"] == {}
