@@ -29,8 +29,8 @@ from hydra.utils import instantiate
 from omegaconf import DictConfig
 
 from breviary.backbone import TRAIN_MODES, Backbone
-from breviary.checks import run_for_people, tells_mistakes
-from breviary.entropy import EntropyReader
+from breviary.checks import attempted, run_for_people, tells_mistakes
+from breviary.entropy import LN2, EntropyReader, text_measures
 from breviary.keys import known_keys
 from breviary.small_models import SmallModel, train_tokenizer, trained_model
 from data.documents import AS_IS, TextDocument, documents, rungs, transformed
@@ -72,9 +72,9 @@ def gathered(cfg: DictConfig, sources: dict[str, list[Source]]) -> tuple[Any, di
     pieces = [text[:TOKENIZER_CHARACTERS] for text in ("\n".join(s.text for s in items) for items in learned.values())]
     tokenizer = train_tokenizer(pieces, cfg.vocabulary)
     told: list[str] = []
-    train = {name: parts.attempted(told, documents, name, items, tokenizer, cfg.tokens, cfg.train_documents, 0)
+    train = {name: attempted(told, documents, name, items, tokenizer, cfg.tokens, cfg.train_documents, 0)
              for name, items in learned.items()}
-    test = {name: parts.attempted(told, documents, name, items, tokenizer, cfg.tokens, cfg.test_documents, 0)
+    test = {name: attempted(told, documents, name, items, tokenizer, cfg.tokens, cfg.test_documents, 0)
             for name, items in kept.items()}
     parts.refuse(told)
     names = rungs(cfg.ladder.repeats, cfg.ladder.windows, cfg.ladder.shares)
@@ -98,9 +98,8 @@ def small_models(cfg: DictConfig, tokenizer: Any, train: dict[str, list[TextDocu
 def readings(backbone: Any, items: list[TextDocument], cache: Path, suffix: str) -> list[dict[str, float]]:
     """Entropies of every document under one model, as columns that end in `suffix`; bits."""
     found = EntropyReader(backbone, cache=cache, batch_size=32).read(d.text for d in items)
-    ln2 = 0.6931471805599453
-    return [{f"nll_{suffix}": row["bits_per_token"], f"h_{suffix}": row["H"] / ln2, f"bpb_{suffix}": row["bits_per_byte"],
-             f"nll_std_{suffix}": row["nll_std"] / ln2, f"nll_max_{suffix}": row["nll_max"] / ln2} for row in found]
+    return [{f"nll_{suffix}": row["bits_per_token"], f"h_{suffix}": row["H"] / LN2, f"bpb_{suffix}": row["bits_per_byte"],
+             f"nll_std_{suffix}": row["nll_std"] / LN2, f"nll_max_{suffix}": row["nll_max"] / LN2} for row in found]
 
 
 def measured(cfg: DictConfig) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
@@ -137,10 +136,10 @@ def joined(cfg: DictConfig, setting: dict[str, Any], items: list[TextDocument], 
     """per_doc rows of one setting."""
     rows = []
     for i, d in enumerate(items):
-        controls = parts.text_controls(d.text, tokenizer)
+        controls = text_measures(d.text, tokenizer(d.text, add_special_tokens=False, split_special_tokens=True)["input_ids"])
         rows.append({"doc_id": d.doc_id, "domain": d.domain, "source": d.source, "transform": d.transform, "n": cfg.tokens,
                      **setting, **{name: value for column in columns if column for name, value in column[i].items()},
-                     **controls, **found[d.doc_id]})
+                     **{name: controls[name] for name in ("bytes", "unigram_entropy", "zlib_ratio")}, **found[d.doc_id]})
     return rows
 
 
