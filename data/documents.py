@@ -77,12 +77,14 @@ def documents(domain: str, sources: Sequence[Source], tokenizer: Any, n: int, nu
     cuts = [(source.name, cut(source.text, tokenizer, n, below(rng, max(len(source.text) - 8 * n, 0) // 4 + 1)))
             for source in shuffled(rng, sources)]
     found: list[TextDocument] = []
+    seen: set[str] = set()
     while cuts and len(found) < number:
         left = []
         for name, pieces in cuts:
-            piece = next(pieces, None) if len(found) < number else None
-            if piece is not None:
-                found.append(TextDocument(f"{domain}/{name}@{piece[0]}", domain, name, AS_IS, piece[1]))
+            text = next((text for _, text in pieces if text not in seen), None) if len(found) < number else None
+            if text is not None:
+                seen.add(text)
+                found.append(TextDocument(f"{domain}/{len(found)}", domain, name, AS_IS, text))
                 left.append((name, pieces))
         cuts = left
     if len(found) == number:

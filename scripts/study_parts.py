@@ -13,7 +13,7 @@ from typing import Any
 
 import datasets
 import torch
-from hydra import compose, initialize_config_dir
+from hydra import compose
 from hydra.utils import instantiate
 from omegaconf import DictConfig, OmegaConf
 
@@ -26,7 +26,6 @@ from breviary.distributed import rank
 from breviary.evaluation import evaluate
 from breviary.results import environment, write_json, write_text
 from breviary.runs import FINISHED, best_checkpoint, config_hash, load_config
-from breviary.runtime import ROOT
 from breviary.small_models import SmallModel
 from data.collate import Collator
 from data.documents import TextDocument, held_out
@@ -125,8 +124,7 @@ def autoencoder(cfg: DictConfig, encoder: Path, decoder: Path, rate: int, words:
              "train.eval_examples=0", "prompt.template='{question}'", "prompt.answer_template='{answer}'",
              f"generation.max_new_tokens={n + 16}", "generation.stop=[]", f"seed={seed}", f"name={name}",
              f"paths.outputs={cfg.paths.cache}/study/runs", f"paths.cache={cfg.paths.cache}", *cfg.autoencoder, *words]
-    with initialize_config_dir(str(ROOT / "configs"), version_base="1.3"):
-        run = compose("train", asked)
+    run = compose("train", asked)  # Hydra is already started on our folder of configurations: the studies' mains are its own
     run.reader = name
     wanted = config_hash(run)
     for folder in sorted((Path(run.paths.outputs) / name).glob("*_*")):
