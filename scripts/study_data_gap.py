@@ -34,6 +34,7 @@ from breviary.backbone import Backbone
 from breviary.checks import attempted, run_for_people, tells_mistakes
 from breviary.keys import known_keys
 from breviary.model_gap import gaps
+from breviary.results import environment
 from breviary.small_models import SmallModel, train_tokenizer, trained_model
 from data.documents import TextDocument, documents
 from data.texts import Source
@@ -165,10 +166,11 @@ def main(cfg: DictConfig) -> None:
     folder = Path(cfg.output)
     if not cfg.tables:
         parts.refuse(problems_of(cfg))
+        started = environment()
         rows, cells = measured(cfg)
         parts.write_parquet(folder / "gap_per_doc.parquet", rows)
         parts.write_csv(folder / "model_gaps.csv", cells)
-        parts.write_provenance(folder, "data_gap", cfg, autoencoders=len(cells))
+        parts.write_provenance(folder, "data_gap", cfg, started, autoencoders=len(cells))
     rows = parts.read_parquet(folder / "gap_per_doc.parquet")
     table = cell_table(rows, parts.read_csv(folder / "model_gaps.csv"))
     parts.write_csv(folder / "gap.csv", table)

@@ -32,6 +32,7 @@ from breviary.backbone import TRAIN_MODES, Backbone
 from breviary.checks import attempted, run_for_people, tells_mistakes
 from breviary.entropy import LN2, EntropyReader, text_measures
 from breviary.keys import known_keys
+from breviary.results import environment
 from breviary.small_models import SmallModel, train_tokenizer, trained_model
 from data.documents import AS_IS, TextDocument, documents, rungs, transformed
 from data.texts import Source
@@ -150,10 +151,11 @@ def main(cfg: DictConfig) -> None:
     folder = Path(cfg.output)
     if not cfg.tables:
         parts.refuse(problems_of(cfg))
+        started = environment()
         rows, curves = measured(cfg)
         parts.write_parquet(folder / "per_doc.parquet", rows)
         parts.write_csv(folder / "loss.csv", curves)
-        parts.write_provenance(folder, "input_entropy", cfg, documents=len({row["doc_id"] for row in rows}))
+        parts.write_provenance(folder, "input_entropy", cfg, started, documents=len({row["doc_id"] for row in rows}))
     rows = parts.read_parquet(folder / "per_doc.parquet")
     parts.write_csv(folder / "corr.csv", correlations(rows, cfg.resamples, cfg.bound))
     parts.write_csv(folder / "regression.csv", regressions(rows))

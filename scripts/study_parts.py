@@ -24,7 +24,7 @@ from breviary.checks import Problems, attempted
 from breviary.contract import Example, Generation
 from breviary.distributed import rank
 from breviary.evaluation import evaluate
-from breviary.results import environment, write_json, write_text
+from breviary.results import write_json, write_text
 from breviary.runs import FINISHED, best_checkpoint, config_hash, load_config
 from breviary.small_models import SmallModel
 from data.collate import Collator
@@ -51,7 +51,7 @@ def common_problems(cfg: DictConfig) -> list[str]:
     found = SmallModel(**cfg.model).problems("model")
     for key in ("tokens", "resamples"):
         if not isinstance(cfg[key], int) or cfg[key] < 1:
-            found.append(f"{key}={cfg[key]}: must be a whole number of at least 1, e.g. {dict(tokens=64)[key] if key == 'tokens' else 10000}")
+            found.append(f"{key}={cfg[key]}: must be a whole number of at least 1, e.g. {64 if key == 'tokens' else 10000}")
     for rate in cfg.rates if "rates" in cfg else [cfg.rate]:
         if not isinstance(rate, int) or rate < 1 or rate > cfg.tokens:
             found.append(f"rate {rate}: documents of tokens={cfg.tokens} would be shorter than one group; give whole numbers from 1 "
@@ -206,11 +206,11 @@ def read_parquet(file: Path) -> list[dict[str, Any]]:
     return datasets.Dataset.from_parquet(str(file), keep_in_memory=True).to_list()
 
 
-def write_provenance(folder: Path, name: str, cfg: DictConfig, **more: Any) -> None:
-    """NAME.json: the resolved configuration, commit, versions, hardware."""
+def write_provenance(folder: Path, name: str, cfg: DictConfig, started: dict[str, Any], **more: Any) -> None:
+    """NAME.json: the resolved configuration, and `started`, breviary.results.environment at the start."""
     plain = OmegaConf.to_container(cfg, resolve=True)
     plain.pop("paths")  # of one machine
-    write_json(folder / f"{name}.json", {"config": relative(plain, cfg), "environment": environment(), **more})
+    write_json(folder / f"{name}.json", {"config": relative(plain, cfg), "environment": started, **more})
 
 
 def relative(value: Any, cfg: DictConfig) -> Any:

@@ -12,7 +12,7 @@ SMALL = ["tokens=12", "vocabulary=280", "model_documents=20", "train_documents=1
          "shares=[0,5]", "seeds=[0]", "model.layers=1", "model.width=16", "model.heads=2", "model.steps=2", "model.batch_size=4",
          "prose.drawn.size=12", "prose.drawn.words=60", "formal.arithmetic.size=12", "formal.arithmetic.lines=12", "resamples=20",
          "autoencoder=['compressor=mean_pool','compressor.encoder_layers=1','decoder.train=full','train.steps=1','train.batch_size=2']",
-         "~mitigations.longer", "~mitigations.LoRA", "~mitigations.'deeper LSA'", "mitigations.'bigger decoder'.model.layers=2"]
+         "~mitigations.longer", "~mitigations.lora", "~mitigations.deeper_lsa", "mitigations.bigger_decoder.model.layers=2"]
 
 
 def call(monkeypatch, tmp_path, *words):
@@ -36,7 +36,7 @@ def test_every_cell_and_document_has_a_row(done):
     rows = read_parquet(done / "gap_per_doc.parquet")
     cells = {(row["encoder"], row["decoder"], row["mitigation"]) for row in rows}
     assert cells == {("D1", "D1", "none"), ("D1", "D6", "none"), ("D6", "D1", "none"), ("D6", "D6", "none"),
-                     ("D1", "random", "none"), ("D1", "D6", "bigger decoder")}
+                     ("D1", "random", "none"), ("D1", "D6", "bigger_decoder")}
     assert len(rows) == len(cells) * 8 and {row["part"] for row in rows} == {"prose", "formal"}
 
 
