@@ -1,4 +1,4 @@
-"""Tables of the input-entropy study, made of per_doc rows: correlations (corr.csv) and regressions (regression.csv).
+"""Tables of the input-entropy study, made of per_doc rows: means.csv, corr.csv and regression.csv.
 
 No entry point of its own; see study_input_entropy.py.
 """
@@ -11,8 +11,8 @@ from typing import Any
 import numpy as np
 from numpy import ndarray
 
-from breviary.statistics import (dummies, equivalence, holm, partial, pearson, regression, resampled_spearman, spearman,
-                                 williams)
+from breviary.statistics import (dummies, equivalence, holm, paired_bootstrap, partial, pearson, regression,
+                                 resampled_spearman, spearman, williams)
 from data.documents import AS_IS
 
 SETTING = ("pair", "dec_mode", "rate", "seed")
@@ -20,6 +20,7 @@ SETTING = ("pair", "dec_mode", "rate", "seed")
 BESIDE = {"nll_enc": "nll_dec", "nll_dec": "nll_enc", "h_enc": "h_dec", "h_dec": "h_enc", "nll_ref": None,
           "unigram_entropy": None, "zlib_ratio": None}
 METRICS = ("neg_ce", "gain", "normalised_gain", "accuracy", "prefix_em", "bleu", "rouge_l")
+MEASURED = ("nll_enc", "nll_dec", "nll_ref", "bpb_enc", "bpb_dec", "bpb_ref", "bytes")
 POOLED, WITHIN, LADDER = "pooled", "within domains", "ladder"
 Row = dict[str, Any]
 
@@ -42,6 +43,24 @@ def groups(rows: Sequence[Row]) -> Iterator[tuple[str, list[Row]]]:
     origins = {row["doc_id"].rpartition("#")[0] for row in changed}
     if changed:
         yield LADDER, changed + [row for row in plain if row["doc_id"] in origins]
+
+
+def means(rows: Sequence[Row], resamples: int) -> list[Row]:
+    """means.csv: for each setting, and each domain in it, the means of entropies and qualities; *_lo, *_hi: 95% bootstrap
+    interval over documents of the qualities."""
+    found: list[Row] = []
+    for setting, own in settings(rows).items():
+        for name, group in groups(own):
+            if name == LADDER:
+                continue
+            row = {**dict(zip(SETTING, setting)), "group": name, "n": len(group)}
+            row |= {key: float(np.mean([r[key] for r in group])) for key in (*MEASURED, "ce", "ce_unconditional", "end_rate")
+                    if key in group[0]}
+            for metric in (*METRICS[1:], "edit_similarity", "free_accuracy"):
+                about = paired_bootstrap(np.array([r[metric] for r in group]), resamples, 0)
+                row |= {metric: about["value"], f"{metric}_lo": about["low"], f"{metric}_hi": about["high"]}
+            found.append(row)
+    return found
 
 
 def columns_of(rows: Sequence[Row]) -> dict[str, ndarray]:

@@ -5,7 +5,7 @@
 
 Documents of one length from several domains, and an entropy ladder of the same ones; two small language models of different
 training as encoder and decoder, both ways round; autoencoders of them trained by train.py. OUTPUT/per_doc.parquet has a row a
-document and setting; corr.csv, regression.csv and the figures' CSV are made of it. Signs are as observed.
+document and setting; means.csv, corr.csv, regression.csv and the figures' CSV are made of it. Signs are as observed.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ from breviary.small_models import SmallModel, train_tokenizer, trained_model
 from data.documents import AS_IS, TextDocument, documents, rungs, transformed
 from data.texts import Source
 from scripts import study_parts as parts
-from scripts.study_correlations import correlations, regressions
+from scripts.study_correlations import correlations, means, regressions
 from scripts.study_figures import entropy_figures
 
 NAME = "study/input_entropy"
@@ -157,10 +157,11 @@ def main(cfg: DictConfig) -> None:
         parts.write_csv(folder / "loss.csv", curves)
         parts.write_provenance(folder, "input_entropy", cfg, started, documents=len({row["doc_id"] for row in rows}))
     rows = parts.read_parquet(folder / "per_doc.parquet")
+    parts.write_csv(folder / "means.csv", means(rows, cfg.resamples))
     parts.write_csv(folder / "corr.csv", correlations(rows, cfg.resamples, cfg.bound))
     parts.write_csv(folder / "regression.csv", regressions(rows))
     entropy_figures(folder, rows)
-    parts.say(f"{folder}: per_doc.parquet, corr.csv, regression.csv, figures")
+    parts.say(f"{folder}: per_doc.parquet, means.csv, corr.csv, regression.csv, figures")
 
 
 def config_keys() -> list[str]:
