@@ -5,6 +5,7 @@ The length is exact, so that it explains nothing, and a document is text, so tha
 
 from __future__ import annotations
 
+import functools
 import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -108,7 +109,8 @@ def transformed(document: TextDocument, rung: str, tokenizer: Any, n: int, seed:
     What is missing to n tokens afterwards is filled by going on: the document is taken twice over before it is changed.
     Raises ValueError for a rung of no known kind.
     """
-    kind, value = re.fullmatch(r"([a-z]+)([\d.]+)", rung).groups() if re.fullmatch(r"([a-z]+)([\d.]+)", rung) else (rung, "")
+    match = re.fullmatch(r"([a-z]+)([\d.]+)", rung)
+    kind, value = match.groups() if match else (rung, "")
     rng = generator("ladder", rung, document.doc_id, seed)
     text = f"{document.text} {document.text}"
     if kind == "repeat":
@@ -129,6 +131,7 @@ def transformed(document: TextDocument, rung: str, tokenizer: Any, n: int, seed:
     return None
 
 
+@functools.lru_cache(maxsize=4)
 def _drawable(tokenizer: Any) -> list[int]:
     """Ids whose text is valid by itself: no special token, no part of a character."""
     special = set(tokenizer.all_special_ids)

@@ -75,9 +75,13 @@ def correlations(rows: Sequence[Row], resamples: int, bound: float) -> list[Row]
     r with Fisher-z interval, rho with bootstrap interval over documents and over sources (rho_*_source), their p; p_holm over
     the measures and metrics of a setting's group; partial: rho beside the other side's measure; p_equal: small where rho is
     within +-bound for sure (two one-sided tests). Group 'within domains' takes domain effects out of both columns first.
+    Raises ValueError where encoder and decoder are one model.
     """
     found: list[Row] = []
     for setting, own in settings(rows).items():
+        if all(row["nll_enc"] == row["nll_dec"] for row in own):
+            raise ValueError(f"{setting[0]}: every document has the same entropy under encoder and decoder, which are one model: "
+                             "what belongs to one side cannot be told from the other; give two models of different training")
         for name, group in groups(own):
             columns, domains = columns_of(group), np.array([row["domain"] for row in group])
             sources = np.array([f"{row['domain']}/{row['source']}" for row in group])

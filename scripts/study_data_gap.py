@@ -28,13 +28,14 @@ os.environ.setdefault("HYDRA_FULL_ERROR", "1")  # errors reach run_for_people, w
 
 import hydra
 import torch
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import DictConfig
 
 from breviary.backbone import Backbone
 from breviary.checks import attempted, run_for_people, tells_mistakes
 from breviary.keys import known_keys
 from breviary.model_gap import gaps
 from breviary.results import environment
+from breviary.runs import load_config
 from breviary.small_models import SmallModel, train_tokenizer, trained_model
 from data.documents import TextDocument, documents
 from data.texts import Source
@@ -85,8 +86,7 @@ def gathered(cfg: DictConfig) -> Texts:
     told: list[str] = []
     sides = {}
     for kind in KINDS:
-        named = OmegaConf.create({name: item for name, item in cfg[kind].items() if item is not None})
-        sides[kind] = parts.both_sides(parts.sources_of(named, told), cfg.held_out)
+        sides[kind] = parts.both_sides(parts.sources_of(cfg[kind], told), cfg.held_out)
     parts.refuse(told)
     joined: dict[str, list[list[Source]]] = {kind: [[s for items in side.values() for s in items] for side in sides[kind]]
                                              for kind in KINDS}
@@ -133,7 +133,6 @@ def measured(cfg: DictConfig) -> tuple[list[dict[str, Any]], list[dict[str, Any]
     probes = [d for kind in KINDS for d in [d for d in texts.test if d.domain == kind][: cfg.probe_documents // 2]]
     test, probe = [d for d in texts.test if d not in probes], parts.sequences(probes, texts.tokenizer)[:, :-1]
     known: dict[Any, Any] = {}
-    layers = min(cfg.model.layers, OmegaConf.from_dotlist(list(cfg.autoencoder)).compressor.encoder_layers)
 
     def cell(seed: int, encoder: int, decoder: int | str, mended: str, folders: tuple[Path, Path], words: list[str]) -> None:
         setting = {"seed": seed, "encoder": mix(encoder), "decoder": mix(decoder), "mitigation": mended}
@@ -144,7 +143,8 @@ def measured(cfg: DictConfig) -> tuple[list[dict[str, Any]], list[dict[str, Any]
                     for d in test)
         distance = float("nan") if decoder == RANDOM else abs(encoder - decoder) / 6
         cells.append({**setting, "mix_distance": distance,
-                      **gaps(*(Backbone(str(folder), "float32") for folder in folders), probe, layers)})
+                      **gaps(*(Backbone(str(folder), "float32") for folder in folders), probe,
+                             load_config(run).compressor.encoder_layers)})
 
     for seed in cfg.seeds:
         models = {share: language_model(cfg, texts, share, seed)

@@ -66,9 +66,11 @@ def common_problems(cfg: DictConfig) -> list[str]:
 
 
 def sources_of(texts: DictConfig, problems: list[str]) -> dict[str, list[Source]]:
-    """{name: its sources}; what is wrong goes to `problems`, each with the key's name."""
+    """{name: its sources}; what is wrong goes to `problems`, each with the key's name. A name that is null is left out."""
     found = {}
     for name, settings in texts.items():
+        if settings is None:
+            continue
         told: list[str] = []
         made = attempted(told, instantiate, settings)
         told += (attempted(told, made.problems) or []) if made is not None else []

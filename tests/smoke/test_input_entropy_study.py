@@ -1,12 +1,17 @@
 """The input-entropy study on drawn text, models of one layer and a few steps: every table, figure and row is there."""
 
 import json
+import re
 import sys
 
 import pytest
+from hydra import compose, initialize_config_dir
 
 from breviary.checks import run_for_people
+from breviary.testing import CONFIGS
+from scripts import study_data_gap
 from scripts import study_input_entropy as study
+from scripts.study_correlations import correlations
 from scripts.study_parts import read_csv, read_parquet
 
 SMALL = ["tokens=16", "vocabulary=280", "held_out=0.5", "train_documents=24", "test_documents=6", "rates=[4]", "decoders=[full]",
@@ -55,6 +60,8 @@ def test_tables_and_figures(done):
     assert pooled and all(row["rho_lo"] <= row["rho_hi"] and row["p_holm"] >= row["p"] for row in pooled)
     assert all(row["n"] == 12 for row in pooled)
     assert len(read_csv(done / "regression.csv")) == 2 * 7
+    [all_of_it] = [row for row in read_csv(done / "means.csv") if (row["pair"], row["group"]) == ("prose>formal", "pooled")]
+    assert all_of_it["n"] == 12 and all_of_it["accuracy_lo"] <= all_of_it["accuracy"] <= all_of_it["accuracy_hi"]
     for name in ("scatter", "correlations", "ladder", "loss"):
         assert (done / f"{name}.png").read_bytes().startswith(b"\x89PNG") and read_csv(done / f"{name}.csv")
     stored = json.loads((done / "input_entropy.json").read_text())
@@ -65,6 +72,23 @@ def test_tables_again_are_the_same(done, monkeypatch):
     before = (done / "corr.csv").read_text()
     assert call(monkeypatch, done.parent, "tables=true") == 0
     assert (done / "corr.csv").read_text() == before
+
+
+def test_one_model_on_both_sides_gives_no_contrast(done):
+    rows = [row | {"nll_dec": row["nll_enc"]} for row in read_parquet(done / "per_doc.parquet")]
+    with pytest.raises(ValueError, match="which are one model"):
+        correlations(rows, 10, 0.1)
+
+
+@pytest.mark.parametrize("config", ["input_entropy", "data_gap", "data_gap_smoke"])
+def test_the_configurations_are_sound_and_explained(config, tmp_path):
+    with initialize_config_dir(str(CONFIGS), version_base="1.3"):
+        cfg = compose(f"study/{config}", ["paths.cache=/nowhere", "paths.data=/nowhere"])
+    problems = (study if config == "input_entropy" else study_data_gap).problems_of(cfg)
+    assert all("no such folder" in problem for problem in problems)  # SmolLM2 need not be here
+    text = (CONFIGS / "study" / f"{config}.yaml").read_text()
+    keys = [line for line in text.split("\nhydra:")[0].splitlines() if re.match(r"\w+: *[^\s#]", line)]
+    assert len(keys) > 5 and "smoke" in config or not [line for line in keys if not re.search(r"\S +# \S", line)]
 
 
 @pytest.mark.parametrize("words, sentence", [
