@@ -146,8 +146,8 @@ def markdown(cases: list[list[Plan]], given: argparse.Namespace, words: Sequence
     lines = ["# Pipelines planned, not run", "", f"`python scripts/plan_pipeline.py {' '.join(words)}`", "",
              "A cell is one layer over one chunk. makespan: cells in time, forward, all cells equal; bubble: share of the ranks' "
              "time spent waiting; weighed: with each cell's multiplications, as faster than one (process, on one text) is. "
-             "message: the longest; border: all messages between two ranks in one layer-by-layer exchange, forth and back, for "
-             "one text; sent: by the busiest rank for one text; gradients: by each process for one step. activations: kept for "
+             "message: the longest; border: the messages of all layers where a chunk's memory goes to another rank, forth "
+             "and back; sent: by the busiest rank for one text; gradients: by each process for one step. activations: kept for "
              "the backward pass by the rank that has most; state: the memory of one text; all: with weights, gradients, "
              "optimizer, messages under way and one layer computed again.", ""]
     for plans in cases:
