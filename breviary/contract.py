@@ -280,10 +280,9 @@ class Reader(nn.Module):
 
     schedules: tuple[str, ...] = ()  # ways in which several processes can share out the reading of one batch; () = none
 
-    def join_pipeline(self, place: Place, schedule: str, at_once: bool = False) -> None:
+    def join_pipeline(self, place: Place, schedule: str) -> None:
         """From now on, in training, every batch is read together with the other ranks of the pipeline, which have the same
-        one: sums of `loss`, gradients and `counts` over them are the batch's. `schedule` is one of `schedules`; at_once =
-        gradients reach the weights together, at the end of a backward pass (`breviary.pipeline.at_once`)."""
+        one: sums of `loss`, gradients and `counts` over them are the batch's. `schedule` is one of `schedules`."""
         raise NotImplementedError(f"{type(self).__name__} reads a batch on one process")
 
     @property

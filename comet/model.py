@@ -143,10 +143,9 @@ class Comet(Reader):
         self._drawn = f"{seed}-{step}"
         self.objective.begin_step(step, seed)
 
-    def join_pipeline(self, place: Place, schedule: str, at_once: bool = False) -> None:
+    def join_pipeline(self, place: Place, schedule: str) -> None:
         """As Reader's, for contiguous or cyclic chunks of every text; see comet.pipeline."""
-        handoff = PipelineHandoff(place) if place.ranks > 1 else Handoff()
-        self.pipeline = Pipeline(handoff, schedule, place.counts_batch, at_once)
+        self.pipeline = Pipeline(PipelineHandoff(place) if place.ranks > 1 else Handoff(), schedule, place.counts_batch)
 
     @property
     def rate_factors(self) -> dict[str, float]:
