@@ -76,9 +76,7 @@ def train(cfg: DictConfig) -> Path:
     # 4. Weights and the Trainer.
     reader = build_reader(cfg, backbone, tokenizer)
     if cfg.init_from:
-        fresh = load_trained(best_checkpoint(cfg.init_from), reader, backbone.fingerprint, is_start=True)
-        if fresh:
-            say(f"init_from: {len(fresh)} weights that it did not train start as they are, {fresh[0]} first")
+        start_from(cfg.init_from, reader, backbone.fingerprint)
     place = Place()
     if cfg.engine.ranks > 1:
         place = take_place(cfg.engine.ranks, cfg.engine.timeout)
@@ -101,6 +99,13 @@ def train(cfg: DictConfig) -> Path:
     finally:
         say(f"run {folder}")
     return folder
+
+
+def start_from(run: str, reader: Reader, fingerprint: dict[str, str]) -> None:
+    """Loads the best weights of `run`; says which ones of the reader it did not train."""
+    fresh = load_trained(best_checkpoint(run), reader, fingerprint, is_start=True)
+    if fresh:
+        say(f"init_from: {len(fresh)} weights that it did not train start as they are, {fresh[0]} first")
 
 
 def say(text: str) -> None:
