@@ -249,6 +249,8 @@ def _training_problems(cfg: DictConfig) -> list[str]:
             found.append(f"train.{key}={t[key]}: allowed are {', '.join(allowed)}")
     if cfg.engine.kind not in ENGINES:
         found.append(f"engine.kind={cfg.engine.kind}: allowed are {', '.join(ENGINES)}")
+    if cfg.engine.timeout <= 0:
+        found.append(f"engine.timeout={cfg.engine.timeout}: seconds, must be above 0, e.g. 900")
     if cfg.eval_batch_size < 1:
         found.append(f"eval_batch_size={cfg.eval_batch_size}: must be at least 1, e.g. 16")
     limit = cfg.limits.max_context_tokens

@@ -29,8 +29,7 @@ ENGINES = {"contiguous": (2, [*PIPELINE, *VALIDATED, "engine.schedule=contiguous
            "zero2_overlapping": (2, [*ZERO2, "engine.deepspeed.zero_optimization.overlap_comm=true"])}
 COMPARED = ("loss", "grad_norm", "learning_rate", "eval_nll", "eval_f1")
 # AdamW: what it goes on from is weights, moments and the place in the data.
-RESUMED = [*PIPELINE, "train.optimizer=adamw", "train.learning_rate=1e-3", "train.steps=4", "train.eval_every=2",
-           "train.eval_examples=1"]
+ADAM = ["train.optimizer=adamw", "train.learning_rate=1e-3", "train.steps=4", "train.eval_every=2", "train.eval_examples=1"]
 
 
 class Runs:
@@ -108,9 +107,9 @@ def test_zero_2_in_bfloat16(runs):
 
 @pytest.mark.parametrize("count", (1, 4))
 def test_a_run_goes_on_with_another_number_of_ranks(runs, count):
-    whole = runs.of("adam", 2, *RESUMED)
-    engine = ["engine=single"] if count == 1 else [f"engine.ranks={count}"]
-    resumed = runs.resumed(f"adam_on_{count}", whole, None if count == 1 else count, *RESUMED, *engine)
+    whole = runs.of("adam", 2, *PIPELINE, *ADAM)
+    engine = ["engine=single"] if count == 1 else ["engine=pipeline", f"engine.ranks={count}"]
+    resumed = runs.resumed(f"adam_on_{count}", whole, None if count == 1 else count, *ADAM, *engine)
     assert [row["step"] for row in rows_of(resumed) if "loss" in row] == [1, 2, 3, 4]
     assert_same(rows_of(resumed), rows_of(whole))
 
