@@ -28,9 +28,9 @@ WEIGHTS = "trained.safetensors"
 def load_reader(path: str | Path, backbone: str | Path | None = None, device: str | None = None) -> TextReader:
     """Opens a trained reader for use from Python: texts in, answers out.
 
-    path      a folder that scripts/export.py wrote, a run folder (its best checkpoint), or a hub name of an exported folder
-    backbone  folder or hub name of the backbone, where it is not where the configuration says; None = look there, then in
-              the cache. Its hash must be the stored one
+    path      a folder that scripts/export.py wrote, a run folder (its best checkpoint), or the hub name of the former
+    backbone  folder or hub name of the backbone, where it is not where the configuration says; None = look there, then
+              in the cache. Its hash must be the stored one
     device    auto | cpu | cuda[:i]; None = as configured
     Needs a checkout; nothing that was downloaded is executed, no pickle is read.
     Raises: ValueError, a sentence for each thing that is wrong: no such folder, damaged or foreign files, unknown keys,
@@ -60,11 +60,13 @@ def save_trained(folder: str | Path, reader: nn.Module, fingerprint: dict[str, s
     return save_weights(folder, trained_state(reader, state), fingerprint)
 
 
-def save_weights(folder: str | Path, weights: dict[str, Tensor], fingerprint: dict[str, str], merged: bool = False) -> Path:
-    """Writes named weights into `folder`, with their hash; gives the file. merged = adapters are in the backbone's weights."""
+def save_weights(folder: str | Path, weights: dict[str, Tensor], fingerprint: dict[str, str],
+                 merged: bool = False) -> Path:
+    """Writes named weights into `folder`, with their hash; gives the file. merged = adapters are in the backbone."""
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
-    metadata = {"format": "pt", "schema": str(SCHEMA), "backbone": json.dumps(fingerprint), "sha256": tensors_hash(weights)}
+    metadata = {"format": "pt", "schema": str(SCHEMA), "backbone": json.dumps(fingerprint),
+                "sha256": tensors_hash(weights)}
     save_file(weights, folder / WEIGHTS, metadata=metadata | ({"merged": "true"} if merged else {}))
     (folder / WEIGHTS).chmod(0o644)  # safetensors writes private files; a run is to be shared
     return folder / WEIGHTS
@@ -119,8 +121,8 @@ def load_trained(folder: str | Path, reader: nn.Module, fingerprint: dict[str, s
     with safe_open(Path(folder) / WEIGHTS, framework="pt") as stream:
         stored = {name: stream.get_tensor(name) for name in stream.keys()}
     if metadata["sha256"] not in (None, tensors_hash(stored)):
-        raise ValueError(f"{Path(folder) / WEIGHTS}: damaged checkpoint (its values are not those that were written); take "
-                         "another copy, or train anew")
+        raise ValueError(f"{Path(folder) / WEIGHTS}: damaged checkpoint (its values are not those that were written); "
+                         "take another copy, or train anew")
     if metadata["merged"]:
         merge_adapters(reader)
     stored = _named_as_now(reader, stored)
@@ -140,15 +142,17 @@ def load_trained(folder: str | Path, reader: nn.Module, fingerprint: dict[str, s
 
 
 def _named_as_now(reader: nn.Module, stored: dict[str, Tensor]) -> dict[str, Tensor]:
-    """Stored weights under the names of now: a module's `former_names` says {what its weights were called: what they are}."""
+    """Stored weights under the names of now: a module's `former_names` says {what a weight was called: what it is}."""
     former = {f"{at}.{old}": f"{at}.{new}" for at, module in reader.named_modules()
               for old, new in getattr(module, "former_names", {}).items()}
     renamed = {former.get(name, name): tensor for name, tensor in stored.items()}
     # A weight of one number had no dimension in the first checkpoints, which DeepSpeed cannot share out.
-    return {name: tensor[None] if name in former.values() and not tensor.dim() else tensor for name, tensor in renamed.items()}
+    return {name: tensor[None] if name in former.values() and not tensor.dim() else tensor
+            for name, tensor in renamed.items()}
 
 
-def _difference(needed: dict[str, Tensor], known: dict[str, Tensor], stored: dict[str, Tensor], most: int = 10) -> list[str]:
+def _difference(needed: dict[str, Tensor], known: dict[str, Tensor], stored: dict[str, Tensor],
+                most: int = 10) -> list[str]:
     lines = []
     for name in sorted(needed.keys() - stored.keys()):
         near = difflib.get_close_matches(name, stored, n=1)

@@ -254,7 +254,7 @@ class Reader(nn.Module):
         """`footprint` where the slots (B,) are known already (LossOutput.slots): nothing is read again."""
         raise NotImplementedError
 
-    made_of: dict[str, Any] | None = None  # method, backbone and settings, told by checkpoint.load_reader: files name them
+    made_of: dict[str, Any] | None = None  # method, backbone, settings: files name them; set by checkpoint.load_reader
 
     def read(self, batch: Batch) -> list[Kept]:
         """What is kept of each context, prefix before it, while no question is known: it can be asked and saved."""
@@ -314,6 +314,8 @@ class Compressor(nn.Module):
     """
 
     layer: int = 0
+
+    mergeable = True  # False: something reads with the decoder's weights without its adapters, so these must stay apart
 
     def encode(self, context: Context) -> Encoded:
         """Everything that does not depend on the question; cacheable per context."""

@@ -1,8 +1,8 @@
 """What a reader holds of one text: asked any number of times, saved to a file, loaded in another process.
 
 A compressor's memory depends on the question, so what serves every question is the document as it was encoded
-(`EncodedDocument`); what is kept for one question is far smaller (`KeptMemory`). Files are safetensors whose header says of
-which reader they are. Shape letters: B questions, T context tokens, M slots, D width.
+(`EncodedDocument`); what is kept for one question is far smaller (`KeptMemory`). Files are safetensors whose header
+says of which reader they are. Shape letters: B questions, T context tokens, M slots, D width.
 """
 
 from __future__ import annotations
@@ -69,7 +69,7 @@ class EncodedDocument(Kept):
 
     def __init__(self, reader: CompressedReader, encoded: Encoded):
         self.reader, self.encoded = reader, encoded
-        self.tokens_read = int(encoded.mask.sum())
+        self.tokens_read = int((encoded.mask & (encoded.ids >= 0)).sum())
 
     def answers(self, questions: Batch, generation: Generation) -> list[str]:
         """As Kept; all questions in one batch."""
@@ -96,7 +96,8 @@ class EncodedDocument(Kept):
         return _save(file, "document", self.reader, tensors, {})
 
     @classmethod
-    def restored(cls, reader: CompressedReader, tensors: dict[str, Tensor], header: Mapping[str, str]) -> EncodedDocument:
+    def restored(cls, reader: CompressedReader, tensors: dict[str, Tensor],
+                 header: Mapping[str, str]) -> EncodedDocument:
         """From a file's tensors, on the reader's device."""
         layers = sum(name.startswith("keys.") for name in tensors)
         pairs = [(tensors[f"keys.{i}"], tensors[f"values.{i}"]) for i in range(layers)]
@@ -109,23 +110,23 @@ class EncodedDocument(Kept):
         return _size([*parts, *(x for pair in self.encoded.keys_values for x in pair)])
 
     def _tokens(self) -> Tokens:
-        ids_1T = self.encoded.ids[self.encoded.mask][None]
+        ids_1T = self.encoded.ids[self.encoded.mask & (self.encoded.ids >= 0)][None]
         return Tokens(ids_1T, torch.ones_like(ids_1T, dtype=torch.bool))
 
 
 class KeptMemory(Kept):
     """What is kept of a document for one question: slots (of batch size 1) and the question.
 
-    Another question may be asked too; the slots were chosen for this one. ids: of the document's tokens, where it was read
-    in this process; parts says with them what became of the document.
+    Another question may be asked too; the slots were chosen for this one. ids: of the document's tokens, where it was
+    read in this process; parts says with them what became of the document.
     """
 
     def __init__(self, reader: CompressedReader, memory: Memory, tokens_read: int, question: str,
                  ids: list[int] | None = None):
         slots = int(memory.mask.sum())  # left-packed
         positions = None if memory.positions is None else memory.positions[:, :slots]
-        self.slots = Memory(memory.embeds[:, :slots].to(reader.decoder.dtype), memory.mask[:, :slots], memory.layer, positions,
-                            trace=memory.trace)
+        embeds = memory.embeds[:, :slots].to(reader.decoder.dtype)  # as they enter the stream
+        self.slots = Memory(embeds, memory.mask[:, :slots], memory.layer, positions, trace=memory.trace)
         self.reader, self.tokens_read, self.question, self._ids = reader, tokens_read, question, ids
 
     def __len__(self) -> int:
@@ -166,7 +167,8 @@ class KeptMemory(Kept):
         tensors = {"embeds": self.slots.embeds}
         if self.slots.positions is not None:
             tensors["positions"] = self.slots.positions.int()
-        return _save(file, "memory", self.reader, tensors, {"tokens_read": str(self.tokens_read), "question": self.question})
+        more = {"tokens_read": str(self.tokens_read), "question": self.question}
+        return _save(file, "memory", self.reader, tensors, more)
 
     @classmethod
     def restored(cls, reader: CompressedReader, tensors: dict[str, Tensor], header: Mapping[str, str]) -> KeptMemory:
@@ -200,14 +202,16 @@ def load_kept(reader: CompressedReader, file: str | Path) -> EncodedDocument | K
             header = stored.metadata() or {}
             tensors = {name: stored.get_tensor(name) for name in stored.keys()}
     except (OSError, SafetensorError) as error:
-        raise ValueError(f"{file}: no document or memory can be read from it ({error}); give a file that their save wrote") from error
+        raise ValueError(f"{file}: no document or memory can be read from it ({error}); give a file that their save "
+                         "wrote") from error
     kind = header.get("kept")
     if kind not in KINDS:
         raise ValueError(f"{file}: no document or memory of a compressor; give a file that their save wrote")
     if header["schema"] != str(SCHEMA):
         raise ValueError(f"{file}: a {kind} of schema {header['schema']}, this version reads {SCHEMA}")
     theirs, ours = json.loads(header["reader"]), identity(reader)
-    different = [f"{key} {theirs.get(key)}, here {ours.get(key)}" for key in ours | theirs if theirs.get(key) != ours.get(key)]
+    different = [f"{key} {theirs.get(key)}, here {ours.get(key)}" for key in ours | theirs
+                 if theirs.get(key) != ours.get(key)]
     if different:
         raise ValueError(f"{file}: a {kind} of another reader: " + "; ".join(different))
     if header["sha256"] != tensors_hash(tensors):
@@ -217,7 +221,7 @@ def load_kept(reader: CompressedReader, file: str | Path) -> EncodedDocument | K
 
 
 def identity(reader: CompressedReader) -> dict[str, Any]:
-    """What must be equal for what one reader kept to mean anything to another: method, settings, backbone, type, weights."""
+    """What must be equal for what one reader kept to mean anything to another."""
     assert reader.made_of is not None, "a reader that breviary.checkpoint.load_reader did not open"
     return reader.made_of | {"dtype": str(reader.decoder.dtype).removeprefix("torch."),
                              "weights": tensors_hash(trained_state(reader))}
@@ -243,7 +247,8 @@ def _asked(context: Tokens, questions: Batch) -> Batch:
     return replace(questions, context=context.rows(rows))
 
 
-def _save(file: str | Path, kind: str, reader: CompressedReader, tensors: dict[str, Tensor], more: dict[str, str]) -> int:
+def _save(file: str | Path, kind: str, reader: CompressedReader, tensors: dict[str, Tensor],
+          more: dict[str, str]) -> int:
     tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
     header = {"format": "pt", "schema": str(SCHEMA), "kept": kind, "reader": json.dumps(identity(reader)),
               "sha256": tensors_hash(tensors)}

@@ -26,7 +26,8 @@ from breviary.runtime import quiet_libraries, require_checkout
 from breviary.text_reader import TextReader
 
 MADE_OF = {"backbone": (Backbone, TinyBackbone), "compressor": (Compressor, Reader), "objective": (Answer,)}
-FILES = ["*.safetensors", "*.json", "*.yaml", "*.jinja", "*.txt", "*.md", "*.model"]  # of a folder of the hub; no code, no pickle
+# Of a folder of the hub; no code, no pickle.
+FILES = ["*.safetensors", "*.json", "*.yaml", "*.jinja", "*.txt", "*.md", "*.model"]
 
 
 def open_reader(path: str | Path, backbone: str | Path | None = None, device: str | None = None) -> TextReader:
@@ -87,8 +88,9 @@ def find_backbone(cfg: DictConfig, stored: dict[str, str], given: str | Path | N
         if not difference:
             return backbone
         tried += difference
-    raise ValueError("\n".join(tried) + f"\nthe backbone {stored['name']} ({stored['sha256'][:12]}) was not found; give its "
-                     'folder or hub name: load_reader(path, backbone="...")')
+    wanted = f"{stored['name']} ({stored['sha256'][:12]})"
+    raise ValueError("\n".join([*tried, f"the backbone {wanted} was not found; give its folder or hub name: "
+                                'load_reader(path, backbone="...")']))
 
 
 def _at(cfg: DictConfig, place: str) -> Backbone:
@@ -110,8 +112,8 @@ def hub_folder(name: str) -> Path:
 
 
 def foreign_classes(cfg: DictConfig) -> Iterator[str]:
-    """A sentence for each class that a configuration names and that is no part of a reader: files from elsewhere must not
-    choose what is called here."""
+    """A sentence for each class that a configuration names and that is no part of a reader: files from elsewhere must
+    not choose what is called here."""
     for section, bases in MADE_OF.items():
         for key, node in _sections(OmegaConf.to_container(cfg[section], resolve=True), section):
             allowed = bases if key == section else (nn.Module,)

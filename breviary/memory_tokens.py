@@ -46,6 +46,8 @@ class MemoryTokens(Compressor):
     Costs the layers' pass over all tokens and memory tokens. Does not look at the question.
     """
 
+    mergeable = False
+
     def __init__(self, backbone: Backbone | TinyBackbone, decoder: Stack, *, ratio: int | None = 4,
                  slots: int | None = None, ratio_choices: list[int] | None = None, ratio_draw: str = "step",
                  memory_tokens: int = 128, count: str = "fixed", task_tokens: bool = True, head: str = "none",

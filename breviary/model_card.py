@@ -12,8 +12,8 @@ UNKNOWN = "not said by the backbone's folder; look it up before you pass this on
 USE = '''from breviary.checkpoint import load_reader
 
 reader = load_reader("{folder}")
-document = reader.read("The official metal of the town of Velkeld is copper. The ship Quiloth has horn as lucky instrument.")
-questions = ["What is the official metal of the town of Velkeld?", "What is the lucky instrument of the ship Quiloth?"]
+document = reader.read("The official metal of the town of Velkeld is tin. The lucky fruit of the ship Quiloth is fig.")
+questions = ["What is the official metal of the town of Velkeld?", "What is the lucky fruit of the ship Quiloth?"]
 for question, answer in zip(questions, reader.answer_from(document, questions)):
     print(question, answer)
 print(document.save("velkeld.safetensors"), "bytes in the file,", document.cache_bytes, "as keys and values")
@@ -35,7 +35,8 @@ def card(cfg: Mapping[str, Any], backbone: Mapping[str, str], description: str, 
     """
     compressor = cfg["compressor"]
     settings = ", ".join(f"{key}={value}" for key, value in compressor.items() if key != "_target_")
-    front = ["---", "library_name: breviary", f"license: {json.dumps(licence or 'unknown')}", "pipeline_tag: question-answering"]
+    front = ["---", "library_name: breviary", "pipeline_tag: question-answering"]
+    front += [f"license: {json.dumps(licence or 'unknown')}"]
     front += [f"base_model: {json.dumps(hub)}"] if hub else []
     commit = environment["commit"] or "unknown"
     changed = {True: ", with changes that are not in it", False: "", None: " (whether it was changed is not known)"}
@@ -70,6 +71,7 @@ def _training(cfg: Mapping[str, Any], steps: int, data: str, imported: Mapping[s
         files = ", ".join(f"{name} (sha256 {digest[:12]})" for name, digest in imported["files"].items())
         return [f"- Weights: not trained here; imported from the authors' files, format {imported['format']}: {files}."]
     train = cfg["train"]
+    batch = train["batch_size"] * train["accumulation"]
     return [f"- Data: {data}.",
-            f"- Steps: {steps} of {train['batch_size'] * train['accumulation']} examples a process, {train['optimizer']}, learning "
-            f"rate {train['learning_rate']}, objective {cfg['objective']['_target_']}, seed {cfg['seed']}."]
+            f"- Steps: {steps} of {batch} examples a process, {train['optimizer']}, "
+            f"learning rate {train['learning_rate']}, objective {cfg['objective']['_target_']}, seed {cfg['seed']}."]

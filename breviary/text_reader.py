@@ -33,7 +33,8 @@ class TextReader:
         [kept] = self.reader.read(batch)
         return kept
 
-    def answer_from(self, kept: Kept, questions: str | Sequence[str], generation: Generation | None = None) -> str | list[str]:
+    def answer_from(self, kept: Kept, questions: str | Sequence[str],
+                    generation: Generation | None = None) -> str | list[str]:
         """The answer to a question about a text that was read, or from a memory; to several questions, a list."""
         asked = [questions] if isinstance(questions, str) else list(questions)
         if not asked:
@@ -49,7 +50,7 @@ class TextReader:
     def memory(self, kept: Kept, question: str) -> KeptMemory:
         """What is kept of a text for one question: `parts()` shows it, `save(file)` keeps it.
 
-        Raises: ValueError for a reader whose memory does not depend on the question (what `read` gives is the memory then).
+        Raises: ValueError for a reader whose memory does not depend on the question: what `read` gives is it then.
         """
         return kept.memory(self._asked(kept, [question], None)[0])
 
@@ -77,7 +78,8 @@ class TextReader:
 
     def _asked(self, kept: Kept, questions: list[str], generation: Generation | None) -> tuple[Batch, Generation]:
         if kept.reader is not self.reader:
-            raise ValueError("this was read by another reader; save it and load it here, which checks that the two are alike")
+            raise ValueError("this was read by another reader; save it and load it here, which checks that the two are "
+                             "alike")
         batch, generation = self._batch([""] * len(questions), questions), _usable(generation or self.generation)
         self._check(kept.tokens_read, batch, generation)
         return batch, generation
@@ -87,8 +89,8 @@ class TextReader:
         others = max(part.ids.shape[1] for part in (batch.prompt, batch.query)) + batch.prefix.ids.shape[1]
         limit = self._limit(others + generation.max_new_tokens)
         if limit is not None and tokens > limit:
-            raise ValueError(f"a text of {tokens} tokens: this reader reads at most {limit} beside prefix, question and answer; "
-                             "give a shorter text, or train with another backbone, compressor.segment_size or ratio")
+            raise ValueError(f"a text of {tokens} tokens: this reader reads at most {limit} beside prefix, question "
+                             "and answer; give a shorter text, or train with another backbone, segment_size or ratio")
 
 
 def _usable(generation: Generation) -> Generation:

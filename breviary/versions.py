@@ -41,8 +41,8 @@ def upgraded(cfg: DictConfig, source: str) -> DictConfig:
     with open_dict(cfg):
         schema = cfg.pop("schema", 1)
         if schema not in (*UPGRADES, SCHEMA):
-            raise ValueError(f"{source}: a run of schema {schema}, this version reads 1 to {SCHEMA}; open it with the version "
-                             "of Breviary that wrote it (environment.json beside it names the commit)")
+            raise ValueError(f"{source}: a run of schema {schema}, this version reads 1 to {SCHEMA}; open it with the "
+                             "version of Breviary that wrote it (environment.json beside it names the commit)")
         for version in range(schema, SCHEMA):
             UPGRADES[version](cfg)
     return cfg

@@ -72,12 +72,14 @@ class Session(Kept):
 
     def answers(self, questions: Batch, generation: Generation) -> list[str]:
         """As Kept: the batch's prompts, asked one after the other."""
-        return [self.ask(ids[real].tolist(), generation) for ids, real in zip(questions.prompt.ids, questions.prompt.mask)]
+        prompts = zip(questions.prompt.ids, questions.prompt.mask)
+        return [self.ask(ids[real].tolist(), generation) for ids, real in prompts]
 
     def pieces(self, questions: Batch, generation: Generation) -> Iterator[str]:
         """As Kept."""
         asked = self._asked(questions.prompt.ids[questions.prompt.mask].tolist())
-        return decode_pieces(asked._logits, asked._stream.step, generation, self.reader.tokenizer, self.reader.decoder.end_ids)
+        return decode_pieces(asked._logits, asked._stream.step, generation, self.reader.tokenizer,
+                             self.reader.decoder.end_ids)
 
     def _asked(self, question: str | Sequence[int]) -> Session:
         """A copy that read the question too."""

@@ -28,4 +28,5 @@ class Texts:
         """One row for each pair; either text may be empty. No answer is known, so the batch's are empty."""
         assert len(contexts) == len(questions), (len(contexts), len(questions))
         examples = [Example(str(i), *texts, ("",)) for i, texts in enumerate(zip(contexts, questions))]
-        return self._collate([{**self.prompt.tokenise(example, self.tokenizer), "example": example} for example in examples])
+        items = [{**self.prompt.tokenise(example, self.tokenizer), "example": example} for example in examples]
+        return self._collate(items)

@@ -2,10 +2,10 @@
 
     python scripts/export.py outputs/NAME/RUN --output DIR
     python scripts/export.py outputs/NAME/RUN --output DIR --include-backbone      nothing else is needed to open it
-    python scripts/export.py outputs/NAME/RUN --output DIR --merge                 adapters added to the backbone's weights
+    python scripts/export.py outputs/NAME/RUN --output DIR --merge                 likewise, adapters in its weights
 
-Without --include-backbone or --merge the backbone is named with its hash, and looked up where the folder is opened: by the hub
-name that the run or --backbone gives, else in ~/.cache/breviary/backbones. From Python:
+Without --include-backbone or --merge the backbone is named with its hash, and looked up where the folder is opened: by
+the hub name that the run or --backbone gives, else in ~/.cache/breviary/backbones. From Python:
 breviary.checkpoint.load_reader("DIR"); `python eval.py run=DIR` evaluates it.
 """
 
@@ -30,11 +30,11 @@ from dataclasses import dataclass
 from typing import Any
 
 from omegaconf import DictConfig, OmegaConf, open_dict
-from torch import Tensor, nn
+from torch import nn
 
 from breviary.backbone import Backbone, TinyBackbone, merge_adapters
-from breviary.build import build_reader
-from breviary.checkpoint import load_trained, read_metadata, save_weights, trained_state
+from breviary.build import build_reader, compressor_class
+from breviary.checkpoint import learned, load_trained, read_metadata, save_weights, trained_state
 from breviary.checks import Problems, attempted
 from breviary.keys import CONFIGS, checked_keys
 from breviary.loading import FILES, find_backbone
@@ -60,7 +60,7 @@ class Source:
     backbone: Backbone | TinyBackbone
 
     @classmethod
-    def of(cls, run: str, which: str, output: str) -> Source:
+    def of(cls, run: str, which: str, output: str, merge: bool = False) -> Source:
         """Raises: ValueError (Problems) for everything that is wrong, before any weight is loaded."""
         cfg = load_config(run)
         checkpoint = (best_checkpoint if which == "best" else last_checkpoint)(run)
@@ -68,6 +68,9 @@ class Source:
         backbone = attempted(problems, find_backbone, cfg, read_metadata(checkpoint)["backbone"], None, checkpoint)
         if read_metadata(checkpoint)["merged"] or Path(run) == checkpoint:
             problems.append(f"{run}: is an exported folder already; give a run folder")
+        if merge and cfg.decoder.train == "lora" and not getattr(compressor_class(cfg), "mergeable", True):
+            problems.append(f"--merge: the encoder of {cfg.compressor._target_} reads with the decoder's weights without "
+                            "the decoder's adapters; use --include-backbone")
         if Path(output).exists():
             problems.append(f"--output {output}: is there already; give another folder, or remove it")
         if problems:
@@ -84,12 +87,12 @@ def main(arguments: Sequence[str] | None = None) -> None:
     form = parser.add_mutually_exclusive_group()
     form.add_argument(FORMS[0], action="store_true", help="put the backbone's weights into the folder, as they are")
     form.add_argument(FORMS[1], action="store_true",
-                      help="put the backbone in with all that was trained of the decoder added to its weights, rounded to their type")
+                      help="put the backbone in, with what was trained of the decoder in its weights, rounded")
     parser.add_argument("--backbone", metavar="NAME", help="hub name of the backbone, where the run has a folder")
     parser.add_argument("--license", metavar="NAME", help="licence of the backbone, where its folder does not say it")
     given = parser.parse_args(arguments)
     try:
-        source = Source.of(given.run, given.checkpoint, given.output)
+        source = Source.of(given.run, given.checkpoint, given.output, given.merge)
         export(source, Path(given.output), given)
     except ValueError as error:
         for sentence in str(error).splitlines():
@@ -110,22 +113,25 @@ def export(source: Source, output: Path, given: argparse.Namespace) -> None:
             write_merged(folder, source, tokenizer)
         else:
             # Bytes as they are: the values, and their hash, are the checkpoint's.
-            fingerprint = write_backbone(folder / BACKBONE, source.backbone, tokenizer) if given.include_backbone else stored
-            reader = trained_reader(source)
-            save_weights(folder, trained_state(reader), fingerprint)
+            fingerprint = stored
+            if given.include_backbone:
+                fingerprint = write_backbone(folder / BACKBONE, source.backbone, tokenizer)
+            save_weights(folder, trained_state(trained_reader(source)), fingerprint)
         write_config(folder, cfg, resolve=False)
         shutil.copyfile(source.run / ENVIRONMENT, folder / ENVIRONMENT)
         environment = json.loads((folder / ENVIRONMENT).read_text(encoding="utf-8"))
         steps = json.loads((source.checkpoint / "trainer_state.json").read_text())["global_step"]
         record = source.run / RECORD
         imported = json.loads(record.read_text(encoding="utf-8")) if record.is_file() else None
+        form = form_of(given, source.backbone.dtype)
         write_text(folder / "README.md", card(
-            OmegaConf.to_container(source.cfg, resolve=True), stored, source.backbone.description, hub_name(source, given),
-            given.license or licence_of(source.backbone), environment, steps, form_of(given, source.backbone.dtype),
+            OmegaConf.to_container(source.cfg, resolve=True), stored, source.backbone.description,
+            hub_name(source, given), given.license or licence_of(source.backbone), environment, steps, form,
             data_source(cfg.dataset, "train"), imported, evaluations(source)))
         size = sum(file.stat().st_size for file in folder.rglob("*") if file.is_file())
         os.rename(folder, output)
-    print(f"{output}: {size / 2**20:.1f} MiB, {form_of(given, source.backbone.dtype)}; open it with breviary.checkpoint.load_reader({str(output)!r})")
+    print(f"{output}: {size / 2**20:.1f} MiB, {form}")
+    print(f"open it with breviary.checkpoint.load_reader({str(output)!r})")
 
 
 def evaluations(source: Source) -> list[tuple[str, list[dict[str, Any]]]]:
@@ -136,7 +142,7 @@ def evaluations(source: Source) -> list[tuple[str, list[dict[str, Any]]]]:
         if own["config"] is None:
             continue  # a baseline
         cfg = OmegaConf.create(own["config"])
-        # Folders are named by what was asked, of a run with its checkpoint: those of other checkpoints have other names.
+        # Folders are named by what was asked, of a run with its checkpoint: other checkpoints have other names.
         if config_hash(cfg, NOT_HASHED, source.checkpoint.name) != file.parent.parent.name:
             continue
         others = sorted((home / config_hash(cfg, NOT_HASHED)).glob(f"*/{RESULTS}"))
@@ -160,8 +166,8 @@ def hub_name(source: Source, given: argparse.Namespace) -> str | None:
 def form_of(given: argparse.Namespace, dtype: str) -> str:
     """What of the backbone is in the folder, in words; dtype  of its weights."""
     if given.merge:
-        rounded = "" if dtype in ("float32", "float64") else f", rounded to {dtype}: answers differ from the run's where two are close"
-        return f"backbone included, adapters merged into it{rounded}"
+        rounded = f", rounded to {dtype}: answers may differ from the run's where two are close"
+        return "backbone included, adapters merged into it" + ("" if dtype in ("float32", "float64") else rounded)
     return "trained weights and backbone" if given.include_backbone else "trained weights; the backbone is looked up"
 
 
@@ -188,8 +194,8 @@ def portable(source: Source, given: argparse.Namespace) -> DictConfig:
             cfg.backbone.path = given.backbone or looked_up
     encoder = cfg.compressor.get("encoder")
     if encoder and Path(encoder).is_dir():
-        raise ValueError(f"compressor.encoder={encoder}: a folder of this machine, which an exported folder cannot name; train "
-                         "with its hub name")
+        raise ValueError(f"compressor.encoder={encoder}: a folder of this machine, which an exported folder cannot name; "
+                         "train with its hub name")
     return cfg
 
 
@@ -209,14 +215,15 @@ def trained_reader(source: Source) -> nn.Module:
     return reader
 
 
-def write_backbone(folder: Path, backbone: Backbone | TinyBackbone, tokenizer: Any, decoder: Stack | None = None) -> dict[str, str]:
+def write_backbone(folder: Path, backbone: Backbone | TinyBackbone, tokenizer: Any,
+                   decoder: Stack | None = None) -> dict[str, str]:
     """The backbone in Hugging Face form, with the weights of `decoder` where one is given; gives its name and hash.
 
     A folder of safetensors is copied, so that its hash stays; another form is written anew.
     """
     own = Path(getattr(backbone, "path", ""))
     if decoder is None and isinstance(backbone, Backbone) and list(own.glob("*.safetensors")):
-        shutil.copytree(own, folder, ignore=lambda _, names: {name for name in names if not any(map(Path(name).match, FILES))})
+        shutil.copytree(own, folder, ignore=lambda _, names: {n for n in names if not any(map(Path(n).match, FILES))})
     else:
         model = backbone.load()
         if decoder is not None:
@@ -238,15 +245,15 @@ def write_merged(folder: Path, source: Source, tokenizer: Any) -> None:
     merge_adapters(fresh)
     in_backbone = {id(parameter) for parameter in reader.decoder.parameters()}
     built = dict(fresh.named_parameters())
-    beside: dict[str, Tensor] = {}
+    own, beside = learned(reader), {}
     for name, parameter in reader.named_parameters():
-        if id(parameter) not in in_backbone and (parameter.requires_grad or not parameter.equal(built[name])):
+        if id(parameter) not in in_backbone and (name in own or not parameter.equal(built[name])):
             beside[name] = parameter.detach().contiguous()
     save_weights(folder, beside, fingerprint, merged=True)
 
 
 def licence_of(backbone: Backbone | TinyBackbone) -> str | None:
-    """What the backbone's folder says of its licence: the model card's `license`, or a file's first line; None = nothing."""
+    """What the backbone's folder says of its licence: its card's `license`, or a file's first line; None = nothing."""
     folder = Path(getattr(backbone, "path", ""))
     if isinstance(backbone, TinyBackbone):
         return "none: random weights, made in code"
@@ -256,7 +263,8 @@ def licence_of(backbone: Backbone | TinyBackbone) -> str | None:
             return line.partition(":")[2].strip()
     for name in ("LICENSE", "LICENSE.txt", "LICENSE.md"):
         if (folder / name).is_file():
-            return next((line.strip() for line in (folder / name).read_text(encoding="utf-8").splitlines() if line.strip()), None)
+            lines = (folder / name).read_text(encoding="utf-8").splitlines()
+            return next((line.strip() for line in lines if line.strip()), None)
     return None
 
 

@@ -10,7 +10,7 @@ from breviary.checkpoint import load_reader
 FORMS = {
     "comi": ["compressor=comi"], "mean_pool": ["compressor=mean_pool", "compressor.join=depth"],
     "ram": ["compressor=ram", "compressor.segment_size=16"], "ram_comi": ["compressor=ram_comi", "compressor.segment_size=16"],
-    "comet": ["compressor=comet"], "full_context": ["compressor=full_context"],
+    "icae": ["compressor=icae", "compressor.memory_tokens=4"], "comet": ["compressor=comet"], "full_context": ["compressor=full_context"],
     "segments": ["compressor=comi", "compressor.segment_size=64", "compressor.ratio=8", "backbone.positions=224"],
     "depth": ["compressor=comi", "compressor.join=depth", "backbone.positions=224"],
 }

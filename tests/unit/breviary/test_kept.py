@@ -18,7 +18,7 @@ QUESTIONS = ["What is the official metal of the town of Velkeld?", "What is the 
 FORMS = {"comi at the input": ["compressor=comi"], "comi in segments": ["compressor=comi", "compressor.segment_size=16"],
          "mean_pool at depth": ["compressor=mean_pool", "compressor.join=depth", "compressor.slot_positions=consecutive"],
          "ram": ["compressor=ram", "compressor.segment_size=8"], "ram_comi": ["compressor=ram_comi", "compressor.segment_size=8"],
-         "comet": ["compressor=comet"], "truncate": ["compressor=truncate"]}
+         "icae": ["compressor=icae", "compressor.memory_tokens=4"], "comet": ["compressor=comet"], "truncate": ["compressor=truncate"]}
 
 
 def opened(home, *words):

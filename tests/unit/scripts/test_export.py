@@ -186,6 +186,16 @@ def test_what_cannot_be_exported_is_told_and_nothing_written(runs, tmp_path, cap
     assert {path.name for path in tmp_path.iterdir()} == {"run"}
 
 
+def test_shared_weights_are_not_merged(tmp_path, capsys):
+    """The encoder of memory tokens reads with the decoder's weights as they were."""
+    run = tiny_run(tmp_path, "compressor=icae", "compressor.memory_tokens=4")
+    with pytest.raises(SystemExit):
+        export.main([str(run), "--output", str(tmp_path / "out"), "--merge"])
+    assert "--merge: the encoder of breviary.memory_tokens.MemoryTokens reads" in capsys.readouterr().err
+    export.main([str(run), "--output", str(tmp_path / "out"), "--include-backbone"])
+    assert load_reader(tmp_path / "out").answer(["red"], ["Who?"]) == load_reader(run).answer(["red"], ["Who?"])
+
+
 def test_a_folder_that_is_there_is_left_alone(runs, tmp_path, capsys):
     (tmp_path / "mine").write_text("mine")
     with pytest.raises(SystemExit):
