@@ -49,13 +49,12 @@ class Runs:
         return folder
 
     def resumed(self, name, run, world, *overrides):
-        """Goes on from a copy of a run as it stood after its second step."""
+        """Goes on from a copy of a run, without what it did after its third step."""
         copy = self.home / "runs" / name / "1_a"
         shutil.copytree(run, copy)
         (copy / "finished").unlink()
-        newest = max(int(folder.name.partition("-")[2]) for folder in (copy / "checkpoints").iterdir())
-        if newest > 2:
-            shutil.rmtree(copy / "checkpoints" / f"checkpoint-{newest}")
+        if (copy / "checkpoints" / "checkpoint-4").exists():
+            shutil.rmtree(copy / "checkpoints" / "checkpoint-4")
         return self.of(name, world, *overrides, f"resume={copy}")
 
 
@@ -122,3 +121,11 @@ def test_zero_2_goes_on_as_data_parallel(runs):
     whole = runs.of("single_adam", None, *saved[len(ZERO2):], "train.steps=4", *NOT_VALIDATED)
     assert [row["step"] for row in rows_of(resumed)] == [1, 2, 3, 4]
     assert_same(rows_of(resumed), rows_of(whole))
+
+
+def test_zero_s_shares_are_one_a_process(runs):
+    """DeepSpeed does not share them out anew: told before anything is trained."""
+    world, overrides = ENGINES["zero1"]
+    run = runs.of("zero1", world, *overrides)
+    with pytest.raises(AssertionError, match=r"in 2 shares, one a process; start 2 processes, whatever engine.ranks, not 1"):
+        runs.resumed("zero1_alone", run, None, "engine=zero1", "train.steps=9", *NOT_VALIDATED)
