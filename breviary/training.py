@@ -226,9 +226,9 @@ class ReaderTrainer(Trainer):
                                  "resumed with the engine that it was started with (init_from takes weights alone)")
             shares = len(list(Path(resume_from_checkpoint).glob("global_step*/*_optim_states.pt")))
             if self.is_deepspeed_enabled and shares != self.args.world_size:
-                raise ValueError(f"resume: {resume_from_checkpoint} holds its optimizer's state in {shares} shares, one a process; "
-                                 f"start {shares} processes, whatever engine.ranks, not {self.args.world_size} (init_from takes "
-                                 "weights alone)")
+                raise ValueError(f"resume: {resume_from_checkpoint} holds its optimizer's state in {shares} shares, one a "
+                                 f"process; start {shares} processes, whatever engine.ranks, not {self.args.world_size} "
+                                 "(init_from takes weights alone)")
         if not self.is_deepspeed_enabled:
             return super()._prepare_for_training(max_steps, train_dataloader, resume_from_checkpoint)
         if resume_from_checkpoint:

@@ -33,9 +33,9 @@ def test_the_committed_table_is_the_script_s(tmp_path):
 
 @pytest.mark.parametrize("words, sentences", [
     (["--cases", "12k:2"], ["--cases 12k:2: give TOKENS:PROCESSES, e.g. 131072:16"]),
-    (["--ranks", "3", "--chunk", "0", "--gb", "0"], ["--ranks 3: must divide the 16 processes of --cases 131072:16",
-                                                     "--chunk 0: must be at least 1", "--supervised 0 must be 0 or more, --gb 0.0 "
-                                                     "above 0"]),
+    (["--ranks", "3", "--chunk", "0", "--gb", "0"], [
+        "--ranks 3: must divide the 16 processes of --cases 131072:16", "--chunk 0: must be at least 1",
+        "--supervised 0 must be 0 or more, --gb 0.0 above 0"]),
     (["--model", "none/such.json"], ["--model none/such.json: no configuration can be read"]),
     (["--model", "tiny"], ["--model tiny: that YAML names no path; give a folder, a hub name or a config.json"]),
 ])
