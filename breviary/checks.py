@@ -275,9 +275,9 @@ def _pipeline_problems(engine: DictConfig, cls: type, stage: int, world_size: in
     if engine.schedule not in schedules:
         found.append(f"engine.schedule={engine.schedule}: allowed are {', '.join(schedules)}")
     if stage == 3:
-        found.append(f"engine.ranks={engine.ranks}: the ranks of a pipeline stand at different layers, and ZeRO's stage 3 has all "
-                     "processes meet at every layer to gather its weights: they would wait for each other; use engine=zero1, "
-                     "zero2 or pipeline")
+        found.append(f"engine.ranks={engine.ranks}: the ranks of a pipeline stand at different layers, and ZeRO's stage 3 has "
+                     "all processes meet at every layer to gather its weights: they would wait for each other; use "
+                     "engine=zero1, zero2 or pipeline")
     return found
 
 

@@ -2,7 +2,7 @@
 
 Each process tells where it stands, several times a second, on the store that the launcher or rank 0 keeps, and looks where the
 others stand. What fails is told once, as a sentence, and every process ends with it. Nothing of this touches the model's
-computing: a thread of its own, a connection of its own, a few hundred bytes.
+computing: threads of its own, a connection of its own, a few hundred bytes.
 """
 
 from __future__ import annotations
@@ -67,7 +67,8 @@ class Watch:
         for thread in self._threads:
             thread.join(GRACE)
         if error is None:
-            self._tell(None)  # the others need not look for it any more
+            with contextlib.suppress(dist.DistError):
+                self._tell(None)  # the others need not look for it any more
         elif isinstance(error, Exception):
             self._leave()
             if not isinstance(error, ValueError):  # that one is told to people as it is
@@ -112,7 +113,8 @@ class Watch:
 
     def _look(self) -> None:
         """Where the others stand; one that has never told is not there yet."""
-        others = [rank for rank in range(self.world) if rank != self.rank and (rank in self._seen or self.store.check([str(rank)]))]
+        others = [rank for rank in range(self.world)
+                  if rank != self.rank and (rank in self._seen or self.store.check([str(rank)]))]
         for rank, sign in zip(others, self.store.multi_get([str(rank) for rank in others]) if others else ()):
             if rank not in self._seen or self._seen[rank][0] != sign:
                 self._seen[rank] = sign, json.loads(sign)[1], time.monotonic()
@@ -156,8 +158,8 @@ class Watch:
             self.store.set(f"{self.rank} ends", "")
             end = time.monotonic() + GRACE
             while self.rank == 0 and self.keeper == KEEPER and time.monotonic() < end:
-                here = [rank for rank, (_, where, at) in self._seen.items() if where is not None and time.monotonic() - at < GRACE]
-                if all(self.store.check([f"{rank} ends"]) for rank in here):
+                if all(self.store.check([f"{rank} ends"]) for rank, (_, where, at) in self._seen.items()
+                       if where is not None and time.monotonic() - at < GRACE):
                     break
                 time.sleep(BEAT / 5)
 

@@ -134,8 +134,9 @@ class PipelineHandoff(Handoff):
 
     sent   messages sent so far, [memories, gradients]
     Cost: a message of B (G s + T q) D bytes, s and q the bytes of a carried and of a queued number, for each layer and for
-    each border between two processes; the same back. A sent memory is kept until its gradient is there. A receiver looks at the header, one host sync for each message that
-    it waits for: with the wrong memory nothing may go on. Not for gloo with memory on a GPU: gloo sends from the host.
+    each border between two processes; the same back. A sent memory is kept until its gradient is there. A receiver looks at
+    the header, one host sync for each message that it waits for: with the wrong memory, or with one that is not finite, nothing
+    may go on. Not for gloo with memory on a GPU: gloo sends from the host.
     """
 
     def __init__(self, place: Place):

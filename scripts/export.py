@@ -121,11 +121,11 @@ def export(source: Source, output: Path, given: argparse.Namespace) -> None:
         imported = json.loads(record.read_text(encoding="utf-8")) if record.is_file() else None
         write_text(folder / "README.md", card(
             OmegaConf.to_container(source.cfg, resolve=True), stored, source.backbone.description, hub_name(source, given),
-            given.license or licence_of(source.backbone), environment, steps, form_of(given),
+            given.license or licence_of(source.backbone), environment, steps, form_of(given, source.backbone.dtype),
             data_source(cfg.dataset, "train"), imported, evaluations(source)))
         size = sum(file.stat().st_size for file in folder.rglob("*") if file.is_file())
         os.rename(folder, output)
-    print(f"{output}: {size / 2**20:.1f} MiB, {form_of(given)}; open it with breviary.checkpoint.load_reader({str(output)!r})")
+    print(f"{output}: {size / 2**20:.1f} MiB, {form_of(given, source.backbone.dtype)}; open it with breviary.checkpoint.load_reader({str(output)!r})")
 
 
 def evaluations(source: Source) -> list[tuple[str, list[dict[str, Any]]]]:
@@ -157,10 +157,11 @@ def hub_name(source: Source, given: argparse.Namespace) -> str | None:
     return given.backbone or (None if path is None or Path(path).is_dir() else path)
 
 
-def form_of(given: argparse.Namespace) -> str:
-    """What of the backbone is in the folder, in words."""
+def form_of(given: argparse.Namespace, dtype: str) -> str:
+    """What of the backbone is in the folder, in words; dtype  of its weights."""
     if given.merge:
-        return "backbone included, adapters merged into it"
+        rounded = "" if dtype in ("float32", "float64") else f", rounded to {dtype}: answers differ from the run's where two are close"
+        return f"backbone included, adapters merged into it{rounded}"
     return "trained weights and backbone" if given.include_backbone else "trained weights; the backbone is looked up"
 
 

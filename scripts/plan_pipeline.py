@@ -3,9 +3,9 @@
     python scripts/plan_pipeline.py --model qwen3_4b --cases 131072:16 1048576:64 [--gb 80] [--output results/comet/plan]
 
 MODEL is a YAML of configs/backbone, a folder or hub name in Hugging Face form, or a config.json. A case is TOKENS:PROCESSES; for
-each number of ranks R that divides the processes there is a row for each schedule. Chunks and memory are configs/compressor/comet's
-unless given. Nothing is loaded or measured: schedules are simulated (comet/schedule.py), bytes counted (comet/cost.py);
-checkpointing is on. Writes OUTPUT.md and OUTPUT.json.
+each number of ranks R that divides the processes there is a row for each schedule. Chunks and memory are those of
+configs/compressor/comet.yaml unless given. Nothing is loaded or measured: schedules are simulated (comet/schedule.py), bytes
+counted (comet/cost.py); checkpointing is on. Writes OUTPUT.md and OUTPUT.json.
 """
 
 from __future__ import annotations
@@ -47,7 +47,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--gb", type=float, default=80, help="memory of a device, 10^9 bytes")
     parser.add_argument("--dtype", choices=("bfloat16", "float32"), default="bfloat16")
     parser.add_argument("--ddp", action="store_true", help="optimizer state whole on every process; default: ZeRO 1 or 2")
-    parser.add_argument("--supervised", type=int, default=0, help="tokens of each chunk that are supervised, beyond an answer's few")
+    parser.add_argument("--supervised", type=int, default=0, help="supervised tokens of each chunk, beyond an answer's few")
     for name, key in KEYS.items():
         parser.add_argument(f"--{name}", type=int, default=None, help=f"compressor.{key}")
     parser.add_argument("--output", default=None, help="without ending")
@@ -107,8 +107,8 @@ def config_of(model: str) -> PretrainedConfig:
     try:
         config = AutoConfig.from_pretrained(str(Path(path).expanduser()) if path.startswith("~") else path)
     except (OSError, ValueError) as error:
-        raise ValueError(f"--model {model}: no configuration can be read ({str(error).splitlines()[0]}); give a folder, a hub name "
-                         "that can be reached, or a config.json, e.g. results/comet/qwen3_4b.json") from error
+        raise ValueError(f"--model {model}: no configuration can be read ({str(error).splitlines()[0]}); give a folder, a hub "
+                         "name that can be reached, or a config.json, e.g. results/comet/qwen3_4b.json") from error
     problems = architecture_problems(config)
     if problems:
         raise ValueError("\n".join(problems))

@@ -124,7 +124,8 @@ def _rank(index: int, count: int, port: int, function: Callable[[argparse.Namesp
     cores = sorted(os.sched_getaffinity(0))
     os.sched_setaffinity(0, {cores[index % len(cores)]})
     torch.set_num_threads(1)
-    os.environ.update(RANK=str(index), LOCAL_RANK=str(index), WORLD_SIZE=str(count), MASTER_ADDR="127.0.0.1", MASTER_PORT=str(port))
+    os.environ.update(RANK=str(index), LOCAL_RANK=str(index), WORLD_SIZE=str(count), MASTER_ADDR="127.0.0.1",
+                      MASTER_PORT=str(port))
     dist.init_process_group("gloo")
     result = function(given)
     if index == 0:
@@ -212,7 +213,8 @@ def variant_row(name: str, seconds: dict[str, list[float]], reader: Comet, given
 
 def show_times(measured: dict[str, Any]) -> None:
     """Prints the variants."""
-    print_block(Console(width=WIDE), ("2 ranks", "s", "alone s", "faster than alone", "lowest", "highest", "bound", "faster than naive"),
+    print_block(Console(width=WIDE), ("2 ranks", "s", "alone s", "faster than alone", "lowest", "highest", "bound",
+                                      "faster than naive"),
                 [[row["variant"], *(f"{row[key]:.2f}" for key in ("seconds", "alone_s", "speedup", "lowest", "highest", "bound",
                                                                   "against_naive"))] for row in measured["rows"]])
 
@@ -307,7 +309,8 @@ def _lanes(axis: plt.Axes, lanes: list[dict[int, dict[Cell, tuple[float, float]]
             axis.broken_barh([(start - begin, end - start) for start, end in spans.values()], (number - 0.4, 0.8), linewidth=0.2,
                              edgecolor="white", facecolors=[colours(chunk % 10) for chunk, _ in spans],
                              alpha=1.0 if direction == FORWARD else 0.5)
-    axis.set(yticks=range(len(lanes)), yticklabels=[f"rank {number}" for number in range(len(lanes))], ylim=(len(lanes) - 0.5, -0.5))
+    axis.set(yticks=range(len(lanes)), yticklabels=[f"rank {number}" for number in range(len(lanes))],
+             ylim=(len(lanes) - 0.5, -0.5))
     axis.set_title(title, loc="left", fontsize=9)
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import random
 import sys
 import time
+from argparse import Namespace
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -21,6 +22,7 @@ from breviary.pipeline import Place, take_place
 from comet.model import Comet
 from comet.text import Text, steps_of
 from data.collate import Collator
+from scripts.bench import comet_pipeline
 
 LAYERS = 3
 SLEEP = 0.03  # seconds of a cell that is timed
@@ -260,4 +262,13 @@ def run_timed(folder: Path, ranks: int) -> None:
         found[schedule] = all_ranks_rows([events])
     if rank() == 0:
         torch.save(found, folder / "timed.pt")
+    end_process_group()
+
+
+def run_benchmark(folder: Path, given: Namespace) -> None:
+    """Both parts of scripts/bench/comet_pipeline.py, small."""
+    start_process_group(torch.device("cpu"))
+    measured = {"timed": comet_pipeline.timed(given), "cells": comet_pipeline.counted(given)}
+    if rank() == 0:
+        torch.save(measured, folder / "bench.pt")
     end_process_group()

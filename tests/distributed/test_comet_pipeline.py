@@ -5,12 +5,16 @@ float64: the same numbers in another order of summing. A case is read by 1, 2 an
 
 from __future__ import annotations
 
+from argparse import Namespace
+
 import pytest
 import torch
 
 from comet.progress import BACKWARD, FORWARD, spans_of
 from comet.schedule import cells, owners, simulate
-from pipeline_cases import CASES, LAYERS, SLEEP, run_cases, run_out_of_step, run_side_by_side, run_timed, run_without_gradients
+from pipeline_cases import (CASES, LAYERS, SLEEP, run_benchmark, run_cases, run_out_of_step, run_side_by_side, run_timed,
+                            run_without_gradients)
+from scripts.bench import comet_pipeline
 
 RANKS, SCHEDULES = (1, 2, 4), ("contiguous", "cyclic")
 # float32 and bfloat16: sums over chunks in another order. Autocast adds up a weight's gradient over the chunks of a process
@@ -119,3 +123,24 @@ def test_recorded_runs_keep_to_the_schedule(ranks, tmp_path, count):
             alone = sum(end - start for start, end in spans.values())
             print(count, schedule, direction, took / alone, planned.makespan / (9 * LAYERS))
             assert took < 0.9 * alone
+
+
+def test_the_benchmark_measures_what_it_says(ranks, tmp_path, capsys):
+    """Small: rows, tables, picture; handed over naively, no two ranks compute at once."""
+    given = Namespace(runs=1, chunks=4, layers=2, chunk=16, width=16, slots=2, queue=4)
+    ranks(2, run_benchmark, tmp_path, given)
+    measured = torch.load(tmp_path / "bench.pt", weights_only=False)
+    rows = {row["variant"]: row for row in measured["timed"]["rows"]}
+    assert list(rows) == ["cyclic", "contiguous", "naive"] and rows["naive"]["bound"] == 1
+    assert all(row["lowest"] <= row["speedup"] <= row["highest"] for row in rows.values())
+    assert 1 < rows["contiguous"]["bound"] < rows["cyclic"]["bound"] < 2
+    for direction, step in ((FORWARD, 1), (BACKWARD, -1)):
+        lanes = [list(spans_of(own, direction).values()) for own in measured["timed"]["events"]["naive"]]
+        first, second = lanes[::step]
+        assert len(first) == len(second) == 4 and second[0][0] >= max(start for start, _ in first)
+    for row in measured["cells"]:
+        assert row["planned"] == simulate(4, 2, 2, row["schedule"]).makespan <= row["cells"] * 1.01
+    comet_pipeline.show_times(measured["timed"])
+    comet_pipeline.show_cells(measured["cells"])
+    comet_pipeline.draw(measured["timed"], tmp_path / "bench.png")
+    assert "cyclic" in capsys.readouterr().out and (tmp_path / "bench.png").stat().st_size > 10_000

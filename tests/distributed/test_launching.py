@@ -72,7 +72,8 @@ def test_deepspeed_with_a_hostfile(tmp_path, port):
     assert fetch_hostfile(str(ROOT / "scripts" / "launch" / "hostfile")) == {"node1": 8, "node2": 8}
     (tmp_path / "hostfile").write_text((ROOT / "scripts" / "launch" / "hostfile").read_text().replace("slots=8", "slots=2"))
     nodes = {name: list(range(slots)) for name, slots in fetch_hostfile(str(tmp_path / "hostfile")).items()}
-    ended(*(([sys.executable, "-m", "deepspeed.launcher.launch", f"--world_info={encode_world_info(nodes)}", f"--node_rank={node}",
-              "--master_addr=127.0.0.1", f"--master_port={port}", PLACES, str(tmp_path / "places.json"), "2", "4"],
-             {"NODE": str(node)}) for node in range(2)))
+    launch = [sys.executable, "-m", "deepspeed.launcher.launch", f"--world_info={encode_world_info(nodes)}",
+              "--master_addr=127.0.0.1", f"--master_port={port}"]
+    ended(*(([*launch, f"--node_rank={node}", PLACES, str(tmp_path / "places.json"), "2", "4"], {"NODE": str(node)})
+            for node in range(2)))
     check(tmp_path / "places.json")
