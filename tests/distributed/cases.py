@@ -41,6 +41,9 @@ CASES: dict[str, list[str]] = {
     "comet": ["compressor=comet", "compressor.chunk_size=24", "compressor.stride=4", "compressor.global_slots=2",
               "compressor.queue_budget=6", "compressor.widest_stride=8", "compressor.most_chunks=3",
               "train.gradient_checkpointing=true", "train.learning_rate=0.002"],
+    # The encoder is made of the decoder's own modules, and belongs to no module itself.
+    "icae": ["compressor=icae", "compressor.memory_tokens=3", "compressor.lora_rank=4", "compressor.lora_dropout=0",
+             "train.gradient_checkpointing=true"],
     # Nothing is kept, so the memory is empty; every weight is trained, the tied embedding and head included.
     "no_context_clipped": ["compressor=no_context", "decoder.train=full", "train.max_grad_norm=1.0"],
 }
