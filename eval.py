@@ -23,8 +23,9 @@ from omegaconf import DictConfig, OmegaConf, open_dict
 from breviary.budget import NOTHING_DRAWN
 from breviary.build import build_backbone, build_reader, compressor_class, compressor_settings
 from breviary.checkpoint import load_trained
-from breviary.checks import (Problems, attempted, checkpoint_problems, config_problems, longest_others,
-                             process_problems, read_splits, run_for_people, tells_mistakes)
+from breviary.checks import (Problems, attempted, checkpoint_problems, config_problems, fitting_length,
+                             generation_notes, others_beside, process_problems, read_splits, run_for_people,
+                             short_problems, tells_mistakes)
 from breviary.contract import Generation, Reader
 from breviary.distributed import (barrier, end_process_group, rank, start_process_group, take_launcher_arguments,
                                   world_size)
@@ -98,14 +99,17 @@ def tokenised(cfg: DictConfig, backbone: Any, examples: list[Any]) -> Tokenised:
     """The examples as tokens; contexts that do not fit beside question and answer are cut, and counted."""
     tokenizer, prompt, cache = backbone.tokenizer(), Prompt(**cfg.prompt), str(Path(cfg.paths.cache) / "tokenised")
     items = tokenise_split(examples, tokenizer, prompt, cfg.limits.max_context_tokens, cache, cfg.limits.truncation)
-    others = longest_others(items) + cfg.generation.max_new_tokens
+    short = short_problems(cfg, cfg.split, items)
+    if short:
+        raise Problems(short)
     positions = backbone.config.max_position_embeddings
     settings = compressor_settings(cfg)
     settings |= {key: off for key, off in NOTHING_DRAWN.items() if key in settings}
-    limit = compressor_class(cfg).longest_context(settings, positions, others)
-    if limit is None or max(items.lengths) <= limit:
+    limit = fitting_length(cfg, compressor_class(cfg), settings, positions, items)
+    if max(items.lengths) <= limit:
         return items
     if limit < 1:
+        others = others_beside(cfg, items, 0)
         raise ValueError(f"question and answer take up to {others} tokens of the backbone's {positions} positions; "
                          "shorten prompt.template, generation.max_new_tokens or compressor.slots")
     return tokenise_split(examples, tokenizer, prompt, limit, cache, "middle")
@@ -146,7 +150,8 @@ def evaluate_reader(cfg: DictConfig, examples: list[Any], folder: Path, checkpoi
         return read_results(folder)
     backbone = build_backbone(cfg)
     items = tokenised(cfg, backbone, examples)
-    say(f"{cfg.reader}: {items.report()}")
+    for line in [items.report(), *generation_notes(cfg, items)]:
+        say(f"{cfg.reader}: {line}")
     tokenizer = backbone.tokenizer()
     unconditional = without_memory(cfg, backbone, items, known)  # first: two backbones need not lie in memory at once
     reader = loaded(cfg, backbone, checkpoint)

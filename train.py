@@ -27,7 +27,7 @@ from breviary.contract import Generation
 from breviary.distributed import (end_process_group, prepare_deepspeed, rank, start_process_group,
                                   take_launcher_arguments, world_size)
 from breviary.keys import checked_keys, drop_left_overs, known_keys
-from breviary.pipeline import mapping, take_place
+from breviary.pipeline import mapping, reduces_early, take_place
 from breviary.runs import best_checkpoint, finish_run, open_run
 from breviary.runtime import resolve_device
 from breviary.training import ReaderTrainer, RunLog, Validation, training_arguments
@@ -75,9 +75,11 @@ def train(cfg: DictConfig) -> Path:
     # 4. Weights and the Trainer.
     reader = build_reader(cfg, backbone, tokenizer)
     if cfg.init_from:
-        load_trained(best_checkpoint(cfg.init_from), reader, backbone.fingerprint)
+        fresh = load_trained(best_checkpoint(cfg.init_from), reader, backbone.fingerprint, is_start=True)
+        if fresh:
+            say(f"init_from: {len(fresh)} weights that it did not train start as they are, {fresh[0]} first")
     if cfg.engine.ranks > 1:
-        reader.join_pipeline(take_place(cfg.engine.ranks), cfg.engine.schedule)
+        reader.join_pipeline(take_place(cfg.engine.ranks), cfg.engine.schedule, reduces_early(cfg.engine.deepspeed))
         say(mapping(world_size(), cfg.engine.ranks))
     trained = sum(p.numel() for p in reader.parameters() if p.requires_grad)
     say(f"{cfg.reader} on {backbone.fingerprint['name']}: {trained / 1e6:.2f} M trained of "

@@ -5,9 +5,11 @@ What is done with a loaded model is in breviary/stack.py.
 
 from __future__ import annotations
 
+import contextlib
 import copy
 import hashlib
 import json
+from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cache, cached_property
 from pathlib import Path
@@ -15,6 +17,7 @@ from typing import Any
 
 import torch
 from peft import LoraConfig, inject_adapter_in_model
+from peft.tuners.tuners_utils import BaseTunerLayer
 from torch import nn
 from transformers import AutoConfig, AutoModel, AutoModelForCausalLM, AutoTokenizer, PretrainedConfig
 from transformers.utils import logging
@@ -252,3 +255,31 @@ def set_trainable(stack: Stack, train: str, lora_rank: int = 16, lora_alpha: flo
         # Updates of 1e-5 vanish in bfloat16 weights; DeepSpeed's bf16 engine keeps float32 masters by itself.
         if parameter.requires_grad and parameter.dtype in (torch.bfloat16, torch.float16):
             parameter.data = parameter.data.float()
+
+
+def hold(module: nn.Module) -> None:
+    """Freezes a module's trained weights, in place, and marks them as `held`: they are no pretrained ones, so that
+    checkpoints keep them with the trained (breviary.checkpoint)."""
+    for parameter in module.parameters():
+        if parameter.requires_grad:
+            parameter.requires_grad_(False)
+            parameter.held = True
+
+
+@contextlib.contextmanager
+def adapters_off(stack: Stack) -> Iterator[None]:
+    """Within it the stack computes with its own weights alone; what is trained stays as it was. For use without gradient:
+    checkpointed layers would be recomputed with adapters."""
+    adapted = [module for module in stack.modules() if isinstance(module, BaseTunerLayer)]
+    trained = [parameter for parameter in stack.parameters() if parameter.requires_grad]
+    for module in adapted:
+        module.enable_adapters(False)
+    try:
+        yield
+    finally:
+        for module in adapted:
+            module.enable_adapters(True)
+        for parameter in stack.parameters():
+            parameter.requires_grad_(False)
+        for parameter in trained:
+            parameter.requires_grad_(True)

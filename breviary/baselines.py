@@ -58,7 +58,8 @@ class KeepTokens(Compressor):
         if self.keep in ("all", "none"):
             return torch.full_like(mask, self.keep == "all")
         lengths = mask.sum(1, keepdim=True)
-        ratio = self.budget.row_ratios(lengths, self.training)
+        ratio = self.budget.row_ratios(mask.long(), mask, self.training)
+        ratio = ratio if isinstance(ratio, int) else ratio[:, None]
         slots = torch.div(lengths + ratio - 1, ratio, rounding_mode="floor")
         place = torch.arange(mask.shape[1], device=mask.device)
         head = {"head": slots, "tail": 0 * slots, "middle": slots - slots // 2}[self.keep]

@@ -9,6 +9,7 @@ from omegaconf import DictConfig, OmegaConf
 
 from breviary.backbone import Backbone, TinyBackbone, set_trainable
 from breviary.contract import Compressor, Reader
+from breviary.objective import Answer
 from breviary.runtime import resolve_device, seed_everything
 from breviary.stack import Stack
 from breviary.vector_reader import CompressedReader
@@ -27,6 +28,18 @@ def compressor_class(cfg: DictConfig) -> type[Compressor] | type[Reader]:
 def compressor_settings(cfg: DictConfig) -> dict[str, Any]:
     """The compressor's constructor arguments as plain values."""
     settings = OmegaConf.to_container(cfg.compressor, resolve=True)
+    settings.pop("_target_")
+    return settings
+
+
+def objective_class(cfg: DictConfig) -> type[Answer]:
+    """The class that `objective._target_` names."""
+    return get_class(cfg.objective._target_)
+
+
+def objective_settings(cfg: DictConfig) -> dict[str, Any]:
+    """The objective's constructor arguments as plain values."""
+    settings = OmegaConf.to_container(cfg.objective, resolve=True)
     settings.pop("_target_")
     return settings
 

@@ -1,4 +1,7 @@
-"""Checkpoints: trained weights in safetensors, with the name and hash of the backbone they belong to."""
+"""Checkpoints: learned weights in safetensors, with the name and hash of the backbone they belong to.
+
+Learned are those that are trained, and those that an earlier run trained and this one keeps (breviary.backbone.hold).
+"""
 
 from __future__ import annotations
 
@@ -16,10 +19,16 @@ SCHEMA = 1
 WEIGHTS = "trained.safetensors"
 
 
+def learned(reader: nn.Module) -> dict[str, nn.Parameter]:
+    """{name: parameter} of the weights that are not the backbone's: what a checkpoint holds."""
+    return {name: parameter for name, parameter in reader.named_parameters()
+            if parameter.requires_grad or getattr(parameter, "held", False)}
+
+
 def trained_state(reader: nn.Module, state: dict[str, Tensor] | None = None) -> dict[str, Tensor]:
-    """{name: tensor} of the weights that are trained; taken from `state` where a gathered state dict is given."""
+    """{name: tensor} of the learned weights; taken from `state` where a gathered state dict is given."""
+    names = list(learned(reader))
     state = dict(reader.named_parameters()) if state is None else state
-    names = [name for name, parameter in reader.named_parameters() if parameter.requires_grad]
     return {name: state[name].detach().to("cpu", torch.float32).contiguous() for name in names}
 
 
@@ -61,22 +70,28 @@ def backbone_difference(folder: str | Path, stored: dict[str, str], fingerprint:
             f"{fingerprint['name']} ({fingerprint['sha256'][:12]}); set backbone accordingly, e.g. backbone.path"]
 
 
-def load_trained(folder: str | Path, reader: nn.Module, fingerprint: dict[str, str]) -> None:
-    """Loads trained weights strictly, in place.
+def load_trained(folder: str | Path, reader: nn.Module, fingerprint: dict[str, str], is_start: bool = False) -> list[str]:
+    """Loads learned weights strictly, in place; gives the names of those that the checkpoint lacks.
 
-    Raises: ValueError on another backbone, and on missing, unknown or misshapen weights, all of them listed.
+    is_start  a training starts from them: what the earlier run did not train (its decoder was frozen, say) stays as built
+    Raises: ValueError on another backbone, on unknown or misshapen weights, and, unless it is a start, on missing ones, all
+    of them listed; on a start that has nothing in common with the reader.
     """
     for difference in backbone_difference(folder, read_metadata(folder)["backbone"], fingerprint):
         raise ValueError(difference)
-    own = {name: p for name, p in reader.named_parameters() if p.requires_grad}
+    own = learned(reader)
     with safe_open(Path(folder) / WEIGHTS, framework="pt") as stream:
         stored = {name: stream.get_tensor(name) for name in stream.keys()}
+    missing = sorted(own.keys() - stored.keys())
+    if is_start and len(missing) < len(own):
+        own = {name: parameter for name, parameter in own.items() if name in stored}
     difference = _difference(own, stored)
     if difference:
         raise ValueError(f"{folder}: weights do not fit the configured reader:\n  " + "\n  ".join(difference))
     with torch.no_grad():
         for name, parameter in own.items():
             parameter.copy_(stored[name])
+    return missing
 
 
 def _difference(own: dict[str, Tensor], stored: dict[str, Tensor], most: int = 10) -> list[str]:

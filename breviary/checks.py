@@ -18,7 +18,7 @@ from omegaconf.errors import OmegaConfBaseException
 
 from breviary.backbone import LINEAR, TRAIN_MODES
 from breviary.budget import budget_problems
-from breviary.build import compressor_class, compressor_settings
+from breviary.build import compressor_class, compressor_settings, objective_class, objective_settings
 from breviary.checkpoint import backbone_difference, read_metadata
 from breviary.contract import Compressor, Example, Reader
 from breviary.keys import nearest, with_run_keys
@@ -58,6 +58,7 @@ def config_problems(cfg: DictConfig, backbone: Any, world_size: int = 1) -> list
         attempted(found, backbone.tokenizer)
     elif all(key in settings for key in BUDGET):  # all that can be said without the backbone's configuration
         found += budget_problems(settings)
+    found += objective_class(cfg).problems(objective_settings(cfg), cls, cfg.decoder.train)
     found += _decoder_problems(cfg) + _training_problems(cfg) + _generation_problems(cfg)
     stage = cfg.engine.deepspeed.zero_optimization.stage if cfg.engine.deepspeed else 0
     if stage == 3 and issubclass(cls, Reader) and not cls.equal_calls:
@@ -104,22 +105,90 @@ def length_problems(cfg: DictConfig, backbone: Any, splits: dict[str, Any]) -> l
     """Examples whose tokens find no place in the backbone's positions; `splits` are tokenised."""
     positions = backbone.config.max_position_embeddings
     cls, settings = compressor_class(cfg), compressor_settings(cfg)
+    reads_whole = objective_class(cfg).reads_whole
     found = []
     for name, items in splits.items():
-        others = longest_others(items) + cfg.generation.max_new_tokens
-        if others >= positions:
-            found.append(f"dataset {name}: prefix, question and answer take up to {others} tokens, the backbone has "
+        found += short_problems(cfg, name, items) + group_problems(cfg, name, items)
+        least = others_beside(cfg, items, 0)
+        if least >= positions:
+            found.append(f"dataset {name}: prefix, question and answer take up to {least} tokens, the backbone has "
                          f"{positions} positions; shorten prompt.template or generation.max_new_tokens")
             continue
-        limit = cls.longest_context(settings, positions, others)
         longest = max(items.lengths, default=0)
-        if limit is not None and longest > limit:
+        limit = fitting_length(cfg, cls, settings, positions, items)
+        room = positions - others_beside(cfg, items, longest)
+        if reads_whole and longest > room:
+            found.append(f"dataset {name}: this objective's teacher reads whole contexts, and the longest of {longest} tokens does "
+                         f"not fit beside {positions - room} further ones in the backbone's {positions} positions; set "
+                         f"limits.max_context_tokens={room} to cut contexts, or shorter texts")
+        if longest > limit:
+            others = positions - room
             ways = [f"limits.max_context_tokens={limit} to cut contexts"] if limit else []
-            ways += _larger_settings(cls, settings, positions, others, longest, limit)
+            ways += _larger_settings(cls, settings, positions, others, longest, limit) if others < positions else []
+            again = ", of which it is one itself, to be written down," if objective_class(cfg).is_autoencoder else ""
             found.append(f"dataset {name}: the longest context of {longest} tokens does not fit beside {others} "
-                         f"further ones in the backbone's {positions} positions (at most {limit} here); "
+                         f"further ones{again} in the backbone's {positions} positions (at most {limit} here); "
                          f"set {' or '.join(ways) or 'a backbone of more positions'}")
     return found
+
+
+def others_beside(cfg: DictConfig, items: Any, context_tokens: int) -> int:
+    """Most tokens that stand beside a context of at most so many: prefix, question or prompt, what is asked, and room for
+    what is generated."""
+    most = max(items.others, default=0)
+    if objective_class(cfg).is_autoencoder:  # the context itself and the end token are asked for, in the answer's place
+        most = max((other - answer + min(length, context_tokens) + 1
+                    for other, answer, length in zip(items.others, items.answers, items.lengths)), default=0)
+    return most + cfg.generation.max_new_tokens
+
+
+def fitting_length(cfg: DictConfig, cls: type, settings: dict[str, Any], positions: int, items: Any) -> int:
+    """Context tokens to which contexts must be cut so that all find a place; the longest one's where nothing is to be cut."""
+    def is_fitting(tokens: int) -> bool:
+        others = others_beside(cfg, items, tokens)
+        limit = cls.longest_context(settings, positions, others) if others < positions else -1
+        return limit is None or limit >= tokens
+
+    least, most = 0, max(items.lengths, default=0)
+    if is_fitting(most):
+        return most
+    while most - least > 1:  # the longer the contexts, the less fits
+        middle = (least + most) // 2
+        least, most = (middle, most) if is_fitting(middle) else (least, middle)
+    return least
+
+
+def short_problems(cfg: DictConfig, name: str, items: Any) -> list[str]:
+    """Contexts that are too short for what the objective asks; `items` are tokenised."""
+    fewest = objective_class(cfg).fewest_tokens(objective_settings(cfg))
+    few = sum(length < fewest for length in items.lengths)
+    return [f"dataset {name}: {few} contexts of fewer than {fewest} tokens, of which the objective can ask nothing; leave them "
+            "out of the data, or use objective=answer"] if few else []
+
+
+def group_problems(cfg: DictConfig, name: str, items: Any) -> list[str]:
+    """Texts to be restored that are shorter than what one slot is to stand for: nothing would be compressed."""
+    settings = compressor_settings(cfg)
+    asked = [settings.get("ratio") or 1, *(settings.get("ratio_choices") or [])]
+    short = [length for length in items.lengths if 0 < length < max(asked)]
+    if not objective_class(cfg).is_autoencoder or not short:
+        return []
+    return [f"dataset {name}: {len(short)} texts, the shortest of {min(short)} tokens, are shorter than a group of "
+            f"{max(asked):g} tokens (compressor.ratio, ratio_choices); lower the ratio, or take longer texts, "
+            "e.g. dataset.min_words=48"]
+
+
+def generation_notes(cfg: DictConfig, items: Any) -> list[str]:
+    """What of `generation` keeps texts from being written down again as a whole."""
+    if not objective_class(cfg).is_autoencoder:
+        return []
+    most, stop = cfg.generation.max_new_tokens, list(cfg.generation.stop)
+    long = sum(length + 1 > most for length in items.lengths)  # the end token counts
+    stopped = sum(any(text in example.context for text in stop) for example in items.examples)
+    notes = [f"{long} of {len(items)} texts are longer than generation.max_new_tokens={most}: what is written of them is cut; "
+             f"{max(items.lengths) + 16} would do"] if long else []
+    return notes + ([f"{stopped} of {len(items)} texts hold one of generation.stop={stop}, where writing ends; "
+                     "generation.stop=[] waits for the end token"] if stopped else [])
 
 
 def _larger_settings(cls: type[Compressor], settings: dict[str, Any], positions: int, others: int,
@@ -134,11 +203,6 @@ def _larger_settings(cls: type[Compressor], settings: dict[str, Any], positions:
         if change and (limit is None or limit >= longest):
             return [" ".join(f"compressor.{key}={value}" for key, value in change.items())]
     return []
-
-
-def longest_others(items: Any) -> int:
-    """Most tokens that any example has beside its context: prefix, question or prompt, answer."""
-    return max((items.others), default=0)
 
 
 def process_problems(examples: int, world_size: int, key: str) -> list[str]:
@@ -208,10 +272,10 @@ def _pipeline_problems(engine: DictConfig, cls: type, stage: int, world_size: in
     found = []
     if engine.schedule not in schedules:
         found.append(f"engine.schedule={engine.schedule}: allowed are {', '.join(schedules)}")
-    if stage > 1 or (engine.deepspeed and engine.deepspeed.zero_optimization.get("overlap_comm")):
-        found.append(f"engine.ranks={engine.ranks}: the ranks of a pipeline stand at different layers, and ZeRO's stages 2 and 3 "
-                     "(and overlap_comm) have all processes meet at every layer: they would wait for each other; use "
-                     "engine=zero1 or engine=pipeline")
+    if stage == 3:
+        found.append(f"engine.ranks={engine.ranks}: the ranks of a pipeline stand at different layers, and ZeRO's stage 3 has all "
+                     "processes meet at every layer to gather its weights: they would wait for each other; use engine=zero1, "
+                     "zero2 or pipeline")
     return found
 
 

@@ -17,6 +17,8 @@ from torch import Tensor, nn
 
 from breviary.pipeline import Place
 
+TASKS = ("answer", "reconstruct", "continue")
+
 
 @dataclass(frozen=True)
 class Document:
@@ -73,6 +75,7 @@ class Batch:
     offsets  (B, T, 2) int64, characters [start, end) of each context token in the example's context; None where the
              tokenizer does not tell
     examples the raw examples, in row order, for scoring
+    task     what is asked of the contexts, one of TASKS: an objective says it, compressors may have a sign for it
     """
 
     prefix: Tokens
@@ -83,6 +86,7 @@ class Batch:
     evidence: Tensor | None
     offsets: Tensor | None
     examples: list[Example]
+    task: str = "answer"
 
     def __len__(self) -> int:
         return len(self.examples)
@@ -101,7 +105,7 @@ class Batch:
         parts = {name: getattr(self, name).rows(rows) for name in ("prefix", "context", "query", "prompt", "answer")}
         marks = {name: getattr(self, name) for name in ("evidence", "offsets")}
         marks = {name: None if value is None else value[rows] for name, value in marks.items()}
-        return Batch(**parts, **marks, examples=[self.examples[i] for i in index])
+        return Batch(**parts, **marks, examples=[self.examples[i] for i in index], task=self.task)
 
 
 @dataclass
@@ -119,11 +123,13 @@ class Question(Tokens):
     states       (B, P, D) the decoder's own states of the prompt where they enter the joining layer
     states_mask  (B, P)
     labels       what `Compressor.labels` gave, in training; None where nobody knows the answer
+    task         as Batch's
     """
 
     states: Tensor
     states_mask: Tensor
     labels: Any = None
+    task: str = "answer"
 
 
 @dataclass
@@ -259,9 +265,10 @@ class Reader(nn.Module):
 
     schedules: tuple[str, ...] = ()  # ways in which several processes can share out the reading of one batch; () = none
 
-    def join_pipeline(self, place: Place, schedule: str) -> None:
+    def join_pipeline(self, place: Place, schedule: str, at_once: bool = False) -> None:
         """From now on, in training, every batch is read together with the other ranks of the pipeline, which have the same
-        one: sums of `loss`, gradients and `counts` over them are the batch's. `schedule` is one of `schedules`."""
+        one: sums of `loss`, gradients and `counts` over them are the batch's. `schedule` is one of `schedules`; at_once =
+        gradients reach the weights together, at the end of a backward pass (`breviary.pipeline.at_once`)."""
         raise NotImplementedError(f"{type(self).__name__} reads a batch on one process")
 
     @property

@@ -159,7 +159,8 @@ class EntropyReader:
 
     def _read(self, texts: dict[str, str]) -> dict[str, dict[str, float]]:
         """Readings of texts that are not known; similar lengths are read together."""
-        pieces, positions = {key: self._tokens(text) for key, text in texts.items()}, self.backbone.config.max_position_embeddings
+        pieces = {key: self._tokens(text) for key, text in texts.items()}
+        positions = self.backbone.config.max_position_embeddings
         longest = max(len(ids) for ids, _ in pieces.values())
         if longest + 1 > positions:
             raise ValueError(f"a document of {longest} tokens does not fit the backbone's {positions} positions; give "
@@ -170,8 +171,8 @@ class EntropyReader:
             nll, entropy, mask = self._readings([pieces[key][0] for key in batch])
             for row, key in enumerate(batch):
                 ids, text = pieces[key]
-                found[key] = {**summary(nll[row][mask[row]], entropy[row][mask[row]], len(text.encode("utf-8", "surrogatepass"))),
-                              **text_measures(text, ids)}
+                controls = text_measures(text, ids)
+                found[key] = {**summary(nll[row][mask[row]], entropy[row][mask[row]], controls["bytes"]), **controls}
         return found
 
     def _tokens(self, text: str) -> tuple[list[int], str]:

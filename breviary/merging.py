@@ -23,7 +23,7 @@ from breviary.stack import Stack
 class MergingCompressor(Compressor):
     """Groups of context states, each merged into one slot.
 
-    ratio, slots, ratio_choices  as in Budget
+    ratio, slots, ratio_choices, ratio_draw  as in Budget
     **reading                    as in Reading: join, encoder_layers, encoder_train, lsa_layers, segment_size, ...
     A subclass gives `grouping`, and says with `needs_question` whether that looks at the question.
     """
@@ -31,9 +31,10 @@ class MergingCompressor(Compressor):
     needs_question = True
 
     def __init__(self, backbone: Backbone | TinyBackbone, decoder: Stack, *, ratio: int | None = 4,
-                 slots: int | None = None, ratio_choices: list[int] | None = None, **reading: Any):
+                 slots: int | None = None, ratio_choices: list[int] | None = None, ratio_draw: str = "step",
+                 **reading: Any):
         super().__init__()
-        self.budget = Budget(ratio, slots, ratio_choices)
+        self.budget = Budget(ratio, slots, ratio_choices, ratio_draw=ratio_draw)
         self.reading = Reading(backbone, decoder, **reading)
 
     def grouping(self, states: Tensor, mask: Tensor, query: Tensor | None, ratio: int | Tensor,
@@ -58,7 +59,7 @@ class MergingCompressor(Compressor):
     def compress(self, encoded: Encoded, question: Question) -> Memory:
         """Groups, weights, one merge, alignment where there is one."""
         values_RLD, mask_RL = encoded.states.flatten(0, 1), encoded.mask.flatten(0, 1)
-        ratio = self.budget.segment_ratios(encoded.mask, self.training)
+        ratio = self.budget.segment_ratios(encoded.ids, encoded.mask, self.training)
         G = self.budget.width(mask_RL.shape[1], self.training)
         query_RD = self.reading.query(encoded, question).flatten(0, 1) if self.needs_question else None
         if isinstance(ratio, int) and ratio == 1:
@@ -74,7 +75,7 @@ class MergingCompressor(Compressor):
 
     @property
     def asked_ratio(self) -> float | None:
-        """Tokens per slot asked for now; None where a number of slots is asked."""
+        """Tokens per slot asked for now; None where a number of slots is asked, or every context has its own."""
         return self.budget.asked(self.training)
 
     def begin_step(self, step: int, seed: int) -> None:
@@ -99,6 +100,14 @@ class MergingCompressor(Compressor):
         if settings["join"] == "input" and not 1 <= settings["lsa_layers"] <= layers:
             found.append(f"compressor.lsa_layers={settings['lsa_layers']}: must be from 1 to {layers}, e.g. 1; "
                          "compressor.alignment=none switches the alignment off")
+        if settings["encoder_lora_rank"] < 1:
+            found.append(f"compressor.encoder_lora_rank={settings['encoder_lora_rank']}: must be at least 1, e.g. 16")
+        if not 0 <= settings["encoder_lora_dropout"] < 1:
+            found.append(f"compressor.encoder_lora_dropout={settings['encoder_lora_dropout']}: must be from 0 to below 1, "
+                         "e.g. 0.05")
+        if settings["frozen"] and settings["join"] == "depth":
+            found.append("compressor.frozen=true: with compressor.join=depth the decoder's own layers read, there is "
+                         "nothing of the compressor's to freeze; set compressor.frozen=false, or compressor.join=input")
         if settings["segment_size"] < 1:
             found.append(f"compressor.segment_size={settings['segment_size']}: must be at least 1 token, e.g. 4096")
         return found + cls._encoder_problems(settings, backbone)
@@ -118,10 +127,10 @@ class MergingCompressor(Compressor):
             found.append(f"compressor.encoder_layers={settings['encoder_layers']}: compressor.encoder="
                          f"{settings['encoder']} has {encoder.config.num_hidden_layers} layers; give at most so many")
         widths = encoder.config.hidden_size, backbone.config.hidden_size
-        if widths[0] != widths[1] and settings["alignment"] != "linear":
+        if widths[0] != widths[1] and settings["alignment"] not in ("linear", "linear_lsa"):
             found.append(f"compressor.encoder={settings['encoder']}: its width {widths[0]} differs from the decoder's "
                          f"{widths[1]}, which compressor.alignment={settings['alignment']} cannot bridge; give an encoder "
-                         "of the same width, or compressor.alignment=linear")
+                         "of the same width, or compressor.alignment=linear_lsa (or linear)")
         if encoder.config.vocab_size != backbone.config.vocab_size:
             found.append(f"compressor.encoder={settings['encoder']}: its vocabulary of {encoder.config.vocab_size} differs "
                          f"from the decoder's {backbone.config.vocab_size}; give an encoder with the same tokenizer")

@@ -6,11 +6,13 @@ between them stays on one machine wherever R divides its processes.
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 import torch.distributed as dist
+from torch import Tensor
 
 from breviary.distributed import rank, world_size
 
@@ -85,3 +87,43 @@ def _connect(place: Place) -> None:
         elif place.index == high:
             dist.recv(token, place.members[low], place.rising)
             dist.send(token, place.members[low], place.falling)
+
+
+# ------------------------------------------------------------------ gradients that come together
+
+
+def reduces_early(deepspeed: Mapping[str, Any] | None) -> bool:
+    """Whether a DeepSpeed configuration reduces gradients over the ranks while a backward pass is under way."""
+    zero = deepspeed["zero_optimization"] if deepspeed else {}
+    return zero.get("stage", 0) > 1 or bool(zero.get("overlap_comm"))
+
+
+def at_once(value: Tensor, weights: Sequence[Tensor], others: Sequence[Tensor] = ()) -> Tensor:
+    """The same value, whose backward pass gives every weight its whole gradient at its very end, all in one go.
+
+    An engine that reduces gradients over the ranks as they arise (ZeRO 2) waits for all ranks at each bucket, and puts into a
+    bucket what comes next. Ranks of a pipeline stand at different layers: they would wait for each other, or sum gradients of
+    different weights. Given at once, gradients come after the last message and, out of equal graphs, in equal order.
+
+    value    (...) with a graph
+    weights  leaves; one that `value` does not depend on gets zeros, as other ranks may use it
+    others   leaves that the backward pass is to reach too; they get no gradient
+    Cost: the gradients of one backward pass are held whole on every rank until it is through.
+    """
+    return _AtOnce.apply([value], others, *weights)
+
+
+class _AtOnce(torch.autograd.Function):
+    """([value], others, weights ...) -> value. In a list the value brings no graph along: it has a backward pass of its own."""
+
+    @staticmethod
+    def forward(ctx: Any, box: list[Tensor], others: Sequence[Tensor], *weights: Tensor) -> Tensor:
+        ctx.box, ctx.others, ctx.weights = box, others, weights
+        return box[0].detach().clone()
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
+        # Popped: autograd frees the inner graph while it goes through it.
+        leaves = [*ctx.weights, *ctx.others]
+        found = torch.autograd.grad(ctx.box.pop(), leaves, gradient, materialize_grads=True)
+        return None, None, *found[: len(ctx.weights)]

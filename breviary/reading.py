@@ -18,14 +18,14 @@ import torch
 from torch import Tensor, nn
 
 from breviary.assemble import ROUND_TO, Layout
-from breviary.backbone import Backbone, TinyBackbone, set_trainable
+from breviary.backbone import Backbone, TinyBackbone, hold, set_trainable
 from breviary.contract import Context, Encoded, Memory, Question
 from breviary.stack import CapturingCache, ReadOnlyCache, Stack
 
 JOINS = ("input", "depth")
 SLOT_POSITIONS = ("last", "consecutive")
 FINAL_NORMS = ("pretrained", "none")
-ALIGNMENTS = ("lsa", "linear", "transformer_linear", "none")
+ALIGNMENTS = ("lsa", "linear", "linear_lsa", "transformer_linear", "none")
 QUESTIONS = ("after_context", "alone")
 
 
@@ -35,9 +35,12 @@ class Reading(nn.Module):
     join            input | depth, see above
     encoder_layers  n: layers that read the context (at depth: the layer at which slots join)
     encoder_train   full | lora | frozen: the encoder of join: input (at depth the decoder's own setting counts)
+    encoder_lora_rank, encoder_lora_alpha, encoder_lora_dropout  of its adapters, with encoder_train: lora
     encoder         another backbone folder of the same vocabulary for the encoder; None = the decoder's. Its width may
-                    differ with alignment: linear
-    alignment       lsa (decoder blocks) | linear (a map of its own) | transformer_linear (both) | none; join: input only
+                    differ with alignment: linear and linear_lsa
+    alignment       lsa (decoder blocks) | linear (a map of its own) | linear_lsa (the map, then the blocks) |
+                    transformer_linear (the blocks, then the map) | none; join: input only
+    frozen          encoder and alignment keep what an earlier run trained (init_from): not trained, in evaluation mode
     lsa_layers      k: decoder blocks of the alignment
     final_norm      pretrained | none: the full model's final norm on encoder and LSA outputs (the published form)
     question        after_context | alone: how the encoder reads the question; join: input only
@@ -49,7 +52,8 @@ class Reading(nn.Module):
     def __init__(self, backbone: Backbone | TinyBackbone, decoder: Stack, join: str = "input", encoder_layers: int = 8,
                  encoder_train: str = "full", encoder: str | None = None, alignment: str = "lsa", lsa_layers: int = 1,
                  final_norm: str = "pretrained", question: str = "after_context", segment_size: int = 10_000,
-                 slot_positions: str = "last"):
+                 slot_positions: str = "last", encoder_lora_rank: int = 16, encoder_lora_alpha: float = 32,
+                 encoder_lora_dropout: float = 0.0, frozen: bool = False):
         super().__init__()
         assert join in JOINS and alignment in ALIGNMENTS and question in QUESTIONS, (join, alignment, question)
         assert slot_positions in SLOT_POSITIONS, slot_positions
@@ -61,16 +65,23 @@ class Reading(nn.Module):
             source = backbone if encoder is None else Backbone(encoder, backbone.dtype, backbone.device,
                                                                backbone.attn_implementation)
             self.encoder = Stack(source.load(layers=encoder_layers, head=False))
-            set_trainable(self.encoder, encoder_train)
+            set_trainable(self.encoder, encoder_train, encoder_lora_rank, encoder_lora_alpha, encoder_lora_dropout)
             if final_norm == "none":
                 self.encoder.final_norm = nn.Identity()
-            if alignment in ("lsa", "transformer_linear"):
+            if alignment in ("lsa", "linear_lsa", "transformer_linear"):
                 self.lsa = Stack(backbone.load(layers=lsa_layers, head=False), keep_embedding=False)
                 set_trainable(self.lsa, "full")
                 if final_norm == "none":
                     self.lsa.final_norm = nn.Identity()
-            if alignment in ("linear", "transformer_linear"):
+            if alignment in ("linear", "linear_lsa", "transformer_linear"):
                 self.linear = nn.Linear(self.encoder.width, decoder.width)
+        self.frozen, self.is_linear_first = frozen, alignment == "linear_lsa"
+        if frozen:
+            hold(self)
+
+    def train(self, mode: bool = True) -> Reading:
+        """As nn.Module's; what is frozen stays in evaluation mode: no dropout on memory that nobody trains."""
+        return super().train(mode and not self.frozen)
 
     @property
     def decoder(self) -> Stack:
@@ -187,6 +198,8 @@ class Reading(nn.Module):
 
     def _aligned(self, slots: Tensor, chosen: Tensor | None) -> Tensor:
         """Alignment of slots (R, G, D), each after those before it; only those `chosen` (R, G) see one another."""
+        if self.is_linear_first:
+            slots = self.linear(slots)
         if self.lsa is not None:
             # Left-packed, so plain causal attention never shows a valid slot an empty one.
             packed = None if chosen is None else Layout.of([chosen], round_to=1)
@@ -194,7 +207,7 @@ class Reading(nn.Module):
             positions = torch.arange(states.shape[1], device=slots.device).expand(states.shape[:2])
             states = self.lsa.norm(self.lsa.run(states, range(len(self.lsa)), positions))
             slots = states if packed is None else packed.take(states, 0)
-        return slots if self.linear is None else self.linear(slots)
+        return slots if self.linear is None or self.is_linear_first else self.linear(slots)
 
 
 def _masked_mean(states: Tensor, mask: Tensor) -> Tensor:

@@ -44,9 +44,14 @@ def open_run(cfg: DictConfig) -> tuple[Path, Path | None]:
             chosen = (Path(cfg.resume), last_checkpoint(cfg.resume))
         if chosen[0] is None:
             chosen = (_new_folder(Path(cfg.paths.outputs) / cfg.name), None)
-            write_text(chosen[0] / "config.yaml", OmegaConf.to_yaml(cfg, resolve=True))
-            write_environment(chosen[0])
+            describe_run(chosen[0], cfg)
     return from_rank_zero(chosen)
+
+
+def describe_run(folder: Path, cfg: DictConfig) -> None:
+    """Writes what says of what a run is: its resolved configuration, and where it is made."""
+    write_text(folder / "config.yaml", OmegaConf.to_yaml(cfg, resolve=True))
+    write_environment(folder)
 
 
 def finish_run(folder: Path) -> None:

@@ -26,7 +26,7 @@ from omegaconf import DictConfig, OmegaConf
 from torch.utils.data import Sampler
 from transformers import PrinterCallback, ProgressCallback, Trainer, TrainerCallback, TrainingArguments
 
-from breviary.checkpoint import load_trained, save_trained
+from breviary.checkpoint import learned, load_trained, save_trained
 from breviary.contract import Batch, Generation, Reader
 from breviary.distributed import (all_ranks_rows, full_weight, gathered_parameters, rank, sum_over_ranks,
                                   sums_over_ranks, world_size)
@@ -207,11 +207,10 @@ class ReaderTrainer(Trainer):
     def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
         """Writes the trained weights, in float32, on rank 0; every rank takes part, as ZeRO gathers them."""
         state = {}
-        for name, parameter in self.reader.named_parameters():
-            if parameter.requires_grad:
-                weight = full_weight(parameter)
-                if self.args.should_save:
-                    state[name] = weight.cpu()
+        for name, parameter in learned(self.reader).items():
+            weight = full_weight(parameter)
+            if self.args.should_save:
+                state[name] = weight.cpu()
         if self.args.should_save:
             save_trained(output_dir or self.args.output_dir, self.reader, self.fingerprint, state)
 

@@ -24,7 +24,7 @@ from breviary.assemble import Layout, take_columns
 from breviary.contract import (Batch, Compressor, Context, Decoded, Encoded, Footprint, Generation, LossOutput, Memory,
                                Question, Reader, Tokens)
 from breviary.decoding import DecodingStream, write
-from breviary.objective import Answer
+from breviary.objective import Answer, token_nll
 from breviary.runtime import phase
 from breviary.stack import Stack
 
@@ -82,16 +82,22 @@ class CompressedReader(Reader):
     # -------------------------------------------------------------- the contract
 
     def loss(self, batch: Batch) -> LossOutput:
-        """Negative log likelihood of answers and end tokens, and in training of what else the objective asks."""
+        """The objective's loss of answers, in evaluation their negative log likelihood, and in training what else the
+        objective asks."""
         main = self.objective.main(batch)
         with self.precision():
             encoded = self._encoded(main)
-            nll_BA, hits_BA, memory = self._nll(main, encoded, self.compressor.labels(main) if self.training else None)
+            logits_BAV, memory = self._logits(main, encoded, self.compressor.labels(main) if self.training else None)
+            losses_BA = (self.objective.losses(main, logits_BAV, self.decoder) if self.training
+                         else token_nll(logits_BAV, main.answer.ids)).masked_fill(~main.answer.mask, 0)
             parts = dict(memory.losses)
             for name, (weight, other) in (self.objective.others(batch) if self.training else {}).items():
-                parts[name] = (weight * self._nll(other, encoded)[0].sum(), other.answer.mask.sum())
-        tokens = () if self.training else (main.answer, nll_BA, hits_BA)
-        return LossOutput(nll_BA.sum(1), main.answer.lengths, parts, memory.mask.sum(1), batch.context.lengths, *tokens)
+                read = encoded if other.context is main.context else self._encoded(other)
+                nll_BA = token_nll(self._logits(other, read)[0], other.answer.ids).masked_fill(~other.answer.mask, 0)
+                parts[name] = (weight * nll_BA.sum(), other.answer.mask.sum())
+        hits_BA = None if self.training else (logits_BAV.argmax(-1) == main.answer.ids) & main.answer.mask
+        tokens = () if self.training else (main.answer, losses_BA, hits_BA)
+        return LossOutput(losses_BA.sum(1), main.answer.lengths, parts, memory.mask.sum(1), main.context.lengths, *tokens)
 
     @torch.no_grad()
     def decoded(self, batch: Batch, generation: Generation) -> list[Decoded]:
@@ -136,7 +142,8 @@ class CompressedReader(Reader):
     def footprint_of(self, batch: Batch, slots: Tensor) -> Footprint:
         """The footprint for a known number of slots (B,), without computing the memory again."""
         per_slot = self.decoder.key_value_bytes(len(self.decoder) - self.compressor.layer)
-        return Footprint(batch.context.lengths, slots, slots * per_slot, self.compressor.asked_ratio)
+        lengths = self.objective.main(batch).context.lengths
+        return Footprint(lengths, slots, slots * per_slot, self.compressor.asked_ratio)
 
     @property
     def asked_ratio(self) -> float | None:
@@ -156,9 +163,9 @@ class CompressedReader(Reader):
 
     # -------------------------------------------------------------- pieces
 
-    def _nll(self, batch: Batch, encoded: Encoded, labels: Any = None) -> tuple[Tensor, Tensor | None, Memory]:
-        """Nats spent on each answer token (B, A), 0 on padding; which were the likeliest (B, A), in evaluation; and the
-        memory they were read from. Logits of supervised rows only."""
+    def _logits(self, batch: Batch, encoded: Encoded, labels: Any = None) -> tuple[Tensor, Memory]:
+        """What is predicted for each answer token (B, A, V), float32, and the memory it was read from; logits of supervised
+        rows only."""
         n, parts = self.compressor.layer, [batch.prefix, batch.prompt, batch.answer]
         lower = Layout.of([p.mask for p in parts])
         positions = self._lower_positions(batch, lower)
@@ -169,10 +176,7 @@ class CompressedReader(Reader):
         # The row before an answer token predicts it; where there is one, a prompt is before it.
         predicting_BA = (upper.columns_of(3) - 1).clamp(min=0)
         rows_BAD = self.decoder.norm(take_columns(states, predicting_BA))
-        logits_BAV = self.decoder.head(rows_BAD).float()
-        nll_BA = torch.nn.functional.cross_entropy(logits_BAV.transpose(1, 2), batch.answer.ids, reduction="none")
-        hits_BA = None if self.training else (logits_BAV.argmax(-1) == batch.answer.ids) & batch.answer.mask
-        return nll_BA.masked_fill(~batch.answer.mask, 0), hits_BA, memory
+        return self.decoder.head(rows_BAD).float(), memory
 
     def _encoded(self, batch: Batch) -> Encoded:
         context = Context(batch.context.ids, batch.context.mask, batch.prefix)
@@ -181,7 +185,8 @@ class CompressedReader(Reader):
                 context)
 
     def _memory(self, batch: Batch, encoded: Encoded, lower: Layout, states: Tensor, labels: Any = None) -> Memory:
-        question = Question(batch.query.ids, batch.query.mask, lower.take(states, 1), batch.prompt.mask, labels)
+        question = Question(batch.query.ids, batch.query.mask, lower.take(states, 1), batch.prompt.mask, labels,
+                            batch.task)
         with phase("compress"):
             memory = self.compressor.compress(encoded, question)
         assert memory.layer == self.compressor.layer, (memory.layer, self.compressor.layer)

@@ -12,7 +12,7 @@ from comet.plan import STRATEGIES
 SUPERVISED = ("answer", "text")
 # key: lowest value, example
 LOWEST = {"chunk_size": (1, 2048), "stride": (1, 8), "global_slots": (0, 512), "queue_budget": (0, 2048),
-          "adapter_rank": (1, 8), "most_chunks": (1, 16), "smallest_chunk": (1, 4)}
+          "adapter_rank": (1, 8), "new_token_logits": (0, 0), "most_chunks": (1, 16), "smallest_chunk": (1, 4)}
 
 
 def setting_problems(settings: Mapping[str, Any], backbone: Any) -> list[str]:

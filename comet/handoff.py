@@ -95,6 +95,8 @@ class Handoff:
 class Passage:
     """One reading of a text within one process: what is given to a chunk is what it takes."""
 
+    leaves: Sequence[Tensor] = ()  # that a backward pass must reach, so that gradients are sent
+
     def __init__(self) -> None:
         self._kept: dict[Cell, LayerState | None] = {}
 
@@ -151,6 +153,7 @@ class PipelinePassage(Passage):
         self.handoff, self.step, self.layers = handoff, handoff.step, layers
         self.owner, self.crossings = owner, crossings
         self.answered = torch.is_grad_enabled()  # gradients will come for what is given
+        self.leaves: list[Tensor] = []
         self._sends: dict[Cell, tuple[Any, Tensor]] = {}  # memories until their gradient is back
         self._last: dict[int, Tensor] = {}  # by chunk, the newest stream that passed a message
         self._inbox = {FORWARD: Inbox([cell for cell in order if self._travels(cell[0])]),
@@ -162,6 +165,7 @@ class PipelinePassage(Passage):
         if not self._travels(chunk):
             return super().take(chunk, layer)
         drive = torch.zeros((), device=self.crossings[chunk].device, requires_grad=self.answered)
+        self.leaves.append(drive)
         return LayerState(*_Take.apply(self, (chunk, layer), drive))
 
     def give(self, chunk: int, layer: int, states: Tensor, memory: LayerState | None) -> Tensor:

@@ -62,10 +62,12 @@ class SeenBefore:
 class MemoryLayers(nn.Module):
     """All new weights of CoMeT: a LayerMemory for each layer, and the learned tokens.
 
-    tokens  embeddings of the compression token (row 0) and of the G readout tokens
+    tokens          embeddings of the compression token (row 0) and of the G readout tokens
+    new_token_head  rows of the head for `new_token_logits` tokens behind the backbone's vocabulary; None = there are none
     """
 
-    def __init__(self, stack: Stack, global_slots: int, queue_budget: int, backend: str, **memory: Any):
+    def __init__(self, stack: Stack, global_slots: int, queue_budget: int, backend: str, new_token_logits: int = 0,
+                 **memory: Any):
         super().__init__()
         assert backend in BACKENDS, backend
         self.global_slots, self.queue_budget, self.backend = global_slots, queue_budget, backend
@@ -73,6 +75,7 @@ class MemoryLayers(nn.Module):
         with torch.no_grad():  # like words: mean and spread of the backbone's table
             table = stack.embed_tokens.weight.float()
             self.tokens.weight.mul_(table.std(0)).add_(table.mean(0))
+        self.new_token_head = nn.Linear(stack.width, new_token_logits, bias=False) if new_token_logits else None
         self.layers = nn.ModuleList(LayerMemory(stack.width, **memory) for _ in range(len(stack)))
 
     def embeds(self, text: Tensor, layout: Layout) -> Tensor:

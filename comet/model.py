@@ -37,6 +37,8 @@ from comet.session import Session
 from comet.stream import Stream
 from comet.text import Chunk, Step, Text, answer_asked, every_asked, joined, steps_of
 
+PUBLISHED_EPS = torch.finfo(torch.float32).eps, 1e-12  # of the global norm, which has none in its configuration; the queue's
+
 
 class Comet(Reader):
     """A decoder whose layers each keep a memory of constant size of all that was read.
@@ -54,7 +56,10 @@ class Comet(Reader):
     supervise        answer: the answer and its end token | text: every token
     truncate_every   gradients end at every k-th chunk of a text; null = they reach all chunks
     memory_rate      learning rate of the memory's weights by that of the others (published: 5)
-    quirks           the published numerics: norms' eps float32's machine epsilon (global) and 1e-12 (temporary)
+    new_token_logits  logits behind the backbone's vocabulary: the published head has rows for the new tokens. They are never
+                     answers; with quirks they count in the loss
+    quirks           the published numerics: norms' eps float32's machine epsilon (global) and 1e-12 (temporary), and
+                     new_token_logits
 
     Which weights of the backbone are trained is decoder.train: full (as published), lora, or frozen (memory alone).
     Cost: linear in the text; kept while reading: (G + B) D numbers a layer, and one chunk's keys and values.
@@ -70,15 +75,15 @@ class Comet(Reader):
                  eps: float = 1e-6, backend: str = "kv_prefix", strategy: str = "mixture",
                  most_chunks: int = 16, smallest_chunk: int = 4, widest_stride: int | None = None,
                  supervise: str = "answer", truncate_every: int | None = None, memory_rate: float = 5.0,
-                 quirks: bool = False):
+                 new_token_logits: int = 0, quirks: bool = False):
         super().__init__()
         assert supervise in SUPERVISED, supervise
         self.decoder, self.objective, self.tokenizer = decoder, objective, tokenizer
         self.chunk_size, self.stride, self.supervise, self.memory_rate = chunk_size, stride, supervise, memory_rate
-        self.truncate_every = truncate_every
+        self.truncate_every, self.quirks = truncate_every, quirks
         self.fingerprint = backbone.fingerprint
-        self.memory = MemoryLayers(decoder, global_slots, queue_budget, backend, rank=adapter_rank, gated=gate,
-                                   gate_bias=gate_bias, adapter_init=adapter_init, eps=(torch.finfo(torch.float32).eps, 1e-12) if quirks else (eps, eps))
+        self.memory = MemoryLayers(decoder, global_slots, queue_budget, backend, new_token_logits, rank=adapter_rank, gated=gate,
+                                   gate_bias=gate_bias, adapter_init=adapter_init, eps=PUBLISHED_EPS if quirks else (eps, eps))
         self.planner = ChunkPlanner(chunk_size, stride, strategy, most_chunks, smallest_chunk, widest_stride)
         self._boundary_ids = torch.tensor(_single_tokens(tokenizer, BOUNDARIES), dtype=torch.int64)
         self._drawn = "none"
@@ -97,7 +102,7 @@ class Comet(Reader):
             parts = {}
             for name, (weight, other) in (self.objective.others(batch) if self.training else {}).items():
                 parts[name] = (weight * self.nll(self._text(other)[0]).sum(), self._once(other.answer.mask.sum()))
-        return LossOutput(nll_B, self._once(tokens_B), parts, self._once(slots_B), self._once(batch.context.lengths))
+        return LossOutput(nll_B, self._once(tokens_B), parts, self._once(slots_B), self._once(main.context.lengths))
 
     def counts(self, batch: Batch) -> dict[str, Tensor]:
         """Supervised tokens; of a pipeline's batch once."""
@@ -130,16 +135,17 @@ class Comet(Reader):
     def footprint_of(self, batch: Batch, slots: Tensor) -> Footprint:
         """The footprint for a known number of slots (B,)."""
         per_slot = self.decoder.key_value_bytes(len(self.decoder))
-        return Footprint(batch.context.lengths, slots, slots * per_slot, None)
+        return Footprint(self.objective.main(batch).context.lengths, slots, slots * per_slot, None)
 
     def begin_step(self, step: int, seed: int) -> None:
         """Other chunks each step."""
         self._drawn = f"{seed}-{step}"
         self.objective.begin_step(step, seed)
 
-    def join_pipeline(self, place: Place, schedule: str) -> None:
+    def join_pipeline(self, place: Place, schedule: str, at_once: bool = False) -> None:
         """As Reader's, for contiguous or cyclic chunks of every text; see comet.pipeline."""
-        self.pipeline = Pipeline(PipelineHandoff(place) if place.ranks > 1 else Handoff(), schedule, place.counts_batch)
+        handoff = PipelineHandoff(place) if place.ranks > 1 else Handoff()
+        self.pipeline = Pipeline(handoff, schedule, place.counts_batch, at_once)
 
     @property
     def rate_factors(self) -> dict[str, float]:
@@ -170,8 +176,10 @@ class Comet(Reader):
         asked_Bn = text.asked.gather(1, columns_Bn) & real_Bn
         order_BW = (~asked_Bn).to(torch.uint8).argsort(dim=1, stable=True)[:, :width]
         targets_BW = text.ids.gather(1, (columns_Bn.gather(1, order_BW) + 1).clamp(max=text.ids.shape[1] - 1))
-        rows_BWD = take_columns(states, layout.columns_of(TEXT).gather(1, order_BW))
-        logits_BWV = wide(self.decoder.head(self.decoder.norm(rows_BWD)))
+        rows_BWD = self.decoder.norm(take_columns(states, layout.columns_of(TEXT).gather(1, order_BW)))
+        logits_BWV = wide(self.decoder.head(rows_BWD))
+        if self.quirks and self.memory.new_token_head is not None:
+            logits_BWV = torch.cat([logits_BWV, wide(self.memory.new_token_head(rows_BWD))], -1)
         nll_BW = torch.nn.functional.cross_entropy(logits_BWV.transpose(1, 2), targets_BW, reduction="none")
         return nll_BW.masked_fill(~asked_Bn.gather(1, order_BW), 0).sum(1)
 

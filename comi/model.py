@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from breviary.backbone import Backbone, TinyBackbone
@@ -32,20 +33,23 @@ class COMI(MergingCompressor):
     learned_weights      none | merge: alpha and beta of the fine stage as parameters; the coarse stage's sizes are
                          integers and pass no gradient
     quirks               the published numerics, see comi/README.md
+    query_free           no question is looked at: relevance is 0, the gain is redundancy alone (for autoencoding, say)
     Further arguments as in MergingCompressor and Reading. Costs O(L) memory per segment beside its states.
     """
 
     def __init__(self, backbone: Backbone | TinyBackbone, decoder: Stack, *, coarse: bool = True, fine: bool = True,
                  redundancy_coarse: bool = True, redundancy_fine: bool = True, alpha: float = 1.0, beta: float = 1.0,
                  temperature: float = 1.0, min_group_size: int = 0, learned_weights: str = "none",
-                 quirks: bool = False, **merging: Any):
+                 quirks: bool = False, query_free: bool = False, **merging: Any):
         super().__init__(backbone, decoder, **merging)
+        self.needs_question = not query_free
         self.gain = GainGrouping(coarse, fine, redundancy_coarse, redundancy_fine, alpha, beta, temperature,
                                  min_group_size, learned_weights, quirks)
 
-    def grouping(self, states: Tensor, mask: Tensor, query: Tensor, ratio: int | Tensor,
+    def grouping(self, states: Tensor, mask: Tensor, query: Tensor | None, ratio: int | Tensor,
                  slots: int) -> tuple[Tensor, Tensor | None]:
-        """As GainGrouping."""
+        """As GainGrouping; without a question every token is as relevant as any other, 0."""
+        query = torch.zeros_like(states[:, 0]) if query is None else query
         return self.gain(states, mask, query, ratio, slots)
 
     @classmethod
@@ -58,6 +62,9 @@ class COMI(MergingCompressor):
         if settings["learned_weights"] == "merge" and not settings["fine"]:
             found.append("compressor.learned_weights=merge: nothing to learn with compressor.fine=false; set one of "
                          "them otherwise, e.g. compressor.learned_weights=none")
+        if settings["query_free"] and settings["learned_weights"] == "merge":
+            found.append("compressor.learned_weights=merge with compressor.query_free=true: the weight of relevance would never "
+                         "receive a gradient; set one of them otherwise")
         if settings["temperature"] <= 0:
             found.append(f"compressor.temperature={settings['temperature']}: must be above 0, e.g. 1.0")
         if settings["min_group_size"] < 0:

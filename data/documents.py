@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from data.draws import below, generator, shuffled
-from data.texts import Source
+from data.text_sources import Source
 
 AS_IS = "as_is"
 _WORD = re.compile(r"\S+")

@@ -7,8 +7,8 @@ from collections.abc import Sequence
 
 from breviary.contract import Example
 from data.draws import below, generator, shuffled
-from data.jsonl import Jsonl
-from data.splits import check_split, raise_all, whole_number_problem
+from data.splits import raise_all, whole_number_problem
+from data.texts import Texts
 
 
 class Passages:
@@ -26,19 +26,14 @@ class Passages:
                  test: str | Sequence[str] | None, min_words: int = 48, max_words: int = 160, train_size: int = 10000,
                  validation_size: int = 100, test_size: int = 100, question: str = "Restate the aforementioned text.",
                  seed: int = 0) -> None:
-        given = {"train": train, "validation": validation, "test": test}
-        self.files = {split: [names] if names is None or isinstance(names, str) else list(names)
-                      for split, names in given.items()}
+        self.texts = Texts(train, validation, test)
         self.sizes = {"train": train_size, "validation": validation_size, "test": test_size}
         self.min_words, self.max_words, self.question, self.seed = min_words, max_words, question, seed
 
     def problems(self, splits: list[str]) -> list[str]:
         """What is wrong with the arguments and files of `splits`, one sentence each."""
-        found = []
+        found = self.texts.problems(splits)
         for split in splits:
-            check_split(split)
-            for name in self.files[split]:
-                found += Jsonl(name, name, name).problems([split])
             found += whole_number_problem(f"{split}_size", self.sizes[split], 1, None, 100)
         found += whole_number_problem("min_words", self.min_words, 1, None, 48)
         found += whole_number_problem("max_words", self.max_words, max(self.min_words, 1), None, 160)
@@ -49,12 +44,11 @@ class Passages:
     def examples(self, split: str) -> list[Example]:
         """Passages of `split`. Raises ValueError as `problems` tells, and where no context is long enough for one."""
         raise_all(self.problems([split]))
-        contexts = dict.fromkeys(example.context for name in self.files[split]
-                                 for example in Jsonl(name, name, name).examples(split))
         rng = generator("passages", self.seed, split)
-        passages = [passage for context in contexts for passage in self._cut(context, rng)]
+        passages = [passage for example in self.texts.contexts(split)
+                    for passage in self._cut(example.context, rng)]
         if not passages:
-            raise ValueError(f"dataset.{split}: no context in {', '.join(self.files[split])} has as many words as "
+            raise ValueError(f"dataset.{split}: no context in {self.texts.names(split)} has as many words as "
                              f"dataset.min_words={self.min_words}; give longer texts, or fewer words")
         passages = shuffled(rng, passages)[: self.sizes[split]]
         return [Example(f"{split}-{self.seed}-{i}", text, self.question, (text,)) for i, text in enumerate(passages)]

@@ -19,14 +19,15 @@ FEWEST_WORDS = 60  # opening, needle and one line of filler
 class Passkey:
     """Passkey retrieval at a chosen length and depth.
 
-    context_words is reached to within half a line of filler (10 words). depth 0 puts the key right after the opening,
-    1 at the end; None draws it uniformly for each example. Example i of a split depends on (seed, split, i) and the
-    shape of the context only.
+    context_words is reached to within half a line of filler (10 words). least_words draws each example's length between it
+    and context_words; None: all have context_words. depth 0 puts the key right after the opening, 1 at the end; None draws
+    it uniformly for each example. Example i of a split depends on (seed, split, i) and the shape of the context only.
     """
 
     def __init__(self, context_words: int = 1000, depth: float | None = None, digits: int = 5,
-                 train_size: int = 1000, validation_size: int = 100, test_size: int = 100, seed: int = 0) -> None:
-        self.context_words = context_words
+                 train_size: int = 1000, validation_size: int = 100, test_size: int = 100, seed: int = 0,
+                 least_words: int | None = None) -> None:
+        self.context_words, self.least_words = context_words, least_words
         self.depth = depth
         self.digits = digits
         self.sizes = {"train": train_size, "validation": validation_size, "test": test_size}
@@ -35,6 +36,9 @@ class Passkey:
     def problems(self, splits: list[str]) -> list[str]:
         """What is wrong with the arguments, one sentence each; only the sizes of `splits` are looked at."""
         found = whole_number_problem("context_words", self.context_words, FEWEST_WORDS, None, 1000)
+        if self.least_words is not None:
+            most = self.context_words if isinstance(self.context_words, int) else None
+            found += whole_number_problem("least_words", self.least_words, FEWEST_WORDS, most, FEWEST_WORDS)
         if self.depth is not None and not (isinstance(self.depth, (int, float)) and 0 <= self.depth <= 1):
             found.append(f"dataset.depth is {self.depth!r}; it must be in 0..1 or null, for example dataset.depth=0.5")
         found += whole_number_problem("digits", self.digits, 1, 15, 5)
@@ -54,7 +58,10 @@ class Passkey:
         key = str(lowest + below(rng, 9 * lowest))
         needle = NEEDLE.format(key=key)
         fixed_words = len(OPENING.split()) + len(needle.split())
-        lines = max(1, round((self.context_words - fixed_words) / len(FILLER.split())))
+        words = self.context_words
+        if self.least_words is not None:
+            words = self.least_words + below(rng, self.context_words - self.least_words + 1)
+        lines = max(1, round((words - fixed_words) / len(FILLER.split())))
         depth = rng.random() if self.depth is None else self.depth
         before = min(int(depth * (lines + 1)), lines)  # lines + 1 places, equally likely
         head = "\n".join([OPENING, *[FILLER] * before]) + "\n"

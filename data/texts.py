@@ -1,158 +1,45 @@
-"""Where running text comes from: prose out of JSONL files, Python code of installed packages, arithmetic, drawn words.
-
-Each class gives sources, pieces of text that belong together: what is cut from one source stands on one side of a split.
-"""
+"""The texts of JSONL files, for data sets that are made of text alone: questions and answers are not looked at."""
 
 from __future__ import annotations
 
-import importlib.util
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
-from pathlib import Path
 
-from data.draws import below, generator, pick, shuffled
+from breviary.contract import Example
 from data.jsonl import Jsonl
-from data.splits import raise_all, whole_number_problem
-
-_LARGEST = 200_000  # characters of a code file at most: longer ones are tables
+from data.splits import check_split
 
 
-@dataclass(frozen=True)
-class Source:
-    """A text and what it is called; equal names are one source."""
+class Texts:
+    """The contexts of one or several JSONL files a split (null = the split does not exist)."""
 
-    name: str
-    text: str
+    def __init__(self, train: str | Sequence[str] | None, validation: str | Sequence[str] | None,
+                 test: str | Sequence[str] | None) -> None:
+        given = {"train": train, "validation": validation, "test": test}
+        self.files = {split: [names] if names is None or isinstance(names, str) else list(names)
+                      for split, names in given.items()}
 
+    def problems(self, splits: Sequence[str]) -> list[str]:
+        """What is wrong with the files of `splits`, one sentence each."""
+        found = []
+        for split in splits:
+            check_split(split)
+            for name in self.files[split]:
+                found += Jsonl(name, name, name).problems([split])
+        return found
 
-class Contexts:
-    """The contexts of files in our JSONL format, each once.
+    def there(self, split: str) -> bool:
+        """Whether the split has files."""
+        return self.files[split] not in ([], [None])
 
-    files     one file or several
-    passages  true: every passage of the examples' `documents` is a text of its own, and its title names the source
-    """
+    def contexts(self, split: str) -> Iterator[Example]:
+        """The first example of each distinct context of `split`. Raises ValueError as `Jsonl.examples` does."""
+        seen = set()
+        for name in self.files[split]:
+            for example in Jsonl(name, name, name).examples(split):
+                if example.context not in seen:
+                    seen.add(example.context)
+                    yield example
 
-    def __init__(self, files: str | Sequence[str], passages: bool = False) -> None:
-        self.files = [files] if isinstance(files, str) else list(files)
-        self.passages = passages
-
-    def problems(self) -> list[str]:
-        """What is wrong with the files, one sentence each."""
-        if not self.files:
-            return ["files is empty; name at least one JSONL file"]
-        return [problem for name in self.files for problem in Jsonl(name, None, None).problems(["train"])]
-
-    def sources(self) -> list[Source]:
-        """Every context or passage. Raises ValueError as `problems` tells, and where there are no passages."""
-        raise_all(self.problems())
-        texts: dict[str, str] = {}
-        for name in self.files:
-            for example in Jsonl(name, None, None).examples("train"):
-                if self.passages:
-                    texts |= {example.context[d.start : d.end]: d.title for d in example.documents}
-                else:
-                    texts.setdefault(example.context, f"{Path(name).parent.name}-{example.id}")
-        if not texts:
-            raise ValueError(f"{', '.join(self.files)}: no example has 'documents'; set passages=false")
-        return [Source(title, text) for text, title in texts.items()]
-
-
-class PythonCode:
-    """Python files of installed packages, without the comment that heads them (licences, the same in every file).
-
-    packages   names as in import
-    max_files  files at most, drawn out of all; which ones depends on their names alone
-    """
-
-    def __init__(self, packages: Sequence[str], max_files: int = 400) -> None:
-        self.packages, self.max_files = list(packages), max_files
-
-    def problems(self) -> list[str]:
-        """What is wrong with the arguments, one sentence each."""
-        found = [f"packages: there is no package {name!r} here with Python files" for name in self.packages
-                 if not list(_folders(name))]
-        if not self.packages:
-            found.append("packages is empty; name at least one package, e.g. scipy")
-        return found + whole_number_problem("max_files", self.max_files, 1, None, 400)
-
-    def sources(self) -> list[Source]:
-        """One source a file. Raises ValueError as `problems` tells."""
-        raise_all(self.problems())
-        files = [(f"{name}/{file.relative_to(folder)}", file) for name in self.packages for folder in _folders(name)
-                 for file in sorted(folder.rglob("*.py")) if file.stat().st_size <= _LARGEST]
-        rng = generator("python code", *(name for name, _ in files))
-        return [Source(name, _without_header(file.read_text(encoding="utf-8", errors="ignore")))
-                for name, file in shuffled(rng, files)[: self.max_files]]
-
-
-class Arithmetic:
-    """Drawn arithmetic, a problem and its solution a line: formal text in which most tokens follow from others.
-
-    size  texts;  lines  of each text;  largest  operand;  seed  of the draw
-    """
-
-    def __init__(self, size: int = 200, lines: int = 40, largest: int = 99, seed: int = 0) -> None:
-        self.size, self.lines, self.largest, self.seed = size, lines, largest, seed
-
-    def problems(self) -> list[str]:
-        """What is wrong with the arguments, one sentence each."""
-        return [problem for key, example in (("size", 200), ("lines", 40), ("largest", 99))
-                for problem in whole_number_problem(key, getattr(self, key), 1, None, example)]
-
-    def sources(self) -> list[Source]:
-        """Texts of lines such as `(17 + 4) * 3 = 63`. Raises ValueError as `problems` tells."""
-        raise_all(self.problems())
-        rng = generator("arithmetic", self.seed)
-        return [Source(f"arithmetic-{i}", "\n".join(self._line(rng) for _ in range(self.lines))) for i in range(self.size)]
-
-    def _line(self, rng) -> str:
-        a, b, c = (below(rng, self.largest + 1) for _ in range(3))
-        first, second = pick(rng, "+-"), pick(rng, "+-*")
-        inner = a + b if first == "+" else a - b
-        value = {"+": inner + c, "-": inner - c, "*": inner * c}[second]
-        return f"({a} {first} {b}) {second} {c} = {value}"
-
-
-class DrawnWords:
-    """Invented words, each drawn after the one before it (a Markov chain of order 1): stands in for prose without files.
-
-    size  texts;  words  of each text;  vocabulary  different words;  seed  of chain and texts
-    """
-
-    def __init__(self, size: int = 200, words: int = 400, vocabulary: int = 120, seed: int = 0) -> None:
-        self.size, self.words, self.vocabulary, self.seed = size, words, vocabulary, seed
-
-    def problems(self) -> list[str]:
-        """What is wrong with the arguments, one sentence each."""
-        return [problem for key, example in (("size", 200), ("words", 400), ("vocabulary", 120))
-                for problem in whole_number_problem(key, getattr(self, key), 1, None, example)]
-
-    def sources(self) -> list[Source]:
-        """Texts of words in lower case. Raises ValueError as `problems` tells."""
-        raise_all(self.problems())
-        rng = generator("drawn words", self.seed)
-        words = ["".join(pick(rng, "bdfgklmnprstvz") + pick(rng, "aeiou") for _ in range(1 + below(rng, 3)))
-                 for _ in range(self.vocabulary)]
-        followers = [[pick(rng, words) for _ in range(6)] for _ in words]
-        after = dict(zip(words, followers))
-        return [Source(f"drawn-{i}", " ".join(self._walk(after, rng))) for i in range(self.size)]
-
-    def _walk(self, after: dict[str, list[str]], rng) -> Iterator[str]:
-        word = pick(rng, list(after))
-        for _ in range(self.words):
-            yield word
-            word = pick(rng, after[word])
-
-
-def _folders(package: str) -> Iterator[Path]:
-    """Where a package's own Python files lie."""
-    spec = importlib.util.find_spec(package) if package.isidentifier() else None
-    for place in spec.submodule_search_locations or [] if spec else []:
-        if any(Path(place).rglob("*.py")):
-            yield Path(place)
-
-
-def _without_header(text: str) -> str:
-    lines = text.splitlines(keepends=True)
-    first = next((i for i, line in enumerate(lines) if line.strip() and not line.startswith("#")), len(lines))
-    return "".join(lines[first:])
+    def names(self, split: str) -> str:
+        """The split's files, for messages."""
+        return ", ".join(str(name) for name in self.files[split])

@@ -36,6 +36,7 @@ class Tokenised(torch.utils.data.Dataset):
     data_hash  sha256 of the examples, before any cutting
     lengths    context tokens of each example, as kept
     others     tokens of each example beside its context: prefix, the longer of question and prompt, answer
+    answers    tokens of its answer among them
     cut        whether each example's context was cut; truncated: how many were
     gold_lost  examples that lost a whole gold passage by it, or, with no gold marks, every occurrence of an answer
     """
@@ -51,6 +52,7 @@ class Tokenised(torch.utils.data.Dataset):
         self.others: list[int] = [
             len(prefix) + max(len(query), len(prompt)) + len(answer) for prefix, query, prompt, answer
             in zip(rows["prefix"], rows["query"], rows["prompt"], rows["answer"])]
+        self.answers: list[int] = [len(answer) for answer in rows["answer"]]
         self._rows = rows.remove_columns(["length", "cut", "gold_lost"])
 
     def __len__(self) -> int:

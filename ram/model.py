@@ -190,6 +190,9 @@ class RAM(MergingCompressor):
         if settings["uniform_keep"] and settings["ratio_choices"]:
             found.append("compressor.uniform_keep=true and compressor.ratio_choices exclude each other: both draw the "
                          "ratio of a training step; set compressor.uniform_keep=false or compressor.ratio_choices=null")
+        if settings["ratio_draw"] != "step":
+            found.append(f"compressor.ratio_draw={settings['ratio_draw']}: RAM draws one kept share a step; set "
+                         "compressor.ratio_draw=step")
         if settings["quirks"] and (settings["join"] == "depth" or settings["encoder"]):
             found.append("compressor.quirks=true is about the published form; set compressor.join=input and "
                          "compressor.encoder=null")

@@ -95,6 +95,7 @@ def cell(cfg: DictConfig, backbone: Any, reader: Any, length: int, depth: float,
     """Answers `examples` texts of one length and depth."""
     with open_dict(cfg):
         cfg.dataset.context_words, cfg.dataset.depth, cfg.dataset.test_size = length, depth, examples
+        cfg.dataset.least_words = None
     items = tokenised(cfg, backbone, instantiate(cfg.dataset).examples("test"))
     collate = Collator(backbone.tokenizer().pad_token_id or 0)
     rows = [row for batch in evaluate(reader, items, collate, scores, Generation(**cfg.generation), cfg.eval_batch_size)

@@ -38,7 +38,7 @@ from breviary.results import environment
 from breviary.runs import load_config
 from breviary.small_models import SmallModel, train_tokenizer, trained_model
 from data.documents import TextDocument, documents
-from data.texts import Source
+from data.text_sources import Source
 from scripts import study_parts as parts
 from scripts.gap_tables import RANDOM, cell_table, gap_figures, mix, small_tables
 

@@ -35,7 +35,7 @@ from breviary.keys import known_keys
 from breviary.results import environment
 from breviary.small_models import SmallModel, train_tokenizer, trained_model
 from data.documents import AS_IS, TextDocument, documents, rungs, transformed
-from data.texts import Source
+from data.text_sources import Source
 from scripts import study_parts as parts
 from scripts.study_correlations import correlations, means, regressions
 from scripts.study_figures import entropy_figures

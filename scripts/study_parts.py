@@ -30,7 +30,7 @@ from breviary.small_models import SmallModel
 from data.collate import Collator
 from data.documents import TextDocument, held_out
 from data.metrics import scores
-from data.texts import Source
+from data.text_sources import Source
 
 # Quality of a reconstruction, larger is better; each is a column of the tables.
 QUALITIES = ("neg_ce", "gain", "normalised_gain", "accuracy", "free_accuracy", "prefix_em", "bleu", "rouge_l",

@@ -4,8 +4,9 @@
     python scripts/bench/comet_length.py --lengths              only the two backends, at the widths of Qwen3-4B and SmolLM2
 
 Weights are random or the plain backbone's, tokens are random: this is about speed and memory alone. For every length: time
-to read it, peak memory above the loaded weights, bytes of the state, time of a token written after it. The plain backbone
-reads the same until --plain-limit tokens. Then kv_prefix against scatter, two layers at the paper's chunk and memory
+to read it, peak memory of the process above the loaded weights, bytes of the state, time of a token written after it, and
+to the byte the most that tensors take while one more chunk is read. The plain backbone reads the same until --plain-limit
+tokens. Then kv_prefix against scatter, two layers at the paper's chunk and memory
 sizes, both skipping what a block of queries cannot see; medians of runs taken in turn.
 """
 
@@ -16,6 +17,8 @@ import ctypes
 import statistics
 import sys
 import time
+from collections.abc import Callable
+from itertools import accumulate
 from pathlib import Path
 from typing import Any
 
@@ -32,6 +35,7 @@ import torch
 from hydra import compose, initialize_config_dir
 from rich.console import Console
 from rich.table import Table
+from torch.profiler import ProfilerActivity, profile
 from transformers import AutoConfig, AutoModelForCausalLM
 
 from breviary.attention import BLOCKWISE
@@ -114,9 +118,20 @@ def read_comet(reader: Comet, length: int) -> dict[str, Any]:
         start = time.perf_counter()
         logits = stream.step(logits.argmax(-1))
         written.append(time.perf_counter() - start)
-    return {"reader": "comet", "tokens": length, "chunks": -(-length // c), "read_s": read_s,
-            "peak_mib": (status("VmHWM") - before) / 2**20, "state_mib": stream.memory.bytes / 2**20,
-            "kept_mib": stream.bytes / 2**20, "token_ms": 1000 * statistics.median(written)}
+    row = {"reader": "comet", "tokens": length, "chunks": -(-length // c), "read_s": read_s,
+           "peak_mib": (status("VmHWM") - before) / 2**20, "state_mib": stream.memory.bytes / 2**20,
+           "kept_mib": stream.bytes / 2**20, "token_ms": 1000 * statistics.median(written)}
+    ids = torch.randint(10, reader.decoder.config.vocab_size, (1, c), generator=generator)
+    return row | {"tensors_mib": tensor_peak(lambda: stream.read(ids, torch.tensor([c]))) / 2**20}
+
+
+def tensor_peak(call: Callable[[], Any]) -> int:
+    """Bytes that tensors take at most while `call` runs, above those before it; as the allocator counts them, so the same
+    in every run, which the process's resident memory is not."""
+    with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as profiler:
+        call()
+    changes = [event for event in profiler.profiler.kineto_results.events() if event.name() == "[memory]"]
+    return max(accumulate(event.nbytes() for event in sorted(changes, key=lambda event: event.start_ns())))
 
 
 @torch.no_grad()
@@ -187,11 +202,13 @@ def multiplications_ratio(shape: dict[str, int]) -> float:
 def show_lengths(rows: list[dict[str, Any]]) -> None:
     """Prints the rows by length."""
     table = Table(title="Reading, memory and writing over length", title_justify="left")
-    for column in ("reader", "tokens", "chunks", "read s", "tokens/s", "peak MiB", "state MiB", "kept MiB", "ms/token"):
+    for column in ("reader", "tokens", "chunks", "read s", "tokens/s", "peak MiB", "tensors MiB", "state MiB", "kept MiB",
+                   "ms/token"):
         table.add_column(column, justify="left" if column == "reader" else "right")
     for r in rows:
         table.add_row(r["reader"], f"{r['tokens']:,}", str(r["chunks"]), f"{r['read_s']:.1f}", f"{r['tokens'] / r['read_s']:,.0f}",
-                      f"{r['peak_mib']:.0f}", f"{r['state_mib']:.2f}", f"{r['kept_mib']:.2f}", f"{r['token_ms']:.1f}")
+                      f"{r['peak_mib']:.0f}", f"{r['tensors_mib']:.2f}" if "tensors_mib" in r else "-",
+                      f"{r['state_mib']:.2f}", f"{r['kept_mib']:.2f}", f"{r['token_ms']:.1f}")
     Console(width=max(Console().width, 110)).print(table)
 
 

@@ -1,8 +1,10 @@
-"""train.py engine=pipeline on two processes trains as one process does: losses, norms, validation and weights."""
+"""train.py engine=pipeline trains as one process does, with plain sums and with ZeRO: losses, norms, validation, weights; and
+its checkpoints are gone on from by any number of ranks."""
 
 from __future__ import annotations
 
 import json
+import shutil
 
 import pytest
 from safetensors.torch import load_file
@@ -13,42 +15,111 @@ STEPS = 3
 TRAIN = ["compressor=comet", "backbone.layers=2", "compressor.chunk_size=16", "compressor.stride=4",
          "compressor.global_slots=3", "compressor.queue_budget=8", "decoder.train=full", f"train.steps={STEPS}",
          "train.optimizer=sgd", "train.learning_rate=0.02", "train.batch_size=2", "train.accumulation=2", "train.log_every=1",
-         "train.eval_examples=5", "eval_batch_size=2", "dataset.train_size=24", "dataset.test_size=3",
-         "generation.max_new_tokens=3"]
-ENGINES = {"contiguous": ["engine=pipeline", "engine.schedule=contiguous"],
-           "cyclic": ["engine=pipeline", "train.gradient_checkpointing=true"],
-           "zero1": ["engine=zero1", "engine.ranks=2"]}
+         "eval_batch_size=2", "dataset.train_size=24", "dataset.test_size=3", "generation.max_new_tokens=3"]
+VALIDATED, NOT_VALIDATED = ["train.eval_examples=5"], ["train.eval_examples=0"]
+PIPELINE = ["engine=pipeline", "engine.ranks=2"]
+# A bucket of ZeRO holds a few weights: ranks that filled them in different orders would sum what does not belong together.
+ZERO2 = ["engine=zero2", "engine.ranks=2", "engine.deepspeed.zero_optimization.reduce_bucket_size=5000", *NOT_VALIDATED]
+# name: processes, overrides. Two pipelines side by side take as many examples a step, one at a time.
+ENGINES = {"contiguous": (2, [*PIPELINE, *VALIDATED, "engine.schedule=contiguous"]),
+           "cyclic": (2, [*PIPELINE, *VALIDATED, "train.gradient_checkpointing=true"]),
+           "zero1": (2, ["engine=zero1", "engine.ranks=2", *NOT_VALIDATED]),
+           "zero2": (2, [*ZERO2, "engine.schedule=contiguous"]),
+           "zero2_side_by_side": (4, [*ZERO2, "train.batch_size=1", "train.gradient_checkpointing=true"]),
+           "zero2_overlapping": (2, [*ZERO2, "engine.deepspeed.zero_optimization.overlap_comm=true"])}
 COMPARED = ("loss", "grad_norm", "learning_rate", "eval_nll", "eval_f1")
+# AdamW: what it goes on from is weights, moments and the place in the data.
+RESUMED = [*PIPELINE, "train.optimizer=adamw", "train.learning_rate=1e-3", "train.steps=4", "train.eval_every=2",
+           "train.eval_examples=1"]
+
+
+class Runs:
+    """Trainings of this module, each done once: `of(name, world, overrides)` gives its folder."""
+
+    def __init__(self, ranks, home):
+        self.ranks, self.home, self.outputs = ranks, home, {}
+
+    def of(self, name, world, *overrides):
+        if name not in self.outputs:
+            self.outputs[name] = AssertionError(f"{name} failed in an earlier test")
+            self.outputs[name] = self.ranks(world, run_script, "train.py", (
+                f"name={name}", *TRAIN, f"paths.outputs={self.home}/runs", f"paths.cache={self.home}/cache", *overrides))
+        if isinstance(self.outputs[name], AssertionError):
+            raise self.outputs[name]
+        [folder] = (self.home / "runs" / name).glob("*_*")
+        return folder
+
+    def resumed(self, name, run, world, *overrides):
+        """Goes on from a copy of a run as it stood after its second step."""
+        copy = self.home / "runs" / name / "1_a"
+        shutil.copytree(run, copy)
+        (copy / "finished").unlink()
+        newest = max(int(folder.name.partition("-")[2]) for folder in (copy / "checkpoints").iterdir())
+        if newest > 2:
+            shutil.rmtree(copy / "checkpoints" / f"checkpoint-{newest}")
+        return self.of(name, world, *overrides, f"resume={copy}")
 
 
 @pytest.fixture(scope="module")
-def run(ranks, tmp_path_factory):
-    """run(name, world, overrides): the rows of metrics.jsonl, the trained weights, rank 0's output."""
-    home, kept = tmp_path_factory.mktemp("home"), {}
+def runs(ranks, tmp_path_factory):
+    return Runs(ranks, tmp_path_factory.mktemp("home"))
 
-    def trained(name, world, *overrides):
-        if name not in kept:
-            output = ranks(world, run_script, "train.py", (f"name={name}", *TRAIN, f"paths.outputs={home}/runs",
-                                                           f"paths.cache={home}/cache", *overrides))
-            [folder] = (home / "runs" / name).glob("*_*")
-            rows = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
-            kept[name] = rows, load_file(folder / "checkpoints" / f"checkpoint-{STEPS}" / "trained.safetensors"), output
-        return kept[name]
 
-    return trained
+def rows_of(folder):
+    return [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+
+
+def weights_of(folder, step=STEPS):
+    return load_file(folder / "checkpoints" / f"checkpoint-{step}" / "trained.safetensors")
+
+
+def assert_same(found, wanted, tolerance=1e-5):
+    """float32: 1e-5 is a hundred roundings."""
+    assert len(found) == len(wanted) > 0
+    for one, other in zip(found, wanted):
+        assert one.keys() == other.keys()
+        for key in one.keys() & set(COMPARED):
+            assert one[key] == pytest.approx(other[key], rel=tolerance), (key, one, other)
 
 
 @pytest.mark.parametrize("engine", ENGINES)
-def test_two_processes_train_as_one(run, engine):
-    """float32: 1e-5 is a hundred roundings."""
-    rows, weights, output = run(engine, 2, *ENGINES[engine])
-    wanted, expected, _ = run("single", None)
-    assert "pipeline 0: ranks 0, 1" in output
-    assert len(rows) == len(wanted) == STEPS + 1
-    for one, other in zip(rows, wanted):
-        assert one.keys() == other.keys()
-        for key in one.keys() & set(COMPARED):
-            assert one[key] == pytest.approx(other[key], rel=1e-5), (key, one, other)
+def test_processes_train_as_one(runs, engine):
+    world, overrides = ENGINES[engine]
+    folder, alone = runs.of(engine, world, *overrides), runs.of("single", None, *VALIDATED)
+    assert "pipeline 0: ranks 0, 1" in runs.outputs[engine] and f"pipeline {world // 2 - 1}: ranks" in runs.outputs[engine]
+    rows, wanted = rows_of(folder), rows_of(alone)
+    validated = any("eval_nll" in row for row in rows)
+    assert validated == ("train.eval_examples=5" in overrides)
+    assert_same(rows, [row for row in wanted if validated or "loss" in row])
+    weights, expected = weights_of(folder), weights_of(alone)
     off = {name: float((weights[name] - value).norm() / value.norm()) for name, value in expected.items()}
-    print(engine, max(off.values()), [(one["loss"], other["loss"]) for one, other in zip(rows, wanted) if "loss" in one])
+    print(engine, max(off.values()))
     assert weights.keys() == expected.keys() and max(off.values()) < 1e-5
+
+
+def test_zero_2_in_bfloat16(runs):
+    """DeepSpeed's bfloat16 with float32 masters: the losses are float32's but for roundings of 2^-8."""
+    rows = rows_of(runs.of("bfloat16", 2, *ZERO2, "backbone.dtype=bfloat16"))
+    assert_same([{"loss": row["loss"]} for row in rows],
+                [{"loss": row["loss"]} for row in rows_of(runs.of("single", None, *VALIDATED)) if "loss" in row], 2e-2)
+    weights = weights_of(runs.of("bfloat16", 2))
+    assert any((value != value.bfloat16().float()).any() for value in weights.values())  # the masters are saved
+
+
+@pytest.mark.parametrize("count", (1, 4))
+def test_a_run_goes_on_with_another_number_of_ranks(runs, count):
+    whole = runs.of("adam", 2, *RESUMED)
+    engine = ["engine=single"] if count == 1 else [f"engine.ranks={count}"]
+    resumed = runs.resumed(f"adam_on_{count}", whole, None if count == 1 else count, *RESUMED, *engine)
+    assert [row["step"] for row in rows_of(resumed) if "loss" in row] == [1, 2, 3, 4]
+    assert_same(rows_of(resumed), rows_of(whole))
+
+
+def test_zero_2_goes_on_as_data_parallel(runs):
+    """Its checkpoints are shared out over the world, whoever is in whose pipeline."""
+    saved = [*ZERO2, "train.optimizer=adamw", "train.learning_rate=1e-3", "train.schedule=constant"]
+    run = runs.of("zero2_adam", 2, *saved, "train.steps=2")
+    resumed = runs.resumed("zero2_as_dp", run, 2, *saved, "train.steps=4", "engine.ranks=1", "train.batch_size=1")
+    whole = runs.of("single_adam", None, *saved[len(ZERO2):], "train.steps=4", *NOT_VALIDATED)
+    assert [row["step"] for row in rows_of(resumed)] == [1, 2, 3, 4]
+    assert_same(rows_of(resumed), rows_of(whole))

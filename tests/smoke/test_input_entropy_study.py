@@ -18,8 +18,8 @@ SMALL = ["tokens=16", "vocabulary=280", "held_out=0.5", "train_documents=24", "t
          "ladder.documents=2", "ladder.repeats=[2]", "ladder.windows=[0]", "ladder.shares=[1]", "resamples=40", "reference=null",
          "model.layers=2", "model.width=16", "model.heads=2", "model.steps=3", "model.batch_size=4", "eval_batch_size=32",
          *(f"~domains.{name}" for name in ("stories", "meetings", "contracts", "reports", "encyclopaedia", "papers", "code")),
-         "+domains.drawn={_target_: data.texts.DrawnWords, size: 12, words: 120}", "models.prose=[drawn]",
-         "+domains.sums={_target_: data.texts.Arithmetic, size: 12, lines: 12}", "models.formal=[sums]",
+         "+domains.drawn={_target_: data.text_sources.DrawnWords, size: 12, words: 120}", "models.prose=[drawn]",
+         "+domains.sums={_target_: data.text_sources.Arithmetic, size: 12, lines: 12}", "models.formal=[sums]",
          "autoencoder=['compressor=mean_pool','compressor.encoder_layers=1','train.steps=3','train.batch_size=4','train.log_every=1']"]
 
 
@@ -101,8 +101,8 @@ def test_the_configurations_are_sound_and_explained(config, tmp_path):
     (["vocabulary=5"], "at least 258"),
     (["model.width=15"], "multiple of 2 * heads"),
     (["test_documents=5000"], "only"),
-    (["+domains.more={_target_: data.texts.Contexts, files: [absent.jsonl]}"], "not a file"),
-    (["+domains.more={_target_: data.texts.PythonCode, packages: [no_such]}"], "no package 'no_such'"),
+    (["+domains.more={_target_: data.text_sources.Contexts, files: [absent.jsonl]}"], "not a file"),
+    (["+domains.more={_target_: data.text_sources.PythonCode, packages: [no_such]}"], "no package 'no_such'"),
     (["token=5"], "nearest"),
 ])
 def test_what_is_wrong_is_told_before_anything_is_trained(monkeypatch, tmp_path, capsys, words, sentence):

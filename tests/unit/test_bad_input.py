@@ -198,7 +198,7 @@ def test_an_encoder_of_another_width(refused, tmp_path):
     assert refused(training, *SMALL, f"compressor.encoder={path}") == [
         f"compressor.encoder_layers=2: compressor.encoder={path} has 1 layers; give at most so many",
         f"compressor.encoder={path}: its width 128 differs from the decoder's 64, which compressor.alignment=lsa cannot "
-        "bridge; give an encoder of the same width, or compressor.alignment=linear",
+        "bridge; give an encoder of the same width, or compressor.alignment=linear_lsa (or linear)",
         f"compressor.encoder={path}: its vocabulary of 300 differs from the decoder's 512; give an encoder with the "
         "same tokenizer"]
 

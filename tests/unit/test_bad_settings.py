@@ -1,10 +1,11 @@
 """Bad keys and values: each mistake one clear sentence, all of a call at once, before any weight is loaded."""
 
 import pytest
-from calling import write
+from calling import ROW, SMALL, jsonl, write
 from hydra import compose as hydra_compose
 from hydra import initialize_config_dir
 
+import eval as evaluation
 import train as training
 from breviary.keys import CONFIGS, checked_keys, drop_left_overs
 
@@ -123,7 +124,7 @@ LEARNED = ("allowed are none, merge; the coarse stage yields integer sizes, so i
       "compressor.encoder=null",
       "compressor.keep=none with compressor.skim=drop leaves nothing; that is compressor=no_context"]),
     (["compressor.alignment=mlp", "compressor.question=both", "compressor.lsa_layers=0"],
-     ["compressor.alignment=mlp: allowed are lsa, linear, transformer_linear, none",
+     ["compressor.alignment=mlp: allowed are lsa, linear, linear_lsa, transformer_linear, none",
       "compressor.question=both: allowed are after_context, alone",
       "compressor.lsa_layers=0: must be from 1 to 9, e.g. 1; compressor.alignment=none switches the alignment off"]),
     (["backbone.family=gpt2", "compressor.ratio=-2"],
@@ -152,3 +153,33 @@ def test_all_problems_of_a_call_are_told_at_once(refused, tmp_path):
         "dataset.train=path/to/train.jsonl.gz",
         f"dataset.validation: {tmp_path}/empty.jsonl is empty; it must hold one JSON object a line, for example "
         "dataset.validation=path/to/validation.jsonl.gz"]
+
+
+# ------------------------------------------------------------------ objectives
+
+
+def test_what_an_objective_cannot_do_is_told(refused):
+    assert refused(training, "objective=continue", "objective.context_share=1.0", "objective.hint_tokens=0") == [
+        "objective.context_share=1.0: must be between 0 and 1, both excluded, e.g. 0.5",
+        "objective.hint_tokens=0: must be at least 1, e.g. 8"]
+    assert refused(training, "objective=distill", "objective.top=0", "objective.temperature=0", "decoder.train=full",
+                   "compressor=comet") == [
+        "objective.top=0: must be at least 1, e.g. 64",
+        "objective.temperature=0: must be above 0, e.g. 1.0",
+        "objective=distill with decoder.train=full: the teacher is the same backbone with adapters off, whose own weights must "
+        "not change; use decoder.train=lora or frozen",
+        "objective=distill: this compressor is a reader whose memory is no slots; use objective=continue, or a compressor such "
+        "as comi"]
+
+
+def test_texts_that_an_objective_has_no_use_for(refused, tmp_path):
+    rows = jsonl(tmp_path, [ROW, {**ROW, "context": ""}])
+    [sentence] = refused(training, *rows, *SMALL, "objective=continue")
+    assert sentence.startswith("dataset train: 1 contexts of fewer than 2 tokens")
+    file = write(tmp_path / "test.jsonl", [ROW, {**ROW, "context": ""}])
+    assert refused(evaluation, "dataset=jsonl", f"dataset.test={file}", "objective=continue") == [
+        sentence.replace("train", "test")]
+    long = jsonl(tmp_path, [{**ROW, "context": "blue " * 150}])
+    [sentence] = refused(training, *long, *SMALL, "backbone.positions=128", "compressor.segment_size=32",
+                         "objective=distill", "objective.context_share=null")
+    assert sentence.startswith("dataset train: this objective's teacher reads whole contexts")

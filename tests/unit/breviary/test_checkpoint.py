@@ -8,6 +8,7 @@ from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import nn
 
+from breviary.backbone import hold
 from breviary.checkpoint import SCHEMA, WEIGHTS, load_trained, read_metadata, save_trained, trained_state
 
 PRINT = {"name": "tiny_llama", "sha256": "a" * 64}
@@ -66,6 +67,35 @@ def test_a_frozen_reader_round_trips(tmp_path):
     save_trained(tmp_path, net, PRINT)
     load_trained(tmp_path, net, PRINT)
     assert stored(tmp_path) == {}
+
+
+def test_what_an_earlier_run_trained_is_kept_with_the_trained(tmp_path):
+    net, again = model(), model()
+    with torch.no_grad():
+        net["head"].weight += 1
+    for one in (net, again):
+        hold(one["head"])
+    assert not net["head"].weight.requires_grad
+    save_trained(tmp_path, net, PRINT)
+    assert stored(tmp_path).keys() == {"head.weight", "head.bias", "scale.weight"}
+    assert load_trained(tmp_path, again, PRINT) == []
+    assert torch.equal(again["head"].weight, net["head"].weight)
+
+
+def test_a_start_may_lack_what_the_earlier_run_did_not_train(tmp_path):
+    first, second = model(), model()
+    first["scale"].requires_grad_(False)
+    with torch.no_grad():
+        first["head"].weight += 1
+    scale = second["scale"].weight.clone()
+    save_trained(tmp_path, first, PRINT)
+    assert load_trained(tmp_path, second, PRINT, is_start=True) == ["scale.weight"]
+    assert torch.equal(second["head"].weight, first["head"].weight) and torch.equal(second["scale"].weight, scale)
+    with pytest.raises(ValueError, match="missing: scale.weight"):
+        load_trained(tmp_path, second, PRINT)
+    second["head"].requires_grad_(False)
+    with pytest.raises(ValueError, match="missing: scale.weight .*\n.*unknown: head.bias"):  # nothing in common
+        load_trained(tmp_path, second, PRINT, is_start=True)
 
 
 def test_no_checkpoint(tmp_path):

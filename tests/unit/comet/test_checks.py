@@ -32,7 +32,7 @@ def test_the_defaults_suit_a_backbone_of_8192_positions():
 
 
 LOWEST = [("chunk_size", 0, 1, 2048), ("stride", 0, 1, 8), ("global_slots", -1, 0, 512), ("queue_budget", -1, 0, 2048),
-          ("adapter_rank", 0, 1, 8), ("most_chunks", 0, 1, 16), ("smallest_chunk", 0, 1, 4)]
+          ("adapter_rank", 0, 1, 8), ("new_token_logits", -1, 0, 0), ("most_chunks", 0, 1, 16), ("smallest_chunk", 0, 1, 4)]
 SENTENCES = [
     *(({key: value}, f"compressor.{key}={value}: must be at least {lowest}, e.g. {example}")
       for key, value, lowest, example in LOWEST),

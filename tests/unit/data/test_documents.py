@@ -6,7 +6,7 @@ import pytest
 
 from breviary.entropy import unigram_entropy, zlib_ratio
 from data.documents import AS_IS, cut, documents, held_out, rungs, transformed
-from data.texts import Arithmetic, Contexts, DrawnWords, PythonCode, Source
+from data.text_sources import Arithmetic, Contexts, DrawnWords, PythonCode, Source
 
 
 def ids(tokenizer, text):

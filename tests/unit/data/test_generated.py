@@ -117,6 +117,14 @@ def test_passkey_has_its_length_and_holds_its_number(words):
         assert gold.is_gold and re.fullmatch("[1-9][0-9]{4}", key)
 
 
+def test_passkey_lengths_are_drawn_between_two():
+    words = [len(e.context.split()) for e in Passkey(context_words=300, least_words=60, train_size=400).examples("train")]
+    assert 50 <= min(words) < 80 and 280 < max(words) <= 310
+    assert 160 < sum(words) / 400 < 200
+    same = Passkey(context_words=300, least_words=300, **KEYS).examples("train")
+    assert {len(e.context.split()) for e in same} == {len(e.context.split()) for e in Passkey(context_words=300, **KEYS).examples("train")}
+
+
 @pytest.mark.parametrize(("depth", "line"), [(0, 1), (0.0, 1), (0.5, 27), (1, 52), (1.0, 52)])
 def test_passkey_depth_is_a_place(depth, line):
     for example in Passkey(context_words=1000, depth=depth, **KEYS).examples("test"):
@@ -140,6 +148,7 @@ BAD_VALUES = [
     (InventedFacts, "train_size", (0, -3, None)),
     (InventedFacts, "seed", (-1, 0.5)),
     (Passkey, "context_words", (59, None, 100.0)),
+    (Passkey, "least_words", (59, 1001, 70.0)),
     (Passkey, "depth", (-0.1, 1.1, "half")),
     (Passkey, "digits", (0, 16)),
     (Passkey, "train_size", (0,)),

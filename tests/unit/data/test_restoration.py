@@ -49,6 +49,7 @@ def test_corpus_bleu_counts_over_all_texts():
     # right of all: 9/10 words, 6/8 pairs, 3/6 triples, 2/4 quadruples; lengths equal
     found = Restoration().corpus(rows)["corpus_bleu"]
     assert found == pytest.approx((9 / 10 * 6 / 8 * 3 / 6 * 2 / 4) ** 0.25)
+    assert Restoration().corpus(rows[1:]) == {"corpus_bleu": 0}  # no triple agrees
 
 
 def test_rouge_by_hand():
