@@ -15,7 +15,7 @@ import datasets
 import torch
 from hydra import compose
 from hydra.utils import instantiate
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import DictConfig, OmegaConf, open_dict
 
 import eval as evaluating
 import train as training
@@ -147,7 +147,8 @@ def restored(run: Path, documents: Sequence[TextDocument], batch_size: int, know
     `known` keeps what decoders without memory spend, as in eval.without_memory.
     """
     cfg = load_config(run)
-    cfg.eval_batch_size = batch_size
+    with open_dict(cfg):
+        cfg.split, cfg.eval_batch_size = "test", batch_size  # what eval.py's own keys say
     examples = [Example(d.doc_id, d.text, "Restate the text.", (d.text,)) for d in documents]
     backbone = build_backbone(cfg)
     items = evaluating.tokenised(cfg, backbone, examples)
