@@ -165,7 +165,7 @@ def swaps(folder: Path, rows: Sequence[Row]) -> None:
     mixes = sorted({row["encoder"] for row in rows})
     kinds = {f"decoder varied, encoder {mixes[0]}": lambda m: (mixes[0], m),
              f"encoder varied, decoder {mixes[0]}": lambda m: (m, mixes[0]), "both (matched)": lambda m: (m, m)}
-    figure, axis = pyplot.subplots(figsize=(5.5, 4), layout="constrained")
+    figure, axis = pyplot.subplots(figsize=(6.5, 4), layout="constrained")
     drawn = []
     for colour, (kind, cell) in enumerate(kinds.items()):
         values = [mean_over_seeds(rows, *cell(m)) for m in mixes]
@@ -175,7 +175,7 @@ def swaps(folder: Path, rows: Sequence[Row]) -> None:
             drawn += [{"kind": kind, "mix": m, SHOWN: value} for value in own]
     axis.set_xticks(range(len(mixes)), mixes)
     axis.set(xlabel="mix (more formal text to the right)", ylabel=QUALITY)
-    axis.legend(fontsize=8)
+    figure.legend(fontsize=8, loc="outside lower center", ncols=3)
     figure.savefig(folder / "swaps.png", dpi=110)
     pyplot.close(figure)
     write_csv(folder / "swaps.csv", drawn)
@@ -188,8 +188,8 @@ def scatter(folder: Path, rows: Sequence[Row]) -> None:
     figure, axes = pyplot.subplots(1, 4, figsize=(12, 3.2), sharey=True, layout="constrained")
     for axis, gap in zip(axes, GAPS):
         x, y = (np.array([row[key] for row in rows]) for key in (gap, f"delta_{SHOWN}"))
-        for colour, (label, chosen) in enumerate({"encoder on D1": [row["encoder"] == "D1" for row in rows],
-                                                  "other": [row["encoder"] != "D1" for row in rows]}.items()):
+        for colour, (label, chosen) in enumerate({"encoder D1": [row["encoder"] == "D1" for row in rows],
+                                                  "other encoder": [row["encoder"] != "D1" for row in rows]}.items()):
             axis.plot(x[chosen], y[chosen], ".", color=f"C{colour}", label=label)
         axis.axhline(0, color="grey", lw=0.8)
         axis.set(xlabel=titles[gap], title=f"ρ = {spearman(x, y)[0]:+.2f}")
