@@ -96,11 +96,13 @@ def small_models(cfg: DictConfig, tokenizer: Any, train: dict[str, list[TextDocu
     return folders
 
 
-def readings(backbone: Any, items: list[TextDocument], cache: Path, suffix: str) -> list[dict[str, float]]:
-    """Entropies of every document under one model, as columns that end in `suffix`; bits."""
+def readings(backbone: Any, items: list[TextDocument], cache: Path, suffix: str, n: int) -> list[dict[str, float]]:
+    """Entropies of every document under one model, as columns that end in `suffix`; bits a token of the document's n, of
+    which a model with another tokenizer reads another number."""
     found = EntropyReader(backbone, cache=cache, batch_size=32).read(d.text for d in items)
-    return [{f"nll_{suffix}": row["bits_per_token"], f"h_{suffix}": row["H"] / LN2, f"bpb_{suffix}": row["bits_per_byte"],
-             f"nll_std_{suffix}": row["nll_std"] / LN2, f"nll_max_{suffix}": row["nll_max"] / LN2} for row in found]
+    return [{f"nll_{suffix}": row["bits_per_token"] * row["tokens"] / n, f"h_{suffix}": row["H"] / LN2 * row["tokens"] / n,
+             f"bpb_{suffix}": row["bits_per_byte"], f"nll_std_{suffix}": row["nll_std"] / LN2,
+             f"nll_max_{suffix}": row["nll_max"] / LN2} for row in found]
 
 
 def measured(cfg: DictConfig) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
@@ -113,13 +115,13 @@ def measured(cfg: DictConfig) -> tuple[list[dict[str, Any]], list[dict[str, Any]
               f"{len(test)} with the ladder")
     home = Path(cfg.paths.cache) / "study"
     file = parts.write_documents(home / f"train-{cfg.tokens}.jsonl", [d for items in train.values() for d in items])
-    reference = None if cfg.reference is None else readings(instantiate(cfg.reference), test, home, "ref")
+    reference = None if cfg.reference is None else readings(instantiate(cfg.reference), test, home, "ref", cfg.tokens)
     known: dict[Any, Any] = {}
     rows, curves = [], []
     for seed in cfg.seeds:
         models = small_models(cfg, tokenizer, train, home, seed)
-        under = {name: {side: readings(Backbone(str(folder), "float32"), test, home, side) for side in ("enc", "dec")}
-                 for name, folder in models.items()}
+        under = {name: {side: readings(Backbone(str(folder), "float32"), test, home, side, cfg.tokens)
+                        for side in ("enc", "dec")} for name, folder in models.items()}
         for encoder, decoder in cfg.pairs:
             for rate in cfg.rates:
                 for mode in cfg.decoders:
