@@ -1,6 +1,6 @@
 """Where running text comes from: prose out of JSONL files, Python code of installed packages, arithmetic, drawn words.
 
-Each class gives sources, pieces of text that belong together: what is cut from one source stands on one side of a split.
+Each class gives sources, texts that belong together: what is cut from one source stands on one side of a split.
 """
 
 from __future__ import annotations
@@ -53,7 +53,8 @@ class Contexts:
                 else:
                     names.setdefault(example.context, f"{Path(file.names('train')).parent.name}-{example.id}")
         if not names:
-            raise ValueError(f"{', '.join(file.names('train') for file in self.files)}: no example has 'documents'; set passages=false")
+            raise ValueError(f"{', '.join(file.names('train') for file in self.files)}: no example has 'documents'; "
+                             "set passages=false")
         return [Source(name, text) for text, name in names.items()]
 
 
@@ -103,7 +104,8 @@ class Arithmetic:
         """Texts of lines such as `(17 + 4) * 3 = 63`. Raises ValueError as `problems` tells."""
         raise_all(self.problems())
         rng = generator("arithmetic", self.seed)
-        return [Source(f"arithmetic-{i}", "\n".join(self._line(rng) for _ in range(self.lines))) for i in range(self.size)]
+        texts = ["\n".join(self._line(rng) for _ in range(self.lines)) for _ in range(self.size)]
+        return [Source(f"arithmetic-{i}", text) for i, text in enumerate(texts)]
 
     def _line(self, rng) -> str:
         a, b, c = (below(rng, self.largest + 1) for _ in range(3))
@@ -114,7 +116,7 @@ class Arithmetic:
 
 
 class DrawnWords:
-    """Invented words, each drawn after the one before it (a Markov chain of order 1): stands in for prose without files.
+    """Invented words, each drawn after the one before it (a Markov chain of order 1): prose for want of files.
 
     size  texts;  words  of each text;  vocabulary  different words;  seed  of chain and texts
     """
