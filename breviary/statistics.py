@@ -97,7 +97,7 @@ def dummies(groups: ndarray) -> ndarray:
 
 
 def partial(x: ndarray, y: ndarray, others: ndarray, ranks: bool = True) -> dict[str, float]:
-    """Correlation of x and y beside `others` (N, K): {value, low, high, p}; of ranks (Spearman's) or values (Pearson's).
+    """Correlation of x and y beside `others` (N, K): {value, low, high, p}; of ranks (Spearman) or values (Pearson).
 
     The columns of `others` are ranked too, except indicators. p by t with N - 2 - K degrees of freedom; interval by
     Fisher's z, for ranks with Bonett and Wright's variance (2000).
@@ -174,7 +174,8 @@ def regression(y: ndarray, columns: dict[str, ndarray], groups: ndarray | None =
     errors = np.sqrt(np.diag(inverse @ (design.T * scaled**2) @ design @ inverse))
     half = stats.t.ppf(0.975, freedom)
     return {name: {"beta": float(beta[i]), "low": float(beta[i] - half * errors[i]),
-                   "high": float(beta[i] + half * errors[i]), "p": float(2 * stats.t.sf(abs(beta[i] / errors[i]), freedom)) if errors[i] > 0 else 0.0,
+                   "high": float(beta[i] + half * errors[i]),
+                   "p": float(2 * stats.t.sf(abs(beta[i] / errors[i]), freedom)) if errors[i] > 0 else 0.0,
                    "vif": float(n * inverse[i, i])} for i, name in enumerate(columns, start=1)}
 
 

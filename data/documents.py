@@ -92,8 +92,8 @@ def documents(domain: str, sources: Sequence[Source], tokenizer: Any, n: int, nu
         cuts = left
     if len(found) == number:
         return found
-    raise ValueError(f"{domain}: only {len(found)} documents of {n} tokens can be cut from {len(sources)} texts; {number} "
-                     "were asked: ask for fewer or shorter ones, or give more text")
+    raise ValueError(f"{domain}: only {len(found)} documents of {n} tokens can be cut from {len(sources)} texts; "
+                     f"{number} were asked: ask for fewer or shorter ones, or give more text")
 
 
 # ------------------------------------------------------------------ the entropy ladder

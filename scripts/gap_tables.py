@@ -92,8 +92,8 @@ def compared(one: dict[str, float], other: dict[str, float], resamples: int) -> 
 
 
 def asymmetries(rows: Sequence[Row], resamples: int) -> Iterator[Row]:
-    """For each mix Dj: quality lost against the first mix's matched pair by swapping the decoder, by swapping the encoder,
-    and the difference (positive: the decoder's swap costs more). Paired over documents, means over seeds."""
+    """For each mix Dj: quality lost against the first mix's matched pair by swapping the decoder, by swapping the
+    encoder, and the difference (positive: the decoder's costs more). Paired over documents, means over seeds."""
     mixes = sorted({row["decoder"] for row in rows} - {RANDOM})
     first = mixes[0]
     for part in PARTS:

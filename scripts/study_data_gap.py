@@ -4,9 +4,9 @@
     python scripts/study_data_gap.py --config-name study/data_gap          the real one, for a GPU
     python scripts/study_data_gap.py tables=true                           tables and figures again
 
-Language models from scratch on mixes D1, D2, ... with growing shares of formal text, same tokens and steps; every pair of
-an encoder and a decoder becomes an autoencoder under one budget. OUTPUT/gap_per_doc.parquet has a row a document and cell;
-gap.csv, gap_regression.csv, asymmetry.csv, mitigation.csv and the figures are made of it. Signs are as observed.
+Language models from scratch on mixes D1, D2, ... with growing shares of formal text, same tokens and steps; every pair
+of an encoder and a decoder becomes an autoencoder under one budget. OUTPUT/gap_per_doc.parquet has a row a document and
+cell; gap.csv, gap_regression.csv, asymmetry.csv, mitigation.csv and the figures are made of it. Signs are as observed.
 """
 
 from __future__ import annotations

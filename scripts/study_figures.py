@@ -82,7 +82,8 @@ def scatter(folder: Path, rows: Sequence[Row], corr: Sequence[Row]) -> None:
             points += [{**dict(zip(SETTING, key)), "measure": measure, "domain": row["domain"], "x": a, "y": b}
                        for row, a, b in zip(own, x, y)]
         line[0].set_ylabel(QUALITY, fontsize=8)
-    figure.legend(*axes[0, 0].get_legend_handles_labels(), fontsize=8, markerscale=2, ncols=7, loc="outside lower center")
+    figure.legend(*axes[0, 0].get_legend_handles_labels(), fontsize=8, markerscale=2, ncols=7,
+                  loc="outside lower center")
     save(figure, folder / "scatter.png")
     write_csv(folder / "scatter.csv", points)
 
@@ -101,7 +102,7 @@ def cloud(axis: Any, x: np.ndarray, y: np.ndarray, domains: Sequence[str]) -> No
 
 
 def forest(folder: Path, corr: Sequence[Row]) -> None:
-    """rho of quality with both entropies, marginal and beside the other, pooled and within domains; a line a setting."""
+    """rho of quality with both entropies, alone and beside the other, pooled and within domains; a line a setting."""
     kept = [c for c in corr if c["metric"] == SHOWN and c["measure"] in ("nll_enc", "nll_dec")
             and c["group"] in (POOLED, WITHIN)]
     keys = sorted(dict.fromkeys(tuple(c[k] for k in SETTING) for c in kept), key=lambda key: (key[1], key[0], key[3]))
@@ -132,14 +133,15 @@ def forest(folder: Path, corr: Sequence[Row]) -> None:
 
 
 def ladder(folder: Path, rows: Sequence[Row]) -> None:
-    """Mean entropy under the encoder and mean quality on each rung, over the same documents; 95% bootstrap intervals."""
+    """Mean entropy under the encoder and mean quality on each rung, over the same documents; 95% bootstrap."""
     figure, axis = pyplot.subplots(figsize=(7.5, 5), layout="constrained")
     own, drawn = settings(rows), []
     colour = colours(list(own))
     for key, items in own.items():
         means = rung_means(key, items)
         drawn += means
-        x, values = [row["nll_enc"] for row in means], np.array([[row[k] for row in means] for k in ("value", "low", "high")])
+        x = [row["nll_enc"] for row in means]
+        values = np.array([[row[name] for row in means] for name in ("value", "low", "high")])
         axis.errorbar(x, values[0], np.abs(values[1:] - values[0]), marker="o", ms=3, lw=1, color=colour[key],
                       label=label(key, own), alpha=0.8)
         if key == next(iter(own)):
@@ -153,7 +155,7 @@ def ladder(folder: Path, rows: Sequence[Row]) -> None:
 
 
 def rung_means(key: tuple, rows: Sequence[Row]) -> list[Row]:
-    """A row a rung of one setting, by rising entropy; the documents as they are only where they were changed as well."""
+    """A row a rung of one setting, by rising entropy; unchanged documents only where they were changed as well."""
     origins = {row["doc_id"].rpartition("#")[0] for row in rows if row["transform"] != AS_IS}
     means = []
     for rung in dict.fromkeys(row["transform"] for row in rows):
@@ -172,7 +174,8 @@ def curves(folder: Path) -> None:
     colour = colours(keys)
     for key in keys:
         own = [row for row in rows if tuple(row[k] for k in SETTING) == key]
-        axis.plot([row["step"] for row in own], [row["loss"] for row in own], lw=1, color=colour[key], label=label(key, keys))
+        axis.plot([row["step"] for row in own], [row["loss"] for row in own], lw=1, color=colour[key],
+                  label=label(key, keys))
     axis.set(xlabel="step", ylabel="reconstruction loss, nats a token")
     axis.grid(alpha=0.3)
     axis.legend(fontsize=7)

@@ -5,8 +5,8 @@
 
 Documents of one length from several domains, and an entropy ladder of the same ones; two small language models of
 different training as encoder and decoder, both ways round; autoencoders of them trained by train.py.
-OUTPUT/per_doc.parquet has a row a document and setting; means.csv, corr.csv, regression.csv and the figures' CSV are made
-of it. Signs are as observed.
+OUTPUT/per_doc.parquet has a row a document and setting; means.csv, corr.csv, regression.csv and the figures' CSV are
+made of it. Signs are as observed.
 """
 
 from __future__ import annotations
@@ -119,8 +119,8 @@ def measured(cfg: DictConfig) -> tuple[list[dict[str, Any]], list[dict[str, Any]
     sources = parts.sources_of(cfg.domains, told)
     parts.refuse(told)
     tokenizer, train, test = gathered(cfg, sources)
-    parts.say(f"{sum(map(len, train.values()))} documents to learn from, {sum(d.transform == AS_IS for d in test)} held "
-              f"out, {len(test)} with the ladder")
+    plain = sum(d.transform == AS_IS for d in test)
+    parts.say(f"{sum(map(len, train.values()))} documents to learn from, {plain} held out, {len(test)} with the ladder")
     home = Path(cfg.paths.cache) / "study"
     file = parts.write_documents(home / f"train-{cfg.tokens}.jsonl", [d for items in train.values() for d in items])
     reference = None if cfg.reference is None else readings(instantiate(cfg.reference), test, home, "ref", cfg.tokens)
@@ -134,8 +134,8 @@ def measured(cfg: DictConfig) -> tuple[list[dict[str, Any]], list[dict[str, Any]
             for rate in cfg.rates:
                 for mode in cfg.decoders:
                     setting = {"pair": f"{encoder}>{decoder}", "dec_mode": mode, "rate": rate, "seed": seed}
-                    run = parts.autoencoder(cfg, models[encoder], models[decoder], rate, [f"decoder.train={mode}"], file,
-                                            seed, f"{encoder}-{decoder}-{mode}-{rate}x")
+                    name, words = f"{encoder}-{decoder}-{mode}-{rate}x", [f"decoder.train={mode}"]
+                    run = parts.autoencoder(cfg, models[encoder], models[decoder], rate, words, file, seed, name)
                     found = parts.restored(run, test, cfg.eval_batch_size, known)
                     curves += [{**setting, **row} for row in parts.losses(run)]
                     columns = [under[encoder]["enc"], under[decoder]["dec"], reference]

@@ -37,7 +37,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     text = DOCUMENT.read_text(encoding="utf-8")
     wanted = with_numbers(text, numbers(TABLES))
     if given.check and text != wanted:
-        print(f"error: {DOCUMENT.name} is not what the tables say; run python scripts/study_numbers.py", file=sys.stderr)
+        print(f"error: {DOCUMENT.name} is not what the tables say; run python scripts/study_numbers.py",
+              file=sys.stderr)
         sys.exit(1)
     if not given.check:
         write_text(DOCUMENT, wanted)
@@ -88,25 +89,29 @@ def mean(rows: Sequence[Row], name: str) -> float:
 
 def between(rows: Sequence[Row], name: str, low: str, high: str) -> str:
     """-.12 [-.20, -.03]: the mean over seeds, the lowest lower and the highest upper end."""
-    return f"{signed(mean(rows, name))} [{signed(min(row[low] for row in rows))}, {signed(max(row[high] for row in rows))}]"
+    ends = min(row[low] for row in rows), max(row[high] for row in rows)
+    return f"{signed(mean(rows, name))} [{signed(ends[0])}, {signed(ends[1])}]"
 
 
 def restored(rows: Sequence[Row]) -> str:
     """What the autoencoders restore of the held-out documents."""
     pooled = [row for row in rows if row["group"] == POOLED]
-    body = [[name, f"{mean(own, 'ce_unconditional'):.2f}", f"{mean(own, 'ce'):.2f}", signed(mean(own, "normalised_gain")),
-             *(share(mean(own, key)) for key in ("accuracy", "free_accuracy", "prefix_em", "bleu", "rouge_l", "edit_similarity"))]
+    shown = ("accuracy", "free_accuracy", "prefix_em", "bleu", "rouge_l", "edit_similarity")
+    body = [[name, f"{mean(own, 'ce_unconditional'):.2f}", f"{mean(own, 'ce'):.2f}",
+             signed(mean(own, "normalised_gain")),
+             *(share(mean(own, key)) for key in shown)]
             for name, own in over_seeds(pooled).items()]
     seeds = len({row["seed"] for row in pooled})
-    heads = ["encoder → decoder, its training", "CE, no memory, before", "CE", "norm. gain", "accuracy", "free accuracy",
-             "prefix EM", "BLEU", "ROUGE-L", "edit"]
-    return (f"**Restored**, {pooled[0]['n']:.0f} held-out documents at {pooled[0]['rate']:.0f}x, means over documents and {seeds} "
-            f"seeds, CE in nats a token:\n\n{table(heads, body)}")
+    heads = ["encoder → decoder, its training", "CE, no memory, before", "CE", "norm. gain", "accuracy",
+             "free accuracy", "prefix EM", "BLEU", "ROUGE-L", "edit"]
+    return (f"**Restored**, {pooled[0]['n']:.0f} held-out documents at {pooled[0]['rate']:.0f}x, means over documents "
+            f"and seeds ({seeds}), CE in nats a token:\n\n{table(heads, body)}")
 
 
 def chosen(corr: Sequence[Row], group: str, measure: str, metric: str) -> dict[str, list[Row]]:
     """The rows of corr.csv with these, by setting."""
-    return over_seeds([row for row in corr if (row["group"], row["measure"], row["metric"]) == (group, measure, metric)])
+    key = (group, measure, metric)
+    return over_seeds([row for row in corr if (row["group"], row["measure"], row["metric"]) == key])
 
 
 def correlated(corr: Sequence[Row]) -> str:
@@ -121,9 +126,9 @@ def correlated(corr: Sequence[Row]) -> str:
                          f"{max(row['p_holm'] for row in within):.1g}", f"{max(row['p_equal'] for row in within):.1g}"])
     heads = ["setting: entropy under", "ρ, domains pooled", "ρ within domains", "… beside the other side's", "p (Holm)",
              "p of no ρ"]
-    return ("**Spearman's ρ of token accuracy with entropy** (NLL, bits a token): mean over seeds [lowest lower, highest upper end "
-            "of the seeds' 95% intervals]; p: the largest; p of no ρ: equivalence test of ρ within domains to |ρ| < .1, small = "
-            f"none worth the name:\n\n{table(heads, body)}")
+    return ("**Spearman's ρ of token accuracy with entropy** (NLL, bits a token): mean over seeds [lowest lower, "
+            "highest upper end of the seeds' 95% intervals]; p: the largest; p of no ρ: equivalence test of ρ within "
+            f"domains to |ρ| < .1, small = none worth the name:\n\n{table(heads, body)}")
 
 
 def by_metric(corr: Sequence[Row]) -> str:
@@ -133,7 +138,8 @@ def by_metric(corr: Sequence[Row]) -> str:
     body = [[f"{name}: {SIDES[measure]}", *(signed(mean(chosen(corr, WITHIN, measure, metric)[name], "rho"))
                                             for metric in metrics)]
             for name in over_seeds(corr) for measure in ("nll_enc", "nll_dec")]
-    return f"**ρ within domains by quality**, mean over seeds:\n\n{table(['setting: entropy under', *metrics.values()], body)}"
+    heads = ["setting: entropy under", *metrics.values()]
+    return f"**ρ within domains by quality**, mean over seeds:\n\n{table(heads, body)}"
 
 
 def rungs(rows: Sequence[Row]) -> str:
@@ -141,10 +147,11 @@ def rungs(rows: Sequence[Row]) -> str:
     body, names = [], list(dict.fromkeys(row["transform"] for row in sorted(rows, key=lambda row: row["nll_enc"])))
     for setting, own in over_seeds(rows).items():
         by_rung = {name: [row for row in own if row["transform"] == name] for name in names}
-        body.append([setting, *(f"{share(mean(by_rung[name], 'value'))} ({mean(by_rung[name], 'nll_enc'):.1f})" for name in names)])
+        body.append([setting, *(f"{share(mean(by_rung[name], 'value'))} ({mean(by_rung[name], 'nll_enc'):.1f})"
+                                for name in names)])
     heads = ["setting", *(name.replace("_", " ") for name in names)]
-    return (f"**The ladder**, the same {max(row['n'] for row in rows):.0f} documents a rung: accuracy (entropy under the "
-            f"encoder, bits a token), means over seeds:\n\n{table(heads, body)}")
+    return (f"**The ladder**, the same {max(row['n'] for row in rows):.0f} documents a rung: accuracy (entropy under "
+            f"the encoder, bits a token), means over seeds:\n\n{table(heads, body)}")
 
 
 def gap(folder: Path) -> str:
@@ -159,13 +166,16 @@ def gap(folder: Path) -> str:
 
     cells = {f"{first}/{first}": (first, first), f"{last}/{last}": (last, last), f"{first}/{last}": (first, last),
              f"{last}/{first}": (last, first), f"{first}/random": (first, "random")}
-    cells |= {name.replace("_", " "): (first, last, name) for name in sorted({row["mitigation"] for row in rows} - {"none"})}
-    regression = [row for row in read_csv(folder / "gap_regression.csv") if (row["part"], row["metric"]) == ("all", "gain")]
-    told = "; ".join(f"{row['gap'].replace('_', ' ')} {signed(row['rho'])} (p {row['p_holm']:.1g})" for row in regression)
+    mended = sorted({row["mitigation"] for row in rows} - {"none"})
+    cells |= {name.replace("_", " "): (first, last, name) for name in mended}
+    regression = [row for row in read_csv(folder / "gap_regression.csv")
+                  if (row["part"], row["metric"]) == ("all", "gain")]
+    told = "; ".join(f"{row['gap'].replace('_', ' ')} {signed(row['rho'])} (p {row['p_holm']:.1g})"
+                     for row in regression)
     return (f"**Data gap, smoke form**: information gain, nats a token, encoder/decoder, then what was tried to mend "
             f"{first}/{last}; mean (lowest–highest) of {len({row['seed'] for row in rows})} seeds:\n\n"
             f"{table(list(cells), [[gain(*cell) for cell in cells.values()]])}\n\n"
-            f"ρ of the gain lost against the matched pair with each gap ({regression[0]['n']:.0f} cells, p by Holm): {told}.")
+            f"ρ of the gain lost against the matched pair with gaps ({regression[0]['n']:.0f} cells, Holm): {told}.")
 
 
 if __name__ == "__main__":

@@ -58,8 +58,8 @@ def common_problems(cfg: DictConfig) -> list[str]:
             found.append(f"{key}={cfg[key]}: must be a whole number of at least 1, e.g. {example}")
     for rate in cfg.rates if "rates" in cfg else [cfg.rate]:
         if not isinstance(rate, int) or rate < 1 or rate > cfg.tokens:
-            found.append(f"rate {rate}: documents of tokens={cfg.tokens} would be shorter than one group; give whole numbers "
-                         f"from 1 to {cfg.tokens}, e.g. 4")
+            found.append(f"rate {rate}: documents of tokens={cfg.tokens} would be shorter than one group; give whole "
+                         f"numbers from 1 to {cfg.tokens}, e.g. 4")
     if cfg.vocabulary < 258:
         found.append(f"vocabulary={cfg.vocabulary}: must be at least 258 (all bytes and two special tokens), e.g. 1024")
     if not cfg.seeds:
@@ -127,7 +127,8 @@ def autoencoder(cfg: DictConfig, encoder: Path, decoder: Path, rate: int, words:
     n = cfg.tokens
     asked = ["dataset=jsonl", "objective=reconstruct", f"dataset.train={train}", "backbone=smollm2_135m",
              f"backbone.path={decoder}", "backbone.dtype=float32", f"compressor.encoder={encoder}",
-             f"compressor.ratio={rate}", "train.eval_examples=0", "prompt.template='{question}'", "prompt.answer_template='{answer}'",
+             f"compressor.ratio={rate}", "train.eval_examples=0", "prompt.template='{question}'",
+             "prompt.answer_template='{answer}'",
              f"generation.max_new_tokens={n + 16}", "generation.stop=[]", f"seed={seed}", f"name={name}",
              f"paths.outputs={cfg.paths.cache}/study/runs", f"paths.cache={cfg.paths.cache}", *cfg.autoencoder, *words]
     run = compose("train", asked)  # Hydra has been started on our folder of configurations by the study's own main

@@ -12,7 +12,8 @@ def test_every_number_is_the_tables():
     text = numbers.DOCUMENT.read_text(encoding="utf-8")
     assert numbers.with_numbers(text, numbers.numbers(numbers.TABLES)) == text, "run python scripts/study_numbers.py"
     before, _, rest = text.partition(numbers.BEGIN)
-    prose = re.sub(r"`[^`]*`|\d{4}\.\d{5}|\([^)]*\.(png|csv|json|md|parquet|yaml)\)", "", before + rest.partition(numbers.END)[2])
+    prose = re.sub(r"`[^`]*`|\d{4}\.\d{5}|\([^)]*\.(png|csv|json|md|parquet|yaml)\)", "",
+                   before + rest.partition(numbers.END)[2])
     assert re.findall(r"\d*\.\d+|\d+ ?%", prose) == []
 
 
@@ -33,7 +34,8 @@ def test_figures_and_tables_are_made_of_the_rows_a_document_and_setting():
     for mean in read_csv(numbers.TABLES / "means.csv"):
         own = [row for row in plain if all(row[key] == mean[key] for key in numbers.SETTING)
                and mean["group"] in (numbers.POOLED, row["domain"])]
-        assert len(own) == mean["n"] and sum(row["accuracy"] for row in own) / len(own) == pytest.approx(mean["accuracy"], rel=1e-4)
+        assert len(own) == mean["n"]
+        assert sum(row["accuracy"] for row in own) / len(own) == pytest.approx(mean["accuracy"], rel=1e-4)
     assert len({row["doc_id"] for row in plain}) >= 1000 and len({row["domain"] for row in plain}) >= 7
     points = read_csv(numbers.TABLES / "scatter.csv")
     assert len(points) == 2 * len(plain)
