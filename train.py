@@ -10,6 +10,7 @@ from breviary.runtime import quiet_libraries, require_checkout
 require_checkout()
 quiet_libraries()
 
+import contextlib
 import os
 from pathlib import Path
 
@@ -27,7 +28,7 @@ from breviary.contract import Generation
 from breviary.distributed import (end_process_group, prepare_deepspeed, rank, start_process_group,
                                   take_launcher_arguments, world_size)
 from breviary.keys import checked_keys, drop_left_overs, known_keys
-from breviary.pipeline import mapping, reduces_early, take_place
+from breviary.pipeline import Place, mapping, take_place
 from breviary.runs import best_checkpoint, finish_run, open_run
 from breviary.runtime import resolve_device
 from breviary.training import ReaderTrainer, RunLog, Validation, training_arguments
@@ -66,7 +67,7 @@ def train(cfg: DictConfig) -> Path:
     device = resolve_device(backbone.device)
     if cfg.engine.kind == "zero":
         prepare_deepspeed(device)
-    start_process_group(device)
+    start_process_group(device, cfg.engine.timeout)
     folder, checkpoint = open_run(cfg)
     say(f"run {folder}" + (f", going on from {checkpoint.name}" if checkpoint else ""))
     for split, items in splits.items():
@@ -75,11 +76,11 @@ def train(cfg: DictConfig) -> Path:
     # 4. Weights and the Trainer.
     reader = build_reader(cfg, backbone, tokenizer)
     if cfg.init_from:
-        fresh = load_trained(best_checkpoint(cfg.init_from), reader, backbone.fingerprint, is_start=True)
-        if fresh:
-            say(f"init_from: {len(fresh)} weights that it did not train start as they are, {fresh[0]} first")
+        start_from(cfg.init_from, reader, backbone.fingerprint)
+    place = Place()
     if cfg.engine.ranks > 1:
-        reader.join_pipeline(take_place(cfg.engine.ranks), cfg.engine.schedule, reduces_early(cfg.engine.deepspeed))
+        place = take_place(cfg.engine.ranks, cfg.engine.timeout)
+        reader.join_pipeline(place, cfg.engine.schedule)
         say(mapping(world_size(), cfg.engine.ranks))
     trained = sum(p.numel() for p in reader.parameters() if p.requires_grad)
     say(f"{cfg.reader} on {backbone.fingerprint['name']}: {trained / 1e6:.2f} M trained of "
@@ -91,12 +92,20 @@ def train(cfg: DictConfig) -> Path:
                             Collator(tokenizer.pad_token_id or 0), validation, backbone.fingerprint,
                             cfg.train.length_grouped, log, cfg.engine.ranks)
     try:
-        trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
+        with place.watch or contextlib.nullcontext():
+            trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
         if rank() == 0:
             finish_run(folder)
     finally:
         say(f"run {folder}")
     return folder
+
+
+def start_from(run: str, reader: Reader, fingerprint: dict[str, str]) -> None:
+    """Loads the best weights of `run`; says which ones of the reader it did not train."""
+    fresh = load_trained(best_checkpoint(run), reader, fingerprint, is_start=True)
+    if fresh:
+        say(f"init_from: {len(fresh)} weights that it did not train start as they are, {fresh[0]} first")
 
 
 def say(text: str) -> None:

@@ -17,6 +17,7 @@ from typing import Any
 
 import torch
 from peft import LoraConfig, inject_adapter_in_model
+from peft.tuners.lora import LoraLayer
 from peft.tuners.tuners_utils import BaseTunerLayer
 from torch import nn
 from transformers import AutoConfig, AutoModel, AutoModelForCausalLM, AutoTokenizer, PretrainedConfig
@@ -283,3 +284,16 @@ def adapters_off(stack: Stack) -> Iterator[None]:
             parameter.requires_grad_(False)
         for parameter in trained:
             parameter.requires_grad_(True)
+
+
+@torch.no_grad()
+def merge_adapters(module: nn.Module) -> None:
+    """Adds every low-rank adapter to the weight it adapts, and takes it out, in place; rounded once, to the weight's type."""
+    for parent in list(module.modules()):
+        for name, layer in list(parent.named_children()):
+            if isinstance(layer, LoraLayer):
+                base = layer.get_base_layer()
+                for adapter in layer.active_adapters:
+                    merged = base.weight.float() + layer.get_delta_weight(adapter).float()
+                    base.weight.data = merged.to(base.weight.dtype)
+                setattr(parent, name, base)

@@ -249,6 +249,8 @@ def _training_problems(cfg: DictConfig) -> list[str]:
             found.append(f"train.{key}={t[key]}: allowed are {', '.join(allowed)}")
     if cfg.engine.kind not in ENGINES:
         found.append(f"engine.kind={cfg.engine.kind}: allowed are {', '.join(ENGINES)}")
+    if cfg.engine.timeout <= 0:
+        found.append(f"engine.timeout={cfg.engine.timeout}: seconds, must be above 0, e.g. 900")
     if cfg.eval_batch_size < 1:
         found.append(f"eval_batch_size={cfg.eval_batch_size}: must be at least 1, e.g. 16")
     limit = cfg.limits.max_context_tokens
@@ -273,9 +275,9 @@ def _pipeline_problems(engine: DictConfig, cls: type, stage: int, world_size: in
     if engine.schedule not in schedules:
         found.append(f"engine.schedule={engine.schedule}: allowed are {', '.join(schedules)}")
     if stage == 3:
-        found.append(f"engine.ranks={engine.ranks}: the ranks of a pipeline stand at different layers, and ZeRO's stage 3 has all "
-                     "processes meet at every layer to gather its weights: they would wait for each other; use engine=zero1, "
-                     "zero2 or pipeline")
+        found.append(f"engine.ranks={engine.ranks}: the ranks of a pipeline stand at different layers, and ZeRO's stage 3 has "
+                     "all processes meet at every layer to gather its weights: they would wait for each other; use "
+                     "engine=zero1, zero2 or pipeline")
     return found
 
 

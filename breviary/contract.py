@@ -9,13 +9,18 @@ Masks are boolean, True = a real token, and are made from lengths, never from to
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field, fields, replace
-from typing import Any
+from dataclasses import dataclass, field, fields
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
 
+from breviary.encoded import Encoded
 from breviary.pipeline import Place
+
+if TYPE_CHECKING:
+    from breviary.kept import Kept
 
 TASKS = ("answer", "reconstruct", "continue")
 
@@ -173,7 +178,7 @@ class Footprint:
 class LossOutput:
     """Negative log likelihood, in nats, summed per example, with what it is to be divided by.
 
-    nll     (B,) sum over the example's supervised tokens, differentiable
+    nll     (B,) sum over the example's supervised tokens, differentiable; in training the objective's own loss of them
     tokens  (B,) int64, number of supervised tokens
     parts   {name: (weighted sum, count)}: further losses, each divided by its own count
     slots   (B,) int64, memory slots used; context_tokens (B,) int64, tokens they stand for
@@ -249,6 +254,16 @@ class Reader(nn.Module):
         """`footprint` where the slots (B,) are known already (LossOutput.slots): nothing is read again."""
         raise NotImplementedError
 
+    made_of: dict[str, Any] | None = None  # method, backbone and settings, told by checkpoint.load_reader: files name them
+
+    def read(self, batch: Batch) -> list[Kept]:
+        """What is kept of each context, prefix before it, while no question is known: it can be asked and saved."""
+        raise NotImplementedError
+
+    def load_kept(self, file: str | Path) -> Kept:
+        """What a `Kept` of this very reader saved. Raises: ValueError for any other file."""
+        raise NotImplementedError
+
     @property
     def asked_ratio(self) -> float | None:
         """Context tokens per slot asked for; None where nothing, or a number of slots, is asked."""
@@ -265,10 +280,9 @@ class Reader(nn.Module):
 
     schedules: tuple[str, ...] = ()  # ways in which several processes can share out the reading of one batch; () = none
 
-    def join_pipeline(self, place: Place, schedule: str, at_once: bool = False) -> None:
+    def join_pipeline(self, place: Place, schedule: str) -> None:
         """From now on, in training, every batch is read together with the other ranks of the pipeline, which have the same
-        one: sums of `loss`, gradients and `counts` over them are the batch's. `schedule` is one of `schedules`; at_once =
-        gradients reach the weights together, at the end of a backward pass (`breviary.pipeline.at_once`)."""
+        one: sums of `loss`, gradients and `counts` over them are the batch's. `schedule` is one of `schedules`."""
         raise NotImplementedError(f"{type(self).__name__} reads a batch on one process")
 
     @property
@@ -335,59 +349,3 @@ class Compressor(nn.Module):
     def longest_context(cls, settings: Mapping[str, Any], positions: int, others: int) -> int | None:
         """Context tokens that fit a decoder of `positions` positions beside `others` further tokens; None = any."""
         return None
-
-
-@dataclass
-class Encoded:
-    """What a compressor keeps of contexts before a question is known.
-
-    Long contexts are read in segments: S rows of up to L tokens per context, empty rows at the end
-    of shorter contexts.
-    states  (B, S, L, D) states after the layers that read
-    mask    (B, S, L)
-    ids     (B, S, L) int64, 0 on padding
-    keys_values  per layer (keys, values), each (B, S, heads, L, head width); empty where the question
-            does not read on from the context
-    """
-
-    states: Tensor
-    mask: Tensor
-    ids: Tensor
-    keys_values: list[tuple[Tensor, Tensor]] = field(default_factory=list)
-
-    def split(self) -> list[Encoded]:
-        """One Encoded of batch size 1 for each context, cut to its own segments and length."""
-        segments = self.mask.any(-1).sum(-1).clamp(min=1).tolist()
-        widths = self.mask.sum(-1).amax(-1).clamp(min=1).tolist()
-        out = []
-        for b, (s, width) in enumerate(zip(segments, widths)):
-            row = slice(b, b + 1)
-            kept = [(k[row, :s, :, :width], v[row, :s, :, :width]) for k, v in self.keys_values]
-            out.append(Encoded(*(x[row, :s, :width].clone() for x in (self.states, self.mask, self.ids)),
-                               [(k.clone(), v.clone()) for k, v in kept]))
-        return out
-
-    @staticmethod
-    def join(parts: list[Encoded]) -> Encoded:
-        """The contexts of `parts` as one batch, padded with zeros to common sizes."""
-        segments = max(p.mask.shape[1] for p in parts)
-        width = max(p.mask.shape[2] for p in parts)
-
-        def padded(x: Tensor, width_dim: int) -> Tensor:
-            pad = [0, 0] * (x.dim() - 1 - width_dim) + [0, width - x.shape[width_dim]]
-            pad += [0, 0] * (width_dim - 2) + [0, segments - x.shape[1]]
-            return torch.nn.functional.pad(x, pad)
-
-        keys_values = [
-            (torch.cat([padded(p.keys_values[i][0], 3) for p in parts]),
-             torch.cat([padded(p.keys_values[i][1], 3) for p in parts]))
-            for i in range(len(parts[0].keys_values))
-        ]
-        return Encoded(*(torch.cat([padded(getattr(p, name), 2) for p in parts]) for name in ("states", "mask", "ids")),
-                       keys_values)
-
-    def to(self, device: torch.device | str) -> Encoded:
-        """The same on `device`."""
-        moved = [(k.to(device), v.to(device)) for k, v in self.keys_values]
-        return replace(self, states=self.states.to(device), mask=self.mask.to(device), ids=self.ids.to(device),
-                       keys_values=moved)

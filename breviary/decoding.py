@@ -5,7 +5,7 @@ Shape letters: B rows, V vocabulary, K keys.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import torch
@@ -61,10 +61,40 @@ def decode(*args: Any, **kwargs: Any) -> list[str]:
     return [written.text for written in write(*args, **kwargs)]
 
 
-@torch.no_grad()
 def write(logits: Tensor, step: Callable[[Tensor], Tensor], generation: Generation, tokenizer: Any,
           all_steps: bool = False, end_ids: tuple[int, ...] = ()) -> list[Decoded]:
-    """Decodes one answer per row.
+    """Decodes one answer per row; arguments as of `steps`."""
+    for chosen in steps(logits, step, generation, tokenizer, all_steps, end_ids):
+        pass
+    texts = tokenizer.batch_decode(chosen, skip_special_tokens=True)
+    ended = [bool(ids) and ids[-1] in {*end_ids, tokenizer.eos_token_id} for ids in chosen]
+    return [Decoded(_cut(text, generation.stop).strip(), ids[:-1] if end else ids, end)
+            for text, ids, end in zip(texts, chosen, ended)]
+
+
+def decode_pieces(logits: Tensor, step: Callable[[Tensor], Tensor], generation: Generation, tokenizer: Any,
+                  end_ids: tuple[int, ...] = ()) -> Iterator[str]:
+    """Decodes the answer of one row, logits (1, V), and gives its text as it comes; together the text of `decode`.
+
+    Held back is what may still go: white space at the end, half a character, the beginning of a stop string.
+    """
+    given = ""
+    for [ids] in steps(logits, step, generation, tokenizer, False, end_ids):
+        text = _cut(tokenizer.decode(ids, skip_special_tokens=True), generation.stop)
+        sure = text[: len(text) - _open_end(text, generation.stop)].rstrip("\ufffd").strip()
+        if len(sure) > len(given) and sure.startswith(given):
+            yield sure[len(given) :]
+            given = sure
+    text = text.strip()
+    assert text.startswith(given), f"this tokenizer's texts change as they grow: {given!r} became {text!r}"
+    if text != given:
+        yield text[len(given) :]
+
+
+@torch.no_grad()
+def steps(logits: Tensor, step: Callable[[Tensor], Tensor], generation: Generation, tokenizer: Any,
+          all_steps: bool = False, end_ids: tuple[int, ...] = ()) -> Iterator[list[list[int]]]:
+    """The decode loop: after each step the ids chosen so far, one list a row, which grow until the row has ended.
 
     logits     (B, V) after the prompt
     step       takes the chosen ids (B,) and gives the next logits (B, V)
@@ -83,13 +113,10 @@ def write(logits: Tensor, step: Callable[[Tensor], Tensor], generation: Generati
             if not finished[row]:
                 chosen[row].append(token)
                 finished[row] = token in end_ids or _stopped(tokenizer, chosen[row], generation.stop)
+        yield chosen
         if n + 1 == generation.max_new_tokens or (all(finished) and not all_steps):
             break
         logits = step(ids)
-    texts = tokenizer.batch_decode(chosen, skip_special_tokens=True)
-    ended = [bool(ids) and ids[-1] in end_ids for ids in chosen]
-    return [Decoded(_cut(text, generation.stop).strip(), ids[:-1] if end else ids, end)
-            for text, ids, end in zip(texts, chosen, ended)]
 
 
 def _choose(logits: Tensor, chosen: list[list[int]], generation: Generation, barred: list[int],
@@ -123,3 +150,8 @@ def _cut(text: str, stop: tuple[str, ...]) -> str:
     for s in stop:
         text = text.split(s, 1)[0]
     return text
+
+
+def _open_end(text: str, stop: tuple[str, ...]) -> int:
+    """Characters at the end of `text` that could be the beginning of a stop string."""
+    return max((n for s in stop for n in range(1, min(len(s), len(text) + 1)) if text.endswith(s[:n])), default=0)

@@ -7,6 +7,7 @@ import os
 import socket
 import sys
 import warnings
+from datetime import timedelta
 from typing import Any
 
 import torch
@@ -116,12 +117,14 @@ def prepare_deepspeed(device: torch.device) -> None:
         deepspeed.ops.__compatible_ops__ = {"deepspeed_shm_comm": False}
 
 
-def start_process_group(device: torch.device) -> None:
-    """Joins the process group that torchrun or deepspeed announced in the environment, if any."""
+def start_process_group(device: torch.device, timeout: float | None = None) -> None:
+    """Joins the process group that torchrun or deepspeed announced in the environment, if any. What ranks do together fails
+    after twice `timeout` seconds; None = after as long as the backend sees fit."""
     if int(os.environ.get("WORLD_SIZE", 1)) > 1 and not dist.is_initialized():
         if device.type == "cuda":
             torch.cuda.set_device(device)  # NCCL sends objects from the current device
-        dist.init_process_group("nccl" if device.type == "cuda" else "gloo")
+        limit = timedelta(seconds=2 * timeout) if timeout else None
+        dist.init_process_group("nccl" if device.type == "cuda" else "gloo", timeout=limit)
 
 
 def end_process_group() -> None:

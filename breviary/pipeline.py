@@ -6,8 +6,9 @@ between them stays on one machine wherever R divides its processes.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from datetime import timedelta
 from typing import Any
 
 import torch
@@ -15,6 +16,7 @@ import torch.distributed as dist
 from torch import Tensor
 
 from breviary.distributed import rank, world_size
+from breviary.watch import Watch, start_watch
 
 
 @dataclass(frozen=True)
@@ -25,6 +27,7 @@ class Place:
     rising, falling  process groups of the pipeline, for messages to higher and to lower ranks; None = one process. They are
               two, and neither is the world's: a backend that takes up messages between two ranks in the order of the calls
               then never holds one behind a message the other way, or behind a sum of gradients.
+    watch     over the processes of the world; None = one process
     """
 
     ranks: int = 1
@@ -32,6 +35,7 @@ class Place:
     index: int = 0
     rising: Any = None
     falling: Any = None
+    watch: Watch | None = None
 
     @property
     def members(self) -> range:
@@ -51,9 +55,9 @@ def mapping(world: int, ranks: int) -> str:
     return "\n".join(lines)
 
 
-def take_place(ranks: int) -> Place:
-    """This process's place in pipelines of `ranks` processes, with its groups, whose neighbours are connected. Called by every
-    process of the world, as groups are made together.
+def take_place(ranks: int, timeout: float = 900) -> Place:
+    """This process's place in pipelines of `ranks` processes, with its groups, whose neighbours are connected, and a watch that
+    waits `timeout` seconds. Called by every process of the world, as groups are made together.
 
     Raises: ValueError if the processes do not divide into pipelines.
     """
@@ -65,9 +69,10 @@ def take_place(ranks: int) -> Place:
     place = Place(ranks, pipeline, index)
     if ranks == 1:
         return place
-    groups = [tuple(dist.new_group(list(range(number * ranks, (number + 1) * ranks))) for _ in range(2))
-              for number in range(world // ranks)]
-    place = Place(ranks, pipeline, index, *groups[pipeline])
+    # The watch speaks first: it knows who failed, where a message that does not come only tells of a neighbour.
+    groups = [tuple(dist.new_group(list(range(number * ranks, (number + 1) * ranks)), timeout=timedelta(seconds=2 * timeout))
+                    for _ in range(2)) for number in range(world // ranks)]
+    place = Place(ranks, pipeline, index, *groups[pipeline], start_watch(rank(), world, timeout))
     _connect(place)
     return place
 
@@ -92,13 +97,8 @@ def _connect(place: Place) -> None:
 # ------------------------------------------------------------------ gradients that come together
 
 
-def reduces_early(deepspeed: Mapping[str, Any] | None) -> bool:
-    """Whether a DeepSpeed configuration reduces gradients over the ranks while a backward pass is under way."""
-    zero = deepspeed["zero_optimization"] if deepspeed else {}
-    return zero.get("stage", 0) > 1 or bool(zero.get("overlap_comm"))
-
-
-def at_once(value: Tensor, weights: Sequence[Tensor], others: Sequence[Tensor] = ()) -> Tensor:
+def at_once(value: Tensor, weights: Sequence[Tensor], others: Sequence[Tensor] = (), checks: Callable[[], None] = lambda: None
+            ) -> Tensor:
     """The same value, whose backward pass gives every weight its whole gradient at its very end, all in one go.
 
     An engine that reduces gradients over the ranks as they arise (ZeRO 2) waits for all ranks at each bucket, and puts into a
@@ -108,17 +108,19 @@ def at_once(value: Tensor, weights: Sequence[Tensor], others: Sequence[Tensor] =
     value    (...) with a graph
     weights  leaves; one that `value` does not depend on gets zeros, as other ranks may use it
     others   leaves that the backward pass is to reach too; they get no gradient
-    Cost: the gradients of one backward pass are held whole on every rank until it is through.
+    checks   called when it is through, before any weight has a gradient
+    Cost: the gradients of one backward pass are held whole on every rank until it is through, and reducing does not overlap.
     """
-    return _AtOnce.apply([value], others, *weights)
+    return _AtOnce.apply([value], others, checks, *weights)
 
 
 class _AtOnce(torch.autograd.Function):
-    """([value], others, weights ...) -> value. In a list the value brings no graph along: it has a backward pass of its own."""
+    """([value], others, checks, weights ...) -> value. In a list the value brings no graph along: it has a backward pass of its
+    own."""
 
     @staticmethod
-    def forward(ctx: Any, box: list[Tensor], others: Sequence[Tensor], *weights: Tensor) -> Tensor:
-        ctx.box, ctx.others, ctx.weights = box, others, weights
+    def forward(ctx: Any, box: list[Tensor], others: Sequence[Tensor], checks: Callable[[], None], *weights: Tensor) -> Tensor:
+        ctx.box, ctx.others, ctx.checks, ctx.weights = box, others, checks, weights
         return box[0].detach().clone()
 
     @staticmethod
@@ -126,4 +128,5 @@ class _AtOnce(torch.autograd.Function):
         # Popped: autograd frees the inner graph while it goes through it.
         leaves = [*ctx.weights, *ctx.others]
         found = torch.autograd.grad(ctx.box.pop(), leaves, gradient, materialize_grads=True)
-        return None, None, *found[: len(ctx.weights)]
+        ctx.checks()
+        return None, None, None, *found[: len(ctx.weights)]

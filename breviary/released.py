@@ -19,13 +19,14 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 
 SHOWN = 10  # keys that a message lists
+OTHER_BACKBONE = "give the model that it was trained from with --backbone"
 SINGLE = ("model.safetensors", "pytorch_model.bin")
 FIELDS = {"{n}": r"(?P<n>\d+)", "{rest}": r"(?P<rest>.+)"}
 Names = tuple[tuple[str, str], ...]
 
 
 class ReleasedFile:
-    """The tensors of a checkpoint on disk: a .safetensors or PyTorch file, or a folder with one or with shards and an index.
+    """The tensors of a checkpoint on disk: a .safetensors or PyTorch file, a folder with one or with its shards.
 
     shapes  {key: shape}; nothing but headers is read before `tensor` is called (of PyTorch files all is mapped). Those
             are opened with weights_only: tensors, no other objects.
@@ -53,7 +54,7 @@ class ReleasedFile:
         try:
             found = home[key] if isinstance(home, dict) else home.get_tensor(key)
         except (SafetensorError, OSError) as error:
-            raise ValueError(f"{self.path}: {key} cannot be read ({error}); the file is damaged or truncated") from error
+            raise ValueError(f"{self.path}: {key} cannot be read ({error}); the file is damaged") from error
         if not found.isfinite().all():
             raise ValueError(f"{self.path}: {key} holds values that are no finite numbers; the file is damaged")
         return found
@@ -140,7 +141,7 @@ class ReleasedFormat:
         if self.fits(theirs, own):
             return []
         return [f"{self.file.path}: its decoder has {theirs[0]} tokens, width {theirs[1]} and {theirs[2]} layers, "
-                f"{backbone.path} has {own[0]}, {own[1]} and {own[2]}; give the model it was trained from with --backbone"]
+                f"{backbone.path} has {own[0]}, {own[1]} and {own[2]}; {OTHER_BACKBONE}"]
 
     def fits(self, theirs: tuple[int, int, int], own: tuple[int, int, int]) -> bool:
         """Whether a decoder of (tokens, width, layers) can be the backbone's."""
@@ -181,7 +182,8 @@ def account(form: ReleasedFormat, given: Mapping[str, Any], reader: nn.Module, b
         names = [_renamed(theirs, ours, key) for theirs, ours in form.pairs(given) if _fields(theirs, key)]
         if names and key not in cut:
             taken[names[0]] = Taken(key)
-    problems = [f"unknown: {part.key} (the reader has no {name})" for name, part in taken.items() if name not in weights]
+    problems = [f"unknown: {part.key} (the reader has no {name})" for name, part in taken.items()
+                if name not in weights]
     covered = {id(weights[name]) for name in taken if name in weights}  # a tied head and table are one weight
     missing = {id(weight): name for name, weight in reversed(weights.items()) if id(weight) not in covered}
     problems += [f"missing: {_their_name(form, given, name)}" for name in reversed(missing.values())]
@@ -189,10 +191,11 @@ def account(form: ReleasedFormat, given: Mapping[str, Any], reader: nn.Module, b
         if part.key not in form.file.shapes:
             problems.append(f"missing: {part.key}")
         elif name in weights and part.shape(form.file) != tuple(weights[name].shape):
-            problems.append(f"shape of {part.key}: {part.shape(form.file)} in the file, {tuple(weights[name].shape)} in the "
-                            "reader")
+            problems.append(f"shape of {part.key}: {part.shape(form.file)} in the file, "
+                            f"{tuple(weights[name].shape)} in the reader")
     if problems:
-        raise ValueError(listed(f"{form.file.path}: does not fit {form.title} on {backbone.path}:", dict.fromkeys(problems)))
+        heading = f"{form.file.path}: does not fit {form.title} on {backbone.path}:"
+        raise ValueError(listed(heading, dict.fromkeys(problems)))
     return taken
 
 
@@ -213,8 +216,8 @@ def fill(reader: nn.Module, file: ReleasedFile, taken: Mapping[str, Taken]) -> l
             filled[id(weight)] = part.key
         elif not torch.equal(weight, tensor.to(weight)):
             if id(weight) in filled:
-                raise ValueError(f"{file.path}: {part.key} differs from {filled[id(weight)]}, which are one weight in the backbone "
-                                 "(tie_word_embeddings); give the model it was trained from with --backbone")
+                raise ValueError(f"{file.path}: {part.key} differs from {filled[id(weight)]}, which are one weight in "
+                                 f"the backbone (tie_word_embeddings); {OTHER_BACKBONE}")
             changed.append(part.key)
     return changed
 
@@ -261,7 +264,8 @@ def _weight_files(path: Path) -> list[Path]:
             return [path / name]
         if (path / f"{name}.index.json").is_file():
             return _shards(path / f"{name}.index.json")
-    raise ValueError(f"{path}: no weights in this folder; it needs {' or '.join(SINGLE)}, or one's shards with their index")
+    raise ValueError(f"{path}: no weights in this folder; it needs {' or '.join(SINGLE)}, "
+                     "or one's shards with their index")
 
 
 def _shards(index: Path) -> list[Path]:

@@ -10,14 +10,17 @@ from datetime import datetime, timezone
 from pathlib import Path
 
 from omegaconf import DictConfig, OmegaConf
+from yaml import YAMLError
 
 from breviary.checkpoint import WEIGHTS
 from breviary.distributed import from_rank_zero, rank
 from breviary.results import write_environment, write_text
+from breviary.versions import SCHEMA, upgraded
 
 # What may change between a run and its resumption without making it another run.
 FREE_KEYS = ("resume", "paths", "hydra")
 FINISHED = "finished"
+CONFIG = "config.yaml"
 
 
 def config_hash(cfg: DictConfig, without: tuple[str, ...] = FREE_KEYS, extra: str = "") -> str:
@@ -50,7 +53,7 @@ def open_run(cfg: DictConfig) -> tuple[Path, Path | None]:
 
 def describe_run(folder: Path, cfg: DictConfig) -> None:
     """Writes what says of what a run is: its resolved configuration, and where it is made."""
-    write_text(folder / "config.yaml", OmegaConf.to_yaml(cfg, resolve=True))
+    write_config(folder, cfg)
     write_environment(folder)
 
 
@@ -68,10 +71,12 @@ def checkpoints(folder: str | Path) -> list[Path]:
 
 
 def last_checkpoint(folder: str | Path) -> Path:
-    """A run's newest checkpoint.
+    """A run's newest checkpoint; an exported folder is its own.
 
     Raises: ValueError when the folder is no run or has none.
     """
+    if (Path(folder) / WEIGHTS).is_file():
+        return Path(folder)
     found = checkpoints(folder)
     if not found:
         raise ValueError(f"{folder}: no run folder with a complete checkpoint in checkpoints/; "
@@ -82,20 +87,39 @@ def last_checkpoint(folder: str | Path) -> Path:
 def best_checkpoint(folder: str | Path) -> Path:
     """A run's checkpoint of lowest validation NLL; the newest where nothing was validated."""
     newest = last_checkpoint(folder)
+    if newest == Path(folder):
+        return newest
     step = json.loads((newest / "trainer_state.json").read_text()).get("best_global_step")
     best = newest.with_name(f"checkpoint-{step}")
     return best if step and (best / WEIGHTS).is_file() else newest
 
 
-def load_config(folder: str | Path) -> DictConfig:
-    """The resolved configuration of a run.
+def write_config(folder: Path, cfg: DictConfig, resolve: bool = True) -> None:
+    """Writes `cfg` as the configuration of a run folder, with the schema of this version."""
+    text = OmegaConf.to_yaml(cfg, resolve=resolve)
+    write_text(folder / CONFIG, f"schema: {SCHEMA}  # of run folders, see breviary/versions.py\n{text}")
 
-    Raises: ValueError when the folder has none.
+
+def load_config(folder: str | Path) -> DictConfig:
+    """The configuration of a run or of an exported folder, in this version's terms.
+
+    A backbone.path that begins with ./ is in that folder.
+    Raises: ValueError when the folder has none, or one that cannot be read.
     """
-    file = Path(folder) / "config.yaml"
+    file = Path(folder) / CONFIG
     if not file.is_file():
-        raise ValueError(f"run={folder}: no run folder (no config.yaml in it); give one that train.py printed")
-    return OmegaConf.load(file)
+        raise ValueError(f"run={folder}: no run folder (no {CONFIG} in it); give one that train.py printed")
+    try:
+        cfg = OmegaConf.load(file)
+    except (YAMLError, UnicodeDecodeError) as error:
+        raise ValueError(f"{file}: damaged, no YAML ({' '.join(str(error).split())})") from error
+    missing = [name for name in ("backbone", "compressor", "engine") if not OmegaConf.is_dict(cfg) or name not in cfg]
+    if missing:
+        raise ValueError(f"{file}: no run's configuration, it lacks {', '.join(missing)}")
+    cfg = upgraded(cfg, str(file))
+    if str(cfg.backbone.get("path", "")).startswith("./"):
+        cfg.backbone.path = str(Path(folder).absolute() / cfg.backbone.path)
+    return cfg
 
 
 def _new_folder(parent: Path) -> Path:
@@ -107,7 +131,7 @@ def _new_folder(parent: Path) -> Path:
 
 def _newest_unfinished(parent: Path, wanted: str) -> tuple[Path | None, Path | None]:
     for folder in sorted(parent.glob("*_*"), reverse=True):
-        unfinished = (folder / "config.yaml").is_file() and not (folder / FINISHED).exists()
+        unfinished = (folder / CONFIG).is_file() and not (folder / FINISHED).exists()
         if unfinished and checkpoints(folder) and config_hash(load_config(folder)) == wanted:
             return folder, checkpoints(folder)[-1]
     return None, None

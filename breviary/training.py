@@ -224,6 +224,11 @@ class ReaderTrainer(Trainer):
             if is_plain == self.is_deepspeed_enabled:
                 raise ValueError(f"resume: {resume_from_checkpoint} has no optimizer state for this engine; a run is "
                                  "resumed with the engine that it was started with (init_from takes weights alone)")
+            shares = len(list(Path(resume_from_checkpoint).glob("global_step*/*_optim_states.pt")))
+            if self.is_deepspeed_enabled and shares != self.args.world_size:
+                raise ValueError(f"resume: {resume_from_checkpoint} holds its optimizer's state in {shares} shares, one a "
+                                 f"process; start {shares} processes, whatever engine.ranks, not {self.args.world_size} "
+                                 "(init_from takes weights alone)")
         if not self.is_deepspeed_enabled:
             return super()._prepare_for_training(max_steps, train_dataloader, resume_from_checkpoint)
         if resume_from_checkpoint:

@@ -15,6 +15,8 @@ from __future__ import annotations
 
 import contextlib
 from collections import OrderedDict
+from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -23,7 +25,8 @@ from torch import Tensor
 from breviary.assemble import Layout, take_columns
 from breviary.contract import (Batch, Compressor, Context, Decoded, Encoded, Footprint, Generation, LossOutput, Memory,
                                Question, Reader, Tokens)
-from breviary.decoding import DecodingStream, write
+from breviary.decoding import DecodingStream, decode_pieces, write
+from breviary.kept import EncodedDocument, Kept, load_kept
 from breviary.objective import Answer, token_nll
 from breviary.runtime import phase
 from breviary.stack import Stack
@@ -100,16 +103,35 @@ class CompressedReader(Reader):
         return LossOutput(losses_BA.sum(1), main.answer.lengths, parts, memory.mask.sum(1), main.context.lengths, *tokens)
 
     @torch.no_grad()
-    def decoded(self, batch: Batch, generation: Generation) -> list[Decoded]:
-        """Greedy or sampled answers, decoded with a per-layer cache."""
+    def decoded(self, batch: Batch, generation: Generation, encoded: Encoded | None = None,
+                memory: Memory | None = None) -> list[Decoded]:
+        """Greedy or sampled answers, decoded with a per-layer cache; encoded, memory as in `open`."""
         with self.precision():
-            stream, logits = self.open(batch)
+            stream, logits = self.open(batch, encoded, memory)
             with phase("decode"):
                 return write(logits, stream.step, generation, self.tokenizer, self.all_steps,
                              self.decoder.end_ids)
 
-    def open(self, batch: Batch) -> tuple[DecodingStream, Tensor]:
-        """Reads contexts and questions; gives the stream to decode from and the first logits (B, V)."""
+    @torch.no_grad()
+    def pieces(self, batch: Batch, generation: Generation, encoded: Encoded | None = None,
+               memory: Memory | None = None) -> Iterator[str]:
+        """The answer of a batch of one, its text given as it is decoded; otherwise as `answer`."""
+        with self.precision():
+            stream, logits = self.open(batch, encoded, memory)
+
+        def step(ids: Tensor) -> Tensor:
+            with self.precision():  # not around the loop: between two pieces the caller computes
+                return stream.step(ids)
+
+        yield from decode_pieces(logits, step, generation, self.tokenizer, self.decoder.end_ids)
+
+    def open(self, batch: Batch, encoded: Encoded | None = None,
+             memory: Memory | None = None) -> tuple[DecodingStream, Tensor]:
+        """Reads contexts and questions; gives the stream to decode from and the first logits (B, V).
+
+        encoded  the contexts where they are read already; memory  where they are compressed already. Of the batch's
+        contexts only the lengths count then.
+        """
         n, batch = self.compressor.layer, self.objective.main(batch)
         parts = [batch.prefix, batch.prompt]
         stream = DecodingStream(self.decoder, n)
@@ -118,21 +140,33 @@ class CompressedReader(Reader):
             positions = self._lower_positions(batch, lower)
             embeds = self.decoder.embed(lower.place([p.ids for p in parts]))
             states = stream.read_below(embeds, positions, lower.mask) if n else embeds
-        memory = self._memory(batch, self._encoded(batch), lower, states)
+        if memory is None:
+            memory = self._memory(batch, self._encoded(batch) if encoded is None else encoded, lower, states)
         with phase("prefill"):
             upper, states, positions = self._upper(parts, memory, lower, states, positions, "left")
             return stream, stream.read_above(states, positions, upper.mask)
 
     @torch.no_grad()
-    def memory(self, batch: Batch) -> Memory:
-        """What is kept of each context for its question; `trace` says why."""
+    def memory(self, batch: Batch, encoded: Encoded | None = None) -> Memory:
+        """What is kept of each context for its question; `trace` says why. encoded as in `open`."""
         batch = self.objective.main(batch)
         with self.precision():
             parts = [batch.prefix, batch.prompt]
             lower = Layout.of([p.mask for p in parts])
             embeds = self.decoder.embed(lower.place([p.ids for p in parts]))
             states = self.decoder.run(embeds, range(self.compressor.layer), self._lower_positions(batch, lower))
-            return self._memory(batch, self._encoded(batch), lower, states)
+            return self._memory(batch, self._encoded(batch) if encoded is None else encoded, lower, states)
+
+    @torch.no_grad()
+    def read(self, batch: Batch) -> list[Kept]:
+        """Each context encoded, whatever will be asked."""
+        with self.precision():
+            encoded = self._encoded(batch)
+        return [EncodedDocument(self, one) for one in encoded.split()]
+
+    def load_kept(self, file: str | Path) -> Kept:
+        """As `kept.load_kept`."""
+        return load_kept(self, file)
 
     @torch.no_grad()
     def footprint(self, batch: Batch) -> Footprint:

@@ -5,7 +5,7 @@ Shape letters: B rows, G global slots, T queue slots, D width.
 A passage is one reading of a text. For each chunk and layer it takes what the chunk before left, and gives what this one
 leaves; between chunks of one process that is all. Between two processes each is one message of bytes,
 
-    [ step, chunk, layer, direction : int64 | S (B, G, D) | Q (B, T, D) ]
+    [ step, chunk, layer, direction, finite : int64 | S (B, G, D) | Q (B, T, D) ]
 
 each part in its own type, so that nothing is rounded and a half-precision queue takes half the bytes. M is a function of S:
 the receiver computes it. Sizes and masks follow from the plan of the chunks, which every process knows; nothing is negotiated.
@@ -24,13 +24,13 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from breviary.pipeline import Place
+from breviary.pipeline import Place, at_once
 from comet.memory import LayerState
+from comet.progress import BACKWARD, FORWARD, Event, Progress, not_finite, stands
 from comet.schedule import Cell
 
-FORWARD, BACKWARD = 0, 1
 NAMES = ("memory", "gradient")
-HEADER = 4  # int64
+HEADER = 5  # int64
 AHEAD = 2  # messages for which room is made before they are waited for: the one that is due and the next
 
 
@@ -54,13 +54,17 @@ class Crossing:
         return [(torch.int64, (HEADER,)), (carried, (self.rows, self.global_slots, self.width)),
                 (self.dtype, (self.rows, self.queue_slots, self.width))]
 
+    @property
+    def bytes(self) -> int:
+        """Of a message."""
+        return sum(dtype.itemsize * torch.Size(shape).numel() for dtype, shape in self.parts)
+
     def room(self) -> Tensor:
         """A message's bytes, not filled in, (N,) uint8."""
-        size = sum(dtype.itemsize * torch.Size(shape).numel() for dtype, shape in self.parts)
-        return torch.empty(size, dtype=torch.uint8, device=self.device)
+        return torch.empty(self.bytes, dtype=torch.uint8, device=self.device)
 
     def views(self, message: Tensor) -> list[Tensor]:
-        """Header (4,), S (B, G, D) and Q (B, T, D) as they lie in a message."""
+        """Header (5,), S (B, G, D) and Q (B, T, D) as they lie in a message."""
         found, at = [], 0
         for dtype, shape in self.parts:
             end = at + dtype.itemsize * torch.Size(shape).numel()
@@ -68,12 +72,16 @@ class Crossing:
             at = end
         return found
 
-    def packed(self, header: Sequence[int], carried: Tensor, queue: Tensor) -> Tensor:
-        """The message."""
+    def packed(self, header: Sequence[int], carried: Tensor, queue: Tensor, well: Tensor | bool = True) -> Tensor:
+        """The message; header = step, chunk, layer, direction; well = whether what it was made of is finite. Whether all is
+        finite is found on the device, and not waited for."""
         for (dtype, shape), part in zip(self.parts[1:], (carried, queue)):
             assert (part.dtype, tuple(part.shape)) == (dtype, shape), (part.dtype, part.shape, dtype, shape)
         message = self.room()
-        for view, part in zip(self.views(message), (torch.tensor(header, dtype=torch.int64), carried, queue)):
+        views = self.views(message)
+        views[0][:-1].copy_(torch.tensor(header, dtype=torch.int64))
+        views[0][-1].copy_(torch.isfinite(carried).all() & torch.isfinite(queue).all() & well)
+        for view, part in zip(views[1:], (carried, queue)):
             view.copy_(part)
         return message
 
@@ -95,8 +103,6 @@ class Handoff:
 class Passage:
     """One reading of a text within one process: what is given to a chunk is what it takes."""
 
-    leaves: Sequence[Tensor] = ()  # that a backward pass must reach, so that gradients are sent
-
     def __init__(self) -> None:
         self._kept: dict[Cell, LayerState | None] = {}
 
@@ -110,8 +116,14 @@ class Passage:
         self._kept[chunk, layer] = memory
         return states
 
-    def tied(self, value: Tensor) -> Tensor:
-        """The same loss, whose backward pass reaches everything that was given."""
+    def begins(self, chunk: int, layer: int) -> None:
+        """A cell is computed from now on."""
+
+    def follows(self, chunk: int, layer: int, states: Tensor) -> None:
+        """A cell gave its output (B, N, D)."""
+
+    def closed(self, value: Tensor, weights: Sequence[Tensor]) -> Tensor:
+        """The loss, once all is read; its backward pass reaches everything that was given, and then `weights`."""
         return value
 
 
@@ -122,14 +134,16 @@ class PipelineHandoff(Handoff):
 
     sent   messages sent so far, [memories, gradients]
     Cost: a message of B (G s + T q) D bytes, s and q the bytes of a carried and of a queued number, for each layer and for
-    each border between two processes; the same back. A sent memory is kept until its gradient is there. A receiver looks at the header, one host sync for each message that
-    it waits for: with the wrong memory nothing may go on. Not for gloo with memory on a GPU: gloo sends from the host.
+    each border between two processes; the same back. A sent memory is kept until its gradient is there. A receiver looks at
+    the header, one host sync for each message that it waits for: with the wrong memory, or with one that is not finite, nothing
+    may go on. Not for gloo with memory on a GPU: gloo sends from the host.
     """
 
     def __init__(self, place: Place):
         self.place, self.ranks, self.rank = place, place.ranks, place.index
         self.step = 0
         self.sent = [0, 0]
+        self.events: list[Event] | None = None  # of what is read from now on, where somebody sets a list
         self.unanswered: list[tuple[Any, Tensor]] = []  # sends that no answer will follow, and what they send
 
     def open(self, owner: Sequence[int], order: Sequence[Cell], layers: int, crossings: Mapping[int, Crossing]) -> Passage:
@@ -152,8 +166,10 @@ class PipelinePassage(Passage):
         super().__init__()
         self.handoff, self.step, self.layers = handoff, handoff.step, layers
         self.owner, self.crossings = owner, crossings
+        self.progress = Progress(handoff.place.watch, handoff.place.members[handoff.rank], handoff.step,
+                                 handoff.events)
         self.answered = torch.is_grad_enabled()  # gradients will come for what is given
-        self.leaves: list[Tensor] = []
+        self._leaves: list[Tensor] = []  # that a backward pass must reach, so that gradients are sent
         self._sends: dict[Cell, tuple[Any, Tensor]] = {}  # memories until their gradient is back
         self._last: dict[int, Tensor] = {}  # by chunk, the newest stream that passed a message
         self._inbox = {FORWARD: Inbox([cell for cell in order if self._travels(cell[0])]),
@@ -165,7 +181,7 @@ class PipelinePassage(Passage):
         if not self._travels(chunk):
             return super().take(chunk, layer)
         drive = torch.zeros((), device=self.crossings[chunk].device, requires_grad=self.answered)
-        self.leaves.append(drive)
+        self._leaves.append(drive)
         return LayerState(*_Take.apply(self, (chunk, layer), drive))
 
     def give(self, chunk: int, layer: int, states: Tensor, memory: LayerState | None) -> Tensor:
@@ -176,14 +192,27 @@ class PipelinePassage(Passage):
         self._last[chunk] = states = _Give.apply(self, (chunk, layer), states, memory.carried, memory.queue)
         return states
 
-    def tied(self, value: Tensor) -> Tensor:
+    def begins(self, chunk: int, layer: int) -> None:
+        """As Passage's."""
+        self.progress.begins((chunk, layer), FORWARD)
+
+    def follows(self, chunk: int, layer: int, states: Tensor) -> None:
+        """As Passage's."""
+        self.progress.follows((chunk, layer), states)
+
+    def closed(self, value: Tensor, weights: Sequence[Tensor]) -> Tensor:
         """As Passage's: a chunk that no supervised token is in has a loss only through the memory that it gave."""
+        self.progress.rests(FORWARD)
+        if not value.requires_grad:
+            return value
         last, self._last = list(self._last.values()), {}  # not kept: this object is part of the graph that they hold
-        return _Tied.apply(value, *last) if last else value
+        value = _Tied.apply(value, *last) if last else value
+        return at_once(value, weights, self._leaves, self.progress.check)
 
     def send(self, cell: Cell, direction: int, carried: Tensor, queue: Tensor) -> None:
         """Sends the memory that goes into a cell to the chunk's owner, or its gradient back to that of the chunk before."""
-        message = self.crossings[cell[0]].packed([self.step, *cell, direction], carried, queue)
+        well = direction == BACKWARD or self.progress.well((cell[0] - 1, cell[1]))
+        message = self.crossings[cell[0]].packed([self.step, *cell, direction], carried, queue, well)
         work = dist.isend(message, tag=self._tag(cell, direction), **self._way(cell, direction, sends=True))
         self.handoff.sent[direction] += 1
         if direction == FORWARD and self.answered:
@@ -194,14 +223,20 @@ class PipelinePassage(Passage):
     def received(self, cell: Cell, direction: int) -> tuple[Tensor, Tensor]:
         """S and Q of a cell, or their gradients; waits for the message.
 
-        Raises: RuntimeError where another message came.
+        Raises: RuntimeError where another message came; Fault where its numbers are not finite.
         """
+        ends = self.owner[cell[0] - 1], self.owner[cell[0]]
+        sender = self.handoff.place.members[ends[direction]]
+        wanted = [self.step, *cell, direction]
+        self.progress.waits(f"{_told(wanted)} from rank {sender}", direction)
         message = self._inbox[direction].wait(cell, lambda due: self._expected(due, direction))
         header, carried, queue = self.crossings[cell[0]].views(message)
-        found, wanted = header.tolist(), [self.step, *cell, direction]
+        *found, finite = header.tolist()
         if found != wanted:
             raise RuntimeError(f"pipeline: rank {self.handoff.rank} waited for {_told(wanted)} and got {_told(found)}: the ranks "
                                "of a pipeline must read the same batches, as often and in the same order")
+        if not finite:  # the sender's cell: a memory goes to the next chunk
+            raise not_finite(sender, stands(self.step, cell[0] - (direction == FORWARD), cell[1], direction))
         if direction == BACKWARD:  # whoever answers has the memory
             self._sends.pop(cell)[0].wait()
         return carried.clone(), queue.clone()  # off the message: autograd is to own them

@@ -11,6 +11,7 @@ Shape letters: B rows, N tokens of a text, n text tokens of a chunk, W supervise
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -142,10 +143,9 @@ class Comet(Reader):
         self._drawn = f"{seed}-{step}"
         self.objective.begin_step(step, seed)
 
-    def join_pipeline(self, place: Place, schedule: str, at_once: bool = False) -> None:
+    def join_pipeline(self, place: Place, schedule: str) -> None:
         """As Reader's, for contiguous or cyclic chunks of every text; see comet.pipeline."""
-        handoff = PipelineHandoff(place) if place.ranks > 1 else Handoff()
-        self.pipeline = Pipeline(handoff, schedule, place.counts_batch, at_once)
+        self.pipeline = Pipeline(PipelineHandoff(place) if place.ranks > 1 else Handoff(), schedule, place.counts_batch)
 
     @property
     def rate_factors(self) -> dict[str, float]:
@@ -155,6 +155,18 @@ class Comet(Reader):
     def open(self, **settings: Any) -> Session:
         """A text to be read piece by piece, asked about and written on; see Session."""
         return Session(self.eval(), **settings)
+
+    def read(self, batch: Batch) -> list[Session]:
+        """A session for each row that read prefix and context."""
+        sessions = [self.open() for _ in range(len(batch))]
+        for row, session in enumerate(sessions):
+            for part in (batch.prefix, batch.context):
+                session.read(part.ids[row][part.mask[row]].tolist())
+        return sessions
+
+    def load_kept(self, file: str | Path) -> Session:
+        """As Session.load."""
+        return Session.load(self, file)
 
     # -------------------------------------------------------------- reading
 

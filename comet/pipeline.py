@@ -15,7 +15,6 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
-from breviary.pipeline import at_once
 from comet.handoff import Crossing, Handoff
 from comet.layers import MemoryLayers, Piece
 from comet.memory import LayerState, MemoryState
@@ -32,12 +31,11 @@ class Pipeline:
     handoff       carries memory from chunk to chunk
     schedule      contiguous | cyclic, see comet.schedule
     counts_batch  whether this process's counts stand for the batch, which all ranks of a pipeline have
-    at_once       whether weights get their gradients at the end of a backward pass, see breviary.pipeline.at_once
     """
 
-    def __init__(self, handoff: Handoff, schedule: str, counts_batch: bool = True, at_once: bool = False):
+    def __init__(self, handoff: Handoff, schedule: str, counts_batch: bool = True):
         assert schedule in SCHEDULES, schedule
-        self.handoff, self.schedule, self.counts_batch, self.at_once = handoff, schedule, counts_batch, at_once
+        self.handoff, self.schedule, self.counts_batch = handoff, schedule, counts_batch
 
     def nll(self, reader: Comet, text: Text, nll_B: Tensor) -> Tensor:
         """`nll_B` (B,) and the nats of this rank's chunks. Called by every rank of the pipeline with the same text.
@@ -60,7 +58,9 @@ class Pipeline:
                 states[number] = reader.embeds(text, chunk)
                 attending[number] = piece.attending(reader.decoder, states[number])
             prior = entered(chunk, piece, passage.take(number, layer))
+            passage.begins(number, layer)
             states[number], after = reader.memory.cell(reader.decoder, layer, states[number], attending[number], piece, prior)
+            passage.follows(number, layer, states[number])
             if number + 1 < count:
                 states[number] = passage.give(number + 1, layer, states[number], after)
             if layer + 1 == layers:
@@ -68,11 +68,7 @@ class Pipeline:
                 ended = states.pop(number)
                 if widths[number]:
                     nll_B = nll_B + reader.spent(text, chunk.step, chunk.layout, ended, widths[number])
-        nll_B = passage.tied(nll_B)
-        if self.at_once and nll_B.requires_grad:
-            weights = [weight for weight in reader.parameters() if weight.requires_grad]
-            nll_B = at_once(nll_B, weights, passage.leaves)
-        return nll_B
+        return passage.closed(nll_B, [weight for weight in reader.parameters() if weight.requires_grad])
 
 
 def pieces_of(memory: MemoryLayers, chunks: list[Chunk], text: Text) -> list[Piece]:

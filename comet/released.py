@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from breviary.released import Names, ReleasedFormat, Taken
+from breviary.released import OTHER_BACKBONE, Names, ReleasedFormat, Taken
 
 LAYER = "model.layers.{n}."
 MEMORY = "memory.layers.{n}."
@@ -34,7 +34,8 @@ class ReleasedCoMeT(ReleasedFormat):
                   "temp_memory_net.0.weight": "temporary_norm.weight",
                   "temp_memory_net.1.down_proj.weight": "temporary_adapter.down.weight",
                   "temp_memory_net.1.up_proj.weight": "temporary_adapter.up.weight"}
-        return ((LAYER + "inner_layer.{rest}", "decoder.layers.{n}.{rest}"), ("model.norm.weight", "decoder.final_norm.weight"),
+        return ((LAYER + "inner_layer.{rest}", "decoder.layers.{n}.{rest}"),
+                ("model.norm.weight", "decoder.final_norm.weight"),
                 (TABLE, "decoder.embed_tokens.weight"), (HEAD, "decoder.lm_head.weight"),
                 *((LAYER + theirs, MEMORY + ours) for theirs, ours in memory.items()))
 
@@ -46,9 +47,10 @@ class ReleasedCoMeT(ReleasedFormat):
         """As ReleasedFormat says; sizes are those of config.json."""
         down = self.file.shapes.get("model.layers.0.temp_memory_net.1.down_proj.weight", (8,))
         return {**{name: self.file.config[key] for key, name in SIZES.items()},
-                "compressor.global_slots": len(self.file.config["global_beacon_ids"]), "compressor.adapter_rank": down[0],
+                "compressor.global_slots": len(self.file.config["global_beacon_ids"]),
+                "compressor.adapter_rank": down[0],
                 "compressor.new_token_logits": self.new_tokens(backbone),
-                "prompt.chat": bool(backbone.tokenizer().chat_template)}  # published: the tokenizer's template, where it has one
+                "prompt.chat": bool(backbone.tokenizer().chat_template)}  # published: its template, where it has one
 
     def new_tokens(self, backbone: Any) -> int:
         """Rows of the table behind the backbone's vocabulary."""
@@ -58,7 +60,7 @@ class ReleasedCoMeT(ReleasedFormat):
         """As ReleasedFormat says; and what is wrong with config.json."""
         config, place = self.file.config, self.file.folder / "config.json"
         if config is None:
-            return [f"{place}: no such file; chunk sizes and the new tokens' ids are there: give the released folder whole"]
+            return [f"{place}: no such file; it holds sizes and the new tokens' ids: give the released folder whole"]
         found = [f"{place}: {key} must be a whole number" for key in (*SIZES, "temp_beacon_id")
                  if not isinstance(config.get(key), int)]
         readouts = config.get("global_beacon_ids")
@@ -72,8 +74,8 @@ class ReleasedCoMeT(ReleasedFormat):
             return [f"{place}: temp_beacon_id and global_beacon_ids name row {outside[0]} of a table of "
                     f"{self.file.shapes[TABLE][0]} rows"]
         theirs, own = type(backbone.config).from_dict(dict(config)), backbone.config
-        return [f"{place}: {key}={getattr(theirs, key)}, of {backbone.path} {getattr(own, key)}; give the model it was trained "
-                "from with --backbone" for key in BACKBONE if getattr(theirs, key) != getattr(own, key)]
+        return [f"{place}: {key}={getattr(theirs, key)}, of {backbone.path} {getattr(own, key)}; {OTHER_BACKBONE}"
+                for key in BACKBONE if getattr(theirs, key) != getattr(own, key)]
 
     def fits(self, theirs: tuple[int, int, int], own: tuple[int, int, int]) -> bool:
         """As ReleasedFormat says; its table may have further rows."""
@@ -87,7 +89,8 @@ class ReleasedCoMeT(ReleasedFormat):
         """As ReleasedFormat says."""
         old, config = backbone.config.vocab_size, self.file.config
         head = TABLE if backbone.config.tie_word_embeddings and HEAD not in self.file.shapes else HEAD
-        parts = {"decoder.embed_tokens.weight": Taken(TABLE, slice(old)), "decoder.lm_head.weight": Taken(head, slice(old)),
+        parts = {"decoder.embed_tokens.weight": Taken(TABLE, slice(old)),
+                 "decoder.lm_head.weight": Taken(head, slice(old)),
                  "memory.tokens.weight": Taken(TABLE, (config["temp_beacon_id"], *config["global_beacon_ids"]))}
         if self.new_tokens(backbone):
             parts["memory.new_token_head.weight"] = Taken(head, slice(old, None))

@@ -13,8 +13,9 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
-from breviary.contract import Generation
-from breviary.decoding import decode
+from breviary.contract import Batch, Generation
+from breviary.decoding import decode, decode_pieces
+from breviary.kept import Kept
 from comet.memory import LayerState, MemoryState
 from comet.stream import Stream
 
@@ -25,8 +26,8 @@ SCHEMA = "1"
 TEMPLATE = "\nQuestion: {question}\nAnswer:"  # as configs/train.yaml
 
 
-class Session:
-    """What a reader holds of one text. `Comet.open()` gives one.
+class Session(Kept):
+    """What a reader holds of one text. `Comet.open()` gives one, `Comet.read` one for each row of a batch.
 
     tokens_read  tokens so far; bytes  what is kept of them
     """
@@ -63,14 +64,28 @@ class Session:
     def ask(self, question: str | Sequence[int], generation: Generation | None = None) -> str:
         """The answer to a question about what was read; the session stays as it is. A string is put into the template,
         tokens are read as they are."""
-        asked = self.fork()
-        asked.read(self.template.replace("{question}", question) if isinstance(question, str) else question)
-        if asked._logits is None:
-            raise ValueError("session.ask: nothing was read, and the question is empty; call session.read first")
+        asked = self._asked(question)
         with self.reader.decoder.precision():
             [answer] = decode(asked._logits, asked._stream.step, generation or Generation(stop=("\n",)),
                               self.reader.tokenizer, end_ids=self.reader.decoder.end_ids)
         return answer
+
+    def answers(self, questions: Batch, generation: Generation) -> list[str]:
+        """As Kept: the batch's prompts, asked one after the other."""
+        return [self.ask(ids[real].tolist(), generation) for ids, real in zip(questions.prompt.ids, questions.prompt.mask)]
+
+    def pieces(self, questions: Batch, generation: Generation) -> Iterator[str]:
+        """As Kept."""
+        asked = self._asked(questions.prompt.ids[questions.prompt.mask].tolist())
+        return decode_pieces(asked._logits, asked._stream.step, generation, self.reader.tokenizer, self.reader.decoder.end_ids)
+
+    def _asked(self, question: str | Sequence[int]) -> Session:
+        """A copy that read the question too."""
+        asked = self.fork()
+        asked.read(self.template.replace("{question}", question) if isinstance(question, str) else question)
+        if asked._logits is None:
+            raise ValueError("session.ask: nothing was read, and the question is empty; call session.read first")
+        return asked
 
     def generate(self, tokens: int) -> Iterator[int]:
         """Writes on, greedily, and reads what it wrote; gives the tokens one by one, stops behind an end token.

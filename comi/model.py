@@ -37,6 +37,8 @@ class COMI(MergingCompressor):
     Further arguments as in MergingCompressor and Reading. Costs O(L) memory per segment beside its states.
     """
 
+    former_names = {"merge_alpha": "gain.merge_alpha", "merge_beta": "gain.merge_beta"}
+
     def __init__(self, backbone: Backbone | TinyBackbone, decoder: Stack, *, coarse: bool = True, fine: bool = True,
                  redundancy_coarse: bool = True, redundancy_fine: bool = True, alpha: float = 1.0, beta: float = 1.0,
                  temperature: float = 1.0, min_group_size: int = 0, learned_weights: str = "none",

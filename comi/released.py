@@ -1,4 +1,4 @@
-"""The names of COMI's released checkpoints (one file; the decoder with or without LoRA), and where each key goes here."""
+"""The names of COMI's released checkpoints (one file, the decoder with or without LoRA), and where each key goes."""
 
 from __future__ import annotations
 
@@ -62,11 +62,13 @@ class ReleasedCOMI(ReleasedFormat):
                  "compressor.encoder_layers": self.file.layers(self.encoder + "model.layers.{n}.{rest}"),
                  "compressor.lsa_layers": max(self.file.layers(FUSION + "model.layers.{n}.{rest}"), 1),
                  "compressor.learned_weights": "merge" if self.learned else "none"}
-        weights = {f"{name}_{stage}": float(self.file.tensor(f"{name}_{stage}")) for stage in STAGES for name in SCALARS}
+        keys = [f"{name}_{stage}" for stage in STAGES for name in SCALARS]
+        weights = {key: float(self.file.tensor(key)) for key in keys}
         found |= {f"compressor.{name}": weights[f"{name}_select"] for name in SCALARS}
         if self.lora:
             down = {key: shape for key, shape in self.file.shapes.items() if key.endswith(".lora_A.default.weight")}
-            found |= {"decoder.lora_alpha": given["lora_alpha"], "decoder.lora_rank": min(shape[0] for shape in down.values()),
+            found |= {"decoder.lora_alpha": given["lora_alpha"],
+                      "decoder.lora_rank": min(shape[0] for shape in down.values()),
                       "decoder.lora_targets": sorted({key.split(".")[-4] for key in down})}
         return found
 

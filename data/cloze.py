@@ -7,6 +7,7 @@ et al. 2018, 1804.00720): rewriting a text from its slots teaches what slots hol
 from __future__ import annotations
 
 import random
+import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
@@ -126,11 +127,12 @@ class Cloze:
         return list(found.values())
 
     def _cut(self, text: str) -> Iterator[str]:
-        words = text.split(" ")
+        """Consecutive passages, each from the first letter of its first word to the last of its last."""
+        words = [match.span() for match in re.finditer(r"\S+", text)]
         for at in range(0, len(words), self.max_words):
-            piece = " ".join(words[at : at + self.max_words]).strip()
-            if len(piece.split()) >= self.min_words:
-                yield piece
+            piece = words[at : at + self.max_words]
+            if len(piece) >= self.min_words:
+                yield text[piece[0][0] : piece[-1][1]]
 
     # -------------------------------------------------------------- one question
 
@@ -142,8 +144,8 @@ class Cloze:
         better = [span for span in found if not span.is_rare_word] or found
         return pick(rng, better) if better else None
 
-    def _distractors(self, passage: Passage, span: Span, near: list[Passage],
-                     everywhere: list[Passage], rng: random.Random) -> list[Passage] | None:
+    def _distractors(self, passage: Passage, span: Span, near: list[Passage], everywhere: list[Passage],
+                     rng: random.Random) -> list[Passage] | None:
         """Passages without the span; None where there are too few."""
         answer, wanted, found = passage.text[span.start:span.end], self.passages - 1, []
 
@@ -161,15 +163,14 @@ class Cloze:
         return found if len(found) == wanted else None
 
     def _example(self, id: str, passage: Passage, span: Span, distractors: list[Passage], rng: random.Random) -> Example:
-        before = passage.text[span.first:span.start].split(" ")
-        after = passage.text[span.end:span.last].split(" ")
-        # What touches the blank (an opening bracket, a comma) is no word of its own.
+        before, after = (re.split(r"\s+", passage.text[a:b]) for a, b in ((span.first, span.start), (span.end, span.last)))
+        # The nearest piece is what touches the blank: nothing, or an opening bracket, a comma; no word of its own.
         left, right = (self.min_window + below(rng, self.max_window - self.min_window + 1) for _ in range(2))
         quoted = " ".join(before[-left - 1 :]) + BLANK + " ".join(after[: right + 1])
         pieces = shuffled(rng, [passage, *distractors])
         context, places = join_passages([{"title": piece.title, "text": piece.text} for piece in pieces])
         documents = tuple(Document(piece.title, *place, is_gold=piece is passage) for piece, place in zip(pieces, places))
-        question = self.question.replace("{text}", " ".join(quoted.split()))
+        question = self.question.replace("{text}", quoted.strip())
         return Example(id, context, question, (passage.text[span.start:span.end],), documents)
 
 

@@ -9,6 +9,7 @@ from breviary.released import Names, ReleasedFormat, stack_pairs
 
 ENCODER, LSA, LINEAR = (f"compressor.reading.{part}." for part in ("encoder", "lsa", "linear"))
 FUSION = "memory_fusion_layer."
+SCALARS = ("alpha_merge", "alpha_select", "beta_merge", "beta_select", "adaptive_temperature")
 UNUSED = "stored by the released code, read by no part of it"
 
 
@@ -42,7 +43,7 @@ class ReleasedRAM(ReleasedFormat):
             (FUSION + "model.embed_tokens.weight", "the alignment reads vectors, no tokens"),
             (FUSION + "{rest}", f"not part of --alignment {given['alignment']}"),
             ("semantic_alignment_layer.{rest}", f"not part of --alignment {given['alignment']}"),
-            *((name, UNUSED) for name in ("alpha_merge", "alpha_select", "beta_merge", "beta_select", "adaptive_temperature")),
+            *((name, UNUSED) for name in SCALARS),
         )
 
     def settings(self, given: Mapping[str, Any], backbone: Any) -> dict[str, Any]:

@@ -1,17 +1,18 @@
 """The authors' released weights become a run folder that eval.py opens.
 
-    python scripts/import_checkpoint.py --format comi --source comi.safetensors --backbone DIR --output DIR --lora-alpha 32
-    python scripts/import_checkpoint.py --format ram --source pytorch_model.bin --backbone DIR --output DIR --quirks
-    python eval.py run=DIR dataset=jsonl dataset.test=FILE.jsonl
+    python scripts/import_checkpoint.py --format comi --source comi.safetensors --backbone DIR --output RUN
+    python scripts/import_checkpoint.py --format ram --source pytorch_model.bin --backbone DIR --output RUN --quirks
+    python eval.py run=RUN dataset=jsonl dataset.test=FILE.jsonl
 
-SOURCE is a .safetensors or .bin file, or a folder with one (or shards and their index); for comet the released folder with
-config.json. DIR of --backbone is the model that it was trained from, a folder or a name of the hub: it gives the tokenizer,
-and weights that were frozen. Every key of the source becomes a weight, or is listed with the reason why not. What no file holds is
-an argument whose default is the published value; all of it is written into the run's config.yaml, prompt and generation
-as in configs/experiment/{comi,ram,comet}_nq.yaml. PyTorch files are read as tensors alone (weights_only).
+SOURCE is a .safetensors or .bin file, or a folder with one (or shards and their index); for comet the released folder
+with config.json. The backbone is the model that it was trained from, a folder or a name of the hub: it gives the
+tokenizer, and weights that were frozen. Every key of the source becomes a weight, or is listed with the reason why not.
+What no file holds is an argument whose default is the published value; all of it is written into the run's config.yaml,
+prompt and generation as in configs/experiment/{comi,ram,comet}_nq.yaml. PyTorch files are read as tensors alone
+(weights_only).
 
---quirks reproduces the released numerics; without it you get this framework's, see the method's README. The same run takes
-compressor.quirks=true or false in eval.py.
+--quirks reproduces the released numerics; without it you get this framework's, see the method's README. The same run
+takes compressor.quirks=true or false in eval.py.
 """
 
 from __future__ import annotations
@@ -43,7 +44,7 @@ from breviary.build import build_reader
 from breviary.checkpoint import save_trained
 from breviary.checks import Problems, config_problems
 from breviary.keys import checked_keys
-from breviary.released import ReleasedFile, ReleasedFormat, account, fill, listed
+from breviary.released import OTHER_BACKBONE, ReleasedFile, ReleasedFormat, account, fill, listed
 from breviary.results import write_json
 from breviary.runs import describe_run, finish_run
 from comet.released import ReleasedCoMeT
@@ -56,7 +57,7 @@ RECORD = "imported.json"
 
 def import_checkpoint(name: str, source: str | Path, path: str, output: str | Path, dtype: str | None = None,
                       quirks: bool = False, **arguments: Any) -> tuple[Path, dict[str, str]]:
-    """Writes the run folder `output`; gives it, and {key: what became of it} of the keys that are no weight of the reader.
+    """Writes the run folder `output`; gives it, and {key: what became of it} of keys that are no weight of the reader.
 
     name       a key of FORMATS;  source  file or folder of the authors;  path  of the backbone
     dtype      of the frozen weights and the stream; None = the backbone's own
@@ -86,11 +87,12 @@ def settled(form: ReleasedFormat, name: str, arguments: Mapping[str, Any]) -> di
     """The format's arguments, defaults in place of None. Raises ValueError for one that the format has not."""
     foreign = [key for key, value in arguments.items() if value is not None and key not in form.defaults]
     if foreign:
-        raise Problems(f"--{key.replace('_', '-')}: not for --format {name}, whose file tells it or which has none" for key in foreign)
+        raise Problems(f"{option(key)}: not for this file of --format {name}, which tells it or has none"
+                       for key in foreign)
     given = {key: default if arguments.get(key) is None else arguments[key] for key, default in form.defaults.items()}
     low = [key for key, value in given.items() if not isinstance(value, str) and value <= 0]
     if low:
-        raise Problems(f"--{key.replace('_', '-')} {given[key]}: must be above 0, e.g. {form.defaults[key]}" for key in low)
+        raise Problems(f"{option(key)} {given[key]}: must be above 0, e.g. {form.defaults[key]}" for key in low)
     return given
 
 
@@ -101,7 +103,8 @@ def refuse_unknown(form: ReleasedFormat, given: Mapping[str, Any]) -> None:
         return
     for name, other in FORMATS.items():
         if not other(form.file).unknown(other.defaults):
-            raise ValueError(f"{form.file.path}: a checkpoint of {other.title}, not of {form.title}; use --format {name}")
+            raise ValueError(f"{form.file.path}: a checkpoint of {other.title}, not of {form.title}; "
+                             f"use --format {name}")
     raise ValueError(listed(f"{form.file.path}: keys that no checkpoint of {form.title} has:", unknown))
 
 
@@ -116,13 +119,14 @@ def named_backbone(path: str, dtype: str | None) -> Backbone:
     return Backbone(path, dtype or own)
 
 
-def configuration(form: ReleasedFormat, name: str, given: Mapping[str, Any], backbone: Backbone, quirks: bool) -> DictConfig:
-    """The run's configuration as train.py would write it: the published experiment with what file and arguments tell."""
+def configuration(form: ReleasedFormat, name: str, given: Mapping[str, Any], backbone: Backbone,
+                  quirks: bool) -> DictConfig:
+    """The run's configuration as train.py would write it: the published experiment, what file and arguments tell."""
     with initialize_config_dir(str(ROOT / "configs"), version_base="1.3"):
         # Any backbone YAML of a folder serves: its keys are set below.
         cfg = compose("train", [f"experiment={form.experiment}", "backbone=qwen3_4b", "engine=single"])
-    settings = {"backbone.path": backbone.path, "backbone.dtype": backbone.dtype, "reader": name, "compressor.quirks": quirks,
-                "decoder.train": form.trained()[0], **form.settings(given, backbone)}
+    settings = {"backbone.path": backbone.path, "backbone.dtype": backbone.dtype, "reader": name,
+                "compressor.quirks": quirks, "decoder.train": form.trained()[0], **form.settings(given, backbone)}
     for key, value in settings.items():
         OmegaConf.update(cfg, key, value, merge=False)
     cfg, problems = checked_keys(cfg)
@@ -133,16 +137,16 @@ def configuration(form: ReleasedFormat, name: str, given: Mapping[str, Any], bac
 
 
 def filled(form: ReleasedFormat, given: Mapping[str, Any], cfg: DictConfig, backbone: Backbone) -> nn.Module:
-    """The reader with the file's weights; `cfg.decoder.train` is set to the first way under which all that is frozen is the
-    backbone's. Raises ValueError where there is none."""
+    """The reader with the file's weights; `cfg.decoder.train` is set to the first way under which all that is frozen is
+    the backbone's. Raises ValueError where there is none."""
     for mode in form.trained():
         cfg.decoder.train = mode
         reader = build_reader(cfg, backbone, backbone.tokenizer())
         changed = fill(reader, form.file, account(form, given, reader, backbone))
         if not changed:
             return reader
-    raise ValueError(listed(f"{form.file.path}: frozen weights are not those of {backbone.path} (as {backbone.dtype}); give the "
-                            "model it was trained from with --backbone:", changed))
+    raise ValueError(listed(f"{form.file.path}: frozen weights are not those of {backbone.path} (as {backbone.dtype}); "
+                            f"{OTHER_BACKBONE}:", changed))
 
 
 def write_run(output: Path, cfg: DictConfig, reader: nn.Module, backbone: Backbone, record: dict[str, Any]) -> None:
@@ -177,7 +181,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--lora-alpha", type=int, metavar="A", help="comi with LoRA: no file holds it")
     parser.add_argument("--ratio", type=int, metavar="R", help="context tokens per slot (comi), 1 / kept share (ram)")
     parser.add_argument("--segment-size", type=int, metavar="N", help="tokens read at once (comi), of a segment (ram)")
-    parser.add_argument("--alignment", choices=("lsa", "linear", "transformer_linear"), help="of merged vectors (comi, ram)")
+    parser.add_argument("--alignment", choices=("lsa", "linear", "transformer_linear"), help="of vectors (comi, ram)")
     parser.epilog = "defaults: " + "; ".join(f"{name}: {describe(form.defaults)}" for name, form in FORMATS.items())
     given = vars(parser.parse_args(arguments))
     name, source, path, output = (given.pop(key) for key in ("format", "source", "backbone", "output"))
@@ -187,13 +191,19 @@ def main(arguments: Sequence[str] | None = None) -> None:
         parser.exit(2, "".join(f"error: {problem}\n" for problem in getattr(error, "problems", [str(error)])))
     for told, number in Counter(left_out.values()).items():
         example = next(key for key in left_out if left_out[key] == told)
-        print(f"not a weight of the reader: {example}" + (f" and {number - 1} more" if number > 1 else "") + f": {told}")
+        more = f" and {number - 1} more" if number > 1 else ""
+        print(f"not a weight of the reader: {example}{more}: {told}")
     print(f"ready: {folder} (eval.py run={folder}); {RECORD} there says where it came from")
 
 
 def describe(defaults: Mapping[str, Any]) -> str:
     """The defaults as they are written on the command line."""
-    return " ".join(f"--{key.replace('_', '-')} {value}" for key, value in defaults.items()) or "none, config.json tells"
+    return " ".join(f"{option(key)} {value}" for key, value in defaults.items()) or "none, config.json tells"
+
+
+def option(key: str) -> str:
+    """An argument as it is written on the command line."""
+    return f"--{key.replace('_', '-')}"
 
 
 if __name__ == "__main__":

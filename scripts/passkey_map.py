@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import argparse
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -55,8 +55,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
     measured: dict[str, Any] = {"schema": 1, "examples": given.examples, "runs": [], "environment": environment()}
     try:
         for run in (run for run in given.runs if run not in words):
-            measured["runs"].append(measure(run, words, given.words, given.depths, given.examples))
-            write_json(f"{given.output}.json", measured)  # after every run: what is cut short keeps what it has
+            for row in measure(run, words, given.words, given.depths, given.examples):
+                measured["runs"] = [*(other for other in measured["runs"] if other["run"] != run), row]
+                write_json(f"{given.output}.json", measured)  # after every cell: what is cut short keeps what it has
     except ValueError as error:
         for sentence in str(error).splitlines():
             print(f"error: {sentence}", file=sys.stderr)
@@ -65,18 +66,19 @@ def main(arguments: Sequence[str] | None = None) -> None:
     say(f"{given.output}.json, {given.output}.png")
 
 
-def measure(run: str, words: list[str], lengths: list[int], depths: list[float], examples: int) -> dict[str, Any]:
-    """All cells of one run: {"run", "reader", "trained_words", "cells": [{"words", "depth", "tokens", "em", ...}]}."""
+def measure(run: str, words: list[str], lengths: list[int], depths: list[float], examples: int) -> Iterator[dict[str, Any]]:
+    """The cells of one run, given again with each one more: {"run", "reader", "trained_words", "cells": [{"words", "depth",
+    "tokens", "em", ...}]}."""
     cfg = settled(run, words)
     backbone = build_backbone(cfg)
     reader = loaded(cfg, backbone, checkpoint_of(cfg))
-    cells, trained_words = [], cfg.dataset.context_words
+    row = {"run": run, "reader": cfg.reader, "trained_words": cfg.dataset.context_words, "cells": [],
+           "compressor": dict(cfg.compressor)}
     for length in lengths:
         for depth in depths:
-            cells.append(cell(cfg, backbone, reader, length, depth, examples))
-            say(f"  {cfg.reader}: {length} words, depth {depth:.2f}: {cells[-1]['em']['value']:.2f}")
-    return {"run": run, "reader": cfg.reader, "trained_words": trained_words, "cells": cells,
-            "compressor": dict(cfg.compressor)}
+            row["cells"].append(cell(cfg, backbone, reader, length, depth, examples))
+            say(f"  {cfg.reader}: {length} words, depth {depth:.2f}: {row['cells'][-1]['em']['value']:.2f}")
+            yield row
 
 
 def settled(run: str, words: list[str]) -> DictConfig:

@@ -1,5 +1,5 @@
-"""Tiny checkpoints under exactly the names that the authors' code writes, as modules of transformers and peft, and what the
-published forms compute with them, by hand: plain calls of those modules on one unpadded example, no code of ours.
+"""Tiny checkpoints under exactly the names that the authors' code writes, as modules of transformers and peft, and what
+the published forms compute with them, by hand: plain calls of those modules on one unpadded example, no code of ours.
 
 Shape letters: T context tokens, Q question tokens, A answer tokens, D width, V vocabulary.
 """
@@ -53,7 +53,7 @@ def state_of(module):
 
 @dataclass
 class Computed:
-    """What a published form computes on one example: states (T, D), memory (M, D), logits (A, V), and losses by name."""
+    """What a published form computes on one example: states (T, D), memory (M, D), logits (A, V), losses by name."""
 
     states: torch.Tensor
     memory: torch.Tensor
@@ -262,8 +262,8 @@ class PublishedCoMeT(nn.Module):
 
     @torch.no_grad()
     def compute(self, ids, answer):
-        """One text (N,) whose last `answer` tokens are supervised: states at its tokens (N, D) after the final norm; memory
-        [S ; Q] of every layer after the last closed chunk (L * slots, D)."""
+        """One text (N,) whose last `answer` tokens are supervised: states at its tokens (N, D) after the final norm;
+        memory [S ; Q] of every layer after the last closed chunk (L * slots, D)."""
         labels = torch.full_like(ids, -100)
         labels[-answer - 1 : -1] = ids[-answer:]  # shifted before anything is inserted
         memories = [(None, torch.zeros(0, WIDTH)) for _ in self.model.layers]

@@ -74,7 +74,7 @@ def test_no_method_is_named_in_the_shared_part(file):
 def test_third_party_imports_are_declared():
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
     wanted = project["dependencies"] + [d for extra in project["optional-dependencies"].values() for d in extra]
-    declared = {re.match(r"[A-Za-z0-9_.-]+", d)[0].lower().replace("-", "_") for d in wanted} | {"hydra"}  # hydra-core
+    declared = {re.match(r"[A-Za-z0-9_.-]+", d)[0].lower().replace("-", "_") for d in wanted} | {"hydra", "yaml"}  # hydra-core, PyYAML
     used = {name.split(".")[0] for file in LENGTHS for name in imports(file)}
     foreign = used - set(sys.stdlib_module_names) - set(OURS) - {"train", "eval", "scripts"}
     assert not foreign - declared

@@ -5,6 +5,7 @@ from __future__ import annotations
 import random
 import sys
 import time
+from argparse import Namespace
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -21,8 +22,10 @@ from breviary.pipeline import Place, take_place
 from comet.model import Comet
 from comet.text import Text, steps_of
 from data.collate import Collator
+from scripts.bench import comet_pipeline
 
 LAYERS = 3
+SLEEP = 0.03  # seconds of a cell that is timed
 NINE, FOUR = [C] * 8 + [5], [C, 7, C, C]
 RAGGED = [[C, C, 3, C, C, C, 9], [C, C, 2, 1], [11]]
 PACKED = [[[C, 4], [6], [C, C, 5]], [[9], [8], [C]]]
@@ -238,25 +241,34 @@ def run_without_gradients(folder: Path) -> None:
 # ---- who waits for whom ----
 
 
-def run_timed(folder: Path) -> None:
-    """When every cell of a forward pass is computed, by a clock that the ranks share; computing is sleeping."""
+def run_timed(folder: Path, ranks: int) -> None:
+    """What happens when, by a clock that the ranks share; computing is sleeping, forward and back. Rank 0 writes {schedule: the
+    events of each rank}."""
     start_process_group(torch.device("cpu"))
-    reader, place, found = comet(layers=LAYERS).train(), take_place(2), {}
-    cell, spans = reader.memory.cell, []
+    reader, place, found = comet(layers=LAYERS).train(), take_place(ranks), {}
+    cell = reader.memory.cell
 
-    def slow(stack, index, *rest):
-        start = time.monotonic()
-        time.sleep(0.05)
-        result = cell(stack, index, *rest)
-        spans.append((index, start, time.monotonic()))
-        return result
+    def slow(*arguments):
+        time.sleep(SLEEP)
+        states, after = cell(*arguments)
+        states.register_hook(lambda gradient: time.sleep(SLEEP))
+        return states.view_as(states), after  # whose own hooks come first: the cell has begun
 
     reader.memory.cell = slow
     for schedule in ("contiguous", "cyclic"):
         reader.join_pipeline(place, schedule)
-        spans.clear()
-        reader.nll(everything([FOUR])).sum().backward()
-        found[schedule] = all_ranks_rows([list(spans)])
+        reader.pipeline.handoff.events = events = []
+        reader.nll(everything([NINE])).sum().backward()
+        found[schedule] = all_ranks_rows([events])
     if rank() == 0:
         torch.save(found, folder / "timed.pt")
+    end_process_group()
+
+
+def run_benchmark(folder: Path, given: Namespace) -> None:
+    """Both parts of scripts/bench/comet_pipeline.py, small."""
+    start_process_group(torch.device("cpu"))
+    measured = {"timed": comet_pipeline.timed(given), "cells": comet_pipeline.counted(given)}
+    if rank() == 0:
+        torch.save(measured, folder / "bench.pt")
     end_process_group()

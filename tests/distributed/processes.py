@@ -40,6 +40,37 @@ def launch(context: Any, logs: Path, world: int | None, function: Callable[..., 
 
     Raises: AssertionError with a failed rank's output; the other ranks are killed.
     """
+    ranks, files = start(context, logs, world, function, *args)
+    end = time.monotonic() + TIME_LIMIT
+    while any(p.is_alive() for p in ranks) and not any(p.exitcode for p in ranks) and time.monotonic() < end:
+        time.sleep(0.02)
+    failed = [rank for rank, process in enumerate(ranks) if process.exitcode != 0]
+    _kill(ranks)
+    assert not failed, f"ranks {failed} of {function.__name__}{args} failed:\n" + "\n".join(
+        f"--- rank {rank}\n{files[rank].read_text()[-4000:]}" for rank in failed)
+    return files[0].read_text()
+
+
+def endings(context: Any, logs: Path, world: int, victim: int, function: Callable[..., None], *args: Any) -> dict[int, str]:
+    """Calls `function(*args)` on `world` ranks and waits until all but the victim have ended by themselves, each with an error;
+    gives {rank: output}, the victim's too where it ended. Nothing is killed before.
+
+    Raises: AssertionError with the output of a rank that goes on, or that ended well.
+    """
+    ranks, files = start(context, logs, world, function, *args)
+    end = time.monotonic() + TIME_LIMIT
+    others = [process for rank, process in enumerate(ranks) if rank != victim]
+    while any(process.is_alive() for process in others) and time.monotonic() < end:
+        time.sleep(0.02)
+    codes = [process.exitcode for process in ranks]
+    _kill(ranks)
+    output = {rank: files[rank].read_text() for rank in range(world) if codes[rank] is not None}
+    assert all(code == 1 for rank, code in enumerate(codes) if rank != victim), (codes, [f.read_text()[-3000:] for f in files])
+    return output
+
+
+def start(context: Any, logs: Path, world: int | None, function: Callable[..., None], *args: Any) -> tuple[list[Any], list[Path]]:
+    """The started processes, and the file of each one's output."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
@@ -49,16 +80,13 @@ def launch(context: Any, logs: Path, world: int | None, function: Callable[..., 
              for rank in range(world or 1)]
     for process in ranks:
         process.start()
-    end = time.monotonic() + TIME_LIMIT
-    while any(p.is_alive() for p in ranks) and not any(p.exitcode for p in ranks) and time.monotonic() < end:
-        time.sleep(0.02)
-    failed = [rank for rank, process in enumerate(ranks) if process.exitcode != 0]
+    return ranks, files
+
+
+def _kill(ranks: list[Any]) -> None:
     for process in ranks:
         process.kill()
         process.join()
-    assert not failed, f"ranks {failed} of {function.__name__}{args} failed:\n" + "\n".join(
-        f"--- rank {rank}\n{files[rank].read_text()[-4000:]}" for rank in failed)
-    return files[0].read_text()
 
 
 def run_script(script: str, arguments: list[str], launcher: str = "") -> None:

@@ -5,11 +5,16 @@ float64: the same numbers in another order of summing. A case is read by 1, 2 an
 
 from __future__ import annotations
 
+from argparse import Namespace
+
 import pytest
 import torch
 
+from comet.progress import BACKWARD, FORWARD, spans_of
 from comet.schedule import cells, owners, simulate
-from pipeline_cases import CASES, LAYERS, run_cases, run_out_of_step, run_side_by_side, run_timed, run_without_gradients
+from pipeline_cases import (CASES, LAYERS, SLEEP, run_benchmark, run_cases, run_out_of_step, run_side_by_side, run_timed,
+                            run_without_gradients)
+from scripts.bench import comet_pipeline
 
 RANKS, SCHEDULES = (1, 2, 4), ("contiguous", "cyclic")
 # float32 and bfloat16: sums over chunks in another order. Autocast adds up a weight's gradient over the chunks of a process
@@ -94,21 +99,48 @@ def test_without_gradients_nothing_comes_back(ranks, tmp_path):
     assert plain["sent"] == [3 * 3 * LAYERS, 0]
 
 
-def test_ranks_compute_at_the_same_time(ranks, tmp_path):
-    """The measured order is the schedule's, no cell starts before what it needs, and the second rank does not wait for the
-    end of the first."""
-    ranks(2, run_timed, tmp_path)
-    for schedule, measured in torch.load(tmp_path / "timed.pt").items():
-        owner, spans = owners(4, 2, schedule), {}
-        for rank, own in enumerate(measured):
-            order = cells(owner, LAYERS, rank, schedule)
-            assert [layer for layer, _, _ in own] == [layer for _, layer in order]
-            spans |= {cell: (start, end) for cell, (_, start, end) in zip(order, own)}
-        for (chunk, layer), (start, _) in spans.items():
-            assert all(start >= spans[before][1] for before in ((chunk, layer - 1), (chunk - 1, layer)) if min(before) >= 0)
-        first, last = ([spans[cell] for cell in spans if owner[cell[0]] == rank] for rank in (0, 1))
-        assert min(start for start, _ in last) < max(start for start, _ in first)
-        took = max(end for _, end in spans.values()) - min(start for start, _ in spans.values())
-        alone = sum(end - start for start, end in spans.values())
-        print(schedule, took, alone, took / alone, simulate(4, LAYERS, 2, schedule).makespan / (4 * LAYERS))
-        assert took < 0.9 * alone  # 8 and 7 cells of 12 in time
+@pytest.mark.parametrize("count", (2, 4))
+def test_recorded_runs_keep_to_the_schedule(ranks, tmp_path, count):
+    """Each rank's recorded order is the simulator's, forward, and turned round, back; no cell starts before what it needs is
+    computed, whichever rank computes it; and ranks compute at the same time."""
+    ranks(count, run_timed, tmp_path, count)
+    for schedule, events in torch.load(tmp_path / "timed.pt", weights_only=False).items():
+        owner, planned = owners(9, count, schedule), simulate(9, LAYERS, count, schedule)
+        for direction, step in ((FORWARD, 1), (BACKWARD, -1)):
+            spans = {}
+            for rank, own in enumerate(events):
+                recorded = spans_of(own, direction)
+                assert list(recorded) == cells(owner, LAYERS, rank, schedule)[::step]
+                assert list(recorded)[::step] == sorted(recorded, key=lambda cell: planned.spans[cell])
+                spans |= recorded
+            assert spans.keys() == planned.spans.keys()
+            for chunk, layer in spans:
+                for before in ((chunk, layer - 1), (chunk - 1, layer)):
+                    if min(before) >= 0:
+                        first, second = [before, (chunk, layer)][::step]
+                        assert spans[second][0] >= spans[first][0] + SLEEP
+            took = max(end for _, end in spans.values()) - min(start for start, _ in spans.values())
+            alone = sum(end - start for start, end in spans.values())
+            print(count, schedule, direction, took / alone, planned.makespan / (9 * LAYERS))
+            assert took < 0.9 * alone
+
+
+def test_the_benchmark_measures_what_it_says(ranks, tmp_path, capsys):
+    """Small: rows, tables, picture; handed over naively, no two ranks compute at once."""
+    given = Namespace(runs=1, chunks=4, layers=2, chunk=16, width=16, slots=2, queue=4)
+    ranks(2, run_benchmark, tmp_path, given)
+    measured = torch.load(tmp_path / "bench.pt", weights_only=False)
+    rows = {row["variant"]: row for row in measured["timed"]["rows"]}
+    assert list(rows) == ["cyclic", "contiguous", "naive"] and rows["naive"]["bound"] == 1
+    assert all(row["lowest"] <= row["speedup"] <= row["highest"] for row in rows.values())
+    assert 1 < rows["contiguous"]["bound"] < rows["cyclic"]["bound"] < 2
+    for direction, step in ((FORWARD, 1), (BACKWARD, -1)):
+        lanes = [list(spans_of(own, direction).values()) for own in measured["timed"]["events"]["naive"]]
+        first, second = lanes[::step]
+        assert len(first) == len(second) == 4 and second[0][0] >= max(start for start, _ in first)
+    for row in measured["cells"]:
+        assert row["planned"] == simulate(4, 2, 2, row["schedule"]).makespan <= row["cells"] * 1.01
+    comet_pipeline.show_times(measured["timed"])
+    comet_pipeline.show_cells(measured["cells"])
+    comet_pipeline.draw(measured["timed"], tmp_path / "bench.png")
+    assert "cyclic" in capsys.readouterr().out and (tmp_path / "bench.png").stat().st_size > 10_000

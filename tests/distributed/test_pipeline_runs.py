@@ -25,12 +25,11 @@ ENGINES = {"contiguous": (2, [*PIPELINE, *VALIDATED, "engine.schedule=contiguous
            "cyclic": (2, [*PIPELINE, *VALIDATED, "train.gradient_checkpointing=true"]),
            "zero1": (2, ["engine=zero1", "engine.ranks=2", *NOT_VALIDATED]),
            "zero2": (2, [*ZERO2, "engine.schedule=contiguous"]),
-           "zero2_side_by_side": (4, [*ZERO2, "train.batch_size=1", "train.gradient_checkpointing=true"]),
-           "zero2_overlapping": (2, [*ZERO2, "engine.deepspeed.zero_optimization.overlap_comm=true"])}
+           "zero2_side_by_side": (4, [*ZERO2, "train.batch_size=1", "train.gradient_checkpointing=true",
+                                      "engine.deepspeed.zero_optimization.overlap_comm=true"])}
 COMPARED = ("loss", "grad_norm", "learning_rate", "eval_nll", "eval_f1")
 # AdamW: what it goes on from is weights, moments and the place in the data.
-RESUMED = [*PIPELINE, "train.optimizer=adamw", "train.learning_rate=1e-3", "train.steps=4", "train.eval_every=2",
-           "train.eval_examples=1"]
+ADAM = ["train.optimizer=adamw", "train.learning_rate=1e-3", "train.steps=4", "train.eval_every=2", "train.eval_examples=1"]
 
 
 class Runs:
@@ -50,13 +49,12 @@ class Runs:
         return folder
 
     def resumed(self, name, run, world, *overrides):
-        """Goes on from a copy of a run as it stood after its second step."""
+        """Goes on from a copy of a run, without what it did after its third step."""
         copy = self.home / "runs" / name / "1_a"
         shutil.copytree(run, copy)
         (copy / "finished").unlink()
-        newest = max(int(folder.name.partition("-")[2]) for folder in (copy / "checkpoints").iterdir())
-        if newest > 2:
-            shutil.rmtree(copy / "checkpoints" / f"checkpoint-{newest}")
+        if (copy / "checkpoints" / "checkpoint-4").exists():
+            shutil.rmtree(copy / "checkpoints" / "checkpoint-4")
         return self.of(name, world, *overrides, f"resume={copy}")
 
 
@@ -108,18 +106,23 @@ def test_zero_2_in_bfloat16(runs):
 
 @pytest.mark.parametrize("count", (1, 4))
 def test_a_run_goes_on_with_another_number_of_ranks(runs, count):
-    whole = runs.of("adam", 2, *RESUMED)
-    engine = ["engine=single"] if count == 1 else [f"engine.ranks={count}"]
-    resumed = runs.resumed(f"adam_on_{count}", whole, None if count == 1 else count, *RESUMED, *engine)
+    whole = runs.of("adam", 2, *PIPELINE, *ADAM)
+    engine = ["engine=single"] if count == 1 else ["engine=pipeline", f"engine.ranks={count}"]
+    resumed = runs.resumed(f"adam_on_{count}", whole, None if count == 1 else count, *ADAM, *engine)
     assert [row["step"] for row in rows_of(resumed) if "loss" in row] == [1, 2, 3, 4]
     assert_same(rows_of(resumed), rows_of(whole))
 
 
 def test_zero_2_goes_on_as_data_parallel(runs):
     """Its checkpoints are shared out over the world, whoever is in whose pipeline."""
-    saved = [*ZERO2, "train.optimizer=adamw", "train.learning_rate=1e-3", "train.schedule=constant"]
-    run = runs.of("zero2_adam", 2, *saved, "train.steps=2")
-    resumed = runs.resumed("zero2_as_dp", run, 2, *saved, "train.steps=4", "engine.ranks=1", "train.batch_size=1")
-    whole = runs.of("single_adam", None, *saved[len(ZERO2):], "train.steps=4", *NOT_VALIDATED)
-    assert [row["step"] for row in rows_of(resumed)] == [1, 2, 3, 4]
+    whole = runs.of("zero2_adam", 2, *ZERO2, *ADAM)
+    resumed = runs.resumed("zero2_as_dp", whole, 2, *ZERO2, *ADAM, "engine.ranks=1", "train.batch_size=1")
+    assert [row["step"] for row in rows_of(resumed) if "loss" in row] == [1, 2, 3, 4]
     assert_same(rows_of(resumed), rows_of(whole))
+
+
+def test_zero_s_shares_are_one_a_process(runs):
+    """DeepSpeed does not share them out anew: told before anything is trained."""
+    world, overrides = ENGINES["zero1"]
+    with pytest.raises(AssertionError, match=r"in 2 shares, one a process; start 2 processes, whatever engine.ranks, not 1"):
+        runs.resumed("zero1_alone", runs.of("zero1", world, *overrides), None, "engine=zero1", "train.steps=9", *NOT_VALIDATED)

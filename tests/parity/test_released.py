@@ -1,7 +1,7 @@
 """Released checkpoints, imported with --quirks, against the published forms computed by hand (tests/released_forms.py).
 
-One unpadded example, fp32: states, memory, logits and losses within 2e-5. Ours reads the same numbers in another order of
-sums (kept keys and values, batched cosines, memory as keys and values alone), nothing else.
+One unpadded example, fp32: states, memory, logits and losses within 2e-5. Ours reads the same numbers in another order
+of sums (kept keys and values, batched cosines, memory as keys and values alone), nothing else.
 """
 
 import pytest
@@ -130,12 +130,14 @@ def test_ram(tmp_path, example, tied):
 # ------------------------------------------------------------------ CoMeT
 
 
-@pytest.mark.parametrize("tied, once", [(True, True), (True, False), (False, False)], ids=["tied", "tied-twice", "untied"])
+@pytest.mark.parametrize("tied, once", [(True, True), (True, False), (False, False)],
+                         ids=["tied", "tied-twice", "untied"])
 def test_comet(tmp_path, example, tied, once):
     model = plain_model("qwen3", tied)
     published = PublishedCoMeT(model)
     source = published.save(tmp_path / "released", once)
-    folder, _ = import_checkpoint("comet", source, save_backbone(model, tmp_path / "backbone"), tmp_path / "run", quirks=True)
+    folder, _ = import_checkpoint("comet", source, save_backbone(model, tmp_path / "backbone"), tmp_path / "run",
+                                  quirks=True)
     batch, reader = batch_of(folder, example), imported(folder)
     ids = row_ids(batch, 0, "prefix", "context", "prompt", "answer")
     assert len(ids) > 4 * published.SIZES["chunk_size"]  # the queue is full, the gate has mixed more than once
@@ -159,8 +161,8 @@ def read(reader, text):
     """Normed states at every text token of one row (N, D), and [S ; Q] of every layer after the last closed chunk."""
     memory, rows = MemoryState.fresh(1, text.ids.device), []
     for chunk in reader.laid_out(text):
-        states, memory, _ = reader.memory.run(reader.decoder, reader.embeds(text, chunk), chunk.layout, chunk.entered(memory),
-                                              chunk.closes)
+        states, memory, _ = reader.memory.run(reader.decoder, reader.embeds(text, chunk), chunk.layout,
+                                              chunk.entered(memory), chunk.closes)
         rows.append(states[0, chunk.layout.columns_of(TEXT)[0, : chunk.step.sizes[0]]])
     kept = [torch.cat([layer.carried[0], layer.queue[0, memory.queue_mask[0]]]) for layer in memory.layers]
     return reader.decoder.norm(torch.cat(rows)), torch.cat(kept)

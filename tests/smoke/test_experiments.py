@@ -19,7 +19,7 @@ MOST = {"train.steps": 2, "train.batch_size": 2, "train.accumulation": 2, "train
         "train.eval_examples": 2, "train.workers": 0, "eval_batch_size": 2, "generation.max_new_tokens": 4,
         "generation.min_new_tokens": 0, "limits.max_context_tokens": 128, "compressor.encoder_layers": 2,
         "compressor.layers": 2, "dataset.facts": 3, "dataset.context_words": 80, "dataset.train_size": 8,
-        "dataset.validation_size": 4, "dataset.test_size": 4, "dataset.min_words": 5, "dataset.max_words": 12}
+        "dataset.validation_size": 4, "dataset.test_size": 4, "dataset.min_words": 8, "dataset.max_words": 12}
 
 
 @pytest.fixture(scope="module")

@@ -5,7 +5,7 @@ import torch
 
 import train as training
 from breviary.contract import Reader
-from breviary.pipeline import at_once, reduces_early
+from breviary.pipeline import at_once
 from breviary.training import Repeated, StepSampler
 
 SMALL = ["compressor=comet", "compressor.chunk_size=16", "compressor.stride=4", "compressor.global_slots=3",
@@ -36,20 +36,14 @@ def test_zero_3_is_refused_with_both_reasons(refused):
                         "pipeline")
 
 
-@pytest.mark.parametrize("zero, early", [({"stage": 1}, False), ({"stage": 1, "overlap_comm": True}, True), ({"stage": 2}, True)])
-def test_which_engines_reduce_gradients_as_they_arise(zero, early):
-    assert reduces_early({"zero_optimization": zero}) is early
-    assert reduces_early(None) is False
-
-
 def test_gradients_that_come_at_once():
     """Values and gradients stay; no weight has one before the backward pass is through; what is not used gets zeros."""
     weights = [torch.tensor(float(number), requires_grad=True) for number in range(4)]
     other, had = torch.zeros((), requires_grad=True), []
     inner = Watched.apply(weights[3] * weights[2] + 0 * other, lambda: had.append([weight.grad for weight in weights]))
-    value = at_once(inner * weights[2], weights, [other])
+    value = at_once(inner * weights[2], weights, [other], lambda: had.append([weight.grad for weight in weights]))
     (2 * value).backward()
-    assert value.item() == 12 and had == [[None] * 4]
+    assert value.item() == 12 and had == [[None] * 4] * 2
     assert [weight.grad.item() for weight in weights] == [0, 0, 24, 8] and other.grad is None
 
 
@@ -72,6 +66,11 @@ def test_a_compressor_that_reads_on_one_process(refused):
         "engine.ranks=2: this compressor reads a batch on one process; use engine.ranks=1"]
     with pytest.raises(NotImplementedError, match="Reader reads a batch on one process"):
         Reader().join_pipeline(None, "cyclic")
+
+
+def test_a_timeout_of_no_time(refused):
+    assert refused(training, *SMALL, "engine=pipeline", "engine.timeout=0") == [
+        "engine.timeout=0: seconds, must be above 0, e.g. 900"]
 
 
 def test_neighbours_get_the_same_batches():

@@ -9,7 +9,7 @@ from safetensors.torch import save_file
 from torch import nn
 
 from breviary.backbone import hold
-from breviary.checkpoint import SCHEMA, WEIGHTS, load_trained, read_metadata, save_trained, trained_state
+from breviary.checkpoint import SCHEMA, WEIGHTS, load_trained, read_metadata, save_trained, tensors_hash, trained_state
 
 PRINT = {"name": "tiny_llama", "sha256": "a" * 64}
 
@@ -30,7 +30,23 @@ def test_only_trained_weights_are_saved_with_the_backbone_s_name(tmp_path):
     net = model()
     assert save_trained(tmp_path / "new", net, PRINT) == tmp_path / "new" / WEIGHTS
     assert stored(tmp_path / "new").keys() == {"head.weight", "head.bias", "scale.weight"}
-    assert read_metadata(tmp_path / "new") == {"schema": SCHEMA, "backbone": PRINT}
+    assert read_metadata(tmp_path / "new") == {"schema": SCHEMA, "backbone": PRINT, "merged": False,
+                                               "sha256": tensors_hash(stored(tmp_path / "new"))}
+
+
+def test_the_hash_is_of_names_types_shapes_and_values():
+    first = {"a": torch.zeros(2, 3), "b": torch.ones(1, dtype=torch.bfloat16)}
+    others = [{"a": torch.zeros(3, 2), "b": first["b"]}, {"a": first["a"], "c": first["b"]}, {"a": first["a"]},
+              {"a": first["a"], "b": first["b"].float()}, {"a": first["a"] + 1e-30, "b": first["b"]}]
+    hashes = [tensors_hash(tensors) for tensors in (first, *others)]
+    assert len(set(hashes)) == 6 and tensors_hash(dict(reversed(first.items()))) == hashes[0]
+
+
+def test_a_checkpoint_without_a_hash_is_read(tmp_path):
+    """As all were before hashes were stored."""
+    net = model()
+    save_file(trained_state(net), tmp_path / WEIGHTS, metadata={"schema": str(SCHEMA), "backbone": json.dumps(PRINT)})
+    load_trained(tmp_path, net, PRINT)
 
 
 def test_loading_is_exact_and_leaves_frozen_weights(tmp_path):

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from breviary.contract import Generation
-from breviary.decoding import decode
+from breviary.decoding import decode, decode_pieces
 
 VOCABULARY = 512
 
@@ -145,3 +145,31 @@ def test_top_p_keeps_the_nucleus(words, tokenizer, top_p, kept):
     red, pink, green = words("red", "pink", "green")
     logits, step = constant({green: 0.2, red: 0.5, pink: 0.3})
     assert set(drawn(logits, step, tokenizer, temperature=1.0, top_p=top_p)) == kept
+
+
+# ---- piece by piece ----
+
+
+@pytest.mark.parametrize("text, stop", [
+    ("red, green and blue", ()), ("  the sun is  yellow ", ()), ("red\ngreen", ("\n",)), ("sea\u00f1or \u4e2d\u6587 \U0001f600!", ()),
+    ("one, two. three", (". three",)), ("one. two", (". three",)), ("ends in a", ("a stop",)), ("\n", ("\n",)), ("", ())])
+def test_pieces_together_are_the_answer(text, stop, tokenizer):
+    """Nothing that is given is taken back: half a character, the beginning of a stop string, white space at the end."""
+    row = [*tokenizer(text)["input_ids"], tokenizer.eos_token_id]
+    generation = Generation(max_new_tokens=40, stop=stop)
+    [whole] = decode(*scripted([row])[:2], generation, tokenizer)
+    pieces = list(decode_pieces(*scripted([row])[:2], generation, tokenizer))
+    assert "".join(pieces) == whole == text.split(stop[0] if stop else "\0")[0].strip() and all(pieces)
+    assert text != "red, green and blue" or len(pieces) >= 5
+
+
+def test_pieces_come_while_decoding_goes_on(words, tokenizer):
+    logits, step, said = scripted([[*words("red", "pink", "green"), tokenizer.eos_token_id]])
+    pieces = decode_pieces(logits, step, Generation(max_new_tokens=9), tokenizer)
+    assert (next(pieces), len(said)) == ("red", 0) and (next(pieces), len(said)) == (" pink", 1)
+
+
+def test_between_two_pieces_the_caller_has_gradients(words, tokenizer):
+    logits, step, _ = scripted([words("red", "pink", "green")])
+    for _ in decode_pieces(logits, step, Generation(max_new_tokens=3), tokenizer):
+        assert torch.is_grad_enabled()

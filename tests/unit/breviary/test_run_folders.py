@@ -13,7 +13,7 @@ from breviary.runs import (best_checkpoint, checkpoints, config_hash, finish_run
 @pytest.fixture
 def cfg(tmp_path):
     return OmegaConf.create({"name": "facts", "seed": 1, "resume": "never", "paths": {"outputs": str(tmp_path)},
-                             "train": {"steps": 4}})
+                             "train": {"steps": 4}, "backbone": {}, "compressor": {}, "engine": {}})
 
 
 def checkpoint(folder, step, best=None, complete=True):

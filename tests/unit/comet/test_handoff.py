@@ -23,9 +23,9 @@ def test_a_message_loses_nothing(dtype, carried_dtype, slots, queue):
     header = [2**40, 7, 3, 1]
     sizes = crossing(dtype, slots, queue)
     message = sizes.packed(header, carried, entries.mT.contiguous().mT)  # as it lies in memory does not matter
-    assert message.numel() == 32 + B * D * (slots * carried_dtype.itemsize + queue * dtype.itemsize)
+    assert message.numel() == 40 + B * D * (slots * carried_dtype.itemsize + queue * dtype.itemsize)
     found = sizes.views(message.clone())
-    assert found[0].tolist() == header and torch.equal(found[1], carried) and torch.equal(found[2], entries)
+    assert found[0].tolist() == [*header, 1] and torch.equal(found[1], carried) and torch.equal(found[2], entries)
 
 
 def test_another_size_or_type_is_our_own_mistake():
@@ -83,7 +83,7 @@ def test_within_one_process_memory_is_passed_as_it_is():
     assert passage.take(0, 0) is None
     assert passage.give(1, 0, states, state) is states
     assert passage.take(1, 0) is state and passage.take(1, 0) is None
-    assert passage.tied(states) is states
+    assert passage.closed(states, []) is states
 
 
 def test_processes_must_divide_into_pipelines():

@@ -72,6 +72,19 @@ def test_supervised_pairs_are_the_plain_shifted_labels(strategy, ragged, tokeniz
             torch.testing.assert_close(output.nll[row], expected, atol=1e-8, rtol=1e-10)
 
 
+@pytest.mark.parametrize("quirks", [False, True])
+def test_logits_of_new_tokens_count_with_quirks_alone(quirks, ragged):
+    reader = comet("compressor.new_token_logits=5", f"compressor.quirks={str(quirks).lower()}").train()
+    nll = reader.loss(ragged).nll
+    nll.sum().backward()
+    gradient = reader.memory.new_token_head.weight.grad  # zeros where they do not: every weight has one
+    assert gradient.any() == quirks
+    with torch.no_grad():
+        reader.memory.new_token_head.weight.zero_()
+        logits = reader.loss(ragged).nll
+    assert torch.equal(logits, nll) != quirks
+
+
 def test_the_last_token_of_a_chunk_predicts_the_first_of_the_next():
     reader, batch = comet(), batch_of(11, prompt=3, answer=20)  # the answer begins a chunk
     text, tokens, _ = reader._text(batch)

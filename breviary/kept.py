@@ -1,0 +1,256 @@
+"""What a reader holds of one text: asked any number of times, saved to a file, loaded in another process.
+
+A compressor's memory depends on the question, so what serves every question is the document as it was encoded
+(`EncodedDocument`); what is kept for one question is far smaller (`KeptMemory`). Files are safetensors whose header says of
+which reader they are. Shape letters: B questions, T context tokens, M slots, D width.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Mapping
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor
+
+from breviary.checkpoint import tensors_hash, trained_state
+from breviary.contract import Batch, Encoded, Generation, Memory, Reader, Tokens
+from breviary.reading_map import Part, parts_of
+
+if TYPE_CHECKING:
+    from breviary.vector_reader import CompressedReader
+
+SCHEMA = 1
+
+
+class Kept:
+    """What `reader` holds of a text of `tokens_read` tokens."""
+
+    reader: Reader
+    tokens_read: int
+
+    def answers(self, questions: Batch, generation: Generation) -> list[str]:
+        """An answer for each row; of the batch the contexts are not looked at."""
+        raise NotImplementedError
+
+    def pieces(self, questions: Batch, generation: Generation) -> Iterator[str]:
+        """The answer of a batch of one, its text given as it is decoded."""
+        raise NotImplementedError
+
+    def memory(self, question: Batch) -> KeptMemory:
+        """What is kept for the question of a batch of one.
+
+        Raises: ValueError where nothing depends on the question: this is the memory then.
+        """
+        raise ValueError(f"{type(self).__name__} is the memory already, for any question: save it, or ask it")
+
+    def save(self, file: str | Path) -> int:
+        """Writes it into a safetensors file; gives the file's bytes."""
+        raise NotImplementedError
+
+    @property
+    def bytes(self) -> int:
+        """Bytes held in memory."""
+        raise NotImplementedError
+
+    @property
+    def cache_bytes(self) -> int:
+        """Bytes of the keys and values that the plain decoder would hold of the same text."""
+        return self.tokens_read * self.reader.decoder.key_value_bytes(len(self.reader.decoder))
+
+
+class EncodedDocument(Kept):
+    """A document as its compressor encoded it, whatever will be asked; encoded of batch size 1."""
+
+    def __init__(self, reader: CompressedReader, encoded: Encoded):
+        self.reader, self.encoded = reader, encoded
+        self.tokens_read = int(encoded.mask.sum())
+
+    def answers(self, questions: Batch, generation: Generation) -> list[str]:
+        """As Kept; all questions in one batch."""
+        encoded = Encoded.join([self.encoded] * len(questions))
+        written = self.reader.decoded(_asked(self._tokens(), questions), generation, encoded=encoded)
+        return [one.text for one in written]
+
+    def pieces(self, questions: Batch, generation: Generation) -> Iterator[str]:
+        """As Kept."""
+        return self.reader.pieces(_asked(self._tokens(), questions), generation, encoded=self.encoded)
+
+    def memory(self, question: Batch) -> KeptMemory:
+        """The slots that this question's answer is read from, and why these."""
+        [example] = question.examples
+        memory = self.reader.memory(_asked(self._tokens(), question), self.encoded)
+        return KeptMemory(self.reader, memory, self.tokens_read, example.question, self._tokens().ids[0].tolist())
+
+    def save(self, file: str | Path) -> int:
+        """As Kept: states, tokens and, where questions read on from the context, the encoder's keys and values."""
+        encoded = self.encoded
+        tensors = {"states": encoded.states, "mask": encoded.mask, "ids": encoded.ids.int()}
+        for layer, pair in enumerate(encoded.keys_values):
+            tensors |= {f"{name}.{layer}": x for name, x in zip(("keys", "values"), pair)}
+        return _save(file, "document", self.reader, tensors, {})
+
+    @classmethod
+    def restored(cls, reader: CompressedReader, tensors: dict[str, Tensor], header: Mapping[str, str]) -> EncodedDocument:
+        """From a file's tensors, on the reader's device."""
+        layers = sum(name.startswith("keys.") for name in tensors)
+        pairs = [(tensors[f"keys.{i}"], tensors[f"values.{i}"]) for i in range(layers)]
+        return cls(reader, Encoded(tensors["states"], tensors["mask"], tensors["ids"].long(), pairs))
+
+    @property
+    def bytes(self) -> int:
+        """As Kept."""
+        parts = [self.encoded.states, self.encoded.mask, self.encoded.ids]
+        return _size([*parts, *(x for pair in self.encoded.keys_values for x in pair)])
+
+    def _tokens(self) -> Tokens:
+        ids_1T = self.encoded.ids[self.encoded.mask][None]
+        return Tokens(ids_1T, torch.ones_like(ids_1T, dtype=torch.bool))
+
+
+class KeptMemory(Kept):
+    """What is kept of a document for one question: slots (of batch size 1) and the question.
+
+    Another question may be asked too; the slots were chosen for this one. ids: of the document's tokens, where it was read
+    in this process; parts says with them what became of the document.
+    """
+
+    def __init__(self, reader: CompressedReader, memory: Memory, tokens_read: int, question: str,
+                 ids: list[int] | None = None):
+        slots = int(memory.mask.sum())  # left-packed
+        positions = None if memory.positions is None else memory.positions[:, :slots]
+        self.slots = Memory(memory.embeds[:, :slots].to(reader.decoder.dtype), memory.mask[:, :slots], memory.layer, positions,
+                            trace=memory.trace)
+        self.reader, self.tokens_read, self.question, self._ids = reader, tokens_read, question, ids
+
+    def __len__(self) -> int:
+        return self.slots.mask.shape[1]
+
+    def answers(self, questions: Batch, generation: Generation) -> list[str]:
+        """As Kept; all questions in one batch."""
+        B, slots = len(questions), self.slots
+        positions = None if slots.positions is None else slots.positions.expand(B, -1)
+        memory = Memory(slots.embeds.expand(B, -1, -1), slots.mask.expand(B, -1), slots.layer, positions)
+        written = self.reader.decoded(_asked(self._lengths(), questions), generation, memory=memory)
+        return [one.text for one in written]
+
+    def pieces(self, questions: Batch, generation: Generation) -> Iterator[str]:
+        """As Kept."""
+        return self.reader.pieces(_asked(self._lengths(), questions), generation, memory=self.slots)
+
+    def memory(self, question: Batch) -> KeptMemory:
+        """Raises: ValueError, as it was made for a question already."""
+        raise ValueError(f"this memory was made for the question {self.question!r}; another one needs the document")
+
+    def parts(self) -> list[tuple[Part, str]]:
+        """What became of the document, in order: how each stretch of it was treated, and its text.
+
+        Raises: ValueError for a memory from a file, which holds no tokens.
+        """
+        if self._ids is None:
+            raise ValueError("a memory from a file holds no tokens of its document: look at it where it is made")
+        segment_size = getattr(self.reader.compressor, "segment_size", None)
+        found, start = [], 0
+        for part in parts_of(self.tokens_read, plain_trace(self.slots.trace, 0, 1), segment_size):
+            found.append((part, self.reader.tokenizer.decode(self._ids[start : start + part.tokens])))
+            start += part.tokens
+        return found
+
+    def save(self, file: str | Path) -> int:
+        """As Kept: the slots alone."""
+        tensors = {"embeds": self.slots.embeds}
+        if self.slots.positions is not None:
+            tensors["positions"] = self.slots.positions.int()
+        return _save(file, "memory", self.reader, tensors, {"tokens_read": str(self.tokens_read), "question": self.question})
+
+    @classmethod
+    def restored(cls, reader: CompressedReader, tensors: dict[str, Tensor], header: Mapping[str, str]) -> KeptMemory:
+        """From a file's tensors, on the reader's device."""
+        embeds, positions = tensors["embeds"], tensors.get("positions")
+        mask = torch.ones(embeds.shape[:2], dtype=torch.bool, device=embeds.device)
+        memory = Memory(embeds, mask, reader.compressor.layer, None if positions is None else positions.long())
+        return cls(reader, memory, int(header["tokens_read"]), header["question"])
+
+    @property
+    def bytes(self) -> int:
+        """As Kept."""
+        return _size([self.slots.embeds] + ([] if self.slots.positions is None else [self.slots.positions]))
+
+    def _lengths(self) -> Tokens:
+        """Tokens of which nothing is known but their number, which says where the question stands."""
+        ids_1T = torch.zeros(1, self.tokens_read, dtype=torch.int64, device=self.slots.mask.device)
+        return Tokens(ids_1T, torch.ones_like(ids_1T, dtype=torch.bool))
+
+
+KINDS = {"document": EncodedDocument, "memory": KeptMemory}
+
+
+def load_kept(reader: CompressedReader, file: str | Path) -> EncodedDocument | KeptMemory:
+    """What a document or a memory of this very reader saved.
+
+    Raises: ValueError for a file that is neither, is damaged, of a later version or of another reader.
+    """
+    try:
+        with safe_open(file, framework="pt") as stored:
+            header = stored.metadata() or {}
+            tensors = {name: stored.get_tensor(name) for name in stored.keys()}
+    except (OSError, SafetensorError) as error:
+        raise ValueError(f"{file}: no document or memory can be read from it ({error}); give a file that their save wrote") from error
+    kind = header.get("kept")
+    if kind not in KINDS:
+        raise ValueError(f"{file}: no document or memory of a compressor; give a file that their save wrote")
+    if header["schema"] != str(SCHEMA):
+        raise ValueError(f"{file}: a {kind} of schema {header['schema']}, this version reads {SCHEMA}")
+    theirs, ours = json.loads(header["reader"]), identity(reader)
+    different = [f"{key} {theirs.get(key)}, here {ours.get(key)}" for key in ours | theirs if theirs.get(key) != ours.get(key)]
+    if different:
+        raise ValueError(f"{file}: a {kind} of another reader: " + "; ".join(different))
+    if header["sha256"] != tensors_hash(tensors):
+        raise ValueError(f"{file}: a damaged {kind} (its values are not those that were written); save it anew")
+    device = next(reader.parameters()).device
+    return KINDS[kind].restored(reader, {name: x.to(device) for name, x in tensors.items()}, header)
+
+
+def identity(reader: CompressedReader) -> dict[str, Any]:
+    """What must be equal for what one reader kept to mean anything to another: method, settings, backbone, type, weights."""
+    assert reader.made_of is not None, "a reader that breviary.checkpoint.load_reader did not open"
+    return reader.made_of | {"dtype": str(reader.decoder.dtype).removeprefix("torch."),
+                             "weights": tensors_hash(trained_state(reader))}
+
+
+def plain_trace(trace: Mapping[str, Any], row: int, contexts: int) -> dict[str, Any]:
+    """What the trace of a batch of so many contexts says of one of them, as lists.
+
+    Groups and weights have a row for each segment of each context: all of this one's.
+    """
+    plain = {}
+    for name, value in trace.items():
+        if isinstance(value, Tensor):
+            own = value.unflatten(0, (contexts, -1))[row] if name in ("groups", "weights") else value[row]
+            value = own.tolist()
+        plain[name] = value
+    return plain
+
+
+def _asked(context: Tokens, questions: Batch) -> Batch:
+    """The questions, each on the same context (1, T)."""
+    rows = torch.zeros(len(questions), dtype=torch.int64, device=context.ids.device)
+    return replace(questions, context=context.rows(rows))
+
+
+def _save(file: str | Path, kind: str, reader: CompressedReader, tensors: dict[str, Tensor], more: dict[str, str]) -> int:
+    tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
+    header = {"format": "pt", "schema": str(SCHEMA), "kept": kind, "reader": json.dumps(identity(reader)),
+              "sha256": tensors_hash(tensors)}
+    save_file(tensors, file, metadata=header | more)
+    Path(file).chmod(0o644)  # safetensors writes private files
+    return Path(file).stat().st_size
+
+
+def _size(tensors: list[Tensor]) -> int:
+    return sum(tensor.numel() * tensor.element_size() for tensor in tensors)

@@ -1,0 +1,136 @@
+"""Opens a run folder, an exported folder or one of the hub as a reader of texts; see checkpoint.load_reader."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from huggingface_hub import snapshot_download
+from huggingface_hub.errors import HFValidationError, HfHubHTTPError, LocalEntryNotFoundError
+from hydra.utils import get_class, instantiate
+from omegaconf import DictConfig, OmegaConf
+from torch import nn
+
+from breviary.backbone import Backbone, TinyBackbone
+from breviary.budget import NOTHING_DRAWN
+from breviary.build import build_backbone, build_reader, compressor_class, compressor_settings
+from breviary.checkpoint import backbone_difference, load_trained, read_metadata
+from breviary.checks import Problems, attempted
+from breviary.contract import Compressor, Generation, Reader
+from breviary.keys import CONFIGS, checked_keys
+from breviary.objective import Answer
+from breviary.runs import best_checkpoint, load_config
+from breviary.runtime import quiet_libraries, require_checkout
+from breviary.text_reader import TextReader
+
+MADE_OF = {"backbone": (Backbone, TinyBackbone), "compressor": (Compressor, Reader), "objective": (Answer,)}
+FILES = ["*.safetensors", "*.json", "*.yaml", "*.jinja", "*.txt", "*.md", "*.model"]  # of a folder of the hub; no code, no pickle
+
+
+def open_reader(path: str | Path, backbone: str | Path | None = None, device: str | None = None) -> TextReader:
+    """As checkpoint.load_reader."""
+    require_checkout()
+    quiet_libraries()
+    folder = Path(path).expanduser() if Path(path).expanduser().exists() else hub_folder(str(path))
+    cfg = load_config(folder)
+    checkpoint = best_checkpoint(folder)
+    stored = read_metadata(checkpoint)["backbone"]
+    foreign = list(foreign_classes(cfg))
+    if foreign:
+        raise Problems(foreign)
+    cfg, problems = checked_keys(cfg)
+    if device is not None:
+        cfg.backbone.device = device
+    found = attempted(problems, find_backbone, cfg, stored, backbone, checkpoint)
+    settings = compressor_settings(cfg)
+    if found is not None:
+        problems += found.problems() or compressor_class(cfg).problems(settings, found)
+    if problems:
+        raise Problems(problems)
+    # From Python a reader is asked questions, whatever it was trained to say.
+    cfg.objective = OmegaConf.create({"_target_": f"{Answer.__module__}.{Answer.__name__}"})
+    tokenizer = found.tokenizer()
+    reader = build_reader(cfg, found, tokenizer)
+    load_trained(checkpoint, reader, found.fingerprint)
+    reader.made_of = {"method": cfg.compressor._target_, "backbone": stored["sha256"], "settings": settings}
+    texts = instantiate(OmegaConf.load(CONFIGS / "text.yaml"), tokenizer=tokenizer, prompt=dict(cfg.prompt))
+    generation = OmegaConf.to_container(cfg.generation, resolve=True)
+    drawn_off = settings | {key: off for key, off in NOTHING_DRAWN.items() if key in settings}
+    limit = functools.partial(compressor_class(cfg).longest_context, drawn_off, found.config.max_position_embeddings)
+    return TextReader(reader, texts, Generation(**generation | {"stop": tuple(generation["stop"])}), limit)
+
+
+def find_backbone(cfg: DictConfig, stored: dict[str, str], given: str | Path | None,
+                  checkpoint: Path) -> Backbone | TinyBackbone:
+    """The backbone with the stored hash: the one given, else where the configuration says, else in the cache.
+
+    Raises: ValueError with what was tried.
+    """
+    if given is None and not cfg.backbone.get("path"):
+        places: list[str | None] = [None]  # made in code
+    else:
+        cache = OmegaConf.load(CONFIGS / "paths" / "default.yaml").cache
+        places = [str(given)] if given else [cfg.backbone.path, f"{cache}/backbones/{stored['name']}"]
+    tried = []
+    for place in dict.fromkeys(places):
+        backbone = build_backbone(cfg) if place is None else _at(cfg, place)
+        problems = backbone.problems()
+        difference = problems or backbone_difference(checkpoint, stored, backbone.fingerprint)
+        if difference and not problems and place is not None and not Path(place).is_dir():
+            # The hash is of a folder's files, and this is a name: the same files may be what it names.
+            folder = attempted(difference, hub_folder, place)
+            if folder is not None:
+                backbone = _at(cfg, str(folder))
+                difference = backbone_difference(checkpoint, stored, backbone.fingerprint)
+        if not difference:
+            return backbone
+        tried += difference
+    raise ValueError("\n".join(tried) + f"\nthe backbone {stored['name']} ({stored['sha256'][:12]}) was not found; give its "
+                     'folder or hub name: load_reader(path, backbone="...")')
+
+
+def _at(cfg: DictConfig, place: str) -> Backbone:
+    """The configured backbone, read from another place."""
+    keys = ("dtype", "device", "attn_implementation")
+    return Backbone(place, **{key: cfg.backbone[key] for key in keys})
+
+
+def hub_folder(name: str) -> Path:
+    """The folder of a hub name, from the cache or the hub.
+
+    Raises: ValueError where it is in neither.
+    """
+    try:
+        return Path(snapshot_download(name, allow_patterns=FILES))
+    except (HFValidationError, HfHubHTTPError, LocalEntryNotFoundError, OSError) as error:
+        raise ValueError(f"{name}: no such folder, and nothing of that name in the hub's cache or within reach "
+                         f"({str(error).splitlines()[0]})") from error
+
+
+def foreign_classes(cfg: DictConfig) -> Iterator[str]:
+    """A sentence for each class that a configuration names and that is no part of a reader: files from elsewhere must not
+    choose what is called here."""
+    for section, bases in MADE_OF.items():
+        for key, node in _sections(OmegaConf.to_container(cfg[section], resolve=True), section):
+            allowed = bases if key == section else (nn.Module,)
+            try:
+                found = get_class(str(node["_target_"]))
+            except Exception as error:  # whatever importing a module that somebody named raises
+                yield f"{key}._target_={node['_target_']}: cannot be imported ({error})"
+                continue
+            if not issubclass(found, allowed):
+                yield f"{key}._target_={node['_target_']}: is no {' or '.join(base.__name__ for base in allowed)}"
+
+
+def _sections(node: Any, key: str) -> Iterator[tuple[str, dict[str, Any]]]:
+    """Every dictionary with a _target_ in a section, with its key."""
+    if isinstance(node, dict):
+        if "_target_" in node:
+            yield key, node
+        for name, value in node.items():
+            yield from _sections(value, f"{key}.{name}")
+    elif isinstance(node, list):
+        for number, value in enumerate(node):
+            yield from _sections(value, f"{key}.{number}")

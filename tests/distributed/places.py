@@ -1,0 +1,28 @@
+"""What each process of a launch finds itself to be: python places.py FILE RANKS ...; rank 0 writes a list for each R."""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
+import torch
+
+from breviary.distributed import (all_ranks_rows, end_process_group, rank, start_process_group, take_launcher_arguments,
+                                  world_size)
+from breviary.pipeline import mapping, take_place
+
+if __name__ == "__main__":
+    take_launcher_arguments()
+    start_process_group(torch.device("cpu"), 60)
+    found = {}
+    for ranks in map(int, sys.argv[2:]):
+        place = take_place(ranks)  # connects neighbours
+        found[ranks] = {"mapping": mapping(world_size(), ranks), "rows": all_ranks_rows([{
+            "node": os.environ["NODE"], "local": int(os.environ["LOCAL_RANK"]), "rank": rank(), "pipeline": place.pipeline,
+            "index": place.index, "members": list(place.members)}])}
+    if rank() == 0:
+        Path(sys.argv[1]).write_text(json.dumps(found))
+    end_process_group()

@@ -1,0 +1,79 @@
+"""Four processes on two nodes, faked: SLURM's script with a srun of ours, and what the deepspeed launcher runs on each node of
+a hostfile. Ranks follow the nodes' order, and a pipeline that fits stays on one node."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from processes import ENVIRONMENT, ROOT, TIME_LIMIT
+
+PLACES = str(Path(__file__).with_name("places.py"))
+SRUN = """#!/usr/bin/env bash
+[ "$1" = --kill-on-bad-exit=1 ] && shift
+for node in 0 1; do NODE=$node SLURM_NODEID=$node SLURM_NNODES=2 SLURM_GPUS_ON_NODE=2 "$@" & ids="$ids $!"; done
+for id in $ids; do wait $id || exit 1; done
+"""
+
+
+@pytest.fixture
+def port():
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return str(probe.getsockname()[1])
+
+
+def ended(*commands, **environment):
+    """Runs the commands at the same time; on failure or timeout their whole process groups are ended."""
+    started = [subprocess.Popen(command, cwd=ROOT, env={**os.environ, **ENVIRONMENT, **environment, **own}, text=True,
+                                stdout=subprocess.PIPE, stderr=subprocess.STDOUT, start_new_session=True)
+               for command, own in commands]
+    try:
+        outputs = [process.communicate(timeout=TIME_LIMIT)[0] for process in started]
+    finally:
+        for process in started:
+            if process.returncode is None:
+                os.killpg(process.pid, signal.SIGKILL)
+    assert all(process.returncode == 0 for process in started), "\n".join(outputs)[-4000:]
+
+
+def check(file):
+    for ranks, found in json.loads(file.read_text()).items():
+        rows, ranks = found["rows"], int(ranks)
+        assert [row["rank"] for row in rows] == [0, 1, 2, 3]
+        assert [row["node"] for row in rows] == ["0", "0", "1", "1"] and [row["local"] for row in rows] == [0, 1, 0, 1]
+        assert [(row["pipeline"], row["index"]) for row in rows] == [divmod(rank, ranks) for rank in range(4)]
+        for row in rows:
+            if ranks == 2:
+                assert {rows[member]["node"] for member in row["members"]} == {row["node"]}
+        assert len(found["mapping"].splitlines()) == 4 // ranks
+
+
+def test_slurm(tmp_path, port):
+    tools = {"srun": SRUN, "scontrol": '#!/usr/bin/env bash\n[ "$*" = "show hostnames here,there" ] && echo 127.0.0.1\n'}
+    for name, text in tools.items():
+        (tmp_path / name).write_text(text)
+        (tmp_path / name).chmod(0o755)
+    ended((["bash", "scripts/launch/slurm.sbatch", PLACES, str(tmp_path / "places.json"), "2", "4"], {}), PYTHON=sys.executable,
+          PORT=port, PATH=f"{tmp_path}:{os.environ['PATH']}", SLURM_JOB_NODELIST="here,there")
+    check(tmp_path / "places.json")
+
+
+def test_deepspeed_with_a_hostfile(tmp_path, port):
+    from deepspeed.launcher.runner import encode_world_info, fetch_hostfile
+
+    assert fetch_hostfile(str(ROOT / "scripts" / "launch" / "hostfile")) == {"node1": 8, "node2": 8}
+    (tmp_path / "hostfile").write_text((ROOT / "scripts" / "launch" / "hostfile").read_text().replace("slots=8", "slots=2"))
+    nodes = {name: list(range(slots)) for name, slots in fetch_hostfile(str(tmp_path / "hostfile")).items()}
+    launch = [sys.executable, "-m", "deepspeed.launcher.launch", f"--world_info={encode_world_info(nodes)}",
+              "--master_addr=127.0.0.1", f"--master_port={port}"]
+    ended(*(([*launch, f"--node_rank={node}", PLACES, str(tmp_path / "places.json"), "2", "4"], {"NODE": str(node)})
+            for node in range(2)))
+    check(tmp_path / "places.json")
