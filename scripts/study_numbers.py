@@ -19,12 +19,14 @@ from breviary.runtime import ROOT, quiet_libraries, require_checkout
 require_checkout()
 quiet_libraries()
 
+from breviary.entropy import LN2
 from breviary.results import write_text
 from scripts.study_correlations import POOLED, SETTING, WITHIN
 from scripts.study_parts import read_csv
 
 DOCUMENT, TABLES = ROOT / "docs" / "autoencoder_study.md", ROOT / "results" / "autoencoder_study"
 BEGIN, END = "<!-- numbers: written by scripts/study_numbers.py -->", "<!-- end of numbers -->"
+FROZEN = ", frozen"  # the settings that restore nothing: told where that is the point
 SIDES = {"nll_enc": "encoder", "nll_dec": "decoder", "nll_ref": "SmolLM2"}
 Row = dict[str, Any]
 
@@ -54,7 +56,8 @@ def with_numbers(text: str, block: str) -> str:
 def numbers(folder: Path) -> str:
     """All tables, as markdown."""
     corr = read_csv(folder / "corr.csv")
-    return "\n\n".join([restored(read_csv(folder / "means.csv")), correlated(corr), by_metric(corr),
+    return "\n\n".join([restored(read_csv(folder / "means.csv")), correlated(corr),
+                        sides_differ(read_csv(folder / "regression.csv")), by_metric(corr),
                         rungs(read_csv(folder / "ladder.csv")), gap(folder / "gap_smoke")])
 
 
@@ -82,9 +85,10 @@ def over_seeds(rows: Sequence[Row]) -> dict[str, list[Row]]:
     return found
 
 
-def mean(rows: Sequence[Row], name: str) -> float:
-    """Over seeds."""
-    return sum(row[name] for row in rows) / len(rows)
+def mean(rows: Sequence[Row], name: str) -> float | None:
+    """Over seeds; None where some seed has no value (a quality that is the same for every document)."""
+    values = [row[name] for row in rows]
+    return None if None in values else sum(values) / len(values)
 
 
 def between(rows: Sequence[Row], name: str, low: str, high: str) -> str:
@@ -97,15 +101,16 @@ def restored(rows: Sequence[Row]) -> str:
     """What the autoencoders restore of the held-out documents."""
     pooled = [row for row in rows if row["group"] == POOLED]
     shown = ("accuracy", "free_accuracy", "prefix_em", "bleu", "rouge_l", "edit_similarity")
-    body = [[name, f"{mean(own, 'ce_unconditional'):.2f}", f"{mean(own, 'ce'):.2f}",
-             signed(mean(own, "normalised_gain")),
+    body = [[name, f"{mean(own, 'nll_dec') * LN2:.2f}", f"{mean(own, 'ce_unconditional'):.2f}",
+             f"{mean(own, 'ce'):.2f}", signed(mean(own, "normalised_gain")),
              *(share(mean(own, key)) for key in shown)]
             for name, own in over_seeds(pooled).items()]
     seeds = len({row["seed"] for row in pooled})
-    heads = ["encoder → decoder, its training", "CE, no memory, before", "CE", "norm. gain", "accuracy",
+    heads = ["encoder → decoder, its training", "decoder alone", "+ instruction", "CE", "norm. gain", "accuracy",
              "free accuracy", "prefix EM", "BLEU", "ROUGE-L", "edit"]
     return (f"**Restored**, {pooled[0]['n']:.0f} held-out documents at {pooled[0]['rate']:.0f}x, means over documents "
-            f"and seeds ({seeds}), CE in nats a token:\n\n{table(heads, body)}")
+            f"and seeds ({seeds}); CE in nats a token, also of the decoder before training and without memory, alone and "
+            f"after the instruction (what gains are measured against):\n\n{table(heads, body)}")
 
 
 def chosen(corr: Sequence[Row], group: str, measure: str, metric: str) -> dict[str, list[Row]]:
@@ -131,13 +136,23 @@ def correlated(corr: Sequence[Row]) -> str:
             f"domains to |ρ| < .1, small = none worth the name:\n\n{table(heads, body)}")
 
 
+def sides_differ(rows: Sequence[Row]) -> str:
+    """Williams' test, and the two betas of the regression."""
+    told = []
+    for name, own in over_seeds([row for row in rows if row["metric"] == "accuracy"]).items():
+        tests = f"t {mean(own, 'williams_t'):+.1f} (largest p {max(row['williams_p'] for row in own):.1g})"
+        told.append(f"{name}: {tests}, β {signed(mean(own, 'beta_enc'))} and {signed(mean(own, 'beta_dec'))}")
+    return ("Williams' t that encoder's and decoder's Pearson correlations with accuracy differ (positive: the decoder's is "
+            "the more negative), and standardised slopes of both together with domain effects: " + "; ".join(told) + ".")
+
+
 def by_metric(corr: Sequence[Row]) -> str:
     """rho within domains for each quality: what the sign depends on."""
     metrics = {"neg_ce": "−CE", "gain": "gain", "normalised_gain": "norm. gain", "accuracy": "accuracy",
                "prefix_em": "prefix EM", "bleu": "BLEU", "rouge_l": "ROUGE-L"}
     body = [[f"{name}: {SIDES[measure]}", *(signed(mean(chosen(corr, WITHIN, measure, metric)[name], "rho"))
                                             for metric in metrics)]
-            for name in over_seeds(corr) for measure in ("nll_enc", "nll_dec")]
+            for name in over_seeds(corr) if not name.endswith(FROZEN) for measure in ("nll_enc", "nll_dec")]
     heads = ["setting: entropy under", *metrics.values()]
     return f"**ρ within domains by quality**, mean over seeds:\n\n{table(heads, body)}"
 
@@ -146,6 +161,8 @@ def rungs(rows: Sequence[Row]) -> str:
     """Accuracy along the ladder."""
     body, names = [], list(dict.fromkeys(row["transform"] for row in sorted(rows, key=lambda row: row["nll_enc"])))
     for setting, own in over_seeds(rows).items():
+        if setting.endswith(FROZEN):
+            continue
         by_rung = {name: [row for row in own if row["transform"] == name] for name in names}
         body.append([setting, *(f"{share(mean(by_rung[name], 'value'))} ({mean(by_rung[name], 'nll_enc'):.1f})"
                                 for name in names)])
