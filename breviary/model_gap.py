@@ -1,6 +1,6 @@
 """How far apart two language models are, by what they do with the same tokens (same vocabulary).
 
-Shape letters: B documents, N tokens with the beginning-of-text token first, V vocabulary, D width, T = all tokens of a probe.
+Shape letters: B documents, N tokens with the beginning-of-text token first, V vocabulary, D width, T = B * N.
 """
 
 from __future__ import annotations
@@ -15,13 +15,13 @@ from breviary.stack import Stack
 
 
 def symmetric_kl(logits_a: Tensor, logits_b: Tensor) -> Tensor:
-    """(KL(a || b) + KL(b || a)) / 2 of the next token's distributions, nats: (..., V) twice -> (...) float32. 0 = equal."""
+    """(KL(a || b) + KL(b || a)) / 2 of two distributions, nats: logits (..., V) twice -> (...) float32. 0 = equal."""
     log_a, log_b = logits_a.float().log_softmax(-1), logits_b.float().log_softmax(-1)
     return ((log_a.exp() - log_b.exp()) * (log_a - log_b)).sum(-1) / 2
 
 
 def linear_cka(states_a: Tensor, states_b: Tensor) -> float:
-    """Linear centred kernel alignment (Kornblith et al. 2019, 1905.00414, equation 4's linear case): (T, D_a), (T, D_b) -> 0..1.
+    """Linear centred kernel alignment (Kornblith et al. 2019, 1905.00414): (T, D_a), (T, D_b) -> 0..1.
 
     1 = equal up to rotation, scale and shift; nan where one side does not vary. Costs T * D_a * D_b.
     """
@@ -41,8 +41,8 @@ def gaps(encoder: Backbone | TinyBackbone, decoder: Backbone | TinyBackbone, ids
     Raises ValueError where the vocabularies differ.
     """
     if encoder.config.vocab_size != decoder.config.vocab_size:
-        raise ValueError(f"vocabularies of {encoder.config.vocab_size} and {decoder.config.vocab_size} entries: distributions over "
-                         "different tokens have no distance; give models of one tokenizer")
+        raise ValueError(f"vocabularies of {encoder.config.vocab_size} and {decoder.config.vocab_size} entries: "
+                         "distributions over different tokens have no distance; give models of one tokenizer")
     stacks = [Stack(model.load()).eval().to(resolve_device(model.device)) for model in (encoder, decoder)]
     kl, nll, states = [], [], ([], [])
     for rows in ids.split(batch_size):

@@ -48,9 +48,11 @@ class SmallModel:
     def problems(self, key: str) -> list[str]:
         """What is wrong with the values, one sentence each; `key` is what they are called in the configuration."""
         found = [f"{key}.{name}={getattr(self, name)}: must be at least 1, e.g. {getattr(SmallModel, name)}"
-                 for name in ("layers", "width", "heads", "positions", "steps", "batch_size") if getattr(self, name) < 1]
+                 for name in ("layers", "width", "heads", "positions", "steps", "batch_size")
+                 if getattr(self, name) < 1]
         if not found and self.width % (2 * self.heads):
-            found.append(f"{key}.width={self.width}, heads={self.heads}: width must be a multiple of 2 * heads, e.g. 192, 6")
+            found.append(f"{key}.width={self.width}, heads={self.heads}: width must be a multiple of 2 * heads, "
+                         "e.g. 192, 6")
         if self.learning_rate <= 0:
             found.append(f"{key}.learning_rate={self.learning_rate}: must be above 0, e.g. 3e-3")
         if self.dtype not in ("float32", "bfloat16"):
@@ -80,7 +82,8 @@ def trained_model(shape: SmallModel, ids: Tensor, tokenizer: Any, home: Path, na
     """
     if not len(ids):
         raise ValueError(f"{name}: no text to train a language model on")
-    digest = hashlib.sha256(json.dumps([asdict(shape), seed, len(tokenizer)]).encode() + ids.numpy().tobytes()).hexdigest()
+    made_of = json.dumps([asdict(shape), seed, len(tokenizer)]).encode() + ids.numpy().tobytes()
+    digest = hashlib.sha256(made_of).hexdigest()
     folder = home / f"{name}-{seed}-{digest[:12]}"
     if (folder / DONE).is_file():
         return folder

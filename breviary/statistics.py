@@ -1,4 +1,4 @@
-"""Statistics of two columns and of many: correlations with intervals, what is left beside others, what is no more than nothing.
+"""Correlations with intervals, what is left of them beside other columns, and when one may be called none.
 
 Pure functions of numpy arrays, one value a document, (N,). Ranks are midranks. Intervals are 95% unless said otherwise.
 """
@@ -14,7 +14,8 @@ from scipy import stats
 CHUNK = 500  # resamples in memory at once
 
 
-def fisher_interval(r: float, n: int, level: float = 0.95, covariates: int = 0, variance: float = 1.0) -> tuple[float, float]:
+def fisher_interval(r: float, n: int, level: float = 0.95, covariates: int = 0,
+                    variance: float = 1.0) -> tuple[float, float]:
     """Interval of a correlation by Fisher's z: atanh(r) has variance `variance` / (n - 3 - covariates).
 
     (nan, nan) where n is too small for one.
@@ -96,7 +97,7 @@ def dummies(groups: ndarray) -> ndarray:
 
 
 def partial(x: ndarray, y: ndarray, others: ndarray, ranks: bool = True) -> dict[str, float]:
-    """Correlation of x and y beside `others` (N, K): {value, low, high, p}; of ranks (Spearman's) or of values (Pearson's).
+    """Correlation of x and y beside `others` (N, K): {value, low, high, p}; of ranks (Spearman) or values (Pearson).
 
     The columns of `others` are ranked too, except indicators. p by t with N - 2 - K degrees of freedom; interval by
     Fisher's z, for ranks with Bonett and Wright's variance (2000).
@@ -172,7 +173,8 @@ def regression(y: ndarray, columns: dict[str, ndarray], groups: ndarray | None =
     scaled = (target - design @ beta) / (1 - leverage)
     errors = np.sqrt(np.diag(inverse @ (design.T * scaled**2) @ design @ inverse))
     half = stats.t.ppf(0.975, freedom)
-    return {name: {"beta": float(beta[i]), "low": float(beta[i] - half * errors[i]), "high": float(beta[i] + half * errors[i]),
+    return {name: {"beta": float(beta[i]), "low": float(beta[i] - half * errors[i]),
+                   "high": float(beta[i] + half * errors[i]),
                    "p": float(2 * stats.t.sf(abs(beta[i] / errors[i]), freedom)) if errors[i] > 0 else 0.0,
                    "vif": float(n * inverse[i, i])} for i, name in enumerate(columns, start=1)}
 
@@ -182,7 +184,8 @@ def line_with_band(x: ndarray, y: ndarray, at: ndarray) -> tuple[ndarray, ndarra
     found, n = stats.linregress(x, y), len(x)
     line = found.intercept + found.slope * at
     spread = np.sqrt(((y - found.intercept - found.slope * x) ** 2).sum() / max(n - 2, 1))
-    half = stats.t.ppf(0.975, max(n - 2, 1)) * spread * np.sqrt(1 / n + (at - x.mean()) ** 2 / ((x - x.mean()) ** 2).sum())
+    away = np.sqrt(1 / n + (at - x.mean()) ** 2 / ((x - x.mean()) ** 2).sum())
+    half = stats.t.ppf(0.975, max(n - 2, 1)) * spread * away
     return line, line - half, line + half
 
 

@@ -31,7 +31,7 @@ class TextDocument:
 
 
 def held_out(source: str, share: float) -> bool:
-    """Whether the source of this name is kept from training: a function of the name alone, true for about `share` of all."""
+    """Whether the source of this name is kept from training: a function of the name, true for about `share` of all."""
     return generator("held out", source).random() < share
 
 
@@ -60,7 +60,8 @@ def cut(text: str, tokenizer: Any, n: int, start: int = 0, most: int | None = No
             continue
         end = word.start() + encoded["offset_mapping"][n - 1][1]
         piece = text[word.start() : end]
-        if tokenizer(piece, add_special_tokens=False, split_special_tokens=True)["input_ids"] == encoded["input_ids"][:n]:
+        again = tokenizer(piece, add_special_tokens=False, split_special_tokens=True)["input_ids"]
+        if again == encoded["input_ids"][:n]:
             given += 1
             yield word.start(), piece
             start = end
@@ -68,7 +69,8 @@ def cut(text: str, tokenizer: Any, n: int, start: int = 0, most: int | None = No
             start = word.end()
 
 
-def documents(domain: str, sources: Sequence[Source], tokenizer: Any, n: int, number: int, seed: int) -> list[TextDocument]:
+def documents(domain: str, sources: Sequence[Source], tokenizer: Any, n: int, number: int,
+              seed: int) -> list[TextDocument]:
     """`number` documents of n tokens, from as many sources as there are: one of each in turn, in random order.
 
     Raises ValueError naming the domain where there are fewer: texts shorter than n, or empty, give none.
@@ -90,8 +92,8 @@ def documents(domain: str, sources: Sequence[Source], tokenizer: Any, n: int, nu
         cuts = left
     if len(found) == number:
         return found
-    raise ValueError(f"{domain}: only {len(found)} documents of {n} tokens can be cut from {len(sources)} texts; {number} were "
-                     "asked: ask for fewer or shorter ones, or give more text")
+    raise ValueError(f"{domain}: only {len(found)} documents of {n} tokens can be cut from {len(sources)} texts; "
+                     f"{number} were asked: ask for fewer or shorter ones, or give more text")
 
 
 # ------------------------------------------------------------------ the entropy ladder
@@ -122,8 +124,9 @@ def transformed(document: TextDocument, rung: str, tokenizer: Any, n: int, seed:
         text = " ".join(word for half in (words, words) for i in range(0, len(half), window)
                         for word in shuffled(rng, half[i : i + window]))
     elif kind == "random":
-        ids, allowed = tokenizer(text, add_special_tokens=False, split_special_tokens=True)["input_ids"], _drawable(tokenizer)
-        text = tokenizer.decode([allowed[below(rng, len(allowed))] if rng.random() < float(value) else id for id in ids])
+        ids = tokenizer(text, add_special_tokens=False, split_special_tokens=True)["input_ids"]
+        allowed, share = _drawable(tokenizer), float(value)
+        text = tokenizer.decode([allowed[below(rng, len(allowed))] if rng.random() < share else id for id in ids])
     else:
         raise ValueError(f"transform {rung!r} is no rung of the ladder; e.g. repeat8, shuffle4, random0.25")
     for _, piece in cut(text.replace("\x00", " "), tokenizer, n, most=1):
@@ -136,4 +139,4 @@ def _drawable(tokenizer: Any) -> list[int]:
     """Ids whose text is valid by itself: no special token, no part of a character."""
     special = set(tokenizer.all_special_ids)
     texts = tokenizer.batch_decode([[id] for id in range(len(tokenizer))])
-    return [id for id, text in enumerate(texts) if id not in special and text and "\ufffd" not in text and "\x00" not in text]
+    return [id for id, text in enumerate(texts) if id not in special and text and not {"\ufffd", "\x00"} & set(text)]

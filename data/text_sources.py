@@ -1,6 +1,6 @@
 """Where running text comes from: prose out of JSONL files, Python code of installed packages, arithmetic, drawn words.
 
-Each class gives sources, pieces of text that belong together: what is cut from one source stands on one side of a split.
+Each class gives sources, texts that belong together: what is cut from one source stands on one side of a split.
 """
 
 from __future__ import annotations
@@ -11,8 +11,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from data.draws import below, generator, pick, shuffled
-from data.jsonl import Jsonl
 from data.splits import raise_all, whole_number_problem
+from data.texts import Texts
 
 _LARGEST = 200_000  # characters of a code file at most: longer ones are tables
 
@@ -33,28 +33,29 @@ class Contexts:
     """
 
     def __init__(self, files: str | Sequence[str], passages: bool = False) -> None:
-        self.files = [files] if isinstance(files, str) else list(files)
+        self.files = [Texts(file, None, None) for file in ([files] if isinstance(files, str) else files)]
         self.passages = passages
 
     def problems(self) -> list[str]:
         """What is wrong with the files, one sentence each."""
         if not self.files:
             return ["files is empty; name at least one JSONL file"]
-        return [problem for name in self.files for problem in Jsonl(name, None, None).problems(["train"])]
+        return [problem for file in self.files for problem in file.problems(["train"])]
 
     def sources(self) -> list[Source]:
         """Every context or passage. Raises ValueError as `problems` tells, and where there are no passages."""
         raise_all(self.problems())
-        texts: dict[str, str] = {}
-        for name in self.files:
-            for example in Jsonl(name, None, None).examples("train"):
+        names: dict[str, str] = {}
+        for file in self.files:
+            for example in file.contexts("train"):
                 if self.passages:
-                    texts |= {example.context[d.start : d.end]: d.title for d in example.documents}
+                    names |= {example.context[d.start : d.end]: d.title for d in example.documents}
                 else:
-                    texts.setdefault(example.context, f"{Path(name).parent.name}-{example.id}")
-        if not texts:
-            raise ValueError(f"{', '.join(self.files)}: no example has 'documents'; set passages=false")
-        return [Source(title, text) for text, title in texts.items()]
+                    names.setdefault(example.context, f"{Path(file.names('train')).parent.name}-{example.id}")
+        if not names:
+            raise ValueError(f"{', '.join(file.names('train') for file in self.files)}: no example has 'documents'; "
+                             "set passages=false")
+        return [Source(name, text) for text, name in names.items()]
 
 
 class PythonCode:
@@ -103,7 +104,8 @@ class Arithmetic:
         """Texts of lines such as `(17 + 4) * 3 = 63`. Raises ValueError as `problems` tells."""
         raise_all(self.problems())
         rng = generator("arithmetic", self.seed)
-        return [Source(f"arithmetic-{i}", "\n".join(self._line(rng) for _ in range(self.lines))) for i in range(self.size)]
+        texts = ["\n".join(self._line(rng) for _ in range(self.lines)) for _ in range(self.size)]
+        return [Source(f"arithmetic-{i}", text) for i, text in enumerate(texts)]
 
     def _line(self, rng) -> str:
         a, b, c = (below(rng, self.largest + 1) for _ in range(3))
@@ -114,7 +116,7 @@ class Arithmetic:
 
 
 class DrawnWords:
-    """Invented words, each drawn after the one before it (a Markov chain of order 1): stands in for prose without files.
+    """Invented words, each drawn after the one before it (a Markov chain of order 1): prose for want of files.
 
     size  texts;  words  of each text;  vocabulary  different words;  seed  of chain and texts
     """

@@ -30,8 +30,8 @@ def mix(share: int | str) -> str:
 
 
 def cell_table(rows: Sequence[Row], gaps: Sequence[Row]) -> list[Row]:
-    """gap.csv: a row for each cell and part of the documents: means of every quality, the models' gaps, and delta_*: the
-    matched pair's (decoder with itself, same seed) minus the cell's; empty where there is no matched pair."""
+    """gap.csv: a row for each cell and part of the documents: means of every quality, the models' gaps, and delta_*:
+    the matched pair's (decoder with itself, same seed) minus the cell's; empty where there is no matched pair."""
     told = {tuple(row[key] for key in CELL): row for row in gaps}
     means = {}
     for row in rows:
@@ -42,22 +42,22 @@ def cell_table(rows: Sequence[Row], gaps: Sequence[Row]) -> list[Row]:
     for (seed, encoder, decoder, mitigation, part), (n, own) in means.items():
         _, matched = means.get((seed, decoder, decoder, "none", part), (0, dict.fromkeys(QUALITIES, float("nan"))))
         gap = told[seed, encoder, decoder, mitigation]
-        found.append({"seed": seed, "encoder": encoder, "decoder": decoder, "mitigation": mitigation, "part": part, "n": n, **own,
+        found.append({**dict(zip(CELL, (seed, encoder, decoder, mitigation))), "part": part, "n": n, **own,
                       **{name: gap[name] if gap[name] is not None else float("nan") for name in GAPS},
                       **{f"delta_{name}": matched[name] - own[name] for name in TOLD}})
     return found
 
 
 def small_tables(rows: Sequence[Row], table: Sequence[Row], resamples: int) -> dict[str, list[Row]]:
-    """gap_regression: loss of quality on each gap; asymmetry: which side's swap costs more; mitigation: what mends how much."""
+    """gap_regression: loss of quality on each gap; asymmetry: which side's swap costs more; mitigation: what mends."""
     return {"gap_regression": list(gap_regressions(table)), "asymmetry": list(asymmetries(rows, resamples)),
             "mitigation": list(mitigations(rows, resamples))}
 
 
 def gap_regressions(table: Sequence[Row]) -> Iterator[Row]:
-    """Correlation and standardised slope of delta_* on each gap, over unmatched cells of all seeds; Holm over the four gaps.
+    """Correlation and standardised slope of delta_* on each gap, over unmatched cells of all seeds; Holm over the gaps.
 
-    Cells share models, so that intervals are too narrow; the random control has no mix and no matched pair and is left out.
+    Cells share models, so that intervals are too narrow; the random control has no matched pair and is left out.
     """
     for part in PARTS:
         cells = [row for row in table if row["part"] == part and row["mitigation"] == "none"
@@ -69,8 +69,9 @@ def gap_regressions(table: Sequence[Row]) -> Iterator[Row]:
                 x = np.array([row[gap] for row in cells])
                 rho, p = spearman(x, y)
                 slope = regression(y, {"x": x})["x"]
-                found.append({"part": part, "metric": name, "gap": gap, "n": len(cells), **pearson(x, y), "rho": rho, "p_rho": p,
-                              "p_holm": np.nan, "beta": slope["beta"], "beta_lo": slope["low"], "beta_hi": slope["high"]})
+                found.append({"part": part, "metric": name, "gap": gap, "n": len(cells), **pearson(x, y), "rho": rho,
+                              "p_rho": p, "p_holm": np.nan, "beta": slope["beta"], "beta_lo": slope["low"],
+                              "beta_hi": slope["high"]})
             for row, corrected in zip(found, holm([row["p_rho"] for row in found])):
                 yield {**row, "p_holm": corrected}
 
@@ -91,8 +92,8 @@ def compared(one: dict[str, float], other: dict[str, float], resamples: int) -> 
 
 
 def asymmetries(rows: Sequence[Row], resamples: int) -> Iterator[Row]:
-    """For each mix Dj: quality lost against the first mix's matched pair by swapping the decoder, by swapping the encoder, and
-    the difference (positive: the decoder's swap costs more). Paired over documents, means over seeds."""
+    """For each mix Dj: quality lost against the first mix's matched pair by swapping the decoder, by swapping the
+    encoder, and the difference (positive: the decoder's costs more). Paired over documents, means over seeds."""
     mixes = sorted({row["decoder"] for row in rows} - {RANDOM})
     first = mixes[0]
     for part in PARTS:
@@ -141,14 +142,16 @@ def mean_over_seeds(rows: Sequence[Row], encoder: str, decoder: str) -> list[flo
 def heat_map(folder: Path, rows: Sequence[Row]) -> None:
     """Encoder mix by decoder mix; cells that were not run stay white."""
     encoders = sorted({row["encoder"] for row in rows})
-    decoders = sorted({row["decoder"] for row in rows} - {RANDOM}) + [RANDOM] * any(row["decoder"] == RANDOM for row in rows)
-    grid = np.array([[np.mean(values) if (values := mean_over_seeds(rows, e, d)) else np.nan for d in decoders] for e in encoders])
-    figure, axis = pyplot.subplots(figsize=(1.6 + 0.75 * len(decoders), 1.3 + 0.6 * len(encoders)), layout="constrained")
+    decoders = sorted({row["decoder"] for row in rows}, key=lambda name: (name == RANDOM, name))
+    grid = np.array([[np.mean(mean_over_seeds(rows, e, d) or [np.nan]) for d in decoders] for e in encoders])
+    size = 1.6 + 0.75 * len(decoders), 1.3 + 0.6 * len(encoders)
+    figure, axis = pyplot.subplots(figsize=size, layout="constrained")
     shown = axis.imshow(grid, cmap="viridis")
     middle = (np.nanmin(grid) + np.nanmax(grid)) / 2
     for (i, j), value in np.ndenumerate(grid):
         if not np.isnan(value):
-            axis.text(j, i, f"{value:.2f}", ha="center", va="center", fontsize=8, color="white" if value < middle else "black")
+            axis.text(j, i, f"{value:.2f}", ha="center", va="center", fontsize=8,
+                      color="white" if value < middle else "black")
     axis.set_xticks(range(len(decoders)), decoders)
     axis.set_yticks(range(len(encoders)), encoders)
     axis.set(xlabel="decoder trained on", ylabel="encoder trained on", title=f"{QUALITY} (D1: prose)")
@@ -156,8 +159,8 @@ def heat_map(folder: Path, rows: Sequence[Row]) -> None:
     figure.colorbar(shown)
     figure.savefig(folder / "heatmap.png", dpi=110)
     pyplot.close(figure)
-    write_csv(folder / "heatmap.csv", [{"encoder": e, "decoder": d, SHOWN: float(grid[i, j])} for i, e in enumerate(encoders)
-                                       for j, d in enumerate(decoders) if not np.isnan(grid[i, j])])
+    write_csv(folder / "heatmap.csv", [{"encoder": encoders[i], "decoder": decoders[j], SHOWN: float(value)}
+                                       for (i, j), value in np.ndenumerate(grid) if not np.isnan(value)])
 
 
 def swaps(folder: Path, rows: Sequence[Row]) -> None:
@@ -165,7 +168,7 @@ def swaps(folder: Path, rows: Sequence[Row]) -> None:
     mixes = sorted({row["encoder"] for row in rows})
     kinds = {f"decoder varied, encoder {mixes[0]}": lambda m: (mixes[0], m),
              f"encoder varied, decoder {mixes[0]}": lambda m: (m, mixes[0]), "both (matched)": lambda m: (m, m)}
-    figure, axis = pyplot.subplots(figsize=(5.5, 4), layout="constrained")
+    figure, axis = pyplot.subplots(figsize=(6.5, 4), layout="constrained")
     drawn = []
     for colour, (kind, cell) in enumerate(kinds.items()):
         values = [mean_over_seeds(rows, *cell(m)) for m in mixes]
@@ -175,7 +178,7 @@ def swaps(folder: Path, rows: Sequence[Row]) -> None:
             drawn += [{"kind": kind, "mix": m, SHOWN: value} for value in own]
     axis.set_xticks(range(len(mixes)), mixes)
     axis.set(xlabel="mix (more formal text to the right)", ylabel=QUALITY)
-    axis.legend(fontsize=8)
+    figure.legend(fontsize=8, loc="outside lower center", ncols=3)
     figure.savefig(folder / "swaps.png", dpi=110)
     pyplot.close(figure)
     write_csv(folder / "swaps.csv", drawn)
@@ -188,8 +191,8 @@ def scatter(folder: Path, rows: Sequence[Row]) -> None:
     figure, axes = pyplot.subplots(1, 4, figsize=(12, 3.2), sharey=True, layout="constrained")
     for axis, gap in zip(axes, GAPS):
         x, y = (np.array([row[key] for row in rows]) for key in (gap, f"delta_{SHOWN}"))
-        for colour, (label, chosen) in enumerate({"encoder on D1": [row["encoder"] == "D1" for row in rows],
-                                                  "other": [row["encoder"] != "D1" for row in rows]}.items()):
+        for colour, (label, chosen) in enumerate({"encoder D1": [row["encoder"] == "D1" for row in rows],
+                                                  "other encoder": [row["encoder"] != "D1" for row in rows]}.items()):
             axis.plot(x[chosen], y[chosen], ".", color=f"C{colour}", label=label)
         axis.axhline(0, color="grey", lw=0.8)
         axis.set(xlabel=titles[gap], title=f"ρ = {spearman(x, y)[0]:+.2f}")

@@ -20,7 +20,8 @@ SETTING = ("pair", "dec_mode", "rate", "seed")
 BESIDE = {"nll_enc": "nll_dec", "nll_dec": "nll_enc", "h_enc": "h_dec", "h_dec": "h_enc", "nll_ref": None,
           "unigram_entropy": None, "zlib_ratio": None}
 METRICS = ("neg_ce", "gain", "normalised_gain", "accuracy", "prefix_em", "bleu", "rouge_l")
-MEASURED = ("nll_enc", "nll_dec", "nll_ref", "bpb_enc", "bpb_dec", "bpb_ref", "bytes")
+MEASURED = ("nll_enc", "nll_dec", "nll_ref", "bpb_enc", "bpb_dec", "bpb_ref", "bytes", "ce", "ce_unconditional",
+            "end_rate")
 POOLED, WITHIN, LADDER = "pooled", "within domains", "ladder"
 Row = dict[str, Any]
 
@@ -34,7 +35,7 @@ def settings(rows: Sequence[Row]) -> dict[tuple, list[Row]]:
 
 
 def groups(rows: Sequence[Row]) -> Iterator[tuple[str, list[Row]]]:
-    """Groups of one setting's documents: all as they are, each domain, the ladder (with the documents it was made of)."""
+    """Groups of one setting's documents: all as they are, each domain, the ladder (with the documents it's made of)."""
     plain = [row for row in rows if row["transform"] == AS_IS]
     yield POOLED, plain
     for domain in dict.fromkeys(row["domain"] for row in plain):
@@ -46,16 +47,15 @@ def groups(rows: Sequence[Row]) -> Iterator[tuple[str, list[Row]]]:
 
 
 def means(rows: Sequence[Row], resamples: int) -> list[Row]:
-    """means.csv: for each setting, and each domain in it, the means of entropies and qualities; *_lo, *_hi: 95% bootstrap
-    interval over documents of the qualities."""
+    """means.csv: for each setting, and each domain in it, the means of entropies and qualities; *_lo, *_hi: the
+    qualities' 95% bootstrap interval over documents."""
     found: list[Row] = []
     for setting, own in settings(rows).items():
         for name, group in groups(own):
             if name == LADDER:
                 continue
             row = {**dict(zip(SETTING, setting)), "group": name, "n": len(group)}
-            row |= {key: float(np.mean([r[key] for r in group])) for key in (*MEASURED, "ce", "ce_unconditional", "end_rate")
-                    if key in group[0]}
+            row |= {key: float(np.mean([r[key] for r in group])) for key in MEASURED if key in group[0]}
             for metric in (*METRICS[1:], "edit_similarity", "free_accuracy"):
                 about = paired_bootstrap(np.array([r[metric] for r in group]), resamples, 0)
                 row |= {metric: about["value"], f"{metric}_lo": about["low"], f"{metric}_hi": about["high"]}
@@ -72,16 +72,18 @@ def columns_of(rows: Sequence[Row]) -> dict[str, ndarray]:
 def correlations(rows: Sequence[Row], resamples: int, bound: float) -> list[Row]:
     """corr.csv: a row for each setting, group, measure and metric.
 
-    r with Fisher-z interval, rho with bootstrap interval over documents and over sources (rho_*_source), their p; p_holm over
-    the measures and metrics of a setting's group; partial: rho beside the other side's measure; p_equal: small where rho is
-    within +-bound for sure (two one-sided tests). Group 'within domains' takes domain effects out of both columns first.
+    r with Fisher-z interval, rho with bootstrap interval over documents and over sources (rho_*_source), their p;
+    p_holm over the measures and metrics of a setting's group; partial: rho beside the other side's measure; p_equal:
+    small where rho is within +-bound for sure (two one-sided tests). Group 'within domains' takes domain effects out of
+    both first.
     Raises ValueError where encoder and decoder are one model.
     """
     found: list[Row] = []
     for setting, own in settings(rows).items():
         if all(row["nll_enc"] == row["nll_dec"] for row in own):
-            raise ValueError(f"{setting[0]}: every document has the same entropy under encoder and decoder, which are one model: "
-                             "what belongs to one side cannot be told from the other; give two models of different training")
+            raise ValueError(f"{setting[0]}: every document has the same entropy under encoder and decoder, which are "
+                             "one model: what belongs to one side cannot be told from the other; give two models of "
+                             "different training")
         for name, group in groups(own):
             columns, domains = columns_of(group), np.array([row["domain"] for row in group])
             sources = np.array([f"{row['domain']}/{row['source']}" for row in group])
@@ -132,15 +134,16 @@ def row_of(measure: str, metric: str, straight: dict[str, float], rho: tuple[flo
            by_source: tuple[float, float], p: float, left: dict[str, float] | None, p_equal: float) -> Row:
     """One row's own columns."""
     left = left or dict.fromkeys(("value", "low", "high", "p"), float("nan"))
-    return {"measure": measure, "metric": metric, "r": straight["r"], "r_lo": straight["r_lo"], "r_hi": straight["r_hi"],
-            "rho": rho[0], "rho_lo": rho[1], "rho_hi": rho[2], "rho_lo_source": by_source[0], "rho_hi_source": by_source[1],
-            "p": p, "p_holm": np.nan, "partial": left["value"], "partial_lo": left["low"], "partial_hi": left["high"],
+    return {"measure": measure, "metric": metric, **{key: straight[key] for key in ("r", "r_lo", "r_hi")},
+            "rho": rho[0], "rho_lo": rho[1], "rho_hi": rho[2], "rho_lo_source": by_source[0],
+            "rho_hi_source": by_source[1], "p": p, "p_holm": np.nan, "partial": left["value"],
+            "partial_lo": left["low"], "partial_hi": left["high"],
             "partial_p": left["p"], "p_equal": p_equal}
 
 
 def regressions(rows: Sequence[Row]) -> list[Row]:
-    """regression.csv: metric on z(nll_enc), z(nll_dec) and domain effects, and Williams' test that the two correlations of a
-    metric differ (of values, domains pooled)."""
+    """regression.csv: metric on z(nll_enc), z(nll_dec) and domain effects, and Williams' test that the two correlations
+    of a metric differ (of values, domains pooled)."""
     found: list[Row] = []
     for setting, own in settings(rows).items():
         plain = [row for row in own if row["transform"] == AS_IS]

@@ -4,9 +4,9 @@
     python scripts/study_data_gap.py --config-name study/data_gap          the real one, for a GPU
     python scripts/study_data_gap.py tables=true                           tables and figures again
 
-Language models from scratch on mixes D1, D2, ... with growing shares of formal text, same tokens and steps; every pair of an
-encoder and a decoder becomes an autoencoder under one budget. OUTPUT/gap_per_doc.parquet has a row a document and cell;
-gap.csv, gap_regression.csv, asymmetry.csv, mitigation.csv and the figures are made of it. Signs are as observed.
+Language models from scratch on mixes D1, D2, ... with growing shares of formal text, same tokens and steps; every pair
+of an encoder and a decoder becomes an autoencoder under one budget. OUTPUT/gap_per_doc.parquet has a row a document and
+cell; gap.csv, gap_regression.csv, asymmetry.csv, mitigation.csv and the figures are made of it. Signs are as observed.
 """
 
 from __future__ import annotations
@@ -49,7 +49,7 @@ TOKENIZER_CHARACTERS = 2_000_000  # of each kind that the tokenizer is trained o
 
 @dataclass
 class Texts:
-    """Documents by kind: for the language models and the autoencoders, held out for the measurement; their tokenizer."""
+    """Documents by kind, for language models and autoencoders; those held out for the measurement; their tokenizer."""
 
     tokenizer: Any
     learned: dict[str, list[TextDocument]]
@@ -65,11 +65,11 @@ def problems_of(cfg: DictConfig) -> list[str]:
     """What is wrong with the configuration, a sentence each; reads no text and no weights."""
     found, shares = parts.common_problems(cfg), list(cfg.shares)
     if len(set(shares)) < len(shares) or len(shares) < 2 or any(not 0 <= share <= 6 for share in shares):
-        found.append(f"shares={shares}: must be at least two sixths from 0 to 6, all different: encoder and decoder of equal "
-                     "training have no gap to measure; e.g. [0,1,2,3,4,5]")
+        found.append(f"shares={shares}: must be at least two sixths from 0 to 6, all different: encoder and decoder of "
+                     "equal training have no gap to measure; e.g. [0,1,2,3,4,5]")
     if len(cfg.mitigated) != 2 or set(cfg.mitigated) - set(shares) or len(set(cfg.mitigated)) < 2:
-        found.append(f"mitigated={list(cfg.mitigated)}: must be two different ones of shares={shares}, encoder's and decoder's: "
-                     "between equal models there is nothing to mend")
+        found.append(f"mitigated={list(cfg.mitigated)}: must be two different ones of shares={shares}, encoder's and "
+                     "decoder's: between equal models there is nothing to mend")
     if cfg.cells not in ("grid", "cross"):
         found.append(f"cells={cfg.cells}: allowed are grid, cross")
     for name, change in cfg.mitigations.items():
@@ -88,15 +88,14 @@ def gathered(cfg: DictConfig) -> Texts:
     for kind in KINDS:
         sides[kind] = parts.both_sides(parts.sources_of(cfg[kind], told), cfg.held_out)
     parts.refuse(told)
-    joined: dict[str, list[list[Source]]] = {kind: [[s for items in side.values() for s in items] for side in sides[kind]]
-                                             for kind in KINDS}
+    joined = {kind: [[source for items in side.values() for source in items] for side in sides[kind]] for kind in KINDS}
     tokenizer = train_tokenizer(["\n".join(s.text for s in joined[kind][0])[:TOKENIZER_CHARACTERS] for kind in KINDS],
                                 cfg.vocabulary)
     most, half = max(cfg.shares), cfg.train_documents // 2
     needed = {"prose": max(cfg.model_documents, half), "formal": max(-(-most * cfg.model_documents // 6), half)}
-    learned = {kind: attempted(told, documents, kind, joined[kind][0], tokenizer, cfg.tokens, needed[kind], 0) for kind in KINDS}
-    test = {kind: attempted(told, documents, kind, joined[kind][1], tokenizer, cfg.tokens,
-                            cfg.test_documents + cfg.probe_documents // 2, 0) for kind in KINDS}
+    held = cfg.test_documents + cfg.probe_documents // 2
+    learned, test = ({kind: attempted(told, documents, kind, joined[kind][side], tokenizer, cfg.tokens, number[kind], 0)
+                      for kind in KINDS} for side, number in enumerate((needed, dict.fromkeys(KINDS, held))))
     parts.refuse(told)
     return Texts(tokenizer, learned, [d for kind in KINDS for d in test[kind]])
 
@@ -114,13 +113,15 @@ def language_model(cfg: DictConfig, texts: Texts, share: int | str, seed: int, *
         ids = random_tokens(cfg.model_documents, texts.tokenizer, cfg.tokens, seed)
     else:
         ids = parts.sequences(texts.mixed(share / 6, cfg.model_documents), texts.tokenizer)
-    return trained_model(SmallModel(**{**cfg.model, **shape}), ids, texts.tokenizer, Path(cfg.paths.cache) / "study", mix(share), seed)
+    home = Path(cfg.paths.cache) / "study"
+    return trained_model(SmallModel(**{**cfg.model, **shape}), ids, texts.tokenizer, home, mix(share), seed)
 
 
 def cells_of(cfg: DictConfig) -> list[tuple[int, int | str]]:
     """(encoder, decoder) of every autoencoder."""
     shares, first = list(cfg.shares), cfg.shares[0]
-    cells: list[tuple[int, int | str]] = [(e, d) for e in shares for d in shares if cfg.cells == "grid" or first in (e, d) or e == d]
+    cells: list[tuple[int, int | str]] = [(e, d) for e in shares for d in shares
+                                          if cfg.cells == "grid" or first in (e, d) or e == d]
     return cells + [(first, RANDOM)] * cfg.random_control
 
 
@@ -134,13 +135,14 @@ def measured(cfg: DictConfig) -> tuple[list[dict[str, Any]], list[dict[str, Any]
     test, probe = [d for d in texts.test if d not in probes], parts.sequences(probes, texts.tokenizer)[:, :-1]
     known: dict[Any, Any] = {}
 
-    def cell(seed: int, encoder: int, decoder: int | str, mended: str, folders: tuple[Path, Path], words: list[str]) -> None:
+    def cell(seed: int, encoder: int, decoder: int | str, mended: str, folders: tuple[Path, Path],
+             words: list[str]) -> None:
         setting = {"seed": seed, "encoder": mix(encoder), "decoder": mix(decoder), "mitigation": mended}
-        run = parts.autoencoder(cfg, *folders, cfg.rate, words, file, seed, "-".join(map(str, ("gap", *list(setting.values())[1:]))
-                                                                                    ).replace(" ", "_"))
+        run = parts.autoencoder(cfg, *folders, cfg.rate, words, file, seed,
+                                f"gap-{mix(encoder)}-{mix(decoder)}-{mended}")
         found = parts.restored(run, test, cfg.eval_batch_size, known)
-        rows.extend({"doc_id": d.doc_id, "part": d.domain, "n": cfg.tokens, "rate": cfg.rate, **setting, **found[d.doc_id]}
-                    for d in test)
+        shared = {"n": cfg.tokens, "rate": cfg.rate, **setting}
+        rows.extend({"doc_id": d.doc_id, "part": d.domain, **shared, **found[d.doc_id]} for d in test)
         distance = float("nan") if decoder == RANDOM else abs(encoder - decoder) / 6
         cells.append({**setting, "mix_distance": distance,
                       **gaps(*(Backbone(str(folder), "float32") for folder in folders), probe,

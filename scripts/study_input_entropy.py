@@ -3,9 +3,10 @@
     python scripts/study_input_entropy.py [key=value ...]          configs/study/input_entropy.yaml has the keys
     python scripts/study_input_entropy.py tables=true              tables and figures again, from per_doc.parquet
 
-Documents of one length from several domains, and an entropy ladder of the same ones; two small language models of different
-training as encoder and decoder, both ways round; autoencoders of them trained by train.py. OUTPUT/per_doc.parquet has a row a
-document and setting; means.csv, corr.csv, regression.csv and the figures' CSV are made of it. Signs are as observed.
+Documents of one length from several domains, and an entropy ladder of the same ones; two small language models of
+different training as encoder and decoder, both ways round; autoencoders of them trained by train.py.
+OUTPUT/per_doc.parquet has a row a document and setting; means.csv, corr.csv, regression.csv and the figures' CSV are
+made of it. Signs are as observed.
 """
 
 from __future__ import annotations
@@ -50,24 +51,29 @@ def problems_of(cfg: DictConfig) -> list[str]:
     for name, own in cfg.models.items():
         unknown = sorted(set(own) - set(cfg.domains))
         if unknown or not own:
-            found.append(f"models.{name}={list(own)}: must be names of domains, at least one; there are {', '.join(cfg.domains)}")
+            found.append(f"models.{name}={list(own)}: must be names of domains, at least one; there are "
+                         f"{', '.join(cfg.domains)}")
     for pair in cfg.pairs:
         if len(pair) != 2 or set(pair) - set(cfg.models):
-            found.append(f"pairs: {list(pair)} must be [encoder, decoder], two names of models; there are {', '.join(cfg.models)}")
+            found.append(f"pairs: {list(pair)} must be [encoder, decoder], two names of models; there are "
+                         f"{', '.join(cfg.models)}")
         elif pair[0] == pair[1] or set(cfg.models[pair[0]]) == set(cfg.models[pair[1]]):
-            found.append(f"pairs: {list(pair)}: encoder and decoder have the same training, so that a document has one entropy "
-                         "under both and nothing can be told of the one beside the other; give two models of different domains")
+            found.append(f"pairs: {list(pair)}: encoder and decoder have the same training, so that a document has one "
+                         "entropy under both and nothing can be told of the one beside the other; give two models of "
+                         "different domains")
     for mode in cfg.decoders:
         if mode not in TRAIN_MODES:
             found.append(f"decoders: {mode}: allowed are {', '.join(TRAIN_MODES)}")
     if cfg.test_documents * len(cfg.domains) < 8:
-        found.append(f"test_documents={cfg.test_documents}: correlations need at least 8 documents in all, e.g. 150 a domain")
+        found.append(f"test_documents={cfg.test_documents}: correlations need at least 8 documents in all, e.g. 150 of "
+                     "each domain")
     if cfg.reference is not None:
         found += [f"reference: {problem}" for problem in instantiate(cfg.reference).problems()]
     return found
 
 
-def gathered(cfg: DictConfig, sources: dict[str, list[Source]]) -> tuple[Any, dict[str, list[TextDocument]], list[TextDocument]]:
+def gathered(cfg: DictConfig, sources: dict[str, list[Source]]) -> tuple[Any, dict[str, list[TextDocument]],
+                                                                         list[TextDocument]]:
     """Tokenizer, documents for training by domain, and held-out documents with their ladder."""
     learned, kept = parts.both_sides(sources, cfg.held_out)
     pieces = [text[:TOKENIZER_CHARACTERS] for text in ("\n".join(s.text for s in items) for items in learned.values())]
@@ -91,16 +97,18 @@ def small_models(cfg: DictConfig, tokenizer: Any, train: dict[str, list[TextDocu
     for name, own in cfg.models.items():
         minor = round(cfg.minor_share * cfg.train_documents)
         read = [d for domain, items in train.items() for d in (items if domain in own else items[:minor])]
-        folders[name] = trained_model(SmallModel(**cfg.model), parts.sequences(read, tokenizer), tokenizer, home, name, seed)
+        ids = parts.sequences(read, tokenizer)
+        folders[name] = trained_model(SmallModel(**cfg.model), ids, tokenizer, home, name, seed)
         parts.say(f"language model {name}, seed {seed}: {len(read)} documents of {', '.join(own)}")
     return folders
 
 
 def readings(backbone: Any, items: list[TextDocument], cache: Path, suffix: str, n: int) -> list[dict[str, float]]:
-    """Entropies of every document under one model, as columns that end in `suffix`; bits a token of the document's n, of
-    which a model with another tokenizer reads another number."""
+    """Entropies of every document under one model, as columns that end in `suffix`; bits a token of the document's n (a
+    model with another tokenizer reads another number)."""
     found = EntropyReader(backbone, cache=cache, batch_size=32).read(d.text for d in items)
-    return [{f"nll_{suffix}": row["bits_per_token"] * row["tokens"] / n, f"h_{suffix}": row["H"] / LN2 * row["tokens"] / n,
+    return [{f"nll_{suffix}": row["bits_per_token"] * row["tokens"] / n,
+             f"h_{suffix}": row["H"] / LN2 * row["tokens"] / n,
              f"bpb_{suffix}": row["bits_per_byte"], f"nll_std_{suffix}": row["nll_std"] / LN2,
              f"nll_max_{suffix}": row["nll_max"] / LN2} for row in found]
 
@@ -111,8 +119,8 @@ def measured(cfg: DictConfig) -> tuple[list[dict[str, Any]], list[dict[str, Any]
     sources = parts.sources_of(cfg.domains, told)
     parts.refuse(told)
     tokenizer, train, test = gathered(cfg, sources)
-    parts.say(f"{sum(map(len, train.values()))} documents to learn from, {sum(d.transform == AS_IS for d in test)} held out, "
-              f"{len(test)} with the ladder")
+    plain = sum(d.transform == AS_IS for d in test)
+    parts.say(f"{sum(map(len, train.values()))} documents to learn from, {plain} held out, {len(test)} with the ladder")
     home = Path(cfg.paths.cache) / "study"
     file = parts.write_documents(home / f"train-{cfg.tokens}.jsonl", [d for items in train.values() for d in items])
     reference = None if cfg.reference is None else readings(instantiate(cfg.reference), test, home, "ref", cfg.tokens)
@@ -126,11 +134,12 @@ def measured(cfg: DictConfig) -> tuple[list[dict[str, Any]], list[dict[str, Any]
             for rate in cfg.rates:
                 for mode in cfg.decoders:
                     setting = {"pair": f"{encoder}>{decoder}", "dec_mode": mode, "rate": rate, "seed": seed}
-                    run = parts.autoencoder(cfg, models[encoder], models[decoder], rate, [f"decoder.train={mode}"], file, seed,
-                                            f"{encoder}-{decoder}-{mode}-{rate}x")
+                    name, words = f"{encoder}-{decoder}-{mode}-{rate}x", [f"decoder.train={mode}"]
+                    run = parts.autoencoder(cfg, models[encoder], models[decoder], rate, words, file, seed, name)
                     found = parts.restored(run, test, cfg.eval_batch_size, known)
                     curves += [{**setting, **row} for row in parts.losses(run)]
-                    rows += joined(cfg, setting, test, found, [under[encoder]["enc"], under[decoder]["dec"], reference], tokenizer)
+                    columns = [under[encoder]["enc"], under[decoder]["dec"], reference]
+                    rows += joined(cfg, setting, test, found, columns, tokenizer)
     return rows, curves
 
 
@@ -139,10 +148,13 @@ def joined(cfg: DictConfig, setting: dict[str, Any], items: list[TextDocument], 
     """per_doc rows of one setting."""
     rows = []
     for i, d in enumerate(items):
-        controls = text_measures(d.text, tokenizer(d.text, add_special_tokens=False, split_special_tokens=True)["input_ids"])
-        rows.append({"doc_id": d.doc_id, "domain": d.domain, "source": d.source, "transform": d.transform, "n": cfg.tokens,
-                     **setting, **{name: value for column in columns if column for name, value in column[i].items()},
-                     **{name: controls[name] for name in ("bytes", "unigram_entropy", "zlib_ratio")}, **found[d.doc_id]})
+        ids = tokenizer(d.text, add_special_tokens=False, split_special_tokens=True)["input_ids"]
+        controls = text_measures(d.text, ids)
+        rows.append({"doc_id": d.doc_id, "domain": d.domain, "source": d.source, "transform": d.transform,
+                     "n": cfg.tokens, **setting,
+                     **{name: value for column in columns if column for name, value in column[i].items()},
+                     **{name: controls[name] for name in ("bytes", "unigram_entropy", "zlib_ratio")},
+                     **found[d.doc_id]})
     return rows
 
 

@@ -19,12 +19,15 @@ from breviary.runtime import ROOT, quiet_libraries, require_checkout
 require_checkout()
 quiet_libraries()
 
+from breviary.entropy import LN2
 from breviary.results import write_text
 from scripts.study_correlations import POOLED, SETTING, WITHIN
 from scripts.study_parts import read_csv
 
 DOCUMENT, TABLES = ROOT / "docs" / "autoencoder_study.md", ROOT / "results" / "autoencoder_study"
 BEGIN, END = "<!-- numbers: written by scripts/study_numbers.py -->", "<!-- end of numbers -->"
+FROZEN = ", frozen"  # the settings that restore nothing: told where that is the point
+SIDES = {"nll_enc": "encoder", "nll_dec": "decoder", "nll_ref": "SmolLM2"}
 Row = dict[str, Any]
 
 
@@ -36,7 +39,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     text = DOCUMENT.read_text(encoding="utf-8")
     wanted = with_numbers(text, numbers(TABLES))
     if given.check and text != wanted:
-        print(f"error: {DOCUMENT.name} is not what the tables say; run python scripts/study_numbers.py", file=sys.stderr)
+        print(f"error: {DOCUMENT.name} is not what the tables say; run python scripts/study_numbers.py",
+              file=sys.stderr)
         sys.exit(1)
     if not given.check:
         write_text(DOCUMENT, wanted)
@@ -52,28 +56,19 @@ def with_numbers(text: str, block: str) -> str:
 def numbers(folder: Path) -> str:
     """All tables, as markdown."""
     corr = read_csv(folder / "corr.csv")
-    return "\n\n".join([restored(read_csv(folder / "means.csv")), correlated(corr), by_metric(corr),
+    return "\n\n".join([restored(read_csv(folder / "means.csv")), correlated(corr),
+                        sides_differ(read_csv(folder / "regression.csv")), by_metric(corr),
                         rungs(read_csv(folder / "ladder.csv")), gap(folder / "gap_smoke")])
 
 
 def signed(value: float | None) -> str:
     """-.12, +.30; a dash for what could not be told."""
-    return "–" if value is None else f"{value:+.2f}".replace("0.", ".")
+    return "–" if value is None else f"{value:+.2f}".replace("0.", ".", 1)
 
 
 def share(value: float) -> str:
     """.30"""
     return f"{value:.2f}".replace("0.", ".", 1) if abs(value) < 1 else f"{value:.2f}"
-
-
-def between(row: Row, name: str, low: str, high: str) -> str:
-    """-.12 [-.20, -.03]"""
-    return f"{signed(row[name])} [{signed(row[low])}, {signed(row[high])}]"
-
-
-def setting(row: Row) -> str:
-    """formal → prose, full"""
-    return f"{row['pair'].replace('>', ' → ')}, {row['dec_mode']}"
 
 
 def table(heads: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
@@ -82,85 +77,122 @@ def table(heads: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
     return "\n".join(lines + ["| " + " | ".join(row) + " |" for row in rows])
 
 
+def over_seeds(rows: Sequence[Row]) -> dict[str, list[Row]]:
+    """{"formal → prose, full": its rows, one a seed}, full decoders first."""
+    found: dict[str, list[Row]] = {}
+    for row in sorted(rows, key=lambda row: (row["dec_mode"] == "frozen", row["pair"] != "prose>formal")):
+        found.setdefault(f"{row['pair'].replace('>', ' → ')}, {row['dec_mode']}", []).append(row)
+    return found
+
+
+def mean(rows: Sequence[Row], name: str) -> float | None:
+    """Over seeds; None where some seed has no value (a quality that is the same for every document)."""
+    values = [row[name] for row in rows]
+    return None if None in values else sum(values) / len(values)
+
+
+def between(rows: Sequence[Row], name: str, low: str, high: str) -> str:
+    """-.12 [-.20, -.03]: the mean over seeds, the lowest lower and the highest upper end."""
+    ends = min(row[low] for row in rows), max(row[high] for row in rows)
+    return f"{signed(mean(rows, name))} [{signed(ends[0])}, {signed(ends[1])}]"
+
+
 def restored(rows: Sequence[Row]) -> str:
-    """What each autoencoder restores of the held-out documents."""
+    """What the autoencoders restore of the held-out documents."""
     pooled = [row for row in rows if row["group"] == POOLED]
-    body = [[setting(r), f"{r['ce_unconditional']:.2f}", f"{r['ce']:.2f}", f"{r['normalised_gain']:+.2f}".replace("0.", "."),
-             share(r["accuracy"]), share(r["prefix_em"]), share(r["bleu"]), share(r["rouge_l"]), share(r["edit_similarity"])]
-            for r in pooled]
-    head = f"Restored ({pooled[0]['n']:.0f} held-out documents, means; CE in nats a token; {pooled[0]['rate']:.0f}x):"
-    return f"{head}\n\n" + table(["encoder → decoder, decoder's training", "CE before, no memory", "CE", "normalised gain", "accuracy",
-                                  "prefix EM", "BLEU", "ROUGE-L", "edit"], body)
+    shown = ("accuracy", "free_accuracy", "prefix_em", "bleu", "rouge_l", "edit_similarity")
+    body = [[name, f"{mean(own, 'nll_dec') * LN2:.2f}", f"{mean(own, 'ce_unconditional'):.2f}",
+             f"{mean(own, 'ce'):.2f}", signed(mean(own, "normalised_gain")),
+             *(share(mean(own, key)) for key in shown)]
+            for name, own in over_seeds(pooled).items()]
+    seeds = len({row["seed"] for row in pooled})
+    heads = ["encoder → decoder, its training", "decoder alone", "+ instruction", "CE", "norm. gain", "accuracy",
+             "free accuracy", "prefix EM", "BLEU", "ROUGE-L", "edit"]
+    return (f"**Restored**, {pooled[0]['n']:.0f} held-out documents at {pooled[0]['rate']:.0f}x, means over documents "
+            f"and seeds ({seeds}); CE in nats a token, also of the decoder before training and without memory, alone and "
+            f"after the instruction (what gains are measured against):\n\n{table(heads, body)}")
 
 
-def one(corr: Sequence[Row], key: Row, group: str, measure: str, metric: str) -> Row:
-    """The only row of corr.csv with these."""
-    [row] = [c for c in corr if all(c[k] == key[k] for k in SETTING)
-             and (c["group"], c["measure"], c["metric"]) == (group, measure, metric)]
-    return row
-
-
-def keys_of(corr: Sequence[Row]) -> list[Row]:
-    """Settings, each as the four keys."""
-    return [dict(zip(SETTING, key)) for key in dict.fromkeys(tuple(c[k] for k in SETTING) for c in corr)]
+def chosen(corr: Sequence[Row], group: str, measure: str, metric: str) -> dict[str, list[Row]]:
+    """The rows of corr.csv with these, by setting."""
+    key = (group, measure, metric)
+    return over_seeds([row for row in corr if (row["group"], row["measure"], row["metric"]) == key])
 
 
 def correlated(corr: Sequence[Row]) -> str:
-    """rho of accuracy with entropy under either side."""
+    """rho of accuracy with entropy under either side, and under the outside reader."""
     body = []
-    for key in keys_of(corr):
-        for measure, side in (("nll_enc", "encoder"), ("nll_dec", "decoder")):
-            pooled, within = (one(corr, key, group, measure, "accuracy") for group in (POOLED, WITHIN))
-            body.append([f"{setting(key)}: {side}", between(pooled, "rho", "rho_lo", "rho_hi"),
-                         f"[{signed(pooled['rho_lo_source'])}, {signed(pooled['rho_hi_source'])}]",
-                         between(within, "rho", "rho_lo", "rho_hi"), between(within, "partial", "partial_lo", "partial_hi"),
-                         f"{within['p_holm']:.1g}", f"{within['p_equal']:.1g}"])
-    return ("Spearman's ρ of accuracy with the entropy (NLL, bits a token) under encoder and decoder. Within: domain effects taken "
-            "out; beside: moreover the other side's entropy; p equal: of |ρ| < .1 (small = no correlation worth the name):\n\n"
-            + table(["setting: side", "ρ pooled", "by sources", "ρ within", "ρ beside the other", "p (Holm)", "p equal"], body))
+    for name in over_seeds(corr):
+        for measure, side in SIDES.items():
+            pooled, within = (chosen(corr, group, measure, "accuracy")[name] for group in (POOLED, WITHIN))
+            beside = "" if measure == "nll_ref" else between(within, "partial", "partial_lo", "partial_hi")
+            body.append([f"{name}: {side}", between(pooled, "rho", "rho_lo", "rho_hi"),
+                         between(within, "rho", "rho_lo", "rho_hi"), beside,
+                         f"{max(row['p_holm'] for row in within):.1g}", f"{max(row['p_equal'] for row in within):.1g}"])
+    heads = ["setting: entropy under", "ρ, domains pooled", "ρ within domains", "… beside the other side's", "p (Holm)",
+             "p of no ρ"]
+    return ("**Spearman's ρ of token accuracy with entropy** (NLL, bits a token): mean over seeds [lowest lower, "
+            "highest upper end of the seeds' 95% intervals]; p: the largest; p of no ρ: equivalence test of ρ within "
+            f"domains to |ρ| < .1, small = none worth the name:\n\n{table(heads, body)}")
+
+
+def sides_differ(rows: Sequence[Row]) -> str:
+    """Williams' test, and the two betas of the regression."""
+    told = []
+    for name, own in over_seeds([row for row in rows if row["metric"] == "accuracy"]).items():
+        tests = f"t {mean(own, 'williams_t'):+.1f} (largest p {max(row['williams_p'] for row in own):.1g})"
+        told.append(f"{name}: {tests}, β {signed(mean(own, 'beta_enc'))} and {signed(mean(own, 'beta_dec'))}")
+    return ("Williams' t that encoder's and decoder's Pearson correlations with accuracy differ (positive: the decoder's is "
+            "the more negative), and standardised slopes of both together with domain effects: " + "; ".join(told) + ".")
 
 
 def by_metric(corr: Sequence[Row]) -> str:
-    """The same within domains for other qualities: what the sign depends on."""
-    metrics = {"neg_ce": "−CE", "gain": "gain", "normalised_gain": "norm. gain", "accuracy": "accuracy", "prefix_em": "prefix EM",
-               "bleu": "BLEU", "rouge_l": "ROUGE-L"}
-    body = [[f"{setting(key)}: {side}", *(signed(one(corr, key, WITHIN, measure, metric)["rho"]) for metric in metrics)]
-            for key in keys_of(corr) for measure, side in (("nll_enc", "encoder"), ("nll_dec", "decoder"))]
-    return "ρ within domains for each quality:\n\n" + table(["setting: side", *metrics.values()], body)
+    """rho within domains for each quality: what the sign depends on."""
+    metrics = {"neg_ce": "−CE", "gain": "gain", "normalised_gain": "norm. gain", "accuracy": "accuracy",
+               "prefix_em": "prefix EM", "bleu": "BLEU", "rouge_l": "ROUGE-L"}
+    body = [[f"{name}: {SIDES[measure]}", *(signed(mean(chosen(corr, WITHIN, measure, metric)[name], "rho"))
+                                            for metric in metrics)]
+            for name in over_seeds(corr) if not name.endswith(FROZEN) for measure in ("nll_enc", "nll_dec")]
+    heads = ["setting: entropy under", *metrics.values()]
+    return f"**ρ within domains by quality**, mean over seeds:\n\n{table(heads, body)}"
 
 
 def rungs(rows: Sequence[Row]) -> str:
     """Accuracy along the ladder."""
-    keys = [dict(zip(SETTING, key)) for key in dict.fromkeys(tuple(row[k] for k in SETTING) for row in rows)]
-    names = [row["transform"] for row in rows if all(row[k] == keys[0][k] for k in SETTING)]
-    body = []
-    for key in keys:
-        own = {row["transform"]: row for row in rows if all(row[k] == key[k] for k in SETTING)}
-        body.append([setting(key), *(f"{share(own[name]['value'])} ({own[name]['nll_enc']:.1f})" for name in names)])
-    n = max(row["n"] for row in rows)
-    return (f"The ladder, {n:.0f} documents a rung: accuracy (entropy under the encoder, bits a token):\n\n"
-            + table(["setting", *(name.replace("_", " ") for name in names)], body))
+    body, names = [], list(dict.fromkeys(row["transform"] for row in sorted(rows, key=lambda row: row["nll_enc"])))
+    for setting, own in over_seeds(rows).items():
+        if setting.endswith(FROZEN):
+            continue
+        by_rung = {name: [row for row in own if row["transform"] == name] for name in names}
+        body.append([setting, *(f"{share(mean(by_rung[name], 'value'))} ({mean(by_rung[name], 'nll_enc'):.1f})"
+                                for name in names)])
+    heads = ["setting", *(name.replace("_", " ") for name in names)]
+    return (f"**The ladder**, the same {max(row['n'] for row in rows):.0f} documents a rung: accuracy (entropy under "
+            f"the encoder, bits a token), means over seeds:\n\n{table(heads, body)}")
 
 
 def gap(folder: Path) -> str:
-    """The smoke form's cells that answer the question if the models were large: means over seeds."""
+    """The smoke form's cells that would answer the question if the models were large: means over seeds."""
     rows = [row for row in read_csv(folder / "gap.csv") if row["part"] == "all"]
     first, last = "D1", max(row["encoder"] for row in rows)
 
-    def mean(encoder: str, decoder: str, mitigation: str = "none") -> float:
-        own = [row["gain"] for row in rows if (row["encoder"], row["decoder"], row["mitigation"]) == (encoder, decoder, mitigation)]
-        return sum(own) / len(own)
+    def gain(encoder: str, decoder: str, mitigation: str = "none") -> str:
+        key = (encoder, decoder, mitigation)
+        own = [row["gain"] for row in rows if (row["encoder"], row["decoder"], row["mitigation"]) == key]
+        return f"{sum(own) / len(own):.2f} ({min(own):.2f}–{max(own):.2f})"
 
     cells = {f"{first}/{first}": (first, first), f"{last}/{last}": (last, last), f"{first}/{last}": (first, last),
              f"{last}/{first}": (last, first), f"{first}/random": (first, "random")}
     mended = sorted({row["mitigation"] for row in rows} - {"none"})
-    body = [[f"{mean(*cell):.3f}" for cell in cells.values()] + [f"{mean(first, last, name):.3f}" for name in mended]]
-    seeds = len({row["seed"] for row in rows})
-    regression = [row for row in read_csv(folder / "gap_regression.csv") if (row["part"], row["metric"]) == ("all", "gain")]
-    slopes = "; ".join(f"{row['gap'].replace('_', ' ')} {signed(row['rho'])} (p {row['p_holm']:.1g})" for row in regression)
-    return (f"Data gap, smoke form: information gain, nats a token, mean of {seeds} seeds, encoder/decoder "
-            f"(mitigations of {first}/{last}):\n\n" + table([*cells, *(name.replace("_", " ") for name in mended)], body)
-            + f"\n\nρ of the gain lost against the matched pair with each gap ({regression[0]['n']:.0f} cells, Holm): {slopes}.")
+    cells |= {name.replace("_", " "): (first, last, name) for name in mended}
+    regression = [row for row in read_csv(folder / "gap_regression.csv")
+                  if (row["part"], row["metric"]) == ("all", "gain")]
+    told = "; ".join(f"{row['gap'].replace('_', ' ')} {signed(row['rho'])} (p {row['p_holm']:.1g})"
+                     for row in regression)
+    return (f"**Data gap, smoke form**: information gain, nats a token, encoder/decoder, then what was tried to mend "
+            f"{first}/{last}; mean (lowest–highest) of {len({row['seed'] for row in rows})} seeds:\n\n"
+            f"{table(list(cells), [[gain(*cell) for cell in cells.values()]])}\n\n"
+            f"ρ of the gain lost against the matched pair with gaps ({regression[0]['n']:.0f} cells, Holm): {told}.")
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""What the two studies share: text with a side of the split, small models, autoencoders trained by train.py, their scores.
+"""What the two studies share: text with a side of the split, autoencoders trained by train.py, their scores, tables.
 
 No entry point of its own; see study_input_entropy.py and study_data_gap.py.
 """
@@ -15,7 +15,7 @@ import datasets
 import torch
 from hydra import compose
 from hydra.utils import instantiate
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import DictConfig, OmegaConf, open_dict
 
 import eval as evaluating
 import train as training
@@ -35,6 +35,9 @@ from data.text_sources import Source
 # Quality of a reconstruction, larger is better; each is a column of the tables.
 QUALITIES = ("neg_ce", "gain", "normalised_gain", "accuracy", "free_accuracy", "prefix_em", "bleu", "rouge_l",
              "edit_similarity")
+BESIDE = ("ce", "ce_unconditional", "bits_per_byte", "end_rate", "sequence_em")  # told as well
+TASK = "Restate the text."
+Sources = dict[str, list[Source]]
 
 
 def say(text: str) -> None:
@@ -51,11 +54,12 @@ def common_problems(cfg: DictConfig) -> list[str]:
     found = SmallModel(**cfg.model).problems("model")
     for key in ("tokens", "resamples"):
         if not isinstance(cfg[key], int) or cfg[key] < 1:
-            found.append(f"{key}={cfg[key]}: must be a whole number of at least 1, e.g. {64 if key == 'tokens' else 10000}")
+            example = {"tokens": 64, "resamples": 10000}[key]
+            found.append(f"{key}={cfg[key]}: must be a whole number of at least 1, e.g. {example}")
     for rate in cfg.rates if "rates" in cfg else [cfg.rate]:
         if not isinstance(rate, int) or rate < 1 or rate > cfg.tokens:
-            found.append(f"rate {rate}: documents of tokens={cfg.tokens} would be shorter than one group; give whole numbers from 1 "
-                         f"to {cfg.tokens}, e.g. 4")
+            found.append(f"rate {rate}: documents of tokens={cfg.tokens} would be shorter than one group; give whole "
+                         f"numbers from 1 to {cfg.tokens}, e.g. 4")
     if cfg.vocabulary < 258:
         found.append(f"vocabulary={cfg.vocabulary}: must be at least 258 (all bytes and two special tokens), e.g. 1024")
     if not cfg.seeds:
@@ -66,7 +70,7 @@ def common_problems(cfg: DictConfig) -> list[str]:
 
 
 def sources_of(texts: DictConfig, problems: list[str]) -> dict[str, list[Source]]:
-    """{name: its sources}; what is wrong goes to `problems`, each with the key's name. A name that is null is left out."""
+    """{name: its sources}; what is wrong goes to `problems`, each with the key's name. A name of null is left out."""
     found = {}
     for name, settings in texts.items():
         if settings is None:
@@ -86,9 +90,9 @@ def sources_of(texts: DictConfig, problems: list[str]) -> dict[str, list[Source]
     return found
 
 
-def both_sides(sources: Mapping[str, Sequence[Source]], share: float) -> tuple[dict[str, list[Source]], dict[str, list[Source]]]:
+def both_sides(sources: Mapping[str, Sequence[Source]], share: float) -> tuple[Sources, Sources]:
     """(for training, held out): sources by name, `share` of them held out."""
-    sides: tuple[dict[str, list[Source]], dict[str, list[Source]]] = ({}, {})
+    sides: tuple[Sources, Sources] = ({}, {})
     for name, items in sources.items():
         for side in (0, 1):
             sides[side][name] = [source for source in items if held_out(source.name, share) == bool(side)]
@@ -106,7 +110,7 @@ def sequences(documents: Sequence[TextDocument], tokenizer: Any) -> torch.Tensor
 
 def write_documents(file: Path, documents: Iterable[TextDocument]) -> Path:
     """The documents as JSONL of our format, to be written down again."""
-    rows = [{"id": d.doc_id, "context": d.text, "question": "Restate the text.", "answers": [d.text]} for d in documents]
+    rows = [{"id": d.doc_id, "context": d.text, "question": TASK, "answers": [d.text]} for d in documents]
     write_text(file, "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows))
     return file
 
@@ -116,17 +120,18 @@ def write_documents(file: Path, documents: Iterable[TextDocument]) -> Path:
 
 def autoencoder(cfg: DictConfig, encoder: Path, decoder: Path, rate: int, words: Sequence[str], train: Path, seed: int,
                 name: str) -> Path:
-    """The run folder of an autoencoder of two small models, trained by train.py; a finished run of the same is taken as it is.
+    """The run folder of an autoencoder of two small models, trained by train.py; a finished one of the same is taken.
 
     cfg.autoencoder holds words of train.py's command line, `words` further ones.
     """
     n = cfg.tokens
     asked = ["dataset=jsonl", "objective=reconstruct", f"dataset.train={train}", "backbone=smollm2_135m",
-             f"backbone.path={decoder}", "backbone.dtype=float32", f"compressor.encoder={encoder}", f"compressor.ratio={rate}",
-             "train.eval_examples=0", "prompt.template='{question}'", "prompt.answer_template='{answer}'",
+             f"backbone.path={decoder}", "backbone.dtype=float32", f"compressor.encoder={encoder}",
+             f"compressor.ratio={rate}", "train.eval_examples=0", "prompt.template='{question}'",
+             "prompt.answer_template='{answer}'",
              f"generation.max_new_tokens={n + 16}", "generation.stop=[]", f"seed={seed}", f"name={name}",
              f"paths.outputs={cfg.paths.cache}/study/runs", f"paths.cache={cfg.paths.cache}", *cfg.autoencoder, *words]
-    run = compose("train", asked)  # Hydra is already started on our folder of configurations: the studies' mains are its own
+    run = compose("train", asked)  # Hydra has been started on our folder of configurations by the study's own main
     run.reader = name
     wanted = config_hash(run)
     for folder in sorted((Path(run.paths.outputs) / name).glob("*_*")):
@@ -141,14 +146,16 @@ def losses(run: Path) -> list[dict[str, float]]:
     return [{"step": row["step"], "loss": row["loss"]} for row in rows if "loss" in row]
 
 
-def restored(run: Path, documents: Sequence[TextDocument], batch_size: int, known: dict[Any, Any]) -> dict[str, dict[str, float]]:
+def restored(run: Path, documents: Sequence[TextDocument], batch_size: int,
+             known: dict[Any, Any]) -> dict[str, dict[str, float]]:
     """{doc_id: every quality, ce, ce_unconditional, bits_per_byte, end_rate} of a run's reader on documents.
 
     `known` keeps what decoders without memory spend, as in eval.without_memory.
     """
     cfg = load_config(run)
-    cfg.eval_batch_size = batch_size
-    examples = [Example(d.doc_id, d.text, "Restate the text.", (d.text,)) for d in documents]
+    with open_dict(cfg):
+        cfg.split, cfg.eval_batch_size = "test", batch_size  # what eval.py's own keys say
+    examples = [Example(d.doc_id, d.text, TASK, (d.text,)) for d in documents]
     backbone = build_backbone(cfg)
     items = evaluating.tokenised(cfg, backbone, examples)
     unconditional = evaluating.without_memory(cfg, backbone, items, known)
@@ -163,7 +170,7 @@ def qualities(row: Mapping[str, Any]) -> dict[str, float]:
     """One prediction's columns: see data.restoration.Restoration for what each means."""
     ratios = {name: top / bottom for name, (top, bottom) in row["ratios"].items() if bottom}
     found = {"neg_ce": -ratios["ce"], "ce": ratios["ce"], **row["scores"], **ratios}
-    return {name: found[name] for name in (*QUALITIES, "ce", "ce_unconditional", "bits_per_byte", "end_rate", "sequence_em")}
+    return {name: found[name] for name in (*QUALITIES, *BESIDE)}
 
 
 # ------------------------------------------------------------------ tables

@@ -14,17 +14,23 @@ from scripts import study_input_entropy as study
 from scripts.study_correlations import correlations
 from scripts.study_parts import read_csv, read_parquet
 
-SMALL = ["tokens=16", "vocabulary=280", "held_out=0.5", "train_documents=24", "test_documents=6", "rates=[4]", "decoders=[full]",
-         "ladder.documents=2", "ladder.repeats=[2]", "ladder.windows=[0]", "ladder.shares=[1]", "resamples=40", "reference=null",
-         "model.layers=2", "model.width=16", "model.heads=2", "model.steps=3", "model.batch_size=4", "eval_batch_size=32",
-         *(f"~domains.{name}" for name in ("stories", "meetings", "contracts", "reports", "encyclopaedia", "papers", "code")),
+SMALL = ["tokens=16", "vocabulary=280", "held_out=0.5", "train_documents=24", "test_documents=6", "rates=[4]",
+         "decoders=[full]",
+         "ladder.documents=2", "ladder.repeats=[2]", "ladder.windows=[0]", "ladder.shares=[1]", "resamples=40",
+         "reference=null",
+         "model.layers=2", "model.width=16", "model.heads=2", "model.steps=3", "model.batch_size=4",
+         "eval_batch_size=32",
+         *(f"~domains.{name}" for name in ("stories", "meetings", "contracts", "reports", "encyclopaedia", "papers",
+                                           "code")),
          "+domains.drawn={_target_: data.text_sources.DrawnWords, size: 12, words: 120}", "models.prose=[drawn]",
          "+domains.sums={_target_: data.text_sources.Arithmetic, size: 12, lines: 12}", "models.formal=[sums]",
-         "autoencoder=['compressor=mean_pool','compressor.encoder_layers=1','train.steps=3','train.batch_size=4','train.log_every=1']"]
+         "autoencoder=['compressor=mean_pool','compressor.encoder_layers=1','train.steps=3','train.batch_size=4',"
+         "'train.log_every=1']"]
 
 
 def call(monkeypatch, tmp_path, *words):
-    monkeypatch.setattr(sys, "argv", [study.__file__, *SMALL, f"paths.cache={tmp_path}/cache", f"output={tmp_path}/out", *words])
+    monkeypatch.setattr(sys, "argv", [study.__file__, *SMALL, f"paths.cache={tmp_path}/cache",
+                                      f"output={tmp_path}/out", *words])
     try:
         run_for_people(study.main, study.config_keys)
     except SystemExit as ended:
@@ -60,7 +66,8 @@ def test_tables_and_figures(done):
     assert pooled and all(row["rho_lo"] <= row["rho_hi"] and row["p_holm"] >= row["p"] for row in pooled)
     assert all(row["n"] == 12 for row in pooled)
     assert len(read_csv(done / "regression.csv")) == 2 * 7
-    [all_of_it] = [row for row in read_csv(done / "means.csv") if (row["pair"], row["group"]) == ("prose>formal", "pooled")]
+    [all_of_it] = [row for row in read_csv(done / "means.csv")
+                   if (row["pair"], row["group"]) == ("prose>formal", "pooled")]
     assert all_of_it["n"] == 12 and all_of_it["accuracy_lo"] <= all_of_it["accuracy"] <= all_of_it["accuracy_hi"]
     for name in ("scatter", "correlations", "ladder", "loss"):
         assert (done / f"{name}.png").read_bytes().startswith(b"\x89PNG") and read_csv(done / f"{name}.csv")

@@ -21,7 +21,8 @@ def tokenizer_of_two():
 def made(tmp_path_factory, tokenizer_of_two):
     tok, home = tokenizer_of_two, tmp_path_factory.mktemp("models")
     row = tok("red green " * 6, add_special_tokens=False)["input_ids"][:8]
-    return trained_model(SHAPE, torch.tensor([[tok.bos_token_id, *row, tok.eos_token_id]] * 16), tok, home, "colours", 0)
+    return trained_model(SHAPE, torch.tensor([[tok.bos_token_id, *row, tok.eos_token_id]] * 16), tok, home, "colours",
+                         0)
 
 
 def test_a_model_knows_what_it_read(made, tokenizer_of_two):

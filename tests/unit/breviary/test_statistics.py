@@ -13,7 +13,7 @@ def rng():
 
 
 def test_pearson_by_hand():
-    # Deviations of x: -2 -1 0 1 2, of y: -1.8 .2 -.8 2.2 .2; products sum to 3.6 - .2 + 2.2 + .4 = 6; squares to 10 and 8.8.
+    # Deviations of x: -2 -1 0 1 2, of y: -1.8 .2 -.8 2.2 .2; products sum to 3.6 - .2 + 2.2 + .4 = 6; squares: 10, 8.8.
     found = s.pearson(np.array([1.0, 2, 3, 4, 5]), np.array([1.0, 3, 2, 5, 3]))
     assert found["r"] == pytest.approx(6 / np.sqrt(88))
     z, half = np.arctanh(found["r"]), 1.959964 / np.sqrt(2)  # n - 3 = 2
@@ -52,7 +52,7 @@ def test_bootstrap_of_rho_is_scipy_s(rng):
 
 
 def test_documents_of_one_source_count_as_one(rng):
-    """20 sources of 20 equal documents are 20 observations: the interval is wider, about 1 / sqrt(20) instead of 400."""
+    """20 sources of 20 equal documents are 20 observations: the interval is wider, about 1 / sqrt(20), not 400."""
     x, y = np.repeat(rng.normal(size=(2, 20)), 20, axis=1)
     sources = np.repeat(np.arange(20), 20)
     columns, pair = {"x": x, "y": y}, ("x", "y")
@@ -103,7 +103,8 @@ def test_what_cannot_be_told_apart_is_nan(rng):
 
 def test_holm_by_hand():
     # Sorted .01 .02 .03 .04 times 4 3 2 1: .04 .06 .06 .04, never falling: .04 .06 .06 .06.
-    assert s.holm([0.04, 0.01, float("nan"), 0.03, 0.02]) == pytest.approx([0.06, 0.04, float("nan"), 0.06, 0.06], nan_ok=True)
+    assert s.holm([0.04, 0.01, float("nan"), 0.03, 0.02]) == pytest.approx([0.06, 0.04, float("nan"), 0.06, 0.06],
+                                                                           nan_ok=True)
 
 
 def test_equivalence_needs_many_documents():

@@ -1,0 +1,43 @@
+"""docs/autoencoder_study.md says what the committed tables say, and no measured number of its own."""
+
+import re
+
+import pytest
+
+from scripts import study_numbers as numbers
+from scripts.study_parts import read_csv, read_parquet
+
+
+def test_every_number_is_the_tables():
+    text = numbers.DOCUMENT.read_text(encoding="utf-8")
+    assert numbers.with_numbers(text, numbers.numbers(numbers.TABLES)) == text, "run python scripts/study_numbers.py"
+    before, _, rest = text.partition(numbers.BEGIN)
+    prose = re.sub(r"`[^`]*`|\d{4}\.\d{5}|\([^)]*\.(png|csv|json|md|parquet|yaml)\)", "",
+                   before + rest.partition(numbers.END)[2])
+    assert re.findall(r"\d*\.\d+|\d+ ?%", prose) == []
+
+
+def test_check_tells_of_a_number_that_was_changed(tmp_path, monkeypatch, capsys):
+    changed = tmp_path / "autoencoder_study.md"
+    changed.write_text(numbers.DOCUMENT.read_text(encoding="utf-8").replace("| ", "|  ", 1), encoding="utf-8")
+    monkeypatch.setattr(numbers, "DOCUMENT", changed)
+    with pytest.raises(SystemExit) as ended:
+        numbers.main(["--check"])
+    assert ended.value.code == 1 and "is not what the tables say" in capsys.readouterr().err
+    numbers.main([])
+    numbers.main(["--check"])
+
+
+def test_figures_and_tables_are_made_of_the_rows_a_document_and_setting():
+    rows = read_parquet(numbers.TABLES / "per_doc.parquet")
+    plain = [row for row in rows if row["transform"] == "as_is"]
+    for mean in read_csv(numbers.TABLES / "means.csv"):
+        own = [row for row in plain if all(row[key] == mean[key] for key in numbers.SETTING)
+               and mean["group"] in (numbers.POOLED, row["domain"])]
+        assert len(own) == mean["n"]
+        assert sum(row["accuracy"] for row in own) / len(own) == pytest.approx(mean["accuracy"], rel=1e-4)
+    assert len({row["doc_id"] for row in plain}) >= 1000 and len({row["domain"] for row in plain}) >= 7
+    points = read_csv(numbers.TABLES / "scatter.csv")
+    assert len(points) == 2 * len(plain)
+    for name in ("scatter", "correlations", "ladder", "loss", "gap_smoke/heatmap", "gap_smoke/swaps", "gap_smoke/gaps"):
+        assert (numbers.TABLES / f"{name}.png").is_file() and read_csv(numbers.TABLES / f"{name}.csv")
