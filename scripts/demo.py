@@ -39,7 +39,7 @@ def main() -> None:
     """Trains, evaluates, prints and writes outputs/demo/table.json."""
     start = time.perf_counter()
     get_backbone("smollm2_135m")
-    rows = []
+    rows, known = [], {}
     for number, reader in enumerate(READERS):
         print(f"\n[{number + 1}/{len(READERS)}] {reader}: train, then answer held-out questions", flush=True)
         with initialize_config_dir(str(ROOT / "configs"), version_base="1.3"):
@@ -47,9 +47,9 @@ def main() -> None:
                                     "train.eval_examples=0", *sys.argv[1:]])
         folder = train(cfg)
         with open_dict(cfg):
-            cfg.run = str(folder)
+            cfg.run, cfg.split = str(folder), "test"  # what eval.py's own keys say
         examples = instantiate(cfg.dataset).examples("test")
-        results = evaluate_reader(cfg, examples, folder / "eval" / config_hash(cfg) / reader, last_checkpoint(folder))
+        results = evaluate_reader(cfg, examples, folder / "eval" / config_hash(cfg) / reader, last_checkpoint(folder), known)
         rows.append(row(results))
     minutes = (time.perf_counter() - start) / 60
     table = Path(cfg.paths.outputs) / "demo" / "table.json"

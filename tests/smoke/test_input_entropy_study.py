@@ -15,7 +15,7 @@ from scripts.study_correlations import correlations
 from scripts.study_parts import read_csv, read_parquet
 
 SMALL = ["tokens=16", "vocabulary=280", "held_out=0.5", "train_documents=24", "test_documents=6", "rates=[4]",
-         "decoders=[full]",
+         "decoders=[full]", "seeds=[0]",
          "ladder.documents=2", "ladder.repeats=[2]", "ladder.windows=[0]", "ladder.shares=[1]", "resamples=40",
          "reference=null",
          "model.layers=2", "model.width=16", "model.heads=2", "model.steps=3", "model.batch_size=4",
