@@ -25,11 +25,11 @@ os.environ.setdefault("HYDRA_FULL_ERROR", "1")  # errors reach run_for_people, w
 
 import hydra
 from omegaconf import DictConfig
-from torch import Tensor
 
 from breviary.build import build_backbone
 from breviary.checks import Problems, run_for_people, tells_mistakes
 from breviary.contract import Batch, Generation, Memory
+from breviary.kept import plain_trace
 from breviary.keys import checked_keys, known_keys
 from breviary.reading_map import Card, page, parts_of
 from breviary.results import write_text
@@ -52,20 +52,6 @@ def own_problems(cfg: DictConfig, n: Any, output: Any) -> list[str]:
     found += [f"{key}={list(cfg[key])}: a map shows one reader; {instead}" for key, instead in ONE_READER.items()
               if cfg[key]]
     return found
-
-
-def plain_trace(trace: dict[str, Any], row: int, contexts: int) -> dict[str, Any]:
-    """What the trace of a batch of so many contexts says of one of them, as lists.
-
-    Groups and weights have a row for each segment of each context: all of this one's.
-    """
-    plain = {}
-    for name, value in trace.items():
-        if isinstance(value, Tensor):
-            own = value.unflatten(0, (contexts, -1))[row] if name in ("groups", "weights") else value[row]
-            value = own.tolist()
-        plain[name] = value
-    return plain
 
 
 def asked_budget(cfg: DictConfig, asked_ratio: float | None) -> str:

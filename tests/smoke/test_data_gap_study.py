@@ -1,12 +1,10 @@
 """The data-gap study's smoke form, smaller still: every cell, table and figure; what makes no sense is refused."""
 
-import sys
-
 import pytest
 
-from breviary.checks import run_for_people
 from scripts import study_data_gap as study
 from scripts.study_parts import read_csv, read_parquet
+from study_calls import called
 
 SMALL = ["tokens=12", "vocabulary=280", "model_documents=20", "train_documents=12", "test_documents=4",
          "probe_documents=4",
@@ -20,21 +18,10 @@ SMALL = ["tokens=12", "vocabulary=280", "model_documents=20", "train_documents=1
          "mitigations.bigger_decoder.model.layers=2"]
 
 
-def call(monkeypatch, tmp_path, *words):
-    monkeypatch.setattr(sys, "argv", [study.__file__, *SMALL, f"paths.cache={tmp_path}/cache",
-                                      f"output={tmp_path}/out", *words])
-    try:
-        run_for_people(study.main, study.config_keys)
-    except SystemExit as ended:
-        return ended.code
-    return 0
-
-
 @pytest.fixture(scope="module")
 def done(tmp_path_factory):
     folder = tmp_path_factory.mktemp("study")
-    with pytest.MonkeyPatch.context() as patch:
-        assert call(patch, folder) == 0
+    assert called(study, folder, *SMALL) == 0
     return folder / "out"
 
 
@@ -74,6 +61,6 @@ def test_tables(done):
 ])
 def test_what_is_wrong_is_told(monkeypatch, tmp_path, capsys, words, sentence):
     monkeypatch.setattr(study, "trained_model", None)
-    assert call(monkeypatch, tmp_path, *words) == 2
+    assert called(study, tmp_path, *SMALL, *words) == 2
     printed = capsys.readouterr().err
     assert printed.startswith("error: ") and sentence in printed, printed

@@ -2,17 +2,16 @@
 
 import json
 import re
-import sys
 
 import pytest
 from hydra import compose, initialize_config_dir
 
-from breviary.checks import run_for_people
 from breviary.testing import CONFIGS
 from scripts import study_data_gap
 from scripts import study_input_entropy as study
 from scripts.study_correlations import correlations
 from scripts.study_parts import read_csv, read_parquet
+from study_calls import called
 
 SMALL = ["tokens=16", "vocabulary=280", "held_out=0.5", "train_documents=24", "test_documents=6", "rates=[4]",
          "decoders=[full]", "seeds=[0]",
@@ -28,21 +27,10 @@ SMALL = ["tokens=16", "vocabulary=280", "held_out=0.5", "train_documents=24", "t
          "'train.log_every=1']"]
 
 
-def call(monkeypatch, tmp_path, *words):
-    monkeypatch.setattr(sys, "argv", [study.__file__, *SMALL, f"paths.cache={tmp_path}/cache",
-                                      f"output={tmp_path}/out", *words])
-    try:
-        run_for_people(study.main, study.config_keys)
-    except SystemExit as ended:
-        return ended.code
-    return 0
-
-
 @pytest.fixture(scope="module")
 def done(tmp_path_factory):
     folder = tmp_path_factory.mktemp("study")
-    with pytest.MonkeyPatch.context() as patch:
-        assert call(patch, folder) == 0
+    assert called(study, folder, *SMALL) == 0
     return folder / "out"
 
 
@@ -75,9 +63,9 @@ def test_tables_and_figures(done):
     assert stored["config"]["tokens"] == 16 and "paths" not in stored["config"] and stored["environment"]["versions"]
 
 
-def test_tables_again_are_the_same(done, monkeypatch):
+def test_tables_again_are_the_same(done):
     before = (done / "corr.csv").read_text()
-    assert call(monkeypatch, done.parent, "tables=true") == 0
+    assert called(study, done.parent, *SMALL, "tables=true") == 0
     assert (done / "corr.csv").read_text() == before
 
 
@@ -114,7 +102,7 @@ def test_the_configurations_are_sound_and_explained(config, tmp_path):
 ])
 def test_what_is_wrong_is_told_before_anything_is_trained(monkeypatch, tmp_path, capsys, words, sentence):
     monkeypatch.setattr(study, "trained_model", None)
-    assert call(monkeypatch, tmp_path, *words) == 2
+    assert called(study, tmp_path, *SMALL, *words) == 2
     printed = capsys.readouterr().err
     assert printed.startswith("error: ") and sentence in printed, printed
     assert not (tmp_path / "out").exists()
