@@ -11,7 +11,8 @@ TORCH_INDEX ?=
 
 VENV := .venv
 STAMP := $(VENV)/.installed
-TEST_ENV := HF_HUB_OFFLINE=1 TRANSFORMERS_OFFLINE=1 HF_DATASETS_OFFLINE=1 WANDB_MODE=disabled \
+# One thread: the tests' models are too small for two to share, and waiting for one another costs more than it gives.
+TEST_ENV := OMP_NUM_THREADS=1 HF_HUB_OFFLINE=1 TRANSFORMERS_OFFLINE=1 HF_DATASETS_OFFLINE=1 WANDB_MODE=disabled \
             TOKENIZERS_PARALLELISM=false DS_ACCELERATOR=cpu
 
 .PHONY: help demo test test-slow clean-venv
