@@ -7,25 +7,21 @@ says of which reader they are. Shape letters: B questions, T context tokens, M s
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator, Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
 from torch import Tensor
 
 from breviary.checkpoint import tensors_hash, trained_state
 from breviary.contract import Batch, Encoded, Generation, Memory, Reader, Tokens
+from breviary.kept_file import read_kept, write_kept
 from breviary.reading_map import Part, parts_of
 
 if TYPE_CHECKING:
     from breviary.vector_reader import CompressedReader
-
-SCHEMA = 1
 
 
 class Kept:
@@ -93,7 +89,7 @@ class EncodedDocument(Kept):
         tensors = {"states": encoded.states, "mask": encoded.mask, "ids": encoded.ids.int()}
         for layer, pair in enumerate(encoded.keys_values):
             tensors |= {f"{name}.{layer}": x for name, x in zip(("keys", "values"), pair)}
-        return _save(file, "document", self.reader, tensors, {})
+        return write_kept(file, "document", identity(self.reader), tensors, {})
 
     @classmethod
     def restored(cls, reader: CompressedReader, tensors: dict[str, Tensor],
@@ -168,7 +164,7 @@ class KeptMemory(Kept):
         if self.slots.positions is not None:
             tensors["positions"] = self.slots.positions.int()
         more = {"tokens_read": str(self.tokens_read), "question": self.question}
-        return _save(file, "memory", self.reader, tensors, more)
+        return write_kept(file, "memory", identity(self.reader), tensors, more)
 
     @classmethod
     def restored(cls, reader: CompressedReader, tensors: dict[str, Tensor], header: Mapping[str, str]) -> KeptMemory:
@@ -195,29 +191,11 @@ KINDS = {"document": EncodedDocument, "memory": KeptMemory}
 def load_kept(reader: CompressedReader, file: str | Path) -> EncodedDocument | KeptMemory:
     """What a document or a memory of this very reader saved.
 
-    Raises: ValueError for a file that is neither, is damaged, of a later version or of another reader.
+    Raises: ValueError as kept_file.read_kept.
     """
-    try:
-        with safe_open(file, framework="pt") as stored:
-            header = stored.metadata() or {}
-            tensors = {name: stored.get_tensor(name) for name in stored.keys()}
-    except (OSError, SafetensorError) as error:
-        raise ValueError(f"{file}: no document or memory can be read from it ({error}); give a file that their save "
-                         "wrote") from error
-    kind = header.get("kept")
-    if kind not in KINDS:
-        raise ValueError(f"{file}: no document or memory of a compressor; give a file that their save wrote")
-    if header["schema"] != str(SCHEMA):
-        raise ValueError(f"{file}: a {kind} of schema {header['schema']}, this version reads {SCHEMA}")
-    theirs, ours = json.loads(header["reader"]), identity(reader)
-    different = [f"{key} {theirs.get(key)}, here {ours.get(key)}" for key in ours | theirs
-                 if theirs.get(key) != ours.get(key)]
-    if different:
-        raise ValueError(f"{file}: a {kind} of another reader: " + "; ".join(different))
-    if header["sha256"] != tensors_hash(tensors):
-        raise ValueError(f"{file}: a damaged {kind} (its values are not those that were written); save it anew")
+    header, tensors = read_kept(file, KINDS, identity(reader))
     device = next(reader.parameters()).device
-    return KINDS[kind].restored(reader, {name: x.to(device) for name, x in tensors.items()}, header)
+    return KINDS[header["kept"]].restored(reader, {name: x.to(device) for name, x in tensors.items()}, header)
 
 
 def identity(reader: CompressedReader) -> dict[str, Any]:
@@ -245,16 +223,6 @@ def _asked(context: Tokens, questions: Batch) -> Batch:
     """The questions, each on the same context (1, T)."""
     rows = torch.zeros(len(questions), dtype=torch.int64, device=context.ids.device)
     return replace(questions, context=context.rows(rows))
-
-
-def _save(file: str | Path, kind: str, reader: CompressedReader, tensors: dict[str, Tensor],
-          more: dict[str, str]) -> int:
-    tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
-    header = {"format": "pt", "schema": str(SCHEMA), "kept": kind, "reader": json.dumps(identity(reader)),
-              "sha256": tensors_hash(tensors)}
-    save_file(tensors, file, metadata=header | more)
-    Path(file).chmod(0o644)  # safetensors writes private files
-    return Path(file).stat().st_size
 
 
 def _size(tensors: list[Tensor]) -> int:

@@ -2,27 +2,25 @@
 
 from __future__ import annotations
 
-import hashlib
-import json
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
 from torch import Tensor
 
+from breviary.checkpoint import tensors_hash
 from breviary.contract import Batch, Generation
 from breviary.decoding import decode, decode_pieces
 from breviary.kept import Kept
+from breviary.kept_file import read_kept, write_kept
 from comet.memory import LayerState, MemoryState
 from comet.stream import Stream
 
 if TYPE_CHECKING:
     from comet.model import Comet
 
-SCHEMA = "1"
+KIND = "session"  # of what is kept, in a file's header
 TEMPLATE = "\nQuestion: {question}\nAnswer:"  # as configs/train.yaml
 
 
@@ -107,42 +105,27 @@ class Session(Kept):
     def save(self, file: str | Path) -> int:
         """Writes the session into a safetensors file; gives its bytes. Of the open chunk the tokens are kept."""
         memory = self._stream.memory
-        tensors = {"open": torch.tensor(self._open, dtype=torch.int64), "queue_mask": memory.queue_mask.cpu()}
+        tensors = {"open": torch.tensor(self._open, dtype=torch.int64), "queue_mask": memory.queue_mask}
         for index, layer in enumerate(memory.layers):
-            tensors |= {f"carried.{index}": layer.carried.cpu().contiguous(), f"queue.{index}": layer.queue.cpu().contiguous()}
-        metadata = {"format": "pt", "session": SCHEMA, "tokens_read": str(self.tokens_read), "template": self.template,
-                    "reader": json.dumps(identity(self.reader))}
-        save_file(tensors, file, metadata=metadata)
-        return Path(file).stat().st_size
+            tensors |= {f"carried.{index}": layer.carried, f"queue.{index}": layer.queue}
+        more = {"tokens_read": str(self.tokens_read), "template": self.template}
+        return write_kept(file, KIND, identity(self.reader), tensors, more)
 
     @classmethod
     def load(cls, reader: Comet, file: str | Path) -> Session:
         """A saved session of this very reader.
 
-        Raises: ValueError for a file that is none, is damaged, or is of another backbone, other settings or weights.
+        Raises: ValueError as kept_file.read_kept.
         """
-        try:
-            with safe_open(file, framework="pt") as stored:
-                metadata = stored.metadata() or {}
-                tensors = {name: stored.get_tensor(name) for name in stored.keys()}
-        except (OSError, SafetensorError) as error:
-            raise ValueError(f"{file}: no session can be read from it ({error}); give a file that session.save wrote") from error
-        if "session" not in metadata:
-            raise ValueError(f"{file}: not a session; give a file that session.save wrote")
-        if metadata["session"] != SCHEMA:
-            raise ValueError(f"{file}: a session of schema {metadata['session']}, this version reads {SCHEMA}")
-        theirs, ours = json.loads(metadata["reader"]), identity(reader)
-        different = [f"{key} {theirs.get(key)}, here {value}" for key, value in ours.items() if theirs.get(key) != value]
-        if different:
-            raise ValueError(f"{file}: a session of another reader: " + "; ".join(different))
-        session, open_ids = cls(reader.eval(), metadata["template"]), tensors["open"].tolist()
+        header, tensors = read_kept(file, [KIND], identity(reader))
+        session, open_ids = cls(reader.eval(), header["template"]), tensors["open"].tolist()
         device = session._device
         layers = tuple(LayerState(tensors[f"carried.{i}"].to(device), tensors[f"queue.{i}"].to(device))
                        for i in range(sum(name.startswith("queue.") for name in tensors)))
         started = torch.full((1,), bool(layers), device=device)
         session._stream.memory = MemoryState(layers, started, tensors["queue_mask"].to(device))
         session.read(open_ids)
-        session.tokens_read, session._open = int(metadata["tokens_read"]), open_ids
+        session.tokens_read, session._open = int(header["tokens_read"]), open_ids
         return session
 
     @property
@@ -155,10 +138,8 @@ class Session(Kept):
 
 def identity(reader: Comet) -> dict[str, Any]:
     """What must be equal for one reader's memory to mean anything to another."""
-    digest = hashlib.sha256()
-    for name, weight in sorted(reader.named_parameters()):
-        if weight.requires_grad or name.startswith("memory."):
-            digest.update(name.encode() + weight.detach().float().cpu().numpy().tobytes())
-    return {"backbone": reader.fingerprint["sha256"], "chunk_size": reader.chunk_size, "stride": reader.stride,
-            "global_slots": reader.memory.global_slots, "queue_budget": reader.memory.queue_budget,
-            "dtype": str(reader.decoder.dtype).removeprefix("torch."), "weights": digest.hexdigest()}
+    own = {name: weight for name, weight in reader.named_parameters() if weight.requires_grad or name.startswith("memory.")}
+    return {"method": f"{type(reader).__module__}.{type(reader).__name__}", "backbone": reader.fingerprint["sha256"],
+            "chunk_size": reader.chunk_size, "stride": reader.stride, "global_slots": reader.memory.global_slots,
+            "queue_budget": reader.memory.queue_budget, "dtype": str(reader.decoder.dtype).removeprefix("torch."),
+            "weights": tensors_hash(own)}

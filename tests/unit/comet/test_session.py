@@ -206,14 +206,22 @@ def test_a_file_that_is_no_session_is_refused(reader, saved, tmp_path):
     (tmp_path / "half").write_bytes(saved.read_bytes()[:-200])
     (tmp_path / "none").write_bytes(b"")
     for name in ("text", "half", "none", "missing"):
-        with pytest.raises(ValueError, match=rf"{name}: no session can be read from it \(.+\); give a file that session.save"):
+        with pytest.raises(ValueError, match=rf"{name}: no session can be read from it \(.+\); give a file that save wrote"):
             Session.load(reader, tmp_path / name)
     checkpoint = save_trained(tmp_path / "run", reader, reader.fingerprint)
-    with pytest.raises(ValueError, match="trained.safetensors: not a session; give a file that session.save wrote"):
+    with pytest.raises(ValueError, match="trained.safetensors: no session, but something else; give a file that save wrote"):
         Session.load(reader, checkpoint)
 
 
+def test_a_session_with_other_values_is_refused(reader, saved):
+    values = bytearray(saved.read_bytes())
+    values[-1] ^= 1
+    saved.write_bytes(values)
+    with pytest.raises(ValueError, match="a damaged session .its values are not those that were written"):
+        Session.load(reader, saved)
+
+
 def test_a_session_of_another_schema_is_refused(reader, saved, monkeypatch):
-    monkeypatch.setattr("comet.session.SCHEMA", "2")
+    monkeypatch.setattr("breviary.kept_file.SCHEMA", 2)
     with pytest.raises(ValueError, match="a session of schema 1, this version reads 2"):
         Session.load(reader, saved)
