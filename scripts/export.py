@@ -44,6 +44,7 @@ from breviary.runs import best_checkpoint, config_hash, last_checkpoint, load_co
 from breviary.stack import Stack
 from breviary.tables import row
 from eval import NOT_HASHED
+from scripts.get_backbone import PROVENANCE, read_provenance
 from scripts.import_checkpoint import RECORD
 
 BACKBONE = "backbone"  # folder of an included backbone
@@ -253,7 +254,8 @@ def write_merged(folder: Path, source: Source, tokenizer: Any) -> None:
 
 
 def licence_of(backbone: Backbone | TinyBackbone) -> str | None:
-    """What the backbone's folder says of its licence: its card's `license`, or a file's first line; None = nothing."""
+    """What the backbone's folder says of its licence: its card's `license`, what get_backbone.py wrote down, or a licence
+    file's first line; None = nothing."""
     folder = Path(getattr(backbone, "path", ""))
     if isinstance(backbone, TinyBackbone):
         return "none: random weights, made in code"
@@ -261,6 +263,8 @@ def licence_of(backbone: Backbone | TinyBackbone) -> str | None:
     for line in front[1].splitlines() if len(front) > 2 and not front[0].strip() else []:
         if line.startswith("license:"):
             return line.partition(":")[2].strip()
+    if (folder / PROVENANCE).is_file() and "license" in read_provenance(folder):
+        return read_provenance(folder)["license"]
     for name in ("LICENSE", "LICENSE.txt", "LICENSE.md"):
         if (folder / name).is_file():
             lines = (folder / name).read_text(encoding="utf-8").splitlines()

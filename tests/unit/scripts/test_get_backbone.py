@@ -18,7 +18,9 @@ from gguf import GGUFWriter
 from tokenizers.pre_tokenizers import ByteLevel
 from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaConfig, LlamaForCausalLM
 
+from breviary.backbone import Backbone
 from scripts import get_backbone as module
+from scripts.export import licence_of
 from scripts.get_backbone import BACKBONES, PROVENANCE, SourceUnavailable, get_backbone, read_provenance
 
 ROOT = Path(__file__).resolve().parents[3]
@@ -102,7 +104,7 @@ def test_gguf_is_converted_and_the_second_call_only_verifies(tmp_path, tiny, cap
     facts = read_provenance(folder)
     assert facts["sha256"]["model.safetensors"] == digest(folder / "model.safetensors")
     assert facts["note"] == "F32 weights as bfloat16"
-    assert facts["gguf_is_the_pinned_file"] is False
+    assert facts["gguf_is_the_pinned_file"] is False and "license" not in facts  # somebody else's weights
     assert {path.name for path in tmp_path.iterdir()} == {"model.gguf", "out"}
 
     capsys.readouterr()
@@ -145,6 +147,16 @@ def test_copy_of_a_converted_folder_carries_its_note(tmp_path, tiny):
     second = get_backbone("tiny", first, tmp_path / "second")
     assert read_provenance(second)["note"] == read_provenance(first)["note"]
     assert read_provenance(second)["origin"]["gguf_sha256"] == digest(tmp_path / "model.gguf")
+
+
+def test_the_licence_of_the_pinned_weights_reaches_copies_and_cards(tmp_path, tiny, monkeypatch):
+    write_gguf(tmp_path / "model.gguf")
+    recipe = replace(tiny, gguf_sha256=digest(tmp_path / "model.gguf"))
+    monkeypatch.setitem(BACKBONES, "tiny", recipe)
+    first = get_backbone("tiny", tmp_path / "model.gguf", tmp_path / "first")
+    second = get_backbone("tiny", first, tmp_path / "second")
+    for folder in (first, second):
+        assert read_provenance(folder)["license"] == "apache-2.0" == licence_of(Backbone(str(folder)))
 
 
 def test_changed_weights_are_noticed(tmp_path, tiny):
