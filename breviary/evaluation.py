@@ -11,7 +11,7 @@ from torch import Tensor
 
 from breviary.contract import Batch, Decoded, Generation, LossOutput, Reader
 from breviary.runtime import timed_phases
-from breviary.vector_reader import CompressedReader, ContextCache
+from breviary.vector_reader import CompressedReader
 
 PHASES = ("encode", "compress", "prefill", "decode")
 
@@ -48,20 +48,21 @@ def evaluate(reader: Reader, items: Any, collate: Callable[[list[Any]], Batch], 
     device = next(reader.parameters()).device
     training = reader.training
     reader.eval()
-    cache = ContextCache(capacity=2 * batch_size)
+    # Under equal calls nothing is cached: a hit on one rank would be a missing call on the others.
+    reader.context_cache = None if equal_calls else reader.new_context_cache(2 * batch_size)
     if isinstance(reader, CompressedReader):
-        # Under equal calls nothing is cached: a hit on one rank would be a missing call on the others.
-        reader.context_cache, reader.all_steps = None if equal_calls else cache, equal_calls
+        reader.all_steps = equal_calls
     try:
         for number, batch_indices in enumerate(mine + (mine or batches)[-1:] * missing):
             batch = collate([items[open_items[i]] for i in batch_indices]).to(device)
-            rows = _rows(reader, batch, scores, generation, cache, unconditional or {})
+            rows = _rows(reader, batch, scores, generation, unconditional or {})
             if number < len(mine):
                 yield [{**row, "truncated": items.cut[open_items[i]]} for row, i in zip(rows, batch_indices)]
     finally:
         reader.train(training)
+        reader.context_cache = None
         if isinstance(reader, CompressedReader):
-            reader.context_cache, reader.all_steps = None, False
+            reader.all_steps = False
 
 
 @torch.no_grad()
@@ -87,10 +88,10 @@ def _texts_and_ends(output: LossOutput, values: Tensor) -> list[list[Any]]:
 
 
 def _rows(reader: Reader, batch: Batch, scores: Callable[..., dict[str, float]], generation: Generation,
-          cache: ContextCache, unconditional: Mapping[str, float]) -> list[dict[str, Any]]:
+          unconditional: Mapping[str, float]) -> list[dict[str, Any]]:
     with timed_phases() as seconds:
         written = reader.decoded(batch, generation)  # before the loss: what it reads is timed, then kept
-    reused = cache.reused or [False] * len(batch)
+    reused = reader.context_cache.reused if reader.context_cache else [False] * len(batch)
     output = reader.loss(batch)
     footprint = reader.footprint_of(batch, output.slots)
     times = {f"{phase}_ms": 1000 * seconds[phase] / len(batch) for phase in PHASES}

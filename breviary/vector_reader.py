@@ -26,6 +26,7 @@ from breviary.assemble import Layout, take_columns
 from breviary.contract import (Batch, Compressor, Context, Decoded, Encoded, Footprint, Generation, LossOutput, Memory,
                                Question, Reader, Tokens)
 from breviary.decoding import DecodingStream, decode_pieces, write
+from breviary.encoded import context_keys
 from breviary.kept import EncodedDocument, Kept, load_kept
 from breviary.objective import Answer, token_nll
 from breviary.runtime import phase
@@ -46,7 +47,7 @@ class ContextCache:
 
     def encode(self, compressor: Compressor, context: Context) -> Encoded:
         """`compressor.encode(context)`, reading only contexts that are not kept yet."""
-        keys = [self._key(context, b) for b in range(len(context.ids))]
+        keys = context_keys(context.prefix, context)
         missing = list({key: b for b, key in reversed(list(enumerate(keys))) if key not in self._kept}.values())
         self.reused = [b not in missing for b in range(len(keys))]
         found = {key: self._kept[key] for key in keys if key in self._kept}
@@ -61,25 +62,19 @@ class ContextCache:
             self._kept.popitem(last=False)
         return Encoded.join([found[key] for key in keys])
 
-    @staticmethod
-    def _key(context: Context, row: int) -> bytes:
-        prefix = context.prefix.ids[row][context.prefix.mask[row]]
-        own = context.ids[row][context.mask[row]]
-        return prefix.cpu().numpy().tobytes() + b"|" + own.cpu().numpy().tobytes()
-
 
 class CompressedReader(Reader):
     """A compressor in front of a decoder.
 
-    tokenizer is used for decoding answers only. `context_cache` is None (training) or a ContextCache (evaluation,
-    serving). `all_steps` makes every answer take max_new_tokens steps (ZeRO-3: equal calls on all ranks).
+    tokenizer is used for decoding answers only. `all_steps` makes every answer take max_new_tokens steps (ZeRO-3: equal calls on all ranks).
     """
+
+    new_context_cache = ContextCache
 
     def __init__(self, compressor: Compressor, decoder: Stack, objective: Answer, tokenizer: Any):
         super().__init__()
         self.compressor, self.decoder = compressor, decoder
         self.objective, self.tokenizer = objective, tokenizer
-        self.context_cache: ContextCache | None = None
         self.all_steps = False
 
     # -------------------------------------------------------------- the contract

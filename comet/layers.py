@@ -43,6 +43,11 @@ class OpenChunk:
     own: list[KeysValues] = field(default_factory=list)
     entries: list[Tensor] = field(default_factory=list)
 
+    def rows(self, index: Tensor) -> OpenChunk:
+        """The rows (R,) int64, in that order."""
+        seats, own = ([(keys[index], values[index]) for keys, values in layers] for layers in (self.seats, self.own))
+        return OpenChunk(self.mask[index], self.entries_mask[index], seats, own, [x[index] for x in self.entries])
+
 
 class SeenBefore:
     """The cache of one layer's call: hands out what was seen before, and remembers what is new. Idempotent, so that a

@@ -61,6 +61,11 @@ class MemoryState:
         """Bytes that the slots take."""
         return sum(x.numel() * x.element_size() for layer in self.layers for x in (layer.carried, layer.queue))
 
+    def rows(self, index: Tensor) -> MemoryState:
+        """The rows (R,) int64, in that order."""
+        layers = tuple(LayerState(x.carried[index], x.queue[index]) for x in self.layers)
+        return MemoryState(layers, self.started[index], self.queue_mask[index])
+
     def fresh_where(self, begins: Tensor) -> MemoryState:
         """Forgets everything in the rows (B,) bool where another text begins."""
         return replace(self, started=self.started & ~begins, queue_mask=self.queue_mask & ~begins[:, None])

@@ -27,6 +27,7 @@ from breviary.pipeline import Place
 from breviary.runtime import phase
 from breviary.stack import Stack
 from comet.checks import SUPERVISED, setting_problems
+from comet.contexts import ReadContexts
 from comet.handoff import Handoff, PipelineHandoff
 from comet.layers import MemoryLayers
 from comet.layout import TEXT, beacon_count, chunk_layout
@@ -69,6 +70,7 @@ class Comet(Reader):
 
     equal_calls = False
     schedules = SCHEDULES
+    new_context_cache = ReadContexts
 
     def __init__(self, backbone: Backbone | TinyBackbone, decoder: Stack, objective: Answer, tokenizer: Any, *,
                  chunk_size: int = 2048, stride: int = 8, global_slots: int = 512, queue_budget: int = 2048,
@@ -99,7 +101,8 @@ class Comet(Reader):
         main = self.objective.main(batch)
         with self.decoder.precision():
             text, tokens_B, slots_B = self._text(main)
-            nll_B = self.nll(text)
+            kept = self.context_cache is not None and not self.training and self.supervise == "answer"
+            nll_B = self._nll_of_answers(main) if kept else self.nll(text)
             parts = {}
             for name, (weight, other) in (self.objective.others(batch) if self.training else {}).items():
                 parts[name] = (weight * self.nll(self._text(other)[0]).sum(), self._once(other.answer.mask.sum()))
@@ -119,14 +122,16 @@ class Comet(Reader):
         """Greedy or sampled answers; reading and decoding go on in chunks, so memory never grows."""
         main = self.objective.main(batch)
         with self.decoder.precision():
-            stream = Stream(self, len(main))
-            with phase("encode"):
-                _, ids = joined([main.prefix, main.context])
-                stream.read(ids, main.prefix.lengths + main.context.lengths)
-            with phase("prefill"):
-                logits = stream.read(joined([main.prompt])[1], main.prompt.lengths)
-            with phase("decode"):
-                return write(logits, stream.step, generation, self.tokenizer, False, self.decoder.end_ids)
+            found: list[Decoded | None] = [None] * len(main)
+            for rows, stream in self._read(main):
+                prompt = main.rows(rows).prompt
+                with phase("prefill"):
+                    logits = stream.read(joined([prompt])[1], prompt.lengths)
+                with phase("decode"):
+                    written = write(logits, stream.step, generation, self.tokenizer, False, self.decoder.end_ids)
+                for row, one in zip(rows, written):
+                    found[row] = one
+            return found
 
     @torch.no_grad()
     def footprint(self, batch: Batch) -> Footprint:
@@ -170,6 +175,24 @@ class Comet(Reader):
 
     # -------------------------------------------------------------- reading
 
+    def _read(self, batch: Batch) -> list[tuple[list[int], Stream]]:
+        """Rows of the batch with a stream that has read their prefixes and contexts; as ReadContexts.opened."""
+        with phase("encode"):
+            return (self.context_cache or ReadContexts(len(batch))).opened(self, batch)
+
+    @torch.no_grad()
+    def _nll_of_answers(self, batch: Batch) -> Tensor:
+        """As `nll` of answers, (B,), but that each distinct context is read once."""
+        nll_B = wide(torch.zeros(len(batch), dtype=self.decoder.dtype, device=batch.answer.ids.device))
+        for rows, stream in self._read(batch):
+            part = batch.rows(rows)
+            layout, ids = joined([part.prompt, part.answer])
+            states = stream.predicting(ids, part.prompt.lengths + part.answer.lengths)
+            states_BAD = take_columns(states, layout.columns_of(1))
+            nll_BA = self._token_nll(states_BAD, part.answer.ids).masked_fill(~part.answer.mask, 0)
+            nll_B[rows] = nll_BA.sum(1)
+        return nll_B
+
     def nll(self, text: Text) -> Tensor:
         """Nats spent on what is asked in each row, (B,) float32; logits of those rows only. In a pipeline the share of the
         chunks that this process reads: the ranks' shares sum to it, and so do their gradients."""
@@ -188,12 +211,16 @@ class Comet(Reader):
         asked_Bn = text.asked.gather(1, columns_Bn) & real_Bn
         order_BW = (~asked_Bn).to(torch.uint8).argsort(dim=1, stable=True)[:, :width]
         targets_BW = text.ids.gather(1, (columns_Bn.gather(1, order_BW) + 1).clamp(max=text.ids.shape[1] - 1))
-        rows_BWD = self.decoder.norm(take_columns(states, layout.columns_of(TEXT).gather(1, order_BW)))
+        nll_BW = self._token_nll(take_columns(states, layout.columns_of(TEXT).gather(1, order_BW)), targets_BW)
+        return nll_BW.masked_fill(~asked_Bn.gather(1, order_BW), 0).sum(1)
+
+    def _token_nll(self, states_BWD: Tensor, targets_BW: Tensor) -> Tensor:
+        """Nats of each target (B, W), from the stream at the token before it (B, W, D)."""
+        rows_BWD = self.decoder.norm(states_BWD)
         logits_BWV = wide(self.decoder.head(rows_BWD))
         if self.quirks and self.memory.new_token_head is not None:
             logits_BWV = torch.cat([logits_BWV, wide(self.memory.new_token_head(rows_BWD))], -1)
-        nll_BW = torch.nn.functional.cross_entropy(logits_BWV.transpose(1, 2), targets_BW, reduction="none")
-        return nll_BW.masked_fill(~asked_Bn.gather(1, order_BW), 0).sum(1)
+        return torch.nn.functional.cross_entropy(logits_BWV.transpose(1, 2), targets_BW, reduction="none")
 
     def chunks(self, text: Text) -> Iterator[tuple[Step, Layout, Tensor]]:
         """Reads a text chunk by chunk: each step with its layout and the stream after the last layer (B, N, D)."""

@@ -9,6 +9,7 @@ Published code opens no new chunk while it decodes, and its cache grows; here de
 from __future__ import annotations
 
 import copy
+from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
 import torch
@@ -43,6 +44,21 @@ class Stream:
         """An independent copy; costs nothing, as nothing is changed in place."""
         return copy.copy(self)
 
+    def rows(self, index: Tensor) -> Stream:
+        """An independent copy of the rows (R,) int64, in that order; one may come several times."""
+        other, chunk = copy.copy(self), self.chunk
+        other.memory = self.memory.rows(index)
+        other.chunk = None if chunk is None else chunk.rows(index)
+        other.filled = [self.filled[row] for row in index.tolist()]
+        other.last = None if self.last is None else self.last[index]
+        other._strides = self._strides[index]
+        return other
+
+    @property
+    def device(self) -> torch.device:
+        """Where it reads."""
+        return self._strides.device
+
     @property
     def bytes(self) -> int:
         """Bytes that are kept now: memory, and keys and values of memory and open chunks."""
@@ -54,6 +70,39 @@ class Stream:
     def read(self, ids: Tensor, lengths: Tensor) -> Tensor | None:
         """Reads ids (B, N), right-padded, `lengths` (B,) of them. Gives the logits after each row's last token, read now or
         earlier, (B, V), 0 in rows without any; None where no row has one."""
+        for sizes, states in self._pieces(ids, lengths):
+            size_B = torch.tensor(sizes, device=ids.device)
+            ends = take_columns(states, (size_B - 1).clamp(min=0)[:, None])[:, 0]
+            earlier = torch.zeros_like(ends) if self.last is None else self.last
+            self.last = torch.where(size_B[:, None] > 0, ends, earlier)
+        if self.last is None:
+            return None
+        with self.reader.decoder.precision():
+            return self.reader.decoder.head(self.reader.decoder.norm(self.last))
+
+    @torch.no_grad()
+    def predicting(self, ids: Tensor, lengths: Tensor) -> Tensor:
+        """Reads as `read`. Gives the stream from which each of the new tokens is predicted, (B, N, D): that at the token before
+        it, of the first that at the last token of before (0 where there is none)."""
+        (B, N), decoder = ids.shape, self.reader.decoder
+        found = torch.zeros(B, N + 1, decoder.width, dtype=decoder.dtype, device=ids.device)
+        if self.last is not None:
+            found[:, 0] = self.last
+        at_B = torch.ones(B, dtype=torch.int64, device=ids.device)
+        for sizes, states in self._pieces(ids, lengths):
+            size_B = torch.tensor(sizes, device=ids.device)
+            row, column = (torch.arange(states.shape[1], device=ids.device) < size_B[:, None]).nonzero(as_tuple=True)
+            found[row, at_B[row] + column] = states[row, column]
+            at_B = at_B + size_B
+        self.last = found[torch.arange(B, device=ids.device), lengths]
+        return found[:, :N]
+
+    def step(self, ids: Tensor) -> Tensor:
+        """One more token for every row, (B,) -> logits (B, V)."""
+        return self.read(ids[:, None], torch.ones_like(ids))
+
+    def _pieces(self, ids: Tensor, lengths: Tensor) -> Iterator[tuple[list[int], Tensor]]:
+        """Reads as `read`, piece by piece: text tokens of each row, and the stream at them (B, n, D)."""
         counts = lengths.tolist()
         pieces = [_pieces(filled, count, self.reader.chunk_size) for filled, count in zip(self.filled, counts)]
         most = max(len(row) for row in pieces)
@@ -62,21 +111,11 @@ class Stream:
             # Aligned at the end: every row's last piece, which stays open, is in the last step.
             now = [row[number - most + len(row)] if number >= most - len(row) else (0, False) for row in pieces]
             sizes, closes = [size for size, _ in now], [close for _, close in now]
-            states = self._piece(ids, at, sizes, closes)
+            yield sizes, self._piece(ids, at, sizes, closes)
             at = [start + size for start, size in zip(at, sizes)]
-            earlier = torch.zeros_like(states) if self.last is None else self.last
-            self.last = torch.where(torch.tensor(sizes, device=ids.device)[:, None] > 0, states, earlier)
-        if self.last is None:
-            return None
-        with self.reader.decoder.precision():
-            return self.reader.decoder.head(self.reader.decoder.norm(self.last))
-
-    def step(self, ids: Tensor) -> Tensor:
-        """One more token for every row, (B,) -> logits (B, V)."""
-        return self.read(ids[:, None], torch.ones_like(ids))
 
     def _piece(self, ids: Tensor, at: list[int], sizes: list[int], closes: list[bool]) -> Tensor:
-        """One piece of every row's open chunk: ids[b, at[b] : at[b] + sizes[b]]. The stream at its last token (B, D)."""
+        """One piece of every row's open chunk: ids[b, at[b] : at[b] + sizes[b]]. The stream at its tokens (B, n, D)."""
         reader, device = self.reader, ids.device
         G, B = reader.memory.global_slots, reader.memory.queue_budget
         width = max(*sizes, 1)
@@ -97,7 +136,7 @@ class Stream:
             kept.seats = [] if any(closes) else kept.seats  # the memory changed
             self._trim(kept, close_B)
         self.chunk = kept
-        return take_columns(states, layout.columns_of(TEXT).gather(1, (size_B - 1).clamp(min=0)[:, None]))[:, 0]
+        return take_columns(states, layout.columns_of(TEXT))
 
     def _trim(self, kept: OpenChunk, close_B: Tensor) -> None:
         """Drops what rows (B,) whose chunk was closed had in it, and columns that no row needs."""

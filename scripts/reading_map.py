@@ -33,7 +33,7 @@ from breviary.kept import plain_trace
 from breviary.keys import checked_keys, known_keys
 from breviary.reading_map import Card, page, parts_of
 from breviary.results import write_text
-from breviary.vector_reader import CompressedReader, ContextCache
+from breviary.vector_reader import CompressedReader
 from data.collate import Collator
 from data.metrics import scores
 from eval import checked, checkpoint_of, from_command_line, loaded, say, source_of, tokenised
@@ -90,7 +90,7 @@ def make_map(cfg: DictConfig, n: int, output: str | None) -> Path:
                         "tokens in the text; use the fast tokenizer of this backbone"])
     checkpoint = checkpoint_of(cfg)
     reader = loaded(cfg, backbone, checkpoint).eval()
-    reader.context_cache = ContextCache(cfg.eval_batch_size)  # answering and mapping read a context once
+    reader.context_cache = reader.new_context_cache(cfg.eval_batch_size)  # answering and mapping read a context once
     items = tokenised(cfg, backbone, examples)
     say(f"{cfg.reader}: {items.report()}")
     cards = answered(cfg, reader, items, Collator(tokenizer.pad_token_id or 0))

@@ -33,6 +33,7 @@ matplotlib.use("Agg")
 import matplotlib.pyplot as plt
 import torch
 from hydra import compose, initialize_config_dir
+from matplotlib.ticker import LogFormatter, NullLocator
 from rich.console import Console
 from rich.table import Table
 from torch.profiler import ProfilerActivity, profile
@@ -225,12 +226,17 @@ def show_backends(rows: list[dict[str, Any]]) -> None:
 def plot(rows: list[dict[str, Any]], file: Path) -> None:
     """Time to read, peak memory and time of a written token against length."""
     figure, axes = plt.subplots(1, 3, figsize=(12, 3.6), layout="constrained")
+    lengths = sorted({row["tokens"] for row in rows})
     for axis, key, title in zip(axes, ("read_s", "peak_mib", "token_ms"),
                                 ("reading, s", "peak memory above the weights, MiB", "a written token, ms")):
         for name, colour in (("comet", "#1f6f8b"), ("plain", "#c8553d")):
             own = [row for row in rows if row["reader"] == name]
             axis.plot([r["tokens"] for r in own], [r[key] for r in own], "o-", color=colour, label=name)
         axis.set(xscale="log", yscale="log", xlabel="tokens read", title=title)
+        axis.set_xticks(lengths, [f"{tokens // 1024}k" for tokens in lengths], minor=False)
+        axis.xaxis.set_minor_locator(NullLocator())
+        axis.yaxis.set_major_formatter("{x:g}")
+        axis.yaxis.set_minor_formatter(LogFormatter(minor_thresholds=(2, 0.5)))
         axis.grid(alpha=0.3)
     axes[2].set(yscale="linear", ylim=(0, None))
     axes[0].legend(frameon=False)
