@@ -1,6 +1,7 @@
 # Everything a checkout needs. `make help` lists the targets.
 #
 # PYTHON       interpreter that makes .venv, 3.11 or newer
+# TEST_JOBS    processes that share out the tests' files (default 2)
 # TORCH_INDEX  further package index for torch, e.g. the one with CPU builds (default: none, the plain build)
 
 SHELL := /bin/bash
@@ -8,6 +9,7 @@ SHELL := /bin/bash
 
 PYTHON ?= python3
 TORCH_INDEX ?=
+TEST_JOBS ?= 2
 
 VENV := .venv
 STAMP := $(VENV)/.installed
@@ -19,13 +21,13 @@ TEST_ENV := OMP_NUM_THREADS=1 HF_HUB_OFFLINE=1 TRANSFORMERS_OFFLINE=1 HF_DATASET
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' Makefile
-	@echo "variables: PYTHON=$(PYTHON) TORCH_INDEX=$(TORCH_INDEX)"
+	@echo "variables: PYTHON=$(PYTHON) TORCH_INDEX=$(TORCH_INDEX) TEST_JOBS=$(TEST_JOBS)"
 
 demo: $(STAMP) ## read, compress and answer with a small model
 	$(VENV)/bin/python scripts/demo.py
 
 test: $(STAMP) ## fast tests: CPU, no network
-	$(TEST_ENV) $(VENV)/bin/python -m pytest
+	$(TEST_ENV) $(VENV)/bin/python -m pytest -n $(TEST_JOBS) --dist loadfile
 
 test-slow: $(STAMP) ## tests that need the real backbone
 	$(VENV)/bin/python scripts/get_backbone.py
