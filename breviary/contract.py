@@ -254,10 +254,10 @@ class Reader(nn.Module):
         """`footprint` where the slots (B,) are known already (LossOutput.slots): nothing is read again."""
         raise NotImplementedError
 
-    # Contexts that were read, each once for all its questions: None (training), or what `new_context_cache` gave for so many
-    # contexts (evaluation, serving). Its `reused` says for each row of the latest call whether the context was there.
+    # Contexts that were read, each once for all its questions: None (training), or what the class `new_context_cache` made for
+    # so many contexts (evaluation, serving). Its `reused` says for each row of the latest call whether the context was there.
     context_cache: Any = None
-    new_context_cache: Callable[[int], Any]
+    new_context_cache: type | None = None  # None = every question reads its context
 
     made_of: dict[str, Any] | None = None  # method, backbone, settings: files name them; set by checkpoint.load_reader
 

@@ -49,7 +49,8 @@ def evaluate(reader: Reader, items: Any, collate: Callable[[list[Any]], Batch], 
     training = reader.training
     reader.eval()
     # Under equal calls nothing is cached: a hit on one rank would be a missing call on the others.
-    reader.context_cache = None if equal_calls else reader.new_context_cache(2 * batch_size)
+    if reader.new_context_cache is not None and not equal_calls:
+        reader.context_cache = reader.new_context_cache(2 * batch_size)
     if isinstance(reader, CompressedReader):
         reader.all_steps = equal_calls
     try:
