@@ -16,6 +16,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.nn.utils.rnn import pad_sequence
 
 from breviary.assemble import Layout, take_columns
 from breviary.attention import BLOCKWISE
@@ -37,7 +38,7 @@ from comet.plan import BOUNDARIES, ChunkPlanner, fixed
 from comet.schedule import SCHEDULES
 from comet.session import Session
 from comet.stream import Stream
-from comet.text import Chunk, Step, Text, answer_asked, every_asked, joined, steps_of
+from comet.text import Chunk, Step, Text, answer_asked, every_asked, joined, shared_rows, steps_of
 
 PUBLISHED_EPS = torch.finfo(torch.float32).eps, 1e-12  # of the global norm, which has none in its configuration; the queue's
 
@@ -194,14 +195,14 @@ class Comet(Reader):
         return nll_B
 
     def nll(self, text: Text) -> Tensor:
-        """Nats spent on what is asked in each row, (B,) float32; logits of those rows only. In a pipeline the share of the
-        chunks that this process reads: the ranks' shares sum to it, and so do their gradients."""
-        nll_B = self._untouched().expand(len(text.ids))
+        """Nats spent on what is asked, a number for each of the text's sums, float32; logits of those places only. In a pipeline
+        the share of the chunks that this process reads: the ranks' shares sum to it, and so do their gradients."""
+        nll_B = self._untouched().expand(len(text.ids) if text.sums is None else text.sums)
         if self._split:
             return self.pipeline.nll(self, text, nll_B)
         for (step, layout, states), width in zip(self.chunks(text), text.asked_in()):
             if width:
-                nll_B = nll_B + self.spent(text, step, layout, states, width)
+                nll_B = text.added(nll_B, step, self.spent(text, step, layout, states, width))
         return nll_B
 
     def spent(self, text: Text, step: Step, layout: Layout, states: Tensor, width: int) -> Tensor:
@@ -275,8 +276,15 @@ class Comet(Reader):
         strides = [self.planner.text_stride(f"{self._drawn}-{example and example.id}") if self.training else self.stride
                    for example in batch.examples]
         slots = [self._slots(plan, stride, *n[:3]) for plan, stride, n in zip(plans, strides, lengths)]
-        text = Text(ids, asked, steps_of([[plan] for plan in plans]), strides)
-        return text, asked.sum(1), torch.tensor(slots, device=ids.device)
+        return self._in_rows(ids, asked, plans, strides), asked.sum(1), torch.tensor(slots, device=ids.device)
+
+    def _in_rows(self, ids: Tensor, asked: Tensor, plans: list[list[int]], strides: list[int]) -> Text:
+        """Texts (B, N) as rows that several may share: the same numbers, of each text apart, with fewer rows idle."""
+        rows = shared_rows([len(plan) for plan in plans], strides)
+        ids, asked = (pad_sequence([torch.cat([x[b, : sum(plans[b])] for b in row]) for row in rows], batch_first=True)
+                      for x in (ids, asked))
+        steps = steps_of([[plans[b] for b in row] for row in rows], rows)
+        return Text(ids, asked, steps, [strides[row[0]] for row in rows], len(plans))
 
     def _plan(self, ids: Tensor, tokens: int, name: str) -> list[int]:
         """Chunk sizes of a text (N,) of so many tokens."""

@@ -38,7 +38,8 @@ class Pipeline:
         self.handoff, self.schedule, self.counts_batch = handoff, schedule, counts_batch
 
     def nll(self, reader: Comet, text: Text, nll_B: Tensor) -> Tensor:
-        """`nll_B` (B,) and the nats of this rank's chunks. Called by every rank of the pipeline with the same text.
+        """`nll_B`, a number for each of the text's sums, and the nats of this rank's chunks. Called by every rank of the pipeline
+        with the same text.
 
         A chunk is a step of the text: rows are aligned at their ends, so a short row is read by the last ranks alone.
         """
@@ -67,7 +68,8 @@ class Pipeline:
                 del attending[number]
                 ended = states.pop(number)
                 if widths[number]:
-                    nll_B = nll_B + reader.spent(text, chunk.step, chunk.layout, ended, widths[number])
+                    spent = reader.spent(text, chunk.step, chunk.layout, ended, widths[number])
+                    nll_B = text.added(nll_B, chunk.step, spent)
         return passage.closed(nll_B, [weight for weight in reader.parameters() if weight.requires_grad])
 
 

@@ -23,6 +23,7 @@ class Step:
     starts  first text token; sizes  text tokens, 0 = no chunk now
     closes  the chunk is followed by another of its text; begins  it is the first of a text
     chunk   its number within its text
+    counts_for  in which sum what is spent on it counts: the text's number where rows hold several, else the row's
     """
 
     starts: list[int]
@@ -30,6 +31,7 @@ class Step:
     closes: list[bool]
     begins: list[bool]
     chunk: list[int]
+    counts_for: list[int]
 
 
 @dataclass(frozen=True)
@@ -65,12 +67,19 @@ class Text:
     asked      (B, N) bool, the token after this one is supervised
     steps      the chunks, aligned at the end: every row's last chunk is in the last step
     strides    text tokens for each compression token, a number a row
+    sums       how many sums of nats are wanted; None = one a row
     """
 
     ids: Tensor
     asked: Tensor
     steps: list[Step]
     strides: list[int]
+    sums: int | None = None
+
+    def added(self, nll: Tensor, step: Step, spent: Tensor) -> Tensor:
+        """The sums (`sums`,) and what was spent in one step's rows (B,)."""
+        places = torch.tensor(step.counts_for, device=nll.device)
+        return nll.to(torch.promote_types(nll.dtype, spent.dtype)).index_add(0, places, spent)
 
     def column(self, step: Step) -> tuple[Tensor, Tensor]:
         """Text columns of a step, (B, n) int64, and which of them are real, (B, n) bool."""
@@ -87,23 +96,44 @@ class Text:
                 for step in self.steps]
 
 
-def steps_of(plans: Sequence[Sequence[Sequence[int]]]) -> list[Step]:
+def steps_of(plans: Sequence[Sequence[Sequence[int]]], numbers: Sequence[Sequence[int]] | None = None) -> list[Step]:
     """Chunks of every row in turn, rows aligned at their ends.
 
-    plans  for each row its texts (one, or several packed), each as the sizes of its chunks
+    plans    for each row its texts (one, or several packed), each as the sizes of its chunks
+    numbers  for each row in which sum each of its texts counts; None = the row's
     """
     rows = []
-    for texts in plans:
+    for row, texts in enumerate(plans):
         at, chunks = 0, []
-        for sizes in texts:
+        for place, sizes in enumerate(texts):
             for number, size in enumerate(sizes):
-                chunks.append((at, size, number + 1 < len(sizes), number == 0, number))
+                own = row if numbers is None else numbers[row][place]
+                chunks.append((at, size, number + 1 < len(sizes), number == 0, number, own))
                 at += size
         rows.append(chunks)
     most = max((len(chunks) for chunks in rows), default=0)
-    nothing = (0, 0, False, False, 0)
+    nothing = (0, 0, False, False, 0, 0)
     aligned = [[nothing] * (most - len(chunks)) + chunks for chunks in rows]
     return [Step(*(list(values) for values in zip(*(chunks[i] for chunks in aligned)))) for i in range(most)]
+
+
+def shared_rows(chunks: Sequence[int], strides: Sequence[int]) -> list[list[int]]:
+    """Texts that share a row, so that few rows idle while the longest text is read: their numbers, for each row.
+
+    chunks  of each text; strides  of each text, alike within a row. No row has more chunks than the longest text; each takes
+    the longest text that still fits, so the rows are few (first fit, longest first).
+    """
+    rows: list[list[int]] = []
+    room: list[int] = []
+    for text in sorted(range(len(chunks)), key=lambda text: -chunks[text]):
+        fitting = (row for row, free in enumerate(room) if free >= chunks[text] and strides[rows[row][0]] == strides[text])
+        row = next(fitting, len(rows))
+        if row == len(rows):
+            rows.append([])
+            room.append(max(chunks))
+        rows[row].append(text)
+        room[row] -= chunks[text]
+    return [sorted(row) for row in rows]
 
 
 def joined(parts: Sequence[Tokens]) -> tuple[Layout, Tensor]:

@@ -28,19 +28,25 @@ def batch_of(*sizes, prefix=2, prompt=3, answer=2):
 
 
 def plans_of(text):
-    """Sizes of each row's chunks."""
-    return [[size for step in text.steps if (size := step.sizes[row])] for row in range(len(text.ids))]
+    """Sizes of each text's chunks; several texts may share a row."""
+    plans = [[] for _ in range(text.sums)]
+    for step in text.steps:
+        for number, size in zip(step.counts_for, step.sizes):
+            plans[number] += [size] if size else []
+    return plans
 
 
 def supervised(text):
-    """For each row what is supervised in its chunks: [(place of the token that predicts, target)]."""
-    pairs = [[] for _ in text.ids]
+    """For each text what is supervised in its chunks: [(place of the token that predicts, target)]."""
+    pairs, begins = [[] for _ in range(text.sums)], {}
     for step in text.steps:
         columns, real = text.column(step)
         asked = text.asked.gather(1, columns) & real
+        begins |= {number: start for number, start, first, size in zip(step.counts_for, step.starts, step.begins, step.sizes)
+                   if first and size}
         for row, column in asked.nonzero().tolist():
-            place = int(columns[row, column])
-            pairs[row].append((place, int(text.ids[row, place + 1])))
+            place, number = int(columns[row, column]), step.counts_for[row]
+            pairs[number].append((place - begins[number], int(text.ids[row, place + 1])))
     return pairs
 
 
