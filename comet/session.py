@@ -133,7 +133,8 @@ class Session(Kept):
         return self.reader.memory.tokens.weight.device
 
     def _tokens(self, text: str) -> list[int]:
-        return self.reader.tokenizer(text, add_special_tokens=False, split_special_tokens=True)["input_ids"]
+        # Not verbose: it would warn that the text is longer than the positions, which chunks never are.
+        return self.reader.tokenizer(text, add_special_tokens=False, split_special_tokens=True, verbose=False)["input_ids"]
 
 
 def identity(reader: Comet) -> dict[str, Any]:
