@@ -8,7 +8,7 @@ import sys
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
-from breviary.runtime import ROOT, require_checkout
+from breviary.runtime import ROOT, fast_dtype, require_checkout
 
 require_checkout()
 
@@ -39,12 +39,13 @@ def main() -> None:
     """Trains, evaluates, prints and writes outputs/demo/table.json."""
     start = time.perf_counter()
     get_backbone("smollm2_135m")
-    rows, known = [], {}
+    rows, known, dtype = [], {}, fast_dtype()
+    print(f"computing in {dtype}, which is the faster of bfloat16 and float32 here", flush=True)
     for number, reader in enumerate(READERS):
         print(f"\n[{number + 1}/{len(READERS)}] {reader}: train, then answer held-out questions", flush=True)
         with initialize_config_dir(str(ROOT / "configs"), version_base="1.3"):
             cfg = compose("train", [f"experiment={reader}_facts", f"name=demo/{reader}", f"reader={reader}",
-                                    "train.eval_examples=0", *sys.argv[1:]])
+                                    f"backbone.dtype={dtype}", "train.eval_examples=0", *sys.argv[1:]])
         folder = train(cfg)
         with open_dict(cfg):
             cfg.run, cfg.split = str(folder), "test"  # what eval.py's own keys say
