@@ -50,8 +50,16 @@ class KeepTokens(Compressor):
     def compress(self, encoded: Encoded, question: Question) -> Memory:
         """The kept embeddings, in order."""
         states, mask = encoded.states[:, 0], encoded.mask[:, 0]
-        layout = Layout.of([mask & self._kept(mask)])
-        return Memory(layout.place([states]), layout.mask, trace={"kept": mask & self._kept(mask)})
+        kept = mask & self._kept(mask)
+        layout, most = Layout.of([kept], round_to=1), self._most(mask.shape[1])
+        # Without the columns that no row fills: the decoder would read them.
+        return Memory(layout.place([states])[:, :most], layout.mask[:, :most], trace={"kept": kept})
+
+    def _most(self, tokens: int) -> int:
+        """No context of up to so many tokens keeps more; known without looking at any."""
+        if self.keep in ("all", "none"):
+            return tokens if self.keep == "all" else 0
+        return self.budget.most_slots(tokens, self.training)
 
     def _kept(self, mask: Tensor) -> Tensor:
         """(B, T) bool: which places are kept of right-padded rows."""

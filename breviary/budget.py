@@ -61,6 +61,11 @@ class Budget:
             return None
         return int(min(self.ratio_choices)) if self._varies(training) else int(self.asked(training))
 
+    def most_slots(self, tokens: int, training: bool) -> int:
+        """No context of up to so many tokens can have more slots now."""
+        least = self.least(training)
+        return min(tokens, self.slots) if least is None else -(-tokens // least)
+
     def segment_ratios(self, ids: Tensor, mask: Tensor, training: bool) -> int | Tensor:
         """As `row_ratios` for contexts in segments, (B, S, L) both: an int, or (B*S,) with each context's own ratio."""
         ratios = self.row_ratios(ids.flatten(1), mask.flatten(1), training)
