@@ -40,7 +40,6 @@ SENTENCES = [
     ({"strategy": "full"}, "compressor.strategy=full: allowed are fixed, right_aligned, uniform, random, semantic, mixture"),
     ({"supervise": "all"}, "compressor.supervise=all: allowed are answer, text"),
     ({"adapter_init": "ones"}, "compressor.adapter_init=ones: allowed are normal, zero"),
-    ({"token_init": "zero"}, "compressor.token_init=zero: allowed are words, line_break"),
     ({"eps": 0.0}, "compressor.eps=0.0: must be above 0, e.g. 1e-6"),
     ({"memory_rate": -1.0}, "compressor.memory_rate=-1.0: must be above 0, e.g. 5.0"),
     ({"truncate_every": 0}, "compressor.truncate_every=0: must be at least 1 chunk, or null for none"),
