@@ -10,7 +10,6 @@ from comet.memory import INITS
 from comet.plan import STRATEGIES
 
 SUPERVISED = ("answer", "text")
-TOKEN_INITS = ("words", "line_break")
 # key: lowest value, example
 LOWEST = {"chunk_size": (1, 2048), "stride": (1, 8), "global_slots": (0, 512), "queue_budget": (0, 2048),
           "adapter_rank": (1, 8), "new_token_logits": (0, 0), "most_chunks": (1, 16), "smallest_chunk": (1, 4)}
@@ -22,8 +21,7 @@ def setting_problems(settings: Mapping[str, Any], backbone: Any) -> list[str]:
     for key, (lowest, example) in LOWEST.items():
         if settings[key] < lowest:
             found.append(f"compressor.{key}={settings[key]}: must be at least {lowest}, e.g. {example}")
-    choices = {"backend": BACKENDS, "strategy": STRATEGIES, "supervise": SUPERVISED, "adapter_init": INITS,
-               "token_init": TOKEN_INITS}
+    choices = {"backend": BACKENDS, "strategy": STRATEGIES, "supervise": SUPERVISED, "adapter_init": INITS}
     for key, values in choices.items():
         if settings[key] not in values:
             found.append(f"compressor.{key}={settings[key]}: allowed are {', '.join(values)}")

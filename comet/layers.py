@@ -23,7 +23,6 @@ from comet.layout import BEACONS, READOUTS
 from comet.memory import LayerMemory, LayerState, MemoryState, newest, wide
 
 BACKENDS = ("kv_prefix", "scatter")
-NEAR = 0.1  # of the table's spread, between tokens that begin near one of its rows
 KeysValues = tuple[Tensor, Tensor]  # each (B, key/value heads, columns, head width)
 
 
@@ -68,21 +67,19 @@ class SeenBefore:
 class MemoryLayers(nn.Module):
     """All new weights of CoMeT: a LayerMemory for each layer, and the learned tokens.
 
-    tokens          embeddings of the compression token (row 0) and of the G readout tokens; they begin like words, or near the
-                    backbone's token `tokens_like`
+    tokens          embeddings of the compression token (row 0) and of the G readout tokens
     new_token_head  rows of the head for `new_token_logits` tokens behind the backbone's vocabulary; None = there are none
     """
 
     def __init__(self, stack: Stack, global_slots: int, queue_budget: int, backend: str, new_token_logits: int = 0,
-                 tokens_like: int | None = None, **memory: Any):
+                 **memory: Any):
         super().__init__()
         assert backend in BACKENDS, backend
         self.global_slots, self.queue_budget, self.backend = global_slots, queue_budget, backend
         self.tokens = nn.Embedding(1 + global_slots, stack.width)
-        with torch.no_grad():  # like words: mean and spread of the backbone's table; or near one of its rows
+        with torch.no_grad():  # like words: mean and spread of the backbone's table
             table = stack.embed_tokens.weight.float()
-            mean, spread = (table.mean(0), table.std(0)) if tokens_like is None else (table[tokens_like], NEAR * table.std(0))
-            self.tokens.weight.mul_(spread).add_(mean)
+            self.tokens.weight.mul_(table.std(0)).add_(table.mean(0))
         self.new_token_head = nn.Linear(stack.width, new_token_logits, bias=False) if new_token_logits else None
         self.layers = nn.ModuleList(LayerMemory(stack.width, **memory) for _ in range(len(stack)))
 

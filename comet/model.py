@@ -27,7 +27,7 @@ from breviary.objective import Answer
 from breviary.pipeline import Place
 from breviary.runtime import phase
 from breviary.stack import Stack
-from comet.checks import SUPERVISED, TOKEN_INITS, setting_problems
+from comet.checks import SUPERVISED, setting_problems
 from comet.contexts import ReadContexts
 from comet.handoff import Handoff, PipelineHandoff
 from comet.layers import MemoryLayers
@@ -40,7 +40,6 @@ from comet.session import Session
 from comet.stream import Stream
 from comet.text import Chunk, Step, Text, answer_asked, every_asked, joined, shared_rows, steps_of
 
-LINE_BREAK = "\n"
 PUBLISHED_EPS = torch.finfo(torch.float32).eps, 1e-12  # of the global norm, which has none in its configuration; the queue's
 
 
@@ -51,8 +50,6 @@ class Comet(Reader):
     stride           text tokens for each compression token (s); it enters the queue
     global_slots     readout tokens, and slots of the gated global memory (G); 0 = none
     queue_budget     slots of the FIFO queue (B); 0 = none, and no compression tokens
-    token_init       what the new tokens' embeddings begin as: words (published: mean and spread of the backbone's table) |
-                     line_break: near the backbone's own line break, which disturbs it far less
     adapter_rank, adapter_init  of the residual low-rank adapters; normal (published) | zero: the identity at first
     gate, gate_bias  false = new readouts replace old ones; a constant on the gate's logit
     eps              of both memory norms
@@ -78,21 +75,19 @@ class Comet(Reader):
 
     def __init__(self, backbone: Backbone | TinyBackbone, decoder: Stack, objective: Answer, tokenizer: Any, *,
                  chunk_size: int = 2048, stride: int = 8, global_slots: int = 512, queue_budget: int = 2048,
-                 token_init: str = "words", adapter_rank: int = 8, adapter_init: str = "normal", gate: bool = True,
-                 gate_bias: float = 0.0, eps: float = 1e-6, backend: str = "kv_prefix", strategy: str = "mixture",
+                 adapter_rank: int = 8, adapter_init: str = "normal", gate: bool = True, gate_bias: float = 0.0,
+                 eps: float = 1e-6, backend: str = "kv_prefix", strategy: str = "mixture",
                  most_chunks: int = 16, smallest_chunk: int = 4, widest_stride: int | None = None,
                  supervise: str = "answer", truncate_every: int | None = None, memory_rate: float = 5.0,
                  new_token_logits: int = 0, quirks: bool = False):
         super().__init__()
-        assert supervise in SUPERVISED and token_init in TOKEN_INITS, (supervise, token_init)
+        assert supervise in SUPERVISED, supervise
         self.decoder, self.objective, self.tokenizer = decoder, objective, tokenizer
         self.chunk_size, self.stride, self.supervise, self.memory_rate = chunk_size, stride, supervise, memory_rate
         self.truncate_every, self.quirks = truncate_every, quirks
         self.fingerprint = backbone.fingerprint
-        like = tokenizer(LINE_BREAK, add_special_tokens=False)["input_ids"][-1] if token_init == "line_break" else None
-        self.memory = MemoryLayers(decoder, global_slots, queue_budget, backend, new_token_logits, like, rank=adapter_rank,
-                                   gated=gate, gate_bias=gate_bias, adapter_init=adapter_init,
-                                   eps=PUBLISHED_EPS if quirks else (eps, eps))
+        self.memory = MemoryLayers(decoder, global_slots, queue_budget, backend, new_token_logits, rank=adapter_rank, gated=gate,
+                                   gate_bias=gate_bias, adapter_init=adapter_init, eps=PUBLISHED_EPS if quirks else (eps, eps))
         self.planner = ChunkPlanner(chunk_size, stride, strategy, most_chunks, smallest_chunk, widest_stride)
         self._boundary_ids = torch.tensor(_single_tokens(tokenizer, BOUNDARIES), dtype=torch.int64)
         self._drawn = "none"
