@@ -66,7 +66,8 @@ class ContextCache:
 class CompressedReader(Reader):
     """A compressor in front of a decoder.
 
-    tokenizer is used for decoding answers only. `all_steps` makes every answer take max_new_tokens steps (ZeRO-3: equal calls on all ranks).
+    tokenizer is used for decoding answers only. `all_steps` makes every answer take max_new_tokens steps (ZeRO-3: equal
+    calls on all ranks).
     """
 
     new_context_cache = ContextCache
