@@ -6,19 +6,9 @@ Shape letters: B examples, S segments of a context, L tokens of a segment, D hid
 from __future__ import annotations
 
 from dataclasses import dataclass, field, replace
-from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
-
-if TYPE_CHECKING:
-    from breviary.contract import Tokens
-
-
-def context_keys(prefix: Tokens, context: Tokens) -> list[bytes]:
-    """For each row its prefix's and context's token ids, by which a context that was read is found again."""
-    parts = [[ids[mask].cpu().numpy().tobytes() for ids, mask in zip(part.ids, part.mask)] for part in (prefix, context)]
-    return [first + b"|" + own for first, own in zip(*parts)]
 
 
 @dataclass

@@ -14,7 +14,6 @@ n = 0 is the papers' form: step 2 is only the embedding, and positions are conse
 from __future__ import annotations
 
 import contextlib
-from collections import OrderedDict
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -23,44 +22,27 @@ import torch
 from torch import Tensor
 
 from breviary.assemble import Layout, take_columns
+from breviary.context_cache import KeptContexts
 from breviary.contract import (Batch, Compressor, Context, Decoded, Encoded, Footprint, Generation, LossOutput, Memory,
                                Question, Reader, Tokens)
 from breviary.decoding import DecodingStream, decode_pieces, write
-from breviary.encoded import context_keys
 from breviary.kept import EncodedDocument, Kept, load_kept
 from breviary.objective import Answer, token_nll
 from breviary.runtime import phase
 from breviary.stack import Stack
 
 
-class ContextCache:
-    """Encoded contexts by their token ids: a context is read once, however many questions it has.
-
-    Keeps the `capacity` most recently used contexts. `reused` says for each row of the latest call whether its
-    context had been read before.
-    """
-
-    def __init__(self, capacity: int = 32):
-        self.capacity = capacity
-        self.reused: list[bool] = []
-        self._kept: OrderedDict[bytes, Encoded] = OrderedDict()
+class ContextCache(KeptContexts):
+    """Encoded contexts: each is read once, however many questions it has."""
 
     def encode(self, compressor: Compressor, context: Context) -> Encoded:
         """`compressor.encode(context)`, reading only contexts that are not kept yet."""
-        keys = context_keys(context.prefix, context)
-        missing = list({key: b for b, key in reversed(list(enumerate(keys))) if key not in self._kept}.values())
-        self.reused = [b not in missing for b in range(len(keys))]
-        found = {key: self._kept[key] for key in keys if key in self._kept}
-        if missing:
+
+        def read(missing: list[int]) -> list[Encoded]:
             rows = torch.tensor(missing, device=context.ids.device)
-            unread = Context(context.ids[rows], context.mask[rows], context.prefix.rows(rows))
-            found |= zip((keys[b] for b in missing), compressor.encode(unread).split())
-        for key in keys:
-            self._kept[key] = found[key]
-            self._kept.move_to_end(key)
-        while len(self._kept) > self.capacity:
-            self._kept.popitem(last=False)
-        return Encoded.join([found[key] for key in keys])
+            return compressor.encode(Context(context.ids[rows], context.mask[rows], context.prefix.rows(rows))).split()
+
+        return Encoded.join(self.found(context.prefix, context, read))
 
 
 class CompressedReader(Reader):
