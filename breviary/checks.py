@@ -129,7 +129,22 @@ def length_problems(cfg: DictConfig, backbone: Any, splits: dict[str, Any]) -> l
             found.append(f"dataset {name}: the longest context of {longest} tokens does not fit beside {others} "
                          f"further ones{again} in the backbone's {positions} positions (at most {limit} here); "
                          f"set {' or '.join(ways) or 'a backbone of more positions'}")
+        elif issubclass(cls, Compressor):
+            found += translated_problems(cls, settings, backbone, name, items, positions - room)
     return found
+
+
+def translated_problems(cls: type[Compressor], settings: dict[str, Any], backbone: Any, name: str, items: Any,
+                        others: int) -> list[str]:
+    """Contexts that are too long in the tokens of an encoder with a tokenizer of its own."""
+    translation = cls.translation(settings, backbone)
+    limit = cls.longest_context(settings, backbone.config.max_position_embeddings, others) if translation else None
+    if limit is None:
+        return []
+    longest = max((len(translation.rows([items[i]["context"]])[0]) for i in range(len(items))), default=0)
+    return [f"dataset {name}: the longest context is {longest} tokens of the tokenizer of compressor.encoder, of which at most "
+            f"{limit} fit beside {others} further ones; set limits.max_context_tokens="
+            f"{max(max(items.lengths) * limit // longest, 1)}, or a higher compressor.ratio"] if longest > limit else []
 
 
 def others_beside(cfg: DictConfig, items: Any, context_tokens: int) -> int:

@@ -21,6 +21,7 @@ from breviary.pipeline import Place
 
 if TYPE_CHECKING:
     from breviary.kept import Kept
+    from breviary.translation import Translation
 
 TASKS = ("answer", "reconstruct", "continue")
 
@@ -320,6 +321,8 @@ class Compressor(nn.Module):
 
     layer: int = 0
 
+    tokenizer: Any = None  # of what reads contexts, where it is not the decoder's
+
     mergeable = True  # False: something reads with the decoder's weights without its adapters, so these must stay apart
 
     def encode(self, context: Context) -> Encoded:
@@ -351,6 +354,12 @@ class Compressor(nn.Module):
         """What is wrong with constructor arguments `settings`, one sentence each with its key `compressor.X`, what is
         allowed and an example; asked before any weight is loaded. `backbone` has `config` (Hugging Face's)."""
         return []
+
+    @classmethod
+    def translation(cls, settings: Mapping[str, Any], backbone: Any) -> Translation | None:
+        """From the backbone's tokens to those that this compressor reads, where it has a tokenizer of its own; else None.
+        Lengths and ratios count the tokens that are read."""
+        return None
 
     @classmethod
     def longest_context(cls, settings: Mapping[str, Any], positions: int, others: int) -> int | None:

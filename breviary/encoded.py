@@ -19,7 +19,7 @@ class Encoded:
     of shorter contexts.
     states  (B, S, L, D) states after the layers that read
     mask    (B, S, L)
-    ids     (B, S, L) int64, 0 on padding, below 0 where no token of the text stands
+    ids     (B, S, L) int64, of the tokenizer of what read them, 0 on padding, below 0 where no token of the text stands
     keys_values  per layer (keys, values), each (B, S, heads, L, head width); empty where the question
             does not read on from the context
     """

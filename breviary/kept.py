@@ -152,9 +152,10 @@ class KeptMemory(Kept):
         if self._ids is None:
             raise ValueError("a memory from a file holds no tokens of its document: look at it where it is made")
         segment_size = getattr(self.reader.compressor, "segment_size", None)
+        tokenizer = self.reader.compressor.tokenizer or self.reader.tokenizer
         found, start = [], 0
         for part in parts_of(self.tokens_read, plain_trace(self.slots.trace, 0, 1), segment_size):
-            found.append((part, self.reader.tokenizer.decode(self._ids[start : start + part.tokens])))
+            found.append((part, tokenizer.decode(self._ids[start : start + part.tokens])))
             start += part.tokens
         return found
 

@@ -25,7 +25,7 @@ from breviary.runs import best_checkpoint, load_config
 from breviary.runtime import quiet_libraries, require_checkout
 from breviary.text_reader import TextReader
 
-MADE_OF = {"backbone": (Backbone, TinyBackbone), "compressor": (Compressor, Reader), "objective": (Answer,)}
+MADE_OF = {"backbone": (Backbone, TinyBackbone), "compressor": (Compressor, Reader)}
 # Of a folder of the hub; no code, no pickle.
 FILES = ["*.safetensors", "*.json", "*.yaml", "*.jinja", "*.txt", "*.md", "*.model"]
 
@@ -38,6 +38,8 @@ def open_reader(path: str | Path, backbone: str | Path | None = None, device: st
     cfg = load_config(folder)
     checkpoint = best_checkpoint(folder)
     stored = read_metadata(checkpoint)["backbone"]
+    # From Python a reader is asked questions, whatever it was trained to say; what measured that is not called either.
+    cfg.objective = OmegaConf.create({"_target_": f"{Answer.__module__}.{Answer.__name__}"})
     foreign = list(foreign_classes(cfg))
     if foreign:
         raise Problems(foreign)
@@ -50,8 +52,6 @@ def open_reader(path: str | Path, backbone: str | Path | None = None, device: st
         problems += found.problems() or compressor_class(cfg).problems(settings, found)
     if problems:
         raise Problems(problems)
-    # From Python a reader is asked questions, whatever it was trained to say.
-    cfg.objective = OmegaConf.create({"_target_": f"{Answer.__module__}.{Answer.__name__}"})
     tokenizer = found.tokenizer()
     reader = build_reader(cfg, found, tokenizer)
     load_trained(checkpoint, reader, found.fingerprint)

@@ -18,6 +18,7 @@ from breviary.contract import Compressor, Context, Encoded, Memory, Question
 from breviary.merge import consecutive_groups, last_position, merge_slots
 from breviary.reading import ALIGNMENTS, FINAL_NORMS, JOINS, QUESTIONS, SLOT_POSITIONS, Reading
 from breviary.stack import Stack
+from breviary.translation import Translation, between
 
 
 class MergingCompressor(Compressor):
@@ -46,6 +47,11 @@ class MergingCompressor(Compressor):
         Gives groups (R, L) int64, -1 on padding, and weights (R, L) that sum to 1 in each group, or None for means.
         """
         raise NotImplementedError
+
+    @property
+    def tokenizer(self) -> Any:
+        """As Compressor.tokenizer."""
+        return self.reading.translation and self.reading.translation.target
 
     @property
     def layer(self) -> int:
@@ -131,10 +137,19 @@ class MergingCompressor(Compressor):
             found.append(f"compressor.encoder={settings['encoder']}: its width {widths[0]} differs from the decoder's "
                          f"{widths[1]}, which compressor.alignment={settings['alignment']} cannot bridge; give an encoder "
                          "of the same width, or compressor.alignment=linear_lsa (or linear)")
-        if encoder.config.vocab_size != backbone.config.vocab_size:
-            found.append(f"compressor.encoder={settings['encoder']}: its vocabulary of {encoder.config.vocab_size} differs "
-                         f"from the decoder's {backbone.config.vocab_size}; give an encoder with the same tokenizer")
+        try:
+            tokens = len(encoder.tokenizer())
+        except ValueError as error:
+            return found + [str(error).replace("backbone.path", "compressor.encoder")]
+        if encoder.config.vocab_size < tokens:
+            found.append(f"compressor.encoder={settings['encoder']}: embeds {encoder.config.vocab_size} tokens, and its tokenizer has "
+                         f"{tokens}; give the folder the tokenizer that the model was trained with")
         return found
+
+    @classmethod
+    def translation(cls, settings: Mapping[str, Any], backbone: Any) -> Translation | None:
+        """As Compressor.translation: of an encoder that has another tokenizer than the decoder."""
+        return between(backbone, Backbone(settings["encoder"])) if settings["encoder"] else None
 
     @classmethod
     def longest_context(cls, settings: Mapping[str, Any], positions: int, others: int) -> int | None:

@@ -19,8 +19,9 @@ from torch import Tensor, nn
 
 from breviary.assemble import ROUND_TO, Layout
 from breviary.backbone import Backbone, TinyBackbone, hold, set_trainable
-from breviary.contract import Context, Encoded, Memory, Question
+from breviary.contract import Context, Encoded, Memory, Question, Tokens
 from breviary.stack import CapturingCache, ReadOnlyCache, Stack
+from breviary.translation import between
 
 JOINS = ("input", "depth")
 SLOT_POSITIONS = ("last", "consecutive")
@@ -36,8 +37,9 @@ class Reading(nn.Module):
     encoder_layers  n: layers that read the context (at depth: the layer at which slots join)
     encoder_train   full | lora | frozen: the encoder of join: input (at depth the decoder's own setting counts)
     encoder_lora_rank, encoder_lora_alpha, encoder_lora_dropout  of its adapters, with encoder_train: lora
-    encoder         another backbone folder of the same vocabulary for the encoder; None = the decoder's. Its width may
-                    differ with alignment: linear and linear_lsa
+    encoder         another backbone folder for the encoder; None = the decoder's. Its width may differ with alignment:
+                    linear and linear_lsa, and its tokenizer may be another: all that is said of tokens here is then said of
+                    its own
     alignment       lsa (decoder blocks) | linear (a map of its own) | linear_lsa (the map, then the blocks) |
                     transformer_linear (the blocks, then the map) | none; join: input only
     frozen          encoder and alignment keep what an earlier run trained (init_from): not trained, in evaluation mode
@@ -59,6 +61,7 @@ class Reading(nn.Module):
         assert slot_positions in SLOT_POSITIONS, slot_positions
         self.join, self.layers, self.final_norm, self.question = join, encoder_layers, final_norm, question
         self.segment_size, self.slot_positions = segment_size, slot_positions
+        self.translation = between(backbone, Backbone(encoder)) if encoder else None
         self._decoder = (decoder,)  # in a tuple: the decoder belongs to the reader and must not be registered twice
         self.encoder = self.lsa = self.linear = None
         if join == "input":
@@ -98,8 +101,9 @@ class Reading(nn.Module):
     def encode(self, context: Context) -> Encoded:
         """Context tokens (B, T) -> states (B, S, L, D), independent of the question."""
         # At depth the prefix still comes before each segment: widths are rounded there.
-        layout = Layout.of([context.mask], round_to=ROUND_TO if self.join == "input" else 1)
-        ids_BSL, mask_BSL = self._segments(layout.place([context.ids]), layout.mask, context.ids.shape[1])
+        text = self._own(context)
+        layout = Layout.of([text.mask], round_to=ROUND_TO if self.join == "input" else 1)
+        ids_BSL, mask_BSL = self._segments(layout.place([text.ids]), layout.mask, text.ids.shape[1])
         B, S, L = ids_BSL.shape
         ids_RL, mask_RL = ids_BSL.view(B * S, L), mask_BSL.view(B * S, L)
         if self.join == "depth":
@@ -124,6 +128,10 @@ class Reading(nn.Module):
         states = self.decoder.run(self.decoder.embed(layout.place([prefix.ids, ids_RL])), range(self.layers), positions)
         return layout.take(states, 1).masked_fill(~mask_RL[..., None], 0)
 
+    def _own(self, text: Tokens) -> Tokens:
+        """Context or question in the tokens of what reads."""
+        return text if self.translation is None else self.translation(text)
+
     def _segments(self, ids_BT: Tensor, mask_BT: Tensor, longest: int) -> tuple[Tensor, Tensor]:
         """Right-padded tokens, at most `longest` a row, -> (B, S, L): L = segment_size where S > 1, else at least 1."""
         T = ids_BT.shape[1]  # may be rounded up beyond `longest`, which must not open a segment of padding alone
@@ -146,6 +154,7 @@ class Reading(nn.Module):
         if self.join == "depth":
             mean = _masked_mean(self.decoder.norm(question.states), question.states_mask)
             return mean[:, None].expand(B, S, D)
+        question = self._own(question)
         layout = Layout.of([question.mask])
         if self.question == "alone":
             embeds = self.encoder.embed(layout.place([question.ids]))

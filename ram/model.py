@@ -196,6 +196,11 @@ class RAM(MergingCompressor):
         if settings["quirks"] and (settings["join"] == "depth" or settings["encoder"]):
             found.append("compressor.quirks=true is about the published form; set compressor.join=input and "
                          "compressor.encoder=null")
+        if not found and settings["encoder"] and cls.translation(settings, backbone) and (
+                settings["keep"] != "none" or settings["contrastive_weight"]):
+            found.append(f"compressor.encoder={settings['encoder']}: has another tokenizer than the decoder, whose tokens are what "
+                         "is kept and marked; set compressor.keep=none compressor.contrastive_weight=0 (skim all), or give an "
+                         "encoder with the same tokenizer")
         if settings["keep"] == "none" and settings["skim"] == "drop":
             found.append("compressor.keep=none with compressor.skim=drop leaves nothing; that is compressor=no_context")
         return found

@@ -26,7 +26,7 @@ os.environ.setdefault("HYDRA_FULL_ERROR", "1")  # errors reach run_for_people, w
 import hydra
 from omegaconf import DictConfig
 
-from breviary.build import build_backbone
+from breviary.build import build_backbone, compressor_class, compressor_settings
 from breviary.checks import Problems, run_for_people, tells_mistakes
 from breviary.contract import Batch, Generation, Memory
 from breviary.kept import plain_trace
@@ -88,6 +88,9 @@ def make_map(cfg: DictConfig, n: int, output: str | None) -> Path:
     if not tokenizer.is_fast:
         raise Problems([f"the tokenizer {tokenizer.name_or_path!r} gives no character offsets, by which a map finds its "
                         "tokens in the text; use the fast tokenizer of this backbone"])
+    if (own := compressor_class(cfg).translation(compressor_settings(cfg), backbone)) is not None:
+        raise Problems([f"compressor.encoder={cfg.compressor.encoder}: reads with another tokenizer, {own.target.name_or_path!r}, than the "
+                        "decoder's, in whose tokens a map is drawn; from Python, memory.parts() tells what became of a document"])
     checkpoint = checkpoint_of(cfg)
     reader = loaded(cfg, backbone, checkpoint).eval()
     reader.context_cache = reader.new_context_cache(cfg.eval_batch_size)  # answering and mapping read a context once

@@ -20,7 +20,9 @@ from breviary.backbone import TinyBackbone
 from breviary.checkpoint import save_trained
 from breviary.checks import run_for_people
 from breviary.contract import Example, Generation
-from breviary.testing import compressor_forms
+from breviary.small_models import train_tokenizer
+from breviary.testing import compressor_forms, tiny_tokenizer
+from scripts import reading_map as mapping
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -160,7 +162,7 @@ def test_more_processes_than_examples(refused, monkeypatch, tmp_path):
 # ------------------------------------------------------------------ backbones and checkpoints
 
 
-def folder(path, width=64, layers=4, vocabulary=512, positions=2048, weights=True):
+def folder(path, width=64, layers=4, vocabulary=512, positions=2048, weights=True, tokenizer=None):
     """A backbone's folder as far as it is looked at before weights are loaded."""
     path.mkdir()
     config = LlamaConfig(hidden_size=width, num_hidden_layers=layers, vocab_size=vocabulary, intermediate_size=64,
@@ -168,6 +170,7 @@ def folder(path, width=64, layers=4, vocabulary=512, positions=2048, weights=Tru
     config.save_pretrained(path)
     if weights:
         (path / "model.safetensors").write_bytes(b"")
+        (tokenizer or tiny_tokenizer()).save_pretrained(path)
     return path
 
 
@@ -199,8 +202,32 @@ def test_an_encoder_of_another_width(refused, tmp_path):
         f"compressor.encoder_layers=2: compressor.encoder={path} has 1 layers; give at most so many",
         f"compressor.encoder={path}: its width 128 differs from the decoder's 64, which compressor.alignment=lsa cannot "
         "bridge; give an encoder of the same width, or compressor.alignment=linear_lsa (or linear)",
-        f"compressor.encoder={path}: its vocabulary of 300 differs from the decoder's 512; give an encoder with the "
-        "same tokenizer"]
+        f"compressor.encoder={path}: embeds 300 tokens, and its tokenizer has 512; give the folder the tokenizer that the "
+        "model was trained with"]
+
+
+def test_an_encoder_without_a_tokenizer(refused, tmp_path):
+    path = folder(tmp_path / "mute")
+    for file in path.glob("tokenizer*"):
+        file.unlink()
+    [sentence] = refused(training, *SMALL, f"compressor.encoder={path}")
+    assert sentence.startswith(f"compressor.encoder={path}: no tokenizer can be read (")
+
+
+def test_an_encoder_with_another_tokenizer(refused, tmp_path):
+    """It may need more tokens for a text than the decoder does, and RAM keeps and marks the decoder's."""
+    path = folder(tmp_path / "bytes", vocabulary=258, tokenizer=train_tokenizer([], 258))
+    long = jsonl(tmp_path, [long_context(100)])
+    [sentence] = refused(training, *long, *SMALL, f"compressor.encoder={path}", "backbone.positions=160", "compressor.ratio=2",
+                         "compressor.segment_size=64")
+    found = re.search(r"longest context is (\d+) tokens of .* at most (\d+) fit .* limits.max_context_tokens=(\d+)", sentence)
+    read, most, cut = map(int, found.groups())
+    assert read > most >= 2 * cut > 0
+    ram = ["compressor=ram", f"compressor.encoder={path}"]
+    [sentence] = refused(training, *long, *SMALL, *ram)
+    assert "set compressor.keep=none compressor.contrastive_weight=0" in sentence
+    [sentence] = refused(mapping, *SMALL, *ram, "compressor.keep=none", "compressor.contrastive_weight=0")
+    assert "reads with another tokenizer" in sentence
 
 
 @pytest.fixture

@@ -196,7 +196,7 @@ def test_a_backbone_that_is_nowhere(run, tmp_path, monkeypatch):
     assert lines[0].startswith("backbone.path=/gone/llama: no such folder") and f"{tmp_path}/backbones/llama" in lines[1]
 
 
-@pytest.mark.parametrize("key", ["backbone", "compressor", "objective", "compressor.skimmer", "compressor.skimmer.coarse"])
+@pytest.mark.parametrize("key", ["backbone", "compressor", "compressor.skimmer", "compressor.skimmer.coarse"])
 def test_a_configuration_names_nothing_but_readers(runs, tmp_path, key):
     """A downloaded folder must not choose what is called."""
     run = shutil.copytree(runs["ram"], tmp_path / "run")
@@ -209,3 +209,13 @@ def test_a_configuration_names_nothing_but_readers(runs, tmp_path, key):
     configured(run, key, {"_target_": "subprocess.Popen", "args": ["touch", str(target)]})
     [sentence] = refused(run)
     assert sentence.startswith(f"{key}._target_=subprocess.Popen: is no ") and not target.exists()
+
+
+def test_an_objective_is_not_asked_for(runs, tmp_path):
+    """Neither what a reader was trained to say nor what measured it: an autoencoder opens, and what stands there is not called."""
+    run = shutil.copytree(runs["ram"], tmp_path / "run")
+    target = tmp_path / "written"
+    for objective in ({"_target_": "pathlib.Path.write_text", "self": str(target), "data": "x"},
+                      {"_target_": "breviary.objective.Reconstruct", "measures": {"_target_": "data.restoration.Restoration"}}):
+        configured(run, "objective", objective)
+        assert load_reader(run).answer(["The sky is blue."], ["What colour is the sky?"]) and not target.exists()
