@@ -1,16 +1,17 @@
 """From question to answer: time to the first token and to 32 tokens, every reader against full context in the same run.
 
     python scripts/bench/end_to_end.py [--lengths 2048 4096 8192] [--ratios 4 8] [--output results/bench/end_to_end.json]
+    python scripts/bench/end_to_end.py --backbone tiny --keys backbone.width=256 backbone.layers=12 backbone.positions=40000 --lengths 32768
 
 Nothing is kept from earlier questions: the context is read, compressed and answered from, one question at a time.
 Weights are the plain backbone's and the tokens random: this is about speed alone, so lengths beyond the backbone's
-positions may be asked. Medians of the runs and of the runs' pairwise ratios, readers in turn.
+positions may be asked. All readers of a length answer in turn, full context first, once to warm up and then RUNS times:
+medians of the times, and of the ratios within a turn. They share the decoder's weights.
 """
 
 from __future__ import annotations
 
 import argparse
-import itertools
 import statistics
 import sys
 import time
@@ -23,12 +24,14 @@ from breviary.runtime import quiet_libraries, require_checkout
 require_checkout()
 
 import torch
+from omegaconf import OmegaConf
 from rich.console import Console
 from rich.table import Table
 
 from breviary.contract import Batch, Generation, Reader
+from breviary.keys import CONFIGS
 from breviary.results import environment, write_json
-from breviary.runtime import synchronise
+from breviary.runtime import synchronise, timed_phases
 from breviary.testing import compressor_forms
 from scripts.bench.compress import random_batch, reader_for
 
@@ -43,6 +46,7 @@ def main() -> None:
     parser.add_argument("--lengths", type=int, nargs="+", default=[2048, 4096, 8192], help="context and question, tokens")
     parser.add_argument("--ratios", type=int, nargs="+", default=[4, 8])
     parser.add_argument("--readers", nargs="+", help="such as ram-input, comi-depth (default: every compressor YAML)")
+    parser.add_argument("--keys", nargs="*", default=[], help="key=value of the configuration, for every reader")
     parser.add_argument("--runs", type=int, default=3)
     parser.add_argument("--output", default=None, help="JSON file")
     args = parser.parse_args()
@@ -52,43 +56,53 @@ def main() -> None:
     if unknown:
         parser.error(f"--readers: no {', '.join(unknown)}; there are: {', '.join(forms)}")
     rows: list[dict[str, Any]] = []
-    for length, name in itertools.product(args.lengths, args.readers or forms):
-        for ratio in args.ratios if name != "no_context" else [None]:
-            rows.append(measured(args, name, forms[name], length, ratio))
-            if args.output:  # after every row: a benchmark cut short keeps what it has
-                write_json(args.output, {"schema": 1, "runs": args.runs, "backbone": args.backbone, "dtype": args.dtype,
-                                         "rows": rows, "environment": environment()})
+    for length in args.lengths:
+        rows += measured(args, {name: forms[name] for name in args.readers or forms}, length)
+        if args.output:  # after every length: a benchmark cut short keeps what it has
+            write_json(args.output, {"schema": 2, "runs": args.runs, "backbone": args.backbone, "keys": args.keys,
+                                     "dtype": args.dtype, "rows": rows, "environment": environment()})
     show(rows)
 
 
-def measured(args: argparse.Namespace, name: str, words: list[str], length: int, ratio: int | None) -> dict[str, Any]:
-    """One row: a reader and full context on the same tokens, in turn."""
-    asked = [] if ratio is None else [f"compressor.ratio={ratio}"]
-    full = reader_for(args, "full_context", "decoder.train=frozen").eval()
-    reader = reader_for(args, words[0].partition("=")[2], *words[1:], *asked, "decoder.train=frozen").eval()
+def measured(args: argparse.Namespace, forms: dict[str, list[str]], length: int) -> list[dict[str, Any]]:
+    """A row for each reader and ratio at one length of context and question."""
+    full = reader_for(args, "full_context", "decoder.train=frozen", *args.keys).eval()
     batch = random_batch(full, length, 1, answer=0)
-    seconds: dict[str, list[float]] = {"full_1": [], "full_32": [], "ours_1": [], "ours_32": []}
-    for run in range(args.runs + 1):
-        for who, model in (("full", full), ("ours", reader)):
-            for tokens in (1, TOKENS):
-                taken = answer_seconds(model, batch, tokens)
-                if run:  # the first is for warming up
-                    seconds[f"{who}_{tokens}"].append(taken)
-    row = {"reader": name, "tokens": length, "ratio": ratio, "slots": int(reader.footprint(batch).memory_slots)}
-    row |= {f"{key}_s": statistics.median(values) for key, values in seconds.items()}
-    for tokens in (1, TOKENS):
-        pairs = zip(seconds[f"full_{tokens}"], seconds[f"ours_{tokens}"])
-        row[f"speedup_{tokens}"] = statistics.median(a / b for a, b in pairs)
-    return row
+    readers = {("full_context", None): full}
+    for name, words in forms.items():
+        for ratio in args.ratios if has_ratio(words) else [None]:
+            asked = [] if ratio is None else [f"compressor.ratio={ratio}"]
+            reader = reader_for(args, words[0].partition("=")[2], *words[1:], *asked, "decoder.train=frozen", *args.keys).eval()
+            for weight, same in zip(reader.decoder.parameters(), full.decoder.parameters(), strict=True):
+                weight.data = same.data
+            readers[name, ratio] = reader
+    seconds = [{key: answer_seconds(reader, batch) for key, reader in readers.items()} for _ in range(args.runs + 1)][1:]
+    rows = []
+    for name, ratio in list(readers)[1:]:
+        row = {"reader": name, "tokens": length, "ratio": ratio,
+               "slots": int(readers[name, ratio].footprint(batch).memory_slots)}
+        for i, tokens in enumerate((1, TOKENS)):
+            ours, whole = ([turn[key][i] for turn in seconds] for key in ((name, ratio), ("full_context", None)))
+            row |= {f"ours_{tokens}_s": statistics.median(ours), f"full_{tokens}_s": statistics.median(whole),
+                    f"speedup_{tokens}": statistics.median(b / a for a, b in zip(ours, whole))}
+        rows.append(row)
+    return rows
 
 
-def answer_seconds(reader: Reader, batch: Batch, tokens: int) -> float:
-    """Seconds until so many tokens are there."""
-    synchronise()
+def has_ratio(words: list[str]) -> bool:
+    """Whether a reader is asked for so many tokens a slot: neither CoMeT nor one that keeps nothing."""
+    settings = OmegaConf.load(CONFIGS / "compressor" / f"{words[0].partition('=')[2]}.yaml")
+    return settings.get("ratio") is not None and settings.get("keep") != "none"
+
+
+def answer_seconds(reader: Reader, batch: Batch) -> tuple[float, float]:
+    """Seconds until the first token and until all are there."""
     start = time.perf_counter()
-    reader.answer(batch, Generation(max_new_tokens=tokens, min_new_tokens=tokens))
+    with timed_phases() as phases:
+        reader.answer(batch, Generation(max_new_tokens=TOKENS, min_new_tokens=TOKENS))
     synchronise()
-    return time.perf_counter() - start
+    taken = time.perf_counter() - start
+    return taken - phases["decode"], taken
 
 
 def show(rows: list[dict[str, Any]]) -> None:

@@ -1,4 +1,4 @@
-"""gold_recall.py and curves.py on runs of the tiny backbone."""
+"""gold_recall.py, curves.py and bench/end_to_end.py on runs of the tiny backbone."""
 
 import csv
 import json
@@ -11,6 +11,7 @@ import eval as evaluating
 import train as training
 from ram.segments import select_segments
 from scripts import curves, gold_recall
+from scripts.bench import compress, end_to_end
 
 RAM = ["compressor=ram", "compressor.encoder_layers=2", "compressor.segment_size=8", "backbone.layers=4",
        "objective=answer_and_copy", "train.steps=3", "train.batch_size=2", "train.log_every=1", "train.eval_examples=4",
@@ -80,3 +81,20 @@ def test_curves_hold_every_logged_number(run, tmp_path, capsys):
     with pytest.raises(SystemExit) as ended:
         curves.main([str(tmp_path)])
     assert ended.value.code == 2
+
+
+def test_every_reader_is_timed_beside_full_context(monkeypatch, tmp_path, capsys):
+    """The benchmark's rows: one for each ratio that a reader can be asked for, slots and both times as they must be."""
+    file = tmp_path / "end_to_end.json"
+    monkeypatch.setattr("sys.argv", [
+        "end_to_end.py", "--backbone", "tiny", "--dtype", "float32", "--lengths", "90", "--runs", "1", "--output", str(file),
+        "--readers", "comet", "no_context", "mean_pool-depth", "icae", "--keys", "backbone.layers=9"])
+    with torch.no_grad():
+        end_to_end.main()
+    rows = json.loads(file.read_text())["rows"]
+    context = 90 - compress.QUESTION
+    assert [(row["reader"], row["ratio"]) for row in rows] == [
+        ("comet", None), ("no_context", None), ("mean_pool-depth", 4), ("mean_pool-depth", 8), ("icae", 4), ("icae", 8)]
+    assert [row["slots"] for row in rows[:4]] == [context, 0, -(-context // 4), -(-context // 8)]  # one chunk: all tokens
+    assert all(0 < row["ours_1_s"] < row["ours_32_s"] and 0 < row["full_1_s"] < row["full_32_s"] for row in rows)
+    assert len({row["full_32_s"] for row in rows}) == 1 and "mean_pool-depth" in capsys.readouterr().out
