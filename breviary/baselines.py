@@ -31,6 +31,8 @@ class KeepTokens(Compressor):
     Costs nothing beyond the embedding. Position of a kept token: consecutive.
     """
 
+    needs_question = False
+
     def __init__(self, backbone: Backbone | TinyBackbone, decoder: Stack, keep: str = "all", ratio: float | None = 4,
                  slots: int | None = None, ratio_choices: list[int] | None = None):
         super().__init__()

@@ -323,6 +323,8 @@ class Compressor(nn.Module):
 
     tokenizer: Any = None  # of what reads contexts, where it is not the decoder's
 
+    needs_question: bool = True  # False: the memory is the context's alone, whatever is asked, and without losses of its own
+
     mergeable = True  # False: something reads with the decoder's weights without its adapters, so these must stay apart
 
     def encode(self, context: Context) -> Encoded:

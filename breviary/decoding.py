@@ -13,6 +13,7 @@ from torch import Tensor
 from transformers import DynamicCache
 
 from breviary.contract import Decoded, Generation
+from breviary.prefilled import Prefilled
 from breviary.stack import Stack
 
 
@@ -35,9 +36,12 @@ class DecodingStream:
         self.below = mask
         return self.stack.run(states, range(self.layer), positions, mask, self.cache)
 
-    def read_above(self, states: Tensor, positions: Tensor, mask: Tensor) -> Tensor:
-        """First pass through the upper layers; gives the logits after the last column, (B, V)."""
+    def read_above(self, states: Tensor, positions: Tensor, mask: Tensor, before: Prefilled | None = None) -> Tensor:
+        """First pass through the upper layers; gives the logits after the last column, (B, V). before: what these layers hold
+        already, of which `mask` (B, K + N) tells as well."""
         self.above = mask
+        for layer, (keys, values) in before.keys_values.items() if before else ():
+            self.cache.update(keys, values, layer)
         self.next_position = positions[:, -1] + 1
         states = self.stack.run(states, range(self.layer, len(self.stack)), positions, mask, self.cache)
         return self.stack.head(self.stack.norm(states[:, -1:]))[:, 0]

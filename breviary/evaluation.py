@@ -50,7 +50,7 @@ def evaluate(reader: Reader, items: Any, collate: Callable[[list[Any]], Batch], 
     reader.eval()
     # Under equal calls nothing is cached: a hit on one rank would be a missing call on the others.
     if reader.new_context_cache is not None and not equal_calls:
-        reader.context_cache = reader.new_context_cache(2 * batch_size)
+        reader.context_cache = reader.new_context_cache(batch_size)
     if isinstance(reader, CompressedReader):
         reader.all_steps = equal_calls
     try:

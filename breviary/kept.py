@@ -18,6 +18,7 @@ from torch import Tensor
 from breviary.checkpoint import tensors_hash, trained_state
 from breviary.contract import Batch, Encoded, Generation, Memory, Reader, Tokens
 from breviary.kept_file import read_kept, write_kept
+from breviary.prefilled import Prefilled
 from breviary.reading_map import Part, parts_of
 
 if TYPE_CHECKING:
@@ -66,16 +67,26 @@ class EncodedDocument(Kept):
     def __init__(self, reader: CompressedReader, encoded: Encoded):
         self.reader, self.encoded = reader, encoded
         self.tokens_read = int((encoded.mask & (encoded.ids >= 0)).sum())
+        self._prefilled: Prefilled | None = None  # what the decoder holds, from the first question on
 
     def answers(self, questions: Batch, generation: Generation) -> list[str]:
         """As Kept; all questions in one batch."""
-        encoded = Encoded.join([self.encoded] * len(questions))
-        written = self.reader.decoded(_asked(self._tokens(), questions), generation, encoded=encoded)
-        return [one.text for one in written]
+        asked = _asked(self._tokens(), questions)
+        return [one.text for one in self.reader.decoded(asked, generation, **self._read(asked))]
 
     def pieces(self, questions: Batch, generation: Generation) -> Iterator[str]:
         """As Kept."""
-        return self.reader.pieces(_asked(self._tokens(), questions), generation, encoded=self.encoded)
+        asked = _asked(self._tokens(), questions)
+        return self.reader.pieces(asked, generation, **self._read(asked))
+
+    def _read(self, asked: Batch) -> dict[str, Any]:
+        """What of the document is read already, for as many questions: where its memory needs none of them, the decoder reads it
+        once."""
+        if self.reader.compressor.needs_question:
+            return {"encoded": Encoded.join([self.encoded] * len(asked))}
+        if self._prefilled is None:
+            self._prefilled = self.reader.prefill(asked.rows([0]), self.encoded)
+        return {"prefilled": Prefilled.join([self._prefilled] * len(asked))}
 
     def memory(self, question: Batch) -> KeptMemory:
         """The slots that this question's answer is read from, and why these."""

@@ -26,10 +26,8 @@ class MergingCompressor(Compressor):
 
     ratio, slots, ratio_choices, ratio_draw  as in Budget
     **reading                    as in Reading: join, encoder_layers, encoder_train, lsa_layers, segment_size, ...
-    A subclass gives `grouping`, and says with `needs_question` whether that looks at the question.
+    A subclass gives `grouping`; where that does not look at the question, `needs_question` is False.
     """
-
-    needs_question = True
 
     def __init__(self, backbone: Backbone | TinyBackbone, decoder: Stack, *, ratio: int | None = 4,
                  slots: int | None = None, ratio_choices: list[int] | None = None, ratio_draw: str = "step",

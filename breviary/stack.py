@@ -7,7 +7,7 @@ This file alone knows the layer signatures of Llama, Qwen2 and Qwen3; all three 
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -165,7 +165,7 @@ class CapturingCache:
 class ReadOnlyCache:
     """Lets new tokens attend to stored keys and values without changing them, any number of times."""
 
-    def __init__(self, layers: list[tuple[Tensor, Tensor]]) -> None:
+    def __init__(self, layers: Sequence[tuple[Tensor, Tensor]] | Mapping[int, tuple[Tensor, Tensor]]) -> None:
         self.layers = layers
 
     def update(self, keys: Tensor, values: Tensor, layer: int, *args: Any, **kwargs: Any) -> tuple[Tensor, Tensor]:

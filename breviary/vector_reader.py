@@ -6,7 +6,8 @@ One batch's way:
     1. compressor.encode(context)                       -> states, independent of the question
     2. decoder layers 0..n-1 read [prefix ; prompt ; answer], the prompt at positions after the context
     3. compressor.compress(encoded, question)           -> memory that joins at layer n
-    4. decoder layers n..L-1 read [prefix ; memory ; prompt ; answer]
+    4. decoder layers n..L-1 read [prefix ; memory ; prompt ; answer]; where contexts are kept and the memory needs no question,
+       [prefix ; memory] once for all questions (breviary/prefilled.py)
     5. final norm and head on the rows that predict an answer token
 n = 0 is the papers' form: step 2 is only the embedding, and positions are consecutive.
 """
@@ -14,7 +15,7 @@ n = 0 is the papers' form: step 2 is only the embedding, and positions are conse
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -28,12 +29,24 @@ from breviary.contract import (Batch, Compressor, Context, Decoded, Encoded, Foo
 from breviary.decoding import DecodingStream, decode_pieces, write
 from breviary.kept import EncodedDocument, Kept, load_kept
 from breviary.objective import Answer, token_nll
+from breviary.prefilled import Prefilled
 from breviary.runtime import phase
-from breviary.stack import Stack
+from breviary.stack import CapturingCache, ReadOnlyCache, Stack
 
 
 class ContextCache(KeptContexts):
-    """Encoded contexts: each is read once, however many questions it has."""
+    """Encoded contexts, and where these need no question what the decoder holds of their memory: each is read once, however
+    many questions it has."""
+
+    def __init__(self, capacity: int = 32) -> None:
+        super().__init__(capacity)
+        self.prefills = KeptContexts(capacity)
+
+    def prefilled(self, batch: Batch, read: Callable[[list[int]], Sequence[Prefilled]]) -> Prefilled:
+        """Of every row; `read` makes it for the rows that are named to it."""
+        found = self.prefills.found(batch.prefix, batch.context, read)
+        self.reused = self.prefills.reused
+        return Prefilled.join(found)
 
     def encode(self, compressor: Compressor, context: Context) -> Encoded:
         """`compressor.encode(context)`, reading only contexts that are not kept yet."""
@@ -67,35 +80,39 @@ class CompressedReader(Reader):
         objective asks."""
         main = self.objective.main(batch)
         with self.precision():
-            encoded = self._encoded(main)
-            logits_BAV, memory = self._logits(main, encoded, self.compressor.labels(main) if self.training else None)
+            if self._reads_memory_once(main):
+                prefilled = self._prefilled(main)
+                logits_BAV, slots_B, parts = self._logits_behind(main, prefilled), prefilled.slots, {}
+            else:
+                encoded = self._encoded(main)
+                logits_BAV, memory = self._logits(main, encoded, self.compressor.labels(main) if self.training else None)
+                slots_B, parts = memory.mask.sum(1), dict(memory.losses)
             losses_BA = (self.objective.losses(main, logits_BAV, self.decoder) if self.training
                          else token_nll(logits_BAV, main.answer.ids)).masked_fill(~main.answer.mask, 0)
-            parts = dict(memory.losses)
             for name, (weight, other) in (self.objective.others(batch) if self.training else {}).items():
                 read = encoded if other.context is main.context else self._encoded(other)
                 nll_BA = token_nll(self._logits(other, read)[0], other.answer.ids).masked_fill(~other.answer.mask, 0)
                 parts[name] = (weight * nll_BA.sum(), other.answer.mask.sum())
         hits_BA = None if self.training else (logits_BAV.argmax(-1) == main.answer.ids) & main.answer.mask
         tokens = () if self.training else (main.answer, losses_BA, hits_BA)
-        return LossOutput(losses_BA.sum(1), main.answer.lengths, parts, memory.mask.sum(1), main.context.lengths, *tokens)
+        return LossOutput(losses_BA.sum(1), main.answer.lengths, parts, slots_B, main.context.lengths, *tokens)
 
     @torch.no_grad()
     def decoded(self, batch: Batch, generation: Generation, encoded: Encoded | None = None,
-                memory: Memory | None = None) -> list[Decoded]:
-        """Greedy or sampled answers, decoded with a per-layer cache; encoded, memory as in `open`."""
+                memory: Memory | None = None, prefilled: Prefilled | None = None) -> list[Decoded]:
+        """Greedy or sampled answers, decoded with a per-layer cache; encoded, memory, prefilled as in `open`."""
         with self.precision():
-            stream, logits = self.open(batch, encoded, memory)
+            stream, logits = self.open(batch, encoded, memory, prefilled)
             with phase("decode"):
                 return write(logits, stream.step, generation, self.tokenizer, self.all_steps,
                              self.decoder.end_ids)
 
     @torch.no_grad()
     def pieces(self, batch: Batch, generation: Generation, encoded: Encoded | None = None,
-               memory: Memory | None = None) -> Iterator[str]:
+               memory: Memory | None = None, prefilled: Prefilled | None = None) -> Iterator[str]:
         """The answer of a batch of one, its text given as it is decoded; otherwise as `answer`."""
         with self.precision():
-            stream, logits = self.open(batch, encoded, memory)
+            stream, logits = self.open(batch, encoded, memory, prefilled)
 
         def step(ids: Tensor) -> Tensor:
             with self.precision():  # not around the loop: between two pieces the caller computes
@@ -103,12 +120,12 @@ class CompressedReader(Reader):
 
         yield from decode_pieces(logits, step, generation, self.tokenizer, self.decoder.end_ids)
 
-    def open(self, batch: Batch, encoded: Encoded | None = None,
-             memory: Memory | None = None) -> tuple[DecodingStream, Tensor]:
+    def open(self, batch: Batch, encoded: Encoded | None = None, memory: Memory | None = None,
+             prefilled: Prefilled | None = None) -> tuple[DecodingStream, Tensor]:
         """Reads contexts and questions; gives the stream to decode from and the first logits (B, V).
 
-        encoded  the contexts where they are read already; memory  where they are compressed already. Of the batch's
-        contexts only the lengths count then.
+        encoded  the contexts where they are read already; memory  where they are compressed already; prefilled  where the
+        decoder has read the memory already (`prefill`). Of the batch's contexts only the lengths count then.
         """
         n, batch = self.compressor.layer, self.objective.main(batch)
         parts = [batch.prefix, batch.prompt]
@@ -118,6 +135,12 @@ class CompressedReader(Reader):
             positions = self._lower_positions(batch, lower)
             embeds = self.decoder.embed(lower.place([p.ids for p in parts]))
             states = stream.read_below(embeds, positions, lower.mask) if n else embeds
+        if encoded is None and memory is None and prefilled is None and self._reads_memory_once(batch):
+            prefilled = self._prefilled(batch)
+        if prefilled is not None:
+            with phase("prefill"):
+                upper, states, positions = self._behind(parts[1:], prefilled, lower, states, positions, "left")
+                return stream, stream.read_above(states, positions, torch.cat([prefilled.mask, upper.mask], 1), prefilled)
         if memory is None:
             memory = self._memory(batch, self._encoded(batch) if encoded is None else encoded, lower, states)
         with phase("prefill"):
@@ -174,6 +197,59 @@ class CompressedReader(Reader):
         self.objective.begin_step(step, seed)
 
     # -------------------------------------------------------------- pieces
+
+    @torch.no_grad()
+    def prefill(self, batch: Batch, encoded: Encoded) -> Prefilled:
+        """What the decoder holds of each context's memory, where that needs no question; batch's questions are not looked at."""
+        assert not self.compressor.needs_question, type(self.compressor).__name__
+        n, cache, nobody = self.compressor.layer, CapturingCache(), batch.prefix.ids[:, :0]
+        with self.precision():
+            lower = Layout.of([batch.prefix.mask])
+            positions, embeds = lower.positions(), self.decoder.embed(lower.place([batch.prefix.ids]))
+            states = self.decoder.run(embeds, range(n), positions)
+            question = Question(nobody, nobody.bool(), embeds[:, :0], nobody.bool(), None, batch.task)
+            with phase("compress"):
+                memory = self.compressor.compress(encoded, question)
+            with phase("prefill"):
+                upper, states, positions = self._upper([batch.prefix], memory, lower, states, positions, "right")
+                short = max(1 - upper.mask.shape[1], 0)  # neither prefix nor memory: one masked column
+                states = torch.nn.functional.pad(states, (0, 0, 0, short))
+                positions, mask = (torch.nn.functional.pad(x, (0, short)) for x in (positions, upper.mask))
+                self.decoder.run(states, range(n, len(self.decoder)), positions, cache=cache)
+        return Prefilled(cache.layers, mask, memory.mask.sum(1))
+
+    def _reads_memory_once(self, batch: Batch) -> bool:
+        """Whether contexts are kept, and what the decoder holds of them with them: the first answer token is then predicted by the
+        prompt, of which there must be some."""
+        return bool(self.context_cache and not self.compressor.needs_question and batch.prompt.mask.any(1).all())
+
+    def _prefilled(self, batch: Batch) -> Prefilled:
+        """`prefill` of every row, reading only contexts that are not kept yet."""
+        def read(missing: list[int]) -> list[Prefilled]:
+            rows = batch.rows(missing)
+            return self.prefill(rows, self._encoded(rows)).split()
+
+        return self.context_cache.prefilled(batch, read)
+
+    def _logits_behind(self, batch: Batch, prefilled: Prefilled) -> Tensor:
+        """As `_logits`, where the decoder has read the memory already."""
+        n, parts = self.compressor.layer, [batch.prefix, batch.prompt, batch.answer]
+        lower = Layout.of([p.mask for p in parts])
+        positions = self._lower_positions(batch, lower)
+        states = self.decoder.run(self.decoder.embed(lower.place([p.ids for p in parts])), range(n), positions)
+        upper, states, positions = self._behind(parts[1:], prefilled, lower, states, positions, "right")
+        states = self.decoder.run(states, range(n, len(self.decoder)), positions, torch.cat([prefilled.mask, upper.mask], 1),
+                                  ReadOnlyCache(prefilled.keys_values))
+        return self.decoder.head(self.decoder.norm(take_columns(states, (upper.columns_of(1) - 1).clamp(min=0)))).float()
+
+    def _behind(self, tail: list[Tokens], prefilled: Prefilled, lower: Layout, states: Tensor, positions: Tensor,
+                side: str) -> tuple[Layout, Tensor, Tensor]:
+        """`tail`, all parts of `lower` but the prefix, to be read behind a memory that was read: as `_upper` gives it."""
+        upper, numbers = Layout.of([part.mask for part in tail], side), range(1, len(tail) + 1)
+        stream = upper.place([lower.take(states, part) for part in numbers])
+        if not self.compressor.layer:
+            return upper, stream, (upper.positions() + prefilled.mask.sum(1, keepdim=True)).masked_fill(~upper.mask, 0)
+        return upper, stream, upper.place([positions.gather(1, lower.columns_of(part)) for part in numbers])
 
     def _logits(self, batch: Batch, encoded: Encoded, labels: Any = None) -> tuple[Tensor, Memory]:
         """What is predicted for each answer token (B, A, V), float32, and the memory it was read from; logits of supervised
