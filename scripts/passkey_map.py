@@ -1,7 +1,7 @@
 """Where a reader still finds the pass key: length of the text by depth of the key, as a table and a heat map.
 
     python scripts/passkey_map.py RUN [RUN ...] [--words 390 1560 6240] [--depths 0 0.25 0.5 0.75 1] [--examples 10]
-                                  [--output results/comet/passkey] [key=value ...]
+                                  [--output results/comet_passkey] [key=value ...]
 
 RUN is a run of any reader trained on dataset=passkey; further words are keys as eval.py takes them. Every cell: share of
 EXAMPLES held-out texts whose key is written down exactly. Writes OUTPUT.json (cells with 95% bootstrap intervals) and
