@@ -40,7 +40,7 @@ class Translation:
         """As a call, of lists of ids."""
         texts = self.source.batch_decode(rows, clean_up_tokenization_spaces=False)
         # Some tokenizers make a token of nothing at all.
-        spoken = self.target(texts, add_special_tokens=False, split_special_tokens=True)["input_ids"] if texts else []
+        spoken = self.target(texts, add_special_tokens=False, split_special_tokens=True, verbose=False)["input_ids"] if texts else []
         return [ids if text else [] for ids, text in zip(spoken, texts)]
 
 

@@ -87,7 +87,8 @@ class Prompt:
 
 def _ids(tokenizer: PreTrainedTokenizerBase, text: str, plain: bool = False) -> list[int]:
     # Some tokenizers make a token of nothing at all (a dummy space).
-    return tokenizer(text, add_special_tokens=False, split_special_tokens=plain)["input_ids"] if text else []
+    # Not verbose: how long a text may be is the reader's affair, which the tokenizer's own warning knows nothing of.
+    return tokenizer(text, add_special_tokens=False, split_special_tokens=plain, verbose=False)["input_ids"] if text else []
 
 
 def _context_pieces(tokenizer: PreTrainedTokenizerBase, example: Example) -> dict[str, Any]:
@@ -101,7 +102,7 @@ def _context_pieces(tokenizer: PreTrainedTokenizerBase, example: Example) -> dic
     if not example.context:  # some tokenizers make a token of nothing at all
         return {"context": [], "evidence": [] if gold else None, "starts": [], "ends": []}
     encoded = tokenizer(example.context, add_special_tokens=False, split_special_tokens=True,
-                        return_offsets_mapping=True)
+                        return_offsets_mapping=True, verbose=False)
     spans = encoded["offset_mapping"]
     evidence = [any(start < g_end and end > g_start for g_start, g_end in gold) for start, end in spans]
     return {"context": encoded["input_ids"], "evidence": evidence if gold else None,
