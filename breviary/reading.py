@@ -120,7 +120,8 @@ class Reading(nn.Module):
         """[prefix ; segment] through the decoder's first n layers; the prefix's own states are the reader's affair."""
         prefix = context.prefix.rows(torch.arange(len(ids_RL), device=ids_RL.device) // S)
         R, L = ids_RL.shape
-        layout = Layout.of([prefix.mask, mask_RL])
+        # Several segments are as wide as the segment size, always: rounded up, rows of 50 tokens would cost those of 64.
+        layout = Layout.of([prefix.mask, mask_RL], round_to=ROUND_TO if S == 1 else 1)
         offset_R = torch.arange(R, device=ids_RL.device) % S * L
         positions = layout.positions()
         in_segment = positions >= prefix.lengths[:, None]
