@@ -1,7 +1,7 @@
 """Memories that were read once for all questions on them: keys and values of the decoder's upper layers.
 
 Where a memory is the context's alone (full context, mean pooling), the decoder need not read it again for another question.
-Shape letters: B contexts, K tokens and slots of the longest, D hidden width.
+Shape letters: B contexts, K tokens and slots of the longest.
 """
 
 from __future__ import annotations
