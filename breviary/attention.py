@@ -20,13 +20,13 @@ def blockwise_attention(module: nn.Module, query: Tensor, key: Tensor, value: Te
     """As transformers' `sdpa`, for masks that are causal by slot (all that `Stack` makes).
 
     query (B, H, N, W), key and value (B, kv heads, K, W), attention_mask (B, 1, N, K) bool, True = seen; None = plain
-    causal over N = K. Gives (B, N, H, W). With a mask torch's kernel multiplies every query with every key; here a block
+    causal over N = K, or one query that sees all K. Gives (B, N, H, W). With a mask torch's kernel multiplies every query with every key; here a block
     of queries meets no key behind its last one: N/2 of K keys saved on average.
     """
     call = dict(dropout_p=dropout, scale=scaling, enable_gqa=query.shape[1] != key.shape[1])
     if attention_mask is None:
-        assert query.shape[2] == key.shape[2], (query.shape, key.shape)
-        out = scaled_dot_product_attention(query, key, value, is_causal=True, **call)
+        assert query.shape[2] in (1, key.shape[2]), (query.shape, key.shape)
+        out = scaled_dot_product_attention(query, key, value, is_causal=query.shape[2] > 1, **call)
         return out.transpose(1, 2).contiguous(), None
     N, K = query.shape[2], key.shape[2]
     blocks = []

@@ -132,12 +132,16 @@ class Stack(nn.Module):
         return layers * 2 * config.num_key_value_heads * head_dim * self.dtype.itemsize
 
     def _attention_mask(self, states: Tensor, key_mask: Tensor | None) -> Tensor | None:
-        """Causal by slot, valid keys only; every slot sees itself, so that no row is fully masked (NaN)."""
+        """Causal by slot, valid keys only; every slot sees itself, so that no row is fully masked (NaN).
+
+        None where that says no more than plain causal attention, so that a kernel passes over what a mask would only hide: half
+        of a long context read before answering.
+        """
         eager = self.config._attn_implementation == "eager"
-        if key_mask is None and not eager:
-            return None
         N = states.shape[1]
         K = N if key_mask is None else key_mask.shape[1]
+        if not eager and (key_mask is None or (N in (1, K) and bool(key_mask.all()))):
+            return None
         slots_K = torch.arange(K, device=states.device)
         query_slots_N1 = slots_K[K - N :, None]
         visible = (slots_K <= query_slots_N1)[None]  # (1, N, K)

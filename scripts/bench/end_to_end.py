@@ -5,8 +5,8 @@
 
 Nothing is kept from earlier questions: the context is read, compressed and answered from, one question at a time.
 Weights are the plain backbone's and the tokens random: this is about speed alone, so lengths beyond the backbone's
-positions may be asked. All readers of a length answer in turn, full context first, once to warm up and then RUNS times:
-medians of the times, and of the ratios within a turn. They share the decoder's weights.
+positions may be asked. All readers of a length answer in turn, full context first, RUNS times, after each has answered
+from a short context to warm up: medians of the times, and of the ratios within a turn. They share the decoder's weights.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ from breviary.runtime import synchronise, timed_phases
 from breviary.testing import compressor_forms
 from scripts.bench.compress import random_batch, reader_for
 
-TOKENS = 32
+TOKENS, WARM_UP = 32, 256
 
 
 def main() -> None:
@@ -76,7 +76,9 @@ def measured(args: argparse.Namespace, forms: dict[str, list[str]], length: int)
             for weight, same in zip(reader.decoder.parameters(), full.decoder.parameters(), strict=True):
                 weight.data = same.data
             readers[name, ratio] = reader
-    seconds = [{key: answer_seconds(reader, batch) for key, reader in readers.items()} for _ in range(args.runs + 1)][1:]
+    for reader in readers.values():
+        answer_seconds(reader, random_batch(full, min(length, WARM_UP), 1, answer=0))
+    seconds = [{key: answer_seconds(reader, batch) for key, reader in readers.items()} for _ in range(args.runs)]
     rows = []
     for name, ratio in list(readers)[1:]:
         row = {"reader": name, "tokens": length, "ratio": ratio,

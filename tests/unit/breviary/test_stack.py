@@ -130,6 +130,36 @@ def test_read_only_keys_give_what_one_pass_gives(family, attention):
     assert kept.layers[0][0].shape[2] == 4
 
 
+def test_a_mask_that_hides_nothing_does_not_reach_the_kernel(monkeypatch):
+    """A whole text, then one token behind it: causal attention passes over what a mask would make it compute and hide."""
+    stack, masks, whole = Stack(tiny().load()), [], torch.ones_like(IDS, dtype=torch.bool)
+    plain = torch.nn.functional.scaled_dot_product_attention
+
+    def recorded(*args, attn_mask=None, **kwargs):
+        masks.append(attn_mask is not None)
+        return plain(*args, attn_mask=attn_mask, **kwargs)
+
+    monkeypatch.setattr(torch.nn.functional, "scaled_dot_product_attention", recorded)
+
+    def masked(ids, positions, key_mask, cache):
+        del masks[:]
+        states = stack.run(stack.embed(ids), range(3), positions, key_mask, cache)
+        assert len(set(masks)) == 1 and len(masks) == 3
+        return states, masks[0]
+
+    positions = torch.arange(6).expand(2, 6)
+    with torch.no_grad():
+        wanted = stack.run(stack.embed(IDS), range(3), positions)
+        cache = DynamicCache()
+        first, hidden = masked(IDS[:, :4], positions[:, :4], whole[:, :4], cache)
+        assert not hidden
+        last, hidden = masked(IDS[:, 4:5], positions[:, 4:5], whole[:, :5], cache)
+        assert not hidden
+        torch.testing.assert_close(torch.cat([first, last], 1), wanted[:, :5], rtol=1e-5, atol=1e-5)
+        assert masked(IDS[:, 5:], positions[:, 5:], whole.index_fill(1, torch.tensor(0), False), cache)[1]
+        assert masked(IDS, positions, whole.index_fill(1, torch.tensor(0), False), None)[1]
+
+
 def test_earlier_keys_need_a_key_mask():
     stack = Stack(tiny().load())
     with pytest.raises(AssertionError, match="without a key mask"):
