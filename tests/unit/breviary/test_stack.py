@@ -211,6 +211,22 @@ def test_blocks_of_queries_give_what_one_call_gives(queries, earlier):
         torch.testing.assert_close(mine, other, rtol=0, atol=1e-10)
 
 
+@pytest.mark.parametrize("device, shared", [("cpu", True), ("meta", False)])
+def test_blocks_share_heads_where_a_fast_kernel_takes_them_with_a_mask(monkeypatch, device, shared):
+    calls = []
+
+    def recorded(query, key, value, enable_gqa=False, **kwargs):
+        calls.append((key.shape[1], value.shape[1], enable_gqa))
+        return query
+
+    monkeypatch.setattr("breviary.attention.scaled_dot_product_attention", recorded)
+    query, key = torch.zeros(1, 4, 3, 8, device=device), torch.zeros(1, 2, 5, 8, device=device)
+    blockwise_attention(None, query, key, key, torch.ones(1, 1, 3, 5, dtype=torch.bool, device=device))
+    assert calls == [(2, 2, True) if shared else (4, 4, False)]
+    blockwise_attention(None, query, query, query, None)
+    assert calls[1:] == [(4, 4, False)]
+
+
 @EACH
 def test_a_stack_with_blocks_is_the_plain_model(family):
     model, stack = tiny(family).load(), Stack(tiny(family).load())
