@@ -30,6 +30,7 @@ from breviary.contract import Generation, Reader
 from breviary.distributed import (barrier, end_process_group, rank, start_process_group, take_launcher_arguments,
                                   world_size)
 from breviary.evaluation import evaluate, unconditional_nll
+from breviary.foreign import ALL, foreign_classes
 from breviary.keys import checked_keys, drop_left_overs, flat_keys, known_keys, nearest
 from breviary.results import PREDICTIONS, Predictions, merge_ranks, read_results, summarise, write_results
 from breviary.runs import best_checkpoint, config_hash, last_checkpoint, load_config
@@ -211,6 +212,9 @@ def checked(cfg: DictConfig, problems: list[str]) -> tuple[list[DictConfig], lis
         problems.append(f"examples={cfg.examples}: must be at least 1, or null for all")
     readers = []
     for asked in asked_readers(cfg, problems):
+        foreign = list(foreign_classes(asked, ALL))
+        if foreign:
+            raise Problems([*problems, *foreign])
         reader, found = checked_keys(asked)
         backbone = build_backbone(reader)
         problems += found + config_problems(reader, backbone)

@@ -11,7 +11,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field, fields
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
 
 import torch
 from torch import Tensor, nn
@@ -45,6 +45,17 @@ class Example:
     question: str
     answers: tuple[str, ...]
     documents: tuple[Document, ...] = ()
+
+
+@runtime_checkable
+class Dataset(Protocol):
+    """What a YAML of configs/dataset names: any class with these two; the arguments of its constructor are the keys."""
+
+    def problems(self, splits: list[str]) -> list[str]:
+        """A sentence for each wrong key or missing file, before anything is read."""
+
+    def examples(self, split: str) -> list[Example]:
+        """All examples of the train, validation or test split. Raises: ValueError where there are none."""
 
 
 @dataclass

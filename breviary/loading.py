@@ -3,29 +3,26 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 from huggingface_hub import snapshot_download
 from huggingface_hub.errors import HFValidationError, HfHubHTTPError, LocalEntryNotFoundError
-from hydra.utils import get_class, instantiate
+from hydra.utils import instantiate
 from omegaconf import DictConfig, OmegaConf
-from torch import nn
 
 from breviary.backbone import Backbone, TinyBackbone
 from breviary.budget import NOTHING_DRAWN
 from breviary.build import build_backbone, build_reader, compressor_class, compressor_settings
 from breviary.checkpoint import backbone_difference, load_trained, read_metadata
 from breviary.checks import Problems, attempted
-from breviary.contract import Compressor, Generation, Reader
+from breviary.contract import Generation
+from breviary.foreign import READER, foreign_classes
 from breviary.keys import CONFIGS, checked_keys
 from breviary.objective import Answer
 from breviary.runs import best_checkpoint, load_config
 from breviary.runtime import quiet_libraries, require_checkout
 from breviary.text_reader import TextReader
 
-MADE_OF = {"backbone": (Backbone, TinyBackbone), "compressor": (Compressor, Reader)}
 # Of a folder of the hub; no code, no pickle.
 FILES = ["*.safetensors", "*.json", "*.yaml", "*.jinja", "*.txt", "*.md", "*.model"]
 
@@ -40,7 +37,7 @@ def open_reader(path: str | Path, backbone: str | Path | None = None, device: st
     stored = read_metadata(checkpoint)["backbone"]
     # From Python a reader is asked questions, whatever it was trained to say; what measured that is not called either.
     cfg.objective = OmegaConf.create({"_target_": f"{Answer.__module__}.{Answer.__name__}"})
-    foreign = list(foreign_classes(cfg))
+    foreign = list(foreign_classes(cfg, READER))
     if foreign:
         raise Problems(foreign)
     cfg, problems = checked_keys(cfg)
@@ -109,30 +106,3 @@ def hub_folder(name: str) -> Path:
     except (HFValidationError, HfHubHTTPError, LocalEntryNotFoundError, OSError) as error:
         raise ValueError(f"{name}: no such folder, and nothing of that name in the hub's cache or within reach "
                          f"({str(error).splitlines()[0]})") from error
-
-
-def foreign_classes(cfg: DictConfig) -> Iterator[str]:
-    """A sentence for each class that a configuration names and that is no part of a reader: files from elsewhere must
-    not choose what is called here."""
-    for section, bases in MADE_OF.items():
-        for key, node in _sections(OmegaConf.to_container(cfg[section], resolve=True), section):
-            allowed = bases if key == section else (nn.Module,)
-            try:
-                found = get_class(str(node["_target_"]))
-            except Exception as error:  # whatever importing a module that somebody named raises
-                yield f"{key}._target_={node['_target_']}: cannot be imported ({error})"
-                continue
-            if not issubclass(found, allowed):
-                yield f"{key}._target_={node['_target_']}: is no {' or '.join(base.__name__ for base in allowed)}"
-
-
-def _sections(node: Any, key: str) -> Iterator[tuple[str, dict[str, Any]]]:
-    """Every dictionary with a _target_ in a section, with its key."""
-    if isinstance(node, dict):
-        if "_target_" in node:
-            yield key, node
-        for name, value in node.items():
-            yield from _sections(value, f"{key}.{name}")
-    elif isinstance(node, list):
-        for number, value in enumerate(node):
-            yield from _sections(value, f"{key}.{number}")
