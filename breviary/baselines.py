@@ -14,14 +14,14 @@ from torch import Tensor, nn
 
 from breviary.assemble import Layout
 from breviary.backbone import Backbone, TinyBackbone
-from breviary.budget import Budget, budget_problems, fitting_context
-from breviary.contract import Compressor, Context, Encoded, Memory, Question
+from breviary.budget import Budget, BudgetedCompressor, budget_problems, fitting_context
+from breviary.contract import Context, Encoded, Memory, Question
 from breviary.stack import Stack
 
 KEEP = ("all", "none", "head", "tail", "middle")
 
 
-class KeepTokens(Compressor):
+class KeepTokens(BudgetedCompressor):
     """Keeps some of the context's tokens, chosen by place alone.
 
     keep    all: full context; none: closed book; head, tail: the first or last tokens; middle: both ends, the
@@ -80,11 +80,7 @@ class KeepTokens(Compressor):
         """1 for every token, None for no token."""
         if self.keep in ("all", "none"):
             return 1.0 if self.keep == "all" else None
-        return self.budget.asked(self.training)
-
-    def begin_step(self, step: int, seed: int) -> None:
-        """Draws the step's ratio."""
-        self.budget.begin_step(step, seed)
+        return super().asked_ratio
 
     @classmethod
     def problems(cls, settings: Mapping[str, Any], backbone: Any) -> list[str]:

@@ -1,4 +1,4 @@
-"""How many slots a context may take: a ratio of tokens per slot, or a number of slots."""
+"""How many slots a context may take: a ratio of tokens per slot, or a number of slots; and the compressors that ask it."""
 
 from __future__ import annotations
 
@@ -8,6 +8,8 @@ from typing import Any
 
 import torch
 from torch import Tensor
+
+from breviary.contract import Compressor
 
 DRAWS = ("step", "sample")
 PRIME = 2**31 - 1  # its square fits int64
@@ -88,6 +90,21 @@ class Budget:
         """Slots that hold any row of at most `tokens` tokens, known without looking at the rows."""
         least = self.least(training)
         return max(min(self.slots, tokens) if least is None else -(-tokens // least), 1)
+
+
+class BudgetedCompressor(Compressor):
+    """A compressor whose number of slots `budget` says."""
+
+    budget: Budget
+
+    @property
+    def asked_ratio(self) -> float | None:
+        """Tokens per slot (of full segments) asked for now; None as in Budget.asked."""
+        return self.budget.asked(self.training)
+
+    def begin_step(self, step: int, seed: int) -> None:
+        """Draws the step's ratio."""
+        self.budget.begin_step(step, seed)
 
 
 def _content(ids: Tensor, mask: Tensor) -> Tensor:

@@ -17,8 +17,8 @@ from torch import Tensor, nn
 
 from breviary.assemble import Layout
 from breviary.backbone import LINEAR, Backbone, TinyBackbone
-from breviary.budget import Budget, budget_problems
-from breviary.contract import TASKS, Compressor, Context, Encoded, Memory, Question
+from breviary.budget import Budget, BudgetedCompressor, budget_problems
+from breviary.contract import TASKS, Context, Encoded, Memory, Question
 from breviary.stack import Stack
 
 COUNTS = ("fixed", "by_ratio")
@@ -27,7 +27,7 @@ MEMORY = -1  # stands for a memory token in Encoded.ids
 ADAPTER = "encoder"
 
 
-class MemoryTokens(Compressor):
+class MemoryTokens(BudgetedCompressor):
     """Every segment is followed by learned memory tokens; their last states, after the final norm, are the slots.
 
     The encoder is the decoder's own weights with adapters of its own (LoRA), which the decoder never sees; the decoder's
@@ -130,15 +130,6 @@ class MemoryTokens(Compressor):
         task_B1D = self.task_embeds[TASKS.index(question.task)].to(slots_BMD.dtype).expand(B, 1, -1)
         joined = Layout.of([mask_BM, mask_BM.any(1, keepdim=True)], round_to=1)
         return Memory(joined.place([slots_BMD, task_B1D]), joined.mask)
-
-    @property
-    def asked_ratio(self) -> float | None:
-        """Tokens per slot of full segments asked for now; None as in Budget.asked."""
-        return self.budget.asked(self.training)
-
-    def begin_step(self, step: int, seed: int) -> None:
-        """Draws the step's ratio."""
-        self.budget.begin_step(step, seed)
 
     @classmethod
     def problems(cls, settings: Mapping[str, Any], backbone: Any) -> list[str]:

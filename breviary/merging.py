@@ -13,15 +13,15 @@ from torch import Tensor
 
 from breviary.assemble import ranks
 from breviary.backbone import TRAIN_MODES, Backbone, TinyBackbone
-from breviary.budget import Budget, budget_problems, fitting_context
-from breviary.contract import Compressor, Context, Encoded, Memory, Question
+from breviary.budget import Budget, BudgetedCompressor, budget_problems, fitting_context
+from breviary.contract import Context, Encoded, Memory, Question
 from breviary.merge import consecutive_groups, last_position, merge_slots
 from breviary.reading import ALIGNMENTS, FINAL_NORMS, JOINS, QUESTIONS, SLOT_POSITIONS, Reading
 from breviary.stack import Stack
 from breviary.translation import Translation, between
 
 
-class MergingCompressor(Compressor):
+class MergingCompressor(BudgetedCompressor):
     """Groups of context states, each merged into one slot.
 
     ratio, slots, ratio_choices, ratio_draw  as in Budget
@@ -76,15 +76,6 @@ class MergingCompressor(Compressor):
         memory = self.reading.memory(slots_RGD, slot_mask_RG, last_RG, encoded)
         memory.trace |= {"groups": groups_RL, "weights": weights_RL}
         return memory
-
-    @property
-    def asked_ratio(self) -> float | None:
-        """Tokens per slot asked for now; None where a number of slots is asked, or every context has its own."""
-        return self.budget.asked(self.training)
-
-    def begin_step(self, step: int, seed: int) -> None:
-        """Draws the step's ratio."""
-        self.budget.begin_step(step, seed)
 
     @classmethod
     def problems(cls, settings: Mapping[str, Any], backbone: Any) -> list[str]:
