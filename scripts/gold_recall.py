@@ -4,8 +4,9 @@
 
 RUN is a run of a reader that ranks segments (compressor=ram). Beside each run stand the same reader untrained, BM25 on
 the same segments, and chance. A segment is gold if it holds a token of a gold passage; for each ratio,
-floor(segments / ratio) segments are kept, at least one. Mean over examples with 95% bootstrap intervals; no answer is
-generated. Further words are keys as eval.py takes them, e.g. dataset=nq_gold4 split=validation.
+floor(segments / ratio) segments are kept, at least one. Mean over examples with 95% bootstrap intervals, and of the
+trained reader's paired differences from untrained and BM25; no answer is generated. Further words are keys as eval.py
+takes them, e.g. dataset=nq_gold4 split=validation.
 """
 
 from __future__ import annotations
@@ -35,6 +36,7 @@ from breviary.checks import Problems
 from breviary.contract import Batch
 from breviary.keys import checked_keys, with_run_keys
 from breviary.results import environment, interval, write_json
+from breviary.statistics import paired_bootstrap
 from data.collate import Collator
 from eval import checked, checkpoint_of, loaded, say, settle, tokenised
 from ram.labels import positive_segments
@@ -64,7 +66,10 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
 
 def measure(runs: list[str], words: list[str], examples: int, ratios: list[int]) -> list[dict[str, Any]]:
-    """A row for each ranker of each run: {"ranker", "run", "n", "recall": {ratio: {"value", "low", "high"}}}."""
+    """A row for each ranker of each run: {"ranker", "run", "n", "recall": {ratio: {"value", "low", "high"}}}.
+
+    The trained reader's has "over": {other ranker: {ratio: paired difference, likewise}}.
+    """
     rows = []
     for run in runs:
         cfg = settled(run, [*words, f"examples={examples}"])
@@ -73,11 +78,17 @@ def measure(runs: list[str], words: list[str], examples: int, ratios: list[int])
         found: Found = {}
         for trained in (True, False):
             rank_all(cfg, rows_of_data, trained, ratios, found)
-        for ranker, recalls in found.items():
-            columns = {ratio: np.array([recall[ratio] for recall in recalls]) for ratio in ratios}
-            rows.append({"ranker": ranker, "run": run, "n": len(recalls), "segment_size": cfg.compressor.segment_size,
-                         "recall": {ratio: interval(values, np.ones(len(values)), seed=0, resamples=2000)
-                                    for ratio, values in columns.items()}})
+        columns = {ranker: {ratio: np.array([recall[ratio] for recall in recalls]) for ratio in ratios}
+                   for ranker, recalls in found.items()}
+        trained, *others, _ = columns  # the last is chance
+        for ranker, column in columns.items():
+            row = {"ranker": ranker, "run": run, "n": len(found[ranker]), "segment_size": cfg.compressor.segment_size,
+                   "recall": {ratio: interval(values, np.ones(len(values)), seed=0, resamples=2000)
+                              for ratio, values in column.items()}}
+            if ranker == trained:
+                row["over"] = {other: {ratio: paired_bootstrap(column[ratio] - columns[other][ratio], resamples=2000, seed=0)
+                                       for ratio in ratios} for other in others}
+            rows.append(row)
     return rows
 
 
@@ -138,6 +149,11 @@ def bm25(batch: Batch, segment_size: int) -> np.ndarray:
     return ranker.get_scores(words[-1])
 
 
+def written(found: dict[str, float]) -> str:
+    """A value with its interval."""
+    return f"{found['value']:.2f} [{found['low']:.2f}, {found['high']:.2f}]"
+
+
 def show(rows: list[dict[str, Any]], ratios: list[int]) -> None:
     """One table for all."""
     table = Table(title="Recall of gold segments, 95% bootstrap intervals", title_justify="left")
@@ -146,8 +162,10 @@ def show(rows: list[dict[str, Any]], ratios: list[int]) -> None:
     for ratio in ratios:
         table.add_column(f"1/{ratio} kept", justify="right")
     for row in rows:
-        cells = [f"{found['value']:.2f} [{found['low']:.2f}, {found['high']:.2f}]" for found in row["recall"].values()]
-        table.add_row(row["ranker"], str(row["n"]), *cells)
+        table.add_row(row["ranker"], str(row["n"]), *map(written, row["recall"].values()))
+    for row in rows:
+        for other, differences in row.get("over", {}).items():
+            table.add_row(f"{row['ranker']} minus {other}", str(row["n"]), *map(written, differences.values()))
     Console(width=max(Console().width, 110)).print(table)
 
 

@@ -33,6 +33,12 @@ def test_recall_of_gold_segments(run, tmp_path):
     rows = {row["ranker"]: row["recall"] for row in found["rows"]}
     assert list(rows) == ["ram", "ram (untrained)", "BM25", "chance"]
     assert all(recall["1"]["value"] == 1 for recall in rows.values())  # everything is kept
+    over = found["rows"][0]["over"]
+    assert list(over) == ["ram (untrained)", "BM25"] and all("over" not in row for row in found["rows"][1:])
+    for other, differences in over.items():
+        assert differences["1"] == {"value": 0, "low": 0, "high": 0}
+        assert differences["2"]["value"] == pytest.approx(rows["ram"]["2"]["value"] - rows[other]["2"]["value"])
+        assert differences["2"]["low"] <= differences["2"]["value"] <= differences["2"]["high"]
     # The name asked for stands in the gold sentence alone, and one segment is always kept.
     assert rows["BM25"]["2"]["value"] > rows["chance"]["2"]["value"] and rows["BM25"]["100"]["value"] > 0
     assert all(recall["100"]["low"] <= recall["100"]["value"] <= recall["100"]["high"] for recall in rows.values())
