@@ -22,7 +22,7 @@ def run(tmp_path_factory):
 
 @pytest.mark.parametrize("key", ["dataset", "objective", "objective.measures", "compressor", "backbone"])
 @pytest.mark.parametrize("compared", [False, True])
-def test_a_run_names_nothing_but_parts_of_an_evaluation(run, refused, tmp_path, key, compared):
+def test_a_run_names_nothing_but_parts_of_an_evaluation(run, refused, monkeypatch, tmp_path, key, compared):
     target, file = tmp_path / "written", run / "config.yaml"
     whole = file.read_text(encoding="utf-8")
     cfg = OmegaConf.load(file)
@@ -31,7 +31,7 @@ def test_a_run_names_nothing_but_parts_of_an_evaluation(run, refused, tmp_path, 
     words = ["compressor=no_context", f"compare=[{run}]"] if compared else [f"run={run}"]
     try:
         if compared and key == "dataset":  # another run's data are not read
-            code = call(pytest.MonkeyPatch(), tmp_path, evaluating, *words, "examples=1", "generation.max_new_tokens=2")
+            code = call(monkeypatch, tmp_path, evaluating, *words, "examples=1", "generation.max_new_tokens=2")
             assert code == 0
         else:
             sentences = refused(evaluating, *words, "examples=1")
