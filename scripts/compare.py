@@ -1,0 +1,67 @@
+"""Readers that answered the same questions, the first minus each other one, question by question.
+
+    python scripts/compare.py EVALUATION EVALUATION [EVALUATION ...] [--output FILE.json]
+
+EVALUATION is a reader's folder that eval.py wrote (outputs/NAME/RUN/eval/DATA/READER), or one above it that holds no
+other. Differences of every score and of the answer's likelihood, with 95% bootstrap intervals over the questions: an
+interval without 0 tells the two apart.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+from breviary.runtime import require_checkout
+
+require_checkout()
+
+from rich.console import Console
+
+from breviary.comparison import differences, load_answered
+from breviary.results import write_json
+from breviary.tables import METRICS, NOTHING, RESTORED, TITLES, WIDE, print_block, score_cell
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Reads the command line; a wrong one ends with exit code 2."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("evaluations", nargs="+", metavar="EVALUATION", help="folders; at least two")
+    parser.add_argument("--output", metavar="FILE", help="JSON file")
+    given = parser.parse_args(arguments)
+    try:
+        if len(given.evaluations) < 2:
+            raise ValueError("a comparison takes at least two evaluations")
+        first, *others = load_answered(given.evaluations)
+    except ValueError as error:
+        print(f"error: {error}", file=sys.stderr)
+        raise SystemExit(2) from None
+    rows = [{"reader": first.name, "minus": other.name, "n": len(first.rows), "metrics": differences(first, other)}
+            for other in others]
+    show(rows)
+    if given.output:
+        write_json(given.output, {"schema": 1, "rows": rows})
+
+
+def show(rows: list[dict[str, Any]]) -> None:
+    """Prints the differences."""
+    names = [name for name in (*METRICS, *RESTORED) if any(name in row["metrics"] for row in rows)]
+    print(f"\n{rows[0]['reader']}, {rows[0]['n']} questions, minus\n")
+    print_block(Console(width=WIDE), ["", *(TITLES[name] for name in names)],
+                [[row["minus"], *(cell(row["metrics"].get(name)) for name in names)] for row in rows])
+
+
+def cell(metric: dict[str, float] | None) -> str:
+    """"+.07 [.01, .13]"."""
+    if metric is None:
+        return NOTHING
+    sign = "+" if metric["value"] > 0 else ""
+    return sign + score_cell({"m": metric["value"], "m_low": metric["low"], "m_high": metric["high"]}, "m")
+
+
+if __name__ == "__main__":
+    main()
