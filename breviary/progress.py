@@ -36,7 +36,7 @@ class ProgressLine:
         parts = [f"step {step}/{self.total}"]
         known = {"loss": "loss {:.4f}", "grad_norm": "grad {:.2f}", "learning_rate": "lr {:.1e}"}
         parts += [form.format(row[key]) for key, form in known.items() if key in row]
-        own = ("step", "seconds", "tokens_per_s", "peak_memory_bytes", "effective_ratio", *known)
+        own = ("step", "examples", "seconds", "tokens_per_s", "peak_memory_bytes", "effective_ratio", *known)
         parts += [f"{key} {value:.4f}" for key, value in row.items() if key not in own]
         parts.append(f"{row['tokens_per_s']:.0f} tok/s")
         parts.append(f"{row['peak_memory_bytes'] / 2**30:.1f} GiB")

@@ -122,12 +122,17 @@ class ReaderTrainer(Trainer):
 
     # -------------------------------------------------------------- data
 
+    @property
+    def examples_per_step(self) -> int:
+        """Of an optimizer step, over all processes; those of one pipeline read the same."""
+        own = self.args.train_batch_size * self.args.gradient_accumulation_steps
+        return own * (self.args.world_size // self.ranks)
+
     def _get_train_sampler(self, train_dataset: Any = None) -> Sampler[int]:
-        batch = self.args.train_batch_size
-        per_step = batch * self.args.gradient_accumulation_steps * (self.args.world_size // self.ranks)
+        per_step = self.examples_per_step
         sampler = StepSampler(self.train_dataset.lengths, per_step, per_step * self.args.max_steps, self.args.seed,
                               self.grouped)
-        return Repeated(sampler, batch, self.ranks)
+        return Repeated(sampler, self.args.train_batch_size, self.ranks)
 
     def _get_collator_with_removed_columns(self, data_collator: Callable, description: str | None = None) -> Callable:
         return data_collator  # our items are no model inputs: there is nothing to remove
@@ -273,7 +278,8 @@ class RunLog(TrainerCallback):
             return
         if set(parts) == {"answer"}:
             del parts["answer"]  # it is the loss
-        row = {"step": state.global_step, **{k: v for k, v in logs.items() if k != "epoch"}, **parts}
+        row = {"step": state.global_step, "examples": state.global_step * self.trainer.examples_per_step,
+               **{k: v for k, v in logs.items() if k != "epoch"}, **parts}
         row |= self.line.measures()
         with open(self.file, "a") as stream:
             stream.write(json.dumps(row) + "\n")

@@ -2,7 +2,7 @@
 
     python scripts/curves.py RUN [RUN ...] [--output results/NAME/curves.png]
 
-The answer's loss (nats a token) against training examples seen (of one process), a running mean over the last 20% of the logged steps;
+The answer's loss (nats a token) against training examples seen, a running mean over the last 20% of the logged steps;
 validation scores as points. The CSV beside the figure holds every logged number.
 """
 
@@ -63,7 +63,7 @@ def read(run: str) -> list[dict[str, Any]]:
     train = load_config(run).train
     rows = [json.loads(line) for line in file.read_text().splitlines()]
     for row in rows:
-        row["examples"] = row["step"] * train.batch_size * train.accumulation
+        row.setdefault("examples", row["step"] * train.batch_size * train.accumulation)  # runs of before: one process's
         if "loss" in row:
             row.setdefault("answer", row["loss"])  # logged by itself where the loss has further terms
     return rows

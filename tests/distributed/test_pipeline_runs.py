@@ -27,7 +27,7 @@ ENGINES = {"contiguous": (2, [*PIPELINE, *VALIDATED, "engine.schedule=contiguous
            "zero2": (2, [*ZERO2, "engine.schedule=contiguous"]),
            "zero2_side_by_side": (4, [*ZERO2, "train.batch_size=1", "train.gradient_checkpointing=true",
                                       "engine.deepspeed.zero_optimization.overlap_comm=true"])}
-COMPARED = ("loss", "grad_norm", "learning_rate", "eval_nll", "eval_f1")
+COMPARED = ("examples", "loss", "grad_norm", "learning_rate", "eval_nll", "eval_f1")
 # AdamW: what it goes on from is weights, moments and the place in the data.
 ADAM = ["train.optimizer=adamw", "train.learning_rate=1e-3", "train.steps=4", "train.eval_every=2", "train.eval_examples=1"]
 

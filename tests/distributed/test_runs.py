@@ -99,6 +99,7 @@ def test_training_and_validation_run(run, engine):
     rows = metrics(run(engine))
     assert [row["step"] for row in rows if "loss" in row] == list(range(1, STEPS + 1))
     assert [row["step"] for row in rows if "eval_nll" in row] == [2, STEPS]
+    assert all(row["examples"] == 2 * 2 * row["step"] for row in rows)  # of both processes
     assert all(math.isfinite(value) for row in rows for value in row.values())
     assert (run(engine) / "finished").exists()
 

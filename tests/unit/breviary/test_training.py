@@ -95,6 +95,7 @@ def test_one_row_per_logging_step_and_per_validation(uninterrupted):
     trained, validated = metrics(uninterrupted)
     assert list(trained) == [1, 2, 3, 4, 5, 6] and list(validated) == [2, 4, 6]
     for row in trained.values():
+        assert row["examples"] == 2 * row["step"]
         assert {"step", "loss", "grad_norm", "learning_rate", "seconds", "tokens_per_s", "peak_memory_bytes",
                 "effective_ratio"} <= row.keys()
         assert all(isinstance(value, (int, float)) and value == value for value in row.values())
