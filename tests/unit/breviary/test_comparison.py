@@ -29,7 +29,7 @@ def put(folder: Path, reader: str, em: list[float], nll: float = 3.0, data: str 
 
 
 def test_the_first_minus_the_second_by_hand(tmp_path):
-    """Two hits more of ten; 12 nats less over 20 answer tokens (2 + ... : 10 * 2 + 45 = 65)."""
+    """Two hits more of ten; 12 nats less over answers of 2 to 11 tokens, 65 in all."""
     ours = put(tmp_path / "a", "ours", [1, 1, 1, *HARD[3:]], nll=1.8)
     found = differences(*load_answered([ours, put(tmp_path / "b", "other", HARD, nll=3.0)]))
     assert found.keys() == {"em", "nll"}
