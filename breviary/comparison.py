@@ -59,7 +59,8 @@ def load_answered(folders: Sequence[str]) -> list[Answered]:
 
 def _name(found: list[Answered]) -> None:
     """As short as tells them apart."""
-    forms = [lambda r: r["reader"], lambda r: f"{r['reader']}, {r['asked_ratio'] or 0:g}x"]
+    forms = [lambda r: r["reader"],
+             lambda r: r["reader"] + (f", {r['asked_ratio']:g}x" if r["asked_ratio"] is not None else "")]
     for form in forms:
         names = [form(one.results) for one in found]
         if len(set(names)) == len(names):
@@ -104,4 +105,3 @@ def difference(ours: Column, other: Column, seed: int, resamples: int) -> dict[s
     low, high = bootstrap(columns, statistic, n_resamples=resamples, batch=100, vectorized=True, paired=True,
                           confidence_level=0.95, method="percentile", rng=np.random.default_rng(seed)).confidence_interval
     return {"value": value, "low": float(low), "high": float(high)}
-
