@@ -11,12 +11,10 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from scipy.stats import bootstrap
 
 from breviary.report import find_results
 from breviary.results import PREDICTIONS, Predictions, read_results
-
-Column = tuple[np.ndarray, np.ndarray]  # what stands above the line and below it, a question each (n,)
+from breviary.statistics import difference
 
 
 @dataclass
@@ -90,18 +88,3 @@ def differences(ours: Answered, other: Answered, seed: int = 0, resamples: int =
 
 def _shared(pair: tuple[dict[str, Any], dict[str, Any]], key: str) -> list[str]:
     return [name for name in pair[0].get(key, {}) if name in pair[1].get(key, {})]
-
-
-def difference(ours: Column, other: Column, seed: int, resamples: int) -> dict[str, float]:
-    """Ratio of sums minus ratio of sums, with its 95% percentile bootstrap interval; the three equal where there is one question."""
-
-    def statistic(top, bottom, other_top, other_bottom, axis=-1):
-        return top.sum(axis) / bottom.sum(axis) - other_top.sum(axis) / other_bottom.sum(axis)
-
-    columns = (*ours, *other)
-    value = float(statistic(*columns))
-    if len(ours[0]) < 2:  # scipy refuses it
-        return {"value": value, "low": value, "high": value}
-    low, high = bootstrap(columns, statistic, n_resamples=resamples, batch=100, vectorized=True, paired=True,
-                          confidence_level=0.95, method="percentile", rng=np.random.default_rng(seed)).confidence_interval
-    return {"value": value, "low": float(low), "high": float(high)}

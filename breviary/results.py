@@ -18,7 +18,8 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from scipy.stats import bootstrap
+
+from breviary.statistics import interval
 
 ROOT = Path(__file__).resolve().parents[1]
 SCHEMA = 1
@@ -145,26 +146,6 @@ def merge_ranks(folder: str | Path, order: list[str]) -> list[dict[str, Any]]:
     for path in rank_files:
         path.unlink()
     return merged
-
-
-def interval(numerator: np.ndarray, denominator: np.ndarray, seed: int, resamples: int) -> dict[str, float]:
-    """Ratio of sums over examples with its 95% percentile bootstrap interval, examples resampled.
-
-    numerator, denominator  (n,); a mean is the case of a denominator of ones
-    Returns {"value", "low", "high"}; where there is nothing to resample (one example, all alike, a value
-    that is not finite) the three are equal. Equal seeds resample the same examples: differences between
-    readers are paired.
-    """
-    value = float(numerator.sum() / denominator.sum())
-    alike = np.ptp(numerator) == 0 and np.ptp(denominator) == 0  # scipy refuses n = 1
-    if alike or not math.isfinite(value):
-        return {"value": value, "low": value, "high": value}
-    low, high = bootstrap(
-        (numerator, denominator), lambda top, bottom, axis: top.sum(axis) / bottom.sum(axis),
-        n_resamples=resamples, batch=100,  # 100 resamples in memory at a time, not all
-        vectorized=True, paired=True, confidence_level=0.95, method="percentile", rng=np.random.default_rng(seed),
-    ).confidence_interval
-    return {"value": value, "low": float(low), "high": float(high)}
 
 
 def summarise(

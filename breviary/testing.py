@@ -21,6 +21,7 @@ from breviary.build import build_backbone, build_reader
 from breviary.contract import Batch, Compressor, Generation, Reader
 
 CONFIGS = Path(__file__).resolve().parents[1] / "configs"
+FEW_MATRICES = ["q_proj", "v_proj", "down_proj"]
 
 _TEXT = (
     "Question: What is the favourite colour of Zorvane? Answer: green. For the town of Velkeld the official metal "
@@ -38,6 +39,14 @@ def tiny_tokenizer() -> PreTrainedTokenizerFast:
 
     BOS is <s>, the end token </s>, and padding equals the end token, as in many released models; fast, with offsets.
     """
+    return PreTrainedTokenizerFast(
+        tokenizer_object=Tokenizer.from_str(_trained_tokenizer()), bos_token="<s>", eos_token="</s>", pad_token="</s>",
+        clean_up_tokenization_spaces=False)
+
+
+@functools.cache
+def _trained_tokenizer() -> str:
+    """As JSON: training takes longer than all else about a tiny reader's tokenizer, and each caller gets one of its own."""
     tokenizer = Tokenizer(models.BPE())
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     tokenizer.decoder = decoders.ByteLevel()
@@ -46,21 +55,21 @@ def tiny_tokenizer() -> PreTrainedTokenizerFast:
         show_progress=False)
     # Said several times: pairs that occur once are merged too, in the order of the text.
     tokenizer.train_from_iterator([f" {_TEXT}"] * 3, trainer=trainer)
-    return PreTrainedTokenizerFast(
-        tokenizer_object=tokenizer, bos_token="<s>", eos_token="</s>", pad_token="</s>",
-        clean_up_tokenization_spaces=False)
+    return tokenizer.to_str()
 
 
 def compose_tiny(overrides: Sequence[str] = (), config: str = "train") -> DictConfig:
     """Configuration `config` with `overrides`, each group=choice or key=value; where they do not say otherwise, the
-    tiny backbone gets 4 layers instead of its usual number, and 2 of them read the context; chunks are as small."""
+    tiny backbone gets 4 layers instead of its usual number, and 2 of them read the context; chunks are as small; adapters
+    sit on one matrix of each kind (query, value, MLP) instead of on all seven, which halves the time to build a reader."""
     # Composing takes a tenth of a second: done once for each choice of groups, keys are set afterwards.
     # Where Hydra looks for choices (hydra.searchpath) belongs to composing as well.
     is_choice = [o.startswith("hydra.") or (CONFIGS / o.partition("=")[0]).is_dir() for o in overrides]
     cfg = copy.deepcopy(_composed(config, tuple(o for o, choice in zip(overrides, is_choice) if choice)))
     for section, key, small in (("backbone", "layers", 4), ("compressor", "encoder_layers", 2),
                                 ("compressor", "chunk_size", 16), ("compressor", "stride", 4),
-                                ("compressor", "global_slots", 3), ("compressor", "queue_budget", 8)):
+                                ("compressor", "global_slots", 3), ("compressor", "queue_budget", 8),
+                                ("decoder", "lora_targets", FEW_MATRICES), ("compressor", "lora_targets", FEW_MATRICES)):
         if key in cfg[section]:
             cfg[section][key] = small
     cfg.merge_with_dotlist([o for o, choice in zip(overrides, is_choice) if not choice])

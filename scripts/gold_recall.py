@@ -35,8 +35,8 @@ from breviary.build import build_backbone
 from breviary.checks import Problems
 from breviary.contract import Batch
 from breviary.keys import checked_keys, with_run_keys
-from breviary.results import environment, interval, write_json
-from breviary.statistics import paired_bootstrap
+from breviary.results import environment, write_json
+from breviary.statistics import interval, paired_bootstrap
 from data.collate import Collator
 from eval import checked, checkpoint_of, loaded, say, settle, tokenised
 from ram.labels import positive_segments

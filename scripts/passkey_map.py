@@ -36,7 +36,8 @@ from breviary.checks import Problems
 from breviary.contract import Generation
 from breviary.evaluation import evaluate
 from breviary.keys import checked_keys, with_run_keys
-from breviary.results import environment, interval, write_json
+from breviary.results import environment, write_json
+from breviary.statistics import interval
 from data.collate import Collator
 from data.metrics import scores
 from eval import checked, checkpoint_of, loaded, say, settle, tokenised

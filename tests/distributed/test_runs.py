@@ -15,6 +15,10 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+from breviary.testing import tiny_tokenizer
+from data.invented_facts import InventedFacts
+from data.prompts import Prompt
+from data.tokenised import tokenise_split
 from processes import ENVIRONMENT, ROOT, TIME_LIMIT, run_script
 
 ENGINES = ("ddp", "zero2", "zero3")
@@ -195,3 +199,15 @@ def test_bare_python_with_deepspeed_in_bfloat16(home):
     assert adapters and all(value.norm() > 0 for value in adapters.values())
     # Masters, not their bfloat16 copies: some bits lie below bfloat16's.
     assert any((value != value.bfloat16().float()).any() for value in adapters.values())
+
+
+def keep_a_split(folder: Path) -> None:
+    """Tokenises a split into the folder where another process does the same; says what it then reads."""
+    data = tokenise_split(InventedFacts(train_size=300).examples("train"), tiny_tokenizer(), Prompt(), 30, str(folder / "kept"))
+    (folder / os.environ["RANK"]).write_text(f"{sum(data.lengths)} {data[299]['context']} {data.data_hash}")
+
+
+def test_processes_may_keep_the_same_split_at_once(ranks, tmp_path):
+    ranks(2, keep_a_split, tmp_path)
+    assert (tmp_path / "0").read_text() == (tmp_path / "1").read_text() != ""
+    assert len(list((tmp_path / "kept").iterdir())) == 1

@@ -25,7 +25,8 @@ from breviary.testing import compose_tiny
 HERE = Path(__file__).parent
 HEADER = "step loss grad_norm learning_rate effective_ratio"
 SHARED = ["dataset.facts=3", "dataset.train_size=64", "train.steps=6", "train.batch_size=4", "train.accumulation=2",
-          "train.log_every=1", "train.eval_examples=0", "train.learning_rate=1e-2"]
+          "train.log_every=1", "train.eval_examples=0", "train.learning_rate=1e-2",
+          "decoder.lora_targets=all-linear"]
 # What a change may alter unseen: each join, the gain, drawn ratios, segments, each trained set, each family.
 CASES = {
     "comi_input": ["compressor=comi", "train.learning_rate=1e-3"],

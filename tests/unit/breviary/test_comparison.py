@@ -6,10 +6,9 @@ import json
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytest
 
-from breviary.comparison import difference, differences, load_answered
+from breviary.comparison import differences, load_answered
 from breviary.results import Predictions, summarise, write_results
 from scripts import compare
 
@@ -51,15 +50,6 @@ def test_what_is_hard_for_both_does_not_widen_the_interval(tmp_path):
     one, two = load_answered([put(tmp_path / "a", "a", HARD, nll=2.0), put(tmp_path / "b", "b", HARD, nll=2.5)])
     nll, own = differences(one, two)["nll"], one.results["metrics"]["nll"]
     assert nll["high"] < 0 and nll["high"] - nll["low"] < (own["high"] - own["low"]) / 2
-
-
-def test_intervals_are_those_of_resampled_questions():
-    rng = np.random.default_rng(3)
-    top, other, bottom = rng.normal(1, 1, 80), rng.normal(0, 1, 80), rng.integers(1, 6, 80).astype(float)
-    found = difference((top, bottom), (other, bottom), seed=0, resamples=4000)
-    picks = rng.integers(0, 80, (4000, 80))
-    values = (top[picks] - other[picks]).sum(1) / bottom[picks].sum(1)
-    assert [found["low"], found["high"]] == pytest.approx(np.quantile(values, [0.025, 0.975]), abs=0.03)
 
 
 def test_one_question_has_no_interval(tmp_path):

@@ -2,8 +2,6 @@
 
 import os
 import shutil
-import subprocess
-import sys
 from dataclasses import replace
 from pathlib import Path
 
@@ -13,8 +11,6 @@ from breviary.contract import Document, Example
 from breviary.testing import tiny_tokenizer
 from data.prompts import Prompt
 from data.tokenised import _cut, examples_hash, tokenise_split, tokenizer_hash
-
-ROOT = Path(__file__).resolve().parents[3]
 
 
 class Words:
@@ -211,21 +207,3 @@ def test_a_folder_that_cannot_be_placed_is_an_error_and_leaves_nothing(tmp_path,
     with pytest.raises(PermissionError):
         tokenise_split(examples(), tiny_tokenizer(), Prompt(), 20, str(tmp_path))
     assert folders(tmp_path) == []
-
-
-def test_processes_may_keep_the_same_split_at_once(tmp_path):
-    code = ("import sys\n"
-            "from breviary.testing import tiny_tokenizer\n"
-            "from data.invented_facts import InventedFacts\n"
-            "from data.prompts import Prompt\n"
-            "from data.tokenised import tokenise_split\n"
-            "examples = InventedFacts(train_size=300).examples('train')\n"
-            "data = tokenise_split(examples, tiny_tokenizer(), Prompt(), 30, sys.argv[1])\n"
-            "print(sum(data.lengths), data[299]['context'], data.data_hash)")
-    env = {**os.environ, "OMP_NUM_THREADS": "1", "HF_DATASETS_DISABLE_PROGRESS_BARS": "1"}
-    running = [subprocess.Popen([sys.executable, "-c", code, str(tmp_path)], cwd=ROOT, stdout=subprocess.PIPE,
-                                stderr=subprocess.PIPE, text=True, env=env) for _ in range(2)]
-    results = [process.communicate(timeout=120) for process in running]
-    assert [process.returncode for process in running] == [0, 0], results
-    assert len({out for out, _ in results}) == 1
-    assert len(folders(tmp_path)) == 1
