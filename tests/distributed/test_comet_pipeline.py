@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from argparse import Namespace
 
+import numpy as np
 import pytest
 import torch
 
@@ -134,6 +135,9 @@ def test_the_benchmark_measures_what_it_says(ranks, tmp_path, capsys):
     assert list(rows) == ["cyclic", "contiguous", "naive"] and rows["naive"]["bound"] == 1
     assert all(row["lowest"] <= row["speedup"] <= row["highest"] for row in rows.values())
     assert 1 < rows["contiguous"]["bound"] < rows["cyclic"]["bound"] < 2
+    slowed = [rows[name]["bound_here"] / rows[name]["bound"] for name in ("cyclic", "contiguous")]
+    assert slowed[0] == pytest.approx(slowed[1]) and slowed[0] == pytest.approx(np.median(
+        [one / other for one, other in zip(measured["timed"]["seconds"]["alone"], measured["timed"]["seconds"]["both"])]))
     for direction, step in ((FORWARD, 1), (BACKWARD, -1)):
         lanes = [list(spans_of(own, direction).values()) for own in measured["timed"]["events"]["naive"]]
         first, second = lanes[::step]
