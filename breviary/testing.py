@@ -46,7 +46,7 @@ def tiny_tokenizer() -> PreTrainedTokenizerFast:
 
 @functools.cache
 def _trained_tokenizer() -> str:
-    """As JSON: training takes longer than all else about a tiny reader's tokenizer, and each caller gets one of its own."""
+    """As JSON, trained once: each caller makes a tokenizer of its own from it, as callers may change theirs."""
     tokenizer = Tokenizer(models.BPE())
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     tokenizer.decoder = decoders.ByteLevel()
@@ -61,7 +61,7 @@ def _trained_tokenizer() -> str:
 def compose_tiny(overrides: Sequence[str] = (), config: str = "train") -> DictConfig:
     """Configuration `config` with `overrides`, each group=choice or key=value; where they do not say otherwise, the
     tiny backbone gets 4 layers instead of its usual number, and 2 of them read the context; chunks are as small; adapters
-    sit on one matrix of each kind (query, value, MLP) instead of on all seven, which halves the time to build a reader."""
+    sit on three matrices of a layer instead of on all seven, which halves the time to build a reader."""
     # Composing takes a tenth of a second: done once for each choice of groups, keys are set afterwards.
     # Where Hydra looks for choices (hydra.searchpath) belongs to composing as well.
     is_choice = [o.startswith("hydra.") or (CONFIGS / o.partition("=")[0]).is_dir() for o in overrides]
