@@ -5,6 +5,7 @@ A hard question is hard for both: what the two intervals, laid side by side, lea
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,7 +22,7 @@ from breviary.statistics import difference
 class Answered:
     """One reader's evaluation.
 
-    name      the reader's, with its ratio or folder where another one is called so too
+    name      the reader's, with its ratio, or the folder instead, where another one is called so too
     results   of its results.json
     rows      {id: prediction}
     """
@@ -31,12 +32,13 @@ class Answered:
     rows: dict[str, dict[str, Any]]
 
 
-def load_answered(folders: Sequence[str]) -> list[Answered]:
-    """The evaluation in each folder, or below it where there is only one there.
+def load_answered(folders: Sequence[str]) -> list[list[Answered]]:
+    """The evaluation in each folder, or below it where there is only one there; those of the same questions together.
 
-    Raises ValueError where there is none or are several, its predictions are missing, or they answer other data than the first's.
+    Both the sets of questions and the evaluations of one keep the order of `folders`.
+    Raises ValueError where there is none or are several, its predictions are missing, or no other one answers the same questions.
     """
-    found = []
+    found: dict[tuple[str, frozenset[str]], list[Answered]] = {}
     for folder in folders:
         files = find_results([folder])
         if len(files) > 1:
@@ -45,26 +47,36 @@ def load_answered(folders: Sequence[str]) -> list[Answered]:
         path = files[0].with_name(PREDICTIONS)
         if not path.is_file():
             raise ValueError(f"{path}: no such file; a comparison goes question by question and needs the predictions")
-        found.append(Answered(folder, read_results(files[0]), {row["id"]: row for row in Predictions(path).rows}))
-    first = found[0]
-    for one in found[1:]:
-        if one.results["data_hash"] != first.results["data_hash"] or one.rows.keys() != first.rows.keys():
-            raise ValueError(f"{one.name} answers other questions than {first.name} ({one.results['n']} and "
-                             f"{first.results['n']}); evaluate both with the same dataset, split and examples")
-    _name(found)
-    return found
+        one = Answered(folder, read_results(files[0]), {row["id"]: row for row in Predictions(path).rows})
+        found.setdefault((one.results["data_hash"], frozenset(one.rows)), []).append(one)
+    groups = list(found.values())
+    for group in groups:
+        if len(group) == 1:
+            raise ValueError(f"{group[0].name} answers other questions than every other one given ({group[0].results['n']} of "
+                             f"{data_name(group[0].results)}); evaluate both with the same dataset, split and examples")
+        _name(group)
+    return groups
+
+
+def data_name(results: dict[str, Any]) -> str:
+    """"nq/test.jsonl.gz" where the data is a file, else its class, e.g. "InventedFacts"; the hash's start where neither is known."""
+    config = results["config"] or {}
+    data = config.get("dataset", {})
+    if file := data.get(config.get("split", "test")):
+        return "/".join(Path(file).parts[-2:])
+    return data.get("_target_", results["data_hash"][:12]).rpartition(".")[2]
 
 
 def _name(found: list[Answered]) -> None:
-    """As short as tells them apart."""
-    forms = [lambda r: r["reader"],
-             lambda r: r["reader"] + (f", {r['asked_ratio']:g}x" if r["asked_ratio"] is not None else "")]
-    for form in forms:
-        names = [form(one.results) for one in found]
-        if len(set(names)) == len(names):
-            for one, name in zip(found, names):
-                one.name = name
-            return
+    """By the reader; those called alike by their ratio too, and those still alike by their folders."""
+    with_ratio = [one.results["reader"] + (f", {one.results['asked_ratio']:g}x" if one.results["asked_ratio"] is not None else "")
+                  for one in found]
+    readers, ratios = Counter(one.results["reader"] for one in found), Counter(with_ratio)
+    for one, longer in zip(found, with_ratio):
+        if readers[one.results["reader"]] == 1:
+            one.name = one.results["reader"]
+        elif ratios[longer] == 1:
+            one.name = longer
 
 
 def differences(ours: Answered, other: Answered, seed: int = 0, resamples: int = 2000) -> dict[str, dict[str, float]]:

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from breviary.comparison import differences, load_answered
+from breviary.comparison import Answered, data_name, differences, load_answered
 from breviary.results import Predictions, summarise, write_results
 from scripts import compare
 
@@ -27,46 +27,52 @@ def put(folder: Path, reader: str, em: list[float], nll: float = 3.0, data: str 
     return str(folder / reader)
 
 
+def alike(folders: list[str]) -> list[Answered]:
+    """Evaluations that answer the same questions."""
+    [group] = load_answered(folders)
+    return group
+
+
 def test_the_first_minus_the_second_by_hand(tmp_path):
     """Two hits more of ten; 12 nats less over answers of 2 to 11 tokens, 65 in all."""
     ours = put(tmp_path / "a", "ours", [1, 1, 1, *HARD[3:]], nll=1.8)
-    found = differences(*load_answered([ours, put(tmp_path / "b", "other", HARD, nll=3.0)]))
+    found = differences(*alike([ours, put(tmp_path / "b", "other", HARD, nll=3.0)]))
     assert found.keys() == {"em", "nll"}
     assert found["em"]["value"] == pytest.approx(0.2) and found["nll"]["value"] == pytest.approx(-12 / 65)
-    back = differences(*load_answered([str(tmp_path / "b"), ours]))  # a folder above a single one will do
+    back = differences(*alike([str(tmp_path / "b"), ours]))  # a folder above a single one will do
     assert back["em"]["value"] == pytest.approx(-0.2) and back["nll"]["value"] == pytest.approx(12 / 65)
 
 
 def test_it_is_the_difference_of_what_the_two_results_say(tmp_path):
     folders = [put(tmp_path / name, name, em, nll, ratios={"accuracy": [index + 1, 4]})
                for index, (name, em, nll) in enumerate([("a", HARD, 2.0), ("b", HARD[::-1], 5.0)])]
-    one, two = load_answered(folders)
+    one, two = alike(folders)
     for name, metric in differences(one, two).items():
         assert metric["value"] == pytest.approx(one.results["metrics"][name]["value"] - two.results["metrics"][name]["value"])
 
 
 def test_what_is_hard_for_both_does_not_widen_the_interval(tmp_path):
     """Each reader's own NLL varies with its questions by far more than the two differ; the difference is the same everywhere."""
-    one, two = load_answered([put(tmp_path / "a", "a", HARD, nll=2.0), put(tmp_path / "b", "b", HARD, nll=2.5)])
+    one, two = alike([put(tmp_path / "a", "a", HARD, nll=2.0), put(tmp_path / "b", "b", HARD, nll=2.5)])
     nll, own = differences(one, two)["nll"], one.results["metrics"]["nll"]
     assert nll["high"] < 0 and nll["high"] - nll["low"] < (own["high"] - own["low"]) / 2
 
 
 def test_one_question_has_no_interval(tmp_path):
-    found = differences(*load_answered([put(tmp_path / "a", "a", [1]), put(tmp_path / "b", "b", [0])]))
+    found = differences(*alike([put(tmp_path / "a", "a", [1]), put(tmp_path / "b", "b", [0])]))
     assert found["em"] == {"value": 1.0, "low": 1.0, "high": 1.0}
 
 
 def test_tokens_of_other_tokenizers_are_not_subtracted(tmp_path):
-    found = differences(*load_answered([put(tmp_path / "a", "a", HARD), put(tmp_path / "b", "b", HARD, tokens=3)]))
+    found = differences(*alike([put(tmp_path / "a", "a", HARD), put(tmp_path / "b", "b", HARD, tokens=3)]))
     assert found.keys() == {"em"}
 
 
 def test_readers_of_one_name_are_told_apart(tmp_path):
     same = [put(tmp_path / "a", "comi", HARD), put(tmp_path / "b", "comi", HARD, ratio=8.0)]
-    assert [one.name for one in load_answered(same)] == ["comi, 4x", "comi, 8x"]
+    assert [one.name for one in alike(same)] == ["comi, 4x", "comi, 8x"]
     again = [same[0], put(tmp_path / "c", "comi", HARD)]
-    assert [one.name for one in load_answered(again)] == again
+    assert [one.name for one in alike(again)] == again
 
 
 def test_what_may_not_be_compared_is_refused_in_one_sentence(tmp_path, capsys):
@@ -88,7 +94,27 @@ def test_the_command_prints_signs_and_writes_json(tmp_path, capsys):
     ours, others = put(tmp_path / "a", "ours", [1] * 10), [put(tmp_path / "b", "weak", HARD), put(tmp_path / "c", "none", [0] * 10)]
     compare.main([ours, *others, "--output", str(tmp_path / "out.json")])
     printed = capsys.readouterr().out
-    assert "ours, 10 questions, minus" in printed and "+.50 [.20, .80]" in printed and "+1.00 [1.00, 1.00]" in printed
+    assert "ours, 10 questions of one, minus" in printed and "+.50 [.20, .80]" in printed and "+1.00 [1.00, 1.00]" in printed
     rows = json.loads((tmp_path / "out.json").read_text())["rows"]
     assert [(row["reader"], row["minus"], row["n"]) for row in rows] == [("ours", "weak", 10), ("ours", "none", 10)]
     assert rows[0]["metrics"]["em"]["value"] == 0.5
+
+
+def test_several_data_sets_at_once_and_every_pair(tmp_path, capsys):
+    """The readers of one data set are compared with one another, never with those of another one."""
+    words = [put(tmp_path / data / reader, reader, em, data=data) for reader, em in
+             [("all", [1] * 10), ("some", HARD), ("none", [0] * 10)] for data in ("nq", "hotpotqa")]
+    compare.main([*words, "--pairs", "--output", str(tmp_path / "out.json")])
+    rows = json.loads((tmp_path / "out.json").read_text())["rows"]
+    pairs = [("all", "some", 0.5), ("all", "none", 1.0), ("some", "none", 0.5)]
+    assert [(row["dataset"], row["reader"], row["minus"], row["metrics"]["em"]["value"]) for row in rows] == \
+        [(data, *pair) for data in ("nq", "hotpotqa") for pair in pairs]
+    assert [line for line in capsys.readouterr().out.splitlines() if line.endswith(", minus")] == \
+        [f"{reader}, 10 questions of {data}, minus" for data in ("nq", "hotpotqa") for reader in ("all", "some")]
+
+
+def test_the_data_is_named_by_its_file_or_its_class():
+    named = {"jsonl": {"_target_": "data.jsonl.Jsonl", "test": "/data/nq/test.jsonl.gz"}, "made": {"_target_": "data.passkey.Passkey"}}
+    assert data_name({"config": {"dataset": named["jsonl"]}, "data_hash": "0"}) == "nq/test.jsonl.gz"
+    assert data_name({"config": {"dataset": named["made"], "split": "validation"}, "data_hash": "0"}) == "Passkey"
+    assert data_name({"config": None, "data_hash": "0123456789abcdef"}) == "0123456789ab"
