@@ -6,6 +6,7 @@ For a section that names a class its constructor says it; for the others the YAM
 from __future__ import annotations
 
 import difflib
+import functools
 import importlib
 import inspect
 import sys
@@ -119,8 +120,13 @@ def constructor_keys(cls: type) -> dict[str, Key]:
 
 def plain_keys(file: str, prefix: str = "") -> dict[str, Key]:
     """Keys of a YAML of configs/, by the values it has."""
-    values = OmegaConf.to_container(OmegaConf.load(CONFIGS / file), resolve=False)
-    return _keys_of({name: value for name, value in values.items() if name not in ("defaults", "hydra")}, prefix)
+    return _keys_of({name: value for name, value in _values_of(file).items() if name not in ("defaults", "hydra")}, prefix)
+
+
+@functools.cache
+def _values_of(file: str) -> Mapping[str, Any]:
+    """Read once: a sweep and an evaluation of several readers check the same files again and again."""
+    return types.MappingProxyType(OmegaConf.to_container(OmegaConf.load(CONFIGS / file), resolve=False))
 
 
 def known_keys(config: str) -> list[str]:

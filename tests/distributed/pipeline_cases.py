@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import random
 import sys
 import time
@@ -92,28 +93,34 @@ CASES = {
 
 
 def run_cases(ranks: int, folder: Path) -> None:
-    """Every case on a pipeline of `ranks`, both schedules, against rank 0 alone; writes {(case, schedule): what was found}."""
+    """Every case on a pipeline of `ranks`, both schedules, against `run_alone`; writes {(case, schedule): what was found}."""
     start_process_group(torch.device("cpu"))
     place = take_place(ranks) if ranks > 1 else Place()
-    found = {}
+    alone, found = torch.load(folder / "alone.pt"), {}
     for name, case in CASES.items():
-        reader = case_reader(case)
-        alone = read(reader, case) if rank() == 0 else None
+        reader = reader_of(case.overrides, case.checkpointing, case.dtype)
         for schedule in ("contiguous", "cyclic"):
             reader.join_pipeline(place, schedule)
             together = summed(read(reader, case))
             sent = sum_over_ranks(torch.tensor(reader.pipeline.handoff.sent if ranks > 1 else [0, 0])).tolist()
-            if alone is not None:
-                found[name, schedule] = compared(together, alone) | {"sent": sent}
+            if rank() == 0:
+                found[name, schedule] = compared(together, alone[name]) | {"sent": sent}
     if rank() == 0:
         torch.save(found, folder / f"pipeline{ranks}.pt")
     end_process_group()
 
 
-def case_reader(case: Case) -> Comet:
-    """In training mode, its weights the same on every rank."""
-    reader = comet(*case.overrides, dtype=case.dtype, layers=LAYERS).train()
-    reader.decoder.checkpointing = case.checkpointing
+def run_alone(folder: Path) -> None:
+    """Every case in a process that knows nothing of pipelines; writes {case: loss and gradients}."""
+    torch.save({name: read(reader_of(case.overrides, case.checkpointing, case.dtype), case) for name, case in CASES.items()},
+               folder / "alone.pt")
+
+
+@functools.cache
+def reader_of(overrides: tuple[str, ...], checkpointing: bool, dtype: str) -> Comet:
+    """In training mode, its weights the same in every process."""
+    reader = comet(*overrides, dtype=dtype, layers=LAYERS).train()
+    reader.decoder.checkpointing = checkpointing
     return reader
 
 
