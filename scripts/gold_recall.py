@@ -3,7 +3,7 @@
     python scripts/gold_recall.py RUN [RUN ...] [--examples N] [--ratios 2 4 8 16] [--output FILE.json] [key=value ...]
 
 RUN is a run of a reader that ranks segments (compressor=ram). Beside each run stand the same reader untrained, BM25 on
-the same segments, and chance. A segment is gold if it holds a token of a gold passage; for each ratio,
+the same segments, chance, and the best possible: where few segments are kept, not all gold can be among them. A segment is gold if it holds a token of a gold passage; for each ratio,
 floor(segments / ratio) segments are kept, at least one. Mean over examples with 95% bootstrap intervals, and of the
 trained reader's paired differences from untrained and BM25; no answer is generated. Further words are keys as eval.py
 takes them, e.g. dataset=nq_gold4 split=validation.
@@ -12,6 +12,7 @@ takes them, e.g. dataset=nq_gold4 split=validation.
 from __future__ import annotations
 
 import argparse
+import logging
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -41,6 +42,8 @@ from data.collate import Collator
 from eval import checked, checkpoint_of, loaded, say, settle, tokenised
 from ram.labels import positive_segments
 from ram.segments import cut, select_segments
+
+logging.getLogger("bm25s").setLevel(logging.WARNING)  # says of every index that it builds it, between our own lines
 
 Found = dict[str, list[dict[int, float]]]  # ranker -> for each example: ratio -> recall
 
@@ -80,7 +83,7 @@ def measure(runs: list[str], words: list[str], examples: int, ratios: list[int])
             rank_all(cfg, rows_of_data, trained, ratios, found)
         columns = {ranker: {ratio: np.array([recall[ratio] for recall in recalls]) for ratio in ratios}
                    for ranker, recalls in found.items()}
-        trained, *others, _ = columns  # the last is chance
+        trained, *others, _, _ = columns  # the last two are chance and the best possible
         for ranker, column in columns.items():
             row = {"ranker": ranker, "run": run, "n": len(found[ranker]), "segment_size": cfg.compressor.segment_size,
                    "recall": {ratio: interval(values, np.ones(len(values)), seed=0, resamples=2000)
@@ -104,7 +107,8 @@ def settled(run: str, words: list[str]) -> DictConfig:
 
 @torch.no_grad()
 def rank_all(cfg: DictConfig, examples: list[Any], trained: bool, ratios: list[int], found: Found) -> None:
-    """Adds the recalls of the reader's relevance, and with the untrained reader those of BM25 and chance."""
+    """Adds the recalls of the reader's relevance, and with the untrained reader those of BM25, of chance and of a ranker that
+    puts all gold first."""
     backbone = build_backbone(cfg)
     items = tokenised(cfg, backbone, examples)
     reader = loaded(cfg, backbone, checkpoint_of(cfg) if trained else None).eval()
@@ -123,6 +127,7 @@ def rank_all(cfg: DictConfig, examples: list[Any], trained: bool, ratios: list[i
             found.setdefault("BM25", []).append(recalls(scores, gold_S, lengths_S, ratios))
             found.setdefault("chance", []).append(
                 {ratio: max(int(gold_S.shape[1] / ratio), 1) / gold_S.shape[1] for ratio in ratios})
+            found.setdefault("best possible", []).append(recalls(gold_S.float(), gold_S, lengths_S, ratios))
         say(f"  {name}: {number + 1}/{len(items)} ranked", end="\r")
     say("")
 

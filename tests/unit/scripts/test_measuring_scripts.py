@@ -31,8 +31,10 @@ def test_recall_of_gold_segments(run, tmp_path):
                       f"paths.cache={tmp_path}/cache"])
     found = json.loads(file.read_text())
     rows = {row["ranker"]: row["recall"] for row in found["rows"]}
-    assert list(rows) == ["ram", "ram (untrained)", "BM25", "chance"]
+    assert list(rows) == ["ram", "ram (untrained)", "BM25", "chance", "best possible"]
     assert all(recall["1"]["value"] == 1 for recall in rows.values())  # everything is kept
+    best = rows["best possible"]
+    assert best["2"]["value"] == 1 and all(best["100"]["value"] >= recall["100"]["value"] for recall in rows.values())
     over = found["rows"][0]["over"]
     assert list(over) == ["ram (untrained)", "BM25"] and all("over" not in row for row in found["rows"][1:])
     for other, differences in over.items():
