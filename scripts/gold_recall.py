@@ -3,10 +3,10 @@
     python scripts/gold_recall.py RUN [RUN ...] [--examples N] [--ratios 2 4 8 16] [--output FILE.json] [key=value ...]
 
 RUN is a run of a reader that ranks segments (compressor=ram). Beside each run stand the same reader untrained, BM25 on
-the same segments, chance, and the best possible: where few segments are kept, not all gold can be among them. A segment is gold if it holds a token of a gold passage; for each ratio,
-floor(segments / ratio) segments are kept, at least one. Mean over examples with 95% bootstrap intervals, and of the
-trained reader's paired differences from untrained and BM25; no answer is generated. Further words are keys as eval.py
-takes them, e.g. dataset=nq_gold4 split=validation.
+the same segments, chance, and the best possible: where few segments are kept, not all gold can be among them. A segment
+is gold if it holds a token of a gold passage; for each ratio, floor(segments / ratio) segments are kept, at least one.
+Mean over examples with 95% bootstrap intervals, and of the trained reader's paired differences from untrained and BM25;
+no answer is generated. Further words are keys as eval.py takes them, e.g. dataset=nq_gold4 split=validation.
 """
 
 from __future__ import annotations
