@@ -98,7 +98,7 @@ def run_cases(ranks: int, folder: Path) -> None:
     place = take_place(ranks) if ranks > 1 else Place()
     alone, found = torch.load(folder / "alone.pt"), {}
     for name, case in CASES.items():
-        reader = reader_of(case.overrides, case.checkpointing, case.dtype)
+        reader = case_reader(case)
         for schedule in ("contiguous", "cyclic"):
             reader.join_pipeline(place, schedule)
             together = summed(read(reader, case))
@@ -112,13 +112,16 @@ def run_cases(ranks: int, folder: Path) -> None:
 
 def run_alone(folder: Path) -> None:
     """Every case in a process that knows nothing of pipelines; writes {case: loss and gradients}."""
-    torch.save({name: read(reader_of(case.overrides, case.checkpointing, case.dtype), case) for name, case in CASES.items()},
-               folder / "alone.pt")
+    torch.save({name: read(case_reader(case), case) for name, case in CASES.items()}, folder / "alone.pt")
+
+
+def case_reader(case: Case) -> Comet:
+    """In training mode, its weights the same in every process; one for all cases that are built alike."""
+    return _reader(case.overrides, case.checkpointing, case.dtype)
 
 
 @functools.cache
-def reader_of(overrides: tuple[str, ...], checkpointing: bool, dtype: str) -> Comet:
-    """In training mode, its weights the same in every process."""
+def _reader(overrides: tuple[str, ...], checkpointing: bool, dtype: str) -> Comet:
     reader = comet(*overrides, dtype=dtype, layers=LAYERS).train()
     reader.decoder.checkpointing = checkpointing
     return reader
