@@ -32,6 +32,7 @@ from breviary.distributed import (barrier, end_process_group, rank, start_proces
 from breviary.evaluation import evaluate, unconditional_nll
 from breviary.foreign import ALL, foreign_classes
 from breviary.keys import checked_keys, drop_left_overs, flat_keys, known_keys, nearest
+from breviary.readings import Readings
 from breviary.results import PREDICTIONS, Predictions, merge_ranks, read_results, summarise, write_results
 from breviary.runs import best_checkpoint, config_hash, last_checkpoint, load_config
 from breviary.runtime import peak_memory_bytes, resolve_device
@@ -43,8 +44,9 @@ from data.tokenised import Tokenised, tokenise_split
 
 ROOT = Path(__file__).resolve().parent
 CHECKPOINTS = {"best": best_checkpoint, "last": last_checkpoint}
-NOT_HASHED = ("resume", "paths", "hydra", "compare", "baselines", "train", "init_from")  # what changes no answer
-ASKED = ("run", "checkpoint", "split", "examples", "compare", "baselines")  # keys of eval.yaml that are not a run's
+NOT_HASHED = ("resume", "paths", "hydra", "variants", "compare", "baselines", "train", "init_from")  # what changes no answer
+ASKED = ("run", "checkpoint", "split", "examples", "variants", "compare", "baselines")  # keys of eval.yaml that are not a run's
+VARIED = ("compressor", "generation")  # sections of which a variant may change keys: its weights and data are the reader's
 
 
 def settle(cfg: DictConfig, overrides: list[str]) -> DictConfig:
@@ -96,6 +98,24 @@ def untouched(cfg: DictConfig, name: str) -> DictConfig:
     return other
 
 
+def varied(cfg: DictConfig, changes: DictConfig) -> DictConfig:
+    """The same reader with other settings, named by what `changes` changes. Raises: ValueError for keys that no variant has."""
+    if not OmegaConf.is_dict(changes) or not changes:
+        raise ValueError(f"variants: {changes} names no change; each is like {{compressor.ratio: 8}}")
+    other, found = cfg.copy(), []
+    for key, value in changes.items():
+        if key.split(".")[0] not in VARIED or "." not in key:
+            found.append(f"variants: {key}: a variant changes keys of {' and '.join(VARIED)}, e.g. {{compressor.ratio: 8}}")
+        elif key not in flat_keys(cfg):
+            found.append(f"variants: {key}: unknown key{nearest(key, flat_keys(cfg))}")
+        else:
+            OmegaConf.update(other, key, value, merge=False)
+    if found:
+        raise Problems(found)
+    other.reader = ", ".join([cfg.reader, *(f"{key.partition('.')[2]}={value}" for key, value in changes.items())])
+    return other
+
+
 def tokenised(cfg: DictConfig, backbone: Any, examples: list[Any]) -> Tokenised:
     """The examples as tokens; contexts that do not fit beside question and answer are cut, and counted."""
     tokenizer, prompt, cache = backbone.tokenizer(), Prompt(**cfg.prompt), str(Path(cfg.paths.cache) / "tokenised")
@@ -137,15 +157,25 @@ def without_memory(cfg: DictConfig, backbone: Any, items: Tokenised, known: dict
     return known[asked]
 
 
+def reading_of(cfg: DictConfig, checkpoint: Path | None) -> str | None:
+    """Equal for readers that read contexts alike, whatever they make of them; None where that is not known."""
+    after = getattr(compressor_class(cfg), "after_reading", ())
+    if checkpoint is None or not after:
+        return None
+    reads = cfg.copy()
+    reads.compressor = {key: value for key, value in cfg.compressor.items() if key not in after}
+    return config_hash(reads, without=(*NOT_HASHED, "reader", "generation"), extra=checkpoint.name)
+
+
 def checkpoint_of(cfg: DictConfig) -> Path | None:
     """The asked checkpoint of the reader's run; None where it has no run."""
     return CHECKPOINTS[cfg.checkpoint](cfg.run) if cfg.run else None
 
 
 def evaluate_reader(cfg: DictConfig, examples: list[Any], folder: Path, checkpoint: Path | None,
-                    known: dict[Any, dict[str, float]]) -> dict[str, Any]:
+                    known: dict[Any, dict[str, float]], readings: Readings | None = None) -> dict[str, Any]:
     """Answers every example with one reader; continues what an earlier, killed call left in `folder`. `known` as in
-    `without_memory`."""
+    `without_memory`, `readings` as in `evaluate`."""
     if (folder / "results.json").is_file():
         say(f"{cfg.reader}: already evaluated, {folder}")
         return read_results(folder)
@@ -165,7 +195,7 @@ def evaluate_reader(cfg: DictConfig, examples: list[Any], folder: Path, checkpoi
         say(f"{cfg.reader}: going on after {len(done)} predictions")
     predictions = Predictions(folder / (PREDICTIONS if world_size() == 1 else f"predictions.rank{rank()}.jsonl"))
     for rows in evaluate(reader, items, Collator(tokenizer.pad_token_id or 0), scores, Generation(**cfg.generation),
-                         cfg.eval_batch_size, done, rank(), world_size(), unconditional=unconditional):
+                         cfg.eval_batch_size, done, rank(), world_size(), unconditional=unconditional, readings=readings):
         predictions.append(rows)
         answered = len(done) + world_size() * len(predictions.done - done)
         say(f"  {cfg.reader}: {min(answered, len(items))}/{len(items)} answered", end="\r")  # the other ranks' guessed
@@ -187,9 +217,10 @@ def evaluate_reader(cfg: DictConfig, examples: list[Any], folder: Path, checkpoi
 
 
 def asked_readers(cfg: DictConfig, problems: list[str]) -> list[DictConfig]:
-    """The asked reader, those to compare with, and the untouched baselines: the rows of the table."""
+    """The asked reader, its variants, those to compare with, and the untouched baselines: the rows of the table."""
     others = [attempted(problems, settle_other, cfg, run) for run in cfg.compare]
-    readers = [cfg, *(other for other in others if other is not None)]
+    variants = [attempted(problems, varied, cfg, changes) for changes in cfg.variants]
+    readers = [cfg, *(other for other in [*variants, *others] if other is not None)]
     trained = {reader.reader for reader in readers if reader.run}
     known = sorted(file.stem for file in (ROOT / "configs" / "compressor").glob("*.yaml"))
     for name in cfg.baselines:
@@ -238,7 +269,7 @@ def evaluate_all(cfg: DictConfig) -> list[dict[str, Any]]:
     cfg, problems = checked_keys(cfg)
     readers, examples = checked(cfg, problems)
     start_process_group(resolve_device(cfg.backbone.device))
-    results, known = [], {}
+    results, known, read = [], {}, (None, None)
     for reader in readers:
         # A run's results lie in its own folder; those of the untouched backbone with the reader asked for.
         owner = reader if reader.run else cfg
@@ -247,7 +278,10 @@ def evaluate_all(cfg: DictConfig) -> list[dict[str, Any]]:
         # A run that trains on has new best and last checkpoints, whose answers are others.
         asked = config_hash(owner, without=NOT_HASHED, extra=checkpoint.name if checkpoint else "")
         folder = home / asked / reader.reader.replace(" ", "_")
-        results.append(evaluate_reader(reader, examples, folder, checkpoint, known))
+        same = reading_of(reader, checkpoint) if cfg.variants else None
+        if same != read[0]:  # one reader's readings at a time: they take gigabytes
+            read = same, Readings() if same else None
+        results.append(evaluate_reader(reader, examples, folder, checkpoint, known, read[1]))
     return results
 
 

@@ -9,6 +9,12 @@ from typing import Any
 from breviary.contract import Tokens
 
 
+def context_keys(prefix: Tokens, context: Tokens) -> list[bytes]:
+    """What tells each row's context, with the prefix before it, from any other; pads play no part."""
+    parts = [[ids[mask].cpu().numpy().tobytes() for ids, mask in zip(part.ids, part.mask)] for part in (prefix, context)]
+    return [first + b"|" + own for first, own in zip(*parts)]
+
+
 class KeptContexts:
     """What was made of contexts, found again by the token ids of prefix and context; each method keeps its own kind of thing.
 
@@ -23,8 +29,7 @@ class KeptContexts:
 
     def found(self, prefix: Tokens, context: Tokens, read: Callable[[list[int]], Sequence[Any]]) -> list[Any]:
         """What is kept of each row's context; `read` makes it, in order, for the rows that are named to it."""
-        parts = [[ids[mask].cpu().numpy().tobytes() for ids, mask in zip(part.ids, part.mask)] for part in (prefix, context)]
-        keys = [first + b"|" + own for first, own in zip(*parts)]
+        keys = context_keys(prefix, context)
         missing = list({key: b for b, key in reversed(list(enumerate(keys))) if key not in self._kept}.values())
         self.reused = [b not in missing for b in range(len(keys))]
         found = {key: self._kept[key] for key in keys if key in self._kept}

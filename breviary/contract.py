@@ -336,6 +336,8 @@ class Compressor(nn.Module):
 
     needs_question: bool = True  # False: the memory is the context's alone, whatever is asked, and without losses of its own
 
+    after_reading: frozenset[str] = frozenset()  # constructor arguments that `encode` looks at in no way
+
     mergeable = True  # False: something reads with the decoder's weights without its adapters, so these must stay apart
 
     def encode(self, context: Context) -> Encoded:

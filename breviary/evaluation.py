@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from breviary.contract import Batch, Decoded, Generation, LossOutput, Reader
+from breviary.readings import Readings
 from breviary.runtime import timed_phases
 from breviary.vector_reader import CompressedReader
 
@@ -30,7 +31,7 @@ def context_batches(lengths: Sequence[int], contexts: Sequence[str], batch_size:
 def evaluate(reader: Reader, items: Any, collate: Callable[[list[Any]], Batch], scores: Callable[..., dict[str, float]],
              generation: Generation, batch_size: int, done: frozenset[str] = frozenset(), rank: int = 0,
              world_size: int = 1, equal_calls: bool = False, unconditional: Mapping[str, float] | None = None,
-             ) -> Iterator[list[dict[str, Any]]]:
+             readings: Readings | None = None) -> Iterator[list[dict[str, Any]]]:
     """Yields the prediction rows of one batch after another.
 
     items        tokenised examples with `lengths` and items of `collate`; reader and items on one device afterwards
@@ -39,6 +40,7 @@ def evaluate(reader: Reader, items: Any, collate: Callable[[list[Any]], Batch], 
     rank, world_size  this process answers batches rank, rank + world_size, ...
     equal_calls  ZeRO-3: every rank makes the same module calls; the last batch is repeated, its rows dropped
     unconditional  as `unconditional_nll` gives, for what the objective measures beside `scores` (Answer.measures)
+    readings  what earlier evaluations of the same weights read; only for a CompressedReader
     """
     open_items = [i for i in range(len(items)) if items.examples[i].id not in done]
     batches = context_batches([items.lengths[i] for i in open_items], [items.examples[i].context for i in open_items],
@@ -50,7 +52,7 @@ def evaluate(reader: Reader, items: Any, collate: Callable[[list[Any]], Batch], 
     reader.eval()
     # Under equal calls nothing is cached: a hit on one rank would be a missing call on the others.
     if reader.new_context_cache is not None and not equal_calls:
-        reader.context_cache = reader.new_context_cache(batch_size)
+        reader.context_cache = reader.new_context_cache(batch_size, *([readings] if readings else []))
     if isinstance(reader, CompressedReader):
         reader.all_steps = equal_calls
     try:

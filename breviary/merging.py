@@ -29,6 +29,8 @@ class MergingCompressor(BudgetedCompressor):
     A subclass gives `grouping`; where that does not look at the question, `needs_question` is False.
     """
 
+    after_reading = frozenset({"ratio", "slots", "ratio_choices", "ratio_draw", "slot_positions"})
+
     def __init__(self, backbone: Backbone | TinyBackbone, decoder: Stack, *, ratio: int | None = 4,
                  slots: int | None = None, ratio_choices: list[int] | None = None, ratio_draw: str = "step",
                  **reading: Any):

@@ -23,7 +23,7 @@ from breviary.results import RESULTS, read_results, write_json, write_text
 from breviary.tables import METRICS, PHASES, RESTORED, TITLES, markdown_table, print_table, row
 
 # Keys of a configuration that tell runs apart without changing what is measured.
-UNMEASURED = ("run", "compare", "baselines", "paths", "hydra", "resume", "name", "reader")
+UNMEASURED = ("run", "variants", "compare", "baselines", "paths", "hydra", "resume", "name", "reader")
 RUN_ID = re.compile(r"\d{8}T\d{6}_[0-9a-f]{6}")
 LEVELS = ("full_context", "no_context")  # drawn as horizontal lines, with every reader that keeps no slot
 AVERAGED = ("asked_ratio", "effective_ratio", "memory_slots", "memory_bytes", *PHASES)

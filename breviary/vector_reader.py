@@ -30,17 +30,18 @@ from breviary.decoding import DecodingStream, decode_pieces, write
 from breviary.kept import EncodedDocument, Kept, load_kept
 from breviary.objective import Answer, token_nll
 from breviary.prefilled import Prefilled
+from breviary.readings import Readings
 from breviary.runtime import phase
 from breviary.stack import CapturingCache, ReadOnlyCache, Stack
 
 
 class ContextCache(KeptContexts):
     """Encoded contexts, and where these need no question what the decoder holds of their memory: each is read once, however
-    many questions it has."""
+    many questions it has. `readings` has what other evaluations read already."""
 
-    def __init__(self, capacity: int = 32) -> None:
+    def __init__(self, capacity: int = 32, readings: Readings | None = None) -> None:
         super().__init__(capacity)
-        self.prefills = KeptContexts(capacity)
+        self.prefills, self.readings = KeptContexts(capacity), readings
 
     def prefilled(self, batch: Batch, read: Callable[[list[int]], Sequence[Prefilled]]) -> Prefilled:
         """Of every row; `read` makes it for the rows that are named to it."""
@@ -53,7 +54,8 @@ class ContextCache(KeptContexts):
 
         def read(missing: list[int]) -> list[Encoded]:
             rows = torch.tensor(missing, device=context.ids.device)
-            return compressor.encode(Context(context.ids[rows], context.mask[rows], context.prefix.rows(rows))).split()
+            part = Context(context.ids[rows], context.mask[rows], context.prefix.rows(rows))
+            return self.readings.encode(compressor, part) if self.readings else compressor.encode(part).split()
 
         return Encoded.join(self.found(context.prefix, context, read))
 

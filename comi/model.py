@@ -37,6 +37,9 @@ class COMI(MergingCompressor):
     Further arguments as in MergingCompressor and Reading. Costs O(L) memory per segment beside its states.
     """
 
+    after_reading = MergingCompressor.after_reading | {
+        "coarse", "fine", "redundancy_coarse", "redundancy_fine", "alpha", "beta", "temperature", "min_group_size"}
+
     former_names = {"merge_alpha": "gain.merge_alpha", "merge_beta": "gain.merge_beta"}
 
     def __init__(self, backbone: Backbone | TinyBackbone, decoder: Stack, *, coarse: bool = True, fine: bool = True,

@@ -57,6 +57,10 @@ class RAM(MergingCompressor):
     Further arguments as in MergingCompressor and Reading. States never depend on the question: encoded once per context.
     """
 
+    after_reading = MergingCompressor.after_reading | {
+        "keep", "budget", "skim", "skim_temperature", "skim_ratio", "uniform_keep", "contrastive_weight",
+        "contrastive_temperature", "positives", "ignore_case"}
+
     def __init__(self, backbone: Backbone | TinyBackbone, decoder: Stack, *, segment_size: int = 50,
                  read: str = "segments", keep: str = "topk", budget: str = "nominal", skim: str = "query_weighted",
                  skim_temperature: float = 1.0, skimmer: nn.Module | dict | None = None,

@@ -39,7 +39,8 @@ from data.metrics import scores
 from eval import checked, checkpoint_of, from_command_line, loaded, say, source_of, tokenised
 
 OWN = ("n", "output")
-ONE_READER = {"compare": "make one map for each run", "baselines": "make one with compressor=NAME and no run"}
+ONE_READER = {"variants": "make one map for each", "compare": "make one map for each run",
+              "baselines": "make one with compressor=NAME and no run"}
 
 
 def own_problems(cfg: DictConfig, n: Any, output: Any) -> list[str]:
@@ -81,7 +82,8 @@ def make_map(cfg: DictConfig, n: int, output: str | None) -> Path:
     """
     cfg, problems = checked_keys(cfg)
     problems += own_problems(cfg, n, output)
-    cfg.examples, cfg.compare, cfg.baselines = n if isinstance(n, int) and n > 0 else 1, [], []
+    cfg.examples = n if isinstance(n, int) and n > 0 else 1
+    cfg.variants, cfg.compare, cfg.baselines = [], [], []
     [cfg], examples = checked(cfg, problems)
     backbone = build_backbone(cfg)
     tokenizer = backbone.tokenizer()

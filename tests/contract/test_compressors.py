@@ -268,3 +268,26 @@ def test_drawn_ratios_are_for_training_only(build, ragged):
     reader.eval()
     assert reader.asked_ratio == 2
     assert reader.loss(ragged).slots.tolist() == [ceil(n, 2) for n in ragged.context.lengths.tolist()]
+
+
+# ------------------------------------------------------------------ what reading looks at
+
+# Another value of every argument that some compressor declares in `after_reading`.
+OTHERWISE = {"ratio": "2", "slots": "3", "ratio_choices": "[2,8]", "ratio_draw": "sample", "slot_positions": "consecutive",
+             "keep": "random", "budget": "strict", "skim": "mean", "skim_temperature": "0.5", "skim_ratio": "5",
+             "uniform_keep": "false", "contrastive_weight": "0", "contrastive_temperature": "0.5", "positives": "answers",
+             "ignore_case": "false", "coarse": "false", "fine": "false", "redundancy_coarse": "false",
+             "redundancy_fine": "false", "alpha": "2.0", "beta": "0.5", "temperature": "2.0", "min_group_size": "1"}
+TOGETHER = {"slots": ["compressor.ratio=null"], "ratio_draw": ["compressor.ratio_choices=[2,8]"]}
+
+
+@each({name: words for name, words in VECTOR.items() if name.split("-")[0] in ("comi", "mean_pool", "ram")})
+def test_arguments_after_reading_change_nothing_that_is_read(build, overrides, ragged):
+    plain = build([*overrides, *FROZEN]).eval()
+    read = encoded_states(plain, ragged)
+    declared = type(plain.compressor).after_reading
+    assert declared
+    for key in sorted(declared):
+        other = build([*overrides, *FROZEN, f"compressor.{key}={OTHERWISE[key]}", *TOGETHER.get(key, [])]).eval()
+        other.load_state_dict(plain.state_dict())
+        assert torch.equal(encoded_states(other, ragged), read), key

@@ -9,6 +9,7 @@ from omegaconf import OmegaConf, open_dict
 
 import eval as evaluating
 import train
+from breviary.reading import Reading
 from breviary.results import PREDICTIONS, RESULTS, Predictions
 from breviary.testing import CONFIGS, compose_tiny
 from data.invented_facts import InventedFacts
@@ -112,6 +113,26 @@ def test_a_table_holds_trained_and_untouched_readers(runs, home):
     assert len({json.dumps(result["metrics"]["nll"]) for result in results}) == 4
     folders = [Path(path) for path in comi.glob("eval/*/*")] + [Path(path) for path in full.glob("eval/*/*")]
     assert len(folders) == 4 and all((folder / RESULTS).is_file() for folder in folders)
+
+
+def test_variants_equal_evaluations_of_their_own_and_read_no_context_again(runs, home, monkeypatch):
+    words, read = ["baselines=[]", "generation.max_new_tokens=2"], []  # not what other tests have evaluated
+    encode = Reading.encode
+    monkeypatch.setattr(Reading, "encode", lambda self, context: read.append(len(context.ids)) or encode(self, context))
+    together = evaluated(runs[0], home, *words, "variants=[{compressor.ratio: 2}, {compressor.coarse: false, compressor.ratio: 2}]")
+    assert sum(read) == 4
+    assert [one["reader"] for one in together] == ["comi", "comi, ratio=2", "comi, coarse=False, ratio=2"]
+    assert all(one["contexts_read"] == 4 and one["times"]["encode_ms"] > 0 for one in together)
+    for one, other in zip(together[1:], (["compressor.ratio=2"], ["compressor.ratio=2", "compressor.coarse=false"])):
+        [alone] = evaluated(runs[0], home, *words, *other)
+        assert sum(read) in (8, 12) and one["metrics"] == alone["metrics"] and one["memory_slots"] == alone["memory_slots"]
+
+
+def test_a_variant_that_reads_otherwise_reads_anew(runs, home, monkeypatch):
+    read, encode = [], Reading.encode
+    monkeypatch.setattr(Reading, "encode", lambda self, context: read.append(len(context.ids)) or encode(self, context))
+    evaluated(runs[0], home, "baselines=[]", "generation.max_new_tokens=1", "variants=[{compressor.segment_size: 8}]")
+    assert sum(read) == 8
 
 
 def test_an_evaluation_that_is_done_is_not_done_again(runs, home, monkeypatch):

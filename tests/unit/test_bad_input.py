@@ -265,6 +265,18 @@ def test_a_run_that_is_none(refused, trained_run, tmp_path):
         + ", ".join(sorted(file.stem for file in (ROOT / "configs" / "compressor").glob("*.yaml")))]
 
 
+def test_variants_that_are_none(refused, trained_run):
+    words = "[{compressor.ratoi: 8, dataset.facts: 2}, {compressor.ratio: 0}, 8, {}, {compressor.ratio: many}]"
+    comi = ["compressor=comi", "compressor.encoder_layers=2"]
+    assert refused(evaluation, f"run={trained_run}", *comi, f"variants={words}") == [
+        "variants: compressor.ratoi: unknown key; the nearest right one is compressor.ratio",
+        "variants: dataset.facts: a variant changes keys of compressor and generation, e.g. {compressor.ratio: 8}",
+        "variants: 8 names no change; each is like {compressor.ratio: 8}",
+        "variants: {} names no change; each is like {compressor.ratio: 8}",
+        "compressor.ratio=0: must be a whole number of at least 1, e.g. 4",
+        "compressor.ratio=many: must be a whole number or null, e.g. 4"]
+
+
 def test_what_a_run_does_not_have_cannot_be_changed(refused, trained_run):
     assert refused(evaluation, f"run={trained_run}", "+sed=1", "experiment=facts") == [
         "sed: no key of a run's configuration; the nearest right one is seed",
