@@ -258,6 +258,10 @@ class Reader(nn.Module):
         """The texts of `decoded`."""
         return [written.text for written in self.decoded(batch, generation)]
 
+    def answered(self, batch: Batch, generation: Generation) -> tuple[list[Decoded], LossOutput | None]:
+        """`decoded`, and `loss` where that comes of the same reading; None where it must be asked for. In evaluation."""
+        return self.decoded(batch, generation), None
+
     def footprint(self, batch: Batch) -> Footprint:
         """What the reader keeps of each context of the batch."""
         raise NotImplementedError

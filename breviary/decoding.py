@@ -14,7 +14,7 @@ from transformers import DynamicCache
 
 from breviary.contract import Decoded, Generation
 from breviary.prefilled import Prefilled
-from breviary.stack import Stack
+from breviary.stack import ReadOnlyCache, Stack
 
 
 class DecodingStream:
@@ -30,6 +30,7 @@ class DecodingStream:
         self.below: Tensor | None = None  # (B, K) valid keys of the lower layers
         self.above: Tensor | None = None
         self.next_position: Tensor | None = None  # (B,)
+        self.slots: Tensor | None = None  # (B,) int64, memory slots among the upper layers' keys
 
     def read_below(self, states: Tensor, positions: Tensor, mask: Tensor) -> Tensor:
         """First pass through the lower layers; states (B, N, D), left-padded."""
@@ -45,6 +46,16 @@ class DecodingStream:
         self.next_position = positions[:, -1] + 1
         states = self.stack.run(states, range(self.layer, len(self.stack)), positions, mask, self.cache)
         return self.stack.head(self.stack.norm(states[:, -1:]))[:, 0]
+
+    def read_on(self, ids: Tensor, mask: Tensor) -> Tensor:
+        """Logits after each of further tokens, (B, N) right-padded -> (B, N, V); the stream stays where it is."""
+        held = ReadOnlyCache([(layer.keys, layer.values) for layer in self.cache.layers])
+        positions = self.next_position[:, None] + torch.arange(ids.shape[1], device=ids.device)
+        states = self.stack.embed(ids)
+        if self.layer:
+            states = self.stack.run(states, range(self.layer), positions, torch.cat([self.below, mask], 1), held)
+        states = self.stack.run(states, range(self.layer, len(self.stack)), positions, torch.cat([self.above, mask], 1), held)
+        return self.stack.head(self.stack.norm(states))
 
     def step(self, ids: Tensor) -> Tensor:
         """One more token for every row, (B,) -> logits (B, V)."""

@@ -93,9 +93,9 @@ def _texts_and_ends(output: LossOutput, values: Tensor) -> list[list[Any]]:
 def _rows(reader: Reader, batch: Batch, scores: Callable[..., dict[str, float]], generation: Generation,
           unconditional: Mapping[str, float]) -> list[dict[str, Any]]:
     with timed_phases() as seconds:
-        written = reader.decoded(batch, generation)  # before the loss: what it reads is timed, then kept
+        written, output = reader.answered(batch, generation)
     reused = reader.context_cache.reused if reader.context_cache else [False] * len(batch)
-    output = reader.loss(batch)
+    output = reader.loss(batch) if output is None else output  # after: what answering reads is timed, then kept
     footprint = reader.footprint_of(batch, output.slots)
     times = {f"{phase}_ms": 1000 * seconds[phase] / len(batch) for phase in PHASES}
     rows = []

@@ -89,15 +89,27 @@ class CompressedReader(Reader):
                 encoded = self._encoded(main)
                 logits_BAV, memory = self._logits(main, encoded, self.compressor.labels(main) if self.training else None)
                 slots_B, parts = memory.mask.sum(1), dict(memory.losses)
-            losses_BA = (self.objective.losses(main, logits_BAV, self.decoder) if self.training
-                         else token_nll(logits_BAV, main.answer.ids)).masked_fill(~main.answer.mask, 0)
-            for name, (weight, other) in (self.objective.others(batch) if self.training else {}).items():
+            if not self.training:
+                return _told(main, logits_BAV, slots_B)
+            losses_BA = self.objective.losses(main, logits_BAV, self.decoder).masked_fill(~main.answer.mask, 0)
+            for name, (weight, other) in self.objective.others(batch).items():
                 read = encoded if other.context is main.context else self._encoded(other)
                 nll_BA = token_nll(self._logits(other, read)[0], other.answer.ids).masked_fill(~other.answer.mask, 0)
                 parts[name] = (weight * nll_BA.sum(), other.answer.mask.sum())
-        hits_BA = None if self.training else (logits_BAV.argmax(-1) == main.answer.ids) & main.answer.mask
-        tokens = () if self.training else (main.answer, losses_BA, hits_BA)
-        return LossOutput(losses_BA.sum(1), main.answer.lengths, parts, slots_B, main.context.lengths, *tokens)
+        return LossOutput(losses_BA.sum(1), main.answer.lengths, parts, slots_B, main.context.lengths)
+
+    @torch.no_grad()
+    def answered(self, batch: Batch, generation: Generation) -> tuple[list[Decoded], LossOutput]:
+        """What is written, and the reference's likelihood; the decoder reads memory and question once for both."""
+        main = self.objective.main(batch)
+        with self.precision():
+            stream, first_BV = self.open(batch)
+            layout = Layout.of([main.answer.mask], round_to=1)
+            further_BAV = stream.read_on(layout.place([main.answer.ids]), layout.mask)
+            logits_BAV = layout.take(torch.cat([first_BV[:, None], further_BAV[:, :-1]], 1), 0).float()
+            with phase("decode"):
+                written = write(first_BV, stream.step, generation, self.tokenizer, self.all_steps, self.decoder.end_ids)
+        return written, _told(main, logits_BAV, stream.slots)
 
     @torch.no_grad()
     def decoded(self, batch: Batch, generation: Generation, encoded: Encoded | None = None,
@@ -142,11 +154,13 @@ class CompressedReader(Reader):
         if prefilled is not None:
             with phase("prefill"):
                 upper, states, positions = self._behind(parts[1:], prefilled, lower, states, positions, "left")
+                stream.slots = prefilled.slots
                 return stream, stream.read_above(states, positions, torch.cat([prefilled.mask, upper.mask], 1), prefilled)
         if memory is None:
             memory = self._memory(batch, self._encoded(batch) if encoded is None else encoded, lower, states)
         with phase("prefill"):
             upper, states, positions = self._upper(parts, memory, lower, states, positions, "left")
+            stream.slots = memory.mask.sum(1)
             return stream, stream.read_above(states, positions, upper.mask)
 
     @torch.no_grad()
@@ -304,3 +318,10 @@ class CompressedReader(Reader):
     def precision(self) -> contextlib.AbstractContextManager:
         """As Stack.precision."""
         return self.decoder.precision()
+
+
+def _told(main: Batch, logits: Tensor, slots: Tensor) -> LossOutput:
+    """The negative log likelihood of what is asked, in evaluation; logits (B, A, V) float32, slots (B,)."""
+    nll_BA = token_nll(logits, main.answer.ids).masked_fill(~main.answer.mask, 0)
+    hits_BA = (logits.argmax(-1) == main.answer.ids) & main.answer.mask
+    return LossOutput(nll_BA.sum(1), main.answer.lengths, {}, slots, main.context.lengths, main.answer, nll_BA, hits_BA)

@@ -7,9 +7,9 @@ import torch
 
 from breviary.budget import Budget
 from breviary.checkpoint import load_trained, save_trained
-from breviary.contract import Context, Question
+from breviary.contract import Context, Generation, Question
 from breviary.testing import compressor_forms, disturb, greedy_ids
-from breviary.vector_reader import ContextCache
+from breviary.vector_reader import CompressedReader, ContextCache
 
 ALL, VECTOR = compressor_forms(), compressor_forms(only_compressors=True)
 MERGING = {name: overrides for name, overrides in VECTOR.items() if name.split("-")[0] in ("comi", "mean_pool")}
@@ -185,6 +185,29 @@ def test_kept_contexts_equal_contexts_read_anew(build, overrides, ragged_example
             assert greedy_ids(reader, collate(examples)) == ids
     assert reused[0] == [False, False, True, False]
     assert reused[1] == [True, False, False]
+
+
+@each(ANY)
+def test_an_answer_comes_with_the_likelihood_that_the_loss_tells(build, overrides, ragged_examples, collate):
+    """Both sides of padding, contexts kept and not; None where a reader must be asked for its loss."""
+    reader = build(overrides).eval()
+    disturb(reader)
+    generation = Generation(max_new_tokens=4)
+    for side in ("right", "left"):
+        batch = collate(ragged_examples, side=side)
+        with torch.no_grad():
+            wanted, ids = reader.loss(batch), [one.ids for one in reader.decoded(batch, generation)]
+            for cache in (None, reader.new_context_cache and reader.new_context_cache(len(batch))):
+                reader.context_cache = cache
+                written, told = reader.answered(batch, generation)
+                assert [one.ids for one in written] == ids
+                assert (told is None) != isinstance(reader, CompressedReader)
+                if told is not None:
+                    torch.testing.assert_close(told.nll, wanted.nll, rtol=1e-5, atol=1e-6)
+                    torch.testing.assert_close(told.token_nll, wanted.token_nll, rtol=1e-4, atol=1e-5)
+                    for name in ("tokens", "slots", "context_tokens", "token_hits"):
+                        assert torch.equal(getattr(told, name), getattr(wanted, name)), name
+            reader.context_cache = None
 
 
 # ------------------------------------------------------------------ budgets
