@@ -8,7 +8,7 @@ from time import perf_counter
 import torch
 
 from breviary.context_cache import context_keys
-from breviary.contract import Compressor, Context, Encoded, Tokens
+from breviary.contract import Compressor, Context, Encoded
 from breviary.runtime import spent, synchronise
 
 LIMIT_BYTES = 4 * 2**30  # of 7 MB a context of 3,000 tokens of SmolLM2-135M in float32, joining at depth
@@ -37,7 +37,7 @@ class Readings:
         found = {b: self._kept[key][0].to(device) for b, key in enumerate(keys) if key in self._kept}
         if missing:
             rows = torch.tensor(missing, device=device)
-            own = Tokens(context.ids, context.mask).rows(rows)
+            own = context.rows(rows)
             synchronise()
             start = perf_counter()
             read = compressor.encode(Context(own.ids, own.mask, context.prefix.rows(rows))).split()
