@@ -91,7 +91,8 @@ class MergingCompressor(BudgetedCompressor):
                 found.append(f"compressor.{key}={settings[key]}: allowed are {', '.join(values)}")
         layers = backbone.config.num_hidden_layers
         most = layers - (settings["join"] == "depth")  # at depth at least one layer must see the slots
-        if not 1 <= settings["encoder_layers"] <= most:
+        its_own = settings["encoder"] is not None and settings["join"] == "input"  # whose layers are looked at below
+        if not its_own and not 1 <= settings["encoder_layers"] <= most:
             found.append(f"compressor.encoder_layers={settings['encoder_layers']}: must be from 1 to {most} "
                          f"for this backbone of {layers} layers, e.g. {min(8, most)}")
         if settings["join"] == "input" and not 1 <= settings["lsa_layers"] <= layers:
@@ -120,9 +121,9 @@ class MergingCompressor(BudgetedCompressor):
         found = encoder.problems()
         if found:
             return [problem.replace("backbone.path", "compressor.encoder") for problem in found]
-        if settings["encoder_layers"] > encoder.config.num_hidden_layers:
-            found.append(f"compressor.encoder_layers={settings['encoder_layers']}: compressor.encoder="
-                         f"{settings['encoder']} has {encoder.config.num_hidden_layers} layers; give at most so many")
+        if not 1 <= settings["encoder_layers"] <= encoder.config.num_hidden_layers:
+            found.append(f"compressor.encoder_layers={settings['encoder_layers']}: must be from 1 to "
+                         f"{encoder.config.num_hidden_layers}, the layers of compressor.encoder={settings['encoder']}")
         widths = encoder.config.hidden_size, backbone.config.hidden_size
         if widths[0] != widths[1] and settings["alignment"] not in ("linear", "linear_lsa"):
             found.append(f"compressor.encoder={settings['encoder']}: its width {widths[0]} differs from the decoder's "

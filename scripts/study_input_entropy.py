@@ -30,19 +30,18 @@ from hydra.utils import instantiate
 from omegaconf import DictConfig
 
 from breviary.backbone import TRAIN_MODES, Backbone
-from breviary.checks import attempted, run_for_people, tells_mistakes
+from breviary.checks import run_for_people, tells_mistakes
 from breviary.entropy import LN2, EntropyReader, text_measures
 from breviary.keys import known_keys
 from breviary.results import environment
-from breviary.small_models import SmallModel, train_tokenizer, trained_model
-from data.documents import AS_IS, TextDocument, documents, rungs, transformed
+from breviary.small_models import SmallModel, trained_model
+from data.documents import AS_IS, TextDocument, rungs, transformed
 from data.text_sources import Source
 from scripts import study_parts as parts
 from scripts.study_correlations import correlations, means, regressions
 from scripts.study_figures import entropy_figures
 
 NAME = "study/input_entropy"
-TOKENIZER_CHARACTERS = 400_000  # of each domain that the tokenizer is trained on
 
 
 def problems_of(cfg: DictConfig) -> list[str]:
@@ -75,15 +74,7 @@ def problems_of(cfg: DictConfig) -> list[str]:
 def gathered(cfg: DictConfig, sources: dict[str, list[Source]]) -> tuple[Any, dict[str, list[TextDocument]],
                                                                          list[TextDocument]]:
     """Tokenizer, documents for training by domain, and held-out documents with their ladder."""
-    learned, kept = parts.both_sides(sources, cfg.held_out)
-    pieces = [text[:TOKENIZER_CHARACTERS] for text in ("\n".join(s.text for s in items) for items in learned.values())]
-    tokenizer = train_tokenizer(pieces, cfg.vocabulary)
-    told: list[str] = []
-    train = {name: attempted(told, documents, name, items, tokenizer, cfg.tokens, cfg.train_documents, 0)
-             for name, items in learned.items()}
-    test = {name: attempted(told, documents, name, items, tokenizer, cfg.tokens, cfg.test_documents, 0)
-            for name, items in kept.items()}
-    parts.refuse(told)
+    tokenizer, train, test = parts.documents_of(cfg, sources)
     names = rungs(cfg.ladder.repeats, cfg.ladder.windows, cfg.ladder.shares)
     ladder = [transformed(document, rung, tokenizer, cfg.tokens, 0) for items in test.values()
               for document in items[: cfg.ladder.documents] for rung in names]

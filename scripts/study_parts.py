@@ -21,14 +21,14 @@ import eval as evaluating
 import train as training
 from breviary.build import build_backbone
 from breviary.checks import Problems, attempted
-from breviary.contract import Example, Generation
+from breviary.contract import Example, Generation, Reader
 from breviary.distributed import rank
 from breviary.evaluation import evaluate
 from breviary.results import write_json, write_text
 from breviary.runs import FINISHED, best_checkpoint, config_hash, load_config
-from breviary.small_models import SmallModel
+from breviary.small_models import SmallModel, train_tokenizer
 from data.collate import Collator
-from data.documents import TextDocument, held_out
+from data.documents import TextDocument, documents, held_out
 from data.metrics import scores
 from data.text_sources import Source
 
@@ -37,7 +37,9 @@ QUALITIES = ("neg_ce", "gain", "normalised_gain", "accuracy", "free_accuracy", "
              "edit_similarity")
 BESIDE = ("ce", "ce_unconditional", "bits_per_byte", "end_rate", "sequence_em")  # told as well
 TASK = "Restate the text."
+TOKENIZER_CHARACTERS = 400_000  # of each domain that the tokenizer is trained on
 Sources = dict[str, list[Source]]
+Documents = dict[str, list[TextDocument]]
 
 
 def say(text: str) -> None:
@@ -102,6 +104,19 @@ def both_sides(sources: Mapping[str, Sequence[Source]], share: float) -> tuple[S
 # ------------------------------------------------------------------ tokens and models
 
 
+def documents_of(cfg: DictConfig, sources: Sources) -> tuple[Any, Documents, Documents]:
+    """(tokenizer, documents to learn from, documents held out), by domain; what is lacking of any is told at once."""
+    learned, kept = both_sides(sources, cfg.held_out)
+    pieces = [text[:TOKENIZER_CHARACTERS] for text in ("\n".join(s.text for s in items) for items in learned.values())]
+    tokenizer = train_tokenizer(pieces, cfg.vocabulary)
+    told: list[str] = []
+    train, test = ({name: attempted(told, documents, name, items, tokenizer, cfg.tokens, number, 0)
+                    for name, items in side.items()}
+                   for side, number in ((learned, cfg.train_documents), (kept, cfg.test_documents)))
+    refuse(told)
+    return tokenizer, train, test
+
+
 def sequences(documents: Sequence[TextDocument], tokenizer: Any) -> torch.Tensor:
     """(N, n + 2) int64: each document between BOS and the end token."""
     rows = tokenizer([d.text for d in documents], add_special_tokens=False, split_special_tokens=True)["input_ids"]
@@ -146,21 +161,25 @@ def losses(run: Path) -> list[dict[str, float]]:
     return [{"step": row["step"], "loss": row["loss"]} for row in rows if "loss" in row]
 
 
+def opened(run: Path, documents: Sequence[TextDocument], batch_size: int) -> tuple[DictConfig, Reader, Any]:
+    """A run's configuration, its reader, and the documents as it reads them."""
+    cfg = load_config(run)
+    with open_dict(cfg):
+        cfg.split, cfg.eval_batch_size = "test", batch_size  # what eval.py's own keys say
+    backbone = build_backbone(cfg)
+    items = evaluating.tokenised(cfg, backbone, [Example(d.doc_id, d.text, TASK, (d.text,)) for d in documents])
+    return cfg, evaluating.loaded(cfg, backbone, best_checkpoint(run)), items
+
+
 def restored(run: Path, documents: Sequence[TextDocument], batch_size: int,
              known: dict[Any, Any]) -> dict[str, dict[str, float]]:
     """{doc_id: every quality, ce, ce_unconditional, bits_per_byte, end_rate} of a run's reader on documents.
 
     `known` keeps what decoders without memory spend, as in eval.without_memory.
     """
-    cfg = load_config(run)
-    with open_dict(cfg):
-        cfg.split, cfg.eval_batch_size = "test", batch_size  # what eval.py's own keys say
-    examples = [Example(d.doc_id, d.text, TASK, (d.text,)) for d in documents]
-    backbone = build_backbone(cfg)
-    items = evaluating.tokenised(cfg, backbone, examples)
-    unconditional = evaluating.without_memory(cfg, backbone, items, known)
-    reader = evaluating.loaded(cfg, backbone, best_checkpoint(run))
-    collate = Collator(backbone.tokenizer().pad_token_id or 0)
+    cfg, reader, items = opened(run, documents, batch_size)
+    unconditional = evaluating.without_memory(cfg, build_backbone(cfg), items, known)
+    collate = Collator(reader.tokenizer.pad_token_id or 0)
     return {row["id"]: qualities(row)
             for rows in evaluate(reader, items, collate, scores, Generation(**cfg.generation), batch_size,
                                  unconditional=unconditional) for row in rows}

@@ -199,7 +199,7 @@ def test_a_folder_that_is_no_backbone(refused, tmp_path):
 def test_an_encoder_of_another_width(refused, tmp_path):
     path = folder(tmp_path / "wide", width=128, layers=1, vocabulary=300)
     assert refused(training, *SMALL, f"compressor.encoder={path}") == [
-        f"compressor.encoder_layers=2: compressor.encoder={path} has 1 layers; give at most so many",
+        f"compressor.encoder_layers=2: must be from 1 to 1, the layers of compressor.encoder={path}",
         f"compressor.encoder={path}: its width 128 differs from the decoder's 64, which compressor.alignment=lsa cannot "
         "bridge; give an encoder of the same width, or compressor.alignment=linear_lsa (or linear)",
         f"compressor.encoder={path}: embeds 300 tokens, and its tokenizer has 512; give the folder the tokenizer that the "
