@@ -84,6 +84,14 @@ def from_command_line(cfg: DictConfig, own: tuple[str, ...] = ()) -> DictConfig:
     return settle(cfg, words)
 
 
+def of_one_reader(cfg: DictConfig, instead: str) -> DictConfig:
+    """The configuration of a command that measures one reader; raises Problems where it asks for further ones."""
+    further = [f"{key}={list(cfg[key])}: {instead}" for key in ("variants", "compare") if cfg[key]]
+    if further:
+        raise Problems(further)
+    return cfg
+
+
 def source_of(cfg: DictConfig) -> str:
     """Where the split's examples come from: a file, or the class that makes them."""
     return cfg.dataset.get(cfg.split) or cfg.dataset._target_

@@ -39,7 +39,7 @@ from breviary.keys import checked_keys, with_run_keys
 from breviary.results import environment, write_json
 from breviary.statistics import interval, paired_bootstrap
 from data.collate import Collator
-from eval import checked, checkpoint_of, loaded, say, settle, tokenised
+from eval import checked, checkpoint_of, loaded, of_one_reader, say, settle, tokenised
 from ram.labels import positive_segments
 from ram.segments import cut, select_segments
 
@@ -99,7 +99,7 @@ def settled(run: str, words: list[str]) -> DictConfig:
     """The run's configuration for evaluation, `words` changed in it."""
     overrides = [f"run={run}", *words, "baselines=[]"]
     with initialize_config_dir(str(ROOT / "configs"), version_base="1.3"):
-        cfg = settle(compose("eval", with_run_keys(overrides)), overrides)
+        cfg = of_one_reader(settle(compose("eval", with_run_keys(overrides)), overrides), "name further runs, or call this again")
     if "segment_size" not in cfg.compressor or "keep" not in cfg.compressor:
         raise Problems([f"{run}: compressor {cfg.compressor._target_} ranks no segments; give a run of compressor=ram"])
     return cfg

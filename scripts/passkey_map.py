@@ -40,7 +40,7 @@ from breviary.results import environment, write_json
 from breviary.statistics import interval
 from data.collate import Collator
 from data.metrics import scores
-from eval import checked, checkpoint_of, loaded, say, settle, tokenised
+from eval import checked, checkpoint_of, loaded, of_one_reader, say, settle, tokenised
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -86,7 +86,7 @@ def settled(run: str, words: list[str]) -> DictConfig:
     """The run's configuration for evaluation, `words` changed in it; checked."""
     overrides = [f"run={run}", *words, "baselines=[]"]
     with initialize_config_dir(str(ROOT / "configs"), version_base="1.3"):
-        cfg = settle(compose("eval", with_run_keys(overrides)), overrides)
+        cfg = of_one_reader(settle(compose("eval", with_run_keys(overrides)), overrides), "name further runs, or call this again")
     if "context_words" not in cfg.dataset:
         raise Problems([f"{run}: trained on {cfg.dataset._target_}; give a run of dataset=passkey, or dataset=passkey as well"])
     cfg, problems = checked_keys(cfg)

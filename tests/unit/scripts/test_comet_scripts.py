@@ -24,7 +24,7 @@ def run(monkeypatch, tmp_path, capsys):
     return folder
 
 
-def test_a_map_has_a_cell_for_every_length_and_depth(run, tmp_path):
+def test_a_map_has_a_cell_for_every_length_and_depth(run, tmp_path, capsys):
     passkey_map.main([str(run), "--words", "60", "90", "--depths", "0", "1", "--examples", "3", "--output",
                       str(tmp_path / "map"), f"paths.cache={tmp_path}/cache"])
     [found] = json.loads((tmp_path / "map.json").read_text())["runs"]
@@ -32,6 +32,9 @@ def test_a_map_has_a_cell_for_every_length_and_depth(run, tmp_path):
     assert all(0 <= cell["em"]["low"] <= cell["em"]["value"] <= cell["em"]["high"] <= 1 for cell in found["cells"])
     assert found["cells"][0]["tokens"] < found["cells"][2]["tokens"] and found["trained_words"] == 60
     assert (tmp_path / "map.png").read_bytes().startswith(b"\x89PNG")
+    with pytest.raises(SystemExit):
+        passkey_map.main([str(run), "compare=[a/run]"])
+    assert "compare=['a/run']: name further runs, or call this again" in capsys.readouterr().err
 
 
 def test_a_text_is_read_kept_and_asked_again(run, tmp_path, capsys):

@@ -76,6 +76,13 @@ def test_a_run_that_ranks_no_segments_is_refused(monkeypatch, tmp_path, capsys):
     assert ended.value.code == 2 and "ranks no segments" in capsys.readouterr().err
 
 
+def test_further_readers_are_refused(run, capsys):
+    with pytest.raises(SystemExit) as ended:
+        gold_recall.main([str(run), "variants=[{compressor.ratio: 8}]"])
+    assert ended.value.code == 2
+    assert "variants=[{'compressor.ratio': 8}]: name further runs, or call this again" in capsys.readouterr().err
+
+
 def test_curves_hold_every_logged_number(run, tmp_path, capsys):
     curves.main([str(run), "--output", str(tmp_path / "curves.png")])
     assert (tmp_path / "curves.png").read_bytes().startswith(b"\x89PNG")
