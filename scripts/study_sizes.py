@@ -44,6 +44,7 @@ from scripts.size_tables import SETTING, pareto, size_table, swaps
 
 NAME = "study/sizes"
 PHASES = ("encode", "compress", "prefill", "decode")
+OWN = ("layers", "width", "heads", "learning_rate")  # what a size may say of its own
 WHOLE = 0  # the rate of the decoder that reads the whole text
 
 
@@ -53,9 +54,9 @@ def problems_of(cfg: DictConfig) -> list[str]:
     if len(cfg.sizes) < 2:
         found.append(f"sizes={list(cfg.sizes)}: must be at least two, or there is nothing to compare")
     for name, shape in cfg.sizes.items():
-        unknown = sorted(set(shape) - {"layers", "width", "heads"})
+        unknown = sorted(set(shape) - set(OWN))
         if unknown:
-            found.append(f"sizes.{name}: has {', '.join(unknown)}; allowed are layers, width, heads")
+            found.append(f"sizes.{name}: has {', '.join(unknown)}; allowed are {', '.join(OWN)}")
         else:
             found += SmallModel(**{**cfg.model, **shape}).problems(f"sizes.{name}")
     for key, least in (("documents", 1), ("written", 1), ("rounds", 1), ("tokens", max(cfg.rates, default=1))):
@@ -91,10 +92,11 @@ def measured(cfg: DictConfig) -> tuple[list[dict[str, Any]], list[dict[str, Any]
     for seed in cfg.seeds:
         models = language_models(cfg, tokenizer, train, home, seed)
         for rate, encoder, decoder in itertools.product(cfg.rates, cfg.sizes, cfg.sizes):
-            layers = {**cfg.model, **cfg.sizes[encoder]}["layers"]
-            name = f"size-{encoder}-{decoder}-{rate}x"
-            run = parts.autoencoder(cfg, models[encoder], models[decoder], rate,
-                                    [f"compressor.encoder_layers={layers}"], file, seed, name)
+            own, other = ({**cfg.model, **cfg.sizes[size]} for size in (encoder, decoder))
+            words = [f"compressor.encoder_layers={own['layers']}",
+                     f"train.learning_rate={min(own['learning_rate'], other['learning_rate'])}"]
+            run = parts.autoencoder(cfg, models[encoder], models[decoder], rate, words, file, seed,
+                                    f"size-{encoder}-{decoder}-{rate}x")
             runs.setdefault((encoder, decoder, rate), run)
             setting = dict(zip(SETTING, (encoder, decoder, rate, seed)))
             curves += [{**setting, **row} for row in parts.losses(run)]

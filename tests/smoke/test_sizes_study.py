@@ -12,7 +12,7 @@ from study_calls import called
 
 SMALL = ["tokens=16", "vocabulary=280", "held_out=0.5", "train_documents=24", "test_documents=4", "rates=[4]",
          "seeds=[0]", "resamples=40", "eval_batch_size=32",
-         "sizes={small: {layers: 1, width: 16, heads: 2}, large: {layers: 2, width: 32, heads: 2}}",
+         "sizes={small: {layers: 1, width: 16, heads: 2}, large: {layers: 2, width: 32, heads: 2, learning_rate: 1e-3}}",
          "model.steps=3", "model.batch_size=4", "timed={tokens: 24, documents: 2, written: 3, rounds: 2}",
          *(f"~domains.{name}" for name in ("stories", "meetings", "contracts", "reports", "encyclopaedia", "papers",
                                            "code")),
@@ -74,7 +74,7 @@ def test_the_configuration_is_sound():
 
 @pytest.mark.parametrize("words, sentence", [
     (["~sizes.large"], "at least two"),
-    (["+sizes.large.depth=3"], "allowed are layers, width, heads"),
+    (["+sizes.large.depth=3"], "allowed are layers, width, heads, learning_rate"),
     (["sizes.large.width=15"], "multiple of 2 * heads"),
     (["rates=[17]"], "shorter than one group"),
     (["timed.rounds=0"], "at least 1"),
