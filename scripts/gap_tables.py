@@ -13,7 +13,7 @@ import numpy as np
 from matplotlib import pyplot
 
 from breviary.statistics import holm, paired_bootstrap, pearson, regression, spearman
-from scripts.study_parts import QUALITIES, write_csv
+from scripts.study_parts import QUALITIES, mean_by_document, write_csv
 
 RANDOM = "random"
 GAPS = ("mix_distance", "kl", "nll", "cka")
@@ -78,11 +78,8 @@ def gap_regressions(table: Sequence[Row]) -> Iterator[Row]:
 
 def by_document(rows: Sequence[Row], metric: str, part: str, **cell: str) -> dict[str, float]:
     """{doc_id: the metric's mean over seeds} of one cell."""
-    values: dict[str, list[float]] = {}
-    for row in rows:
-        if part in ("all", row["part"]) and all(row[key] == value for key, value in cell.items()):
-            values.setdefault(row["doc_id"], []).append(row[metric])
-    return {doc: float(np.mean(own)) for doc, own in values.items()}
+    return mean_by_document([row for row in rows if part in ("all", row["part"])
+                             and all(row[key] == value for key, value in cell.items())], metric)
 
 
 def compared(one: dict[str, float], other: dict[str, float], resamples: int) -> dict[str, float]:

@@ -14,6 +14,7 @@ import numpy as np
 from matplotlib import pyplot
 
 from breviary.statistics import paired_bootstrap
+from scripts.study_parts import mean_by_document
 
 SETTING = ("encoder", "decoder", "rate", "seed")
 KIND = SETTING[:3]
@@ -30,14 +31,6 @@ def by_kind(rows: Sequence[Row]) -> dict[tuple, list[Row]]:
     return found
 
 
-def by_document(rows: Sequence[Row], metric: str) -> dict[str, float]:
-    """{doc_id: the metric's mean over seeds} of one kind's rows."""
-    values: dict[str, list[float]] = {}
-    for row in rows:
-        values.setdefault(row["doc_id"], []).append(row[metric])
-    return {doc: float(np.mean(own)) for doc, own in values.items()}
-
-
 def size_table(rows: Sequence[Row], times: Sequence[Row], written: int, resamples: int) -> list[Row]:
     """sizes.csv: a row for each encoder, decoder and rate: means over documents and seeds with 95% bootstrap intervals
     over documents, weights, milliseconds (medians over rounds), and times over the whole text's (medians of the ratios
@@ -48,7 +41,7 @@ def size_table(rows: Sequence[Row], times: Sequence[Row], written: int, resample
         told = {"encoder": encoder, "decoder": decoder, "rate": rate, "seeds": len({row["seed"] for row in own}),
                 "n": len({row["doc_id"] for row in own})}
         for metric in TOLD:
-            about = paired_bootstrap(np.array(list(by_document(own, metric).values())), resamples, 0)
+            about = paired_bootstrap(np.array(list(mean_by_document(own, metric).values())), resamples, 0)
             told |= {metric: about["value"], f"{metric}_lo": about["low"], f"{metric}_hi": about["high"]}
         rounds = [(row, timed[None, decoder, 0, row["round"]]) for row in times
                   if tuple(row[key] for key in KIND) == (encoder, decoder, rate)]
@@ -78,7 +71,7 @@ def swaps(rows: Sequence[Row], sizes: Sequence[str], resamples: int) -> Iterator
     for rate in dict.fromkeys(row["rate"] for row in rows):
         for large in sizes[1:]:
             for metric in COMPARED:
-                both, encoder, decoder = (by_document(kinds[(*pair, rate)], metric)
+                both, encoder, decoder = (mean_by_document(kinds[(*pair, rate)], metric)
                                           for pair in ((small, small), (large, small), (small, large)))
                 for what, one, other in (("larger encoder", encoder, both), ("larger decoder", decoder, both),
                                          ("decoder minus encoder", decoder, encoder)):

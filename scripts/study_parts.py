@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import csv
 import json
+import math
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -202,6 +203,14 @@ def write_csv(file: Path, rows: Sequence[Mapping[str, Any]]) -> None:
         writer = csv.DictWriter(stream, list(rows[0]), lineterminator="\n")
         writer.writeheader()
         writer.writerows({key: shown(value) for key, value in row.items()} for row in rows)
+
+
+def mean_by_document(rows: Sequence[Mapping[str, Any]], metric: str) -> dict[str, float]:
+    """{doc_id: the metric's mean over the rows of this document}: over seeds, where rows are of one setting."""
+    values: dict[str, list[float]] = {}
+    for row in rows:
+        values.setdefault(row["doc_id"], []).append(row[metric])
+    return {doc: math.fsum(own) / len(own) for doc, own in values.items()}
 
 
 def shown(value: Any) -> Any:
