@@ -19,7 +19,7 @@ from scripts.study_parts import mean_by_document
 SETTING = ("encoder", "decoder", "rate", "seed")
 KIND = SETTING[:3]
 TOLD = ("accuracy", "normalised_gain", "ce", "bits_per_byte", "free_accuracy", "bleu", "rouge_l", "edit_similarity")
-COMPARED = ("accuracy", "normalised_gain", "bleu")
+COMPARED = ("accuracy", "normalised_gain", "bits_per_byte", "bleu")  # of other vocabularies the last two alone
 Row = dict[str, Any]
 
 
@@ -33,13 +33,13 @@ def by_kind(rows: Sequence[Row]) -> dict[tuple, list[Row]]:
 
 def size_table(rows: Sequence[Row], times: Sequence[Row], written: int, resamples: int) -> list[Row]:
     """sizes.csv: a row for each encoder, decoder and rate: means over documents and seeds with 95% bootstrap intervals
-    over documents, weights, milliseconds (medians over rounds), and times over the whole text's (medians of the ratios
+    over documents, slots (of the encoder's tokens), weights, milliseconds (medians over rounds), and times over the whole text's (medians of the ratios
     within rounds): first_token for reading, compressing and the decoder's first step, decode for a token written."""
     timed = {tuple(row[key] for key in ("encoder", "decoder", "rate", "round")): row for row in times}
     table = []
     for (encoder, decoder, rate), own in by_kind(rows).items():
         told = {"encoder": encoder, "decoder": decoder, "rate": rate, "seeds": len({row["seed"] for row in own}),
-                "n": len({row["doc_id"] for row in own})}
+                "n": len({row["doc_id"] for row in own}), "slots": statistics.fmean(row["memory_slots"] for row in own)}
         for metric in TOLD:
             about = paired_bootstrap(np.array(list(mean_by_document(own, metric).values())), resamples, 0)
             told |= {metric: about["value"], f"{metric}_lo": about["low"], f"{metric}_hi": about["high"]}
@@ -63,20 +63,20 @@ def first_ms(row: Row) -> float:
 def swaps(rows: Sequence[Row], sizes: Sequence[str], resamples: int) -> Iterator[Row]:
     """swaps.csv: paired differences over documents (means over seeds) between pairs of one rate.
 
-    From the first size on both sides: what a larger encoder gives, what a larger decoder gives, and the second minus the
-    first: which of the two larger sizes should be used where only one can be.
+    From the first size on both sides: what another encoder gives, what another decoder gives, and the second minus the
+    first: on which of the two sides the other size should be used where only one can be.
     """
     kinds = by_kind(rows)
-    small = sizes[0]
+    first = sizes[0]
     for rate in dict.fromkeys(row["rate"] for row in rows):
-        for large in sizes[1:]:
+        for other in sizes[1:]:
             for metric in COMPARED:
                 both, encoder, decoder = (mean_by_document(kinds[(*pair, rate)], metric)
-                                          for pair in ((small, small), (large, small), (small, large)))
-                for what, one, other in (("larger encoder", encoder, both), ("larger decoder", decoder, both),
-                                         ("decoder minus encoder", decoder, encoder)):
-                    differences = np.array([one[doc] - other[doc] for doc in sorted(both)])
-                    yield {"rate": rate, "large": large, "metric": metric, "what": what, "n": len(differences),
+                                          for pair in ((first, first), (other, first), (first, other)))
+                for what, high, low in (("encoder", encoder, both), ("decoder", decoder, both),
+                                        ("decoder minus encoder", decoder, encoder)):
+                    differences = np.array([high[doc] - low[doc] for doc in sorted(both)])
+                    yield {"rate": rate, "other": other, "metric": metric, "what": what, "n": len(differences),
                            **paired_bootstrap(differences, resamples, 0)}
 
 

@@ -36,7 +36,7 @@ from data.text_sources import Source
 # Quality of a reconstruction, larger is better; each is a column of the tables.
 QUALITIES = ("neg_ce", "gain", "normalised_gain", "accuracy", "free_accuracy", "prefix_em", "bleu", "rouge_l",
              "edit_similarity")
-BESIDE = ("ce", "ce_unconditional", "bits_per_byte", "end_rate", "sequence_em")  # told as well
+BESIDE = ("ce", "ce_unconditional", "bits_per_byte", "end_rate", "sequence_em", "memory_slots")  # told as well
 TASK = "Restate the text."
 TOKENIZER_CHARACTERS = 400_000  # of each domain that the tokenizer is trained on
 Sources = dict[str, list[Source]]
@@ -63,13 +63,19 @@ def common_problems(cfg: DictConfig) -> list[str]:
         if not isinstance(rate, int) or rate < 1 or rate > cfg.tokens:
             found.append(f"rate {rate}: documents of tokens={cfg.tokens} would be shorter than one group; give whole "
                          f"numbers from 1 to {cfg.tokens}, e.g. 4")
-    if cfg.vocabulary < 258:
-        found.append(f"vocabulary={cfg.vocabulary}: must be at least 258 (all bytes and two special tokens), e.g. 1024")
+    found += vocabulary_problems(cfg.vocabulary, "vocabulary")
     if not cfg.seeds:
         found.append("seeds is empty; give at least one, e.g. [0]")
     if not 0 < cfg.held_out < 1:
         found.append(f"held_out={cfg.held_out}: a share of the sources above 0 and below 1, e.g. 0.4")
     return found
+
+
+def vocabulary_problems(size: Any, key: str) -> list[str]:
+    """What is wrong with a vocabulary's size, `key` in the configuration."""
+    if isinstance(size, int) and size >= 258:
+        return []
+    return [f"{key}={size}: must be a whole number of at least 258 (all bytes and two special tokens), e.g. 1024"]
 
 
 def sources_of(texts: DictConfig, problems: list[str]) -> dict[str, list[Source]]:
@@ -189,7 +195,7 @@ def restored(run: Path, documents: Sequence[TextDocument], batch_size: int,
 def qualities(row: Mapping[str, Any]) -> dict[str, float]:
     """One prediction's columns: see data.restoration.Restoration for what each means."""
     ratios = {name: top / bottom for name, (top, bottom) in row["ratios"].items() if bottom}
-    found = {"neg_ce": -ratios["ce"], "ce": ratios["ce"], **row["scores"], **ratios}
+    found = {"neg_ce": -ratios["ce"], "ce": ratios["ce"], "memory_slots": row["memory_slots"], **row["scores"], **ratios}
     return {name: found[name] for name in (*QUALITIES, *BESIDE)}
 
 

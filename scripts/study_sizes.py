@@ -3,8 +3,8 @@
     python scripts/study_sizes.py [key=value ...]          configs/study/sizes.yaml has the keys
     python scripts/study_sizes.py tables=true              tables and figure again, from per_doc.parquet and times.csv
 
-Language models of several sizes are trained from scratch on the same text; every pair of them becomes an autoencoder at
-every rate, under one budget. OUTPUT/per_doc.parquet has a row a document and setting, times.csv a row a round and setting;
+Language models of several sizes (or vocabularies) are trained from scratch on the same sources; every pair of them becomes
+an autoencoder at every rate, under one budget. OUTPUT/per_doc.parquet has a row a document and setting, times.csv a row a round and setting;
 sizes.csv, swaps.csv and pareto.png are made of them. Time is told against the same decoder's that reads the whole text.
 """
 
@@ -28,7 +28,7 @@ os.environ.setdefault("HYDRA_FULL_ERROR", "1")  # errors reach run_for_people, w
 
 import hydra
 import torch
-from omegaconf import DictConfig
+from omegaconf import DictConfig, OmegaConf
 
 import eval as evaluating
 from breviary.checks import attempted, run_for_people, tells_mistakes
@@ -44,7 +44,7 @@ from scripts.size_tables import SETTING, pareto, size_table, swaps
 
 NAME = "study/sizes"
 PHASES = ("encode", "compress", "prefill", "decode")
-OWN = ("layers", "width", "heads", "learning_rate")  # what a size may say of its own
+OWN = ("layers", "width", "heads", "learning_rate", "vocabulary")  # what a size may say of its own
 WHOLE = 0  # the rate of the decoder that reads the whole text
 
 
@@ -58,19 +58,32 @@ def problems_of(cfg: DictConfig) -> list[str]:
         if unknown:
             found.append(f"sizes.{name}: has {', '.join(unknown)}; allowed are {', '.join(OWN)}")
         else:
-            found += SmallModel(**{**cfg.model, **shape}).problems(f"sizes.{name}")
+            found += shape_of(cfg, name).problems(f"sizes.{name}")
+            found += parts.vocabulary_problems(shape.get("vocabulary", cfg.vocabulary), f"sizes.{name}.vocabulary")
     for key, least in (("documents", 1), ("written", 1), ("rounds", 1), ("tokens", max(cfg.rates, default=1))):
         if not isinstance(cfg.timed[key], int) or cfg.timed[key] < least:
             found.append(f"timed.{key}={cfg.timed[key]}: must be a whole number of at least {least}")
     return found
 
 
-def language_models(cfg: DictConfig, tokenizer: Any, train: parts.Documents, home: Path, seed: int) -> dict[str, Path]:
-    """{size: folder}, each trained on the same documents in the same order."""
-    ids = parts.sequences([d for items in train.values() for d in items], tokenizer)
+def shape_of(cfg: DictConfig, size: str) -> SmallModel:
+    """Shape and training of a size's language model."""
+    return SmallModel(**{**cfg.model, **{key: value for key, value in cfg.sizes[size].items() if key != "vocabulary"}})
+
+
+def texts_of(cfg: DictConfig, sources: parts.Sources) -> dict[int, tuple[Any, parts.Documents, parts.Documents]]:
+    """{vocabulary: (its tokenizer, documents to learn from, documents held out)}, all of tokens of that tokenizer."""
+    wanted = {cfg.vocabulary, *(shape.get("vocabulary", cfg.vocabulary) for shape in cfg.sizes.values())}
+    return {number: parts.documents_of(OmegaConf.merge(cfg, {"vocabulary": number}), sources) for number in sorted(wanted)}
+
+
+def language_models(cfg: DictConfig, texts: dict[int, Any], home: Path, seed: int) -> dict[str, Path]:
+    """{size: folder}; sizes of one tokenizer learn from the same documents in the same order."""
     found = {}
     for name, shape in cfg.sizes.items():
-        found[name] = trained_model(SmallModel(**{**cfg.model, **shape}), ids, tokenizer, home, f"size-{name}", seed)
+        tokenizer, train, _ = texts[shape.get("vocabulary", cfg.vocabulary)]
+        ids = parts.sequences([d for items in train.values() for d in items], tokenizer)
+        found[name] = trained_model(shape_of(cfg, name), ids, tokenizer, home, f"size-{name}", seed)
         parts.say(f"language model {name}, seed {seed}: {len(ids)} documents")
     return found
 
@@ -80,7 +93,8 @@ def measured(cfg: DictConfig) -> tuple[list[dict[str, Any]], list[dict[str, Any]
     told: list[str] = []
     sources = parts.sources_of(cfg.domains, told)
     parts.refuse(told)
-    tokenizer, train, held = parts.documents_of(cfg, sources)
+    texts = texts_of(cfg, sources)
+    tokenizer, train, held = texts[cfg.vocabulary]
     test = [d for items in held.values() for d in items]
     kept = [source for items in parts.both_sides(sources, cfg.held_out)[1].values() for source in items]
     long = attempted(told, documents, "timed", kept, tokenizer, cfg.timed.tokens, cfg.timed.documents, 0)
@@ -90,11 +104,11 @@ def measured(cfg: DictConfig) -> tuple[list[dict[str, Any]], list[dict[str, Any]
     rows, curves, known = [], [], {}
     runs: dict[tuple[str, str, int], Path] = {}
     for seed in cfg.seeds:
-        models = language_models(cfg, tokenizer, train, home, seed)
+        models = language_models(cfg, texts, home, seed)
         for rate, encoder, decoder in itertools.product(cfg.rates, cfg.sizes, cfg.sizes):
-            own, other = ({**cfg.model, **cfg.sizes[size]} for size in (encoder, decoder))
-            words = [f"compressor.encoder_layers={own['layers']}",
-                     f"train.learning_rate={min(own['learning_rate'], other['learning_rate'])}"]
+            own, other = shape_of(cfg, encoder), shape_of(cfg, decoder)
+            words = [f"compressor.encoder_layers={own.layers}",
+                     f"train.learning_rate={min(own.learning_rate, other.learning_rate)}"]
             run = parts.autoencoder(cfg, models[encoder], models[decoder], rate, words, file, seed,
                                     f"size-{encoder}-{decoder}-{rate}x")
             runs.setdefault((encoder, decoder, rate), run)

@@ -13,6 +13,7 @@ from study_calls import called
 SMALL = ["tokens=16", "vocabulary=280", "held_out=0.5", "train_documents=24", "test_documents=4", "rates=[4]",
          "seeds=[0]", "resamples=40", "eval_batch_size=32",
          "sizes={small: {layers: 1, width: 16, heads: 2}, large: {layers: 2, width: 32, heads: 2, learning_rate: 1e-3}}",
+         "+sizes.large.vocabulary=320",
          "model.steps=3", "model.batch_size=4", "timed={tokens: 24, documents: 2, written: 3, rounds: 2}",
          *(f"~domains.{name}" for name in ("stories", "meetings", "contracts", "reports", "encyclopaedia", "papers",
                                            "code")),
@@ -41,6 +42,8 @@ def test_every_pair_of_sizes(done):
         own = [r["accuracy"] for r in rows if all(r[key] == row[key] for key in ("encoder", "decoder", "rate"))]
         assert row["n"] == len(own) == 8 and row["accuracy"] == pytest.approx(sum(own) / 8, rel=1e-4)
         assert row["accuracy_lo"] <= row["accuracy"] <= row["accuracy_hi"]
+        # 16 tokens of the text's own tokenizer; fewer of the larger vocabulary, whatever the decoder's.
+        assert row["slots"] == 4 if row["encoder"] == "small" else 0 < row["slots"] < 4
         assert row["first_token_ms"] > 0 and row["decode_ms"] > 0 and row["first_token_of_whole"] > 0
 
 
@@ -52,9 +55,9 @@ def test_what_a_larger_side_gives_is_paired_over_documents(done):
         return sum(own) / len(own)
 
     found = {row["what"]: row["value"] for row in read_csv(done / "swaps.csv")
-             if (row["rate"], row["metric"], row["large"]) == (4, "accuracy", "large")}
-    assert found == pytest.approx({"larger encoder": mean("large", "small") - mean("small", "small"),
-                                   "larger decoder": mean("small", "large") - mean("small", "small"),
+             if (row["rate"], row["metric"], row["other"]) == (4, "accuracy", "large")}
+    assert found == pytest.approx({"encoder": mean("large", "small") - mean("small", "small"),
+                                   "decoder": mean("small", "large") - mean("small", "small"),
                                    "decoder minus encoder": mean("small", "large") - mean("large", "small")}, abs=1e-5)
 
 
@@ -74,8 +77,9 @@ def test_the_configuration_is_sound():
 
 @pytest.mark.parametrize("words, sentence", [
     (["~sizes.large"], "at least two"),
-    (["+sizes.large.depth=3"], "allowed are layers, width, heads, learning_rate"),
+    (["+sizes.large.depth=3"], "allowed are layers, width, heads, learning_rate, vocabulary"),
     (["sizes.large.width=15"], "multiple of 2 * heads"),
+    (["sizes.large.vocabulary=100"], "sizes.large.vocabulary=100: must be a whole number of at least 258"),
     (["rates=[17]"], "shorter than one group"),
     (["timed.rounds=0"], "at least 1"),
     (["timed.tokens=3"], "at least 4"),
