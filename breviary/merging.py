@@ -16,7 +16,7 @@ from breviary.backbone import TRAIN_MODES, Backbone, TinyBackbone
 from breviary.budget import Budget, BudgetedCompressor, budget_problems, fitting_context
 from breviary.contract import Context, Encoded, Memory, Question
 from breviary.merge import consecutive_groups, last_position, merge_slots
-from breviary.reading import ALIGNMENTS, FINAL_NORMS, JOINS, QUESTIONS, SLOT_POSITIONS, Reading
+from breviary.reading import ALIGNMENTS, FINAL_NORMS, JOINS, LSA_INITS, QUESTIONS, SLOT_POSITIONS, Reading
 from breviary.stack import Stack
 from breviary.translation import Translation, between
 
@@ -84,7 +84,7 @@ class MergingCompressor(BudgetedCompressor):
         """Budget, join, layers and widths."""
         found = budget_problems(settings)
         allowed = {"join": JOINS, "slot_positions": SLOT_POSITIONS, "final_norm": FINAL_NORMS, "alignment": ALIGNMENTS,
-                   "question": QUESTIONS,
+                   "lsa_init": LSA_INITS, "question": QUESTIONS,
                    "encoder_train": [mode for mode in TRAIN_MODES if mode not in ("attention", "qkv")]}
         for key, values in allowed.items():
             if settings[key] not in values:
@@ -98,6 +98,9 @@ class MergingCompressor(BudgetedCompressor):
         if settings["join"] == "input" and not 1 <= settings["lsa_layers"] <= layers:
             found.append(f"compressor.lsa_layers={settings['lsa_layers']}: must be from 1 to {layers}, e.g. 1; "
                          "compressor.alignment=none switches the alignment off")
+        if settings["lsa_init"] == "random" and settings["alignment"] in ("linear", "none"):
+            found.append(f"compressor.lsa_init=random: compressor.alignment={settings['alignment']} has no decoder blocks to "
+                         "draw anew; set compressor.lsa_init=pretrained, or compressor.alignment=lsa")
         if settings["encoder_lora_rank"] < 1:
             found.append(f"compressor.encoder_lora_rank={settings['encoder_lora_rank']}: must be at least 1, e.g. 16")
         if not 0 <= settings["encoder_lora_dropout"] < 1:

@@ -27,6 +27,7 @@ JOINS = ("input", "depth")
 SLOT_POSITIONS = ("last", "consecutive")
 FINAL_NORMS = ("pretrained", "none")
 ALIGNMENTS = ("lsa", "linear", "linear_lsa", "transformer_linear", "none")
+LSA_INITS = ("pretrained", "random")
 QUESTIONS = ("after_context", "alone")
 
 
@@ -44,6 +45,7 @@ class Reading(nn.Module):
                     transformer_linear (the blocks, then the map) | none; join: input only
     frozen          encoder and alignment keep what an earlier run trained (init_from): not trained, in evaluation mode
     lsa_layers      k: decoder blocks of the alignment
+    lsa_init        pretrained: the decoder's first k blocks (GMSA) | random: drawn anew, the ablation of GMSA, B6
     final_norm      pretrained | none: the full model's final norm on encoder and LSA outputs (the published form)
     question        after_context | alone: how the encoder reads the question; join: input only
     segment_size    tokens read at once; longer contexts are read in consecutive segments, each by itself
@@ -55,10 +57,10 @@ class Reading(nn.Module):
                  encoder_train: str = "full", encoder: str | None = None, alignment: str = "lsa", lsa_layers: int = 1,
                  final_norm: str = "pretrained", question: str = "after_context", segment_size: int = 10_000,
                  slot_positions: str = "last", encoder_lora_rank: int = 16, encoder_lora_alpha: float = 32,
-                 encoder_lora_dropout: float = 0.0, frozen: bool = False):
+                 encoder_lora_dropout: float = 0.0, frozen: bool = False, lsa_init: str = "pretrained"):
         super().__init__()
         assert join in JOINS and alignment in ALIGNMENTS and question in QUESTIONS, (join, alignment, question)
-        assert slot_positions in SLOT_POSITIONS, slot_positions
+        assert slot_positions in SLOT_POSITIONS and lsa_init in LSA_INITS, (slot_positions, lsa_init)
         self.join, self.layers, self.final_norm, self.question = join, encoder_layers, final_norm, question
         self.segment_size, self.slot_positions = segment_size, slot_positions
         self.translation = between(backbone, Backbone(encoder)) if encoder else None
@@ -73,6 +75,8 @@ class Reading(nn.Module):
                 self.encoder.final_norm = nn.Identity()
             if alignment in ("lsa", "linear_lsa", "transformer_linear"):
                 self.lsa = Stack(backbone.load(layers=lsa_layers, head=False), keep_embedding=False)
+                if lsa_init == "random":
+                    self.lsa.reset()
                 set_trainable(self.lsa, "full")
                 if final_norm == "none":
                     self.lsa.final_norm = nn.Identity()

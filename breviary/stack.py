@@ -49,6 +49,17 @@ class Stack(nn.Module):
                 setattr(self.rotary, name, buffer.to(moved.device))
         return self
 
+    def reset(self) -> None:
+        """Draws every layer anew, as before pretraining (maps by the model's initializer_range, norms 1); embedding, final
+        norm and head stay as they are."""
+        for module in self.layers.modules():
+            if isinstance(module, nn.Linear):
+                nn.init.normal_(module.weight, std=self.config.initializer_range)
+                if module.bias is not None:
+                    nn.init.zeros_(module.bias)
+            elif not list(module.children()) and hasattr(module, "weight"):  # a norm
+                nn.init.ones_(module.weight)
+
     @property
     def width(self) -> int:
         """Hidden width D."""

@@ -1,15 +1,16 @@
-"""Writes every number of docs/autoencoder_study.md out of the committed tables, between its two marks.
+"""Writes the studies' numbers out of the committed tables into docs/, between two marks: every number of
+autoencoder_study.md, and of guidelines.md the part about sizes.
 
     python scripts/study_numbers.py [--check]
 
---check only says whether the document is up to date (exit code 1 where not). A test does the same.
+--check only says whether the documents are up to date (exit code 1 where not). A test does the same.
 """
 
 from __future__ import annotations
 
 import argparse
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +25,8 @@ from breviary.results import write_text
 from scripts.study_correlations import POOLED, SETTING, WITHIN
 from scripts.study_parts import read_csv
 
-DOCUMENT, TABLES = ROOT / "docs" / "autoencoder_study.md", ROOT / "results" / "autoencoder_study"
+DOCUMENT, GUIDELINES = ROOT / "docs" / "autoencoder_study.md", ROOT / "docs" / "guidelines.md"
+TABLES = ROOT / "results" / "autoencoder_study"
 BEGIN, END = "<!-- numbers: written by scripts/study_numbers.py -->", "<!-- end of numbers -->"
 FROZEN = ", frozen"  # the settings that restore nothing: told where that is the point
 SIDES = {"nll_enc": "encoder", "nll_dec": "decoder", "nll_ref": "SmolLM2"}
@@ -36,14 +38,15 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--check", action="store_true", help="write nothing; exit code 1 where numbers differ")
     given = parser.parse_args(arguments)
-    text = DOCUMENT.read_text(encoding="utf-8")
-    wanted = with_numbers(text, numbers(TABLES))
-    if given.check and text != wanted:
-        print(f"error: {DOCUMENT.name} is not what the tables say; run python scripts/study_numbers.py",
-              file=sys.stderr)
-        sys.exit(1)
-    if not given.check:
-        write_text(DOCUMENT, wanted)
+    for document, block in ((DOCUMENT, numbers(TABLES)), (GUIDELINES, size_numbers(TABLES))):
+        text = document.read_text(encoding="utf-8")
+        wanted = with_numbers(text, block)
+        if given.check and text != wanted:
+            print(f"error: {document.name} is not what the tables say; run python scripts/study_numbers.py",
+                  file=sys.stderr)
+            sys.exit(1)
+        if not given.check:
+            write_text(document, wanted)
 
 
 def with_numbers(text: str, block: str) -> str:
@@ -193,6 +196,41 @@ def gap(folder: Path) -> str:
             f"{first}/{last}; mean (lowest–highest) of {len({row['seed'] for row in rows})} seeds:\n\n"
             f"{table(list(cells), [[gain(*cell) for cell in cells.values()]])}\n\n"
             f"ρ of the gain lost against the matched pair with gaps ({regression[0]['n']:.0f} cells, Holm): {told}.")
+
+
+def size_numbers(folder: Path) -> str:
+    """What scripts/study_sizes.py measured, as markdown: all pairs, one learning rate for all, other tokenizers."""
+    return "\n\n".join([sizes(folder / "sizes"), swapped("One learning rate for both sizes", folder / "sizes_equal_rate"),
+                        swapped("Another tokenizer, of 1,024 entries instead of 512, the shape being equal",
+                                folder / "tokenizers")])
+
+
+def held(row: Row, name: str, write: Callable[[float], str] = signed) -> str:
+    """.49 [.48, .51] of a table with NAME_lo and NAME_hi."""
+    return f"{write(row[name])} [{write(row[name + '_lo'])}, {write(row[name + '_hi'])}]"
+
+
+def sizes(folder: Path) -> str:
+    """Quality and time of every pair at every rate."""
+    rows = read_csv(folder / "sizes.csv")
+    body = [[f"{row['encoder']} → {row['decoder']}, {row['rate']:.0f}x", f"{row['weights'] / 1e6:.2f} M",
+             held(row, "accuracy", share), share(row["bleu"]), held(row, "bits_per_byte", share),
+             f"{row['first_token_ms']:.0f} ms", f"{share(row['first_token_of_whole'])}x", f"{share(row['decode_of_whole'])}x"]
+            for row in sorted(rows, key=lambda row: (row["rate"], row["weights"]))]
+    heads = ["encoder → decoder, rate", "weights", "accuracy", "BLEU", "bits a byte", "first token", "… of whole text's",
+             "token of whole text's"]
+    return (f"{rows[0]['n']:.0f} held-out documents, {rows[0]['seeds']:.0f} seed; whole text: the same decoder reading "
+            f"it.\n\n{table(heads, body)}\n\n{swapped('Paired', folder)}")
+
+
+def swapped(told: str, folder: Path) -> str:
+    """What another encoder and another decoder give, paired over documents."""
+    found = []
+    for row in read_csv(folder / "swaps.csv"):
+        if row["metric"] == "bits_per_byte" and row["what"] != "decoder minus encoder":
+            found.append(f"the {row['what']} {row['other']} instead, {row['rate']:.0f}x: {signed(row['value'])} "
+                         f"[{signed(row['low'])}, {signed(row['high'])}]")
+    return f"{told}, bits a byte (less is better): {'; '.join(found)}."
 
 
 if __name__ == "__main__":

@@ -127,6 +127,10 @@ LEARNED = ("allowed are none, merge; the coarse stage yields integer sizes, so i
      ["compressor.alignment=mlp: allowed are lsa, linear, linear_lsa, transformer_linear, none",
       "compressor.question=both: allowed are after_context, alone",
       "compressor.lsa_layers=0: must be from 1 to 9, e.g. 1; compressor.alignment=none switches the alignment off"]),
+    (["compressor.alignment=none", "compressor.lsa_init=random"],
+     ["compressor.lsa_init=random: compressor.alignment=none has no decoder blocks to draw anew; set "
+      "compressor.lsa_init=pretrained, or compressor.alignment=lsa"]),
+    (["compressor.lsa_init=zeros"], ["compressor.lsa_init=zeros: allowed are pretrained, random"]),
     (["backbone.family=gpt2", "compressor.ratio=-2"],
      ["backbone.family=gpt2: allowed are llama, qwen2, qwen3",
       "compressor.ratio=-2: must be a whole number of at least 1, e.g. 4"]),

@@ -65,3 +65,18 @@ def test_an_encoder_of_another_width_passes_a_linear_map_before_the_alignment(bu
     reader.loss(ragged).nll.sum().backward()
     assert all(parameter.grad is not None and parameter.grad.any() for parameter in reading.parameters()
                if parameter.requires_grad)
+
+
+def test_alignment_drawn_anew_keeps_nothing_of_the_decoders_blocks(build, ragged):
+    words = ["compressor=mean_pool", "decoder.train=frozen", "backbone.dtype=float32"]
+    taken, drawn = (build([*words, f"compressor.lsa_init={init}"]) for init in ("pretrained", "random"))
+    std = drawn.decoder.config.initializer_range
+    others = dict(taken.named_parameters())
+    for name, weight in drawn.named_parameters():
+        if "reading.lsa.layers" not in name or "norm" in name:
+            assert torch.equal(weight, others[name]), name  # norms of a backbone that was never trained are 1 as well
+            continue
+        assert not torch.equal(weight, others[name]), name
+        assert weight.std().item() == pytest.approx(std, rel=0.1), name
+    drawn.loss(ragged).nll.sum().backward()
+    assert all(weight.grad.any() for weight in drawn.compressor.reading.lsa.parameters() if weight.requires_grad)
