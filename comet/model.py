@@ -23,7 +23,7 @@ from breviary.attention import BLOCKWISE
 from breviary.backbone import Backbone, TinyBackbone
 from breviary.contract import Batch, Decoded, Footprint, Generation, LossOutput, Reader
 from breviary.decoding import write
-from breviary.objective import Answer
+from breviary.objective import Answer, token_nll
 from breviary.pipeline import Place
 from breviary.runtime import phase
 from breviary.stack import Stack
@@ -221,7 +221,7 @@ class Comet(Reader):
         logits_BWV = wide(self.decoder.head(rows_BWD))
         if self.quirks and self.memory.new_token_head is not None:
             logits_BWV = torch.cat([logits_BWV, wide(self.memory.new_token_head(rows_BWD))], -1)
-        return torch.nn.functional.cross_entropy(logits_BWV.transpose(1, 2), targets_BW, reduction="none")
+        return token_nll(logits_BWV, targets_BW)
 
     def chunks(self, text: Text) -> Iterator[tuple[Step, Layout, Tensor]]:
         """Reads a text chunk by chunk: each step with its layout and the stream after the last layer (B, N, D)."""
