@@ -245,7 +245,7 @@ def set_trainable(stack: Stack, train: str, lora_rank: int = 16, lora_alpha: flo
     if train == "lora":
         targets = list(LINEAR if lora_targets == "all-linear" else lora_targets)
         config = LoraConfig(r=lora_rank, lora_alpha=lora_alpha, lora_dropout=lora_dropout, target_modules=targets)
-        inject_adapter_in_model(config, stack.layers, adapter_name=adapter)
+        inject_adapters(config, stack.layers, adapter)
         for name, parameter in stack.layers.named_parameters():
             parameter.requires_grad_("lora_" in name)
     elif train in ("attention", "qkv"):
@@ -256,6 +256,16 @@ def set_trainable(stack: Stack, train: str, lora_rank: int = 16, lora_alpha: flo
         # Updates of 1e-5 vanish in bfloat16 weights; DeepSpeed's bf16 engine keeps float32 masters by itself.
         if parameter.requires_grad and parameter.dtype in (torch.bfloat16, torch.float16):
             parameter.data = parameter.data.float()
+
+
+def inject_adapters(config: LoraConfig, layers: nn.Module, adapter: str) -> None:
+    """peft's adapters in every module that `config` names, in place."""
+    inject_adapter_in_model(config, layers, adapter_name=adapter)
+    for module in layers.modules():
+        if isinstance(module, LoraLayer):
+            # peft would make the stream float32 for the adapters' weights, and autocast half again for their product:
+            # the same numbers for an eighth of a training step.
+            module.cast_input_dtype_enabled = False
 
 
 def hold(module: nn.Module) -> None:

@@ -11,12 +11,12 @@ from collections.abc import Mapping
 from typing import Any
 
 import torch
-from peft import LoraConfig, inject_adapter_in_model
+from peft import LoraConfig
 from peft.tuners.tuners_utils import BaseTunerLayer
 from torch import Tensor, nn
 
 from breviary.assemble import Layout
-from breviary.backbone import LINEAR, Backbone, TinyBackbone
+from breviary.backbone import LINEAR, Backbone, TinyBackbone, inject_adapters
 from breviary.budget import Budget, BudgetedCompressor, budget_problems
 from breviary.contract import TASKS, Context, Encoded, Memory, Question
 from breviary.stack import Stack
@@ -184,7 +184,7 @@ def with_own_adapters(stack: Stack, layers: int, config: LoraConfig) -> tuple[St
     twin.layers = twin.layers[:layers]
     twin.lm_head = None
     trained = {parameter: parameter.requires_grad for parameter in twin.parameters()}
-    inject_adapter_in_model(config, twin.layers, adapter_name=ADAPTER)  # freezes all other weights
+    inject_adapters(config, twin.layers, ADAPTER)  # freezes all other weights
     for parameter, is_trained in trained.items():
         parameter.requires_grad_(is_trained)
     adapters = nn.ModuleDict()
