@@ -379,9 +379,11 @@ def _composition_sentences(error: ConfigCompositionException, config_keys: Calla
     if unknown:
         known = config_keys()
         asked = [word.partition("=")[0] for word in sys.argv[1:] if "=" in word and word[0] not in "+~-"]
-        # Hydra names the first only.
-        wrong = [key for key in asked if key not in known and not key.startswith("hydra.")]
-        return [f"{key}: unknown key{nearest(key, known)}" for key in wrong or [unknown[1]]]
+        # Hydra names the first only; of section={key: value} it tells in its cause alone what within is unknown.
+        wrong = [key for key in asked if key not in known and not key.startswith("hydra.")
+                 and not any(name.startswith(f"{key}.") for name in known)]
+        within = re.search(r"full_key: (\S+)", str(error.__cause__))
+        return [f"{key}: unknown key{nearest(key, known)}" for key in wrong or [within[1] if within else unknown[1]]]
     missing = re.search(r"Could not find '([^']+)'", text)
     if missing:
         options = [line.strip() for line in text.partition("Available options in")[2].splitlines()[1:] if line.strip()]

@@ -201,8 +201,7 @@ def gap(folder: Path) -> str:
 def size_numbers(folder: Path) -> str:
     """What scripts/study_sizes.py measured, as markdown: all pairs, one learning rate for all, other tokenizers."""
     return "\n\n".join([sizes(folder / "sizes"), swapped("One learning rate for both sizes", folder / "sizes_equal_rate"),
-                        swapped("Another tokenizer, of 1,024 entries instead of 512, the shape being equal",
-                                folder / "tokenizers")])
+                        tokenizers(folder / "tokenizers")])
 
 
 def held(row: Row, name: str, write: Callable[[float], str] = signed) -> str:
@@ -231,6 +230,16 @@ def swapped(told: str, folder: Path) -> str:
             found.append(f"the {row['what']} {row['other']} instead, {row['rate']:.0f}x: {signed(row['value'])} "
                          f"[{signed(row['low'])}, {signed(row['high'])}]")
     return f"{told}, bits a byte (less is better): {'; '.join(found)}."
+
+
+def tokenizers(folder: Path) -> str:
+    """Every pair of two tokenizers, in measures that do not depend on one."""
+    body = [[f"{row['encoder']} → {row['decoder']}", f"{row['slots']:.1f}", held(row, "bits_per_byte", share),
+             *(held(row, name, share) for name in ("bleu", "rouge_l", "edit_similarity"))]
+            for row in read_csv(folder / "sizes.csv")]
+    heads = ["encoder → decoder", "slots", "bits a byte", "BLEU", "ROUGE-L", "edit"]
+    return ("Tokenizers of 512 (small) and 1,024 entries (other), the shape being equal, 4 tokens of the encoder's a "
+            f"slot:\n\n{table(heads, body)}")
 
 
 if __name__ == "__main__":

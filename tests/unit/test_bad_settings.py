@@ -21,6 +21,7 @@ from breviary.keys import CONFIGS, checked_keys, drop_left_overs
     (["compressor=mean_pool", "compressor.lsalayers=8", "train.stepps=8", "seed=1"],
      ["compressor.lsalayers: unknown key; the nearest right one is compressor.lsa_layers",
       "train.stepps: unknown key; the nearest right one is train.steps"]),
+    (["train={stepps: 3}"], ["train.stepps: unknown key; the nearest right one is train.steps"]),
     (["ratio=8"], ["ratio: unknown key; the nearest right one is compressor.ratio"]),
     (["trian.steps=8", "compressor.zzz=1"],
      ["trian.steps: unknown key; the nearest right one is train.steps", "compressor.zzz: unknown key"]),
