@@ -33,8 +33,9 @@ def by_kind(rows: Sequence[Row]) -> dict[tuple, list[Row]]:
 
 def size_table(rows: Sequence[Row], times: Sequence[Row], written: int, resamples: int) -> list[Row]:
     """sizes.csv: a row for each encoder, decoder and rate: means over documents and seeds with 95% bootstrap intervals
-    over documents, slots (of the encoder's tokens), weights, milliseconds (medians over rounds), and times over the whole text's (medians of the ratios
-    within rounds): first_token for reading, compressing and the decoder's first step, decode for a token written."""
+    over documents, slots (of the encoder's tokens), weights, milliseconds (medians over rounds), and times over the whole
+    text's (medians of the ratios within rounds): first_token for reading, compressing and the decoder's first step,
+    decode for a token written."""
     timed = {tuple(row[key] for key in ("encoder", "decoder", "rate", "round")): row for row in times}
     table = []
     for (encoder, decoder, rate), own in by_kind(rows).items():

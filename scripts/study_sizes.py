@@ -4,8 +4,9 @@
     python scripts/study_sizes.py tables=true              tables and figure again, from per_doc.parquet and times.csv
 
 Language models of several sizes (or vocabularies) are trained from scratch on the same sources; every pair of them becomes
-an autoencoder at every rate, under one budget. OUTPUT/per_doc.parquet has a row a document and setting, times.csv a row a round and setting;
-sizes.csv, swaps.csv and pareto.png are made of them. Time is told against the same decoder's that reads the whole text.
+an autoencoder at every rate, under one budget. OUTPUT/per_doc.parquet has a row a document and setting, times.csv a row a
+round and setting; sizes.csv, swaps.csv and pareto.png are made of them. Time is told against the same decoder's that
+reads the whole text.
 """
 
 from __future__ import annotations
