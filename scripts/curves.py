@@ -1,6 +1,6 @@
 """Training curves of runs: one figure and one CSV.
 
-    python scripts/curves.py RUN [RUN ...] [--output results/NAME/curves.png]
+    python scripts/curves.py RUN [RUN ...] [--output results/NAME/curves.png] [--level "decoder alone=3.4"]
 
 The answer's loss (nats a token) against training examples seen, a running mean over the last 20% of the logged steps;
 validation scores as points. The CSV beside the figure holds every logged number.
@@ -11,6 +11,7 @@ from __future__ import annotations
 import argparse
 import csv
 import json
+import math
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -34,8 +35,10 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("runs", nargs="+", metavar="RUN", help="run folders")
     parser.add_argument("--output", default="outputs/curves.png", metavar="FILE", help="figure; the CSV lies beside it")
+    parser.add_argument("--level", action="append", default=[], metavar="NAME=NATS", help="a line to compare losses with")
     given = parser.parse_args(arguments)
     try:
+        levels = dict(level_of(word) for word in given.level)
         curves = {label(run): read(run) for run in given.runs}
     except ValueError as error:
         print(f"error: {error}", file=sys.stderr)
@@ -43,8 +46,20 @@ def main(arguments: Sequence[str] | None = None) -> None:
     output = Path(given.output)
     output.parent.mkdir(parents=True, exist_ok=True)
     write_csv(output.with_suffix(".csv"), curves)
-    draw(output, curves)
+    draw(output, curves, levels)
     print(f"{output} and {output.with_suffix('.csv')}")
+
+
+def level_of(word: str) -> tuple[str, float]:
+    """(name, nats) of NAME=NATS; raises ValueError where it is none."""
+    name, _, value = word.rpartition("=")
+    try:
+        nats = float(value)
+    except ValueError:
+        nats = math.nan
+    if not name or not math.isfinite(nats):
+        raise ValueError(f"--level {word!r}: must be NAME=NATS with a number of nats a token, e.g. 'decoder alone=3.4'")
+    return name, nats
 
 
 def label(run: str) -> str:
@@ -80,8 +95,8 @@ def write_csv(file: Path, curves: dict[str, list[dict[str, Any]]]) -> None:
             writer.writerows({"run": name, **row} for row in rows)
 
 
-def draw(file: Path, curves: dict[str, list[dict[str, Any]]]) -> None:
-    """Loss on the left, validation on the right, where any run has some."""
+def draw(file: Path, curves: dict[str, list[dict[str, Any]]], levels: dict[str, float]) -> None:
+    """Loss on the left, with `levels` as lines; validation on the right, where any run has some."""
     validated = any("eval_nll" in row for rows in curves.values() for row in rows)
     figure, axes = pyplot.subplots(1, 1 + validated, figsize=(5.5 * (1 + validated), 4), layout="constrained", squeeze=False)
     left, *right = axes[0]
@@ -95,12 +110,14 @@ def draw(file: Path, curves: dict[str, list[dict[str, Any]]]) -> None:
         scored = [row for row in rows if "eval_nll" in row]
         for axis in right:
             axis.plot([row["examples"] for row in scored], [row["eval_nll"] for row in scored], marker="o", label=name)
+    for name, nats in levels.items():
+        left.axhline(nats, color="grey", ls="--", lw=1, label=name)
     left.set(xlabel="training examples", ylabel="answer loss, nats a token", title="training (running mean)")
     for axis in right:
         axis.set(xlabel="training examples", ylabel="answer NLL, nats a token", title="validation")
     for axis in axes[0]:
         axis.grid(alpha=0.3)
-    axes[0, -1].legend(fontsize=8)
+    axes[0, 0 if levels else -1].legend(fontsize=8)
     figure.savefig(file, dpi=120)
 
 

@@ -6,6 +6,7 @@ import json
 import pytest
 import torch
 from calling import call
+from matplotlib import pyplot
 
 import eval as evaluating
 import train as training
@@ -84,7 +85,7 @@ def test_further_readers_are_refused(run, capsys):
 
 
 def test_curves_hold_every_logged_number(run, tmp_path, capsys):
-    curves.main([str(run), "--output", str(tmp_path / "curves.png")])
+    curves.main([str(run), "--output", str(tmp_path / "curves.png"), "--level", "decoder=alone=3.5"])
     assert (tmp_path / "curves.png").read_bytes().startswith(b"\x89PNG")
     rows = list(csv.DictReader((tmp_path / "curves.csv").open()))
     steps = [row for row in rows if row["loss"]]
@@ -93,9 +94,19 @@ def test_curves_hold_every_logged_number(run, tmp_path, capsys):
         terms = sum(float(row[term]) for term in ("answer", "copy", "contrastive"))
         assert terms == pytest.approx(float(row["loss"]), rel=1e-3)
     assert any(row["eval_nll"] for row in rows)
-    with pytest.raises(SystemExit) as ended:
-        curves.main([str(tmp_path)])
-    assert ended.value.code == 2
+    for words in ([str(tmp_path)], [str(run), "--level", "3.5"], [str(run), "--level", "decoder=nan"]):
+        with pytest.raises(SystemExit) as ended:
+            curves.main(words)
+        assert ended.value.code == 2
+    assert "--level 'decoder=nan': must be NAME=NATS" in capsys.readouterr().err
+
+
+def test_a_level_is_drawn_where_it_lies(monkeypatch, run, tmp_path):
+    assert curves.level_of("decoder=alone=3.5") == ("decoder=alone", 3.5)
+    drawn = {}
+    monkeypatch.setattr(pyplot.Axes, "axhline", lambda axis, y, **style: drawn.update({style["label"]: y}))
+    curves.draw(tmp_path / "curves.png", {"run": curves.read(str(run))}, {"decoder alone": 3.5})
+    assert drawn == {"decoder alone": 3.5}
 
 
 def test_every_reader_is_timed_beside_full_context(monkeypatch, tmp_path, capsys):
