@@ -34,7 +34,7 @@ from breviary.foreign import ALL, foreign_classes
 from breviary.keys import checked_keys, drop_left_overs, flat_keys, known_keys, nearest
 from breviary.readings import Readings
 from breviary.results import PREDICTIONS, Predictions, merge_ranks, read_results, summarise, write_results
-from breviary.runs import best_checkpoint, config_hash, last_checkpoint, load_config
+from breviary.runs import best_checkpoint, called, config_hash, last_checkpoint, load_config
 from breviary.runtime import peak_memory_bytes, resolve_device
 from breviary.tables import print_table, row, write_table
 from data.collate import Collator
@@ -66,6 +66,7 @@ def settle(cfg: DictConfig, overrides: list[str]) -> DictConfig:
             raise Problems(unknown)
         for key in ASKED:
             settled[key] = cfg[key]
+        settled.run = called(cfg.run)
         settled.paths = cfg.paths
     return settled
 
@@ -299,7 +300,7 @@ def settle_other(cfg: DictConfig, run: str) -> DictConfig:
     with open_dict(other):
         for key in ("dataset", "generation", "eval_batch_size", "paths", *ASKED):
             other[key] = cfg[key]
-        other.run = run
+        other.run = called(run)
     return other
 
 

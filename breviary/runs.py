@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 import re
 import secrets
 from datetime import datetime, timezone
@@ -28,6 +29,13 @@ def config_hash(cfg: DictConfig, without: tuple[str, ...] = FREE_KEYS, extra: st
     plain = OmegaConf.to_container(cfg, resolve=True)
     text = json.dumps({key: value for key, value in plain.items() if key not in without}, sort_keys=True) + extra
     return hashlib.sha256(text.encode()).hexdigest()[:12]
+
+
+def called(run: str) -> str:
+    """One name for a run folder however it was written, as an evaluation's hash holds it: relative where it lies below
+    the working folder, without a last slash."""
+    path = Path(os.path.abspath(run))
+    return str(path.relative_to(Path.cwd()) if path.is_relative_to(Path.cwd()) else path)
 
 
 def open_run(cfg: DictConfig) -> tuple[Path, Path | None]:

@@ -113,6 +113,8 @@ def test_a_table_holds_trained_and_untouched_readers(runs, home):
     assert len({json.dumps(result["metrics"]["nll"]) for result in results}) == 4
     folders = [Path(path) for path in comi.glob("eval/*/*")] + [Path(path) for path in full.glob("eval/*/*")]
     assert len(folders) == 4 and all((folder / RESULTS).is_file() for folder in folders)
+    evaluated(f"{comi}/", home, f"compare=[{full}/]")  # written otherwise they are the same runs
+    assert sorted([*comi.glob("eval/*/*"), *full.glob("eval/*/*")]) == sorted(folders)
 
 
 def test_variants_equal_evaluations_of_their_own_and_read_no_context_again(runs, home, monkeypatch):

@@ -6,7 +6,7 @@ import pytest
 from omegaconf import OmegaConf
 
 from breviary.checkpoint import WEIGHTS
-from breviary.runs import (best_checkpoint, checkpoints, config_hash, finish_run, last_checkpoint, load_config,
+from breviary.runs import (best_checkpoint, called, checkpoints, config_hash, finish_run, last_checkpoint, load_config,
                            open_run)
 
 
@@ -100,3 +100,10 @@ def test_the_hash_is_that_of_what_matters(cfg):
 def test_no_run_folder(tmp_path):
     with pytest.raises(ValueError, match="no config.yaml in it"):
         load_config(tmp_path)
+
+
+def test_a_run_has_one_name_however_it_is_written(monkeypatch, tmp_path):
+    monkeypatch.chdir(tmp_path)
+    for run in ("outputs/demo/one", "outputs/demo/one/", "./outputs/demo/../demo/one", str(tmp_path / "outputs/demo/one")):
+        assert called(run) == "outputs/demo/one"
+    assert called("/elsewhere/one/") == "/elsewhere/one"
