@@ -93,9 +93,13 @@ def of_one_reader(cfg: DictConfig, instead: str) -> DictConfig:
     return cfg
 
 
-def source_of(cfg: DictConfig) -> str:
-    """Where the split's examples come from: a file, or the class that makes them."""
-    return cfg.dataset.get(cfg.split) or cfg.dataset._target_
+def source_of(dataset: DictConfig, split: str, parts: int = 0) -> str:
+    """Where the split's examples come from: files, `parts` last parts of each (0: whole), or the class that makes them."""
+    files = dataset.get(split)
+    if not files:
+        return dataset._target_
+    return ", ".join("/".join(Path(file).parts[-parts:]) if parts else file
+                     for file in ([files] if isinstance(files, str) else files))
 
 
 def untouched(cfg: DictConfig, name: str) -> DictConfig:
@@ -319,7 +323,7 @@ def main(cfg: DictConfig) -> None:
         rows = [row(result) for result in results]
         folder = Path(results[0]["run"] if cfg.run else Path(cfg.paths.outputs) / "eval")
         write_table(folder / "table.json", rows)
-        source = source_of(cfg)
+        source = source_of(cfg.dataset, cfg.split)
         print_table(rows, title=f"{rows[0]['n']} questions of the {cfg.split} split of {source}",
                     caption=f"95% bootstrap intervals; NLL in nats a token. Backbone: {results[0]['backbone']}.")
     end_process_group()

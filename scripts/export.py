@@ -43,7 +43,7 @@ from breviary.results import ENVIRONMENT, RESULTS, read_results, write_text
 from breviary.runs import best_checkpoint, config_hash, last_checkpoint, load_config, write_config
 from breviary.stack import Stack
 from breviary.tables import row
-from eval import NOT_HASHED
+from eval import NOT_HASHED, source_of
 from scripts.get_backbone import PROVENANCE, read_provenance
 from scripts.import_checkpoint import RECORD
 
@@ -154,8 +154,8 @@ def evaluations(source: Source) -> list[tuple[str, list[dict[str, Any]]]]:
 
 
 def data_source(dataset: DictConfig, split: str) -> str:
-    """Where a split's examples come from: a file, named by its last two parts, or the class that makes them."""
-    return "/".join(Path(dataset[split]).parts[-2:]) if dataset.get(split) else f"{dataset._target_} (generated)"
+    """Files by their last two parts, or the class that makes the examples."""
+    return source_of(dataset, split, parts=2) if dataset.get(split) else f"{dataset._target_} (generated)"
 
 
 def hub_name(source: Source, given: argparse.Namespace) -> str | None:

@@ -104,7 +104,7 @@ def make_map(cfg: DictConfig, n: int, output: str | None) -> Path:
     facts = [("Reader", " ".join([f"{cfg.reader}{'' if cfg.run else ' (untrained)'}", *settings])),
              ("Run", f"{cfg.run}, {checkpoint.name}" if cfg.run else "none: the untouched backbone"),
              ("Backbone", backbone.description),
-             ("Data", f"{cfg.split} split of {source_of(cfg)}, first {len(cards)} questions")]
+             ("Data", f"{cfg.split} split of {source_of(cfg.dataset, cfg.split)}, first {len(cards)} questions")]
     default = Path(cfg.run) if cfg.run else Path(cfg.paths.outputs) / "reading_map"
     file = Path(output or default / ("reading_map.html" if cfg.run else f"{cfg.reader}.html"))
     write_text(file, page(facts, cards))

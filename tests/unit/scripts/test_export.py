@@ -141,6 +141,16 @@ def test_the_card_says_where_it_comes_from(runs, folders):
     assert len(re.findall(r"\d\.\d\d \[\d\.\d\d, \d+\.\d\d\]", text)) >= 2  # NLL with its interval, two rows
 
 
+def test_the_card_names_every_file_of_several():
+    cfg = compose_tiny(["dataset=passages", "dataset.train=[/data/nq/train.jsonl,/data/hotpotqa/train.jsonl]", "dataset.test=/data/nq/test.jsonl"])
+    assert export.data_source(cfg.dataset, "train") == "nq/train.jsonl, hotpotqa/train.jsonl"
+    assert export.data_source(cfg.dataset, "test") == "nq/test.jsonl"
+    assert evaluating.source_of(cfg.dataset, "train") == "/data/nq/train.jsonl, /data/hotpotqa/train.jsonl"
+    generated = compose_tiny(["dataset=invented_facts"]).dataset
+    assert export.data_source(generated, "test") == "data.invented_facts.InventedFacts (generated)"
+    assert evaluating.source_of(generated, "test") == "data.invented_facts.InventedFacts"
+
+
 def test_the_card_s_lines_run(folders, tmp_path, monkeypatch, capsys):
     [code] = re.findall(r"^```python\n(.*?)^```$", (folders("comi", "backbone") / "README.md").read_text(), re.M | re.S)
     assert len(code.splitlines()) <= 10 + 2 and "path/to/this/folder" in code
