@@ -29,7 +29,7 @@ from breviary.checks import (Problems, attempted, checkpoint_problems, config_pr
 from breviary.contract import Generation, Reader
 from breviary.distributed import (barrier, end_process_group, rank, start_process_group, take_launcher_arguments,
                                   world_size)
-from breviary.evaluation import evaluate, unconditional_nll
+from breviary.evaluation import evaluate, others_nll, unconditional_nll
 from breviary.foreign import ALL, foreign_classes
 from breviary.keys import checked_keys, drop_left_overs, flat_keys, known_keys, nearest
 from breviary.readings import Readings
@@ -206,9 +206,11 @@ def evaluate_reader(cfg: DictConfig, examples: list[Any], folder: Path, checkpoi
     done = frozenset(Predictions(folder / PREDICTIONS).done)
     if done:
         say(f"{cfg.reader}: going on after {len(done)} predictions")
+    collate = Collator(tokenizer.pad_token_id or 0)
+    others = others_nll(reader, items, collate, cfg.eval_batch_size) if reader.objective.measures is not None else {}
     predictions = Predictions(folder / (PREDICTIONS if world_size() == 1 else f"predictions.rank{rank()}.jsonl"))
-    for rows in evaluate(reader, items, Collator(tokenizer.pad_token_id or 0), scores, Generation(**cfg.generation),
-                         cfg.eval_batch_size, done, rank(), world_size(), unconditional=unconditional, readings=readings):
+    for rows in evaluate(reader, items, collate, scores, Generation(**cfg.generation), cfg.eval_batch_size, done, rank(),
+                         world_size(), unconditional=unconditional, others=others, readings=readings):
         predictions.append(rows)
         answered = len(done) + world_size() * len(predictions.done - done)
         say(f"  {cfg.reader}: {min(answered, len(items))}/{len(items)} answered", end="\r")  # the other ranks' guessed

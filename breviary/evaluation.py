@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from breviary.contract import Batch, Decoded, Generation, LossOutput, Reader
+from breviary.objective import OfAnother
 from breviary.readings import Readings
 from breviary.runtime import timed_phases
 from breviary.vector_reader import CompressedReader
@@ -31,7 +32,7 @@ def context_batches(lengths: Sequence[int], contexts: Sequence[str], batch_size:
 def evaluate(reader: Reader, items: Any, collate: Callable[[list[Any]], Batch], scores: Callable[..., dict[str, float]],
              generation: Generation, batch_size: int, done: frozenset[str] = frozenset(), rank: int = 0,
              world_size: int = 1, equal_calls: bool = False, unconditional: Mapping[str, float] | None = None,
-             readings: Readings | None = None) -> Iterator[list[dict[str, Any]]]:
+             others: Mapping[str, float] | None = None, readings: Readings | None = None) -> Iterator[list[dict[str, Any]]]:
     """Yields the prediction rows of one batch after another.
 
     items        tokenised examples with `lengths` and items of `collate`; reader and items on one device afterwards
@@ -39,7 +40,8 @@ def evaluate(reader: Reader, items: Any, collate: Callable[[list[Any]], Batch], 
     done         ids that already have a prediction
     rank, world_size  this process answers batches rank, rank + world_size, ...
     equal_calls  ZeRO-3: every rank makes the same module calls; the last batch is repeated, its rows dropped
-    unconditional  as `unconditional_nll` gives, for what the objective measures beside `scores` (Answer.measures)
+    unconditional, others  as `unconditional_nll` and `others_nll` give, for what the objective measures beside `scores`
+        (Answer.measures)
     readings  what earlier evaluations of the same weights read; only for a CompressedReader
     """
     open_items = [i for i in range(len(items)) if items.examples[i].id not in done]
@@ -58,7 +60,7 @@ def evaluate(reader: Reader, items: Any, collate: Callable[[list[Any]], Batch], 
     try:
         for number, batch_indices in enumerate(mine + (mine or batches)[-1:] * missing):
             batch = collate([items[open_items[i]] for i in batch_indices]).to(device)
-            rows = _rows(reader, batch, scores, generation, unconditional or {})
+            rows = _rows(reader, batch, scores, generation, (unconditional or {}, others or {}))
             if number < len(mine):
                 yield [{**row, "truncated": items.cut[open_items[i]]} for row, i in zip(rows, batch_indices)]
     finally:
@@ -85,13 +87,40 @@ def unconditional_nll(reader: Reader, items: Any, collate: Callable[[list[Any]],
     return found
 
 
+@torch.no_grad()
+def others_nll(reader: Reader, items: Any, collate: Callable[[list[Any]], Batch], batch_size: int) -> dict[str, float]:
+    """{id: nats that `reader` spends on what is asked, without the end token, with the memory of another context}: of the next longer
+    one. Empty where there is but one context, or the reader does not tell single tokens."""
+    contexts = [example.context for example in items.examples]
+    batches = context_batches(items.lengths, contexts, batch_size)
+    order = [i for batch in batches for i in batch]
+    other = {i: next((j for j in order[place + 1 :] + order[:place] if contexts[j] != contexts[i]), None)
+             for place, i in enumerate(order)}
+    if None in other.values():
+        return {}
+    device, found, objective = next(reader.parameters()).device, {}, reader.objective
+    reader.eval()
+    try:
+        for indices in batches:
+            asked, read = (collate([items[i] for i in rows]).to(device) for rows in (indices, [other[i] for i in indices]))
+            reader.objective = OfAnother(objective, read)
+            output = reader.loss(asked)
+            if output.asked is None:
+                return {}
+            for example, nll in zip(asked.examples, _texts_and_ends(output, output.token_nll)):
+                found[example.id] = sum(nll[:-1])
+    finally:
+        reader.objective = objective
+    return found
+
+
 def _texts_and_ends(output: LossOutput, values: Tensor) -> list[list[Any]]:
     """The values (B, A) of each row's supervised tokens."""
     return [row[mask].tolist() for row, mask in zip(values, output.asked.mask)]
 
 
 def _rows(reader: Reader, batch: Batch, scores: Callable[..., dict[str, float]], generation: Generation,
-          unconditional: Mapping[str, float]) -> list[dict[str, Any]]:
+          beside: tuple[Mapping[str, float], Mapping[str, float]]) -> list[dict[str, Any]]:
     with timed_phases() as seconds:
         written, output = reader.answered(batch, generation)
     reused = reader.context_cache.reused if reader.context_cache else [False] * len(batch)
@@ -99,7 +128,7 @@ def _rows(reader: Reader, batch: Batch, scores: Callable[..., dict[str, float]],
     footprint = reader.footprint_of(batch, output.slots)
     times = {f"{phase}_ms": 1000 * seconds[phase] / len(batch) for phase in PHASES}
     rows = []
-    measured = _measured(reader, batch, written, output, unconditional)
+    measured = _measured(reader, batch, written, output, beside)
     for b, (example, own, (references, parts)) in enumerate(zip(batch.examples, written, measured)):
         rows.append({
             "id": example.id, "question": example.question, "prediction": own.text, "references": references,
@@ -112,7 +141,7 @@ def _rows(reader: Reader, batch: Batch, scores: Callable[..., dict[str, float]],
 
 
 def _measured(reader: Reader, batch: Batch, written: list[Decoded], output: LossOutput,
-              unconditional: Mapping[str, float]) -> list[tuple[list[str], dict[str, Any]]]:
+              beside: tuple[Mapping[str, float], Mapping[str, float]]) -> list[tuple[list[str], dict[str, Any]]]:
     """For each row the references that scores look at, and what the objective measures beside them."""
     objective = getattr(reader, "objective", None)
     if objective is None or objective.measures is None:
@@ -124,5 +153,5 @@ def _measured(reader: Reader, batch: Batch, written: list[Decoded], output: Loss
     spent = [_texts_and_ends(output, values) if tells else [None] * len(batch)
              for values in (output.token_nll, output.token_hits)]
     return [([text], objective.measures(own.text, own.ids, own.is_ended, text, target, nll, hits,
-                                        unconditional.get(example.id)))
+                                        *(known.get(example.id) for known in beside)))
             for example, own, text, target, nll, hits in zip(batch.examples, written, texts, targets, *spent)]

@@ -112,6 +112,22 @@ class Reconstruct(Answer):
         return found
 
 
+class OfAnother(Answer):
+    """What `objective` asks, of memories of other contexts: what a reader says of any memory it still says, what it kept of the
+    very text is missing. For evaluation.
+
+    instead  a batch of as many rows, each with another context than the batch that is asked
+    """
+
+    def __init__(self, objective: Answer, instead: Batch):
+        self.objective, self.instead = objective, instead
+
+    def main(self, batch: Batch) -> Batch:
+        """The batch's questions and answers on the other contexts."""
+        asked, read = self.objective.main(batch), self.objective.main(self.instead)
+        return replace(asked, context=read.context, evidence=None, offsets=None, examples=read.examples)
+
+
 class AnswerAndCopy(Answer):
     """Answer the question, and write down a passage of the context from the same memory.
 

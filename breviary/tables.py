@@ -16,8 +16,8 @@ from breviary.results import write_json
 
 METRICS = ("em", "em_contains", "f1", "rouge_l", "nll")
 TITLES = {"em": "EM", "em_contains": "EM contains", "f1": "F1", "rouge_l": "ROUGE-L", "nll": "NLL/token"}
-RESTORED = ("accuracy", "ce", "gain", "normalised_gain", "bits_per_byte", "prefix_em", "bleu", "edit_similarity", "end_rate")
-TITLES |= {"accuracy": "accuracy", "ce": "CE/token", "gain": "gain/token", "normalised_gain": "norm. gain",
+RESTORED = ("accuracy", "ce", "gain", "normalised_gain", "own_gain", "bits_per_byte", "prefix_em", "bleu", "edit_similarity", "end_rate")
+TITLES |= {"accuracy": "accuracy", "ce": "CE/token", "gain": "gain/token", "normalised_gain": "norm. gain", "own_gain": "own gain",
            "bits_per_byte": "bits/byte", "prefix_em": "prefix EM", "bleu": "BLEU", "edit_similarity": "edit sim.",
            "end_rate": "ended"}
 PHASES = ("encode_ms", "compress_ms", "prefill_ms", "decode_ms")

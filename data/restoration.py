@@ -85,19 +85,24 @@ class Restoration:
                  ce_unconditional  nats a token that the decoder spent before training and without memory
                  gain              ce_unconditional - ce: information that the memory gave, nats a token
                  normalised_gain   1 - ce / ce_unconditional: 0 = memory is of no use, 1 = lossless
+                 ce_other          nats a token with the memory of another text
+                 own_gain          ce_other - ce: what was kept of this very text; the rest of gain any memory gives, as a
+                                   learned prompt would
                  free_accuracy     free-running: right tokens at their places, of all
                  length_ratio      tokens written, of all
     by_position  {"0-31": [right tokens, tokens], ...}: free_accuracy along the text
     """
 
     def __call__(self, text: str, ids: Sequence[int], is_ended: bool, target: str, target_ids: Sequence[int],
-                 nll: Sequence[float] | None, hits: Sequence[bool] | None, unconditional: float | None) -> dict[str, Any]:
+                 nll: Sequence[float] | None, hits: Sequence[bool] | None, unconditional: float | None,
+                 other: float | None = None) -> dict[str, Any]:
         """One example's parts.
 
         text, ids, is_ended  what was written; ids without the end token
         target, target_ids   what is right; ids without the end token
         nll, hits            of target_ids and then the end token; None where the reader does not tell
         unconditional        nats on target_ids without memory and before training; None where nobody asked
+        other                nats on target_ids with the memory of another text; None where nobody asked
         """
         n = len(target_ids)
         right = [own == true for own, true in zip(ids, target_ids)]
@@ -115,6 +120,8 @@ class Restoration:
             if unconditional is not None:
                 ratios |= {"ce_unconditional": [unconditional, n], "gain": [unconditional - spent, n],
                            "normalised_gain": [unconditional - spent, unconditional]}
+            if other is not None:
+                ratios |= {"ce_other": [other, n], "own_gain": [other - spent, n]}
         bins = {f"{start}-{start + BIN - 1}": [sum(right[start : start + BIN]), min(BIN, n - start)]
                 for start in range(0, n, BIN)}
         return {"scores": scores, "ratios": ratios, "by_position": bins}

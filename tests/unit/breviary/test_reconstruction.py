@@ -8,7 +8,7 @@ import torch
 
 from breviary.build import build_backbone
 from breviary.contract import Example, Generation
-from breviary.evaluation import evaluate, unconditional_nll
+from breviary.evaluation import evaluate, others_nll, unconditional_nll
 from breviary.results import summarise
 from breviary.testing import compose_tiny, plain_nll, row_ids, tiny_reader
 from data.collate import Collator
@@ -92,6 +92,30 @@ def test_a_frozen_decoder_tells_nothing_without_its_memory(items, tokenizer, unc
         monkeypatch.setattr(reader.compressor, "compress", altered(change)(compress))
         gains[name] = measured(reader, items, tokenizer, unconditional)[0]["metrics"]["normalised_gain"]["value"]
     assert gains["own"] > 0.2 and abs(gains["zeroed"]) < 0.1 and gains["other"] < 0.1
+
+
+def test_what_another_text_s_memory_is_worth_is_told(items, tokenizer, unconditional, monkeypatch):
+    """Equal to swapping the memories of two texts by hand; the rest of the gain is the text's own."""
+    reader = trained(items, tokenizer, "decoder.train=full", "compressor.ratio=4", steps=30)
+    collate = Collator(tokenizer.pad_token_id)
+    for size in (4, 1):  # the next text lies in another batch as well
+        others = others_nll(reader, items, collate, size)
+        found = evaluate(reader, items, collate, scores, Generation(max_new_tokens=8), size, unconditional=unconditional, others=others)
+        value = {name: metric["value"] for name, metric in summarise([row for rows in found for row in rows], None)["metrics"].items()}
+        assert value["ce_other"] > 1 > value["ce"] and value["own_gain"] == pytest.approx(value["ce_other"] - value["ce"])
+        assert value["ce_other"] == pytest.approx(sum(others.values()) / sum(items.lengths))
+    [shortest, longest] = [sorted(range(8), key=lambda i: (items.lengths[i], i))[end] for end in (0, -1)]
+    monkeypatch.setattr(reader.compressor, "compress", altered(rolled)(reader.compressor.compress))
+    with torch.no_grad():
+        swapped = reader.eval().loss(collate([items[longest], items[shortest]]))
+    assert others[str(longest)] == pytest.approx(swapped.token_nll[0, : items.lengths[longest]].sum().item(), rel=1e-4)
+    assert reader.objective.is_autoencoder  # as before
+
+
+def test_there_is_no_other_text_among_one(items, tokenizer):
+    reader = tiny_reader(compose_tiny(AUTOENCODER))
+    alone = tokenise_split(items.examples[:1], tokenizer, Prompt(), None, None)
+    assert others_nll(reader, alone, Collator(tokenizer.pad_token_id), 4) == {}
 
 
 def test_the_unconditional_loss_is_the_plain_backbone_s(items, tokenizer, unconditional):

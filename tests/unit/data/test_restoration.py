@@ -61,7 +61,7 @@ def test_rouge_by_hand():
 
 def test_everything_of_one_example():
     parts = Restoration()("ab cx", [5, 6, 9], True, "ab cd", [5, 6, 7, 8], [0.5, 0.25, 1.0, 0.25, 3.0],
-                          [True, True, False, True, False], 8.0)
+                          [True, True, False, True, False], 8.0, 5.0)
     scores, ratios = parts["scores"], parts["ratios"]
     assert scores["prefix_em"] == 0.5 and scores["sequence_em"] == 0 and scores["end_rate"] == 1
     assert scores["accuracy_macro"] == 0.75 and scores["end_accuracy"] == 0  # the end token is told apart
@@ -69,6 +69,7 @@ def test_everything_of_one_example():
     assert ratios["accuracy"] == [3, 4] and ratios["free_accuracy"] == [2, 4] and ratios["length_ratio"] == [3, 4]
     assert ratios["ce"] == [2.0, 4] and ratios["ce_unconditional"] == [8.0, 4]
     assert ratios["gain"] == [6.0, 4] and ratios["normalised_gain"] == [6.0, 8.0]
+    assert ratios["ce_other"] == [5.0, 4] and ratios["own_gain"] == [3.0, 4]
     assert ratios["bits_per_byte"] == [pytest.approx(2.0 / math.log(2)), 5]
     assert parts["by_position"] == {"0-31": [2, 4]}
 
@@ -78,7 +79,7 @@ def test_positions_are_told_in_bins():
     parts = Restoration()("", target[:33] + [-1] * 10, False, "", target, None, None, None)
     assert parts["by_position"] == {"0-31": [32, 32], "32-63": [1, 32], "64-95": [0, 6]}
     assert parts["scores"]["end_rate"] == 0
-    assert not {"accuracy", "ce", "gain"} & (parts["ratios"].keys() | parts["scores"].keys())
+    assert not {"accuracy", "ce", "gain", "own_gain"} & (parts["ratios"].keys() | parts["scores"].keys())
 
 
 def test_nothing_asked_and_nothing_written():
