@@ -20,7 +20,8 @@ GAPS = ("mix_distance", "kl", "nll", "cka")
 CELL = ("seed", "encoder", "decoder", "mitigation")
 PARTS = ("all", "prose", "formal")
 TOLD = ("gain", "accuracy", "normalised_gain", "bleu")  # qualities of the small tables
-SHOWN, QUALITY = "gain", "information gain, nats a token"
+SHOWN = {"accuracy": "token accuracy", "gain": "information gain, nats a token"}  # gain: the paper's; it depends on where
+# the decoder began as well, so decoders should be compared by accuracy
 Row = dict[str, Any]
 
 
@@ -131,71 +132,77 @@ def gap_figures(folder: Path, table: Sequence[Row]) -> None:
     scatter(folder, [row for row in plain if row["encoder"] != row["decoder"] and row["decoder"] != RANDOM])
 
 
-def mean_over_seeds(rows: Sequence[Row], encoder: str, decoder: str) -> list[float]:
-    """The shown quality of a cell, one value a seed."""
-    return [row[SHOWN] for row in rows if (row["encoder"], row["decoder"]) == (encoder, decoder)]
+def of_seeds(rows: Sequence[Row], encoder: str, decoder: str, quality: str) -> list[float]:
+    """A cell's quality, one value a seed."""
+    return [row[quality] for row in rows if (row["encoder"], row["decoder"]) == (encoder, decoder)]
 
 
 def heat_map(folder: Path, rows: Sequence[Row]) -> None:
-    """Encoder mix by decoder mix; cells that were not run stay white."""
+    """Encoder mix by decoder mix, a map a quality; cells that were not run stay white."""
     encoders = sorted({row["encoder"] for row in rows})
     decoders = sorted({row["decoder"] for row in rows}, key=lambda name: (name == RANDOM, name))
-    grid = np.array([[np.mean(mean_over_seeds(rows, e, d) or [np.nan]) for d in decoders] for e in encoders])
-    size = 1.6 + 0.75 * len(decoders), 1.3 + 0.6 * len(encoders)
-    figure, axis = pyplot.subplots(figsize=size, layout="constrained")
-    shown = axis.imshow(grid, cmap="viridis")
-    middle = (np.nanmin(grid) + np.nanmax(grid)) / 2
-    for (i, j), value in np.ndenumerate(grid):
-        if not np.isnan(value):
-            axis.text(j, i, f"{value:.2f}", ha="center", va="center", fontsize=8,
-                      color="white" if value < middle else "black")
-    axis.set_xticks(range(len(decoders)), decoders)
-    axis.set_yticks(range(len(encoders)), encoders)
-    axis.set(xlabel="decoder trained on", ylabel="encoder trained on", title=f"{QUALITY} (D1: prose)")
-    axis.title.set_size(9)
-    figure.colorbar(shown)
+    size = len(SHOWN) * (1.3 + 0.65 * len(decoders)), 1.3 + 0.5 * len(encoders)
+    figure, axes = pyplot.subplots(1, len(SHOWN), figsize=size, layout="constrained")
+    grids = {}
+    for axis, (quality, told) in zip(axes, SHOWN.items()):
+        grid = np.array([[np.mean(of_seeds(rows, e, d, quality) or [np.nan]) for d in decoders] for e in encoders])
+        grids[quality] = grid
+        shown = axis.imshow(grid, cmap="viridis")
+        middle = (np.nanmin(grid) + np.nanmax(grid)) / 2
+        for (i, j), value in np.ndenumerate(grid):
+            if not np.isnan(value):
+                axis.text(j, i, f"{value:.2f}", ha="center", va="center", fontsize=8,
+                          color="white" if value < middle else "black")
+        axis.set_xticks(range(len(decoders)), decoders)
+        axis.set_yticks(range(len(encoders)), encoders)
+        axis.set(xlabel="decoder trained on (D1: prose)", ylabel="encoder trained on", title=told)
+        axis.title.set_size(9)
+        figure.colorbar(shown)
     figure.savefig(folder / "heatmap.png", dpi=110)
     pyplot.close(figure)
-    write_csv(folder / "heatmap.csv", [{"encoder": encoders[i], "decoder": decoders[j], SHOWN: float(value)}
-                                       for (i, j), value in np.ndenumerate(grid) if not np.isnan(value)])
+    write_csv(folder / "heatmap.csv", [{"encoder": e, "decoder": d, **{name: float(grid[i, j]) for name, grid in grids.items()}}
+                                       for i, e in enumerate(encoders) for j, d in enumerate(decoders)
+                                       if not np.isnan(grids["gain"][i, j])])
 
 
 def swaps(folder: Path, rows: Sequence[Row]) -> None:
-    """Quality along the mixes: decoder varied, encoder varied, both; a dot a seed, lines through the means."""
+    """Qualities along the mixes: decoder varied, encoder varied, both; a dot a seed, lines through the means."""
     mixes = sorted({row["encoder"] for row in rows})
     kinds = {f"decoder varied, encoder {mixes[0]}": lambda m: (mixes[0], m),
              f"encoder varied, decoder {mixes[0]}": lambda m: (m, mixes[0]), "both (matched)": lambda m: (m, m)}
-    figure, axis = pyplot.subplots(figsize=(6.5, 4), layout="constrained")
-    drawn = []
-    for colour, (kind, cell) in enumerate(kinds.items()):
-        values = [mean_over_seeds(rows, *cell(m)) for m in mixes]
-        axis.plot(range(len(mixes)), [np.mean(v) for v in values], color=f"C{colour}", label=kind)
-        for x, (m, own) in enumerate(zip(mixes, values)):
-            axis.plot([x] * len(own), own, ".", color=f"C{colour}", alpha=0.6)
-            drawn += [{"kind": kind, "mix": m, SHOWN: value} for value in own]
-    axis.set_xticks(range(len(mixes)), mixes)
-    axis.set(xlabel="mix (more formal text to the right)", ylabel=QUALITY)
-    figure.legend(fontsize=8, loc="outside lower center", ncols=3)
+    figure, axes = pyplot.subplots(1, len(SHOWN), figsize=(10, 3.8), layout="constrained")
+    for axis, (quality, told) in zip(axes, SHOWN.items()):
+        for colour, (kind, cell) in enumerate(kinds.items()):
+            values = [of_seeds(rows, *cell(m), quality) for m in mixes]
+            axis.plot(range(len(mixes)), [np.mean(v) for v in values], color=f"C{colour}", label=kind)
+            for x, own in enumerate(values):
+                axis.plot([x] * len(own), own, ".", color=f"C{colour}", alpha=0.6)
+        axis.set_xticks(range(len(mixes)), mixes)
+        axis.set(xlabel="mix (more formal text to the right)", ylabel=told)
+    figure.legend(*axes[0].get_legend_handles_labels(), fontsize=8, loc="outside lower center", ncols=3)
     figure.savefig(folder / "swaps.png", dpi=110)
     pyplot.close(figure)
-    write_csv(folder / "swaps.csv", drawn)
+    write_csv(folder / "swaps.csv", [{"kind": kind, "mix": m, "seed": row["seed"], **{name: row[name] for name in SHOWN}}
+                                     for kind, cell in kinds.items() for m in mixes for row in rows
+                                     if (row["encoder"], row["decoder"]) == cell(m)])
 
 
 def scatter(folder: Path, rows: Sequence[Row]) -> None:
     """Quality lost against the matched pair, by each of the four gaps; a dot a cell and seed."""
     titles = {"mix_distance": "distance of mixes", "kl": "symmetric KL, nats", "nll": "|NLL difference|, nats a token",
               "cka": "1 - CKA"}
-    figure, axes = pyplot.subplots(1, 4, figsize=(12, 3.2), sharey=True, layout="constrained")
-    for axis, gap in zip(axes, GAPS):
-        x, y = (np.array([row[key] for row in rows]) for key in (gap, f"delta_{SHOWN}"))
-        for colour, (label, chosen) in enumerate({"encoder D1": [row["encoder"] == "D1" for row in rows],
-                                                  "other encoder": [row["encoder"] != "D1" for row in rows]}.items()):
-            axis.plot(x[chosen], y[chosen], ".", color=f"C{colour}", label=label)
-        axis.axhline(0, color="grey", lw=0.8)
-        axis.set(xlabel=titles[gap], title=f"ρ = {spearman(x, y)[0]:+.2f}")
-    axes[0].set_ylabel("gain lost against the matched pair")
-    axes[0].legend(fontsize=7)
+    figure, axes = pyplot.subplots(len(SHOWN), 4, figsize=(12, 2.9 * len(SHOWN)), sharey="row", layout="constrained")
+    first = np.array([row["encoder"] == "D1" for row in rows])
+    for line, (quality, told) in zip(axes, SHOWN.items()):
+        for axis, gap in zip(line, GAPS):
+            x, y = (np.array([row[key] for row in rows]) for key in (gap, f"delta_{quality}"))
+            for colour, (label, chosen) in enumerate({"encoder D1": first, "other encoder": ~first}.items()):
+                axis.plot(x[chosen], y[chosen], ".", color=f"C{colour}", label=label)
+            axis.axhline(0, color="grey", lw=0.8)
+            axis.set(xlabel=titles[gap], title=f"ρ = {spearman(x, y)[0]:+.2f}")
+        line[0].set_ylabel(f"lost against the matched pair:\n{told}", fontsize=8)
+    axes[0][0].legend(fontsize=7)
     figure.savefig(folder / "gaps.png", dpi=110)
     pyplot.close(figure)
-    write_csv(folder / "gaps.csv", [{key: row[key] for key in ("seed", "encoder", "decoder", *GAPS, f"delta_{SHOWN}")}
-                                    for row in rows])
+    write_csv(folder / "gaps.csv", [{key: row[key] for key in ("seed", "encoder", "decoder", *GAPS,
+                                                               *(f"delta_{name}" for name in SHOWN))} for row in rows])

@@ -177,9 +177,10 @@ def main(cfg: DictConfig) -> None:
     table = cell_table(rows, parts.read_csv(folder / "model_gaps.csv"))
     parts.write_csv(folder / "gap.csv", table)
     for name, found in small_tables(rows, table, cfg.resamples).items():
-        parts.write_csv(folder / f"{name}.csv", found)
+        if found:  # no mitigations: nothing to tell of them
+            parts.write_csv(folder / f"{name}.csv", found)
     gap_figures(folder, table)
-    parts.say(f"{folder}: gap_per_doc.parquet, gap.csv, gap_regression.csv, asymmetry.csv, mitigation.csv, figures")
+    parts.say(f"{folder}: gap_per_doc.parquet, gap.csv, gap_regression.csv, asymmetry.csv, mitigation.csv, model_gaps.csv, figures")
 
 
 def config_keys() -> list[str]:

@@ -9,6 +9,7 @@ autoencoder_study.md, and of guidelines.md the part about sizes.
 from __future__ import annotations
 
 import argparse
+import json
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -22,6 +23,7 @@ quiet_libraries()
 
 from breviary.entropy import LN2
 from breviary.results import write_text
+from scripts.gap_tables import RANDOM
 from scripts.study_correlations import POOLED, SETTING, WITHIN
 from scripts.study_parts import read_csv
 
@@ -61,7 +63,7 @@ def numbers(folder: Path) -> str:
     corr = read_csv(folder / "corr.csv")
     return "\n\n".join([restored(read_csv(folder / "means.csv")), correlated(corr),
                         sides_differ(read_csv(folder / "regression.csv")), by_metric(corr),
-                        rungs(read_csv(folder / "ladder.csv")), gap(folder / "gap_smoke")])
+                        rungs(read_csv(folder / "ladder.csv")), gap(folder / "gap_small"), mended(folder / "gap_small")])
 
 
 def signed(value: float | None) -> str:
@@ -175,27 +177,54 @@ def rungs(rows: Sequence[Row]) -> str:
 
 
 def gap(folder: Path) -> str:
-    """The smoke form's cells that would answer the question if the models were large: means over seeds."""
-    rows = [row for row in read_csv(folder / "gap.csv") if row["part"] == "all"]
-    first, last = "D1", max(row["encoder"] for row in rows)
+    """The grid of mixes, what a swap of either side costs, and what the loss goes with."""
+    steps = next(word for word in json.loads((folder / "data_gap.json").read_text())["config"]["autoencoder"] if word.startswith("train.steps="))
+    rows = [row for row in read_csv(folder / "gap.csv") if (row["part"], row["mitigation"]) == ("all", "none")]
+    names = sorted({row["encoder"] for row in rows})
 
-    def gain(encoder: str, decoder: str, mitigation: str = "none") -> str:
-        key = (encoder, decoder, mitigation)
-        own = [row["gain"] for row in rows if (row["encoder"], row["decoder"], row["mitigation"]) == key]
-        return f"{sum(own) / len(own):.2f} ({min(own):.2f}–{max(own):.2f})"
+    def cell(encoder: str, decoder: str) -> str:
+        own = [row["accuracy"] for row in rows if (row["encoder"], row["decoder"]) == (encoder, decoder)]
+        ends = f" [{share(min(own))}, {share(max(own))}]" if encoder == decoder else ""
+        return f"{share(sum(own) / len(own))}{ends}" if own else ""
 
-    cells = {f"{first}/{first}": (first, first), f"{last}/{last}": (last, last), f"{first}/{last}": (first, last),
-             f"{last}/{first}": (last, first), f"{first}/random": (first, "random")}
-    mended = sorted({row["mitigation"] for row in rows} - {"none"})
-    cells |= {name.replace("_", " "): (first, last, name) for name in mended}
-    regression = [row for row in read_csv(folder / "gap_regression.csv")
-                  if (row["part"], row["metric"]) == ("all", "gain")]
-    told = "; ".join(f"{row['gap'].replace('_', ' ')} {signed(row['rho'])} (p {row['p_holm']:.1g})"
-                     for row in regression)
-    return (f"**Data gap, smoke form**: information gain, nats a token, encoder/decoder, then what was tried to mend "
-            f"{first}/{last}; mean (lowest–highest) of {len({row['seed'] for row in rows})} seeds:\n\n"
-            f"{table(list(cells), [[gain(*cell) for cell in cells.values()]])}\n\n"
-            f"ρ of the gain lost against the matched pair with gaps ({regression[0]['n']:.0f} cells, Holm): {told}.")
+    body = [[encoder, *(cell(encoder, decoder) for decoder in (*names, RANDOM))] for encoder in names]
+    return (f"**Data gap**, {steps.partition('=')[2]} steps, {rows[0]['n']:.0f} held-out documents, half prose, half formal: token "
+            f"accuracy, encoder's mix down, decoder's across, means over {len({row['seed'] for row in rows})} seeds (matched pairs: "
+            f"[lowest, highest]):\n\n{table(['encoder', *names, RANDOM], body)}\n\n{swap_costs(folder)} {gap_correlations(folder)}")
+
+
+def swap_costs(folder: Path) -> str:
+    """What the outermost mix costs on either side of D1's matched pair, by part of the documents."""
+    found = [row for row in read_csv(folder / "asymmetry.csv") if row["metric"] == "accuracy"]
+    last = max(row["mix"] for row in found)
+    told = [f"{part} {', '.join(swap)}" for part in ("all", "prose", "formal")
+            for swap in [[f"{row['what']} {interval(row)}" for row in found if (row["part"], row["mix"]) == (part, last)]]]
+    return f"Accuracy lost against D1/D1 with {last} on one side, by documents: {'; '.join(told)}."
+
+
+def gap_correlations(folder: Path) -> str:
+    """Spearman's ρ of the loss against the decoder's matched pair with each gap."""
+    found = read_csv(folder / "gap_regression.csv")
+    told = [f"{metric} {', '.join(gaps)}" for metric in ("accuracy", "gain") for gaps in [[
+        f"{row['gap'].replace('_', ' ')} {signed(row['rho'])} (p {row['p_holm']:.1g})" for row in found
+        if (row["part"], row["metric"]) == ("all", metric)]]]
+    return (f"ρ of what is lost against the decoder's matched pair with the gap between the models, {found[0]['n']:.0f} cells, p after "
+            f"Holm: {'; '.join(told)}.")
+
+
+def mended(folder: Path) -> str:
+    """What every mitigation adds to the unmatched pair."""
+    found = [row for row in read_csv(folder / "mitigation.csv") if (row["part"], row["metric"]) == ("all", "accuracy")]
+    told = [f"{row['mitigation'].replace('_', ' ')} {interval(row)}" for row in found]
+    first = found[0]
+    lost = {"value": first["matched_minus_unmended"], "low": first["matched_lo"], "high": first["matched_hi"]}
+    return (f"**Mending** {first['pair'].replace('>', '/')}, accuracy added: {'; '.join(told)}; its decoder's matched pair has "
+            f"{interval(lost)} more.")
+
+
+def interval(row: Row) -> str:
+    """+.12 [+.03, +.20] of a row with value, low and high."""
+    return f"{signed(row['value'])} [{signed(row['low'])}, {signed(row['high'])}]"
 
 
 def size_numbers(folder: Path) -> str:
@@ -227,8 +256,7 @@ def swapped(told: str, folder: Path) -> str:
     found = []
     for row in read_csv(folder / "swaps.csv"):
         if row["metric"] == "bits_per_byte" and row["what"] != "decoder minus encoder":
-            found.append(f"the {row['what']} {row['other']} instead, {row['rate']:.0f}x: {signed(row['value'])} "
-                         f"[{signed(row['low'])}, {signed(row['high'])}]")
+            found.append(f"the {row['what']} {row['other']} instead, {row['rate']:.0f}x: {interval(row)}")
     return f"{told}, bits a byte (less is better): {'; '.join(found)}."
 
 

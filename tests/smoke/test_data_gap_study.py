@@ -1,9 +1,11 @@
 """The data-gap study's smoke form, smaller still: every cell, table and figure; what makes no sense is refused."""
 
+import shutil
+
 import pytest
 
 from scripts import study_data_gap as study
-from scripts.study_parts import read_csv, read_parquet
+from scripts.study_parts import read_csv, read_parquet, write_parquet
 from study_calls import called
 
 SMALL = ["tokens=12", "vocabulary=280", "model_documents=20", "train_documents=12", "test_documents=4",
@@ -49,6 +51,14 @@ def test_tables(done):
                                                     abs=1e-4)
     assert len(read_csv(done / "gap_regression.csv")) == 3 * 4 * 4 and len(read_csv(done / "mitigation.csv")) == 3 * 4
     assert all((done / f"{name}.png").read_bytes().startswith(b"\x89PNG") for name in ("heatmap", "swaps", "gaps"))
+
+
+def test_without_mitigations_there_is_no_table_of_them(done, tmp_path):
+    rows = [row for row in read_parquet(done / "gap_per_doc.parquet") if row["mitigation"] == "none"]
+    write_parquet(tmp_path / "out" / "gap_per_doc.parquet", rows)
+    shutil.copy(done / "model_gaps.csv", tmp_path / "out")
+    assert called(study, tmp_path, *SMALL, "~mitigations.bigger_decoder", "tables=true") == 0
+    assert (tmp_path / "out" / "swaps.png").is_file() and not (tmp_path / "out" / "mitigation.csv").exists()
 
 
 @pytest.mark.parametrize("words, sentence", [

@@ -50,5 +50,5 @@ def test_figures_and_tables_are_made_of_the_rows_a_document_and_setting():
     assert len({row["doc_id"] for row in plain}) >= 1000 and len({row["domain"] for row in plain}) >= 7
     points = read_csv(numbers.TABLES / "scatter.csv")
     assert len(points) == 2 * len([row for row in plain if row["seed"] == rows[0]["seed"]])  # drawn of the first seed
-    for name in ("scatter", "correlations", "ladder", "loss", "gap_smoke/heatmap", "gap_smoke/swaps", "gap_smoke/gaps"):
+    for name in ("scatter", "correlations", "ladder", "loss", "gap_small/heatmap", "gap_small/swaps", "gap_small/gaps"):
         assert (numbers.TABLES / f"{name}.png").is_file() and read_csv(numbers.TABLES / f"{name}.csv")
