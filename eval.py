@@ -33,7 +33,7 @@ from breviary.evaluation import evaluate, others_nll, unconditional_nll
 from breviary.foreign import ALL, foreign_classes
 from breviary.keys import checked_keys, drop_left_overs, flat_keys, known_keys, nearest
 from breviary.readings import Readings
-from breviary.results import PREDICTIONS, Predictions, merge_ranks, read_results, summarise, write_results
+from breviary.results import PREDICTIONS, Predictions, merge_ranks, read_results, source_of, summarise, write_results
 from breviary.runs import best_checkpoint, called, config_hash, last_checkpoint, load_config
 from breviary.runtime import peak_memory_bytes, resolve_device
 from breviary.tables import print_table, row, write_table
@@ -91,15 +91,6 @@ def of_one_reader(cfg: DictConfig, instead: str) -> DictConfig:
     if further:
         raise Problems(further)
     return cfg
-
-
-def source_of(dataset: DictConfig, split: str, parts: int = 0) -> str:
-    """Where the split's examples come from: files, `parts` last parts of each (0: whole), or the class that makes them."""
-    files = dataset.get(split)
-    if not files:
-        return dataset._target_
-    return ", ".join("/".join(Path(file).parts[-parts:]) if parts else file
-                     for file in ([files] if isinstance(files, str) else files))
 
 
 def untouched(cfg: DictConfig, name: str) -> DictConfig:

@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 
 from breviary.report import find_results
-from breviary.results import PREDICTIONS, Predictions, read_results
+from breviary.results import PREDICTIONS, Predictions, read_results, source_of
 from breviary.statistics import difference
 
 
@@ -59,11 +59,11 @@ def load_answered(folders: Sequence[str]) -> list[list[Answered]]:
 
 
 def data_name(results: dict[str, Any]) -> str:
-    """"nq/test.jsonl.gz" where the data is a file, else its class, e.g. "InventedFacts"; the hash's start where neither is known."""
+    """"nq/test.jsonl.gz" where the data is a file (several: all of them), else its class, e.g. "InventedFacts"; the hash's start where neither is known."""
     config = results["config"] or {}
     data = config.get("dataset", {})
-    if file := data.get(config.get("split", "test")):
-        return "/".join(Path(file).parts[-2:])
+    if data.get(split := config.get("split", "test")):
+        return source_of(data, split, parts=2)
     return data.get("_target_", results["data_hash"][:12]).rpartition(".")[2]
 
 

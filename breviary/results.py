@@ -13,7 +13,7 @@ import math
 import os
 import platform
 import subprocess
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -249,6 +249,15 @@ def read_results(folder: str | Path) -> dict[str, Any]:
     if missing:
         raise ValueError(f"{path} lacks {missing}")
     return results
+
+
+def source_of(dataset: Mapping[str, Any], split: str, parts: int = 0) -> str:
+    """Where the split's examples come from: files, `parts` last parts of each (0: whole), or the class that makes them."""
+    files = dataset.get(split)
+    if not files:
+        return dataset["_target_"]
+    return ", ".join("/".join(Path(file).parts[-parts:]) if parts else file
+                     for file in ([files] if isinstance(files, str) else files))
 
 
 def git_state(root: Path) -> tuple[str | None, bool | None]:

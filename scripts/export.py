@@ -29,7 +29,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from omegaconf import DictConfig, OmegaConf, open_dict
+from omegaconf import DictConfig, ListConfig, OmegaConf, open_dict
 from torch import nn
 
 from breviary.backbone import Backbone, TinyBackbone, merge_adapters
@@ -39,11 +39,11 @@ from breviary.checks import Problems, attempted
 from breviary.keys import CONFIGS, checked_keys
 from breviary.loading import FILES, find_backbone
 from breviary.model_card import card
-from breviary.results import ENVIRONMENT, RESULTS, read_results, write_text
+from breviary.results import ENVIRONMENT, RESULTS, read_results, source_of, write_text
 from breviary.runs import best_checkpoint, config_hash, last_checkpoint, load_config, write_config
 from breviary.stack import Stack
 from breviary.tables import row
-from eval import NOT_HASHED, source_of
+from eval import NOT_HASHED
 from scripts.get_backbone import PROVENANCE, read_provenance
 from scripts.import_checkpoint import RECORD
 
@@ -185,6 +185,8 @@ def portable(source: Source, given: argparse.Namespace) -> DictConfig:
         for key, value in cfg.dataset.items():
             if isinstance(value, str):
                 cfg.dataset[key] = _portable_path(value, homes)
+            elif isinstance(value, ListConfig):
+                cfg.dataset[key] = [_portable_path(one, homes) if isinstance(one, str) else one for one in value]
         if given.include_backbone or given.merge:
             keys = ("dtype", "device", "attn_implementation")
             cfg.backbone = {"_target_": f"{Backbone.__module__}.{Backbone.__name__}", "path": f"./{BACKBONE}",

@@ -32,11 +32,11 @@ from breviary.contract import Batch, Generation, Memory
 from breviary.kept import plain_trace
 from breviary.keys import checked_keys, known_keys
 from breviary.reading_map import Card, page, parts_of
-from breviary.results import write_text
+from breviary.results import source_of, write_text
 from breviary.vector_reader import CompressedReader
 from data.collate import Collator
 from data.metrics import scores
-from eval import checked, checkpoint_of, from_command_line, loaded, say, source_of, tokenised
+from eval import checked, checkpoint_of, from_command_line, loaded, say, tokenised
 
 OWN = ("n", "output")
 ONE_READER = {"variants": "make one map for each", "compare": "make one map for each run",

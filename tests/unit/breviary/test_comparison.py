@@ -116,5 +116,7 @@ def test_several_data_sets_at_once_and_every_pair(tmp_path, capsys):
 def test_the_data_is_named_by_its_file_or_its_class():
     named = {"jsonl": {"_target_": "data.jsonl.Jsonl", "test": "/data/nq/test.jsonl.gz"}, "made": {"_target_": "data.passkey.Passkey"}}
     assert data_name({"config": {"dataset": named["jsonl"]}, "data_hash": "0"}) == "nq/test.jsonl.gz"
+    several = {"_target_": "data.passages.Passages", "test": ["/data/nq/test.jsonl.gz", "/data/hotpotqa/test.jsonl.gz"]}
+    assert data_name({"config": {"dataset": several}, "data_hash": "0"}) == "nq/test.jsonl.gz, hotpotqa/test.jsonl.gz"
     assert data_name({"config": {"dataset": named["made"], "split": "validation"}, "data_hash": "0"}) == "Passkey"
     assert data_name({"config": None, "data_hash": "0123456789abcdef"}) == "0123456789ab"

@@ -19,7 +19,8 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 import eval as evaluating
 from breviary.backbone import TinyBackbone
 from breviary.checkpoint import WEIGHTS, load_reader, read_metadata
-from breviary.runs import load_config
+from breviary.results import source_of
+from breviary.runs import load_config, write_config
 from breviary.testing import compose_tiny
 from scripts import export
 from scripts.import_checkpoint import RECORD
@@ -145,10 +146,23 @@ def test_the_card_names_every_file_of_several():
     cfg = compose_tiny(["dataset=passages", "dataset.train=[/data/nq/train.jsonl,/data/hotpotqa/train.jsonl]", "dataset.test=/data/nq/test.jsonl"])
     assert export.data_source(cfg.dataset, "train") == "nq/train.jsonl, hotpotqa/train.jsonl"
     assert export.data_source(cfg.dataset, "test") == "nq/test.jsonl"
-    assert evaluating.source_of(cfg.dataset, "train") == "/data/nq/train.jsonl, /data/hotpotqa/train.jsonl"
+    assert source_of(cfg.dataset, "train") == "/data/nq/train.jsonl, /data/hotpotqa/train.jsonl"
     generated = compose_tiny(["dataset=invented_facts"]).dataset
     assert export.data_source(generated, "test") == "data.invented_facts.InventedFacts (generated)"
-    assert evaluating.source_of(generated, "test") == "data.invented_facts.InventedFacts"
+    assert source_of(generated, "test") == "data.invented_facts.InventedFacts"
+
+
+def test_no_path_of_this_machine_goes_along(runs, tmp_path):
+    """Nor among several files of a data set."""
+    run = shutil.copytree(runs["comi"], tmp_path / "run")
+    cfg = load_config(run)
+    cfg.dataset = {"_target_": "data.passages.Passages", "train": [f"{cfg.paths.data}/nq/train.jsonl", "/elsewhere/own/texts.jsonl"],
+                   "validation": None, "test": f"{cfg.paths.data}/nq/test.jsonl"}
+    write_config(run, cfg)
+    export.main([str(run), "--output", str(tmp_path / "out")])
+    stored = OmegaConf.to_container(OmegaConf.load(tmp_path / "out" / "config.yaml"), resolve=False)["dataset"]
+    assert stored["train"] == ["${paths.data}/nq/train.jsonl", "own/texts.jsonl"]
+    assert stored["test"] == "${paths.data}/nq/test.jsonl"
 
 
 def test_the_card_s_lines_run(folders, tmp_path, monkeypatch, capsys):
