@@ -1,6 +1,7 @@
 """Does it matter what encoder and decoder were trained on? A grid of mixes of prose and formal text (arXiv 2602.01778).
 
     python scripts/study_data_gap.py [key=value ...]                       smoke form, minutes of a CPU
+    python scripts/study_data_gap.py --config-name study/data_gap_small    real text, an hour of one core
     python scripts/study_data_gap.py --config-name study/data_gap          the real one, for a GPU
     python scripts/study_data_gap.py tables=true                           tables and figures again
 
