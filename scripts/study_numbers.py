@@ -63,7 +63,8 @@ def numbers(folder: Path) -> str:
     corr = read_csv(folder / "corr.csv")
     return "\n\n".join([restored(read_csv(folder / "means.csv")), correlated(corr),
                         sides_differ(read_csv(folder / "regression.csv")), by_metric(corr),
-                        rungs(read_csv(folder / "ladder.csv")), gap(folder / "gap_small"), mended(folder / "gap_small")])
+                        rungs(read_csv(folder / "ladder.csv")), gap(folder / "gap_small"), gap_correlations(folder / "gap_small"),
+                        gap(folder / "gap_small_longer"), mended(folder / "gap_small")])
 
 
 def signed(value: float | None) -> str:
@@ -177,7 +178,7 @@ def rungs(rows: Sequence[Row]) -> str:
 
 
 def gap(folder: Path) -> str:
-    """The grid of mixes, what a swap of either side costs, and what the loss goes with."""
+    """The grid of mixes, and what a swap of either side costs."""
     steps = next(word for word in json.loads((folder / "data_gap.json").read_text())["config"]["autoencoder"] if word.startswith("train.steps="))
     rows = [row for row in read_csv(folder / "gap.csv") if (row["part"], row["mitigation"]) == ("all", "none")]
     names = sorted({row["encoder"] for row in rows})
@@ -190,7 +191,7 @@ def gap(folder: Path) -> str:
     body = [[encoder, *(cell(encoder, decoder) for decoder in (*names, RANDOM))] for encoder in names]
     return (f"**Data gap**, {steps.partition('=')[2]} steps, {rows[0]['n']:.0f} held-out documents, half prose, half formal: token "
             f"accuracy, encoder's mix down, decoder's across, means over {len({row['seed'] for row in rows})} seeds (matched pairs: "
-            f"[lowest, highest]):\n\n{table(['encoder', *names, RANDOM], body)}\n\n{swap_costs(folder)} {gap_correlations(folder)}")
+            f"[lowest, highest]):\n\n{table(['encoder', *names, RANDOM], body)}\n\n{swap_costs(folder)}")
 
 
 def swap_costs(folder: Path) -> str:
