@@ -199,7 +199,8 @@ def scatter(folder: Path, rows: Sequence[Row]) -> None:
             for colour, (label, chosen) in enumerate({"encoder D1": first, "other encoder": ~first}.items()):
                 axis.plot(x[chosen], y[chosen], ".", color=f"C{colour}", label=label)
             axis.axhline(0, color="grey", lw=0.8)
-            axis.set(xlabel=titles[gap], title=f"ρ = {spearman(x, y)[0]:+.2f}")
+            rho = spearman(x, y)[0]
+            axis.set(xlabel=titles[gap], title=f"ρ = {rho:+.2f}" if np.isfinite(rho) else "")  # two mixes have one distance
         line[0].set_ylabel(f"lost against the matched pair:\n{told}", fontsize=8)
     axes[0][0].legend(fontsize=7)
     figure.savefig(folder / "gaps.png", dpi=110)
