@@ -130,6 +130,8 @@ def correlated(corr: Sequence[Row]) -> str:
     body = []
     for name in over_seeds(corr):
         for measure, side in SIDES.items():
+            if measure == "nll_ref" and name.endswith(FROZEN):
+                continue
             pooled, within = (chosen(corr, group, measure, "accuracy")[name] for group in (POOLED, WITHIN))
             beside = "" if measure == "nll_ref" else between(within, "partial", "partial_lo", "partial_hi")
             body.append([f"{name}: {side}", between(pooled, "rho", "rho_lo", "rho_hi"),
@@ -178,29 +180,21 @@ def rungs(rows: Sequence[Row]) -> str:
 
 
 def gap(folder: Path) -> str:
-    """The grid of mixes, and what a swap of either side costs."""
+    """Matched pairs of mixes, all others, a decoder of random tokens, and what a swap of either side costs; the whole grid is
+    heatmap.csv."""
     steps = next(word for word in json.loads((folder / "data_gap.json").read_text())["config"]["autoencoder"] if word.startswith("train.steps="))
     rows = [row for row in read_csv(folder / "gap.csv") if (row["part"], row["mitigation"]) == ("all", "none")]
-    names = sorted({row["encoder"] for row in rows})
-
-    def cell(encoder: str, decoder: str) -> str:
-        own = [row["accuracy"] for row in rows if (row["encoder"], row["decoder"]) == (encoder, decoder)]
-        ends = f" [{share(min(own))}, {share(max(own))}]" if encoder == decoder else ""
-        return f"{share(sum(own) / len(own))}{ends}" if own else ""
-
-    body = [[encoder, *(cell(encoder, decoder) for decoder in (*names, RANDOM))] for encoder in names]
-    return (f"**Data gap**, {steps.partition('=')[2]} steps, {rows[0]['n']:.0f} held-out documents, half prose, half formal: token "
-            f"accuracy, encoder's mix down, decoder's across, means over {len({row['seed'] for row in rows})} seeds (matched pairs: "
-            f"[lowest, highest]):\n\n{table(['encoder', *names, RANDOM], body)}\n\n{swap_costs(folder)}")
-
-
-def swap_costs(folder: Path) -> str:
-    """What the outermost mix costs on either side of D1's matched pair, by part of the documents."""
-    found = [row for row in read_csv(folder / "asymmetry.csv") if row["metric"] == "accuracy"]
-    last = max(row["mix"] for row in found)
-    told = [f"{part} {', '.join(swap)}" for part in ("all", "prose", "formal")
-            for swap in [[f"{row['what']} {interval(row)}" for row in found if (row["part"], row["mix"]) == (part, last)]]]
-    return f"Accuracy lost against D1/D1 with {last} on one side, by documents: {'; '.join(told)}."
+    kinds: dict[str, list[float]] = {f"{name}/{name}": [] for name in sorted({row["encoder"] for row in rows})}
+    kinds |= {"all other pairs": [], f"D1/{RANDOM} tokens": []}
+    for row in rows:
+        pair = f"{row['encoder']}/{row['decoder']}"
+        kinds[f"D1/{RANDOM} tokens" if row["decoder"] == RANDOM else pair if pair in kinds else "all other pairs"].append(row["accuracy"])
+    told = [f"{kind} {share(sum(own) / len(own))} [{share(min(own))}, {share(max(own))}]" for kind, own in kinds.items()]
+    found = {row["what"]: interval(row) for row in read_csv(folder / "asymmetry.csv")
+             if (row["part"], row["metric"], row["mix"]) == ("all", "accuracy", "D6")}
+    return (f"**Data gap**, {steps.partition('=')[2]} steps, {rows[0]['n']:.0f} held-out documents, half prose, half formal: token accuracy of "
+            f"encoder/decoder, means over {len({row['seed'] for row in rows})} seeds [lowest, highest]: {', '.join(told)}. Lost against D1/D1 "
+            f"by D6 as decoder {found['decoder swapped']}, as encoder {found['encoder swapped']}, difference {found['difference']}.")
 
 
 def gap_correlations(folder: Path) -> str:
