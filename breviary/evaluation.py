@@ -81,9 +81,7 @@ def unconditional_nll(reader: Reader, items: Any, collate: Callable[[list[Any]],
     reader.eval()
     for indices in context_batches(items.lengths, [example.context for example in items.examples], batch_size):
         batch = collate([items[i] for i in indices]).to(device)
-        output = reader.loss(batch)
-        for example, nll in zip(batch.examples, _texts_and_ends(output, output.token_nll)):
-            found[example.id] = sum(nll[:-1])
+        found |= _spent(batch, reader.loss(batch))
     return found
 
 
@@ -94,7 +92,8 @@ def others_nll(reader: Reader, items: Any, collate: Callable[[list[Any]], Batch]
     contexts = [example.context for example in items.examples]
     batches = context_batches(items.lengths, contexts, batch_size)
     order = [i for batch in batches for i in batch]
-    other = {i: next((j for j in order[place + 1 :] + order[:place] if contexts[j] != contexts[i]), None)
+    n = len(order)
+    other = {i: next((j for step in range(1, n) if contexts[j := order[(place + step) % n]] != contexts[i]), None)
              for place, i in enumerate(order)}
     if None in other.values():
         return {}
@@ -107,11 +106,15 @@ def others_nll(reader: Reader, items: Any, collate: Callable[[list[Any]], Batch]
             output = reader.loss(asked)
             if output.asked is None:
                 return {}
-            for example, nll in zip(asked.examples, _texts_and_ends(output, output.token_nll)):
-                found[example.id] = sum(nll[:-1])
+            found |= _spent(asked, output)
     finally:
         reader.objective = objective
     return found
+
+
+def _spent(batch: Batch, output: LossOutput) -> dict[str, float]:
+    """{id: nats on its supervised tokens but the last, the end token}."""
+    return {example.id: sum(nll[:-1]) for example, nll in zip(batch.examples, _texts_and_ends(output, output.token_nll))}
 
 
 def _texts_and_ends(output: LossOutput, values: Tensor) -> list[list[Any]]:
