@@ -1,38 +1,31 @@
-"""The contract between the house and a method: what goes in, what comes out.
+"""The types that breviary, the methods and data exchange. Imports torch only.
 
 Shape letters, here and in every file that imports this one:
     B examples of a batch, T context tokens, Q question tokens, A answer tokens,
-    M memory slots, D hidden width, V vocabulary, L layers.
+    S segments of a context, L tokens of a segment, M memory slots, D hidden width, V vocabulary.
 Masks are boolean, True = a real token, and are made from lengths, never from token values.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, fields
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
+from typing import Any, Protocol, runtime_checkable
 
 import torch
 from torch import Tensor, nn
-
-from breviary.encoded import Encoded
-from breviary.pipeline import Place
-
-if TYPE_CHECKING:
-    from breviary.kept import Kept
-    from breviary.translation import Translation
 
 TASKS = ("answer", "reconstruct", "continue")
 
 
 @dataclass(frozen=True)
 class Document:
-    """One passage of a context, with its place in the context's text (characters)."""
+    """One passage of a context: characters [start, end) of Example.context."""
 
     title: str
-    start: int  # first character of the passage in Example.context
-    end: int  # one past its last character
+    start: int
+    end: int
     is_gold: bool = False
 
 
@@ -49,18 +42,18 @@ class Example:
 
 @runtime_checkable
 class Dataset(Protocol):
-    """What a YAML of configs/dataset names: any class with these two; the arguments of its constructor are the keys."""
+    """What a YAML of configs/dataset instantiates. The constructor's arguments are the keys of the YAML."""
 
     def problems(self, splits: list[str]) -> list[str]:
-        """A sentence for each wrong key or missing file, before anything is read."""
+        """An error message for each wrong key or missing file, before anything is read."""
 
     def examples(self, split: str) -> list[Example]:
-        """All examples of the train, validation or test split. Raises: ValueError where there are none."""
+        """All examples of the train, validation or test split. Raises ValueError where there are none."""
 
 
 @dataclass
 class Tokens:
-    """Token ids with their validity: ids (B, N) int64, mask (B, N) bool. Pads may sit on any side."""
+    """Token ids with their validity: ids (B, N) int64, mask (B, N) bool. Padding may be on any side."""
 
     ids: Tensor
     mask: Tensor
@@ -70,7 +63,7 @@ class Tokens:
         return Tokens(self.ids.to(device), self.mask.to(device))
 
     def rows(self, index: Tensor) -> Tokens:
-        """The rows named by `index` (R,) int64, in that order."""
+        """The rows selected by `index` (R,) int64, in that order."""
         return Tokens(self.ids[index], self.mask[index])
 
     @property
@@ -83,16 +76,16 @@ class Tokens:
 class Batch:
     """B examples as tokens.
 
-    prefix   BOS, chat header, instruction; may be of zero width
-    context  the long text
-    query    the bare question, for encoders
-    prompt   the templated question, for the decoder
-    answer   the first reference and the end token: what training supervises
-    evidence (B, T) bool, True on tokens of gold passages; None where no example marks any
-    offsets  (B, T, 2) int64, characters [start, end) of each context token in the example's context; None where the
-             tokenizer does not tell
-    examples the raw examples, in row order, for scoring
-    task     what is asked of the contexts, one of TASKS: an objective says it, compressors may have a sign for it
+    prefix    BOS, chat header, instruction; may have width zero
+    context   the long text
+    query     the bare question, for encoders
+    prompt    the templated question, for the decoder
+    answer    the first reference and the end token: what training supervises
+    evidence  (B, T) bool, True on tokens of gold passages; None where no example marks any
+    offsets   (B, T, 2) int64, characters [start, end) of each context token in the example's context; None where the
+              tokenizer does not provide them
+    examples  the raw examples, in row order, for scoring
+    task      one of TASKS, set by the objective; a compressor may condition on it
     """
 
     prefix: Tokens
@@ -117,7 +110,7 @@ class Batch:
         return Batch(**moved)
 
     def rows(self, index: list[int]) -> Batch:
-        """The examples named by `index`, in that order; widths stay as they are."""
+        """The examples selected by `index`, in that order; widths do not change."""
         rows = torch.tensor(index, device=self.context.ids.device)
         parts = {name: getattr(self, name).rows(rows) for name in ("prefix", "context", "query", "prompt", "answer")}
         marks = {name: getattr(self, name) for name in ("evidence", "offsets")}
@@ -127,9 +120,28 @@ class Batch:
 
 @dataclass
 class Context(Tokens):
-    """What `Compressor.encode` reads: context tokens (B, T), and the prefix that precedes them in the decoder."""
+    """Input of `Compressor.encode`: context tokens (B, T), and the prefix that precedes them in the decoder."""
 
     prefix: Tokens
+
+
+@dataclass
+class Encoded:
+    """Encoded contexts, before a question is known; cacheable.
+
+    A long context is encoded in S segments of up to L tokens. Shorter contexts have empty segments at the end.
+
+    states       (B, S, L, D) states after the encoding layers
+    mask         (B, S, L)
+    ids          (B, S, L) int64, of the encoder's tokenizer; 0 on padding, below 0 for positions that are no text
+    keys_values  per layer (keys, values), each (B, S, heads, L, head width); empty where the question does not
+                 attend to the context in the encoder
+    """
+
+    states: Tensor
+    mask: Tensor
+    ids: Tensor
+    keys_values: list[tuple[Tensor, Tensor]] = field(default_factory=list)
 
 
 @dataclass
@@ -137,10 +149,10 @@ class Question(Tokens):
     """What `Compressor.compress` knows of the question.
 
     ids, mask    (B, Q) the bare question
-    states       (B, P, D) the decoder's own states of the prompt where they enter the joining layer
+    states       (B, P, D) the decoder's states of the prompt at the input of the joining layer
     states_mask  (B, P)
-    labels       what `Compressor.labels` gave, in training; None where nobody knows the answer
-    task         as Batch's
+    labels       result of `Compressor.labels`, in training; None otherwise
+    task         as in Batch
     """
 
     states: Tensor
@@ -151,15 +163,15 @@ class Question(Tokens):
 
 @dataclass
 class Memory:
-    """What is kept of a context.
+    """The compressed context.
 
     embeds     (B, M, D_decoder), zero where masked
     mask       (B, M) True = a slot; left-packed
     layer      the decoder layer whose input stream the slots enter; 0 = the input embeddings
-    positions  (B, M) rotary position of each slot, counted from the first context token; needed when layer > 0
-    losses     {name: (weighted sum, count)}: the compressor's own losses, each divided by its own
-               count over the global step
-    trace      what was kept and why, for the reading map (tensors or plain values; nothing computes with it)
+    positions  (B, M) rotary position of each slot, counted from the first context token; required when layer > 0
+    losses     {name: (weighted sum, count)}: the compressor's own losses, each normalised by its own count over the
+               global step
+    trace      which tokens went into which slot and why, for the reading map; nothing is computed from it
     """
 
     embeds: Tensor
@@ -172,30 +184,30 @@ class Memory:
 
 @dataclass
 class Footprint:
-    """What an answer costs in memory, per example (each (B,))."""
+    """Memory cost of an answer, per example, each (B,) int64."""
 
-    context_tokens: Tensor  # int64, tokens of the context
-    memory_slots: Tensor  # int64, vectors or tokens the decoder reads in their stead
-    memory_bytes: Tensor  # int64, bytes kept of the context while answering (decoder keys and values)
-    asked_ratio: float | None  # context tokens per slot that the configuration asks for; None = not asked
+    context_tokens: Tensor
+    memory_slots: Tensor  # vectors or tokens that the decoder attends to in place of the context
+    memory_bytes: Tensor  # decoder keys and values of the context while answering
+    requested_ratio: float | None  # context tokens per slot in the configuration; None = no ratio is configured
 
     @property
     def effective_ratio(self) -> float:
-        """Context tokens per slot actually reached over the batch; infinite where nothing is kept."""
+        """Context tokens per slot achieved over the batch; infinite where there is no slot."""
         slots = int(self.memory_slots.sum())
         return int(self.context_tokens.sum()) / slots if slots else float("inf")
 
 
 @dataclass
 class LossOutput:
-    """Negative log likelihood, in nats, summed per example, with what it is to be divided by.
+    """Negative log likelihood in nats, summed per example, and the counts to divide by.
 
-    nll     (B,) sum over the example's supervised tokens, differentiable; in training the objective's own loss of them
-    tokens  (B,) int64, number of supervised tokens
-    parts   {name: (weighted sum, count)}: further losses, each divided by its own count
-    slots   (B,) int64, memory slots used; context_tokens (B,) int64, tokens they stand for
-    asked   what was supervised, (B, A); token_nll (B, A) nats of each token, token_hits (B, A) bool: it was the likeliest.
-            In evaluation; None in training, and from readers that do not tell
+    nll             (B,) sum over supervised tokens, differentiable; in training the objective's loss of these tokens
+    tokens          (B,) int64, number of supervised tokens
+    parts           {name: (weighted sum, count)}: further losses, each divided by its own count
+    slots           (B,) int64, memory slots used; context_tokens (B,) int64, tokens they replace
+    supervised      the supervised tokens, (B, A); token_nll (B, A) nats of each; token_hits (B, A) bool, True where the
+                    token was the most likely. All None in training
     """
 
     nll: Tensor
@@ -203,7 +215,7 @@ class LossOutput:
     parts: dict[str, tuple[Tensor, Tensor]]
     slots: Tensor
     context_tokens: Tensor
-    asked: Tokens | None = None
+    supervised: Tokens | None = None
     token_nll: Tensor | None = None
     token_hits: Tensor | None = None
 
@@ -214,135 +226,144 @@ class LossOutput:
 
 @dataclass(frozen=True)
 class Generation:
-    """How answers are decoded. Greedy unless `temperature` > 0.
+    """Decoding settings. Greedy unless `temperature` > 0."""
 
-    max_new_tokens      tokens at most, end token included
-    min_new_tokens      the end token is barred before so many tokens
-    temperature         0 = greedy
-    top_p               nucleus of sampling, in (0, 1]
-    repetition_penalty  1 = none; 1.3 in COMI's released script
-    stop                an answer ends before the first of these strings
-    seed                of sampling
-    """
-
-    max_new_tokens: int = 32
-    min_new_tokens: int = 0
-    temperature: float = 0.0
-    top_p: float = 1.0
-    repetition_penalty: float = 1.0
-    stop: tuple[str, ...] = ()
-    seed: int = 0
+    max_new_tokens: int = 32  # end token included
+    min_new_tokens: int = 0  # the end token is suppressed before that many tokens
+    temperature: float = 0.0  # 0 = greedy
+    top_p: float = 1.0  # nucleus sampling, in (0, 1]
+    repetition_penalty: float = 1.0  # 1 = none; 1.3 in COMI's released script
+    stop: tuple[str, ...] = ()  # an answer ends before the first of these strings
+    seed: int = 0  # of sampling
 
 
 @dataclass(frozen=True)
 class Decoded:
-    """What a reader wrote for one example."""
+    """A decoded answer."""
 
-    text: str  # special tokens, everything from a stop string on and white space around it removed
-    ids: list[int]  # as chosen, without the end token
-    is_ended: bool  # an end token came, within the tokens allowed
+    text: str  # without special tokens, the first stop string and all behind it, and surrounding white space
+    ids: list[int]  # as decoded, without the end token
+    is_ended: bool  # an end token was decoded within the limit
+
+
+class EncodedContext:
+    """A context that `reader` has encoded: it answers any number of questions and can be saved."""
+
+    reader: Reader
+    tokens_read: int  # of the context
+
+    def answer(self, questions: Batch, generation: Generation) -> list[str]:
+        """An answer for each row. The batch's contexts are ignored."""
+        raise NotImplementedError
+
+    def stream(self, questions: Batch, generation: Generation) -> Iterator[str]:
+        """The answer to a batch of one, as pieces of text while it is decoded."""
+        raise NotImplementedError
+
+    def memory(self, question: Batch) -> EncodedContext:
+        """The memory for the question of a batch of one.
+
+        Raises: ValueError where the encoded context is independent of the question and so is the memory already.
+        """
+        raise ValueError(f"{type(self).__name__} is already the memory, for any question: save it, or ask it")
+
+    def save(self, file: str | Path) -> int:
+        """Writes a safetensors file; returns its size in bytes."""
+        raise NotImplementedError
+
+    @property
+    def bytes(self) -> int:
+        """Bytes held in memory."""
+        raise NotImplementedError
+
+    @property
+    def cache_bytes(self) -> int:
+        """Bytes of the plain decoder's key/value cache for the same context."""
+        decoder: Any = self.reader.decoder
+        return self.tokens_read * decoder.key_value_bytes(len(decoder))
 
 
 class Reader(nn.Module):
     """Given a long context and a question, keeps a small memory of the context and answers from it."""
 
+    # Cache of encoded contexts, one entry per distinct context: None in training, an instance of `context_cache_class`
+    # in evaluation. `reused` of the cache states for each row of the last call whether it was a hit.
+    context_cache: Any = None
+    context_cache_class: type | None = None  # None = contexts are encoded again for every question
+    identity: dict[str, Any] | None = None  # method, backbone and settings, stored in saved files; set by load_reader
+
     def loss(self, batch: Batch) -> LossOutput:
-        """Answer loss of every example (teacher-forced)."""
+        """Teacher-forced answer loss of every example."""
         raise NotImplementedError
 
-    def decoded(self, batch: Batch, generation: Generation) -> list[Decoded]:
-        """What is written for each example."""
+    def decode(self, batch: Batch, generation: Generation) -> list[Decoded]:
+        """The decoded answer of each example."""
         raise NotImplementedError
 
     def answer(self, batch: Batch, generation: Generation) -> list[str]:
-        """The texts of `decoded`."""
-        return [written.text for written in self.decoded(batch, generation)]
+        """The texts of `decode`."""
+        return [decoded.text for decoded in self.decode(batch, generation)]
 
-    def answered(self, batch: Batch, generation: Generation) -> tuple[list[Decoded], LossOutput | None]:
-        """`decoded`, and `loss` where that comes of the same reading; None where it must be asked for. In evaluation."""
-        return self.decoded(batch, generation), None
+    def answer_with_loss(self, batch: Batch, generation: Generation) -> tuple[list[Decoded], LossOutput | None]:
+        """`decode`, and `loss` where the same forward pass yields both; else None. Evaluation only."""
+        return self.decode(batch, generation), None
 
     def footprint(self, batch: Batch) -> Footprint:
-        """What the reader keeps of each context of the batch."""
+        """Memory cost of each context of the batch."""
         raise NotImplementedError
 
-    def footprint_of(self, batch: Batch, slots: Tensor) -> Footprint:
-        """`footprint` where the slots (B,) are known already (LossOutput.slots): nothing is read again."""
+    def footprint_from_slots(self, batch: Batch, slots: Tensor) -> Footprint:
+        """`footprint` for a known number of slots (B,) (LossOutput.slots), without encoding again."""
         raise NotImplementedError
 
-    # Contexts that were read, each once for all its questions: None (training), or what the class `new_context_cache` made for
-    # so many contexts (evaluation, serving). Its `reused` says for each row of the latest call whether the context was there.
-    context_cache: Any = None
-    new_context_cache: type | None = None  # None = every question reads its context
-
-    made_of: dict[str, Any] | None = None  # method, backbone, settings: files name them; set by checkpoint.load_reader
-
-    def read(self, batch: Batch) -> list[Kept]:
-        """What is kept of each context, prefix before it, while no question is known: it can be asked and saved."""
+    def encode_contexts(self, batch: Batch) -> list[EncodedContext]:
+        """Each context, with its prefix, encoded for any question."""
         raise NotImplementedError
 
-    def load_kept(self, file: str | Path) -> Kept:
-        """What a `Kept` of this very reader saved. Raises: ValueError for any other file."""
+    def load_saved(self, file: str | Path) -> EncodedContext:
+        """What `EncodedContext.save` of this reader wrote. Raises: ValueError for any other file."""
         raise NotImplementedError
 
     @property
-    def asked_ratio(self) -> float | None:
-        """Context tokens per slot asked for; None where nothing, or a number of slots, is asked."""
+    def requested_ratio(self) -> float | None:
+        """Context tokens per slot in the configuration; None where it sets a number of slots, or nothing."""
         return None
 
     def counts(self, batch: Batch) -> dict[str, Tensor]:
-        """What each term of `loss` will be divided by, known before any computing: {name: scalar count}."""
+        """Divisor of each term of `loss`, known before the forward pass: {name: scalar count}."""
         raise NotImplementedError
 
     def begin_step(self, step: int, seed: int) -> None:
-        """Told once per optimizer step, equally on every rank: draw here what is drawn anew each step."""
-
-    equal_calls = True  # False: how often modules are called depends on the batch, which ZeRO-3 cannot follow
-
-    schedules: tuple[str, ...] = ()  # ways in which several processes can share out the reading of one batch; () = none
-
-    def join_pipeline(self, place: Place, schedule: str) -> None:
-        """From now on, in training, every batch is read together with the other ranks of the pipeline, which have the same
-        one: sums of `loss`, gradients and `counts` over them are the batch's. `schedule` is one of `schedules`."""
-        raise NotImplementedError(f"{type(self).__name__} reads a batch on one process")
-
-    @property
-    def rate_factors(self) -> dict[str, float]:
-        """{beginning of a parameter's name: what the learning rate is multiplied with there}; 1 elsewhere."""
-        return {}
+        """Called once per optimizer step with equal arguments on every rank: draws what changes from step to step."""
 
     @classmethod
     def problems(cls, settings: Mapping[str, Any], backbone: Any) -> list[str]:
-        """As `Compressor.problems`, of a reader that a YAML names itself."""
+        """As `Compressor.problems`, for a reader that a YAML of configs/compressor names."""
         return []
 
     @classmethod
     def longest_context(cls, settings: Mapping[str, Any], positions: int, others: int) -> int | None:
-        """As `Compressor.longest_context`, of a reader that a YAML names itself."""
+        """As `Compressor.longest_context`, for a reader that a YAML of configs/compressor names."""
         return None
 
     def forward(self, batch: Batch) -> dict[str, Any]:
-        """`loss` through the call that DDP and DeepSpeed hook into, as plain containers, which their hooks look into:
+        """`loss` as plain containers, which the hooks of DDP and DeepSpeed traverse:
         {"terms": {name: (sum, count)}, "slots": scalar, "context_tokens": scalar}."""
         output = self.loss(batch)
         return {"terms": output.terms(), "slots": output.slots.sum(), "context_tokens": output.context_tokens.sum()}
 
 
 class Compressor(nn.Module):
-    """A reader's front half in the vector family: turns a context into memory slots for a decoder.
+    """Front half of a reader in the vector family: turns a context into memory slots for a decoder.
 
-    `layer` says where the slots join (see Memory) and is known before any forward.
+    `layer` is the decoder layer at which the slots join (see Memory), known before any forward pass.
     """
 
     layer: int = 0
-
-    tokenizer: Any = None  # of what reads contexts, where it is not the decoder's
-
-    needs_question: bool = True  # False: the memory is the context's alone, whatever is asked, and without losses of its own
-
-    after_reading: frozenset[str] = frozenset()  # constructor arguments that `encode` looks at in no way
-
-    mergeable = True  # False: something reads with the decoder's weights without its adapters, so these must stay apart
+    tokenizer: Any = None  # the encoder's tokenizer, where it differs from the decoder's
+    needs_question: bool = True  # False: the memory depends on the context alone and has no losses of its own
+    compress_only_keys: frozenset[str] = frozenset()  # constructor arguments that `encode` does not depend on
+    supports_merge = True  # False: LoRA adapters must stay separate, as the encoder uses the weights without them
 
     def encode(self, context: Context) -> Encoded:
         """Everything that does not depend on the question; cacheable per context."""
@@ -353,16 +374,16 @@ class Compressor(nn.Module):
         raise NotImplementedError
 
     @property
-    def asked_ratio(self) -> float | None:
-        """Context tokens per slot asked for now; None where a number of slots is asked instead."""
+    def requested_ratio(self) -> float | None:
+        """Context tokens per slot at present; None where a number of slots is configured."""
         raise NotImplementedError
 
     def labels(self, batch: Batch) -> Any:
-        """What this compressor's own losses must know of the batch beyond context and question; training only."""
+        """Labels for the compressor's own losses; training only."""
         return None
 
     def counts(self, batch: Batch) -> dict[str, Tensor]:
-        """Counts of this compressor's own losses, as in `Reader.counts`."""
+        """Counts of the compressor's own losses, as `Reader.counts`."""
         return {}
 
     def begin_step(self, step: int, seed: int) -> None:
@@ -370,17 +391,17 @@ class Compressor(nn.Module):
 
     @classmethod
     def problems(cls, settings: Mapping[str, Any], backbone: Any) -> list[str]:
-        """What is wrong with constructor arguments `settings`, one sentence each with its key `compressor.X`, what is
-        allowed and an example; asked before any weight is loaded. `backbone` has `config` (Hugging Face's)."""
+        """Error messages for constructor arguments `settings`, each with its key `compressor.X`, the allowed values and
+        an example. Called before any weight is loaded. `backbone.config` is Hugging Face's configuration."""
         return []
 
     @classmethod
-    def translation(cls, settings: Mapping[str, Any], backbone: Any) -> Translation | None:
-        """From the backbone's tokens to those that this compressor reads, where it has a tokenizer of its own; else None.
-        Lengths and ratios count the tokens that are read."""
+    def translation(cls, settings: Mapping[str, Any], backbone: Any) -> Any:
+        """The `backbones.translation.Translation` from the backbone's tokens to those of the compressor's own tokenizer;
+        None where it has none. Lengths and ratios count the encoder's tokens."""
         return None
 
     @classmethod
     def longest_context(cls, settings: Mapping[str, Any], positions: int, others: int) -> int | None:
-        """Context tokens that fit a decoder of `positions` positions beside `others` further tokens; None = any."""
+        """Longest context in tokens for a decoder of `positions` positions, beside `others` further tokens; None = any."""
         return None

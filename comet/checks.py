@@ -11,11 +11,19 @@ from comet.plan import STRATEGIES
 
 SUPERVISED = ("answer", "text")
 # key: lowest value, example
-LOWEST = {"chunk_size": (1, 2048), "stride": (1, 8), "global_slots": (0, 512), "queue_budget": (0, 2048),
-          "adapter_rank": (1, 8), "new_token_logits": (0, 0), "most_chunks": (1, 16), "smallest_chunk": (1, 4)}
+LOWEST = {
+    "chunk_size": (1, 2048),
+    "stride": (1, 8),
+    "global_slots": (0, 512),
+    "queue_budget": (0, 2048),
+    "adapter_rank": (1, 8),
+    "new_token_logits": (0, 0),
+    "most_chunks": (1, 16),
+    "smallest_chunk": (1, 4),
+}
 
 
-def setting_problems(settings: Mapping[str, Any], backbone: Any) -> list[str]:
+def check_settings(settings: Mapping[str, Any], backbone: Any) -> list[str]:
     """Problems of the keys compressor.*, with what is allowed and an example."""
     found = []
     for key, (lowest, example) in LOWEST.items():
@@ -29,7 +37,9 @@ def setting_problems(settings: Mapping[str, Any], backbone: Any) -> list[str]:
         if settings[key] <= 0:
             found.append(f"compressor.{key}={settings[key]}: must be above 0, e.g. {example}")
     if settings["truncate_every"] is not None and settings["truncate_every"] < 1:
-        found.append(f"compressor.truncate_every={settings['truncate_every']}: must be at least 1 chunk, or null for none")
+        found.append(
+            f"compressor.truncate_every={settings['truncate_every']}: must be at least 1 chunk, or null for none"
+        )
     return found or _layout_problems(settings, backbone.config.max_position_embeddings)
 
 
@@ -39,20 +49,30 @@ def _layout_problems(settings: Mapping[str, Any], positions: int) -> list[str]:
     c, s, G, B = (settings[key] for key in ("chunk_size", "stride", "global_slots", "queue_budget"))
     widest = settings["widest_stride"]
     if c % s:
-        found.append(f"compressor.chunk_size={c}: must be a multiple of compressor.stride={s}, e.g. {s * max(c // s, 1)}")
+        found.append(
+            f"compressor.chunk_size={c}: must be a multiple of compressor.stride={s}, e.g. {s * max(c // s, 1)}"
+        )
     if 0 < B < c // s:
-        found.append(f"compressor.queue_budget={B}: must hold one chunk's {c // s} compression slots "
-                     f"(chunk_size / stride), e.g. {c // s}, or 0 for no queue")
+        found.append(
+            f"compressor.queue_budget={B}: must hold one chunk's {c // s} compression slots "
+            f"(chunk_size / stride), e.g. {c // s}, or 0 for no queue"
+        )
     if widest is not None and (widest < s or c % widest):
-        found.append(f"compressor.widest_stride={widest}: must be a divisor of compressor.chunk_size={c} of at least "
-                     f"compressor.stride={s}, e.g. {c if c % (2 * s) else 2 * s}, or null")
+        found.append(
+            f"compressor.widest_stride={widest}: must be a divisor of compressor.chunk_size={c} of at least "
+            f"compressor.stride={s}, e.g. {c if c % (2 * s) else 2 * s}, or null"
+        )
     if settings["smallest_chunk"] > c:
-        found.append(f"compressor.smallest_chunk={settings['smallest_chunk']}: must be at most compressor.chunk_size={c}, e.g. 4")
+        found.append(
+            f"compressor.smallest_chunk={settings['smallest_chunk']}: must be at most compressor.chunk_size={c}, e.g. 4"
+        )
     columns = 2 * G + B + c + (c // s if B else 0)
     if columns > positions:
-        found.append(f"compressor: a chunk's layout takes 2 * global_slots + queue_budget + chunk_size + chunk_size / stride "
-                     f"= {columns} positions, the backbone has {positions}; e.g. compressor.chunk_size={_fitting(positions, s)} "
-                     f"compressor.global_slots={_fitting(positions, s) // 4} compressor.queue_budget={_fitting(positions, s)}")
+        found.append(
+            f"compressor: a chunk's layout takes 2 * global_slots + queue_budget + chunk_size + chunk_size / stride "
+            f"= {columns} positions, the backbone has {positions}; e.g. compressor.chunk_size={_fitting(positions, s)} "
+            f"compressor.global_slots={_fitting(positions, s) // 4} compressor.queue_budget={_fitting(positions, s)}"
+        )
     return found
 
 

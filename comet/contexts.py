@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from breviary.context_cache import KeptContexts
 from breviary.contract import Batch
+from breviary.readers.cache import ContextCacheBase
 from comet.stream import Stream
 from comet.text import joined
 
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from comet.model import Comet
 
 
-class ReadContexts(KeptContexts):
+class StreamCache(ContextCacheBase):
     """Streams that have read prefix and context."""
 
     def opened(self, reader: Comet, batch: Batch) -> list[tuple[list[int], Stream]]:
@@ -30,7 +30,7 @@ class ReadContexts(KeptContexts):
             stream.read(joined([unread.prefix, unread.context])[1], unread.prefix.lengths + unread.context.lengths)
             return [(stream, row) for row in range(len(missing))]
 
-        return _grouped(self.found(batch.prefix, batch.context, read))
+        return _grouped(self.lookup(batch.prefix, batch.context, read))
 
 
 def _grouped(places: list[tuple[Stream, int]]) -> list[tuple[list[int], Stream]]:

@@ -12,12 +12,14 @@ from typing import Any
 
 import torch
 
-from breviary.assemble import ROUND_TO
+from breviary.memory.assembly import ROUND_TO
 from comet.handoff import Crossing
 from comet.plan import fixed
 from comet.schedule import owners, simulate
 
-BACKWARD = 3  # a cell's backward pass by its forward pass, in multiplications: two for gradients, one for computing it again
+BACKWARD = (
+    3  # a cell's backward pass by its forward pass, in multiplications: two for gradients, one for computing it again
+)
 ADAM = 8  # bytes of moments, each weight
 WIDE = 4  # bytes of a float32
 
@@ -39,10 +41,16 @@ class Shape:
     def of(cls, config: Any) -> Shape:
         """Of a Hugging Face configuration."""
         heads = config.num_attention_heads
-        return cls(config.num_hidden_layers, config.hidden_size, config.intermediate_size, heads,
-                   getattr(config, "num_key_value_heads", None) or heads,
-                   getattr(config, "head_dim", None) or config.hidden_size // heads, config.vocab_size,
-                   bool(config.tie_word_embeddings))
+        return cls(
+            config.num_hidden_layers,
+            config.hidden_size,
+            config.intermediate_size,
+            heads,
+            getattr(config, "num_key_value_heads", None) or heads,
+            getattr(config, "head_dim", None) or config.hidden_size // heads,
+            config.vocab_size,
+            bool(config.tie_word_embeddings),
+        )
 
     @property
     def row(self) -> int:
@@ -88,8 +96,12 @@ class Part:
     def multiplications(self, shape: Shape) -> int:
         """Of one layer over the chunk, forward, memory as keys and values alone."""
         q, kv = shape.heads * shape.head, shape.kv_heads * shape.head
-        return (self.own * shape.row + self.seats * 2 * shape.width * kv + self.own * (self.own + 1) * q
-                + 2 * self.own * self.seats * q)
+        return (
+            self.own * shape.row
+            + self.seats * 2 * shape.width * kv
+            + self.own * (self.own + 1) * q
+            + 2 * self.own * self.seats * q
+        )
 
 
 def parts_of(tokens: int, memory: Memory) -> list[Part]:
@@ -99,7 +111,9 @@ def parts_of(tokens: int, memory: Memory) -> list[Part]:
         closes = number + 1 < len(sizes)
         beacons = -(-text // memory.stride) if closes else text // memory.stride
         beacons = beacons if memory.queue else 0
-        found.append(Part(text, beacons, memory.slots if closes else 0, queued, queued + (memory.slots if number else 0)))
+        found.append(
+            Part(text, beacons, memory.slots if closes else 0, queued, queued + (memory.slots if number else 0))
+        )
         queued = min(queued + beacons, memory.queue)
     return found
 
@@ -119,7 +133,9 @@ def kept_bytes(part: Part, shape: Shape, memory: Memory, dtype: torch.dtype) -> 
     found = part.own * D * e + part.seats * (D * normed + 2 * shape.kv_heads * shape.head * e)
     if part.readouts or part.beacons:
         kept = min(part.queued + part.beacons, memory.queue)
-        found += 6 * part.readouts * D * WIDE + 3 * part.beacons * D * WIDE + (part.queued + part.beacons + kept) * D * e
+        found += (
+            6 * part.readouts * D * WIDE + 3 * part.beacons * D * WIDE + (part.queued + part.beacons + kept) * D * e
+        )
     return found
 
 
@@ -155,9 +171,15 @@ class Plan:
         equal = simulate(len(parts), layers, self.ranks, self.schedule)
         costs = [part.multiplications(self.shape) for part in parts]
         weighed = simulate(len(parts), layers, self.ranks, self.schedule, lambda chunk, layer: costs[chunk])
-        return {"chunks": len(parts), "cells": len(parts) * layers, "makespan": equal.makespan, "bubble": equal.bubble,
-                "weighed_bubble": weighed.bubble, "speedup": layers * sum(costs) / weighed.makespan,
-                "multiplications": (1 + BACKWARD) * layers * sum(costs)}
+        return {
+            "chunks": len(parts),
+            "cells": len(parts) * layers,
+            "makespan": equal.makespan,
+            "bubble": equal.bubble,
+            "weighed_bubble": weighed.bubble,
+            "speedup": layers * sum(costs) / weighed.makespan,
+            "multiplications": (1 + BACKWARD) * layers * sum(costs),
+        }
 
     def sent(self) -> dict[str, int]:
         """Bytes: the longest message; of a border between two ranks and of the busiest rank, both directions, for one text; and
@@ -173,18 +195,24 @@ class Plan:
         world = self.ranks * self.dp
         weights = self.shape.weights + self.memory.weights(self.shape)
         each = self.dtype.itemsize if self.zero else WIDE
-        return {"message": max(sizes.values(), default=0), "messages": 2 * self.shape.layers * len(crossing),
-                "border": 2 * self.shape.layers * max(sizes.values(), default=0), "rank": max(by_rank),
-                "gradients": 2 * (world - 1) * weights * each // world}
+        return {
+            "message": max(sizes.values(), default=0),
+            "messages": 2 * self.shape.layers * len(crossing),
+            "border": 2 * self.shape.layers * max(sizes.values(), default=0),
+            "rank": max(by_rank),
+            "gradients": 2 * (world - 1) * weights * each // world,
+        }
 
     def kept(self) -> dict[str, int]:
         """Bytes of the rank that has most: weights, gradients, optimizer (masters, moments, accumulated gradients), activations,
         the state of one text, messages under way, the layer computed again; and their sum."""
         world, e = self.ranks * self.dp, self.dtype.itemsize
         weights = self.shape.weights + self.memory.weights(self.shape)
-        found = {"weights": weights * (e if self.zero else WIDE),
-                 "gradients": weights * (e if self.zero else 2 * WIDE),  # DDP sums them in buckets of its own
-                 "optimizer": weights * (2 * WIDE + ADAM) // world if self.zero else weights * ADAM}
+        found = {
+            "weights": weights * (e if self.zero else WIDE),
+            "gradients": weights * (e if self.zero else 2 * WIDE),  # DDP sums them in buckets of its own
+            "optimizer": weights * (2 * WIDE + ADAM) // world if self.zero else weights * ADAM,
+        }
         parts = parts_of(self.tokens, self.memory)
         owner = owners(len(parts), self.ranks, self.schedule)
         loads = [self._activations(parts, owner, rank) for rank in range(self.ranks)]

@@ -24,7 +24,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from breviary.pipeline import Place, at_once
+from breviary.training.pipeline import PipelineRank, deferred_gradients
 from comet.memory import LayerState
 from comet.progress import BACKWARD, FORWARD, Event, Progress, not_finite, stands
 from comet.schedule import Cell
@@ -51,8 +51,11 @@ class Crossing:
         """Type and shape of header, S and Q. No type is wider than those before it: every part begins at a multiple of its
         items' size."""
         carried = torch.promote_types(self.dtype, torch.float32)
-        return [(torch.int64, (HEADER,)), (carried, (self.rows, self.global_slots, self.width)),
-                (self.dtype, (self.rows, self.queue_slots, self.width))]
+        return [
+            (torch.int64, (HEADER,)),
+            (carried, (self.rows, self.global_slots, self.width)),
+            (self.dtype, (self.rows, self.queue_slots, self.width)),
+        ]
 
     @property
     def bytes(self) -> int:
@@ -91,7 +94,9 @@ class Handoff:
 
     ranks, rank = 1, 0
 
-    def open(self, owner: Sequence[int], order: Sequence[Cell], layers: int, crossings: Mapping[int, Crossing]) -> Passage:
+    def open(
+        self, owner: Sequence[int], order: Sequence[Cell], layers: int, crossings: Mapping[int, Crossing]
+    ) -> Passage:
         """One reading of a text.
 
         owner, order  as in comet.schedule, of its chunks and of this rank
@@ -139,14 +144,16 @@ class PipelineHandoff(Handoff):
     may go on. Not for gloo with memory on a GPU: gloo sends from the host.
     """
 
-    def __init__(self, place: Place):
+    def __init__(self, place: PipelineRank):
         self.place, self.ranks, self.rank = place, place.ranks, place.index
         self.step = 0
         self.sent = [0, 0]
         self.events: list[Event] | None = None  # of what is read from now on, where somebody sets a list
         self.unanswered: list[tuple[Any, Tensor]] = []  # sends that no answer will follow, and what they send
 
-    def open(self, owner: Sequence[int], order: Sequence[Cell], layers: int, crossings: Mapping[int, Crossing]) -> Passage:
+    def open(
+        self, owner: Sequence[int], order: Sequence[Cell], layers: int, crossings: Mapping[int, Crossing]
+    ) -> Passage:
         """As Handoff's; every rank of the pipeline calls it for the same text, equally often."""
         self.finish()
         self.step += 1
@@ -161,19 +168,26 @@ class PipelineHandoff(Handoff):
 class PipelinePassage(Passage):
     """One reading of a text by several processes. Its backward pass goes once."""
 
-    def __init__(self, handoff: PipelineHandoff, owner: Sequence[int], order: Sequence[Cell], layers: int,
-                 crossings: Mapping[int, Crossing]) -> None:
+    def __init__(
+        self,
+        handoff: PipelineHandoff,
+        owner: Sequence[int],
+        order: Sequence[Cell],
+        layers: int,
+        crossings: Mapping[int, Crossing],
+    ) -> None:
         super().__init__()
         self.handoff, self.step, self.layers = handoff, handoff.step, layers
         self.owner, self.crossings = owner, crossings
-        self.progress = Progress(handoff.place.watch, handoff.place.members[handoff.rank], handoff.step,
-                                 handoff.events)
+        self.progress = Progress(handoff.place.watch, handoff.place.members[handoff.rank], handoff.step, handoff.events)
         self.answered = torch.is_grad_enabled()  # gradients will come for what is given
         self._leaves: list[Tensor] = []  # that a backward pass must reach, so that gradients are sent
         self._sends: dict[Cell, tuple[Any, Tensor]] = {}  # memories until their gradient is back
         self._last: dict[int, Tensor] = {}  # by chunk, the newest stream that passed a message
-        self._inbox = {FORWARD: Inbox([cell for cell in order if self._travels(cell[0])]),
-                       BACKWARD: Inbox([(chunk + 1, layer) for chunk, layer in reversed(order) if self._travels(chunk + 1)])}
+        self._inbox = {
+            FORWARD: Inbox([cell for cell in order if self._travels(cell[0])]),
+            BACKWARD: Inbox([(chunk + 1, layer) for chunk, layer in reversed(order) if self._travels(chunk + 1)]),
+        }
         self._inbox[FORWARD].make_room(self._expected)
 
     def take(self, chunk: int, layer: int) -> LayerState | None:
@@ -207,7 +221,7 @@ class PipelinePassage(Passage):
             return value
         last, self._last = list(self._last.values()), {}  # not kept: this object is part of the graph that they hold
         value = _Tied.apply(value, *last) if last else value
-        return at_once(value, weights, self._leaves, self.progress.check)
+        return deferred_gradients(value, weights, self._leaves, self.progress.check)
 
     def send(self, cell: Cell, direction: int, carried: Tensor, queue: Tensor) -> None:
         """Sends the memory that goes into a cell to the chunk's owner, or its gradient back to that of the chunk before."""
@@ -233,8 +247,10 @@ class PipelinePassage(Passage):
         header, carried, queue = self.crossings[cell[0]].views(message)
         *found, finite = header.tolist()
         if found != wanted:
-            raise RuntimeError(f"pipeline: rank {self.handoff.rank} waited for {_told(wanted)} and got {_told(found)}: the ranks "
-                               "of a pipeline must read the same batches, as often and in the same order")
+            raise RuntimeError(
+                f"pipeline: rank {self.handoff.rank} waited for {_told(wanted)} and got {_told(found)}: the ranks "
+                "of a pipeline must read the same batches, as often and in the same order"
+            )
         if not finite:  # the sender's cell: a memory goes to the next chunk
             raise not_finite(sender, stands(self.step, cell[0] - (direction == FORWARD), cell[1], direction))
         if direction == BACKWARD:  # whoever answers has the memory
@@ -296,7 +312,9 @@ class _Give(torch.autograd.Function):
     """(states, S, Q) -> states; S and Q are sent, and their gradients received."""
 
     @staticmethod
-    def forward(ctx: Any, passage: PipelinePassage, cell: Cell, states: Tensor, carried: Tensor, queue: Tensor) -> Tensor:
+    def forward(
+        ctx: Any, passage: PipelinePassage, cell: Cell, states: Tensor, carried: Tensor, queue: Tensor
+    ) -> Tensor:
         ctx.set_materialize_grads(False)
         ctx.passage, ctx.cell = passage, cell
         passage.send(cell, FORWARD, carried, queue)

@@ -17,8 +17,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from breviary.assemble import Layout, ranks, take_columns
-from breviary.stack import Stack
+from breviary.backbones.stack import Stack
+from breviary.memory.assembly import Layout, take_columns, token_index
 from comet.layout import BEACONS, READOUTS
 from comet.memory import LayerMemory, LayerState, MemoryState, newest, wide
 
@@ -60,8 +60,10 @@ class SeenBefore:
     def update(self, keys: Tensor, values: Tensor, layer: int, *args: Any, **kwargs: Any) -> KeysValues:
         """Earlier and new keys, likewise values."""
         self.new = keys, values
-        return tuple(torch.cat([*(pair[i].to(new.dtype) for pair in self.before), new], 2)
-                     for i, new in enumerate((keys, values)))
+        return tuple(
+            torch.cat([*(pair[i].to(new.dtype) for pair in self.before), new], 2)
+            for i, new in enumerate((keys, values))
+        )
 
 
 class MemoryLayers(nn.Module):
@@ -71,8 +73,9 @@ class MemoryLayers(nn.Module):
     new_token_head  rows of the head for `new_token_logits` tokens behind the backbone's vocabulary; None = there are none
     """
 
-    def __init__(self, stack: Stack, global_slots: int, queue_budget: int, backend: str, new_token_logits: int = 0,
-                 **memory: Any):
+    def __init__(
+        self, stack: Stack, global_slots: int, queue_budget: int, backend: str, new_token_logits: int = 0, **memory: Any
+    ):
         super().__init__()
         assert backend in BACKENDS, backend
         self.global_slots, self.queue_budget, self.backend = global_slots, queue_budget, backend
@@ -89,8 +92,16 @@ class MemoryLayers(nn.Module):
         learned = self.tokens(torch.arange(1 + self.global_slots, device=text.device)).to(text.dtype)
         return layout.place([text, learned[:1].expand(B, k, -1), learned[1 : 1 + G].expand(B, G, -1)])
 
-    def run(self, stack: Stack, states: Tensor, layout: Layout, memory: MemoryState, closes: Tensor | None,
-            before: OpenChunk | None = None, keep: bool = False) -> tuple[Tensor, MemoryState, OpenChunk | None]:
+    def run(
+        self,
+        stack: Stack,
+        states: Tensor,
+        layout: Layout,
+        memory: MemoryState,
+        closes: Tensor | None,
+        before: OpenChunk | None = None,
+        keep: bool = False,
+    ) -> tuple[Tensor, MemoryState, OpenChunk | None]:
         """One piece through all layers.
 
         states  (B, N, D) input embeddings in `layout`
@@ -114,13 +125,22 @@ class MemoryLayers(nn.Module):
                 kept.entries.append(entries)
         return states, memory if closes is None else piece.after(layers), kept if keep else None
 
-    def piece(self, layout: Layout, memory: MemoryState, closes: Tensor | None, before: OpenChunk | None = None) -> Piece:
+    def piece(
+        self, layout: Layout, memory: MemoryState, closes: Tensor | None, before: OpenChunk | None = None
+    ) -> Piece:
         """Where the columns of a piece stand, what they see and what becomes of the queue; arguments as in `run`. Of the
         memory only masks and numbers of slots are looked at."""
         return Piece(layout, memory, closes, before, self.backend == "scatter" and before is None, self.queue_budget)
 
-    def cell(self, stack: Stack, index: int, states: Tensor, attending: dict[str, Any], piece: Piece,
-             prior: LayerState | None) -> tuple[Tensor, LayerState | None]:
+    def cell(
+        self,
+        stack: Stack,
+        index: int,
+        states: Tensor,
+        attending: dict[str, Any],
+        piece: Piece,
+        prior: LayerState | None,
+    ) -> tuple[Tensor, LayerState | None]:
         """One layer over a whole chunk, as one step of `run`: its stream (B, N, D), and its memory after the chunk.
 
         prior  the layer's memory of the chunks before; None = nothing
@@ -130,8 +150,16 @@ class MemoryLayers(nn.Module):
             return states, prior
         return states, self._taken_in(index, states, self._entries(index, states, piece), piece, prior)
 
-    def _layer(self, stack: Stack, index: int, states: Tensor, attending: dict[str, Any], piece: Piece,
-               prior: LayerState | None, keep: bool) -> tuple[Tensor, list[KeysValues], list[KeysValues]]:
+    def _layer(
+        self,
+        stack: Stack,
+        index: int,
+        states: Tensor,
+        attending: dict[str, Any],
+        piece: Piece,
+        prior: LayerState | None,
+        keep: bool,
+    ) -> tuple[Tensor, list[KeysValues], list[KeysValues]]:
         """The stream after layer `index`; with `keep` the keys and values of its seats, and of the chunk so far."""
         seats = own = ()
         if piece.before is not None:
@@ -139,7 +167,7 @@ class MemoryLayers(nn.Module):
         if not seats and prior is not None:
             rows_BMD = self.layers[index].seats(prior)
             if keep or not piece.scatters:
-                seats = [stack.keys_values(index, rows_BMD, ranks(piece.seat_mask))]
+                seats = [stack.keys_values(index, rows_BMD, token_index(piece.seat_mask))]
             if piece.scatters:
                 states = torch.cat([rows_BMD, states], 1)
         cache = SeenBefore([] if piece.scatters else [*seats, *own])
@@ -156,11 +184,15 @@ class MemoryLayers(nn.Module):
         new = self.layers[index].entries(piece.layout.take(states, BEACONS))
         return new if piece.before is None else torch.cat([piece.before.entries[index], new], 1)
 
-    def _taken_in(self, index: int, states: Tensor, entries: Tensor, piece: Piece, prior: LayerState | None) -> LayerState:
+    def _taken_in(
+        self, index: int, states: Tensor, entries: Tensor, piece: Piece, prior: LayerState | None
+    ) -> LayerState:
         """The layer's memory after a piece, from its output (B, N, D) and the entries for its queue (B, E, D)."""
         if prior is None:
             prior = LayerState(wide(states.new_zeros(len(states), self.global_slots, states.shape[-1])), entries[:, :0])
-        carried = self.layers[index].carry(prior.carried, piece.layout.take(states, READOUTS), piece.started, piece.closes)
+        carried = self.layers[index].carry(
+            prior.carried, piece.layout.take(states, READOUTS), piece.started, piece.closes
+        )
         return LayerState(carried, take_columns(torch.cat([prior.queue, entries], 1), piece.order))
 
 
@@ -174,8 +206,15 @@ class Piece:
     order      (B, T') columns of [queue ; entries] that stay, queue_mask (B, T') theirs; None = no row's chunk closes
     """
 
-    def __init__(self, layout: Layout, memory: MemoryState, closes: Tensor | None, before: OpenChunk | None, scatters: bool,
-                 queue_budget: int) -> None:
+    def __init__(
+        self,
+        layout: Layout,
+        memory: MemoryState,
+        closes: Tensor | None,
+        before: OpenChunk | None,
+        scatters: bool,
+        queue_budget: int,
+    ) -> None:
         self.layout, self.closes, self.before, self.scatters = layout, closes, before, scatters
         self.started, self.seat_mask = memory.started, memory.seat_mask
         earlier = layout.mask[:, :0] if before is None else before.mask
@@ -183,7 +222,7 @@ class Piece:
         self.key_mask = torch.cat([self.seat_mask, self.own_mask], 1)
         self.positions = (self.seat_mask.sum(1) + earlier.sum(1))[:, None] + layout.positions()
         if scatters:
-            self.positions = torch.cat([ranks(self.seat_mask), self.positions], 1)
+            self.positions = torch.cat([token_index(self.seat_mask), self.positions], 1)
         beacon_mask = layout.mask.gather(1, layout.columns_of(BEACONS))  # a token that is none went to the padding
         self.entries_mask = beacon_mask if before is None else torch.cat([before.entries_mask, beacon_mask], 1)
         self.order = self.queue_mask = None

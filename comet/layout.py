@@ -14,13 +14,20 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from breviary.assemble import ROUND_TO, Layout
+from breviary.memory.assembly import ROUND_TO, Layout
 
 TEXT, BEACONS, READOUTS = 0, 1, 2  # the layout's parts
 
 
-def chunk_layout(text_mask: Tensor, before: Tensor, closes: Tensor, stride: Tensor, beacons: int, readouts: int,
-                 round_to: int = ROUND_TO) -> Layout:
+def chunk_layout(
+    text_mask: Tensor,
+    before: Tensor,
+    closes: Tensor,
+    stride: Tensor,
+    beacons: int,
+    readouts: int,
+    round_to: int = ROUND_TO,
+) -> Layout:
     """Layout of one piece of every row's chunk, parts TEXT (B, n), BEACONS (B, k), READOUTS (B, G).
 
     text_mask  (B, n) bool, the piece's text, right-padded
@@ -39,9 +46,10 @@ def chunk_layout(text_mask: Tensor, before: Tensor, closes: Tensor, stride: Tens
     g_k = torch.arange(beacons, device=device)
     # Beacon g follows the text token that completes its group; the last one of a closed chunk, the last text token. A
     # group that was complete but for its closing (no new text) has its beacon first of all.
-    after_Bk = torch.minimum((g_k + 1) * stride[:, None] - in_group_B[:, None], text_B[:, None])  # text tokens before it
-    keys = [2 * torch.arange(n, device=device) + 2, 2 * after_Bk + 1,
-            torch.arange(readouts, device=device) + 2 * n + 3]
+    after_Bk = torch.minimum(
+        (g_k + 1) * stride[:, None] - in_group_B[:, None], text_B[:, None]
+    )  # text tokens before it
+    keys = [2 * torch.arange(n, device=device) + 2, 2 * after_Bk + 1, torch.arange(readouts, device=device) + 2 * n + 3]
     masks = [text_mask, g_k < count_B[:, None], closes[:, None].expand(B, readouts)]
     return Layout.of(masks, "right", round_to, keys)
 

@@ -72,6 +72,7 @@ class MemoryState:
 
     def cut_where(self, rows: Tensor) -> MemoryState:
         """The same values; in the rows (B,) bool gradients end here."""
+
         def cut(x: Tensor) -> Tensor:
             return torch.where(rows[:, None, None], x.detach(), x)
 
@@ -108,8 +109,15 @@ class LayerMemory(nn.Module):
     eps        of both norms, (global, temporary)
     """
 
-    def __init__(self, width: int, rank: int = 8, gated: bool = True, gate_bias: float = 0.0, adapter_init: str = "normal",
-                 eps: tuple[float, float] = (1e-6, 1e-6)):
+    def __init__(
+        self,
+        width: int,
+        rank: int = 8,
+        gated: bool = True,
+        gate_bias: float = 0.0,
+        adapter_init: str = "normal",
+        eps: tuple[float, float] = (1e-6, 1e-6),
+    ):
         super().__init__()
         self.gate_bias = gate_bias
         self.global_norm, self.temporary_norm = Norm(width, eps[0]), Norm(width, eps[1])

@@ -18,17 +18,19 @@ import torch
 from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 
-from breviary.assemble import Layout, take_columns
-from breviary.attention import BLOCKWISE
-from breviary.backbone import Backbone, TinyBackbone
+from breviary.backbones.attention import BLOCKWISE
+from breviary.backbones.pretrained import Backbone
+from breviary.backbones.stack import Stack
+from breviary.backbones.tiny import TinyBackbone
 from breviary.contract import Batch, Decoded, Footprint, Generation, LossOutput, Reader
-from breviary.decoding import write
-from breviary.objective import Answer, token_nll
-from breviary.pipeline import Place
-from breviary.runtime import phase
-from breviary.stack import Stack
-from comet.checks import SUPERVISED, setting_problems
-from comet.contexts import ReadContexts
+from breviary.decoding.loop import write
+from breviary.memory.assembly import Layout, take_columns
+from breviary.objectives.answer import Answer, token_nll
+from breviary.readers.chunked import ChunkedReader
+from breviary.runtime.timing import phase
+from breviary.training.pipeline import PipelineRank
+from comet.checks import SUPERVISED, check_settings
+from comet.contexts import StreamCache
 from comet.handoff import Handoff, PipelineHandoff
 from comet.layers import MemoryLayers
 from comet.layout import TEXT, beacon_count, chunk_layout
@@ -40,10 +42,13 @@ from comet.session import Session
 from comet.stream import Stream
 from comet.text import Chunk, Step, Text, answer_asked, every_asked, joined, shared_rows, steps_of
 
-PUBLISHED_EPS = torch.finfo(torch.float32).eps, 1e-12  # of the global norm, which has none in its configuration; the queue's
+PUBLISHED_EPS = (
+    torch.finfo(torch.float32).eps,
+    1e-12,
+)  # of the global norm, which has none in its configuration; the queue's
 
 
-class Comet(Reader):
+class Comet(ChunkedReader, Reader):
     """A decoder whose layers each keep a memory of constant size of all that was read.
 
     chunk_size       text tokens of a chunk (c)
@@ -69,25 +74,54 @@ class Comet(Reader):
     Deviations: README.md of this folder.
     """
 
-    equal_calls = False
     schedules = SCHEDULES
-    new_context_cache = ReadContexts
+    context_cache_class = StreamCache
 
-    def __init__(self, backbone: Backbone | TinyBackbone, decoder: Stack, objective: Answer, tokenizer: Any, *,
-                 chunk_size: int = 2048, stride: int = 8, global_slots: int = 512, queue_budget: int = 2048,
-                 adapter_rank: int = 8, adapter_init: str = "normal", gate: bool = True, gate_bias: float = 0.0,
-                 eps: float = 1e-6, backend: str = "kv_prefix", strategy: str = "mixture",
-                 most_chunks: int = 16, smallest_chunk: int = 4, widest_stride: int | None = None,
-                 supervise: str = "answer", truncate_every: int | None = None, memory_rate: float = 5.0,
-                 new_token_logits: int = 0, quirks: bool = False):
+    def __init__(
+        self,
+        backbone: Backbone | TinyBackbone,
+        decoder: Stack,
+        objective: Answer,
+        tokenizer: Any,
+        *,
+        chunk_size: int = 2048,
+        stride: int = 8,
+        global_slots: int = 512,
+        queue_budget: int = 2048,
+        adapter_rank: int = 8,
+        adapter_init: str = "normal",
+        gate: bool = True,
+        gate_bias: float = 0.0,
+        eps: float = 1e-6,
+        backend: str = "kv_prefix",
+        strategy: str = "mixture",
+        most_chunks: int = 16,
+        smallest_chunk: int = 4,
+        widest_stride: int | None = None,
+        supervise: str = "answer",
+        truncate_every: int | None = None,
+        memory_rate: float = 5.0,
+        new_token_logits: int = 0,
+        quirks: bool = False,
+    ):
         super().__init__()
         assert supervise in SUPERVISED, supervise
         self.decoder, self.objective, self.tokenizer = decoder, objective, tokenizer
         self.chunk_size, self.stride, self.supervise, self.memory_rate = chunk_size, stride, supervise, memory_rate
         self.truncate_every, self.quirks = truncate_every, quirks
         self.fingerprint = backbone.fingerprint
-        self.memory = MemoryLayers(decoder, global_slots, queue_budget, backend, new_token_logits, rank=adapter_rank, gated=gate,
-                                   gate_bias=gate_bias, adapter_init=adapter_init, eps=PUBLISHED_EPS if quirks else (eps, eps))
+        self.memory = MemoryLayers(
+            decoder,
+            global_slots,
+            queue_budget,
+            backend,
+            new_token_logits,
+            rank=adapter_rank,
+            gated=gate,
+            gate_bias=gate_bias,
+            adapter_init=adapter_init,
+            eps=PUBLISHED_EPS if quirks else (eps, eps),
+        )
         self.planner = ChunkPlanner(chunk_size, stride, strategy, most_chunks, smallest_chunk, widest_stride)
         self._boundary_ids = torch.tensor(_single_tokens(tokenizer, BOUNDARIES), dtype=torch.int64)
         self._drawn = "none"
@@ -99,29 +133,29 @@ class Comet(Reader):
 
     def loss(self, batch: Batch) -> LossOutput:
         """Negative log likelihood of what is supervised, and in training of what else the objective asks."""
-        main = self.objective.main(batch)
+        main = self.objective.primary(batch)
         with self.decoder.precision():
             text, tokens_B, slots_B = self._text(main)
             kept = self.context_cache is not None and not self.training and self.supervise == "answer"
             nll_B = self._nll_of_answers(main) if kept else self.nll(text)
             parts = {}
-            for name, (weight, other) in (self.objective.others(batch) if self.training else {}).items():
+            for name, (weight, other) in (self.objective.auxiliary(batch) if self.training else {}).items():
                 parts[name] = (weight * self.nll(self._text(other)[0]).sum(), self._once(other.answer.mask.sum()))
         return LossOutput(nll_B, self._once(tokens_B), parts, self._once(slots_B), self._once(main.context.lengths))
 
     def counts(self, batch: Batch) -> dict[str, Tensor]:
         """Supervised tokens; of a pipeline's batch once."""
-        main = self.objective.main(batch)
+        main = self.objective.primary(batch)
         layout, _ = joined([main.prefix, main.context, main.prompt, main.answer])
         asked = every_asked(layout) if self.supervise == "text" else answer_asked(main, layout)
-        others = self.objective.others(batch) if self.training else {}
+        others = self.objective.auxiliary(batch) if self.training else {}
         found = {"answer": asked.sum(), **{name: other.answer.mask.sum() for name, (_, other) in others.items()}}
         return {name: self._once(count) for name, count in found.items()}
 
     @torch.no_grad()
-    def decoded(self, batch: Batch, generation: Generation) -> list[Decoded]:
+    def decode(self, batch: Batch, generation: Generation) -> list[Decoded]:
         """Greedy or sampled answers; reading and decoding go on in chunks, so memory never grows."""
-        main = self.objective.main(batch)
+        main = self.objective.primary(batch)
         with self.decoder.precision():
             found: list[Decoded | None] = [None] * len(main)
             for rows, stream in self._read(main):
@@ -137,24 +171,24 @@ class Comet(Reader):
     @torch.no_grad()
     def footprint(self, batch: Batch) -> Footprint:
         """Slots that the answer is read from: memory seats, and context tokens of the chunk that is still open."""
-        return self.footprint_of(batch, self._text(self.objective.main(batch))[2])
+        return self.footprint_from_slots(batch, self._text(self.objective.primary(batch))[2])
 
-    def footprint_of(self, batch: Batch, slots: Tensor) -> Footprint:
+    def footprint_from_slots(self, batch: Batch, slots: Tensor) -> Footprint:
         """The footprint for a known number of slots (B,)."""
         per_slot = self.decoder.key_value_bytes(len(self.decoder))
-        return Footprint(self.objective.main(batch).context.lengths, slots, slots * per_slot, None)
+        return Footprint(self.objective.primary(batch).context.lengths, slots, slots * per_slot, None)
 
     def begin_step(self, step: int, seed: int) -> None:
         """Other chunks each step."""
         self._drawn = f"{seed}-{step}"
         self.objective.begin_step(step, seed)
 
-    def join_pipeline(self, place: Place, schedule: str) -> None:
+    def join_pipeline(self, place: PipelineRank, schedule: str) -> None:
         """As Reader's, for contiguous or cyclic chunks of every text; see comet.pipeline."""
         self.pipeline = Pipeline(PipelineHandoff(place) if place.ranks > 1 else Handoff(), schedule, place.counts_batch)
 
     @property
-    def rate_factors(self) -> dict[str, float]:
+    def learning_rate_factors(self) -> dict[str, float]:
         """The memory learns faster."""
         return {"memory.": self.memory_rate}
 
@@ -162,7 +196,7 @@ class Comet(Reader):
         """A text to be read piece by piece, asked about and written on; see Session."""
         return Session(self.eval(), **settings)
 
-    def read(self, batch: Batch) -> list[Session]:
+    def encode_contexts(self, batch: Batch) -> list[Session]:
         """A session for each row that read prefix and context."""
         sessions = [self.open() for _ in range(len(batch))]
         for row, session in enumerate(sessions):
@@ -170,16 +204,16 @@ class Comet(Reader):
                 session.read(part.ids[row][part.mask[row]].tolist())
         return sessions
 
-    def load_kept(self, file: str | Path) -> Session:
+    def load_saved(self, file: str | Path) -> Session:
         """As Session.load."""
         return Session.load(self, file)
 
     # -------------------------------------------------------------- reading
 
     def _read(self, batch: Batch) -> list[tuple[list[int], Stream]]:
-        """Rows of the batch with a stream that has read their prefixes and contexts; as ReadContexts.opened."""
+        """Rows of the batch with a stream that has read their prefixes and contexts; as StreamCache.opened."""
         with phase("encode"):
-            return (self.context_cache or ReadContexts(len(batch))).opened(self, batch)
+            return (self.context_cache or StreamCache(len(batch))).opened(self, batch)
 
     @torch.no_grad()
     def _nll_of_answers(self, batch: Batch) -> Tensor:
@@ -228,7 +262,9 @@ class Comet(Reader):
         memory = MemoryState.fresh(len(text.ids), text.ids.device)
         for chunk in self.laid_out(text):
             memory = chunk.entered(memory)
-            states, memory, _ = self.memory.run(self.decoder, self.embeds(text, chunk), chunk.layout, memory, chunk.closes)
+            states, memory, _ = self.memory.run(
+                self.decoder, self.embeds(text, chunk), chunk.layout, memory, chunk.closes
+            )
             yield chunk.step, chunk.layout, states
 
     def laid_out(self, text: Text) -> Iterator[Chunk]:
@@ -239,12 +275,25 @@ class Comet(Reader):
             begins, closes = (torch.tensor(flags, device=device) for flags in (step.begins, step.closes))
             columns, real = text.column(step)
             beacons = max(map(beacon_count, [0] * len(step.sizes), step.sizes, step.closes, text.strides))
-            layout = chunk_layout(real, torch.zeros_like(strides), closes, strides,
-                                  beacons if self.memory.queue_budget else 0, G if any(step.closes) else 0)
+            layout = chunk_layout(
+                real,
+                torch.zeros_like(strides),
+                closes,
+                strides,
+                beacons if self.memory.queue_budget else 0,
+                G if any(step.closes) else 0,
+            )
             every = self.truncate_every
             cut = torch.tensor([i % every == 0 for i in step.chunk], device=device) if every else None
-            yield Chunk(step, layout, columns, real, begins if number and any(step.begins) else None,
-                        closes if any(step.closes) else None, cut)
+            yield Chunk(
+                step,
+                layout,
+                columns,
+                real,
+                begins if number and any(step.begins) else None,
+                closes if any(step.closes) else None,
+                cut,
+            )
 
     def embeds(self, text: Text, chunk: Chunk) -> Tensor:
         """The stream before the first layer, (B, N, D)."""
@@ -258,7 +307,9 @@ class Comet(Reader):
         alone; shared = a row is one text, whose memory and attention cross the borders (as published).
         """
         texts = [[sum(row)] for row in lengths] if shared else lengths
-        plans = [[self._plan(ids[b], length, f"{b}-{i}") for i, length in enumerate(row)] for b, row in enumerate(texts)]
+        plans = [
+            [self._plan(ids[b], length, f"{b}-{i}") for i, length in enumerate(row)] for b, row in enumerate(texts)
+        ]
         asked = torch.zeros_like(ids, dtype=torch.bool)
         for b, row in enumerate(lengths):
             ends = torch.tensor(row).cumsum(0)
@@ -272,17 +323,23 @@ class Comet(Reader):
         layout, ids = joined(parts)
         asked = every_asked(layout) if self.supervise == "text" else answer_asked(batch, layout)
         lengths = torch.stack([part.lengths for part in parts], 1).tolist()
-        plans = [self._plan(row, sum(n), example and example.id) for row, n, example in zip(ids, lengths, batch.examples)]
-        strides = [self.planner.text_stride(f"{self._drawn}-{example and example.id}") if self.training else self.stride
-                   for example in batch.examples]
+        plans = [
+            self._plan(row, sum(n), example and example.id) for row, n, example in zip(ids, lengths, batch.examples)
+        ]
+        strides = [
+            self.planner.text_stride(f"{self._drawn}-{example and example.id}") if self.training else self.stride
+            for example in batch.examples
+        ]
         slots = [self._slots(plan, stride, *n[:3]) for plan, stride, n in zip(plans, strides, lengths)]
         return self._in_rows(ids, asked, plans, strides), asked.sum(1), torch.tensor(slots, device=ids.device)
 
     def _in_rows(self, ids: Tensor, asked: Tensor, plans: list[list[int]], strides: list[int]) -> Text:
         """Texts (B, N) as rows that several may share: the same numbers, of each text apart, with fewer rows idle."""
         rows = shared_rows([len(plan) for plan in plans], strides)
-        ids, asked = (pad_sequence([torch.cat([x[b, : sum(plans[b])] for b in row]) for row in rows], batch_first=True)
-                      for x in (ids, asked))
+        ids, asked = (
+            pad_sequence([torch.cat([x[b, : sum(plans[b])] for b in row]) for row in rows], batch_first=True)
+            for x in (ids, asked)
+        )
         steps = steps_of([[plans[b] for b in row] for row in rows], rows)
         return Text(ids, asked, steps, [strides[row[0]] for row in rows], len(plans))
 
@@ -329,8 +386,8 @@ class Comet(Reader):
 
     @classmethod
     def problems(cls, settings: Mapping[str, Any], backbone: Any) -> list[str]:
-        """As comet.checks.setting_problems."""
-        return setting_problems(settings, backbone)
+        """As comet.checks.check_settings."""
+        return check_settings(settings, backbone)
 
     @classmethod
     def longest_context(cls, settings: Mapping[str, Any], positions: int, others: int) -> int | None:

@@ -60,7 +60,9 @@ class Pipeline:
                 attending[number] = piece.attending(reader.decoder, states[number])
             prior = entered(chunk, piece, passage.take(number, layer))
             passage.begins(number, layer)
-            states[number], after = reader.memory.cell(reader.decoder, layer, states[number], attending[number], piece, prior)
+            states[number], after = reader.memory.cell(
+                reader.decoder, layer, states[number], attending[number], piece, prior
+            )
             passage.follows(number, layer, states[number])
             if number + 1 < count:
                 states[number] = passage.give(number + 1, layer, states[number], after)
@@ -94,8 +96,14 @@ def crossings(reader: Comet, pieces: list[Piece]) -> dict[int, Crossing]:
     for number, piece in enumerate(pieces):
         rows, seats = piece.seat_mask.shape
         if seats:
-            found[number] = Crossing(rows, reader.memory.global_slots, seats - reader.memory.global_slots, stack.width,
-                                     stack.dtype, piece.seat_mask.device)
+            found[number] = Crossing(
+                rows,
+                reader.memory.global_slots,
+                seats - reader.memory.global_slots,
+                stack.width,
+                stack.dtype,
+                piece.seat_mask.device,
+            )
     return found
 
 

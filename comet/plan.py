@@ -80,8 +80,15 @@ class ChunkPlanner:
                 the powers of two times `stride` up to it, small ones more often ((n - i)^2)
     """
 
-    def __init__(self, chunk_size: int, stride: int, strategy: str = "mixture", most_chunks: int = 16,
-                 smallest_chunk: int = 4, widest_stride: int | None = None):
+    def __init__(
+        self,
+        chunk_size: int,
+        stride: int,
+        strategy: str = "mixture",
+        most_chunks: int = 16,
+        smallest_chunk: int = 4,
+        widest_stride: int | None = None,
+    ):
         assert strategy in STRATEGIES, strategy
         self.chunk_size, self.stride, self.strategy = chunk_size, stride, strategy
         self.most_chunks, self.smallest_chunk, self.widest_stride = most_chunks, smallest_chunk, widest_stride

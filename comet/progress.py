@@ -9,7 +9,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from breviary.watch import Fault, Watch
+from breviary.training.watchdog import Fault, Watchdog
 from comet.schedule import Cell
 
 FORWARD, BACKWARD = 0, 1
@@ -35,7 +35,7 @@ class Progress:
     events  a list that takes what happens, for measuring; None = nobody asks
     """
 
-    def __init__(self, watch: Watch, rank: int, step: int, events: list[Event] | None = None) -> None:
+    def __init__(self, watch: Watchdog, rank: int, step: int, events: list[Event] | None = None) -> None:
         self.watch, self.rank, self.step, self.events = watch, rank, step, events
         self._finite: list[tuple[int, Cell, Tensor]] = []  # direction, cell, whether what it gave is finite: a scalar
 
@@ -88,8 +88,11 @@ class Progress:
 
 def spans_of(events: Sequence[Event], direction: int) -> dict[Cell, tuple[float, float]]:
     """When each cell was computed in one direction, {cell: (start, end)} in the order of starting: until the next event."""
-    return {event.cell: (event.at, after.at) for event, after in zip(events, events[1:])
-            if event.cell is not None and event.direction == direction}
+    return {
+        event.cell: (event.at, after.at)
+        for event, after in zip(events, events[1:])
+        if event.cell is not None and event.direction == direction
+    }
 
 
 def stands(step: int, chunk: int, layer: int, direction: int) -> str:

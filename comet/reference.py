@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
-from breviary.stack import Stack
+from breviary.backbones.stack import Stack
 from comet.layers import MemoryLayers
 from comet.memory import wide
 
@@ -27,7 +27,9 @@ class ReferenceMemory:
     queue: list[Tensor] = field(default_factory=list)
 
 
-def reference_columns(text: int, stride: int, closes: bool, readouts: int, beacons: bool = True) -> list[tuple[str, int]]:
+def reference_columns(
+    text: int, stride: int, closes: bool, readouts: int, beacons: bool = True
+) -> list[tuple[str, int]]:
     """1. The tokens of a chunk in order, as (kind, number): a beacon after every `stride` text tokens (and after a last
     shorter group of a closed chunk), readouts at the end of a closed chunk."""
     columns, beacon = [], 0
@@ -40,8 +42,9 @@ def reference_columns(text: int, stride: int, closes: bool, readouts: int, beaco
     return columns + ([(READOUT, slot) for slot in range(readouts)] if closes else [])
 
 
-def reference_states(stack: Stack, memory: MemoryLayers, ids: Sequence[int], sizes: Sequence[int],
-                     stride: int) -> tuple[Tensor, list[ReferenceMemory]]:
+def reference_states(
+    stack: Stack, memory: MemoryLayers, ids: Sequence[int], sizes: Sequence[int], stride: int
+) -> tuple[Tensor, list[ReferenceMemory]]:
     """The stream after the last layer at every text token (N, D), and what every layer remembers at the end.
 
     ids of one text, `sizes` of its chunks; the last chunk stays open.
@@ -61,8 +64,15 @@ def reference_states(stack: Stack, memory: MemoryLayers, ids: Sequence[int], siz
     return torch.stack(out), layers
 
 
-def _layer(stack: Stack, memory: MemoryLayers, index: int, own: ReferenceMemory, rows: list[Tensor],
-           columns: list[tuple[str, int]], closes: bool) -> list[Tensor]:
+def _layer(
+    stack: Stack,
+    memory: MemoryLayers,
+    index: int,
+    own: ReferenceMemory,
+    rows: list[Tensor],
+    columns: list[tuple[str, int]],
+    closes: bool,
+) -> list[Tensor]:
     """2. to 5. One layer over one chunk: its output rows; `own` is changed when the chunk closes."""
     net = memory.layers[index]
     # 2. Seats: global slots through their adapter, then the queue from old to new.
@@ -74,8 +84,13 @@ def _layer(stack: Stack, memory: MemoryLayers, index: int, own: ReferenceMemory,
     eager = stack.config._attn_implementation == "eager"
     positions = torch.arange(N)[None]
     output = stack.layers[index](
-        sequence, attention_mask=(causal if eager else causal == 0)[None, None], position_ids=positions,
-        past_key_values=None, use_cache=False, position_embeddings=stack.rotary(sequence, positions))[0]
+        sequence,
+        attention_mask=(causal if eager else causal == 0)[None, None],
+        position_ids=positions,
+        past_key_values=None,
+        use_cache=False,
+        position_embeddings=stack.rotary(sequence, positions),
+    )[0]
     rows = list(output[len(seats) :])
     if not closes:
         return rows

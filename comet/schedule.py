@@ -54,8 +54,14 @@ class Timeline:
         return 1 - worked / (self.ranks * self.makespan) if worked else 0.0
 
 
-def simulate(chunks: int, layers: int, ranks: int, schedule: str, cost: Callable[[int, int], float] = lambda *cell: 1.0,
-             hop: float = 0.0) -> Timeline:
+def simulate(
+    chunks: int,
+    layers: int,
+    ranks: int,
+    schedule: str,
+    cost: Callable[[int, int], float] = lambda *cell: 1.0,
+    hop: float = 0.0,
+) -> Timeline:
     """When the cells of a forward pass are computed, where nothing but the dependencies is waited for.
 
     cost  time of the cell (chunk, layer); hop  time of a message between two ranks

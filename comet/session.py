@@ -9,11 +9,10 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from breviary.checkpoint import tensors_hash
-from breviary.contract import Batch, Generation
-from breviary.decoding import decode, decode_pieces
-from breviary.kept import Kept
-from breviary.kept_file import read_kept, write_kept
+from breviary.contract import Batch, EncodedContext, Generation
+from breviary.decoding.loop import decode, decode_stream
+from breviary.readers.saved import read_saved, write_saved
+from breviary.runtime.files import tensors_hash
 from comet.memory import LayerState, MemoryState
 from comet.stream import Stream
 
@@ -24,7 +23,7 @@ KIND = "session"  # of what is kept, in a file's header
 TEMPLATE = "\nQuestion: {question}\nAnswer:"  # as configs/train.yaml
 
 
-class Session(Kept):
+class Session(EncodedContext):
     """What a reader holds of one text. `Comet.open()` gives one, `Comet.read` one for each row of a batch.
 
     tokens_read  tokens so far; bytes  what is kept of them
@@ -64,20 +63,26 @@ class Session(Kept):
         tokens are read as they are."""
         asked = self._asked(question)
         with self.reader.decoder.precision():
-            [answer] = decode(asked._logits, asked._stream.step, generation or Generation(stop=("\n",)),
-                              self.reader.tokenizer, end_ids=self.reader.decoder.end_ids)
+            [answer] = decode(
+                asked._logits,
+                asked._stream.step,
+                generation or Generation(stop=("\n",)),
+                self.reader.tokenizer,
+                end_ids=self.reader.decoder.end_ids,
+            )
         return answer
 
-    def answers(self, questions: Batch, generation: Generation) -> list[str]:
-        """As Kept: the batch's prompts, asked one after the other."""
+    def answer(self, questions: Batch, generation: Generation) -> list[str]:
+        """As EncodedContext: the batch's prompts, asked one after the other."""
         prompts = zip(questions.prompt.ids, questions.prompt.mask)
         return [self.ask(ids[real].tolist(), generation) for ids, real in prompts]
 
-    def pieces(self, questions: Batch, generation: Generation) -> Iterator[str]:
-        """As Kept."""
+    def stream(self, questions: Batch, generation: Generation) -> Iterator[str]:
+        """As EncodedContext."""
         asked = self._asked(questions.prompt.ids[questions.prompt.mask].tolist())
-        return decode_pieces(asked._logits, asked._stream.step, generation, self.reader.tokenizer,
-                             self.reader.decoder.end_ids)
+        return decode_stream(
+            asked._logits, asked._stream.step, generation, self.reader.tokenizer, self.reader.decoder.end_ids
+        )
 
     def _asked(self, question: str | Sequence[int]) -> Session:
         """A copy that read the question too."""
@@ -109,19 +114,21 @@ class Session(Kept):
         for index, layer in enumerate(memory.layers):
             tensors |= {f"carried.{index}": layer.carried, f"queue.{index}": layer.queue}
         more = {"tokens_read": str(self.tokens_read), "template": self.template}
-        return write_kept(file, KIND, identity(self.reader), tensors, more)
+        return write_saved(file, KIND, identity(self.reader), tensors, more)
 
     @classmethod
     def load(cls, reader: Comet, file: str | Path) -> Session:
         """A saved session of this very reader.
 
-        Raises: ValueError as kept_file.read_kept.
+        Raises: ValueError as kept_file.read_saved.
         """
-        header, tensors = read_kept(file, [KIND], identity(reader))
+        header, tensors = read_saved(file, [KIND], identity(reader))
         session, open_ids = cls(reader.eval(), header["template"]), tensors["open"].tolist()
         device = session._device
-        layers = tuple(LayerState(tensors[f"carried.{i}"].to(device), tensors[f"queue.{i}"].to(device))
-                       for i in range(sum(name.startswith("queue.") for name in tensors)))
+        layers = tuple(
+            LayerState(tensors[f"carried.{i}"].to(device), tensors[f"queue.{i}"].to(device))
+            for i in range(sum(name.startswith("queue.") for name in tensors))
+        )
         started = torch.full((1,), bool(layers), device=device)
         session._stream.memory = MemoryState(layers, started, tensors["queue_mask"].to(device))
         session.read(open_ids)
@@ -134,13 +141,23 @@ class Session(Kept):
 
     def _tokens(self, text: str) -> list[int]:
         # Not verbose: it would warn that the text is longer than the positions, which chunks never are.
-        return self.reader.tokenizer(text, add_special_tokens=False, split_special_tokens=True, verbose=False)["input_ids"]
+        return self.reader.tokenizer(text, add_special_tokens=False, split_special_tokens=True, verbose=False)[
+            "input_ids"
+        ]
 
 
 def identity(reader: Comet) -> dict[str, Any]:
     """What must be equal for one reader's memory to mean anything to another."""
-    own = {name: weight for name, weight in reader.named_parameters() if weight.requires_grad or name.startswith("memory.")}
-    return {"method": f"{type(reader).__module__}.{type(reader).__name__}", "backbone": reader.fingerprint["sha256"],
-            "chunk_size": reader.chunk_size, "stride": reader.stride, "global_slots": reader.memory.global_slots,
-            "queue_budget": reader.memory.queue_budget, "dtype": str(reader.decoder.dtype).removeprefix("torch."),
-            "weights": tensors_hash(own)}
+    own = {
+        name: weight for name, weight in reader.named_parameters() if weight.requires_grad or name.startswith("memory.")
+    }
+    return {
+        "method": f"{type(reader).__module__}.{type(reader).__name__}",
+        "backbone": reader.fingerprint["sha256"],
+        "chunk_size": reader.chunk_size,
+        "stride": reader.stride,
+        "global_slots": reader.memory.global_slots,
+        "queue_budget": reader.memory.queue_budget,
+        "dtype": str(reader.decoder.dtype).removeprefix("torch."),
+        "weights": tensors_hash(own),
+    }

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
-from breviary.assemble import ROUND_TO, take_columns
+from breviary.memory.assembly import ROUND_TO, take_columns
 from comet.layers import OpenChunk
 from comet.layout import TEXT, beacon_count, chunk_layout
 from comet.memory import MemoryState, newest
@@ -120,17 +120,32 @@ class Stream:
         G, B = reader.memory.global_slots, reader.memory.queue_budget
         width = max(*sizes, 1)
         size_B, close_B = torch.tensor(sizes, device=device), torch.tensor(closes, device=device)
-        columns_Bn = (torch.tensor(at, device=device)[:, None] + torch.arange(width, device=device)).clamp(max=ids.shape[1] - 1)
+        columns_Bn = (torch.tensor(at, device=device)[:, None] + torch.arange(width, device=device)).clamp(
+            max=ids.shape[1] - 1
+        )
         real_Bn = torch.arange(width, device=device) < size_B[:, None]
         beacons = max(map(beacon_count, self.filled, sizes, closes, [reader.stride] * len(sizes)))
-        layout = chunk_layout(real_Bn, torch.tensor(self.filled, device=device), close_B, self._strides,
-                              beacons if B else 0, G if any(closes) else 0, ROUND_TO if width > 1 else 1)
+        layout = chunk_layout(
+            real_Bn,
+            torch.tensor(self.filled, device=device),
+            close_B,
+            self._strides,
+            beacons if B else 0,
+            G if any(closes) else 0,
+            ROUND_TO if width > 1 else 1,
+        )
         text = reader.decoder.embed(ids.gather(1, columns_Bn).masked_fill(~real_Bn, 0))
         still_open = any(not close and (size or filled) for size, close, filled in zip(sizes, closes, self.filled))
         with reader.decoder.precision():
             states, self.memory, kept = reader.memory.run(
-                reader.decoder, reader.memory.embeds(text, layout), layout, self.memory,
-                close_B if any(closes) else None, self.chunk, keep=still_open)
+                reader.decoder,
+                reader.memory.embeds(text, layout),
+                layout,
+                self.memory,
+                close_B if any(closes) else None,
+                self.chunk,
+                keep=still_open,
+            )
         self.filled = [0 if close else filled + size for filled, size, close in zip(self.filled, sizes, closes)]
         if kept is not None:
             kept.seats = [] if any(closes) else kept.seats  # the memory changed
@@ -148,8 +163,10 @@ class Stream:
         most = max(filled + count for filled, count in zip(self.filled, groups))
         if kept.mask.shape[1] > most + ROUND_TO:  # moving the columns costs as much as a step: not for a few
             order, kept.mask = newest(kept.mask[:, :0], kept.mask, most)
-            kept.own = [tuple(x.gather(2, order[:, None, :, None].expand(-1, x.shape[1], -1, x.shape[3])) for x in pair)
-                        for pair in kept.own]
+            kept.own = [
+                tuple(x.gather(2, order[:, None, :, None].expand(-1, x.shape[1], -1, x.shape[3])) for x in pair)
+                for pair in kept.own
+            ]
 
 
 def _pieces(filled: int, count: int, chunk: int) -> list[tuple[int, bool]]:

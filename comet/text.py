@@ -11,8 +11,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from breviary.assemble import Layout
 from breviary.contract import Batch, Tokens
+from breviary.memory.assembly import Layout
 from comet.memory import MemoryState
 
 
@@ -92,8 +92,10 @@ class Text:
     def asked_in(self) -> list[int]:
         """For each step the most supervised places that a row has in it; one host sync."""
         so_far = torch.nn.functional.pad(self.asked.long().cumsum(1), (1, 0)).tolist()
-        return [max(row[start + size] - row[start] for row, start, size in zip(so_far, step.starts, step.sizes))
-                for step in self.steps]
+        return [
+            max(row[start + size] - row[start] for row, start, size in zip(so_far, step.starts, step.sizes))
+            for step in self.steps
+        ]
 
 
 def steps_of(plans: Sequence[Sequence[Sequence[int]]], numbers: Sequence[Sequence[int]] | None = None) -> list[Step]:
@@ -126,7 +128,9 @@ def shared_rows(chunks: Sequence[int], strides: Sequence[int]) -> list[list[int]
     rows: list[list[int]] = []
     room: list[int] = []
     for text in sorted(range(len(chunks)), key=lambda text: -chunks[text]):
-        fitting = (row for row, free in enumerate(room) if free >= chunks[text] and strides[rows[row][0]] == strides[text])
+        fitting = (
+            row for row, free in enumerate(room) if free >= chunks[text] and strides[rows[row][0]] == strides[text]
+        )
         row = next(fitting, len(rows))
         if row == len(rows):
             rows.append([])

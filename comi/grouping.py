@@ -8,7 +8,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from breviary.merge import consecutive_groups, groups_from_sizes
+from breviary.memory.merging import consecutive_groups, groups_from_sizes
 from comi.mig import compare, merge_weights, reallocate_groups
 
 
@@ -18,9 +18,19 @@ class GainGrouping(nn.Module):
     Arguments as in `comi.model.COMI`. Also of use inside another method: any that asks for a grouping of rows.
     """
 
-    def __init__(self, coarse: bool = True, fine: bool = True, redundancy_coarse: bool = True,
-                 redundancy_fine: bool = True, alpha: float = 1.0, beta: float = 1.0, temperature: float = 1.0,
-                 min_group_size: int = 0, learned_weights: str = "none", quirks: bool = False):
+    def __init__(
+        self,
+        coarse: bool = True,
+        fine: bool = True,
+        redundancy_coarse: bool = True,
+        redundancy_fine: bool = True,
+        alpha: float = 1.0,
+        beta: float = 1.0,
+        temperature: float = 1.0,
+        min_group_size: int = 0,
+        learned_weights: str = "none",
+        quirks: bool = False,
+    ):
         super().__init__()
         self.coarse, self.fine, self.quirks = coarse, fine, quirks
         self.redundancy_coarse, self.redundancy_fine = redundancy_coarse, redundancy_fine
@@ -32,8 +42,9 @@ class GainGrouping(nn.Module):
                 self.merge_beta = nn.Parameter(torch.tensor([float(beta)]))
         self.learned_weights = learned_weights
 
-    def forward(self, states: Tensor, mask: Tensor, query: Tensor, ratio: int | Tensor,
-                slots: int) -> tuple[Tensor, Tensor | None]:
+    def forward(
+        self, states: Tensor, mask: Tensor, query: Tensor, ratio: int | Tensor, slots: int
+    ) -> tuple[Tensor, Tensor | None]:
         """Groups (R, L) and weights (R, L) of states (R, L, D), mask (R, L), query (R, D), at most `slots` groups a row.
 
         Group sizes by the coarse stage, weights by the fine one; None for plain means.
@@ -42,13 +53,24 @@ class GainGrouping(nn.Module):
         compared = compare(states, query)  # norms and relevance, once for both stages
         if self.coarse:
             beta = self.beta if self.redundancy_coarse else 0.0
-            sizes_RG = reallocate_groups(states, mask, query, ratio, self.alpha, beta, self.temperature,
-                                         self.min_group_size, slots=slots, compared=compared)
+            sizes_RG = reallocate_groups(
+                states,
+                mask,
+                query,
+                ratio,
+                self.alpha,
+                beta,
+                self.temperature,
+                self.min_group_size,
+                slots=slots,
+                compared=compared,
+            )
             groups_RL = groups_from_sizes(sizes_RG, mask)
         if not self.fine:
             return groups_RL, None
         learned = self.learned_weights == "merge"
         alpha = self.merge_alpha if learned else self.alpha
         beta = 0.0 if not self.redundancy_fine else self.merge_beta if learned else self.beta
-        return groups_RL, merge_weights(states, mask, query, groups_RL, slots, alpha, beta, quirks=self.quirks,
-                                        compared=compared)
+        return groups_RL, merge_weights(
+            states, mask, query, groups_RL, slots, alpha, beta, quirks=self.quirks, compared=compared
+        )

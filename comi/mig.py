@@ -22,7 +22,14 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from breviary.merge import consecutive_groups, full_precision, groups_from_sizes, merge_slots, slot_count, widest
+from breviary.memory.merging import (
+    consecutive_groups,
+    full_precision,
+    groups_from_sizes,
+    merge_slots,
+    slot_count,
+    widest,
+)
 
 TILE = 64  # tokens compared at once within groups: one tile against another is one small matrix product
 ROWS = 256  # representatives compared at once with all later ones
@@ -55,8 +62,17 @@ def compare(states: Tensor, query: Tensor) -> Compared:
 
 
 @full_precision
-def marginal_information_gain(states: Tensor, mask: Tensor, query: Tensor, groups: Tensor, alpha: Scale = 1.0,
-                              beta: Scale = 1.0, *, quirks: bool = False, compared: Compared | None = None) -> Tensor:
+def marginal_information_gain(
+    states: Tensor,
+    mask: Tensor,
+    query: Tensor,
+    groups: Tensor,
+    alpha: Scale = 1.0,
+    beta: Scale = 1.0,
+    *,
+    quirks: bool = False,
+    compared: Compared | None = None,
+) -> Tensor:
     """alpha cos(x, query) - beta max cos(x, another real token of x's group): (B, T) fp32, 0 on pads.
 
     COMI's marginal information gain. states (B, T, D), query (B, D), groups (B, T). A token alone in its group has
@@ -77,9 +93,19 @@ def marginal_information_gain(states: Tensor, mask: Tensor, query: Tensor, group
 
 
 @full_precision
-def reallocate_groups(states: Tensor, mask: Tensor, query: Tensor, ratio: int | Tensor, alpha: float = 1.0,
-                      beta: float = 1.0, temperature: float = 1.0, min_group_size: int = 0, *,
-                      slots: int | None = None, compared: Compared | None = None) -> Tensor:
+def reallocate_groups(
+    states: Tensor,
+    mask: Tensor,
+    query: Tensor,
+    ratio: int | Tensor,
+    alpha: float = 1.0,
+    beta: float = 1.0,
+    temperature: float = 1.0,
+    min_group_size: int = 0,
+    *,
+    slots: int | None = None,
+    compared: Compared | None = None,
+) -> Tensor:
     """Tokens of each group, (B, G) int64 with G = ceil(T / ratio): COMI's coarse step.
 
     Of every `ratio` consecutive real tokens the one most similar to the query stands for its group (the first of
@@ -101,8 +127,9 @@ def reallocate_groups(states: Tensor, mask: Tensor, query: Tensor, ratio: int | 
         return allocate(gains, lengths, valid, temperature, min_group_size)
 
 
-def allocate(gains: Tensor, lengths: Tensor, valid: Tensor, temperature: float = 1.0,
-             min_group_size: int = 0) -> Tensor:
+def allocate(
+    gains: Tensor, lengths: Tensor, valid: Tensor, temperature: float = 1.0, min_group_size: int = 0
+) -> Tensor:
     """Share `lengths (B,)` tokens out to the groups by softmax(-gain / temperature): sizes (B, G) int64.
 
     gains (B, G); valid (B, G) bool, at least one group where the length is not 0; the others get 0. Largest
@@ -129,8 +156,18 @@ def allocate(gains: Tensor, lengths: Tensor, valid: Tensor, temperature: float =
 
 
 @full_precision
-def merge_weights(states: Tensor, mask: Tensor, query: Tensor, groups: Tensor, slots: int, alpha: Scale = 1.0,
-                  beta: Scale = 1.0, *, quirks: bool = False, compared: Compared | None = None) -> Tensor:
+def merge_weights(
+    states: Tensor,
+    mask: Tensor,
+    query: Tensor,
+    groups: Tensor,
+    slots: int,
+    alpha: Scale = 1.0,
+    beta: Scale = 1.0,
+    *,
+    quirks: bool = False,
+    compared: Compared | None = None,
+) -> Tensor:
     """Softmax of the gain within each group: (B, T) fp32, 0 on pads, summing to 1 over every group that has a token.
 
     Arguments as `marginal_information_gain`; every group index is below `slots`.
@@ -143,9 +180,18 @@ def merge_weights(states: Tensor, mask: Tensor, query: Tensor, groups: Tensor, s
     return (share / total.gather(1, index)).masked_fill(~mask, 0)
 
 
-def merge_groups(states: Tensor, mask: Tensor, query: Tensor, sizes: Tensor, alpha: Scale = 1.0, beta: Scale = 1.0,
-                 values: Tensor | None = None, *, quirks: bool = False,
-                 compared: Compared | None = None) -> tuple[Tensor, Tensor]:
+def merge_groups(
+    states: Tensor,
+    mask: Tensor,
+    query: Tensor,
+    sizes: Tensor,
+    alpha: Scale = 1.0,
+    beta: Scale = 1.0,
+    values: Tensor | None = None,
+    *,
+    quirks: bool = False,
+    compared: Compared | None = None,
+) -> tuple[Tensor, Tensor]:
     """One vector per group, tokens weighed by `merge_weights`: COMI's fine step.
 
     sizes (B, G) from `reallocate_groups`. The states (B, T, D) give the weights, `values (B, T, D')` (default: the

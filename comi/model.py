@@ -11,9 +11,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from breviary.backbone import Backbone, TinyBackbone
-from breviary.merging import MergingCompressor
-from breviary.stack import Stack
+from breviary.backbones.pretrained import Backbone
+from breviary.backbones.stack import Stack
+from breviary.backbones.tiny import TinyBackbone
+from breviary.memory.merging import MergingCompressor
 from comi.grouping import GainGrouping
 
 LEARNED = ("none", "merge")
@@ -34,25 +35,62 @@ class COMI(MergingCompressor):
                          integers and pass no gradient
     quirks               the published numerics, see comi/README.md
     query_free           no question is looked at: relevance is 0, the gain is redundancy alone (for autoencoding, say)
-    Further arguments as in MergingCompressor and Reading. Costs O(L) memory per segment beside its states.
+    Further arguments as in MergingCompressor and ContextEncoder. Costs O(L) memory per segment beside its states.
     """
 
-    after_reading = MergingCompressor.after_reading | {
-        "coarse", "fine", "redundancy_coarse", "redundancy_fine", "alpha", "beta", "temperature", "min_group_size"}
+    compress_only_keys = MergingCompressor.compress_only_keys | {
+        "coarse",
+        "fine",
+        "redundancy_coarse",
+        "redundancy_fine",
+        "alpha",
+        "beta",
+        "temperature",
+        "min_group_size",
+    }
 
-    former_names = {"merge_alpha": "gain.merge_alpha", "merge_beta": "gain.merge_beta"}
+    former_names = {
+        **MergingCompressor.former_names,
+        "merge_alpha": "gain.merge_alpha",
+        "merge_beta": "gain.merge_beta",
+    }
 
-    def __init__(self, backbone: Backbone | TinyBackbone, decoder: Stack, *, coarse: bool = True, fine: bool = True,
-                 redundancy_coarse: bool = True, redundancy_fine: bool = True, alpha: float = 1.0, beta: float = 1.0,
-                 temperature: float = 1.0, min_group_size: int = 0, learned_weights: str = "none",
-                 quirks: bool = False, query_free: bool = False, **merging: Any):
+    def __init__(
+        self,
+        backbone: Backbone | TinyBackbone,
+        decoder: Stack,
+        *,
+        coarse: bool = True,
+        fine: bool = True,
+        redundancy_coarse: bool = True,
+        redundancy_fine: bool = True,
+        alpha: float = 1.0,
+        beta: float = 1.0,
+        temperature: float = 1.0,
+        min_group_size: int = 0,
+        learned_weights: str = "none",
+        quirks: bool = False,
+        query_free: bool = False,
+        **merging: Any,
+    ):
         super().__init__(backbone, decoder, **merging)
         self.needs_question = not query_free
-        self.gain = GainGrouping(coarse, fine, redundancy_coarse, redundancy_fine, alpha, beta, temperature,
-                                 min_group_size, learned_weights, quirks)
+        self.gain = GainGrouping(
+            coarse,
+            fine,
+            redundancy_coarse,
+            redundancy_fine,
+            alpha,
+            beta,
+            temperature,
+            min_group_size,
+            learned_weights,
+            quirks,
+        )
 
-    def grouping(self, states: Tensor, mask: Tensor, query: Tensor | None, ratio: int | Tensor,
-                 slots: int) -> tuple[Tensor, Tensor | None]:
+    def grouping(
+        self, states: Tensor, mask: Tensor, query: Tensor | None, ratio: int | Tensor, slots: int
+    ) -> tuple[Tensor, Tensor | None]:
         """As GainGrouping; without a question every token is as relevant as any other, 0."""
         query = torch.zeros_like(states[:, 0]) if query is None else query
         return self.gain(states, mask, query, ratio, slots)
@@ -62,14 +100,20 @@ class COMI(MergingCompressor):
         """As MergingCompressor.problems, and COMI's own."""
         found = super().problems(settings, backbone)
         if settings["learned_weights"] not in LEARNED:
-            found.append(f"compressor.learned_weights={settings['learned_weights']}: allowed are {', '.join(LEARNED)}; "
-                         "the coarse stage yields integer sizes, so its weights would never receive a gradient")
+            found.append(
+                f"compressor.learned_weights={settings['learned_weights']}: allowed are {', '.join(LEARNED)}; "
+                "the coarse stage yields integer sizes, so its weights would never receive a gradient"
+            )
         if settings["learned_weights"] == "merge" and not settings["fine"]:
-            found.append("compressor.learned_weights=merge: nothing to learn with compressor.fine=false; set one of "
-                         "them otherwise, e.g. compressor.learned_weights=none")
+            found.append(
+                "compressor.learned_weights=merge: nothing to learn with compressor.fine=false; set one of "
+                "them otherwise, e.g. compressor.learned_weights=none"
+            )
         if settings["query_free"] and settings["learned_weights"] == "merge":
-            found.append("compressor.learned_weights=merge with compressor.query_free=true: the weight of relevance would never "
-                         "receive a gradient; set one of them otherwise")
+            found.append(
+                "compressor.learned_weights=merge with compressor.query_free=true: the weight of relevance would never "
+                "receive a gradient; set one of them otherwise"
+            )
         if settings["temperature"] <= 0:
             found.append(f"compressor.temperature={settings['temperature']}: must be above 0, e.g. 1.0")
         if settings["min_group_size"] < 0:

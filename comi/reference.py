@@ -29,8 +29,9 @@ def cosine(a: Tensor, b: Tensor) -> Tensor:
     return a @ b / norms if norms > 0 else (a * 0).sum()
 
 
-def gain_among(vectors: list[Tensor], query: Tensor, alpha: float | Tensor, beta: float | Tensor,
-               floor: bool = False) -> list[Tensor]:
+def gain_among(
+    vectors: list[Tensor], query: Tensor, alpha: float | Tensor, beta: float | Tensor, floor: bool = False
+) -> list[Tensor]:
     """(2) and (4): gain of each vector among the others. `floor`: redundancy not below 0 (the released code's pads)."""
     gains = []
     for k, vector in enumerate(vectors):
@@ -51,9 +52,15 @@ def members(groups: Tensor) -> dict[int, list[int]]:
     return columns
 
 
-def marginal_information_gain(states: Tensor, mask: Tensor, query: Tensor, groups: Tensor,
-                              alpha: float | Tensor = 1.0, beta: float | Tensor = 1.0,
-                              quirks: bool = False) -> Tensor:
+def marginal_information_gain(
+    states: Tensor,
+    mask: Tensor,
+    query: Tensor,
+    groups: Tensor,
+    alpha: float | Tensor = 1.0,
+    beta: float | Tensor = 1.0,
+    quirks: bool = False,
+) -> Tensor:
     """(2) for every token: (B, T), 0 on pads."""
     rows = []
     for b in range(len(states)):
@@ -78,8 +85,9 @@ def largest_remainder(quotas: list[float], total: int) -> list[int]:
     return sizes
 
 
-def allocate(gains: Tensor, lengths: Tensor, valid: Tensor, temperature: float = 1.0,
-             min_group_size: int = 0) -> Tensor:
+def allocate(
+    gains: Tensor, lengths: Tensor, valid: Tensor, temperature: float = 1.0, min_group_size: int = 0
+) -> Tensor:
     """(5) and (6): sizes (B, G)."""
     sizes = torch.zeros(gains.shape, dtype=torch.int64)
     for b, length in enumerate(lengths.tolist()):
@@ -94,8 +102,16 @@ def allocate(gains: Tensor, lengths: Tensor, valid: Tensor, temperature: float =
     return sizes
 
 
-def reallocate_groups(states: Tensor, mask: Tensor, query: Tensor, ratio: int, alpha: float = 1.0,
-                      beta: float = 1.0, temperature: float = 1.0, min_group_size: int = 0) -> Tensor:
+def reallocate_groups(
+    states: Tensor,
+    mask: Tensor,
+    query: Tensor,
+    ratio: int,
+    alpha: float = 1.0,
+    beta: float = 1.0,
+    temperature: float = 1.0,
+    min_group_size: int = 0,
+) -> Tensor:
     """(3) to (6): sizes (B, ceil(T / ratio))."""
     slots = math.ceil(states.shape[1] / ratio)
     gains = torch.zeros(len(states), slots, dtype=states.dtype)
@@ -113,8 +129,15 @@ def reallocate_groups(states: Tensor, mask: Tensor, query: Tensor, ratio: int, a
     return allocate(gains, mask.sum(1), valid, temperature, min_group_size)
 
 
-def merge_weights(states: Tensor, mask: Tensor, query: Tensor, groups: Tensor, alpha: float | Tensor = 1.0,
-                  beta: float | Tensor = 1.0, quirks: bool = False) -> Tensor:
+def merge_weights(
+    states: Tensor,
+    mask: Tensor,
+    query: Tensor,
+    groups: Tensor,
+    alpha: float | Tensor = 1.0,
+    beta: float | Tensor = 1.0,
+    quirks: bool = False,
+) -> Tensor:
     """(7) for every token: (B, T), 0 on pads."""
     gains = marginal_information_gain(states, mask, query, groups, alpha, beta, quirks)
     rows = []
@@ -138,9 +161,16 @@ def layout(sizes: Tensor, mask: Tensor) -> Tensor:
     return groups
 
 
-def merge_groups(states: Tensor, mask: Tensor, query: Tensor, sizes: Tensor, alpha: float | Tensor = 1.0,
-                 beta: float | Tensor = 1.0, values: Tensor | None = None,
-                 quirks: bool = False) -> tuple[Tensor, Tensor]:
+def merge_groups(
+    states: Tensor,
+    mask: Tensor,
+    query: Tensor,
+    sizes: Tensor,
+    alpha: float | Tensor = 1.0,
+    beta: float | Tensor = 1.0,
+    values: Tensor | None = None,
+    quirks: bool = False,
+) -> tuple[Tensor, Tensor]:
     """(7) and (8): memory (B, G, D) and its mask (B, G), groups without a token dropped."""
     values = states if values is None else values
     groups = layout(sizes, mask)

@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from breviary.released import Names, ReleasedFile, ReleasedFormat, stack_pairs
+from breviary.runs.released import Names, ReleasedFile, ReleasedFormat, stack_pairs
 
-ENCODER, LSA, LINEAR = (f"compressor.reading.{part}." for part in ("encoder", "lsa", "linear"))
+ENCODER, LSA, LINEAR = (f"compressor.context_encoder.{part}." for part in ("encoder", "lsa", "linear"))
 FUSION = "memory_fusion_layer."
 SCALARS, STAGES = ("alpha", "beta"), ("select", "merge")  # coarse, fine
 
@@ -57,19 +57,24 @@ class ReleasedCOMI(ReleasedFormat):
 
     def settings(self, given: Mapping[str, Any], backbone: Any) -> dict[str, Any]:
         """As ReleasedFormat says."""
-        found = {"compressor.ratio": given["ratio"], "compressor.segment_size": given["segment_size"],
-                 "compressor.alignment": given["alignment"],
-                 "compressor.encoder_layers": self.file.layers(self.encoder + "model.layers.{n}.{rest}"),
-                 "compressor.lsa_layers": max(self.file.layers(FUSION + "model.layers.{n}.{rest}"), 1),
-                 "compressor.learned_weights": "merge" if self.learned else "none"}
+        found = {
+            "compressor.ratio": given["ratio"],
+            "compressor.segment_size": given["segment_size"],
+            "compressor.alignment": given["alignment"],
+            "compressor.encoder_layers": self.file.layers(self.encoder + "model.layers.{n}.{rest}"),
+            "compressor.lsa_layers": max(self.file.layers(FUSION + "model.layers.{n}.{rest}"), 1),
+            "compressor.learned_weights": "merge" if self.learned else "none",
+        }
         keys = [f"{name}_{stage}" for stage in STAGES for name in SCALARS]
         weights = {key: float(self.file.tensor(key)) for key in keys}
         found |= {f"compressor.{name}": weights[f"{name}_select"] for name in SCALARS}
         if self.lora:
             down = {key: shape for key, shape in self.file.shapes.items() if key.endswith(".lora_A.default.weight")}
-            found |= {"decoder.lora_alpha": given["lora_alpha"],
-                      "decoder.lora_rank": min(shape[0] for shape in down.values()),
-                      "decoder.lora_targets": sorted({key.split(".")[-4] for key in down})}
+            found |= {
+                "decoder.lora_alpha": given["lora_alpha"],
+                "decoder.lora_rank": min(shape[0] for shape in down.values()),
+                "decoder.lora_targets": sorted({key.split(".")[-4] for key in down}),
+            }
         return found
 
     def trained(self) -> tuple[str, ...]:

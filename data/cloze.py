@@ -52,11 +52,25 @@ class Cloze:
     seed                     of what is asked, distractors and order
     """
 
-    def __init__(self, train: str | Sequence[str] | None, validation: str | Sequence[str] | None,
-                 test: str | Sequence[str] | None, passages: int = 5, near: int = 2, min_words: int = 40,
-                 max_words: int = 120, max_span: int = 5, min_window: int = 4, max_window: int = 12,
-                 rarity: float = 0.002, train_size: int = 10000, validation_size: int = 100, test_size: int = 100,
-                 question: str = "which words are missing: {text}", seed: int = 0) -> None:
+    def __init__(
+        self,
+        train: str | Sequence[str] | None,
+        validation: str | Sequence[str] | None,
+        test: str | Sequence[str] | None,
+        passages: int = 5,
+        near: int = 2,
+        min_words: int = 40,
+        max_words: int = 120,
+        max_span: int = 5,
+        min_window: int = 4,
+        max_window: int = 12,
+        rarity: float = 0.002,
+        train_size: int = 10000,
+        validation_size: int = 100,
+        test_size: int = 100,
+        question: str = "which words are missing: {text}",
+        seed: int = 0,
+    ) -> None:
         self.texts = Texts(train, validation, test)
         self.sizes = {"train": train_size, "validation": validation_size, "test": test_size}
         self.passages, self.near, self.min_words, self.max_words = passages, near, min_words, max_words
@@ -67,8 +81,9 @@ class Cloze:
         """What is wrong with the arguments, one sentence each, and with the files of `splits` and of later splits."""
         for split in splits:
             check_split(split)
-        found = self.texts.problems([split for split in SPLITS if split in splits
-                                     or any(split in self._later(other) for other in splits)])
+        found = self.texts.problems(
+            [split for split in SPLITS if split in splits or any(split in self._later(other) for other in splits)]
+        )
         for split in splits:
             found += whole_number_problem(f"{split}_size", self.sizes[split], 1, None, 100)
         found += whole_number_problem("passages", self.passages, 1, None, 5)
@@ -81,8 +96,10 @@ class Cloze:
         if not (isinstance(self.rarity, (int, float)) and 0 <= self.rarity <= 1):
             found.append(f"dataset.rarity is {self.rarity!r}; it must be in 0..1, for example dataset.rarity=0.002")
         if "{text}" not in self.question:
-            found.append(f"dataset.question is {self.question!r}; it must hold {{text}}, for example "
-                         "'which words are missing: {text}'")
+            found.append(
+                f"dataset.question is {self.question!r}; it must hold {{text}}, for example "
+                "'which words are missing: {text}'"
+            )
         return found + whole_number_problem("seed", self.seed, 0, None, 0)
 
     def examples(self, split: str) -> list[Example]:
@@ -103,21 +120,27 @@ class Cloze:
             if distractors is not None:
                 examples.append(self._example(f"{split}-{self.seed}-{number}", passage, span, distractors, rng))
         if not examples:
-            raise ValueError(f"dataset.{split}: {len(passages)} passages of {self.texts.names(split)} give no question with "
-                             f"dataset.passages={self.passages} a context; give more texts (documents of later splits are "
-                             "left out), fewer dataset.passages or dataset.min_words, or a larger dataset.rarity")
+            raise ValueError(
+                f"dataset.{split}: {len(passages)} passages of {self.texts.names(split)} give no question with "
+                f"dataset.passages={self.passages} a context; give more texts (documents of later splits are "
+                "left out), fewer dataset.passages or dataset.min_words, or a larger dataset.rarity"
+            )
         return examples
 
     # -------------------------------------------------------------- the texts
 
     def _later(self, split: str) -> list[str]:
         """The splits whose documents are left out of `split`."""
-        return [later for later in SPLITS[SPLITS.index(split) + 1:] if self.texts.there(later)]
+        return [later for later in SPLITS[SPLITS.index(split) + 1 :] if self.texts.there(later)]
 
     def _passages(self, split: str) -> list[Passage]:
         """Every distinct passage of `split`, in the files' order."""
-        taken = {name for later in self._later(split) for example in self.texts.contexts(later)
-                 for name, _, _ in _documents(example)}
+        taken = {
+            name
+            for later in self._later(split)
+            for example in self.texts.contexts(later)
+            for name, _, _ in _documents(example)
+        }
         found: dict[str, Passage] = {}
         for number, example in enumerate(self.texts.contexts(split)):
             for name, title, text in _documents(example):
@@ -138,23 +161,31 @@ class Cloze:
 
     def _span(self, passage: Passage, frequencies: Frequencies, rng: random.Random) -> Span | None:
         """The span to ask for; None where the passage has none."""
-        found = [span for span in spans(passage.text, frequencies, self.max_span, max(1, self.rarity * frequencies.texts))
-                 if not occurrences(passage.text[span.start:span.end], passage.title)
-                 and len((passage.text[span.first:span.start] + passage.text[span.end:span.last]).split()) >= self.min_window]
+        found = [
+            span
+            for span in spans(passage.text, frequencies, self.max_span, max(1, self.rarity * frequencies.texts))
+            if not occurrences(passage.text[span.start : span.end], passage.title)
+            and len((passage.text[span.first : span.start] + passage.text[span.end : span.last]).split())
+            >= self.min_window
+        ]
         better = [span for span in found if not span.is_rare_word] or found
         return pick(rng, better) if better else None
 
-    def _distractors(self, passage: Passage, span: Span, near: list[Passage], everywhere: list[Passage],
-                     rng: random.Random) -> list[Passage] | None:
+    def _distractors(
+        self, passage: Passage, span: Span, near: list[Passage], everywhere: list[Passage], rng: random.Random
+    ) -> list[Passage] | None:
         """Passages without the span; None where there are too few."""
-        answer, wanted, found = passage.text[span.start:span.end], self.passages - 1, []
+        answer, wanted, found = passage.text[span.start : span.end], self.passages - 1, []
 
         def add(candidates: Iterator[Passage], most: int) -> None:
             for candidate in candidates:
                 if len(found) >= most:
                     return
-                if candidate is not passage and all(candidate is not other for other in found) and not occurrences(
-                        answer, f"{candidate.title} {candidate.text}"):
+                if (
+                    candidate is not passage
+                    and all(candidate is not other for other in found)
+                    and not occurrences(answer, f"{candidate.title} {candidate.text}")
+                ):
                     found.append(candidate)
 
         add(iter(shuffled(rng, near)), min(self.near, wanted))
@@ -162,21 +193,29 @@ class Cloze:
         add((everywhere[(start + i) % len(everywhere)] for i in range(len(everywhere))), wanted)
         return found if len(found) == wanted else None
 
-    def _example(self, id: str, passage: Passage, span: Span, distractors: list[Passage], rng: random.Random) -> Example:
-        before, after = (re.split(r"\s+", passage.text[a:b]) for a, b in ((span.first, span.start), (span.end, span.last)))
+    def _example(
+        self, id: str, passage: Passage, span: Span, distractors: list[Passage], rng: random.Random
+    ) -> Example:
+        before, after = (
+            re.split(r"\s+", passage.text[a:b]) for a, b in ((span.first, span.start), (span.end, span.last))
+        )
         # The nearest piece is what touches the blank: nothing, or an opening bracket, a comma; no word of its own.
         left, right = (self.min_window + below(rng, self.max_window - self.min_window + 1) for _ in range(2))
         quoted = " ".join(before[-left - 1 :]) + BLANK + " ".join(after[: right + 1])
         pieces = shuffled(rng, [passage, *distractors])
         context, places = join_passages([{"title": piece.title, "text": piece.text} for piece in pieces])
-        documents = tuple(Document(piece.title, *place, is_gold=piece is passage) for piece, place in zip(pieces, places))
+        documents = tuple(
+            Document(piece.title, *place, is_gold=piece is passage) for piece, place in zip(pieces, places)
+        )
         question = self.question.replace("{text}", quoted.strip())
-        return Example(id, context, question, (passage.text[span.start:span.end],), documents)
+        return Example(id, context, question, (passage.text[span.start : span.end],), documents)
 
 
 def _documents(example: Example) -> list[tuple[str, str, str]]:
     """(what tells the document, its title, its text) of each document of a context, or of the context itself."""
     if not example.documents:
         return [(example.context, "", example.context)]
-    return [(document.title, document.title, example.context[document.start:document.end])
-            for document in example.documents]
+    return [
+        (document.title, document.title, example.context[document.start : document.end])
+        for document in example.documents
+    ]

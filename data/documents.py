@@ -51,8 +51,12 @@ def cut(text: str, tokenizer: Any, n: int, start: int = 0, most: int | None = No
         word = _WORD.search(text, start)
         if word is None:
             return
-        encoded = tokenizer(text[word.start() : word.start() + _ROOM * n], add_special_tokens=False,
-                            split_special_tokens=True, return_offsets_mapping=True)
+        encoded = tokenizer(
+            text[word.start() : word.start() + _ROOM * n],
+            add_special_tokens=False,
+            split_special_tokens=True,
+            return_offsets_mapping=True,
+        )
         if len(encoded["input_ids"]) < n:
             if word.start() + _ROOM * n >= len(text):
                 return
@@ -69,16 +73,19 @@ def cut(text: str, tokenizer: Any, n: int, start: int = 0, most: int | None = No
             start = word.end()
 
 
-def documents(domain: str, sources: Sequence[Source], tokenizer: Any, n: int, number: int,
-              seed: int) -> list[TextDocument]:
+def documents(
+    domain: str, sources: Sequence[Source], tokenizer: Any, n: int, number: int, seed: int
+) -> list[TextDocument]:
     """`number` documents of n tokens, from as many sources as there are: one of each in turn, in random order.
 
     Raises ValueError naming the domain where there are fewer: texts shorter than n, or empty, give none.
     """
     rng = generator("documents", domain, seed)
     # Not all from the beginning of their source.
-    cuts = [(source.name, cut(source.text, tokenizer, n, below(rng, max(len(source.text) - 8 * n, 0) // 4 + 1)))
-            for source in shuffled(rng, sources)]
+    cuts = [
+        (source.name, cut(source.text, tokenizer, n, below(rng, max(len(source.text) - 8 * n, 0) // 4 + 1)))
+        for source in shuffled(rng, sources)
+    ]
     found: list[TextDocument] = []
     seen: set[str] = set()
     while cuts and len(found) < number:
@@ -92,8 +99,10 @@ def documents(domain: str, sources: Sequence[Source], tokenizer: Any, n: int, nu
         cuts = left
     if len(found) == number:
         return found
-    raise ValueError(f"{domain}: only {len(found)} documents of {n} tokens can be cut from {len(sources)} texts; "
-                     f"{number} were asked: ask for fewer or shorter ones, or give more text")
+    raise ValueError(
+        f"{domain}: only {len(found)} documents of {n} tokens can be cut from {len(sources)} texts; "
+        f"{number} were asked: ask for fewer or shorter ones, or give more text"
+    )
 
 
 # ------------------------------------------------------------------ the entropy ladder
@@ -121,8 +130,12 @@ def transformed(document: TextDocument, rung: str, tokenizer: Any, n: int, seed:
     elif kind == "shuffle":
         words = document.text.split()
         window = int(value) or len(words)
-        text = " ".join(word for half in (words, words) for i in range(0, len(half), window)
-                        for word in shuffled(rng, half[i : i + window]))
+        text = " ".join(
+            word
+            for half in (words, words)
+            for i in range(0, len(half), window)
+            for word in shuffled(rng, half[i : i + window])
+        )
     elif kind == "random":
         ids = tokenizer(text, add_special_tokens=False, split_special_tokens=True)["input_ids"]
         allowed, share = _drawable(tokenizer), float(value)

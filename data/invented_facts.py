@@ -54,8 +54,9 @@ class InventedFacts:
     Cost: about 12 tokens of context a fact. Example i of a split depends on (seed, split, i, facts) only.
     """
 
-    def __init__(self, facts: int = 4, train_size: int = 4000, validation_size: int = 200, test_size: int = 200,
-                 seed: int = 0) -> None:
+    def __init__(
+        self, facts: int = 4, train_size: int = 4000, validation_size: int = 200, test_size: int = 200, seed: int = 0
+    ) -> None:
         self.facts = facts
         self.sizes = {"train": train_size, "validation": validation_size, "test": test_size}
         self.seed = seed
@@ -89,7 +90,8 @@ class InventedFacts:
             relation = pick(rng, tuple(RELATIONS))
             value = pick(rng, RELATIONS[relation])
             sentence = pick(rng, SENTENCES).format(
-                which=which, relation=relation, value=value, entity=entity, Entity=entity[0].upper() + entity[1:])
+                which=which, relation=relation, value=value, entity=entity, Entity=entity[0].upper() + entity[1:]
+            )
             sentences.append(sentence)
             documents.append(Document(title=name, start=start, end=start + len(sentence), is_gold=i == asked))
             start += len(sentence) + 1  # the space between two sentences

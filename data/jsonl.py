@@ -36,9 +36,16 @@ class Jsonl:
     A Document's start and end are the characters of the passage's text, without its `Document [i](Title: T)`.
     """
 
-    def __init__(self, train: str | None, validation: str | None, test: str | None, max_documents: int | None = None,
-                 train_limit: int | None = None, validation_limit: int | None = None,
-                 test_limit: int | None = None) -> None:
+    def __init__(
+        self,
+        train: str | None,
+        validation: str | None,
+        test: str | None,
+        max_documents: int | None = None,
+        train_limit: int | None = None,
+        validation_limit: int | None = None,
+        test_limit: int | None = None,
+    ) -> None:
         self.files = {"train": train, "validation": validation, "test": test}
         self.limits = {"train": train_limit, "validation": validation_limit, "test": test_limit}
         self.max_documents = max_documents
@@ -60,16 +67,20 @@ class Jsonl:
         example = f"for example {key}=path/to/{split}.jsonl.gz"
         if name is None:
             there = [s for s in SPLITS if self.files[s] is not None]
-            return [f"{key} is null, so there is no {split} split (given: {', '.join(there) or 'none'}); "
-                    f"name a file, {example}"]
+            return [
+                f"{key} is null, so there is no {split} split (given: {', '.join(there) or 'none'}); "
+                f"name a file, {example}"
+            ]
         if not Path(name).is_file():
             return [f"{key} is {name!r}, which is not a file; name a JSONL file, {example}"]
         try:
             with _open(name) as file:
                 empty = not file.read(1)
         except _UNREADABLE as error:
-            return [f"{key}: {name} cannot be read ({error}); it must be UTF-8 text, gzipped if and only if its "
-                    f"name ends in .gz, {example}"]
+            return [
+                f"{key}: {name} cannot be read ({error}); it must be UTF-8 text, gzipped if and only if its "
+                f"name ends in .gz, {example}"
+            ]
         return [f"{key}: {name} is empty; it must hold one JSON object a line, {example}"] if empty else []
 
     def examples(self, split: str) -> list[Example]:
@@ -98,13 +109,20 @@ class Jsonl:
         if bad:
             more = f"\n  ... and {len(bad) - SHOWN} more" if len(bad) > SHOWN else ""
             count = "1 bad line" if len(bad) == 1 else f"{len(bad)} bad lines"
-            raise ValueError(f"dataset.{split}: {count} in {name}\n" + "\n".join(bad[:SHOWN]) + more
-                             + f"\nEach line must be {FORMAT}")
+            raise ValueError(
+                f"dataset.{split}: {count} in {name}\n"
+                + "\n".join(bad[:SHOWN])
+                + more
+                + f"\nEach line must be {FORMAT}"
+            )
         if not examples:
             raise ValueError(f"dataset.{split}: {name} holds blank lines only; each line must be {FORMAT}")
         if self.max_documents is not None and not documents_seen:
-            warnings.warn(f"dataset.max_documents={self.max_documents} is ignored: {name} has no field 'documents'; "
-                          "set dataset.max_documents=null", stacklevel=2)
+            warnings.warn(
+                f"dataset.max_documents={self.max_documents} is ignored: {name} has no field 'documents'; "
+                "set dataset.max_documents=null",
+                stacklevel=2,
+            )
         return examples
 
 
@@ -129,8 +147,10 @@ def _lines(key: str, name: str, limit: int | None) -> Iterator[tuple[int, str]]:
                     taken += 1
                     yield number, line
     except _UNREADABLE as error:
-        raise ValueError(f"{key}: {name} breaks off after {taken} examples ({error}); it must be whole UTF-8 text, "
-                         "gzipped if and only if its name ends in .gz") from error
+        raise ValueError(
+            f"{key}: {name} breaks off after {taken} examples ({error}); it must be whole UTF-8 text, "
+            "gzipped if and only if its name ends in .gz"
+        ) from error
 
 
 def _parse(line: str) -> tuple[dict[str, Any], list[str]]:
@@ -186,8 +206,11 @@ def _document_problems(documents: Any) -> list[str]:
     for i, document in enumerate(documents, 1):
         if not isinstance(document, dict):
             return [f"document {i} is {_kind(document)}; it must be an object"]
-        for field, kind, words in (("title", str, "a string"), ("text", str, "a string"),
-                                   ("is_gold", bool, "true or false")):
+        for field, kind, words in (
+            ("title", str, "a string"),
+            ("text", str, "a string"),
+            ("is_gold", bool, "true or false"),
+        ):
             if not isinstance(document.get(field), kind):
                 had = _kind(document[field]) if field in document else "missing"
                 return [f"{field!r} of document {i} is {had}; it must be {words}"]
@@ -222,7 +245,7 @@ def draw_passages(id: str, passages: list[dict[str, Any]], max_documents: int) -
     rng = generator(id)
     distractors = shuffled(rng, [p for p in passages if not p["is_gold"]])
     gold = [p for p in passages if p["is_gold"]]
-    return shuffled(rng, gold + distractors[:max(0, max_documents - len(gold))])
+    return shuffled(rng, gold + distractors[: max(0, max_documents - len(gold))])
 
 
 def join_passages(passages: list[dict[str, Any]]) -> tuple[str, list[tuple[int, int]]]:
@@ -242,8 +265,10 @@ def _find(passages: list[dict[str, Any]], context: str) -> tuple[list[tuple[int,
     for i, passage in enumerate(passages, 1):
         start = context.find(passage["text"], at)
         if start < 0:
-            wrong.append(f"the text of document {i} is not in 'context' (searched from character {at} on); "
-                         "documents must stand in the context word for word and in order")
+            wrong.append(
+                f"the text of document {i} is not in 'context' (searched from character {at} on); "
+                "documents must stand in the context word for word and in order"
+            )
             break
         at = start + len(passage["text"])
         spans.append((start, at))

@@ -22,10 +22,19 @@ class Passages:
     seed                     of lengths and order
     """
 
-    def __init__(self, train: str | Sequence[str] | None, validation: str | Sequence[str] | None,
-                 test: str | Sequence[str] | None, min_words: int = 48, max_words: int = 160, train_size: int = 10000,
-                 validation_size: int = 100, test_size: int = 100, question: str = "Restate the aforementioned text.",
-                 seed: int = 0) -> None:
+    def __init__(
+        self,
+        train: str | Sequence[str] | None,
+        validation: str | Sequence[str] | None,
+        test: str | Sequence[str] | None,
+        min_words: int = 48,
+        max_words: int = 160,
+        train_size: int = 10000,
+        validation_size: int = 100,
+        test_size: int = 100,
+        question: str = "Restate the aforementioned text.",
+        seed: int = 0,
+    ) -> None:
         self.texts = Texts(train, validation, test)
         self.sizes = {"train": train_size, "validation": validation_size, "test": test_size}
         self.min_words, self.max_words, self.question, self.seed = min_words, max_words, question, seed
@@ -38,18 +47,21 @@ class Passages:
         found += whole_number_problem("min_words", self.min_words, 1, None, 48)
         found += whole_number_problem("max_words", self.max_words, max(self.min_words, 1), None, 160)
         if not self.question.strip():
-            found.append("dataset.question is empty; it must tell what to do, for example 'Restate the aforementioned text.'")
+            found.append(
+                "dataset.question is empty; it must tell what to do, for example 'Restate the aforementioned text.'"
+            )
         return found + whole_number_problem("seed", self.seed, 0, None, 0)
 
     def examples(self, split: str) -> list[Example]:
         """Passages of `split`. Raises ValueError as `problems` tells, and where no context is long enough for one."""
         raise_all(self.problems([split]))
         rng = generator("passages", self.seed, split)
-        passages = [passage for example in self.texts.contexts(split)
-                    for passage in self._cut(example.context, rng)]
+        passages = [passage for example in self.texts.contexts(split) for passage in self._cut(example.context, rng)]
         if not passages:
-            raise ValueError(f"dataset.{split}: no context in {self.texts.names(split)} has as many words as "
-                             f"dataset.min_words={self.min_words}; give longer texts, or fewer words")
+            raise ValueError(
+                f"dataset.{split}: no context in {self.texts.names(split)} has as many words as "
+                f"dataset.min_words={self.min_words}; give longer texts, or fewer words"
+            )
         passages = shuffled(rng, passages)[: self.sizes[split]]
         return [Example(f"{split}-{self.seed}-{i}", text, self.question, (text,)) for i, text in enumerate(passages)]
 

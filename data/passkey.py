@@ -24,9 +24,17 @@ class Passkey:
     it uniformly for each example. Example i of a split depends on (seed, split, i) and the shape of the context only.
     """
 
-    def __init__(self, context_words: int = 1000, least_words: int | None = None, depth: float | None = None,
-                 digits: int = 5, train_size: int = 1000, validation_size: int = 100, test_size: int = 100,
-                 seed: int = 0) -> None:
+    def __init__(
+        self,
+        context_words: int = 1000,
+        least_words: int | None = None,
+        depth: float | None = None,
+        digits: int = 5,
+        train_size: int = 1000,
+        validation_size: int = 100,
+        test_size: int = 100,
+        seed: int = 0,
+    ) -> None:
         self.context_words, self.least_words = context_words, least_words
         self.depth = depth
         self.digits = digits

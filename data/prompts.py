@@ -36,8 +36,10 @@ class Prompt:
     chat: bool = False
 
     def __post_init__(self) -> None:
-        for key, text, needed, right in (("template", self.template, "{question}", "'Q: {question} A:'"),
-                                         ("answer_template", self.answer_template, "{answer}", "' {answer}'")):
+        for key, text, needed, right in (
+            ("template", self.template, "{question}", "'Q: {question} A:'"),
+            ("answer_template", self.answer_template, "{answer}", "' {answer}'"),
+        ):
             if needed not in text:
                 raise ValueError(f"prompt.{key} is {text!r}; it must hold {needed}, for example prompt.{key}={right}")
 
@@ -55,8 +57,10 @@ class Prompt:
         offsets (a slow tokenizer, gold documents).
         """
         if tokenizer.eos_token_id is None:
-            raise ValueError(f"the tokenizer {tokenizer.name_or_path!r} has no end token, so answers could not end; "
-                             "set one in its tokenizer_config.json, for example \"eos_token\": \"</s>\"")
+            raise ValueError(
+                f"the tokenizer {tokenizer.name_or_path!r} has no end token, so answers could not end; "
+                'set one in its tokenizer_config.json, for example "eos_token": "</s>"'
+            )
         header, footer = self._chat_parts(tokenizer) if self.chat else ("", "")
         prefix = _ids(tokenizer, header + self.instruction)
         # Many chat templates write BOS themselves.
@@ -66,29 +70,39 @@ class Prompt:
             "prefix": prefix,
             "query": _ids(tokenizer, example.question, plain=True),
             "prompt": _ids(tokenizer, self.template.replace("{question}", example.question) + footer),
-            "answer": [*_ids(tokenizer, self.answer_template.replace("{answer}", example.answers[0]), plain=True),
-                       tokenizer.eos_token_id],
+            "answer": [
+                *_ids(tokenizer, self.answer_template.replace("{answer}", example.answers[0]), plain=True),
+                tokenizer.eos_token_id,
+            ],
             **_context_pieces(tokenizer, example),
         }
 
     def _chat_parts(self, tokenizer: PreTrainedTokenizerBase) -> tuple[str, str]:
         if not tokenizer.chat_template:
-            raise ValueError(f"prompt.chat is true, but the tokenizer {tokenizer.name_or_path!r} has no chat template; "
-                             "set prompt.chat=false or take an instruction-tuned backbone")
+            raise ValueError(
+                f"prompt.chat is true, but the tokenizer {tokenizer.name_or_path!r} has no chat template; "
+                "set prompt.chat=false or take an instruction-tuned backbone"
+            )
         text = tokenizer.apply_chat_template(
-            [{"role": "user", "content": _CONTENT}], tokenize=False, add_generation_prompt=True,
-            enable_thinking=False)  # Qwen3's templates read it: answers are wanted without a train of thought
+            [{"role": "user", "content": _CONTENT}], tokenize=False, add_generation_prompt=True, enable_thinking=False
+        )  # Qwen3's templates read it: answers are wanted without a train of thought
         parts = text.split(_CONTENT)
         if len(parts) != 2:
-            raise ValueError(f"prompt.chat is true, but the chat template of {tokenizer.name_or_path!r} writes the "
-                             f"user's words {len(parts) - 1} times, not once; set prompt.chat=false")
+            raise ValueError(
+                f"prompt.chat is true, but the chat template of {tokenizer.name_or_path!r} writes the "
+                f"user's words {len(parts) - 1} times, not once; set prompt.chat=false"
+            )
         return parts[0], parts[1]
 
 
 def _ids(tokenizer: PreTrainedTokenizerBase, text: str, plain: bool = False) -> list[int]:
     # Some tokenizers make a token of nothing at all (a dummy space).
     # Not verbose: how long a text may be is the reader's affair, which the tokenizer's own warning knows nothing of.
-    return tokenizer(text, add_special_tokens=False, split_special_tokens=plain, verbose=False)["input_ids"] if text else []
+    return (
+        tokenizer(text, add_special_tokens=False, split_special_tokens=plain, verbose=False)["input_ids"]
+        if text
+        else []
+    )
 
 
 def _context_pieces(tokenizer: PreTrainedTokenizerBase, example: Example) -> dict[str, Any]:
@@ -96,14 +110,21 @@ def _context_pieces(tokenizer: PreTrainedTokenizerBase, example: Example) -> dic
     gold = [(d.start, d.end) for d in example.documents if d.is_gold]
     if not tokenizer.is_fast:
         if gold:
-            raise ValueError(f"the tokenizer {tokenizer.name_or_path!r} gives no character offsets, which marking gold "
-                             f"documents needs (example {example.id!r}); use the fast tokenizer of this backbone")
+            raise ValueError(
+                f"the tokenizer {tokenizer.name_or_path!r} gives no character offsets, which marking gold "
+                f"documents needs (example {example.id!r}); use the fast tokenizer of this backbone"
+            )
         return {"context": _ids(tokenizer, example.context, plain=True), "evidence": None, "starts": None, "ends": None}
     if not example.context:  # some tokenizers make a token of nothing at all
         return {"context": [], "evidence": [] if gold else None, "starts": [], "ends": []}
-    encoded = tokenizer(example.context, add_special_tokens=False, split_special_tokens=True,
-                        return_offsets_mapping=True, verbose=False)
+    encoded = tokenizer(
+        example.context, add_special_tokens=False, split_special_tokens=True, return_offsets_mapping=True, verbose=False
+    )
     spans = encoded["offset_mapping"]
     evidence = [any(start < g_end and end > g_start for g_start, g_end in gold) for start, end in spans]
-    return {"context": encoded["input_ids"], "evidence": evidence if gold else None,
-            "starts": [start for start, _ in spans], "ends": [end for _, end in spans]}
+    return {
+        "context": encoded["input_ids"],
+        "evidence": evidence if gold else None,
+        "starts": [start for start, _ in spans],
+        "ends": [end for _, end in spans],
+    }

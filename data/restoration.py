@@ -93,9 +93,18 @@ class Restoration:
     by_position  {"0-31": [right tokens, tokens], ...}: free_accuracy along the text
     """
 
-    def __call__(self, text: str, ids: Sequence[int], is_ended: bool, target: str, target_ids: Sequence[int],
-                 nll: Sequence[float] | None, hits: Sequence[bool] | None, unconditional: float | None,
-                 other: float | None = None) -> dict[str, Any]:
+    def __call__(
+        self,
+        text: str,
+        ids: Sequence[int],
+        is_ended: bool,
+        target: str,
+        target_ids: Sequence[int],
+        nll: Sequence[float] | None,
+        hits: Sequence[bool] | None,
+        unconditional: float | None,
+        other: float | None = None,
+    ) -> dict[str, Any]:
         """One example's parts.
 
         text, ids, is_ended  what was written; ids without the end token
@@ -107,23 +116,34 @@ class Restoration:
         n = len(target_ids)
         right = [own == true for own, true in zip(ids, target_ids)]
         scores = {
-            "prefix_em": prefix_exact_match(ids, target_ids), "sequence_em": float(list(ids) == list(target_ids)),
-            "bleu": bleu(text, target), **rouge_n(text, target), "edit_similarity": edit_similarity(text, target),
+            "prefix_em": prefix_exact_match(ids, target_ids),
+            "sequence_em": float(list(ids) == list(target_ids)),
+            "bleu": bleu(text, target),
+            **rouge_n(text, target),
+            "edit_similarity": edit_similarity(text, target),
             "end_rate": float(is_ended),
         }
         ratios = {"free_accuracy": [sum(right), n], "length_ratio": [len(ids), n]}
         if nll is not None:
             spent = sum(nll[:n])
             scores |= {"accuracy_macro": sum(hits[:n]) / n if n else 1.0, "end_accuracy": float(hits[n])}
-            ratios |= {"accuracy": [sum(hits[:n]), n], "ce": [spent, n],
-                       "bits_per_byte": [spent / math.log(2), len(target.encode())]}
+            ratios |= {
+                "accuracy": [sum(hits[:n]), n],
+                "ce": [spent, n],
+                "bits_per_byte": [spent / math.log(2), len(target.encode())],
+            }
             if unconditional is not None:
-                ratios |= {"ce_unconditional": [unconditional, n], "gain": [unconditional - spent, n],
-                           "normalised_gain": [unconditional - spent, unconditional]}
+                ratios |= {
+                    "ce_unconditional": [unconditional, n],
+                    "gain": [unconditional - spent, n],
+                    "normalised_gain": [unconditional - spent, unconditional],
+                }
             if other is not None:
                 ratios |= {"ce_other": [other, n], "own_gain": [other - spent, n]}
-        bins = {f"{start}-{start + BIN - 1}": [sum(right[start : start + BIN]), min(BIN, n - start)]
-                for start in range(0, n, BIN)}
+        bins = {
+            f"{start}-{start + BIN - 1}": [sum(right[start : start + BIN]), min(BIN, n - start)]
+            for start in range(0, n, BIN)
+        }
         return {"scores": scores, "ratios": ratios, "by_position": bins}
 
     def corpus(self, rows: Sequence[dict[str, Any]]) -> dict[str, float]:

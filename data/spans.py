@@ -12,8 +12,10 @@ from dataclasses import dataclass
 
 # A sentence ends at a full stop, question or exclamation mark before a capital or a digit, unless an initial or one of
 # the usual abbreviations stands before it, and at the end of a line.
-_END = re.compile(r"\n+|(?<![A-Z])(?<!\bMr)(?<!\bMrs)(?<!\bDr)(?<!\bSt)(?<!\bNo)(?<!\bJr)(?<!\bvs)[.!?][\"'”’)\]]*\s+"
-                  r"(?=[\"'“‘(\[]?[A-Z0-9])")
+_END = re.compile(
+    r"\n+|(?<![A-Z])(?<!\bMr)(?<!\bMrs)(?<!\bDr)(?<!\bSt)(?<!\bNo)(?<!\bJr)(?<!\bvs)[.!?][\"'”’)\]]*\s+"
+    r"(?=[\"'“‘(\[]?[A-Z0-9])"
+)
 _WORD = re.compile(r"\S+")
 _CORE = re.compile(r"(?P<word>[^\W_](?:\S*?[^\W_])?)(?:['’]s)?[\W_]*$")  # a token without the punctuation around it
 _SHORTEST_RARE = 5  # letters of a rare word: shorter ones are scraps and abbreviations
@@ -76,11 +78,20 @@ def spans(text: str, frequencies: Frequencies, max_words: int, max_texts: float)
     for first, last in sentences(text):
         words = list(_cores(text, first, last))
         rare = {start for start, end in words if frequencies.of(text[start:end]) <= max_texts}
-        found += [Span(run[0][0], run[-1][1], first, last, False) for run in _runs(text, words, frequencies)
-                  if len(run) <= max_words and any(start in rare for start, _ in run)]
-        found += [Span(start, end, first, last, True) for start, end in words if start in rare
-                  and end - start >= _SHORTEST_RARE and text[start:end].isalpha() and text[start:end].islower()]
-    return [span for span in found if occurrences(text[span.start:span.end], text) == 1]
+        found += [
+            Span(run[0][0], run[-1][1], first, last, False)
+            for run in _runs(text, words, frequencies)
+            if len(run) <= max_words and any(start in rare for start, _ in run)
+        ]
+        found += [
+            Span(start, end, first, last, True)
+            for start, end in words
+            if start in rare
+            and end - start >= _SHORTEST_RARE
+            and text[start:end].isalpha()
+            and text[start:end].islower()
+        ]
+    return [span for span in found if occurrences(text[span.start : span.end], text) == 1]
 
 
 def _cores(text: str, first: int = 0, last: int | None = None) -> Iterator[tuple[int, int]]:

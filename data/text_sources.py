@@ -53,8 +53,10 @@ class Contexts:
                 else:
                     names.setdefault(example.context, f"{Path(file.names('train')).parent.name}-{example.id}")
         if not names:
-            raise ValueError(f"{', '.join(file.names('train') for file in self.files)}: no example has 'documents'; "
-                             "set passages=false")
+            raise ValueError(
+                f"{', '.join(file.names('train') for file in self.files)}: no example has 'documents'; "
+                "set passages=false"
+            )
         return [Source(name, text) for text, name in names.items()]
 
 
@@ -70,8 +72,11 @@ class PythonCode:
 
     def problems(self) -> list[str]:
         """What is wrong with the arguments, one sentence each."""
-        found = [f"packages: there is no package {name!r} here with Python files" for name in self.packages
-                 if not list(_folders(name))]
+        found = [
+            f"packages: there is no package {name!r} here with Python files"
+            for name in self.packages
+            if not list(_folders(name))
+        ]
         if not self.packages:
             found.append("packages is empty; name at least one package, e.g. scipy")
         return found + whole_number_problem("max_files", self.max_files, 1, None, 400)
@@ -79,11 +84,18 @@ class PythonCode:
     def sources(self) -> list[Source]:
         """One source a file. Raises ValueError as `problems` tells."""
         raise_all(self.problems())
-        files = [(f"{name}/{file.relative_to(folder)}", file) for name in self.packages for folder in _folders(name)
-                 for file in sorted(folder.rglob("*.py")) if file.stat().st_size <= _LARGEST]
+        files = [
+            (f"{name}/{file.relative_to(folder)}", file)
+            for name in self.packages
+            for folder in _folders(name)
+            for file in sorted(folder.rglob("*.py"))
+            if file.stat().st_size <= _LARGEST
+        ]
         rng = generator("python code", *(name for name, _ in files))
-        return [Source(name, _without_header(file.read_text(encoding="utf-8", errors="ignore")))
-                for name, file in shuffled(rng, files)[: self.max_files]]
+        return [
+            Source(name, _without_header(file.read_text(encoding="utf-8", errors="ignore")))
+            for name, file in shuffled(rng, files)[: self.max_files]
+        ]
 
 
 class Arithmetic:
@@ -97,8 +109,11 @@ class Arithmetic:
 
     def problems(self) -> list[str]:
         """What is wrong with the arguments, one sentence each."""
-        return [problem for key, example in (("size", 200), ("lines", 40), ("largest", 99))
-                for problem in whole_number_problem(key, getattr(self, key), 1, None, example)]
+        return [
+            problem
+            for key, example in (("size", 200), ("lines", 40), ("largest", 99))
+            for problem in whole_number_problem(key, getattr(self, key), 1, None, example)
+        ]
 
     def sources(self) -> list[Source]:
         """Texts of lines such as `(17 + 4) * 3 = 63`. Raises ValueError as `problems` tells."""
@@ -126,15 +141,20 @@ class DrawnWords:
 
     def problems(self) -> list[str]:
         """What is wrong with the arguments, one sentence each."""
-        return [problem for key, example in (("size", 200), ("words", 400), ("vocabulary", 120))
-                for problem in whole_number_problem(key, getattr(self, key), 1, None, example)]
+        return [
+            problem
+            for key, example in (("size", 200), ("words", 400), ("vocabulary", 120))
+            for problem in whole_number_problem(key, getattr(self, key), 1, None, example)
+        ]
 
     def sources(self) -> list[Source]:
         """Texts of words in lower case. Raises ValueError as `problems` tells."""
         raise_all(self.problems())
         rng = generator("drawn words", self.seed)
-        words = ["".join(pick(rng, "bdfgklmnprstvz") + pick(rng, "aeiou") for _ in range(1 + below(rng, 3)))
-                 for _ in range(self.vocabulary)]
+        words = [
+            "".join(pick(rng, "bdfgklmnprstvz") + pick(rng, "aeiou") for _ in range(1 + below(rng, 3)))
+            for _ in range(self.vocabulary)
+        ]
         followers = [[pick(rng, words) for _ in range(6)] for _ in words]
         after = dict(zip(words, followers))
         return [Source(f"drawn-{i}", " ".join(self._walk(after, rng))) for i in range(self.size)]

@@ -12,11 +12,16 @@ from data.splits import check_split
 class Texts:
     """The contexts of one or several JSONL files a split (null = the split does not exist)."""
 
-    def __init__(self, train: str | Sequence[str] | None, validation: str | Sequence[str] | None,
-                 test: str | Sequence[str] | None) -> None:
+    def __init__(
+        self,
+        train: str | Sequence[str] | None,
+        validation: str | Sequence[str] | None,
+        test: str | Sequence[str] | None,
+    ) -> None:
         given = {"train": train, "validation": validation, "test": test}
-        self.files = {split: [names] if names is None or isinstance(names, str) else list(names)
-                      for split, names in given.items()}
+        self.files = {
+            split: [names] if names is None or isinstance(names, str) else list(names) for split, names in given.items()
+        }
 
     def problems(self, splits: Sequence[str]) -> list[str]:
         """What is wrong with the files of `splits`, one sentence each."""

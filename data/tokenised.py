@@ -22,12 +22,21 @@ from data.prompts import Prompt
 LAYOUT = 2  # counted up when what is stored changes, so that older folders are not read
 TRUNCATIONS = ("head", "tail", "middle")
 _IDS = datasets.List(datasets.Value("int32"))
-_FEATURES = datasets.Features({
-    "prefix": _IDS, "context": _IDS, "query": _IDS, "prompt": _IDS, "answer": _IDS,
-    "evidence": datasets.List(datasets.Value("bool")), "starts": _IDS, "ends": _IDS,
-    "length": datasets.Value("int32"),  # context tokens kept
-    "cut": datasets.Value("bool"), "gold_lost": datasets.Value("bool"),
-})
+_FEATURES = datasets.Features(
+    {
+        "prefix": _IDS,
+        "context": _IDS,
+        "query": _IDS,
+        "prompt": _IDS,
+        "answer": _IDS,
+        "evidence": datasets.List(datasets.Value("bool")),
+        "starts": _IDS,
+        "ends": _IDS,
+        "length": datasets.Value("int32"),  # context tokens kept
+        "cut": datasets.Value("bool"),
+        "gold_lost": datasets.Value("bool"),
+    }
+)
 
 
 class Tokenised(torch.utils.data.Dataset):
@@ -50,8 +59,9 @@ class Tokenised(torch.utils.data.Dataset):
         self.truncated = sum(self.cut)
         self.gold_lost = sum(rows["gold_lost"])
         self.others: list[int] = [
-            len(prefix) + max(len(query), len(prompt)) + len(answer) for prefix, query, prompt, answer
-            in zip(rows["prefix"], rows["query"], rows["prompt"], rows["answer"])]
+            len(prefix) + max(len(query), len(prompt)) + len(answer)
+            for prefix, query, prompt, answer in zip(rows["prefix"], rows["query"], rows["prompt"], rows["answer"])
+        ]
         self.answers: list[int] = [len(answer) for answer in rows["answer"]]
         self._rows = rows.remove_columns(["length", "cut", "gold_lost"])
 
@@ -65,12 +75,20 @@ class Tokenised(torch.utils.data.Dataset):
     def report(self) -> str:
         """One line: how many examples, how long, how many were cut and lost what they ask for."""
         mean = sum(self.lengths) / max(1, len(self.lengths))
-        return (f"{len(self)} examples, {mean:.0f} context tokens on average, {max(self.lengths, default=0)} at most; "
-                f"{self.truncated} contexts cut, {self.gold_lost} lost their gold; data {self.data_hash[:12]}")
+        return (
+            f"{len(self)} examples, {mean:.0f} context tokens on average, {max(self.lengths, default=0)} at most; "
+            f"{self.truncated} contexts cut, {self.gold_lost} lost their gold; data {self.data_hash[:12]}"
+        )
 
 
-def tokenise_split(examples: Sequence[Example], tokenizer: PreTrainedTokenizerBase, prompt: Prompt,
-                   max_context_tokens: int | None, cache_dir: str | None, truncation: str = "middle") -> Tokenised:
+def tokenise_split(
+    examples: Sequence[Example],
+    tokenizer: PreTrainedTokenizerBase,
+    prompt: Prompt,
+    max_context_tokens: int | None,
+    cache_dir: str | None,
+    truncation: str = "middle",
+) -> Tokenised:
     """Tokenises `examples`, or reads what an earlier call with equal arguments kept in `cache_dir`.
 
     max_context_tokens  contexts are cut to so many; None = never. Questions and answers are never cut.
@@ -82,23 +100,39 @@ def tokenise_split(examples: Sequence[Example], tokenizer: PreTrainedTokenizerBa
     if truncation not in TRUNCATIONS:
         raise ValueError(f"truncation is {truncation!r}; allowed: {', '.join(TRUNCATIONS)}")
     if max_context_tokens is not None and max_context_tokens < 1:
-        raise ValueError(f"max_context_tokens is {max_context_tokens}; it must be 1 or more, or null for no limit, "
-                         "for example max_context_tokens=2048")
+        raise ValueError(
+            f"max_context_tokens is {max_context_tokens}; it must be 1 or more, or null for no limit, "
+            "for example max_context_tokens=2048"
+        )
     data_hash = examples_hash(examples)
-    made_of = [LAYOUT, data_hash, tokenizer_hash(tokenizer), asdict(prompt), max_context_tokens,
-               truncation if max_context_tokens is not None else None]
+    made_of = [
+        LAYOUT,
+        data_hash,
+        tokenizer_hash(tokenizer),
+        asdict(prompt),
+        max_context_tokens,
+        truncation if max_context_tokens is not None else None,
+    ]
     key = _sha256(made_of)
     folder = None if cache_dir is None else Path(cache_dir) / f"tokenised-{key[:32]}"
     if folder is not None and folder.is_dir():
         return Tokenised(examples, datasets.load_from_disk(str(folder)), data_hash)
 
     def tokenise_row(index: int) -> dict[str, Any]:
-        return _cut(prompt.tokenise(examples[index], tokenizer), examples[index], tokenizer, max_context_tokens,
-                    truncation)
+        return _cut(
+            prompt.tokenise(examples[index], tokenizer), examples[index], tokenizer, max_context_tokens, truncation
+        )
 
     numbers = datasets.Dataset.from_dict({"index": list(range(len(examples)))})
-    rows = numbers.map(tokenise_row, input_columns="index", remove_columns="index", features=_FEATURES,
-                       keep_in_memory=True, new_fingerprint=key[:32], desc="tokenising")
+    rows = numbers.map(
+        tokenise_row,
+        input_columns="index",
+        remove_columns="index",
+        features=_FEATURES,
+        keep_in_memory=True,
+        new_fingerprint=key[:32],
+        desc="tokenising",
+    )
     if folder is not None:
         _keep(rows, folder)
         rows = datasets.load_from_disk(str(folder))  # mapped from disk, shared by the processes of a machine
@@ -118,8 +152,7 @@ def tokenizer_hash(tokenizer: PreTrainedTokenizerBase) -> str:
         model = {part: value for part, value in model.items() if part not in ("truncation", "padding")}
     else:
         model = tokenizer.get_vocab()
-    return _sha256([type(tokenizer).__name__, model, tokenizer.bos_token, tokenizer.eos_token,
-                    tokenizer.chat_template])
+    return _sha256([type(tokenizer).__name__, model, tokenizer.bos_token, tokenizer.eos_token, tokenizer.chat_template])
 
 
 def _sha256(value: Any) -> str:
@@ -141,8 +174,9 @@ def _keep(rows: datasets.Dataset, folder: Path) -> None:
                 raise
 
 
-def _cut(pieces: dict[str, Any], example: Example, tokenizer: PreTrainedTokenizerBase, limit: int | None,
-         truncation: str) -> dict[str, Any]:
+def _cut(
+    pieces: dict[str, Any], example: Example, tokenizer: PreTrainedTokenizerBase, limit: int | None, truncation: str
+) -> dict[str, Any]:
     """`pieces` with the context cut to `limit` tokens, and what the cut cost."""
     context, evidence = pieces["context"], pieces["evidence"]
     if limit is None or len(context) <= limit:

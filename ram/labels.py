@@ -51,8 +51,10 @@ def answer_tokens(batch: Batch, ignore_case: bool = True) -> Tensor:
     Raises ValueError where the tokenizer gave no character offsets.
     """
     if batch.offsets is None:
-        raise ValueError("answers are found by character offsets, which this tokenizer does not give; use the fast "
-                         "tokenizer of this backbone, or mark gold passages in the data (compressor.positives)")
+        raise ValueError(
+            "answers are found by character offsets, which this tokenizer does not give; use the fast "
+            "tokenizer of this backbone, or mark gold passages in the data (compressor.positives)"
+        )
     found = [answer_spans(example, ignore_case) for example in batch.examples]
     most = max([1, *map(len, found)])
     spans = torch.zeros(len(found), most, 2, dtype=torch.int64)

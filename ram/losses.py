@@ -8,8 +8,9 @@ from torch import Tensor
 REDUCTIONS = ("mean", "sum")
 
 
-def contrastive_loss(relevance: Tensor, positives: Tensor, valid: Tensor, temperature: float = 0.1,
-                     reduction: str = "mean") -> Tensor:
+def contrastive_loss(
+    relevance: Tensor, positives: Tensor, valid: Tensor, temperature: float = 0.1, reduction: str = "mean"
+) -> Tensor:
     """InfoNCE with several positives, their masses summed inside the logarithm: any positive suffices.
 
     Per row: -log( sum over positives exp(r / temperature) / sum over valid segments exp(r / temperature) ).

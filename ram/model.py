@@ -12,12 +12,12 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from breviary.assemble import Layout, ranks
-from breviary.backbone import Backbone, TinyBackbone
+from breviary.backbones.pretrained import Backbone
+from breviary.backbones.stack import Stack
+from breviary.backbones.tiny import TinyBackbone
 from breviary.contract import Batch, Encoded, Memory, Question
-from breviary.merge import last_position, merge_slots
-from breviary.merging import MergingCompressor
-from breviary.stack import Stack
+from breviary.memory.assembly import Layout, token_index
+from breviary.memory.merging import MergingCompressor, last_position, merge_slots
 from ram.labels import SOURCES, positive_segments, positive_tokens
 from ram.losses import contrastive_loss
 from ram.segments import BUDGETS, MODES, cut, kept_segments, relevance, select_segments, skim_weights
@@ -54,21 +54,49 @@ class RAM(MergingCompressor):
     positives            evidence: gold passages where the data marks them, else answers; answers: their occurrences
     ignore_case          of letters, in finding answers
     quirks               the published inference code: kept tokens from the encoder's table, contrastive temperature 0.05
-    Further arguments as in MergingCompressor and Reading. States never depend on the question: encoded once per context.
+    Further arguments as in MergingCompressor and ContextEncoder. States never depend on the question: encoded once per context.
     """
 
-    after_reading = MergingCompressor.after_reading | {
-        "keep", "budget", "skim", "skim_temperature", "skim_ratio", "uniform_keep", "contrastive_weight",
-        "contrastive_temperature", "positives", "ignore_case"}
+    compress_only_keys = MergingCompressor.compress_only_keys | {
+        "keep",
+        "budget",
+        "skim",
+        "skim_temperature",
+        "skim_ratio",
+        "uniform_keep",
+        "contrastive_weight",
+        "contrastive_temperature",
+        "positives",
+        "ignore_case",
+    }
 
-    def __init__(self, backbone: Backbone | TinyBackbone, decoder: Stack, *, segment_size: int = 50,
-                 read: str = "segments", keep: str = "topk", budget: str = "nominal", skim: str = "query_weighted",
-                 skim_temperature: float = 1.0, skimmer: nn.Module | dict | None = None,
-                 skim_ratio: int = 10, uniform_keep: bool = True, contrastive_weight: float = 1.0,
-                 contrastive_temperature: float = 0.1, positives: str = "evidence", ignore_case: bool = True,
-                 alignment: str = "linear", question: str = "alone", quirks: bool = False, **merging: Any):
+    def __init__(
+        self,
+        backbone: Backbone | TinyBackbone,
+        decoder: Stack,
+        *,
+        segment_size: int = 50,
+        read: str = "segments",
+        keep: str = "topk",
+        budget: str = "nominal",
+        skim: str = "query_weighted",
+        skim_temperature: float = 1.0,
+        skimmer: nn.Module | dict | None = None,
+        skim_ratio: int = 10,
+        uniform_keep: bool = True,
+        contrastive_weight: float = 1.0,
+        contrastive_temperature: float = 0.1,
+        positives: str = "evidence",
+        ignore_case: bool = True,
+        alignment: str = "linear",
+        question: str = "alone",
+        quirks: bool = False,
+        **merging: Any,
+    ):
         reading_size = segment_size if read == "segments" else WHOLE
-        super().__init__(backbone, decoder, segment_size=reading_size, alignment=alignment, question=question, **merging)
+        super().__init__(
+            backbone, decoder, segment_size=reading_size, alignment=alignment, question=question, **merging
+        )
         assert keep in KEEPS and skim in MODES, (keep, skim)
         self.budget.uniform_keep = uniform_keep and self.budget.slots is None
         self.segment_size, self.keep, self.budget_rule = segment_size, keep, budget
@@ -81,24 +109,30 @@ class RAM(MergingCompressor):
     def compress(self, encoded: Encoded, question: Question) -> Memory:
         """Steps 2 to 5; every operation runs whatever is kept, so that all weights always receive a gradient."""
         values_BTD, mask_BT = encoded.states.flatten(1, 2), encoded.mask.flatten(1, 2)
-        states_BNLD = cut(self.reading.compared(encoded).flatten(1, 2), self.segment_size)
+        states_BNLD = cut(self.context_encoder.compared(encoded).flatten(1, 2), self.segment_size)
         mask_BNL = cut(mask_BT, self.segment_size)
-        query_BD = self.reading.query(encoded, question)[:, 0]
+        query_BD = self.context_encoder.query(encoded, question)[:, 0]
         relevance_BN = relevance(states_BNLD, mask_BNL, query_BD)
         keep_BN = self.kept(relevance_BN, cut(encoded.ids.flatten(1, 2), self.segment_size), mask_BNL)
 
         groups_BT, weights_BT = self.groups(keep_BN, states_BNLD, mask_BNL, query_BD, mask_BT.shape[1])
         G = self.most_slots(mask_BNL.shape[1])
         slots_BGD, slot_mask_BG = merge_slots(values_BTD, groups_BT, G, weights_BT)
-        last_BG = last_position(ranks(mask_BT), groups_BT, G)
+        last_BG = last_position(token_index(mask_BT), groups_BT, G)
         close_BG = keep_BN.gather(1, last_BG // self.segment_size) & slot_mask_BG
-        memory = self.reading.memory(slots_BGD, slot_mask_BG, last_BG, encoded, close_BG,
-                                     self.reading.encoder if self.quirks else None)
+        memory = self.context_encoder.memory(
+            slots_BGD, slot_mask_BG, last_BG, encoded, close_BG, self.context_encoder.encoder if self.quirks else None
+        )
         memory.trace |= {"groups": groups_BT, "weights": weights_BT, "relevance": relevance_BN, "kept": keep_BN}
         if question.labels is not None:
             positives_BN = positive_segments(question.labels, self.segment_size)
-            loss = contrastive_loss(relevance_BN, _width(positives_BN, keep_BN.shape[1]), mask_BNL.any(-1),
-                                    self.contrastive_temperature, "sum")
+            loss = contrastive_loss(
+                relevance_BN,
+                _width(positives_BN, keep_BN.shape[1]),
+                mask_BNL.any(-1),
+                self.contrastive_temperature,
+                "sum",
+            )
             memory.losses["contrastive"] = (self.contrastive_weight * loss, positives_BN.any(1).sum())
         return memory
 
@@ -119,8 +153,9 @@ class RAM(MergingCompressor):
             return 0 * lengths
         return -(-lengths // (self.segment_size if self.skimmer is None else self.skim_ratio))
 
-    def groups(self, keep: Tensor, states: Tensor, mask: Tensor, query: Tensor,
-               width: int) -> tuple[Tensor, Tensor | None]:
+    def groups(
+        self, keep: Tensor, states: Tensor, mask: Tensor, query: Tensor, width: int
+    ) -> tuple[Tensor, Tensor | None]:
         """Which slot each token goes to, in document order, and with what weight: (B, T) both, T = width.
 
         keep (B, N), states (B, N, L, D), mask (B, N, L), query (B, D). Groups are -1 on pads and in dropped segments;
@@ -139,11 +174,18 @@ class RAM(MergingCompressor):
     def _skimmed(self, states: Tensor, mask: Tensor, query: Tensor) -> tuple[Tensor, Tensor | None]:
         """Slot of each token within its segment, were that skimmed, and its weight: (B, N, L) both."""
         if self.skimmer is None:
-            return (torch.zeros_like(mask, dtype=torch.int64),
-                    skim_weights(states, mask, query, self.skim_temperature, self.skim))
+            return (
+                torch.zeros_like(mask, dtype=torch.int64),
+                skim_weights(states, mask, query, self.skim_temperature, self.skim),
+            )
         B, N, L = mask.shape
-        groups, weights = self.skimmer(states.flatten(0, 1), mask.flatten(0, 1), query.repeat_interleave(N, 0),
-                                       self.skim_ratio, self.skimmed_slots(L))
+        groups, weights = self.skimmer(
+            states.flatten(0, 1),
+            mask.flatten(0, 1),
+            query.repeat_interleave(N, 0),
+            self.skim_ratio,
+            self.skimmed_slots(L),
+        )
         return groups.view(B, N, L), None if weights is None else weights.view(B, N, L)
 
     def most_slots(self, segments: int) -> int:
@@ -182,29 +224,45 @@ class RAM(MergingCompressor):
                 found.append(f"compressor.{key}={settings[key]}: allowed are {', '.join(values)}")
         for key in ("skim_temperature", "contrastive_temperature"):
             if settings[key] <= 0:
-                found.append(f"compressor.{key}={settings[key]}: must be above 0, e.g. {cls.__init__.__kwdefaults__[key]}")
+                found.append(
+                    f"compressor.{key}={settings[key]}: must be above 0, e.g. {cls.__init__.__kwdefaults__[key]}"
+                )
         if settings["skim_ratio"] < 1:
             found.append(f"compressor.skim_ratio={settings['skim_ratio']}: must be at least 1 token, e.g. 10")
         if settings["skimmer"] and settings["skim"] == "drop":
             found.append("compressor.skimmer has nothing to merge with compressor.skim=drop; set one of them otherwise")
         if settings["contrastive_weight"] < 0:
-            found.append(f"compressor.contrastive_weight={settings['contrastive_weight']}: must be 0 (off) or more, e.g. 1.0")
+            found.append(
+                f"compressor.contrastive_weight={settings['contrastive_weight']}: must be 0 (off) or more, e.g. 1.0"
+            )
         if settings["segment_size"] < 2:
             found.append(f"compressor.segment_size={settings['segment_size']}: must be at least 2 tokens, e.g. 50")
         if settings["uniform_keep"] and settings["ratio_choices"]:
-            found.append("compressor.uniform_keep=true and compressor.ratio_choices exclude each other: both draw the "
-                         "ratio of a training step; set compressor.uniform_keep=false or compressor.ratio_choices=null")
+            found.append(
+                "compressor.uniform_keep=true and compressor.ratio_choices exclude each other: both draw the "
+                "ratio of a training step; set compressor.uniform_keep=false or compressor.ratio_choices=null"
+            )
         if settings["ratio_draw"] != "step":
-            found.append(f"compressor.ratio_draw={settings['ratio_draw']}: RAM draws one kept share a step; set "
-                         "compressor.ratio_draw=step")
+            found.append(
+                f"compressor.ratio_draw={settings['ratio_draw']}: RAM draws one kept share a step; set "
+                "compressor.ratio_draw=step"
+            )
         if settings["quirks"] and (settings["join"] == "depth" or settings["encoder"]):
-            found.append("compressor.quirks=true is about the published form; set compressor.join=input and "
-                         "compressor.encoder=null")
-        if not found and settings["encoder"] and cls.translation(settings, backbone) and (
-                settings["keep"] != "none" or settings["contrastive_weight"]):
-            found.append(f"compressor.encoder={settings['encoder']}: has another tokenizer than the decoder, whose tokens are what "
-                         "is kept and marked; set compressor.keep=none compressor.contrastive_weight=0 (skim all), or give an "
-                         "encoder with the same tokenizer")
+            found.append(
+                "compressor.quirks=true is about the published form; set compressor.join=input and "
+                "compressor.encoder=null"
+            )
+        if (
+            not found
+            and settings["encoder"]
+            and cls.translation(settings, backbone)
+            and (settings["keep"] != "none" or settings["contrastive_weight"])
+        ):
+            found.append(
+                f"compressor.encoder={settings['encoder']}: has another tokenizer than the decoder, whose tokens are what "
+                "is kept and marked; set compressor.keep=none compressor.contrastive_weight=0 (skim all), or give an "
+                "encoder with the same tokenizer"
+            )
         if settings["keep"] == "none" and settings["skim"] == "drop":
             found.append("compressor.keep=none with compressor.skim=drop leaves nothing; that is compressor=no_context")
         return found

@@ -57,8 +57,14 @@ def relevance(states: Tensor, mask: Tensor, query: Tensor) -> Tensor:
     return torch.stack(rows)
 
 
-def select_segments(relevance: Tensor, lengths: Tensor, ratio: float | None = None, budget: str = "nominal",
-                    slots: Tensor | None = None, skimmed: Tensor | None = None) -> Tensor:
+def select_segments(
+    relevance: Tensor,
+    lengths: Tensor,
+    ratio: float | None = None,
+    budget: str = "nominal",
+    slots: Tensor | None = None,
+    skimmed: Tensor | None = None,
+) -> Tensor:
     """(4) and (5): kept (B, S) bool."""
     keep = torch.zeros(lengths.shape, dtype=torch.bool)
     for b in range(len(lengths)):
@@ -76,8 +82,9 @@ def select_segments(relevance: Tensor, lengths: Tensor, ratio: float | None = No
     return keep
 
 
-def skim_weights(states: Tensor, mask: Tensor, query: Tensor, temperature: float = 1.0,
-                 mode: str = "query_weighted") -> Tensor:
+def skim_weights(
+    states: Tensor, mask: Tensor, query: Tensor, temperature: float = 1.0, mode: str = "query_weighted"
+) -> Tensor:
     """(6) for every token: (B, S, L), 0 on pads."""
     rows = []
     for b in range(len(states)):
@@ -97,8 +104,14 @@ def skim_weights(states: Tensor, mask: Tensor, query: Tensor, temperature: float
     return torch.stack(rows)
 
 
-def skim(states: Tensor, mask: Tensor, query: Tensor, temperature: float = 1.0, values: Tensor | None = None,
-         mode: str = "query_weighted") -> Tensor:
+def skim(
+    states: Tensor,
+    mask: Tensor,
+    query: Tensor,
+    temperature: float = 1.0,
+    values: Tensor | None = None,
+    mode: str = "query_weighted",
+) -> Tensor:
     """(7) for every segment: (B, S, D'), 0 for padding."""
     values = states if values is None else values
     weights = skim_weights(states, mask, query, temperature, mode)
@@ -114,8 +127,9 @@ def skim(states: Tensor, mask: Tensor, query: Tensor, temperature: float = 1.0, 
     return torch.stack(rows)
 
 
-def contrastive_loss(relevance: Tensor, positives: Tensor, valid: Tensor, temperature: float = 0.1,
-                     reduction: str = "mean") -> Tensor:
+def contrastive_loss(
+    relevance: Tensor, positives: Tensor, valid: Tensor, temperature: float = 0.1, reduction: str = "mean"
+) -> Tensor:
     """(8); 0, with a gradient of 0, where no row has a positive."""
     losses = []
     for b in range(len(relevance)):

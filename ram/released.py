@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from breviary.released import Names, ReleasedFormat, stack_pairs
+from breviary.runs.released import Names, ReleasedFormat, stack_pairs
 
-ENCODER, LSA, LINEAR = (f"compressor.reading.{part}." for part in ("encoder", "lsa", "linear"))
+ENCODER, LSA, LINEAR = (f"compressor.context_encoder.{part}." for part in ("encoder", "lsa", "linear"))
 FUSION = "memory_fusion_layer."
 SCALARS = ("alpha_merge", "alpha_select", "beta_merge", "beta_select", "adaptive_temperature")
 UNUSED = "stored by the released code, read by no part of it"
@@ -48,10 +48,13 @@ class ReleasedRAM(ReleasedFormat):
 
     def settings(self, given: Mapping[str, Any], backbone: Any) -> dict[str, Any]:
         """As ReleasedFormat says."""
-        return {"compressor.ratio": given["ratio"], "compressor.segment_size": given["segment_size"],
-                "compressor.alignment": given["alignment"],
-                "compressor.encoder_layers": self.file.layers("llm_encoder.model.layers.{n}.{rest}"),
-                "compressor.lsa_layers": max(self.file.layers(FUSION + "model.layers.{n}.{rest}"), 1)}
+        return {
+            "compressor.ratio": given["ratio"],
+            "compressor.segment_size": given["segment_size"],
+            "compressor.alignment": given["alignment"],
+            "compressor.encoder_layers": self.file.layers("llm_encoder.model.layers.{n}.{rest}"),
+            "compressor.lsa_layers": max(self.file.layers(FUSION + "model.layers.{n}.{rest}"), 1),
+        }
 
     def trained(self) -> tuple[str, ...]:
         """The decoder's query, key and value projections (inference code), or else everything (training code)."""

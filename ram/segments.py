@@ -15,7 +15,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from breviary.merge import full_precision
+from breviary.memory.merging import full_precision
 
 BUDGETS = ("nominal", "strict")
 MODES = ("query_weighted", "mean", "drop")
@@ -43,8 +43,14 @@ def relevance(states: Tensor, mask: Tensor, query: Tensor) -> Tensor:
     return _cosine(total_BSD, query.to(wide))
 
 
-def select_segments(relevance: Tensor, lengths: Tensor, ratio: float | None = None, budget: str = "nominal",
-                    slots: Tensor | None = None, skimmed: Tensor | None = None) -> Tensor:
+def select_segments(
+    relevance: Tensor,
+    lengths: Tensor,
+    ratio: float | None = None,
+    budget: str = "nominal",
+    slots: Tensor | None = None,
+    skimmed: Tensor | None = None,
+) -> Tensor:
     """Which segments are read closely: (B, S) bool, the most relevant ones, the earlier of equals first.
 
     relevance (B, S); lengths (B, S) valid tokens of each segment, 0 = padding, which is never kept
@@ -84,8 +90,9 @@ def kept_segments(segments: Tensor | int, ratio: float) -> Tensor | int:
 
 
 @full_precision
-def skim_weights(states: Tensor, mask: Tensor, query: Tensor, temperature: float = 1.0,
-                 mode: str = "query_weighted") -> Tensor:
+def skim_weights(
+    states: Tensor, mask: Tensor, query: Tensor, temperature: float = 1.0, mode: str = "query_weighted"
+) -> Tensor:
     """How much each token counts in its segment's vector: (B, S, L) fp32, 0 on pads, summing to 1 in every segment.
 
     states (B, S, L, D), query (B, D); differentiable in both
@@ -110,8 +117,14 @@ def skim_weights(states: Tensor, mask: Tensor, query: Tensor, temperature: float
 
 
 @full_precision
-def skim(states: Tensor, mask: Tensor, query: Tensor, temperature: float = 1.0, values: Tensor | None = None,
-         mode: str = "query_weighted") -> Tensor:
+def skim(
+    states: Tensor,
+    mask: Tensor,
+    query: Tensor,
+    temperature: float = 1.0,
+    values: Tensor | None = None,
+    mode: str = "query_weighted",
+) -> Tensor:
     """One vector for each segment, (B, S, D'): the sum of `values` (B, S, L, D') times `skim_weights` of the states.
 
     values: default the states. In the values' dtype; sums run in fp32. Zero for padding, and everywhere with mode drop.

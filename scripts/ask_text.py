@@ -17,7 +17,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
-from breviary.runtime import ROOT, quiet_libraries, require_checkout
+from breviary.runtime.checkout import ROOT, quiet_libraries, require_checkout
 
 require_checkout()
 quiet_libraries()
@@ -25,10 +25,10 @@ quiet_libraries()
 from hydra import compose, initialize_config_dir
 from omegaconf import DictConfig
 
-from breviary.build import build_backbone
-from breviary.checks import Problems
+from breviary.config.build import build_backbone
+from breviary.config.errors import ConfigError
+from breviary.config.keys import validate_keys
 from breviary.contract import Example, Generation
-from breviary.keys import checked_keys
 from comet.model import Comet
 from comet.session import Session
 from data.prompts import Prompt
@@ -69,8 +69,10 @@ def ask(given: argparse.Namespace) -> None:
         start, before = time.perf_counter(), session.tokens_read
         session.read(text)
         tokens, seconds = session.tokens_read - before, time.perf_counter() - start
-        say(f"read {tokens:,} tokens in {seconds:.1f} s ({tokens / seconds:,.0f} a second); "
-            f"{session.bytes / 2**20:.1f} MiB kept, whatever the length")
+        say(
+            f"read {tokens:,} tokens in {seconds:.1f} s ({tokens / seconds:,.0f} a second); "
+            f"{session.bytes / 2**20:.1f} MiB kept, whatever the length"
+        )
     if given.save:
         size = session.save(given.save)
         plain = session.tokens_read * reader.decoder.key_value_bytes(len(reader.decoder))
@@ -85,16 +87,21 @@ def settled(given: argparse.Namespace) -> DictConfig:
     problems = []
     if not given.text and not given.load:
         problems.append("nothing to read: give --text FILE, or --load FILE")
-    problems += [f"--{key} {name}: no such file" for key, name in (("text", given.text), ("load", given.load))
-                 if name and not Path(name).is_file()]
+    problems += [
+        f"--{key} {name}: no such file"
+        for key, name in (("text", given.text), ("load", given.load))
+        if name and not Path(name).is_file()
+    ]
     words = [f"run={given.run}"]
     with initialize_config_dir(str(ROOT / "configs"), version_base="1.3"):
         cfg = settle(compose("eval", words), words)
     if not cfg.compressor._target_.startswith("comet."):
-        problems.append(f"{given.run}: compressor {cfg.compressor._target_} keeps no running memory; give a run of compressor=comet")
-    cfg, found = checked_keys(cfg)
+        problems.append(
+            f"{given.run}: compressor {cfg.compressor._target_} keeps no running memory; give a run of compressor=comet"
+        )
+    cfg, found = validate_keys(cfg)
     if problems + found:
-        raise Problems(problems + found)
+        raise ConfigError(problems + found)
     return cfg
 
 

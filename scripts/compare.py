@@ -18,15 +18,15 @@ from pathlib import Path
 from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
-from breviary.runtime import require_checkout
+from breviary.runtime.checkout import require_checkout
 
 require_checkout()
 
 from rich.console import Console
 
-from breviary.comparison import Answered, data_name, differences, load_answered
-from breviary.results import write_json
-from breviary.tables import METRICS, NOTHING, RESTORED, TITLES, WIDE, print_block, score_cell
+from breviary.evaluation.comparison import EvaluatedReader, data_name, differences, load_evaluations
+from breviary.evaluation.table import METRICS, NOTHING, RESTORED, TITLES, WIDE, print_block, score_cell
+from breviary.runtime.files import write_json
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -39,7 +39,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     try:
         if len(given.evaluations) < 2:
             raise ValueError("a comparison takes at least two evaluations")
-        groups = load_answered(given.evaluations)
+        groups = load_evaluations(given.evaluations)
     except ValueError as error:
         print(f"error: {error}", file=sys.stderr)
         raise SystemExit(2) from None
@@ -49,12 +49,20 @@ def main(arguments: Sequence[str] | None = None) -> None:
         write_json(given.output, {"schema": 1, "rows": rows})
 
 
-def compared(group: list[Answered], every_pair: bool) -> list[dict[str, Any]]:
+def compared(group: list[EvaluatedReader], every_pair: bool) -> list[dict[str, Any]]:
     """A row for each pair: {"dataset", "n", "reader", "minus", "metrics": {metric: {"value", "low", "high"}}}."""
     pairs = combinations(group, 2) if every_pair else ((group[0], other) for other in group[1:])
     data = data_name(group[0].results)
-    return [{"dataset": data, "n": len(one.rows), "reader": one.name, "minus": other.name, "metrics": differences(one, other)}
-            for one, other in pairs]
+    return [
+        {
+            "dataset": data,
+            "n": len(one.rows),
+            "reader": one.name,
+            "minus": other.name,
+            "metrics": differences(one, other),
+        }
+        for one, other in pairs
+    ]
 
 
 def show(rows: list[dict[str, Any]]) -> None:
@@ -62,12 +70,15 @@ def show(rows: list[dict[str, Any]]) -> None:
     names = [name for name in (*METRICS, *RESTORED) if any(name in row["metrics"] for row in rows)]
     for (data, reader, n), block in groupby(rows, key=lambda row: (row["dataset"], row["reader"], row["n"])):
         print(f"\n{reader}, {n} questions of {data}, minus\n")
-        print_block(Console(width=WIDE), ["", *(TITLES[name] for name in names)],
-                    [[row["minus"], *(cell(row["metrics"].get(name)) for name in names)] for row in block])
+        print_block(
+            Console(width=WIDE),
+            ["", *(TITLES[name] for name in names)],
+            [[row["minus"], *(cell(row["metrics"].get(name)) for name in names)] for row in block],
+        )
 
 
 def cell(metric: dict[str, float] | None) -> str:
-    """"+.07 [.01, .13]"."""
+    """ "+.07 [.01, .13]"."""
     if metric is None:
         return NOTHING
     sign = "+" if metric["value"] > 0 else ""

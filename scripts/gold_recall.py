@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
-from breviary.runtime import ROOT, quiet_libraries, require_checkout
+from breviary.runtime.checkout import ROOT, quiet_libraries, require_checkout
 
 require_checkout()
 quiet_libraries()
@@ -28,16 +28,17 @@ import bm25s
 import numpy as np
 import torch
 from hydra import compose, initialize_config_dir
-from omegaconf import DictConfig, open_dict
+from omegaconf import DictConfig
 from rich.console import Console
 from rich.table import Table
 
-from breviary.build import build_backbone
-from breviary.checks import Problems
+from breviary.config.build import build_backbone
+from breviary.config.errors import ConfigError
+from breviary.config.keys import allow_run_keys, validate_keys
 from breviary.contract import Batch
-from breviary.keys import checked_keys, with_run_keys
-from breviary.results import environment, write_json
-from breviary.statistics import interval, paired_bootstrap
+from breviary.evaluation.statistics import interval, paired_bootstrap
+from breviary.runs.environment import environment
+from breviary.runtime.files import write_json
 from data.collate import Collator
 from eval import checked, checkpoint_of, loaded, of_one_reader, say, settle, tokenised
 from ram.labels import positive_segments
@@ -76,21 +77,35 @@ def measure(runs: list[str], words: list[str], examples: int, ratios: list[int])
     rows = []
     for run in runs:
         cfg = settled(run, [*words, f"examples={examples}"])
-        cfg, problems = checked_keys(cfg)
+        cfg, problems = validate_keys(cfg)
         [cfg], rows_of_data = checked(cfg, problems)
         found: Found = {}
         for trained in (True, False):
             rank_all(cfg, rows_of_data, trained, ratios, found)
-        columns = {ranker: {ratio: np.array([recall[ratio] for recall in recalls]) for ratio in ratios}
-                   for ranker, recalls in found.items()}
+        columns = {
+            ranker: {ratio: np.array([recall[ratio] for recall in recalls]) for ratio in ratios}
+            for ranker, recalls in found.items()
+        }
         trained, *others, _, _ = columns  # the last two are chance and the best possible
         for ranker, column in columns.items():
-            row = {"ranker": ranker, "run": run, "n": len(found[ranker]), "segment_size": cfg.compressor.segment_size,
-                   "recall": {ratio: interval(values, np.ones(len(values)), seed=0, resamples=2000)
-                              for ratio, values in column.items()}}
+            row = {
+                "ranker": ranker,
+                "run": run,
+                "n": len(found[ranker]),
+                "segment_size": cfg.compressor.segment_size,
+                "recall": {
+                    ratio: interval(values, np.ones(len(values)), seed=0, resamples=2000)
+                    for ratio, values in column.items()
+                },
+            }
             if ranker == trained:
-                row["over"] = {other: {ratio: paired_bootstrap(column[ratio] - columns[other][ratio], resamples=2000, seed=0)
-                                       for ratio in ratios} for other in others}
+                row["over"] = {
+                    other: {
+                        ratio: paired_bootstrap(column[ratio] - columns[other][ratio], resamples=2000, seed=0)
+                        for ratio in ratios
+                    }
+                    for other in others
+                }
             rows.append(row)
     return rows
 
@@ -99,9 +114,13 @@ def settled(run: str, words: list[str]) -> DictConfig:
     """The run's configuration for evaluation, `words` changed in it."""
     overrides = [f"run={run}", *words, "baselines=[]"]
     with initialize_config_dir(str(ROOT / "configs"), version_base="1.3"):
-        cfg = of_one_reader(settle(compose("eval", with_run_keys(overrides)), overrides), "name further runs, or call this again")
+        cfg = of_one_reader(
+            settle(compose("eval", allow_run_keys(overrides)), overrides), "name further runs, or call this again"
+        )
     if "segment_size" not in cfg.compressor or "keep" not in cfg.compressor:
-        raise Problems([f"{run}: compressor {cfg.compressor._target_} ranks no segments; give a run of compressor=ram"])
+        raise ConfigError(
+            [f"{run}: compressor {cfg.compressor._target_} ranks no segments; give a run of compressor=ram"]
+        )
     return cfg
 
 
@@ -126,7 +145,8 @@ def rank_all(cfg: DictConfig, examples: list[Any], trained: bool, ratios: list[i
             scores = torch.tensor(bm25(batch, cfg.compressor.segment_size))[None]
             found.setdefault("BM25", []).append(recalls(scores, gold_S, lengths_S, ratios))
             found.setdefault("chance", []).append(
-                {ratio: max(int(gold_S.shape[1] / ratio), 1) / gold_S.shape[1] for ratio in ratios})
+                {ratio: max(int(gold_S.shape[1] / ratio), 1) / gold_S.shape[1] for ratio in ratios}
+            )
             found.setdefault("best possible", []).append(recalls(gold_S.float(), gold_S, lengths_S, ratios))
         say(f"  {name}: {number + 1}/{len(items)} ranked", end="\r")
     say("")

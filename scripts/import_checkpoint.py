@@ -21,7 +21,7 @@ import sys
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
-from breviary.runtime import ROOT, quiet_libraries, require_checkout
+from breviary.runtime.checkout import ROOT, quiet_libraries, require_checkout
 
 require_checkout()
 quiet_libraries()
@@ -38,15 +38,15 @@ from omegaconf import DictConfig, OmegaConf
 from torch import nn
 from transformers import TrainerState
 
-from breviary.backbone import Backbone
-from breviary.backbone_problems import DTYPES
-from breviary.build import build_reader
-from breviary.checkpoint import save_trained
-from breviary.checks import Problems, config_problems
-from breviary.keys import checked_keys
-from breviary.released import OTHER_BACKBONE, ReleasedFile, ReleasedFormat, account, fill, listed
-from breviary.results import write_json
-from breviary.runs import describe_run, finish_run
+from breviary.backbones.pretrained import DTYPES, Backbone
+from breviary.config.build import build_reader
+from breviary.config.checks import check_config
+from breviary.config.errors import ConfigError
+from breviary.config.keys import validate_keys
+from breviary.runs.checkpoints import save_trained
+from breviary.runs.folders import finish_run, write_run_metadata
+from breviary.runs.released import OTHER_BACKBONE, ReleasedFile, ReleasedFormat, account, fill, listed
+from breviary.runtime.files import write_json
 from comet.released import ReleasedCoMeT
 from comi.released import ReleasedCOMI
 from ram.released import ReleasedRAM
@@ -55,14 +55,21 @@ FORMATS: dict[str, type[ReleasedFormat]] = {"comi": ReleasedCOMI, "ram": Release
 RECORD = "imported.json"
 
 
-def import_checkpoint(name: str, source: str | Path, path: str, output: str | Path, dtype: str | None = None,
-                      quirks: bool = False, **arguments: Any) -> tuple[Path, dict[str, str]]:
+def import_checkpoint(
+    name: str,
+    source: str | Path,
+    path: str,
+    output: str | Path,
+    dtype: str | None = None,
+    quirks: bool = False,
+    **arguments: Any,
+) -> tuple[Path, dict[str, str]]:
     """Writes the run folder `output`; gives it, and {key: what became of it} of keys that are no weight of the reader.
 
     name       a key of FORMATS;  source  file or folder of the authors;  path  of the backbone
     dtype      of the frozen weights and the stream; None = the backbone's own
     arguments  what the format's `defaults` name; None = the default
-    Raises ValueError (Problems: several) with nothing written.
+    Raises ValueError (ConfigError: several) with nothing written.
     """
     output = Path(output).expanduser().resolve()
     if output.exists() and (not output.is_dir() or any(output.iterdir())):
@@ -73,12 +80,18 @@ def import_checkpoint(name: str, source: str | Path, path: str, output: str | Pa
     backbone = named_backbone(path, dtype)
     problems = form.problems(backbone)
     if problems:
-        raise Problems(problems)
+        raise ConfigError(problems)
     cfg = configuration(form, name, given, backbone, quirks)
     reader = filled(form, given, cfg, backbone)
     left_out = form.left_out(given)
-    record = {"schema": 1, "format": name, "source": str(Path(source).expanduser().resolve()), "arguments": given,
-              "files": {file.name: digest(file) for file in form.file.files}, "not_weights": left_out}
+    record = {
+        "schema": 1,
+        "format": name,
+        "source": str(Path(source).expanduser().resolve()),
+        "arguments": given,
+        "files": {file.name: digest(file) for file in form.file.files},
+        "not_weights": left_out,
+    }
     write_run(output, cfg, reader, backbone, record)
     return output, left_out
 
@@ -87,12 +100,13 @@ def settled(form: ReleasedFormat, name: str, arguments: Mapping[str, Any]) -> di
     """The format's arguments, defaults in place of None. Raises ValueError for one that the format has not."""
     foreign = [key for key, value in arguments.items() if value is not None and key not in form.defaults]
     if foreign:
-        raise Problems(f"{option(key)}: not for this file of --format {name}, which tells it or has none"
-                       for key in foreign)
+        raise ConfigError(
+            f"{option(key)}: not for this file of --format {name}, which tells it or has none" for key in foreign
+        )
     given = {key: default if arguments.get(key) is None else arguments[key] for key, default in form.defaults.items()}
     low = [key for key, value in given.items() if not isinstance(value, str) and value <= 0]
     if low:
-        raise Problems(f"{option(key)} {given[key]}: must be above 0, e.g. {form.defaults[key]}" for key in low)
+        raise ConfigError(f"{option(key)} {given[key]}: must be above 0, e.g. {form.defaults[key]}" for key in low)
     return given
 
 
@@ -103,8 +117,9 @@ def refuse_unknown(form: ReleasedFormat, given: Mapping[str, Any]) -> None:
         return
     for name, other in FORMATS.items():
         if not other(form.file).unknown(other.defaults):
-            raise ValueError(f"{form.file.path}: a checkpoint of {other.title}, not of {form.title}; "
-                             f"use --format {name}")
+            raise ValueError(
+                f"{form.file.path}: a checkpoint of {other.title}, not of {form.title}; use --format {name}"
+            )
     raise ValueError(listed(f"{form.file.path}: keys that no checkpoint of {form.title} has:", unknown))
 
 
@@ -114,25 +129,32 @@ def named_backbone(path: str, dtype: str | None) -> Backbone:
     backbone = Backbone(path, dtype or "float32")
     problems = backbone.problems()
     if problems:
-        raise Problems(problem.replace("backbone.path=", "--backbone ") for problem in problems)
+        raise ConfigError(problem.replace("backbone.path=", "--backbone ") for problem in problems)
     own = {value: key for key, value in DTYPES.items()}.get(backbone.config.dtype, "float32")
     return Backbone(path, dtype or own)
 
 
-def configuration(form: ReleasedFormat, name: str, given: Mapping[str, Any], backbone: Backbone,
-                  quirks: bool) -> DictConfig:
+def configuration(
+    form: ReleasedFormat, name: str, given: Mapping[str, Any], backbone: Backbone, quirks: bool
+) -> DictConfig:
     """The run's configuration as train.py would write it: the published experiment, what file and arguments tell."""
     with initialize_config_dir(str(ROOT / "configs"), version_base="1.3"):
         # Any backbone YAML of a folder serves: its keys are set below.
         cfg = compose("train", [f"experiment={form.experiment}", "backbone=qwen3_4b", "engine=single"])
-    settings = {"backbone.path": backbone.path, "backbone.dtype": backbone.dtype, "reader": name,
-                "compressor.quirks": quirks, "decoder.train": form.trained()[0], **form.settings(given, backbone)}
+    settings = {
+        "backbone.path": backbone.path,
+        "backbone.dtype": backbone.dtype,
+        "reader": name,
+        "compressor.quirks": quirks,
+        "decoder.train": form.trained()[0],
+        **form.settings(given, backbone),
+    }
     for key, value in settings.items():
         OmegaConf.update(cfg, key, value, merge=False)
-    cfg, problems = checked_keys(cfg)
-    problems += config_problems(cfg, backbone)
+    cfg, problems = validate_keys(cfg)
+    problems += check_config(cfg, backbone)
     if problems:
-        raise Problems(problems)
+        raise ConfigError(problems)
     return cfg
 
 
@@ -145,8 +167,13 @@ def filled(form: ReleasedFormat, given: Mapping[str, Any], cfg: DictConfig, back
         changed = fill(reader, form.file, account(form, given, reader, backbone))
         if not changed:
             return reader
-    raise ValueError(listed(f"{form.file.path}: frozen weights are not those of {backbone.path} (as {backbone.dtype}); "
-                            f"{OTHER_BACKBONE}:", changed))
+    raise ValueError(
+        listed(
+            f"{form.file.path}: frozen weights are not those of {backbone.path} (as {backbone.dtype}); "
+            f"{OTHER_BACKBONE}:",
+            changed,
+        )
+    )
 
 
 def write_run(output: Path, cfg: DictConfig, reader: nn.Module, backbone: Backbone, record: dict[str, Any]) -> None:
@@ -155,7 +182,7 @@ def write_run(output: Path, cfg: DictConfig, reader: nn.Module, backbone: Backbo
     with tempfile.TemporaryDirectory(prefix=f".{output.name}-", dir=output.parent) as temp:
         folder = Path(temp) / "run"
         checkpoint = folder / "checkpoints" / "checkpoint-0"
-        describe_run(folder, cfg)
+        write_run_metadata(folder, cfg)
         save_trained(checkpoint, reader, backbone.fingerprint)
         TrainerState().save_to_json(str(checkpoint / "trainer_state.json"))
         write_json(folder / RECORD, record)

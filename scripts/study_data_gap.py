@@ -16,7 +16,7 @@ import sys
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
-from breviary.runtime import ROOT, quiet_libraries, require_checkout
+from breviary.runtime.checkout import ROOT, quiet_libraries, require_checkout
 
 require_checkout()
 quiet_libraries()
@@ -25,21 +25,20 @@ import os
 from dataclasses import dataclass
 from typing import Any
 
-os.environ.setdefault("HYDRA_FULL_ERROR", "1")  # errors reach run_for_people, which tells them in a sentence
+os.environ.setdefault("HYDRA_FULL_ERROR", "1")  # errors reach run_cli, which tells them in a sentence
 
 import hydra
 import torch
 from omegaconf import DictConfig
 
-from breviary.backbone import Backbone
-from breviary.checks import attempted, run_for_people, tells_mistakes
-from breviary.keys import known_keys
-from breviary.model_gap import gaps
-from breviary.results import environment
-from breviary.runs import load_config
-from breviary.small_models import SmallModel, train_tokenizer, trained_model
+from breviary.backbones.pretrained import Backbone
+from breviary.config.errors import collect_errors, report_user_errors, run_cli
+from breviary.config.keys import known_keys
+from breviary.runs.environment import environment
+from breviary.runs.folders import load_config
+from breviary.studies.model_gap import gaps
+from breviary.studies.small_models import SmallModel, train_tokenizer, trained_model
 from data.documents import TextDocument, documents
-from data.text_sources import Source
 from scripts import study_parts as parts
 from scripts.gap_tables import RANDOM, cell_table, gap_figures, mix, small_tables
 
@@ -66,11 +65,15 @@ def problems_of(cfg: DictConfig) -> list[str]:
     """What is wrong with the configuration, a sentence each; reads no text and no weights."""
     found, shares = parts.common_problems(cfg), list(cfg.shares)
     if len(set(shares)) < len(shares) or len(shares) < 2 or any(not 0 <= share <= 6 for share in shares):
-        found.append(f"shares={shares}: must be at least two sixths from 0 to 6, all different: encoder and decoder of "
-                     "equal training have no gap to measure; e.g. [0,1,2,3,4,5]")
+        found.append(
+            f"shares={shares}: must be at least two sixths from 0 to 6, all different: encoder and decoder of "
+            "equal training have no gap to measure; e.g. [0,1,2,3,4,5]"
+        )
     if len(cfg.mitigated) != 2 or set(cfg.mitigated) - set(shares) or len(set(cfg.mitigated)) < 2:
-        found.append(f"mitigated={list(cfg.mitigated)}: must be two different ones of shares={shares}, encoder's and "
-                     "decoder's: between equal models there is nothing to mend")
+        found.append(
+            f"mitigated={list(cfg.mitigated)}: must be two different ones of shares={shares}, encoder's and "
+            "decoder's: between equal models there is nothing to mend"
+        )
     if cfg.cells not in ("grid", "cross"):
         found.append(f"cells={cfg.cells}: allowed are grid, cross")
     for name, change in cfg.mitigations.items():
@@ -90,13 +93,19 @@ def gathered(cfg: DictConfig) -> Texts:
         sides[kind] = parts.both_sides(parts.sources_of(cfg[kind], told), cfg.held_out)
     parts.refuse(told)
     joined = {kind: [[source for items in side.values() for source in items] for side in sides[kind]] for kind in KINDS}
-    tokenizer = train_tokenizer(["\n".join(s.text for s in joined[kind][0])[:TOKENIZER_CHARACTERS] for kind in KINDS],
-                                cfg.vocabulary)
+    tokenizer = train_tokenizer(
+        ["\n".join(s.text for s in joined[kind][0])[:TOKENIZER_CHARACTERS] for kind in KINDS], cfg.vocabulary
+    )
     most, half = max(cfg.shares), cfg.train_documents // 2
     needed = {"prose": max(cfg.model_documents, half), "formal": max(-(-most * cfg.model_documents // 6), half)}
     held = cfg.test_documents + cfg.probe_documents // 2
-    learned, test = ({kind: attempted(told, documents, kind, joined[kind][side], tokenizer, cfg.tokens, number[kind], 0)
-                      for kind in KINDS} for side, number in enumerate((needed, dict.fromkeys(KINDS, held))))
+    learned, test = (
+        {
+            kind: collect_errors(told, documents, kind, joined[kind][side], tokenizer, cfg.tokens, number[kind], 0)
+            for kind in KINDS
+        }
+        for side, number in enumerate((needed, dict.fromkeys(KINDS, held)))
+    )
     parts.refuse(told)
     return Texts(tokenizer, learned, [d for kind in KINDS for d in test[kind]])
 
@@ -121,8 +130,9 @@ def language_model(cfg: DictConfig, texts: Texts, share: int | str, seed: int, *
 def cells_of(cfg: DictConfig) -> list[tuple[int, int | str]]:
     """(encoder, decoder) of every autoencoder."""
     shares, first = list(cfg.shares), cfg.shares[0]
-    cells: list[tuple[int, int | str]] = [(e, d) for e in shares for d in shares
-                                          if cfg.cells == "grid" or first in (e, d) or e == d]
+    cells: list[tuple[int, int | str]] = [
+        (e, d) for e in shares for d in shares if cfg.cells == "grid" or first in (e, d) or e == d
+    ]
     return cells + [(first, RANDOM)] * cfg.random_control
 
 
@@ -136,22 +146,34 @@ def measured(cfg: DictConfig) -> tuple[list[dict[str, Any]], list[dict[str, Any]
     test, probe = [d for d in texts.test if d not in probes], parts.sequences(probes, texts.tokenizer)[:, :-1]
     known: dict[Any, Any] = {}
 
-    def cell(seed: int, encoder: int, decoder: int | str, mended: str, folders: tuple[Path, Path],
-             words: list[str]) -> None:
+    def cell(
+        seed: int, encoder: int, decoder: int | str, mended: str, folders: tuple[Path, Path], words: list[str]
+    ) -> None:
         setting = {"seed": seed, "encoder": mix(encoder), "decoder": mix(decoder), "mitigation": mended}
-        run = parts.autoencoder(cfg, *folders, cfg.rate, words, file, seed,
-                                f"gap-{mix(encoder)}-{mix(decoder)}-{mended}")
+        run = parts.autoencoder(
+            cfg, *folders, cfg.rate, words, file, seed, f"gap-{mix(encoder)}-{mix(decoder)}-{mended}"
+        )
         found = parts.restored(run, test, cfg.eval_batch_size, known)
         shared = {"n": cfg.tokens, "rate": cfg.rate, **setting}
         rows.extend({"doc_id": d.doc_id, "part": d.domain, **shared, **found[d.doc_id]} for d in test)
         distance = float("nan") if decoder == RANDOM else abs(encoder - decoder) / 6
-        cells.append({**setting, "mix_distance": distance,
-                      **gaps(*(Backbone(str(folder), "float32") for folder in folders), probe,
-                             load_config(run).compressor.encoder_layers)})
+        cells.append(
+            {
+                **setting,
+                "mix_distance": distance,
+                **gaps(
+                    *(Backbone(str(folder), "float32") for folder in folders),
+                    probe,
+                    load_config(run).compressor.encoder_layers,
+                ),
+            }
+        )
 
     for seed in cfg.seeds:
-        models = {share: language_model(cfg, texts, share, seed)
-                  for share in (*cfg.shares, *([RANDOM] if cfg.random_control else []))}
+        models = {
+            share: language_model(cfg, texts, share, seed)
+            for share in (*cfg.shares, *([RANDOM] if cfg.random_control else []))
+        }
         parts.say(f"seed {seed}: {len(models)} language models")
         for encoder, decoder in cells_of(cfg):
             cell(seed, encoder, decoder, "none", (models[encoder], models[decoder]), [])
@@ -163,7 +185,7 @@ def measured(cfg: DictConfig) -> tuple[list[dict[str, Any]], list[dict[str, Any]
 
 
 @hydra.main(version_base="1.3", config_path=str(ROOT / "configs"), config_name=NAME)
-@tells_mistakes
+@report_user_errors
 def main(cfg: DictConfig) -> None:
     """Measures, then writes tables and figures."""
     folder = Path(cfg.output)
@@ -181,7 +203,9 @@ def main(cfg: DictConfig) -> None:
         if found:  # no mitigations: nothing to tell of them
             parts.write_csv(folder / f"{name}.csv", found)
     gap_figures(folder, table)
-    parts.say(f"{folder}: gap_per_doc.parquet, gap.csv, gap_regression.csv, asymmetry.csv, mitigation.csv, model_gaps.csv, figures")
+    parts.say(
+        f"{folder}: gap_per_doc.parquet, gap.csv, gap_regression.csv, asymmetry.csv, mitigation.csv, model_gaps.csv, figures"
+    )
 
 
 def config_keys() -> list[str]:
@@ -190,4 +214,4 @@ def config_keys() -> list[str]:
 
 
 if __name__ == "__main__":
-    run_for_people(main, config_keys)
+    run_cli(main, config_keys)

@@ -13,7 +13,8 @@ matplotlib.use("Agg")  # no display
 import numpy as np
 from matplotlib import pyplot
 
-from breviary.statistics import line_with_band, paired_bootstrap
+from breviary.evaluation.statistics import paired_bootstrap
+from breviary.studies.statistics import line_with_band
 from data.documents import AS_IS
 from scripts.study_correlations import POOLED, SETTING, WITHIN, settings
 from scripts.study_parts import read_csv, write_csv
@@ -66,24 +67,36 @@ def scatter(folder: Path, rows: Sequence[Row], corr: Sequence[Row]) -> None:
 
     The line is least squares, with its 95% band; rho is corr.csv's, over all domains.
     """
-    first = {key: [row for row in own if row["transform"] == AS_IS] for key, own in settings(rows).items()
-             if key[3] == rows[0]["seed"]}
-    figure, axes = pyplot.subplots(len(first), 2, figsize=(9, 2.9 * len(first)), sharey="row", squeeze=False,
-                                   layout="constrained")
+    first = {
+        key: [row for row in own if row["transform"] == AS_IS]
+        for key, own in settings(rows).items()
+        if key[3] == rows[0]["seed"]
+    }
+    figure, axes = pyplot.subplots(
+        len(first), 2, figsize=(9, 2.9 * len(first)), sharey="row", squeeze=False, layout="constrained"
+    )
     points: list[Row] = []
     for line, (key, own) in zip(axes, first.items()):
         for axis, measure, side in zip(line, ("nll_enc", "nll_dec"), ("encoder", "decoder")):
             x, y = (np.array([row[name] for row in own]) for name in (measure, SHOWN))
             cloud(axis, x, y, [row["domain"] for row in own])
-            [found] = [c for c in corr if tuple(c[k] for k in SETTING) == key and c["group"] == POOLED
-                       and (c["measure"], c["metric"]) == (measure, SHOWN)]
+            [found] = [
+                c
+                for c in corr
+                if tuple(c[k] for k in SETTING) == key
+                and c["group"] == POOLED
+                and (c["measure"], c["metric"]) == (measure, SHOWN)
+            ]
             axis.set_title(f"{title_of(key)}: ρ = {found['rho']:+.2f}", fontsize=8)
             axis.set_xlabel(f"entropy under the {side} (NLL, bits a token)", fontsize=8)
-            points += [{**dict(zip(SETTING, key)), "measure": measure, "domain": row["domain"], "x": a, "y": b}
-                       for row, a, b in zip(own, x, y)]
+            points += [
+                {**dict(zip(SETTING, key)), "measure": measure, "domain": row["domain"], "x": a, "y": b}
+                for row, a, b in zip(own, x, y)
+            ]
         line[0].set_ylabel(QUALITY, fontsize=8)
-    figure.legend(*axes[0, 0].get_legend_handles_labels(), fontsize=8, markerscale=2, ncols=7,
-                  loc="outside lower center")
+    figure.legend(
+        *axes[0, 0].get_legend_handles_labels(), fontsize=8, markerscale=2, ncols=7, loc="outside lower center"
+    )
     save(figure, folder / "scatter.png")
     write_csv(folder / "scatter.csv", points)
 
@@ -103,8 +116,11 @@ def cloud(axis: Any, x: np.ndarray, y: np.ndarray, domains: Sequence[str]) -> No
 
 def forest(folder: Path, corr: Sequence[Row]) -> None:
     """rho of quality with both entropies, alone and beside the other, pooled and within domains; a line a setting."""
-    kept = [c for c in corr if c["metric"] == SHOWN and c["measure"] in ("nll_enc", "nll_dec")
-            and c["group"] in (POOLED, WITHIN)]
+    kept = [
+        c
+        for c in corr
+        if c["metric"] == SHOWN and c["measure"] in ("nll_enc", "nll_dec") and c["group"] in (POOLED, WITHIN)
+    ]
     keys = sorted(dict.fromkeys(tuple(c[k] for k in SETTING) for c in kept), key=lambda key: (key[1], key[0], key[3]))
     kinds = [(group, partial) for group in (POOLED, WITHIN) for partial in (False, True)]
     figure, axes = pyplot.subplots(1, 4, figsize=(12, 1.6 + 0.34 * len(keys)), sharey=True, layout="constrained")
@@ -115,8 +131,17 @@ def forest(folder: Path, corr: Sequence[Row]) -> None:
             own = [c for c in kept if (c["group"], c["measure"]) == (group, measure)]
             for c in own:
                 value, low, high = (c[name] for name in names)
-                drawn.append({**{k: c[k] for k in SETTING}, "group": group, "measure": measure, "partial": partial,
-                              "value": value, "low": low, "high": high})
+                drawn.append(
+                    {
+                        **{k: c[k] for k in SETTING},
+                        "group": group,
+                        "measure": measure,
+                        "partial": partial,
+                        "value": value,
+                        "low": low,
+                        "high": high,
+                    }
+                )
                 place = keys.index(tuple(c[k] for k in SETTING)) + offset
                 if value is not None:
                     axis.plot([low, high], [place, place], color=colour, lw=1.5)
@@ -142,12 +167,26 @@ def ladder(folder: Path, rows: Sequence[Row]) -> None:
         drawn += means
         x = [row["nll_enc"] for row in means]
         values = np.array([[row[name] for row in means] for name in ("value", "low", "high")])
-        axis.errorbar(x, values[0], np.abs(values[1:] - values[0]), marker="o", ms=3, lw=1, color=colour[key],
-                      label=label(key, own), alpha=0.8)
+        axis.errorbar(
+            x,
+            values[0],
+            np.abs(values[1:] - values[0]),
+            marker="o",
+            ms=3,
+            lw=1,
+            color=colour[key],
+            label=label(key, own),
+            alpha=0.8,
+        )
         if key == next(iter(own)):
             for row, place in zip(means, itertools.cycle((6, -12))):
-                axis.annotate(row["transform"], (row["nll_enc"], row["value"]), fontsize=7, xytext=(3, place),
-                              textcoords="offset points")
+                axis.annotate(
+                    row["transform"],
+                    (row["nll_enc"], row["value"]),
+                    fontsize=7,
+                    xytext=(3, place),
+                    textcoords="offset points",
+                )
     axis.set(xlabel="entropy under the encoder (NLL, bits a token)", ylabel=QUALITY)
     axis.legend(fontsize=7)
     save(figure, folder / "ladder.png")
@@ -160,9 +199,15 @@ def rung_means(key: tuple, rows: Sequence[Row]) -> list[Row]:
     means = []
     for rung in dict.fromkeys(row["transform"] for row in rows):
         here = [row for row in rows if row["transform"] == rung and (rung != AS_IS or row["doc_id"] in origins)]
-        means.append({**dict(zip(SETTING, key)), "transform": rung, "n": len(here),
-                      "nll_enc": float(np.mean([row["nll_enc"] for row in here])),
-                      **paired_bootstrap(np.array([row[SHOWN] for row in here]), 2000, 0)})
+        means.append(
+            {
+                **dict(zip(SETTING, key)),
+                "transform": rung,
+                "n": len(here),
+                "nll_enc": float(np.mean([row["nll_enc"] for row in here])),
+                **paired_bootstrap(np.array([row[SHOWN] for row in here]), 2000, 0),
+            }
+        )
     return sorted(means, key=lambda row: row["nll_enc"])
 
 
@@ -174,8 +219,9 @@ def curves(folder: Path) -> None:
     colour = colours(keys)
     for key in keys:
         own = [row for row in rows if tuple(row[k] for k in SETTING) == key]
-        axis.plot([row["step"] for row in own], [row["loss"] for row in own], lw=1, color=colour[key],
-                  label=label(key, keys))
+        axis.plot(
+            [row["step"] for row in own], [row["loss"] for row in own], lw=1, color=colour[key], label=label(key, keys)
+        )
     axis.set(xlabel="step", ylabel="reconstruction loss, nats a token")
     axis.grid(alpha=0.3)
     axis.legend(fontsize=7)

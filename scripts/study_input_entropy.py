@@ -15,7 +15,7 @@ import sys
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
-from breviary.runtime import ROOT, quiet_libraries, require_checkout
+from breviary.runtime.checkout import ROOT, quiet_libraries, require_checkout
 
 require_checkout()
 quiet_libraries()
@@ -23,18 +23,19 @@ quiet_libraries()
 import os
 from typing import Any
 
-os.environ.setdefault("HYDRA_FULL_ERROR", "1")  # errors reach run_for_people, which tells them in a sentence
+os.environ.setdefault("HYDRA_FULL_ERROR", "1")  # errors reach run_cli, which tells them in a sentence
 
 import hydra
 from hydra.utils import instantiate
 from omegaconf import DictConfig
 
-from breviary.backbone import TRAIN_MODES, Backbone
-from breviary.checks import run_for_people, tells_mistakes
-from breviary.entropy import LN2, EntropyReader, text_measures
-from breviary.keys import known_keys
-from breviary.results import environment
-from breviary.small_models import SmallModel, trained_model
+from breviary.backbones.pretrained import Backbone
+from breviary.backbones.trainable import TRAIN_MODES
+from breviary.config.errors import report_user_errors, run_cli
+from breviary.config.keys import known_keys
+from breviary.runs.environment import environment
+from breviary.studies.entropy import LN2, EntropyReader, text_measures
+from breviary.studies.small_models import SmallModel, trained_model
 from data.documents import AS_IS, TextDocument, rungs, transformed
 from data.text_sources import Source
 from scripts import study_parts as parts
@@ -50,39 +51,52 @@ def problems_of(cfg: DictConfig) -> list[str]:
     for name, own in cfg.models.items():
         unknown = sorted(set(own) - set(cfg.domains))
         if unknown or not own:
-            found.append(f"models.{name}={list(own)}: must be names of domains, at least one; there are "
-                         f"{', '.join(cfg.domains)}")
+            found.append(
+                f"models.{name}={list(own)}: must be names of domains, at least one; there are {', '.join(cfg.domains)}"
+            )
     for pair in cfg.pairs:
         if len(pair) != 2 or set(pair) - set(cfg.models):
-            found.append(f"pairs: {list(pair)} must be [encoder, decoder], two names of models; there are "
-                         f"{', '.join(cfg.models)}")
+            found.append(
+                f"pairs: {list(pair)} must be [encoder, decoder], two names of models; there are "
+                f"{', '.join(cfg.models)}"
+            )
         elif pair[0] == pair[1] or set(cfg.models[pair[0]]) == set(cfg.models[pair[1]]):
-            found.append(f"pairs: {list(pair)}: encoder and decoder have the same training, so that a document has one "
-                         "entropy under both and nothing can be told of the one beside the other; give two models of "
-                         "different domains")
+            found.append(
+                f"pairs: {list(pair)}: encoder and decoder have the same training, so that a document has one "
+                "entropy under both and nothing can be told of the one beside the other; give two models of "
+                "different domains"
+            )
     for mode in cfg.decoders:
         if mode not in TRAIN_MODES:
             found.append(f"decoders: {mode}: allowed are {', '.join(TRAIN_MODES)}")
     if cfg.test_documents * len(cfg.domains) < 8:
-        found.append(f"test_documents={cfg.test_documents}: correlations need at least 8 documents in all, e.g. 150 of "
-                     "each domain")
+        found.append(
+            f"test_documents={cfg.test_documents}: correlations need at least 8 documents in all, e.g. 150 of "
+            "each domain"
+        )
     if cfg.reference is not None:
         found += [f"reference: {problem}" for problem in instantiate(cfg.reference).problems()]
     return found
 
 
-def gathered(cfg: DictConfig, sources: dict[str, list[Source]]) -> tuple[Any, dict[str, list[TextDocument]],
-                                                                         list[TextDocument]]:
+def gathered(
+    cfg: DictConfig, sources: dict[str, list[Source]]
+) -> tuple[Any, dict[str, list[TextDocument]], list[TextDocument]]:
     """Tokenizer, documents for training by domain, and held-out documents with their ladder."""
     tokenizer, train, test = parts.documents_of(cfg, sources)
     names = rungs(cfg.ladder.repeats, cfg.ladder.windows, cfg.ladder.shares)
-    ladder = [transformed(document, rung, tokenizer, cfg.tokens, 0) for items in test.values()
-              for document in items[: cfg.ladder.documents] for rung in names]
+    ladder = [
+        transformed(document, rung, tokenizer, cfg.tokens, 0)
+        for items in test.values()
+        for document in items[: cfg.ladder.documents]
+        for rung in names
+    ]
     return tokenizer, train, [d for items in test.values() for d in items] + [d for d in ladder if d is not None]
 
 
-def small_models(cfg: DictConfig, tokenizer: Any, train: dict[str, list[TextDocument]], home: Path,
-                 seed: int) -> dict[str, Path]:
+def small_models(
+    cfg: DictConfig, tokenizer: Any, train: dict[str, list[TextDocument]], home: Path, seed: int
+) -> dict[str, Path]:
     """{name: folder} of the language models of one seed."""
     folders = {}
     for name, own in cfg.models.items():
@@ -98,10 +112,16 @@ def readings(backbone: Any, items: list[TextDocument], cache: Path, suffix: str,
     """Entropies of every document under one model, as columns that end in `suffix`; bits a token of the document's n (a
     model with another tokenizer reads another number)."""
     found = EntropyReader(backbone, cache=cache, batch_size=32).read(d.text for d in items)
-    return [{f"nll_{suffix}": row["bits_per_token"] * row["tokens"] / n,
-             f"h_{suffix}": row["H"] / LN2 * row["tokens"] / n,
-             f"bpb_{suffix}": row["bits_per_byte"], f"nll_std_{suffix}": row["nll_std"] / LN2,
-             f"nll_max_{suffix}": row["nll_max"] / LN2} for row in found]
+    return [
+        {
+            f"nll_{suffix}": row["bits_per_token"] * row["tokens"] / n,
+            f"h_{suffix}": row["H"] / LN2 * row["tokens"] / n,
+            f"bpb_{suffix}": row["bits_per_byte"],
+            f"nll_std_{suffix}": row["nll_std"] / LN2,
+            f"nll_max_{suffix}": row["nll_max"] / LN2,
+        }
+        for row in found
+    ]
 
 
 def measured(cfg: DictConfig) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
@@ -119,8 +139,13 @@ def measured(cfg: DictConfig) -> tuple[list[dict[str, Any]], list[dict[str, Any]
     rows, curves = [], []
     for seed in cfg.seeds:
         models = small_models(cfg, tokenizer, train, home, seed)
-        under = {name: {side: readings(Backbone(str(folder), "float32"), test, home, side, cfg.tokens)
-                        for side in ("enc", "dec")} for name, folder in models.items()}
+        under = {
+            name: {
+                side: readings(Backbone(str(folder), "float32"), test, home, side, cfg.tokens)
+                for side in ("enc", "dec")
+            }
+            for name, folder in models.items()
+        }
         for encoder, decoder in cfg.pairs:
             for rate in cfg.rates:
                 for mode in cfg.decoders:
@@ -134,23 +159,37 @@ def measured(cfg: DictConfig) -> tuple[list[dict[str, Any]], list[dict[str, Any]
     return rows, curves
 
 
-def joined(cfg: DictConfig, setting: dict[str, Any], items: list[TextDocument], found: dict[str, dict[str, float]],
-           columns: list[list[dict[str, float]] | None], tokenizer: Any) -> list[dict[str, Any]]:
+def joined(
+    cfg: DictConfig,
+    setting: dict[str, Any],
+    items: list[TextDocument],
+    found: dict[str, dict[str, float]],
+    columns: list[list[dict[str, float]] | None],
+    tokenizer: Any,
+) -> list[dict[str, Any]]:
     """per_doc rows of one setting."""
     rows = []
     for i, d in enumerate(items):
         ids = tokenizer(d.text, add_special_tokens=False, split_special_tokens=True)["input_ids"]
         controls = text_measures(d.text, ids)
-        rows.append({"doc_id": d.doc_id, "domain": d.domain, "source": d.source, "transform": d.transform,
-                     "n": cfg.tokens, **setting,
-                     **{name: value for column in columns if column for name, value in column[i].items()},
-                     **{name: controls[name] for name in ("bytes", "unigram_entropy", "zlib_ratio")},
-                     **found[d.doc_id]})
+        rows.append(
+            {
+                "doc_id": d.doc_id,
+                "domain": d.domain,
+                "source": d.source,
+                "transform": d.transform,
+                "n": cfg.tokens,
+                **setting,
+                **{name: value for column in columns if column for name, value in column[i].items()},
+                **{name: controls[name] for name in ("bytes", "unigram_entropy", "zlib_ratio")},
+                **found[d.doc_id],
+            }
+        )
     return rows
 
 
 @hydra.main(version_base="1.3", config_path=str(ROOT / "configs"), config_name=NAME)
-@tells_mistakes
+@report_user_errors
 def main(cfg: DictConfig) -> None:
     """Measures, then writes tables and figures."""
     folder = Path(cfg.output)
@@ -175,4 +214,4 @@ def config_keys() -> list[str]:
 
 
 if __name__ == "__main__":
-    run_for_people(main, config_keys)
+    run_cli(main, config_keys)

@@ -20,22 +20,32 @@ from omegaconf import DictConfig, OmegaConf, open_dict
 
 import eval as evaluating
 import train as training
-from breviary.build import build_backbone
-from breviary.checks import Problems, attempted
+from breviary.config.build import build_backbone
+from breviary.config.errors import ConfigError, collect_errors
 from breviary.contract import Example, Generation, Reader
-from breviary.distributed import rank
-from breviary.evaluation import evaluate
-from breviary.results import write_json, write_text
-from breviary.runs import FINISHED, best_checkpoint, config_hash, load_config
-from breviary.small_models import SmallModel, train_tokenizer
+from breviary.evaluation.loop import evaluate
+from breviary.runs.checkpoints import best_checkpoint
+from breviary.runs.folders import FINISHED, config_hash, load_config
+from breviary.runtime.distributed import rank
+from breviary.runtime.files import write_json, write_text
+from breviary.studies.small_models import SmallModel, train_tokenizer
 from data.collate import Collator
 from data.documents import TextDocument, documents, held_out
 from data.metrics import scores
 from data.text_sources import Source
 
 # Quality of a reconstruction, larger is better; each is a column of the tables.
-QUALITIES = ("neg_ce", "gain", "normalised_gain", "accuracy", "free_accuracy", "prefix_em", "bleu", "rouge_l",
-             "edit_similarity")
+QUALITIES = (
+    "neg_ce",
+    "gain",
+    "normalised_gain",
+    "accuracy",
+    "free_accuracy",
+    "prefix_em",
+    "bleu",
+    "rouge_l",
+    "edit_similarity",
+)
 BESIDE = ("ce", "ce_unconditional", "bits_per_byte", "end_rate", "sequence_em", "memory_slots")  # told as well
 TASK = "Restate the text."
 TOKENIZER_CHARACTERS = 400_000  # of each domain that the tokenizer is trained on
@@ -61,8 +71,10 @@ def common_problems(cfg: DictConfig) -> list[str]:
             found.append(f"{key}={cfg[key]}: must be a whole number of at least 1, e.g. {example}")
     for rate in cfg.rates if "rates" in cfg else [cfg.rate]:
         if not isinstance(rate, int) or rate < 1 or rate > cfg.tokens:
-            found.append(f"rate {rate}: documents of tokens={cfg.tokens} would be shorter than one group; give whole "
-                         f"numbers from 1 to {cfg.tokens}, e.g. 4")
+            found.append(
+                f"rate {rate}: documents of tokens={cfg.tokens} would be shorter than one group; give whole "
+                f"numbers from 1 to {cfg.tokens}, e.g. 4"
+            )
     found += vocabulary_problems(cfg.vocabulary, "vocabulary")
     if not cfg.seeds:
         found.append("seeds is empty; give at least one, e.g. [0]")
@@ -85,10 +97,10 @@ def sources_of(texts: DictConfig, problems: list[str]) -> dict[str, list[Source]
         if settings is None:
             continue
         told: list[str] = []
-        made = attempted(told, instantiate, settings)
-        told += (attempted(told, made.problems) or []) if made is not None else []
+        made = collect_errors(told, instantiate, settings)
+        told += (collect_errors(told, made.problems) or []) if made is not None else []
         if not told:
-            found[name] = attempted(told, made.sources) or []
+            found[name] = collect_errors(told, made.sources) or []
             wrong = [source.name for source in found[name] if not source.text.strip()]
             found[name] = [source for source in found[name] if source.text.strip()]
             if wrong:
@@ -117,9 +129,13 @@ def documents_of(cfg: DictConfig, sources: Sources) -> tuple[Any, Documents, Doc
     pieces = [text[:TOKENIZER_CHARACTERS] for text in ("\n".join(s.text for s in items) for items in learned.values())]
     tokenizer = train_tokenizer(pieces, cfg.vocabulary)
     told: list[str] = []
-    train, test = ({name: attempted(told, documents, name, items, tokenizer, cfg.tokens, number, 0)
-                    for name, items in side.items()}
-                   for side, number in ((learned, cfg.train_documents), (kept, cfg.test_documents)))
+    train, test = (
+        {
+            name: collect_errors(told, documents, name, items, tokenizer, cfg.tokens, number, 0)
+            for name, items in side.items()
+        }
+        for side, number in ((learned, cfg.train_documents), (kept, cfg.test_documents))
+    )
     refuse(told)
     return tokenizer, train, test
 
@@ -140,19 +156,35 @@ def write_documents(file: Path, documents: Iterable[TextDocument]) -> Path:
 # ------------------------------------------------------------------ autoencoders
 
 
-def autoencoder(cfg: DictConfig, encoder: Path, decoder: Path, rate: int, words: Sequence[str], train: Path, seed: int,
-                name: str) -> Path:
+def autoencoder(
+    cfg: DictConfig, encoder: Path, decoder: Path, rate: int, words: Sequence[str], train: Path, seed: int, name: str
+) -> Path:
     """The run folder of an autoencoder of two small models, trained by train.py; a finished one of the same is taken.
 
     cfg.autoencoder holds words of train.py's command line, `words` further ones.
     """
     n = cfg.tokens
-    asked = ["dataset=jsonl", "objective=reconstruct", f"dataset.train={train}", "backbone=smollm2_135m",
-             f"backbone.path={decoder}", "backbone.dtype=float32", f"compressor.encoder={encoder}",
-             f"compressor.ratio={rate}", "train.eval_examples=0", "prompt.template='{question}'",
-             "prompt.answer_template='{answer}'",
-             f"generation.max_new_tokens={n + 16}", "generation.stop=[]", f"seed={seed}", f"name={name}",
-             f"paths.outputs={cfg.paths.cache}/study/runs", f"paths.cache={cfg.paths.cache}", *cfg.autoencoder, *words]
+    asked = [
+        "dataset=jsonl",
+        "objective=reconstruct",
+        f"dataset.train={train}",
+        "backbone=smollm2_135m",
+        f"backbone.path={decoder}",
+        "backbone.dtype=float32",
+        f"compressor.encoder={encoder}",
+        f"compressor.ratio={rate}",
+        "train.eval_examples=0",
+        "prompt.template='{question}'",
+        "prompt.answer_template='{answer}'",
+        f"generation.max_new_tokens={n + 16}",
+        "generation.stop=[]",
+        f"seed={seed}",
+        f"name={name}",
+        f"paths.outputs={cfg.paths.cache}/study/runs",
+        f"paths.cache={cfg.paths.cache}",
+        *cfg.autoencoder,
+        *words,
+    ]
     run = compose("train", asked)  # Hydra has been started on our folder of configurations by the study's own main
     run.reader = name
     wanted = config_hash(run)
@@ -178,8 +210,9 @@ def opened(run: Path, documents: Sequence[TextDocument], batch_size: int) -> tup
     return cfg, evaluating.loaded(cfg, backbone, best_checkpoint(run)), items
 
 
-def restored(run: Path, documents: Sequence[TextDocument], batch_size: int,
-             known: dict[Any, Any]) -> dict[str, dict[str, float]]:
+def restored(
+    run: Path, documents: Sequence[TextDocument], batch_size: int, known: dict[Any, Any]
+) -> dict[str, dict[str, float]]:
     """{doc_id: every quality, ce, ce_unconditional, bits_per_byte, end_rate} of a run's reader on documents.
 
     `known` keeps what decoders without memory spend, as in eval.without_memory.
@@ -187,15 +220,25 @@ def restored(run: Path, documents: Sequence[TextDocument], batch_size: int,
     cfg, reader, items = opened(run, documents, batch_size)
     unconditional = evaluating.without_memory(cfg, build_backbone(cfg), items, known)
     collate = Collator(reader.tokenizer.pad_token_id or 0)
-    return {row["id"]: qualities(row)
-            for rows in evaluate(reader, items, collate, scores, Generation(**cfg.generation), batch_size,
-                                 unconditional=unconditional) for row in rows}
+    return {
+        row["id"]: qualities(row)
+        for rows in evaluate(
+            reader, items, collate, scores, Generation(**cfg.generation), batch_size, unconditional=unconditional
+        )
+        for row in rows
+    }
 
 
 def qualities(row: Mapping[str, Any]) -> dict[str, float]:
     """One prediction's columns: see data.restoration.Restoration for what each means."""
     ratios = {name: top / bottom for name, (top, bottom) in row["ratios"].items() if bottom}
-    found = {"neg_ce": -ratios["ce"], "ce": ratios["ce"], "memory_slots": row["memory_slots"], **row["scores"], **ratios}
+    found = {
+        "neg_ce": -ratios["ce"],
+        "ce": ratios["ce"],
+        "memory_slots": row["memory_slots"],
+        **row["scores"],
+        **ratios,
+    }
     return {name: found[name] for name in (*QUALITIES, *BESIDE)}
 
 
@@ -228,6 +271,7 @@ def shown(value: Any) -> Any:
 
 def read_csv(file: Path) -> list[dict[str, Any]]:
     """As written: numbers as numbers, empty cells as None."""
+
     def parsed(text: str) -> Any:
         try:
             return float(text) if text else None
@@ -250,7 +294,7 @@ def read_parquet(file: Path) -> list[dict[str, Any]]:
 
 
 def write_provenance(folder: Path, name: str, cfg: DictConfig, started: dict[str, Any], **more: Any) -> None:
-    """NAME.json: the resolved configuration, and `started`, breviary.results.environment at the start."""
+    """NAME.json: the resolved configuration, and `started`, breviary.runs.environment.environment at the start."""
     plain = OmegaConf.to_container(cfg, resolve=True)
     plain.pop("paths")  # of one machine
     write_json(folder / f"{name}.json", {"config": relative(plain, cfg), "environment": started, **more})
@@ -271,4 +315,4 @@ def relative(value: Any, cfg: DictConfig) -> Any:
 def refuse(problems: Sequence[str]) -> None:
     """Raises Problems where there are any."""
     if problems:
-        raise Problems(problems)
+        raise ConfigError(problems)

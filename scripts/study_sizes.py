@@ -15,7 +15,7 @@ import sys
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
-from breviary.runtime import ROOT, quiet_libraries, require_checkout
+from breviary.runtime.checkout import ROOT, quiet_libraries, require_checkout
 
 require_checkout()
 quiet_libraries()
@@ -25,19 +25,19 @@ import os
 from collections.abc import Sequence
 from typing import Any
 
-os.environ.setdefault("HYDRA_FULL_ERROR", "1")  # errors reach run_for_people, which tells them in a sentence
+os.environ.setdefault("HYDRA_FULL_ERROR", "1")  # errors reach run_cli, which tells them in a sentence
 
 import hydra
 import torch
 from omegaconf import DictConfig, OmegaConf
 
 import eval as evaluating
-from breviary.checks import attempted, run_for_people, tells_mistakes
+from breviary.config.errors import collect_errors, report_user_errors, run_cli
+from breviary.config.keys import known_keys, validate_keys
 from breviary.contract import Batch, Generation, Reader
-from breviary.keys import checked_keys, known_keys
-from breviary.results import environment
-from breviary.runtime import timed_phases
-from breviary.small_models import SmallModel, trained_model
+from breviary.runs.environment import environment
+from breviary.runtime.timing import timed_phases
+from breviary.studies.small_models import SmallModel, trained_model
 from data.collate import Collator
 from data.documents import TextDocument, documents
 from scripts import study_parts as parts
@@ -75,7 +75,9 @@ def shape_of(cfg: DictConfig, size: str) -> SmallModel:
 def texts_of(cfg: DictConfig, sources: parts.Sources) -> dict[int, tuple[Any, parts.Documents, parts.Documents]]:
     """{vocabulary: (its tokenizer, documents to learn from, documents held out)}, all of tokens of that tokenizer."""
     wanted = {cfg.vocabulary, *(shape.get("vocabulary", cfg.vocabulary) for shape in cfg.sizes.values())}
-    return {number: parts.documents_of(OmegaConf.merge(cfg, {"vocabulary": number}), sources) for number in sorted(wanted)}
+    return {
+        number: parts.documents_of(OmegaConf.merge(cfg, {"vocabulary": number}), sources) for number in sorted(wanted)
+    }
 
 
 def language_models(cfg: DictConfig, texts: dict[int, Any], home: Path, seed: int) -> dict[str, Path]:
@@ -98,7 +100,7 @@ def measured(cfg: DictConfig) -> tuple[list[dict[str, Any]], list[dict[str, Any]
     tokenizer, train, held = texts[cfg.vocabulary]
     test = [d for items in held.values() for d in items]
     kept = [source for items in parts.both_sides(sources, cfg.held_out)[1].values() for source in items]
-    long = attempted(told, documents, "timed", kept, tokenizer, cfg.timed.tokens, cfg.timed.documents, 0)
+    long = collect_errors(told, documents, "timed", kept, tokenizer, cfg.timed.tokens, cfg.timed.documents, 0)
     parts.refuse(told)
     home = Path(cfg.paths.cache) / "study"
     file = parts.write_documents(home / f"train-{cfg.tokens}.jsonl", [d for items in train.values() for d in items])
@@ -108,20 +110,34 @@ def measured(cfg: DictConfig) -> tuple[list[dict[str, Any]], list[dict[str, Any]
         models = language_models(cfg, texts, home, seed)
         for rate, encoder, decoder in itertools.product(cfg.rates, cfg.sizes, cfg.sizes):
             own, other = shape_of(cfg, encoder), shape_of(cfg, decoder)
-            words = [f"compressor.encoder_layers={own.layers}",
-                     f"train.learning_rate={min(own.learning_rate, other.learning_rate)}"]
-            run = parts.autoencoder(cfg, models[encoder], models[decoder], rate, words, file, seed,
-                                    f"size-{encoder}-{decoder}-{rate}x")
+            words = [
+                f"compressor.encoder_layers={own.layers}",
+                f"train.learning_rate={min(own.learning_rate, other.learning_rate)}",
+            ]
+            run = parts.autoencoder(
+                cfg, models[encoder], models[decoder], rate, words, file, seed, f"size-{encoder}-{decoder}-{rate}x"
+            )
             runs.setdefault((encoder, decoder, rate), run)
             setting = dict(zip(SETTING, (encoder, decoder, rate, seed)))
             curves += [{**setting, **row} for row in parts.losses(run)]
             found = parts.restored(run, test, cfg.eval_batch_size, known)
-            rows += [{"doc_id": d.doc_id, "domain": d.domain, "source": d.source, "n": cfg.tokens, **setting,
-                      **found[d.doc_id]} for d in test]
+            rows += [
+                {
+                    "doc_id": d.doc_id,
+                    "domain": d.domain,
+                    "source": d.source,
+                    "n": cfg.tokens,
+                    **setting,
+                    **found[d.doc_id],
+                }
+                for d in test
+            ]
     return rows, curves, timed(cfg, runs, long)
 
 
-def timed(cfg: DictConfig, runs: dict[tuple[str, str, int], Path], long: Sequence[TextDocument]) -> list[dict[str, Any]]:
+def timed(
+    cfg: DictConfig, runs: dict[tuple[str, str, int], Path], long: Sequence[TextDocument]
+) -> list[dict[str, Any]]:
     """A row a round and setting of the first seed: milliseconds of each phase for the whole batch, weights in use.
 
     All settings are timed in turn, round by round, so that a machine whose speed changes is slow for all of them.
@@ -133,23 +149,30 @@ def timed(cfg: DictConfig, runs: dict[tuple[str, str, int], Path], long: Sequenc
         readers[key] = reader.eval(), batch.to(next(reader.parameters()).device)
         whole = ("", key[1], WHOLE)
         if whole not in readers:
-            other = checked_keys(evaluating.untouched(settings, "full_context"))[0]
+            other = validate_keys(evaluating.untouched(settings, "full_context"))[0]
             readers[whole] = evaluating.loaded(other, evaluating.build_backbone(other), None).eval(), readers[key][1]
     written = Generation(max_new_tokens=cfg.timed.written, min_new_tokens=cfg.timed.written, stop=())
     rows = []
     for number in range(1 + cfg.timed.rounds):
         for (encoder, decoder, rate), (reader, batch) in readers.items():
             with torch.no_grad(), timed_phases() as seconds:
-                reader.decoded(batch, written)
+                reader.decode(batch, written)
             if number:  # the first is for warming up
-                rows.append({"encoder": encoder, "decoder": decoder, "rate": rate, "round": number,
-                             "weights": sum(p.numel() for p in reader.parameters()),
-                             **{f"{phase}_ms": 1000 * seconds[phase] for phase in PHASES}})
+                rows.append(
+                    {
+                        "encoder": encoder,
+                        "decoder": decoder,
+                        "rate": rate,
+                        "round": number,
+                        "weights": sum(p.numel() for p in reader.parameters()),
+                        **{f"{phase}_ms": 1000 * seconds[phase] for phase in PHASES},
+                    }
+                )
     return rows
 
 
 @hydra.main(version_base="1.3", config_path=str(ROOT / "configs"), config_name=NAME)
-@tells_mistakes
+@report_user_errors
 def main(cfg: DictConfig) -> None:
     """Measures, then writes tables and figure."""
     folder = Path(cfg.output)
@@ -175,4 +198,4 @@ def config_keys() -> list[str]:
 
 
 if __name__ == "__main__":
-    run_for_people(main, config_keys)
+    run_cli(main, config_keys)

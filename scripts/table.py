@@ -16,7 +16,7 @@ from typing import Any
 
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
-from breviary.runtime import require_checkout
+from breviary.runtime.checkout import require_checkout
 
 require_checkout()
 
@@ -24,9 +24,8 @@ from omegaconf import OmegaConf
 from rich.console import Console
 from rich.text import Text
 
-from breviary.report import find_results
-from breviary.results import read_results
-from breviary.tables import METRICS, TITLES, WIDE, number_cell, print_block
+from breviary.evaluation.results import find_results, read_results
+from breviary.evaluation.table import METRICS, TITLES, WIDE, number_cell, print_block
 
 TABLES = ROOT / "configs" / "table"
 SPEC_KEYS = {"title", "source", "notes", "evaluate", "datasets", "columns", "rows"}
@@ -75,8 +74,10 @@ def add_runs(spec: dict[str, Any], given: Iterable[str]) -> None:
         place, _, run = text.partition("=")
         row, _, dataset = place.partition("/")
         if not run or row not in rows or dataset not in spec["datasets"]:
-            raise ValueError(f"--run {text}: must be ROW/DATASET=RUN with ROW one of {', '.join(rows)} and DATASET "
-                             f"one of {', '.join(spec['datasets'])}")
+            raise ValueError(
+                f"--run {text}: must be ROW/DATASET=RUN with ROW one of {', '.join(rows)} and DATASET "
+                f"one of {', '.join(spec['datasets'])}"
+            )
         rows[row]["runs"][dataset] = run
 
 
@@ -90,10 +91,12 @@ def our_results(row: dict[str, Any], dataset: str) -> dict[str, Any] | None:
     run = row["runs"][dataset]
     found = [results for file in find_results([run]) if (results := read_results(file))["reader"] == row["reader"]]
     if len(found) != 1:
-        raise ValueError(f"{run} holds {len(found)} results of reader {row['reader']} (row {row['id']}); name the "
-                         "folder of one evaluation, RUN/eval/HASH")
-    if row["ratio"] is not None and found[0]["asked_ratio"] != row["ratio"]:
-        raise ValueError(f"{run} was asked for {found[0]['asked_ratio']}x, row {row['id']} is {row['ratio']}x")
+        raise ValueError(
+            f"{run} holds {len(found)} results of reader {row['reader']} (row {row['id']}); name the "
+            "folder of one evaluation, RUN/eval/HASH"
+        )
+    if row["ratio"] is not None and found[0]["requested_ratio"] != row["ratio"]:
+        raise ValueError(f"{run} was asked for {found[0]['requested_ratio']}x, row {row['id']} is {row['ratio']}x")
     return found[0]
 
 
@@ -128,8 +131,12 @@ def command_of(row: dict[str, Any], experiment: str) -> str:
 
 def commands(spec: dict[str, Any]) -> list[tuple[str, str]]:
     """("ROW/DATASET", command) of every published cell."""
-    return [(f"{row['id']}/{key}", command_of(row, dataset["experiment"]))
-            for row in spec["rows"] for key, dataset in spec["datasets"].items() if key in row["published"]]
+    return [
+        (f"{row['id']}/{key}", command_of(row, dataset["experiment"]))
+        for row in spec["rows"]
+        for key, dataset in spec["datasets"].items()
+        if key in row["published"]
+    ]
 
 
 def print_table(spec: dict[str, Any], with_commands: bool) -> None:

@@ -7,19 +7,28 @@ from __future__ import annotations
 
 import torch
 
-from breviary.testing import compose_tiny, disturb, tiny_reader
 from comet.layout import TEXT
 from comet.plan import fixed
 from comet.reference import reference_states
 from comet.text import Text, steps_of
+from tests.tiny import compose_tiny, disturb, tiny_reader
 
 C, S, G, B, K = 16, 4, 3, 8, 4  # chunk_size, stride, global_slots, queue_budget, compression tokens of a full chunk
 
 
 def comet(*overrides, dtype="float64", layers=2):
     """A disturbed reader in evaluation mode, everything trained."""
-    reader = tiny_reader(compose_tiny(["compressor=comet", f"backbone.layers={layers}", f"backbone.dtype={dtype}",
-                                       "decoder.train=full", *overrides]))
+    reader = tiny_reader(
+        compose_tiny(
+            [
+                "compressor=comet",
+                f"backbone.layers={layers}",
+                f"backbone.dtype={dtype}",
+                "decoder.train=full",
+                *overrides,
+            ]
+        )
+    )
     if dtype == "float64":  # new weights are drawn in float32
         reader.double()
     disturb(reader)
@@ -69,11 +78,14 @@ def gradients(reader, value):
     """{name: gradient} of a scalar for every weight, zeros where it does not reach."""
     named = dict(reader.named_parameters())
     found = torch.autograd.grad(value, list(named.values()), allow_unused=True)
-    return {name: torch.zeros_like(weight) if grad is None else grad
-            for (name, weight), grad in zip(named.items(), found)}
+    return {
+        name: torch.zeros_like(weight) if grad is None else grad for (name, weight), grad in zip(named.items(), found)
+    }
 
 
 def largest_difference(found, wanted):
     """Over all weights, relative to the weight's largest gradient."""
     assert found.keys() == wanted.keys() and found
-    return max(float((found[name] - grad).abs().max() / grad.abs().max().clamp(min=1e-30)) for name, grad in wanted.items())
+    return max(
+        float((found[name] - grad).abs().max() / grad.abs().max().clamp(min=1e-30)) for name, grad in wanted.items()
+    )

@@ -3,18 +3,25 @@
 import gc
 import os
 
-os.environ |= {"HF_HUB_OFFLINE": "1", "TRANSFORMERS_OFFLINE": "1", "HF_DATASETS_OFFLINE": "1",
-               "WANDB_MODE": "disabled", "TOKENIZERS_PARALLELISM": "false", "DS_ACCELERATOR": "cpu",
-               "CUDA_VISIBLE_DEVICES": ""}
+os.environ |= {
+    "HF_HUB_OFFLINE": "1",
+    "TRANSFORMERS_OFFLINE": "1",
+    "HF_DATASETS_OFFLINE": "1",
+    "WANDB_MODE": "disabled",
+    "TOKENIZERS_PARALLELISM": "false",
+    "DS_ACCELERATOR": "cpu",
+    "CUDA_VISIBLE_DEVICES": "",
+}
 
 import datasets
 import pytest
 
+from breviary.backbones.tiny import tiny_tokenizer
 from breviary.contract import Example
-from breviary.testing import compose_tiny, tiny_reader, tiny_tokenizer
 from data.collate import Collator
 from data.invented_facts import InventedFacts
 from data.prompts import Prompt
+from tests.tiny import compose_tiny, tiny_reader
 
 datasets.disable_progress_bars()
 # Every Trainer starts with a full garbage collection, which over all that was imported takes half a second.
@@ -24,6 +31,7 @@ gc.freeze()
 @pytest.fixture
 def compose(tmp_path):
     """compose(overrides, config="train") -> a configuration on the tiny backbone that writes into tmp_path only."""
+
     def composed(overrides=(), config="train"):
         cfg = compose_tiny(overrides, config)
         cfg.paths.outputs, cfg.paths.cache = f"{tmp_path}/outputs", f"{tmp_path}/cache"
@@ -55,6 +63,7 @@ def ragged_examples():
 @pytest.fixture(scope="session")
 def collate(tokenizer):
     """collate(examples, side="right", pad_id=the end token, **prompt) -> Batch."""
+
     def collated(examples, side="right", pad_id=tokenizer.eos_token_id, **prompt):
         shown = Prompt(**prompt)
         items = [{**shown.tokenise(example, tokenizer), "example": example} for example in examples]

@@ -16,8 +16,8 @@ from safetensors.torch import save_file
 from torch import nn
 from transformers import AutoModelForCausalLM
 
-from breviary.backbone import TinyBackbone
-from breviary.testing import disturb, tiny_tokenizer
+from breviary.backbones.tiny import TinyBackbone, tiny_tokenizer
+from tests.tiny import disturb
 
 WIDTH, LAYERS = 64, 4
 
@@ -173,12 +173,19 @@ class PublishedRAM(nn.Module):
         memory = []
         for number, (piece, own) in enumerate(zip(pieces, states)):
             skimmed = torch.softmax(cosine(own, q), 0) @ own
-            memory.append(self.llm_encoder.get_input_embeddings()(piece) if number in kept
-                          else self.semantic_alignment_layer(skimmed)[None])
+            memory.append(
+                self.llm_encoder.get_input_embeddings()(piece)
+                if number in kept
+                else self.semantic_alignment_layer(skimmed)[None]
+            )
         logits, loss = answered(self.llm, torch.cat(memory), prompt, answer)
         mass = torch.softmax(scores / 0.05, 0)
-        return Computed(torch.cat(states), torch.cat(memory), logits,
-                        {"answer": loss, "contrastive": -mass[list(positives)].sum().log()})
+        return Computed(
+            torch.cat(states),
+            torch.cat(memory),
+            logits,
+            {"answer": loss, "contrastive": -mass[list(positives)].sum().log()},
+        )
 
 
 # ------------------------------------------------------------------ CoMeT
@@ -247,8 +254,13 @@ class PublishedCoMeT(nn.Module):
 
     def config(self):
         """What config.json holds."""
-        return {**self.hf_config.to_diff_dict(), "placeholder_id": self.placeholder, "temp_beacon_id": self.beacon,
-                "global_beacon_ids": self.readouts, **self.SIZES}
+        return {
+            **self.hf_config.to_diff_dict(),
+            "placeholder_id": self.placeholder,
+            "temp_beacon_id": self.beacon,
+            "global_beacon_ids": self.readouts,
+            **self.SIZES,
+        }
 
     def save(self, folder, tied_once=False):
         """The released folder; tied_once = as save_pretrained does with a tied head: only the table."""
@@ -296,10 +308,19 @@ class PublishedCoMeT(nn.Module):
         for layer, (state, queue) in zip(self.model.layers, memories):
             if state is not None:
                 x[0, :G], x[0, G:seats] = layer.global_memory_net.o_proj(state), queue
-            x = layer.inner_layer(x, attention_mask=causal, position_ids=places, use_cache=False,
-                                  position_embeddings=self.model.rotary_emb(x, places))
+            x = layer.inner_layer(
+                x,
+                attention_mask=causal,
+                position_ids=places,
+                use_cache=False,
+                position_embeddings=self.model.rotary_emb(x, places),
+            )
             own = x[0, seats:]
             new = layer.temp_memory_net(own[beacons])
-            after.append((layer.global_memory_net(own[-len(self.readouts) :], state),
-                          torch.cat([queue, new])[-self.SIZES["temp_mem_budget"] :]))
+            after.append(
+                (
+                    layer.global_memory_net(own[-len(self.readouts) :], state),
+                    torch.cat([queue, new])[-self.SIZES["temp_mem_budget"] :],
+                )
+            )
         return own[is_text], after

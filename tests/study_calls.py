@@ -5,7 +5,7 @@ from types import ModuleType
 
 import pytest
 
-from breviary.checks import run_for_people
+from breviary.config.errors import run_cli
 
 
 def called(study: ModuleType, folder, *words: str) -> int:
@@ -13,7 +13,7 @@ def called(study: ModuleType, folder, *words: str) -> int:
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(sys, "argv", [study.__file__, *words, f"paths.cache={folder}/cache", f"output={folder}/out"])
         try:
-            run_for_people(study.main, study.config_keys)
+            run_cli(study.main, study.config_keys)
         except SystemExit as ended:
             return ended.code
     return 0

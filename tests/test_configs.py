@@ -9,8 +9,8 @@ from hydra import initialize_config_dir
 from hydra.utils import get_class
 from omegaconf import OmegaConf
 
-from breviary.build import build_backbone, compressor_class
-from breviary.keys import checked_keys, constructor_keys
+from breviary.config.build import build_backbone, compressor_class
+from breviary.config.keys import constructor_keys, validate_keys
 
 CONFIGS = Path(__file__).resolve().parents[1] / "configs"
 
@@ -39,7 +39,7 @@ def test_every_yaml_composes_and_its_keys_are_known(file):
     cfg = composed("train", f"{file.parent.name}={file.stem}")
     plain = OmegaConf.to_container(cfg, resolve=True, throw_on_missing=False)
     assert plain["compressor"]["_target_"] and plain["backbone"]["_target_"] and plain["dataset"]["_target_"]
-    _, problems = checked_keys(cfg)
+    _, problems = validate_keys(cfg)
     assert not [problem for problem in problems if "???" not in problem and "missing" not in problem.lower()]
 
 

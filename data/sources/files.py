@@ -52,8 +52,10 @@ class Rows:
                         self.where = f"{file}, row {number}"
                         yield row
                 except UNREADABLE as error:
-                    raise BadFile(f"{file} cannot be read ({error}); it must be whole UTF-8 text, gzipped if and only "
-                                  "if its name ends in .gz") from error
+                    raise BadFile(
+                        f"{file} cannot be read ({error}); it must be whole UTF-8 text, gzipped if and only "
+                        "if its name ends in .gz"
+                    ) from error
 
     def _files(self, path: Path) -> list[Path]:
         """The file itself, or the files of a folder that its format reads."""
@@ -125,8 +127,11 @@ def _named(rows: Iterable[Any], file: Path) -> Iterator[Any]:
     name = file.name.removesuffix(".gz")
     for number, row in enumerate(rows):
         one = name.endswith(".json")
-        yield {"meeting": Path(name).stem if one else f"{Path(name).stem}-{number}", **row} if isinstance(
-            row, dict) else row
+        yield (
+            {"meeting": Path(name).stem if one else f"{Path(name).stem}-{number}", **row}
+            if isinstance(row, dict)
+            else row
+        )
 
 
 def pair_rows(file: Path) -> Iterator[dict[str, str]]:
@@ -153,8 +158,10 @@ def table_rows(file: Path, columns: Iterable[str]) -> Iterator[dict[str, str]]:
         reader = csv.DictReader(stream)
         missing = [column for column in columns if column not in (reader.fieldnames or [])]
         if missing:
-            raise BadFile(f"{file}: no column {', '.join(map(repr, missing))} (columns: "
-                          f"{', '.join(map(repr, reader.fieldnames or [])) or 'none'})")
+            raise BadFile(
+                f"{file}: no column {', '.join(map(repr, missing))} (columns: "
+                f"{', '.join(map(repr, reader.fieldnames or [])) or 'none'})"
+            )
         for number, row in enumerate(reader, 1):
             if None in row or None in row.values():
                 raise BadFile(f"{file}, row {number}: not {len(reader.fieldnames)} cells, as the head has")
@@ -187,16 +194,20 @@ def narrativeqa_rows(folder: Path, name: str, context: str, stories: str | Path 
             continue
         document = row["document_id"]
         if document not in documents or (home is None and document not in texts):
-            raise BadFile(f"{qaps}, row {number}: the document {document!r} has no line in "
-                          f"{'summaries.csv' if document in documents else 'documents.csv'}")
+            raise BadFile(
+                f"{qaps}, row {number}: the document {document!r} has no line in "
+                f"{'summaries.csv' if document in documents else 'documents.csv'}"
+            )
         if home is not None and document not in texts:
             texts = {document: _story(home / f"{document}.content")}  # questions stand by document: one is held
         yield {**row, "context": texts[document]}
 
 
 def _summaries(folder: Path) -> dict[str, str]:
-    file = next((path for path in (folder / "summaries.csv", folder / "third_party/wikipedia/summaries.csv")
-                 if path.is_file()), None)
+    file = next(
+        (path for path in (folder / "summaries.csv", folder / "third_party/wikipedia/summaries.csv") if path.is_file()),
+        None,
+    )
     if file is None:
         raise BadFile(f"{folder}: no summaries.csv in it or in its third_party/wikipedia")
     return {row["document_id"]: row["summary"] for row in table_rows(file, ["document_id", "summary"])}
@@ -206,8 +217,10 @@ def _stories_folder(folder: Path, stories: str | Path | None) -> Path:
     places = [Path(stories).expanduser()] if stories else [folder / "tmp", folder]
     home = next((place for place in places if any(place.glob("*.content"))), None)
     if home is None:
-        raise BadFile(f"{folder}: no .content file in {' or '.join(map(str, places))}; name the folder of stories "
-                      "with --stories, or take --context summaries")
+        raise BadFile(
+            f"{folder}: no .content file in {' or '.join(map(str, places))}; name the folder of stories "
+            "with --stories, or take --context summaries"
+        )
     return home
 
 

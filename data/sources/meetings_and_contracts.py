@@ -29,8 +29,9 @@ def qmsum(row: dict[str, Any], number: int) -> Iterator[Converted]:
     for letter, field in (("g", "general_query_list"), ("s", "specific_query_list")):
         for place, query in enumerate(need(row, field, list)):
             of = f"query {place + 1} in {field!r}"
-            yield example(f"{name}-{letter}{place}", context, need(query, "query", str, of),
-                          [need(query, "answer", str, of)])
+            yield example(
+                f"{name}-{letter}{place}", context, need(query, "query", str, of), [need(query, "answer", str, of)]
+            )
 
 
 @converter

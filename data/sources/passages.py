@@ -20,8 +20,13 @@ def nq(row: dict[str, Any], number: int) -> Iterator[Converted]:
     passages = []
     for place, passage in enumerate(need(row, "ctxs", list), 1):
         of = f"passage {place}"
-        passages.append({"title": need(passage, "title", str, of), "text": need(passage, "text", str, of),
-                         "is_gold": need(passage, "isgold", bool, of)})
+        passages.append(
+            {
+                "title": need(passage, "title", str, of),
+                "text": need(passage, "text", str, of),
+                "is_gold": need(passage, "isgold", bool, of),
+            }
+        )
     gold = [place for place, passage in enumerate(passages) if passage["is_gold"]]
     id = f"nq-{number}-gold{gold[0]}" if gold else f"nq-{number}"
     yield passage_example(id, passages, need(row, "question", str), need_each(row, "answers", str))
@@ -49,10 +54,13 @@ def _multihop(row: dict[str, Any], otherwise: str) -> Converted:
     if "answer" not in row:
         return HIDDEN
     gold = _gold_titles(row)
-    passages = [{"title": title, "text": " ".join(sentence.strip() for sentence in sentences), "is_gold": title in gold}
-                for title, sentences in paragraphs]
-    return passage_example(identifier(row, ("_id", "id", "_1"), otherwise), passages, question,
-                           [need(row, "answer", str)])
+    passages = [
+        {"title": title, "text": " ".join(sentence.strip() for sentence in sentences), "is_gold": title in gold}
+        for title, sentences in paragraphs
+    ]
+    return passage_example(
+        identifier(row, ("_id", "id", "_1"), otherwise), passages, question, [need(row, "answer", str)]
+    )
 
 
 def _paragraphs(row: dict[str, Any]) -> list[tuple[str, list[str]]]:
@@ -92,8 +100,13 @@ def musique(row: dict[str, Any], number: int) -> Iterator[Converted]:
     passages, hidden = [], "answer" not in row
     for place, passage in enumerate(need(row, "paragraphs", list), 1):
         of = f"paragraph {place}"
-        passages.append({"title": need(passage, "title", str, of), "text": need(passage, "paragraph_text", str, of),
-                         "is_gold": not hidden and need(passage, "is_supporting", bool, of)})
+        passages.append(
+            {
+                "title": need(passage, "title", str, of),
+                "text": need(passage, "paragraph_text", str, of),
+                "is_gold": not hidden and need(passage, "is_supporting", bool, of),
+            }
+        )
     question = need(row, "question", str)
     if hidden:
         yield HIDDEN
@@ -101,8 +114,9 @@ def musique(row: dict[str, Any], number: int) -> Iterator[Converted]:
         yield Skipped("unanswerable")
     else:
         aliases = need_each(row, "answer_aliases", str) if "answer_aliases" in row else []
-        yield passage_example(identifier(row, ("id",), f"musique-{number}"), passages, question,
-                              [need(row, "answer", str), *aliases])
+        yield passage_example(
+            identifier(row, ("id",), f"musique-{number}"), passages, question, [need(row, "answer", str), *aliases]
+        )
 
 
 def pivoted(value: Any) -> Iterator[Any]:

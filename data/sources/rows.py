@@ -22,12 +22,14 @@ class Skipped:
 Converted = dict[str, Any] | Skipped
 
 
-def converter(one: Callable[[dict[str, Any], int], Iterator[Converted]]
-              ) -> Callable[[Iterable[Any]], Iterator[Converted]]:
+def converter(
+    one: Callable[[dict[str, Any], int], Iterator[Converted]],
+) -> Callable[[Iterable[Any]], Iterator[Converted]]:
     """rows -> examples, of `one(row, number)`, which gives the examples of one row; numbers count from 0.
 
     Raises ValueError for a row that is no object, and what `one` raises.
     """
+
     @functools.wraps(one)
     def convert(rows: Iterable[Any]) -> Iterator[Converted]:
         for number, row in enumerate(rows):

@@ -110,10 +110,13 @@ def qasper(row: dict[str, Any], number: int) -> Iterator[Converted]:
     paper = identifier(row, ("paper",), f"qasper-{number}")
     for place, asked in enumerate(need(row, "qas", list), 1):
         of = f"question {place}"
-        answers = [_worded(need(answer, "answer", dict, f"an answer of {of}"), of)
-                   for answer in need(asked, "answers", list, of)]
-        yield example(identifier(asked, ("question_id",), f"{paper}-{place}"), context,
-                      need(asked, "question", str, of), answers)
+        answers = [
+            _worded(need(answer, "answer", dict, f"an answer of {of}"), of)
+            for answer in need(asked, "answers", list, of)
+        ]
+        yield example(
+            identifier(asked, ("question_id",), f"{paper}-{place}"), context, need(asked, "question", str, of), answers
+        )
 
 
 def need_field(row: Any, field: str, of: str) -> Any:

@@ -64,8 +64,14 @@ def longbench(row: dict[str, Any], number: int) -> Iterator[Converted]:
     if not question.strip():
         name = task.removesuffix("_e")  # LongBench-E has the same tasks
         if name not in QUESTIONS:
-            raise ValueError(f"'input' is empty, and the data set {task!r} has no question of its own "
-                             f"(those that have: {', '.join(QUESTIONS)})")
+            raise ValueError(
+                f"'input' is empty, and the data set {task!r} has no question of its own "
+                f"(those that have: {', '.join(QUESTIONS)})"
+            )
         question = QUESTIONS[name]
-    yield example(identifier(row, ("_id",), f"{task}-{number}"), need(row, "context", str), question,
-                  need_each(row, "answers", str))
+    yield example(
+        identifier(row, ("_id",), f"{task}-{number}"),
+        need(row, "context", str),
+        question,
+        need_each(row, "answers", str),
+    )

@@ -23,7 +23,7 @@ from pathlib import Path
 from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
-from breviary.runtime import ROOT, quiet_libraries, require_checkout
+from breviary.runtime.checkout import ROOT, quiet_libraries, require_checkout
 
 require_checkout()
 
@@ -39,11 +39,12 @@ from rich.table import Table
 from torch.profiler import ProfilerActivity, profile
 from transformers import AutoConfig, AutoModelForCausalLM
 
-from breviary.attention import BLOCKWISE
-from breviary.build import build_backbone, build_reader
-from breviary.decoding import DecodingStream
-from breviary.results import environment, write_json
-from breviary.stack import Stack
+from breviary.backbones.attention import BLOCKWISE
+from breviary.backbones.stack import Stack
+from breviary.config.build import build_backbone, build_reader
+from breviary.decoding.state import DecodingState
+from breviary.runs.environment import environment
+from breviary.runtime.files import write_json
 from comet.layers import MemoryLayers
 from comet.layout import chunk_layout
 from comet.memory import MemoryState
@@ -53,8 +54,14 @@ from scripts.bench.compress import reset_peak, status
 
 WRITTEN = 16  # tokens after each length
 M_MMAP_THRESHOLD = -3  # of glibc's mallopt: bytes from which a block is mapped by itself
-SHAPES = {"qwen3_4b": dict(hidden_size=2560, intermediate_size=9728, num_attention_heads=32, num_key_value_heads=8, head_dim=128),
-          "smollm2_135m": dict(hidden_size=576, intermediate_size=1536, num_attention_heads=9, num_key_value_heads=3, head_dim=64)}
+SHAPES = {
+    "qwen3_4b": dict(
+        hidden_size=2560, intermediate_size=9728, num_attention_heads=32, num_key_value_heads=8, head_dim=128
+    ),
+    "smollm2_135m": dict(
+        hidden_size=576, intermediate_size=1536, num_attention_heads=9, num_key_value_heads=3, head_dim=64
+    ),
+}
 PUBLISHED = dict(c=2048, s=8, G=512, B=2048)
 
 
@@ -64,7 +71,9 @@ def main() -> None:
     parser.add_argument("--backbone", default="tiny", help="a YAML of configs/backbone")
     parser.add_argument("--lengths", type=int, nargs="*", default=[4096, 16384, 65536, 262144, 1048576])
     parser.add_argument("--plain-limit", type=int, default=16384, help="longest text of the plain backbone, tokens")
-    parser.add_argument("--keys", nargs="*", default=[], help="key=value of the configuration, e.g. compressor.chunk_size=512")
+    parser.add_argument(
+        "--keys", nargs="*", default=[], help="key=value of the configuration, e.g. compressor.chunk_size=512"
+    )
     parser.add_argument("--runs", type=int, default=5, help="of the two backends")
     parser.add_argument("--shapes", nargs="*", choices=SHAPES, default=list(SHAPES), help="widths of the two backends")
     parser.add_argument("--output", default=None, help="JSON file; the plot gets its name")
@@ -72,8 +81,14 @@ def main() -> None:
     quiet_libraries()
     # Tensors get pages of their own, which go back when they are freed: else the peak grows with the allocator's holes.
     ctypes.CDLL("libc.so.6").mallopt(M_MMAP_THRESHOLD, 2**14)
-    measured: dict[str, Any] = {"schema": 1, "backbone": args.backbone, "keys": args.keys, "lengths": [], "backends": [],
-                                "environment": environment()}
+    measured: dict[str, Any] = {
+        "schema": 1,
+        "backbone": args.backbone,
+        "keys": args.keys,
+        "lengths": [],
+        "backends": [],
+        "environment": environment(),
+    }
 
     def keep(part: str, row: dict[str, Any]) -> None:
         measured[part].append(row)
@@ -119,9 +134,16 @@ def read_comet(reader: Comet, length: int) -> dict[str, Any]:
         start = time.perf_counter()
         logits = stream.step(logits.argmax(-1))
         written.append(time.perf_counter() - start)
-    row = {"reader": "comet", "tokens": length, "chunks": -(-length // c), "read_s": read_s,
-           "peak_mib": (status("VmHWM") - before) / 2**20, "state_mib": stream.memory.bytes / 2**20,
-           "kept_mib": stream.bytes / 2**20, "token_ms": 1000 * statistics.median(written)}
+    row = {
+        "reader": "comet",
+        "tokens": length,
+        "chunks": -(-length // c),
+        "read_s": read_s,
+        "peak_mib": (status("VmHWM") - before) / 2**20,
+        "state_mib": stream.memory.bytes / 2**20,
+        "kept_mib": stream.bytes / 2**20,
+        "token_ms": 1000 * statistics.median(written),
+    }
     ids = torch.randint(10, reader.decoder.config.vocab_size, (1, c), generator=generator)
     return row | {"tensors_mib": tensor_peak(lambda: stream.read(ids, torch.tensor([c]))) / 2**20}
 
@@ -139,11 +161,13 @@ def tensor_peak(call: Callable[[], Any]) -> int:
 def read_plain(reader: Comet, length: int) -> dict[str, Any]:
     """One row: the same text read by the plain backbone with its key/value cache."""
     stack = reader.decoder
-    stream = DecodingStream(stack, 0)
+    stream = DecodingState(stack, 0)
     ids = torch.randint(10, stack.config.vocab_size, (1, length), generator=torch.Generator().manual_seed(0))
     before, start = reset_peak(), time.perf_counter()
     with stack.precision():
-        logits = stream.read_above(stack.embed(ids), torch.arange(length)[None], torch.ones_like(ids, dtype=torch.bool))
+        logits = stream.prefill_upper(
+            stack.embed(ids), torch.arange(length)[None], torch.ones_like(ids, dtype=torch.bool)
+        )
         read_s = time.perf_counter() - start
         written = []
         for _ in range(WRITTEN):
@@ -151,15 +175,24 @@ def read_plain(reader: Comet, length: int) -> dict[str, Any]:
             logits = stream.step(logits.argmax(-1))
             written.append(time.perf_counter() - start)
     kept = stack.key_value_bytes(len(stack)) * length / 2**20
-    return {"reader": "plain", "tokens": length, "chunks": 1, "read_s": read_s,
-            "peak_mib": (status("VmHWM") - before) / 2**20, "state_mib": kept, "kept_mib": kept,
-            "token_ms": 1000 * statistics.median(written)}
+    return {
+        "reader": "plain",
+        "tokens": length,
+        "chunks": 1,
+        "read_s": read_s,
+        "peak_mib": (status("VmHWM") - before) / 2**20,
+        "state_mib": kept,
+        "kept_mib": kept,
+        "token_ms": 1000 * statistics.median(written),
+    }
 
 
 @torch.no_grad()
 def backends(shape: str, runs: int) -> dict[str, Any]:
     """One row: a steady chunk through two random layers of this shape, memory full, both backends in turn."""
-    config = AutoConfig.for_model("qwen3", vocab_size=512, num_hidden_layers=2, max_position_embeddings=8192, **SHAPES[shape])
+    config = AutoConfig.for_model(
+        "qwen3", vocab_size=512, num_hidden_layers=2, max_position_embeddings=8192, **SHAPES[shape]
+    )
     config._attn_implementation = BLOCKWISE
     torch.manual_seed(0)
     stack = Stack(AutoModelForCausalLM.from_config(config, dtype=torch.bfloat16)).eval()
@@ -183,8 +216,13 @@ def backends(shape: str, runs: int) -> dict[str, Any]:
             if run:  # the first is for warming up
                 seconds[name].append(time.perf_counter() - start)
     ratios = [a / b for a, b in zip(seconds["scatter"], seconds["kv_prefix"])]
-    return {"shape": shape, **PUBLISHED, **{f"{name}_s": statistics.median(x) for name, x in seconds.items()},
-            "speedup": statistics.median(ratios), "bound": multiplications_ratio(SHAPES[shape])}
+    return {
+        "shape": shape,
+        **PUBLISHED,
+        **{f"{name}_s": statistics.median(x) for name, x in seconds.items()},
+        "speedup": statistics.median(ratios),
+        "bound": multiplications_ratio(SHAPES[shape]),
+    }
 
 
 def multiplications_ratio(shape: dict[str, int]) -> float:
@@ -203,13 +241,32 @@ def multiplications_ratio(shape: dict[str, int]) -> float:
 def show_lengths(rows: list[dict[str, Any]]) -> None:
     """Prints the rows by length."""
     table = Table(title="Reading, memory and writing over length", title_justify="left")
-    for column in ("reader", "tokens", "chunks", "read s", "tokens/s", "peak MiB", "tensors MiB", "state MiB", "kept MiB",
-                   "ms/token"):
+    for column in (
+        "reader",
+        "tokens",
+        "chunks",
+        "read s",
+        "tokens/s",
+        "peak MiB",
+        "tensors MiB",
+        "state MiB",
+        "kept MiB",
+        "ms/token",
+    ):
         table.add_column(column, justify="left" if column == "reader" else "right")
     for r in rows:
-        table.add_row(r["reader"], f"{r['tokens']:,}", str(r["chunks"]), f"{r['read_s']:.1f}", f"{r['tokens'] / r['read_s']:,.0f}",
-                      f"{r['peak_mib']:.0f}", f"{r['tensors_mib']:.2f}" if "tensors_mib" in r else "-",
-                      f"{r['state_mib']:.2f}", f"{r['kept_mib']:.2f}", f"{r['token_ms']:.1f}")
+        table.add_row(
+            r["reader"],
+            f"{r['tokens']:,}",
+            str(r["chunks"]),
+            f"{r['read_s']:.1f}",
+            f"{r['tokens'] / r['read_s']:,.0f}",
+            f"{r['peak_mib']:.0f}",
+            f"{r['tensors_mib']:.2f}" if "tensors_mib" in r else "-",
+            f"{r['state_mib']:.2f}",
+            f"{r['kept_mib']:.2f}",
+            f"{r['token_ms']:.1f}",
+        )
     Console(width=max(Console().width, 110)).print(table)
 
 
@@ -219,7 +276,9 @@ def show_backends(rows: list[dict[str, Any]]) -> None:
     for column in ("shape", "scatter s", "kv_prefix s", "speedup", "by multiplications"):
         table.add_column(column, justify="left" if column == "shape" else "right")
     for r in rows:
-        table.add_row(r["shape"], f"{r['scatter_s']:.3f}", f"{r['kv_prefix_s']:.3f}", f"{r['speedup']:.2f}x", f"{r['bound']:.2f}x")
+        table.add_row(
+            r["shape"], f"{r['scatter_s']:.3f}", f"{r['kv_prefix_s']:.3f}", f"{r['speedup']:.2f}x", f"{r['bound']:.2f}x"
+        )
     Console(width=max(Console().width, 110)).print(table)
 
 
@@ -227,8 +286,11 @@ def plot(rows: list[dict[str, Any]], file: Path) -> None:
     """Time to read, peak memory and time of a written token against length."""
     figure, axes = plt.subplots(1, 3, figsize=(12, 3.6), layout="constrained")
     lengths = sorted({row["tokens"] for row in rows})
-    for axis, key, title in zip(axes, ("read_s", "peak_mib", "token_ms"),
-                                ("reading, s", "peak memory above the weights, MiB", "a written token, ms")):
+    for axis, key, title in zip(
+        axes,
+        ("read_s", "peak_mib", "token_ms"),
+        ("reading, s", "peak memory above the weights, MiB", "a written token, ms"),
+    ):
         for name, colour in (("comet", "#1f6f8b"), ("plain", "#c8553d")):
             own = [row for row in rows if row["reader"] == name]
             axis.plot([r["tokens"] for r in own], [r[key] for r in own], "o-", color=colour, label=name)

@@ -25,7 +25,7 @@ from pathlib import Path
 from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
-from breviary.runtime import ROOT, quiet_libraries, require_checkout
+from breviary.runtime.checkout import ROOT, quiet_libraries, require_checkout
 
 require_checkout()
 
@@ -40,17 +40,17 @@ from hydra import compose, initialize_config_dir
 from rich.console import Console
 from torch import Tensor
 
-from breviary.backbone import TinyBackbone
-from breviary.build import build_backbone, build_reader
-from breviary.distributed import all_ranks_rows, rank
-from breviary.pipeline import Place, take_place
-from breviary.results import environment, write_json
-from breviary.tables import WIDE, print_block
+from breviary.config.build import build_backbone, build_reader
+from breviary.evaluation.table import WIDE, print_block
+from breviary.runs.environment import environment
+from breviary.runtime.distributed import gather_rows, rank
+from breviary.runtime.files import write_json
+from breviary.training.pipeline import join_pipeline_group
 from comet.cost import Memory, Shape, parts_of
 from comet.handoff import Passage, PipelineHandoff, PipelinePassage
 from comet.model import Comet
 from comet.pipeline import Pipeline
-from comet.progress import BACKWARD, DIRECTIONS, FORWARD, spans_of
+from comet.progress import BACKWARD, FORWARD, spans_of
 from comet.schedule import Cell, owners, simulate
 from comet.text import Text, steps_of
 
@@ -90,7 +90,9 @@ class NaivePassage(PipelinePassage):
 def main() -> None:
     """Measures, prints two tables, writes JSON and picture."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--runs", type=int, default=5, help="of each variant; the first, for warming up, is not counted")
+    parser.add_argument(
+        "--runs", type=int, default=5, help="of each variant; the first, for warming up, is not counted"
+    )
     for name, default in (("chunks", 8), ("layers", 30), ("chunk", 512), ("width", 320), ("slots", 64), ("queue", 256)):
         parser.add_argument(f"--{name}", type=int, default=default)
     parser.add_argument("--output", default=None, help="without ending")
@@ -120,14 +122,21 @@ def started(count: int, function: Callable[[argparse.Namespace], Any], given: ar
         return torch.load(f"{folder}/result.pt", weights_only=False)
 
 
-def _rank(index: int, count: int, port: int, function: Callable[[argparse.Namespace], Any], given: argparse.Namespace,
-          file: str) -> None:
+def _rank(
+    index: int,
+    count: int,
+    port: int,
+    function: Callable[[argparse.Namespace], Any],
+    given: argparse.Namespace,
+    file: str,
+) -> None:
     quiet_libraries()
     cores = sorted(os.sched_getaffinity(0))
     os.sched_setaffinity(0, {cores[index % len(cores)]})
     torch.set_num_threads(1)
-    os.environ.update(RANK=str(index), LOCAL_RANK=str(index), WORLD_SIZE=str(count), MASTER_ADDR="127.0.0.1",
-                      MASTER_PORT=str(port))
+    os.environ.update(
+        RANK=str(index), LOCAL_RANK=str(index), WORLD_SIZE=str(count), MASTER_ADDR="127.0.0.1", MASTER_PORT=str(port)
+    )
     dist.init_process_group("gloo")
     result = function(given)
     if index == 0:
@@ -139,10 +148,20 @@ def _rank(index: int, count: int, port: int, function: Callable[[argparse.Namesp
 def reader_of(given: argparse.Namespace) -> Comet:
     """Random weights, in training; the same on every rank."""
     with initialize_config_dir(str(ROOT / "configs"), version_base="1.3"):
-        cfg = compose("train", ["compressor=comet", "backbone=tiny", "decoder.train=full", f"backbone.layers={given.layers}",
-                                f"backbone.width={given.width}", f"compressor.chunk_size={given.chunk}",
-                                f"compressor.global_slots={given.slots}", f"compressor.queue_budget={given.queue}",
-                                "compressor.strategy=fixed"])
+        cfg = compose(
+            "train",
+            [
+                "compressor=comet",
+                "backbone=tiny",
+                "decoder.train=full",
+                f"backbone.layers={given.layers}",
+                f"backbone.width={given.width}",
+                f"compressor.chunk_size={given.chunk}",
+                f"compressor.global_slots={given.slots}",
+                f"compressor.queue_budget={given.queue}",
+                "compressor.strategy=fixed",
+            ],
+        )
     backbone = build_backbone(cfg)
     return build_reader(cfg, backbone, backbone.tokenizer()).train()
 
@@ -161,9 +180,13 @@ def text_of(given: argparse.Namespace) -> Text:
 
 def timed(given: argparse.Namespace) -> dict[str, Any]:
     """Seconds of one text, forward and back: each variant, and rank 0 alone; with the events of the last run of each."""
-    reader, text, place = reader_of(given), text_of(given), take_place(2, PATIENCE)
-    pipelines = {name: Pipeline((NaiveHandoff if name == "naive" else PipelineHandoff)(place),
-                                "contiguous" if name == "naive" else name) for name in VARIANTS}
+    reader, text, place = reader_of(given), text_of(given), join_pipeline_group(2, PATIENCE)
+    pipelines = {
+        name: Pipeline(
+            (NaiveHandoff if name == "naive" else PipelineHandoff)(place), "contiguous" if name == "naive" else name
+        )
+        for name in VARIANTS
+    }
     seconds: dict[str, list[float]] = {name: [] for name in ("alone", "both", *VARIANTS)}
     events: dict[str, Any] = {}
     for run in range(given.runs + 1):
@@ -175,11 +198,16 @@ def timed(given: argparse.Namespace) -> dict[str, Any]:
             if run:
                 seconds[name].append(took)
             if reader.pipeline:
-                events[name] = all_ranks_rows([reader.pipeline.handoff.events])
+                events[name] = gather_rows([reader.pipeline.handoff.events])
             if rank() == 0:
                 print(f"run {run}, {name}: {took:.2f} s", flush=True)
-    return {"rows": [variant_row(name, seconds, reader, given) for name in VARIANTS], "seconds": seconds, "events": events,
-            "costs": costs_of(reader, given), "ranks": 2}
+    return {
+        "rows": [variant_row(name, seconds, reader, given) for name in VARIANTS],
+        "seconds": seconds,
+        "events": events,
+        "costs": costs_of(reader, given),
+        "ranks": 2,
+    }
 
 
 def read(reader: Comet, text: Text, alone: bool) -> float:
@@ -210,18 +238,54 @@ def variant_row(name: str, seconds: dict[str, list[float]], reader: Comet, given
         bound = given.layers * sum(costs) / planned.makespan
     naive = [one / other for one, other in zip(seconds["naive"], seconds[name])]
     shared = statistics.median(one / other for one, other in zip(seconds["alone"], seconds["both"]))
-    return {"variant": name, "seconds": statistics.median(seconds[name]), "alone_s": statistics.median(seconds["alone"]),
-            "speedup": statistics.median(ratios), "lowest": min(ratios), "highest": max(ratios), "bound": bound,
-            "bound_here": bound * (1.0 if name == "naive" else shared),  # naively, no two cores compute at once
-            "against_naive": statistics.median(naive)}
+    return {
+        "variant": name,
+        "seconds": statistics.median(seconds[name]),
+        "alone_s": statistics.median(seconds["alone"]),
+        "speedup": statistics.median(ratios),
+        "lowest": min(ratios),
+        "highest": max(ratios),
+        "bound": bound,
+        "bound_here": bound * (1.0 if name == "naive" else shared),  # naively, no two cores compute at once
+        "against_naive": statistics.median(naive),
+    }
 
 
 def show_times(measured: dict[str, Any]) -> None:
     """Prints the variants."""
-    print_block(Console(width=WIDE), ("2 ranks", "s", "alone s", "faster than alone", "lowest", "highest", "bound",
-                                      "on these cores", "faster than naive"),
-                [[row["variant"], *(f"{row[key]:.2f}" for key in ("seconds", "alone_s", "speedup", "lowest", "highest", "bound",
-                                                                  "bound_here", "against_naive"))] for row in measured["rows"]])
+    print_block(
+        Console(width=WIDE),
+        (
+            "2 ranks",
+            "s",
+            "alone s",
+            "faster than alone",
+            "lowest",
+            "highest",
+            "bound",
+            "on these cores",
+            "faster than naive",
+        ),
+        [
+            [
+                row["variant"],
+                *(
+                    f"{row[key]:.2f}"
+                    for key in (
+                        "seconds",
+                        "alone_s",
+                        "speedup",
+                        "lowest",
+                        "highest",
+                        "bound",
+                        "bound_here",
+                        "against_naive",
+                    )
+                ),
+            ]
+            for row in measured["rows"]
+        ],
+    )
 
 
 # ------------------------------------------------------------------ cells
@@ -231,7 +295,7 @@ def counted(given: argparse.Namespace) -> list[dict[str, Any]]:
     """Rows: forward makespan in cells, each of which sleeps, beside the simulator's; this many ranks."""
     small = argparse.Namespace(**{**vars(given), "chunk": 32, "width": 32, "slots": 4, "queue": 8})
     reader, text, ranks = reader_of(small), text_of(small), dist.get_world_size()
-    place, cell, rows = take_place(ranks, PATIENCE), reader.memory.cell, []
+    place, cell, rows = join_pipeline_group(ranks, PATIENCE), reader.memory.cell, []
 
     def slow(*arguments: Any) -> Any:
         begun = time.monotonic()
@@ -245,20 +309,40 @@ def counted(given: argparse.Namespace) -> list[dict[str, Any]]:
         reader.join_pipeline(place, schedule)
         reader.pipeline.handoff.events = []
         reader.nll(text).sum().backward()
-        for own in all_ranks_rows([reader.pipeline.handoff.events]):
+        for own in gather_rows([reader.pipeline.handoff.events]):
             spans |= spans_of(own, FORWARD)
         took = max(end for _, end in spans.values()) - min(start for start, _ in spans.values())
         planned = simulate(given.chunks, given.layers, ranks, schedule)
-        rows.append({"ranks": ranks, "schedule": schedule, "cells": took / SLEEP, "planned": planned.makespan,
-                     "bubble": 1 - given.chunks * given.layers * SLEEP / (ranks * took), "planned_bubble": planned.bubble})
+        rows.append(
+            {
+                "ranks": ranks,
+                "schedule": schedule,
+                "cells": took / SLEEP,
+                "planned": planned.makespan,
+                "bubble": 1 - given.chunks * given.layers * SLEEP / (ranks * took),
+                "planned_bubble": planned.bubble,
+            }
+        )
     return rows
 
 
 def show_cells(rows: Sequence[dict[str, Any]]) -> None:
     """Prints the counted makespans."""
-    print_block(Console(width=WIDE), ("cells of equal length", "ranks", "makespan", "simulated", "bubble", "simulated"),
-                [[row["schedule"], str(row["ranks"]), f"{row['cells']:.1f}", f"{row['planned']:.0f}", f"{row['bubble']:.1%}",
-                  f"{row['planned_bubble']:.1%}"] for row in rows])
+    print_block(
+        Console(width=WIDE),
+        ("cells of equal length", "ranks", "makespan", "simulated", "bubble", "simulated"),
+        [
+            [
+                row["schedule"],
+                str(row["ranks"]),
+                f"{row['cells']:.1f}",
+                f"{row['planned']:.0f}",
+                f"{row['bubble']:.1%}",
+                f"{row['planned_bubble']:.1%}",
+            ]
+            for row in rows
+        ],
+    )
 
 
 # ------------------------------------------------------------------ picture
@@ -267,9 +351,14 @@ def show_cells(rows: Sequence[dict[str, Any]]) -> None:
 def draw(measured: dict[str, Any], file: Path) -> None:
     """Rank by cell over time: what was recorded, and what the simulator says of cells as long as their multiplications."""
     names = [name for name in VARIANTS if name in measured["events"]]
-    figure, axes = plt.subplots(2 * len(names), 1, figsize=(12, 1.5 * 2 * len(names)), layout="constrained", sharex=True)
+    figure, axes = plt.subplots(
+        2 * len(names), 1, figsize=(12, 1.5 * 2 * len(names)), layout="constrained", sharex=True
+    )
     for number, name in enumerate(names):
-        lanes = [{direction: spans_of(own, direction) for direction in (FORWARD, BACKWARD)} for own in measured["events"][name]]
+        lanes = [
+            {direction: spans_of(own, direction) for direction in (FORWARD, BACKWARD)}
+            for own in measured["events"][name]
+        ]
         begin = min(span[0] for lane in lanes for spans in lane.values() for span in spans.values())
         _lanes(axes[2 * number], lanes, begin, f"{name}: recorded")
         unit = sum(end - start for lane in lanes for spans in lane.values() for start, end in spans.values())
@@ -286,13 +375,19 @@ def simulated(name: str, measured: dict[str, Any], seconds: float) -> list[dict[
     schedule = "contiguous" if name == "naive" else name
     unit = seconds / (layers * sum(costs) * (1 + BACK))
     owner = owners(chunks, ranks, schedule)
-    forward = naive_spans(owner, layers, costs) if name == "naive" else simulate(
-        chunks, layers, ranks, schedule, lambda chunk, layer: costs[chunk]).spans
+    forward = (
+        naive_spans(owner, layers, costs)
+        if name == "naive"
+        else simulate(chunks, layers, ranks, schedule, lambda chunk, layer: costs[chunk]).spans
+    )
     turn = max(end for _, end in forward.values())
     lanes: list[dict[int, dict[Cell, tuple[float, float]]]] = [{FORWARD: {}, BACKWARD: {}} for _ in range(ranks)]
     for cell, (start, end) in forward.items():
         lanes[owner[cell[0]]][FORWARD][cell] = start * unit, end * unit
-        lanes[owner[cell[0]]][BACKWARD][cell] = (turn + BACK * (turn - end)) * unit, (turn + BACK * (turn - start)) * unit
+        lanes[owner[cell[0]]][BACKWARD][cell] = (
+            (turn + BACK * (turn - end)) * unit,
+            (turn + BACK * (turn - start)) * unit,
+        )
     return lanes
 
 
@@ -311,11 +406,19 @@ def _lanes(axis: plt.Axes, lanes: list[dict[int, dict[Cell, tuple[float, float]]
     colours = plt.get_cmap("tab10")
     for number, lane in enumerate(lanes):
         for direction, spans in lane.items():
-            axis.broken_barh([(start - begin, end - start) for start, end in spans.values()], (number - 0.4, 0.8), linewidth=0.2,
-                             edgecolor="white", facecolors=[colours(chunk % 10) for chunk, _ in spans],
-                             alpha=1.0 if direction == FORWARD else 0.5)
-    axis.set(yticks=range(len(lanes)), yticklabels=[f"rank {number}" for number in range(len(lanes))],
-             ylim=(len(lanes) - 0.5, -0.5))
+            axis.broken_barh(
+                [(start - begin, end - start) for start, end in spans.values()],
+                (number - 0.4, 0.8),
+                linewidth=0.2,
+                edgecolor="white",
+                facecolors=[colours(chunk % 10) for chunk, _ in spans],
+                alpha=1.0 if direction == FORWARD else 0.5,
+            )
+    axis.set(
+        yticks=range(len(lanes)),
+        yticklabels=[f"rank {number}" for number in range(len(lanes))],
+        ylim=(len(lanes) - 0.5, -0.5),
+    )
     axis.set_title(title, loc="left", fontsize=9)
 
 

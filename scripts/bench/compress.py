@@ -24,7 +24,7 @@ from pathlib import Path
 from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
-from breviary.runtime import ROOT, quiet_libraries, require_checkout
+from breviary.runtime.checkout import ROOT, quiet_libraries, require_checkout
 
 require_checkout()
 
@@ -33,11 +33,12 @@ from hydra import compose, initialize_config_dir
 from rich.console import Console
 from rich.table import Table
 
-from breviary.build import build_backbone, build_reader
+from breviary.backbones.stack import CapturingCache
+from breviary.config.build import build_backbone, build_reader
 from breviary.contract import Batch, Context, Question, Tokens
-from breviary.results import environment, write_json
-from breviary.stack import CapturingCache
-from breviary.vector_reader import CompressedReader
+from breviary.readers.compressed import CompressedReader
+from breviary.runs.environment import environment
+from breviary.runtime.files import write_json
 
 QUESTION, ANSWER = 24, 8  # tokens
 
@@ -55,9 +56,16 @@ def main() -> None:
     args = parser.parse_args()
     quiet_libraries()
     joins = ("input", "depth")
-    measured: dict[str, Any] = {"schema": 1, "runs": args.runs, "dtype": args.dtype, "backbone": args.backbone,
-                                "compressor": args.compressor,
-                                "compression": [], "training_step": [], "environment": environment()}
+    measured: dict[str, Any] = {
+        "schema": 1,
+        "runs": args.runs,
+        "dtype": args.dtype,
+        "backbone": args.backbone,
+        "compressor": args.compressor,
+        "compression": [],
+        "training_step": [],
+        "environment": environment(),
+    }
 
     def keep(part: str, row: dict[str, Any]) -> None:
         measured[part].append(row)
@@ -74,10 +82,16 @@ def main() -> None:
 
 def compression(args: argparse.Namespace, join: str, length: int, ratio: int) -> dict[str, Any]:
     """One row: time and peak memory of a compression and of its floor."""
-    reader = reader_for(args, args.compressor, f"compressor.join={join}", f"compressor.ratio={ratio}",
-                        "decoder.train=frozen", "compressor.encoder_train=frozen").eval()
+    reader = reader_for(
+        args,
+        args.compressor,
+        f"compressor.join={join}",
+        f"compressor.ratio={ratio}",
+        "decoder.train=frozen",
+        "compressor.encoder_train=frozen",
+    ).eval()
     batch = random_batch(reader, length, 1, answer=0)
-    compressor, reading = reader.compressor, reader.compressor.reading
+    compressor, reading = reader.compressor, reader.compressor.context_encoder
     stack = reader.decoder if join == "depth" else reading.encoder
     layers, alone = range(reading.layers), reading.question == "alone"
     rows = [torch.cat([batch.context.ids, batch.query.ids], 1)]
@@ -88,8 +102,10 @@ def compression(args: argparse.Namespace, join: str, length: int, ratio: int) ->
 
     def floor() -> Any:
         cache = CapturingCache() if join == "input" and not alone else None
-        return [stack.norm(stack.run(stack.embed(ids), layers, torch.arange(ids.shape[1]).expand_as(ids), cache=cache))
-                for ids in rows], cache
+        return [
+            stack.norm(stack.run(stack.embed(ids), layers, torch.arange(ids.shape[1]).expand_as(ids), cache=cache))
+            for ids in rows
+        ], cache
 
     def ours() -> Any:
         encoded = compressor.encode(Context(batch.context.ids, batch.context.mask, batch.prefix))
@@ -97,7 +113,9 @@ def compression(args: argparse.Namespace, join: str, length: int, ratio: int) ->
         if join == "depth":  # the reader reads the question through the same layers, once
             positions = batch.context.lengths[:, None] + torch.arange(QUESTION)[None]
             states = stack.run(states, layers, positions)
-        return compressor.compress(encoded, Question(batch.query.ids, batch.query.mask, states, batch.query.mask)), encoded
+        return compressor.compress(
+            encoded, Question(batch.query.ids, batch.query.mask, states, batch.query.mask)
+        ), encoded
 
     with torch.no_grad(), reader.precision():
         return {"join": join, "tokens": length, "ratio": ratio, **compare(floor, ours, args.runs)}
@@ -105,7 +123,10 @@ def compression(args: argparse.Namespace, join: str, length: int, ratio: int) ->
 
 def training_step(args: argparse.Namespace, join: str, length: int) -> dict[str, Any]:
     """One row: a training step at 4x and one of the whole backbone on the same tokens, LoRA in both."""
-    readers = [reader_for(args, "full_context"), reader_for(args, args.compressor, f"compressor.join={join}", "compressor.ratio=4")]
+    readers = [
+        reader_for(args, "full_context"),
+        reader_for(args, args.compressor, f"compressor.join={join}", "compressor.ratio=4"),
+    ]
     batch = random_batch(readers[0], length, 1, answer=ANSWER)
 
     def step(reader: CompressedReader) -> Callable[[], None]:
@@ -113,6 +134,7 @@ def training_step(args: argparse.Namespace, join: str, length: int) -> dict[str,
             reader.zero_grad()
             output = reader.loss(batch)
             (output.nll.sum() / output.tokens.sum()).backward()
+
         return run
 
     return {"join": join, "tokens": length, "ratio": 4, **compare(step(readers[0]), step(readers[1]), args.runs)}
@@ -121,8 +143,10 @@ def training_step(args: argparse.Namespace, join: str, length: int) -> dict[str,
 def reader_for(args: argparse.Namespace, compressor: str, *overrides: str) -> CompressedReader:
     """A reader on the benchmark's backbone."""
     with initialize_config_dir(str(ROOT / "configs"), version_base="1.3"):
-        cfg = compose("train", [f"compressor={compressor}", f"backbone={args.backbone}", f"backbone.dtype={args.dtype}",
-                                *overrides])
+        cfg = compose(
+            "train",
+            [f"compressor={compressor}", f"backbone={args.backbone}", f"backbone.dtype={args.dtype}", *overrides],
+        )
     backbone = build_backbone(cfg)
     problems = backbone.problems()
     if problems:
@@ -158,9 +182,14 @@ def compare(floor: Callable[[], Any], ours: Callable[[], Any], runs: int) -> dic
             del kept
     ratios = [a / b for a, b in zip(seconds["ours"], seconds["floor"])]
     peak = {name: statistics.median(values) for name, values in peaks.items()}
-    return {"floor_s": statistics.median(seconds["floor"]), "ours_s": statistics.median(seconds["ours"]),
-            "time_ratio": statistics.median(ratios), "floor_mib": peak["floor"], "ours_mib": peak["ours"],
-            "memory_ratio": peak["ours"] / peak["floor"]}
+    return {
+        "floor_s": statistics.median(seconds["floor"]),
+        "ours_s": statistics.median(seconds["ours"]),
+        "time_ratio": statistics.median(ratios),
+        "floor_mib": peak["floor"],
+        "ours_mib": peak["ours"],
+        "memory_ratio": peak["ours"] / peak["floor"],
+    }
 
 
 def reset_peak() -> int:
@@ -183,9 +212,17 @@ def show(title: str, rows: list[dict[str, Any]]) -> None:
     for column in ("join", "tokens", "ratio", "floor s", "ours s", "time", "floor MiB", "ours MiB", "memory"):
         table.add_column(column, justify="right")
     for r in rows:
-        table.add_row(r["join"], str(r["tokens"]), str(r["ratio"]), f"{r['floor_s']:.3f}", f"{r['ours_s']:.3f}",
-                      f"{r['time_ratio']:.2f}x", f"{r['floor_mib']:.0f}", f"{r['ours_mib']:.0f}",
-                      f"{r['memory_ratio']:.2f}x")
+        table.add_row(
+            r["join"],
+            str(r["tokens"]),
+            str(r["ratio"]),
+            f"{r['floor_s']:.3f}",
+            f"{r['ours_s']:.3f}",
+            f"{r['time_ratio']:.2f}x",
+            f"{r['floor_mib']:.0f}",
+            f"{r['ours_mib']:.0f}",
+            f"{r['memory_ratio']:.2f}x",
+        )
     Console(width=100).print(table)
 
 

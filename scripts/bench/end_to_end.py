@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
-from breviary.runtime import quiet_libraries, require_checkout
+from breviary.runtime.checkout import quiet_libraries, require_checkout
 
 require_checkout()
 
@@ -28,12 +28,14 @@ from omegaconf import OmegaConf
 from rich.console import Console
 from rich.table import Table
 
+from breviary.config.keys import CONFIGS
 from breviary.contract import Batch, Generation, Reader
-from breviary.keys import CONFIGS
-from breviary.results import environment, write_json
-from breviary.runtime import synchronise, timed_phases
-from breviary.testing import compressor_forms
+from breviary.runs.environment import environment
+from breviary.runtime.device import synchronise
+from breviary.runtime.files import write_json
+from breviary.runtime.timing import timed_phases
 from scripts.bench.compress import random_batch, reader_for
+from tests.tiny import compressor_forms
 
 TOKENS, WARM_UP = 32, 256
 
@@ -43,7 +45,9 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--backbone", default="smollm2_135m", help="a YAML of configs/backbone")
     parser.add_argument("--dtype", default="bfloat16", help="of the weights")
-    parser.add_argument("--lengths", type=int, nargs="+", default=[2048, 4096, 8192], help="context and question, tokens")
+    parser.add_argument(
+        "--lengths", type=int, nargs="+", default=[2048, 4096, 8192], help="context and question, tokens"
+    )
     parser.add_argument("--ratios", type=int, nargs="+", default=[4, 8])
     parser.add_argument("--readers", nargs="+", help="such as ram-input, comi-depth (default: every compressor YAML)")
     parser.add_argument("--keys", nargs="*", default=[], help="key=value of the configuration, for every reader")
@@ -59,8 +63,18 @@ def main() -> None:
     for length in args.lengths:
         rows += measured(args, {name: forms[name] for name in args.readers or forms}, length)
         if args.output:  # after every length: a benchmark cut short keeps what it has
-            write_json(args.output, {"schema": 2, "runs": args.runs, "backbone": args.backbone, "keys": args.keys,
-                                     "dtype": args.dtype, "rows": rows, "environment": environment()})
+            write_json(
+                args.output,
+                {
+                    "schema": 2,
+                    "runs": args.runs,
+                    "backbone": args.backbone,
+                    "keys": args.keys,
+                    "dtype": args.dtype,
+                    "rows": rows,
+                    "environment": environment(),
+                },
+            )
     show(rows)
 
 
@@ -72,7 +86,9 @@ def measured(args: argparse.Namespace, forms: dict[str, list[str]], length: int)
     for name, words in forms.items():
         for ratio in args.ratios if has_ratio(words) else [None]:
             asked = [] if ratio is None else [f"compressor.ratio={ratio}"]
-            reader = reader_for(args, words[0].partition("=")[2], *words[1:], *asked, "decoder.train=frozen", *args.keys).eval()
+            reader = reader_for(
+                args, words[0].partition("=")[2], *words[1:], *asked, "decoder.train=frozen", *args.keys
+            ).eval()
             for weight, same in zip(reader.decoder.parameters(), full.decoder.parameters(), strict=True):
                 weight.data = same.data
             readers[name, ratio] = reader
@@ -81,12 +97,19 @@ def measured(args: argparse.Namespace, forms: dict[str, list[str]], length: int)
     seconds = [{key: answer_seconds(reader, batch) for key, reader in readers.items()} for _ in range(args.runs)]
     rows = []
     for name, ratio in list(readers)[1:]:
-        row = {"reader": name, "tokens": length, "ratio": ratio,
-               "slots": int(readers[name, ratio].footprint(batch).memory_slots)}
+        row = {
+            "reader": name,
+            "tokens": length,
+            "ratio": ratio,
+            "slots": int(readers[name, ratio].footprint(batch).memory_slots),
+        }
         for i, tokens in enumerate((1, TOKENS)):
             ours, whole = ([turn[key][i] for turn in seconds] for key in ((name, ratio), ("full_context", None)))
-            row |= {f"ours_{tokens}_s": statistics.median(ours), f"full_{tokens}_s": statistics.median(whole),
-                    f"speedup_{tokens}": statistics.median(b / a for a, b in zip(ours, whole))}
+            row |= {
+                f"ours_{tokens}_s": statistics.median(ours),
+                f"full_{tokens}_s": statistics.median(whole),
+                f"speedup_{tokens}": statistics.median(b / a for a, b in zip(ours, whole)),
+            }
         rows.append(row)
     return rows
 
@@ -110,13 +133,32 @@ def answer_seconds(reader: Reader, batch: Batch) -> tuple[float, float]:
 def show(rows: list[dict[str, Any]]) -> None:
     """Prints the rows."""
     table = Table(title="End to end against full context: above 1x is faster", title_justify="left")
-    for column in ("tokens", "reader", "ratio", "slots", "first token s", "full s", "speedup", "32 tokens s", "full s",
-                   "speedup"):
+    for column in (
+        "tokens",
+        "reader",
+        "ratio",
+        "slots",
+        "first token s",
+        "full s",
+        "speedup",
+        "32 tokens s",
+        "full s",
+        "speedup",
+    ):
         table.add_column(column, justify="left" if column == "reader" else "right", no_wrap=column == "reader")
     for r in rows:
-        table.add_row(str(r["tokens"]), r["reader"], str(r["ratio"] or "-"), str(r["slots"]),
-                      f"{r['ours_1_s']:.2f}", f"{r['full_1_s']:.2f}", f"{r['speedup_1']:.2f}x",
-                      f"{r['ours_32_s']:.2f}", f"{r['full_32_s']:.2f}", f"{r['speedup_32']:.2f}x")
+        table.add_row(
+            str(r["tokens"]),
+            r["reader"],
+            str(r["ratio"] or "-"),
+            str(r["slots"]),
+            f"{r['ours_1_s']:.2f}",
+            f"{r['full_1_s']:.2f}",
+            f"{r['speedup_1']:.2f}x",
+            f"{r['ours_32_s']:.2f}",
+            f"{r['full_32_s']:.2f}",
+            f"{r['speedup_32']:.2f}x",
+        )
     Console(width=max(Console().width, 110)).print(table)
 
 

@@ -5,22 +5,30 @@ from dataclasses import replace
 import pytest
 import torch
 
-from breviary.budget import Budget
-from breviary.checkpoint import load_trained, save_trained
 from breviary.contract import Context, Generation, Question
-from breviary.testing import compressor_forms, disturb, greedy_ids
-from breviary.vector_reader import CompressedReader, ContextCache
+from breviary.memory.budget import Budget
+from breviary.readers.cache import ContextCache
+from breviary.readers.compressed import CompressedReader
+from breviary.runs.checkpoints import load_trained, save_trained
+from tests.tiny import compressor_forms, disturb, greedy_ids
 
 ALL, VECTOR = compressor_forms(), compressor_forms(only_compressors=True)
 MERGING = {name: overrides for name, overrides in VECTOR.items() if name.split("-")[0] in ("comi", "mean_pool")}
 # COMI's published rule may drop groups; with a token reserved for each its budget is exact.
-EXACT = {name: overrides + (["compressor.min_group_size=1"] if name.startswith("comi") else [])
-         for name, overrides in MERGING.items()}
+EXACT = {
+    name: overrides + (["compressor.min_group_size=1"] if name.startswith("comi") else [])
+    for name, overrides in MERGING.items()
+}
 VARIANTS = {
     "comi-quirks": ["compressor=comi", "compressor.quirks=true"],
     "comi-learned": ["compressor=comi", "compressor.join=depth", "compressor.learned_weights=merge"],
-    "comi-slots-segments": ["compressor=comi", "compressor.join=depth", "compressor.ratio=null", "compressor.slots=3",
-                            "compressor.segment_size=16"],
+    "comi-slots-segments": [
+        "compressor=comi",
+        "compressor.join=depth",
+        "compressor.ratio=null",
+        "compressor.slots=3",
+        "compressor.segment_size=16",
+    ],
     "mean-segments": ["compressor=mean_pool", "compressor.segment_size=16"],
     "mean-consecutive": ["compressor=mean_pool", "compressor.join=depth", "compressor.slot_positions=consecutive"],
     "truncate-slots": ["compressor=truncate", "compressor.ratio=null", "compressor.slots=3"],
@@ -53,8 +61,11 @@ def test_a_batch_of_n_equals_n_batches_of_one(build, overrides, ragged_examples,
     with torch.no_grad():
         single = [reader.loss(batch) for batch in alone]
         ids = [greedy_ids(reader, batch)[0] for batch in alone]
-        for batch in (collate(ragged_examples), collate(ragged_examples, side="left"),
-                      collate(ragged_examples, pad_id=7)):
+        for batch in (
+            collate(ragged_examples),
+            collate(ragged_examples, side="left"),
+            collate(ragged_examples, pad_id=7),
+        ):
             together = reader.loss(batch)
             torch.testing.assert_close(together.nll, torch.cat([one.nll for one in single]), rtol=1e-5, atol=0)
             for counted in ("tokens", "slots", "context_tokens"):
@@ -110,7 +121,7 @@ def test_gradients_reach_exactly_what_is_declared(build, overrides, mode, ragged
 @pytest.mark.parametrize("mode", ["full", "lora", "frozen"])
 def test_the_encoder_is_trained_as_told(build, name, mode, ragged):
     reader = build([f"compressor={name}", f"compressor.encoder_train={mode}", "decoder.train=frozen"])
-    reading = reader.compressor.reading
+    reading = reader.compressor.context_encoder
     encoder = {name: parameter.requires_grad for name, parameter in reading.encoder.named_parameters()}
     assert encoder and any(encoder.values()) == (mode != "frozen")
     assert all(on == (mode == "full" or (mode == "lora" and "lora_" in name)) for name, on in encoder.items())
@@ -196,10 +207,10 @@ def test_an_answer_comes_with_the_likelihood_that_the_loss_tells(build, override
     for side in ("right", "left"):
         batch = collate(ragged_examples, side=side)
         with torch.no_grad():
-            wanted, ids = reader.loss(batch), [one.ids for one in reader.decoded(batch, generation)]
-            for cache in (None, reader.new_context_cache and reader.new_context_cache(len(batch))):
+            wanted, ids = reader.loss(batch), [one.ids for one in reader.decode(batch, generation)]
+            for cache in (None, reader.context_cache_class and reader.context_cache_class(len(batch))):
                 reader.context_cache = cache
-                written, told = reader.answered(batch, generation)
+                written, told = reader.answer_with_loss(batch, generation)
                 assert [one.ids for one in written] == ids
                 assert (told is None) != isinstance(reader, CompressedReader)
                 if told is not None:
@@ -225,7 +236,7 @@ def test_slots_are_the_ceiling_of_tokens_by_ratio(build, overrides, ratio, ragge
     lengths = ragged.context.lengths.tolist()
     assert footprint.context_tokens.tolist() == lengths
     assert footprint.memory_slots.tolist() == [ceil(length, ratio) for length in lengths]
-    assert footprint.asked_ratio == reader.asked_ratio == ratio
+    assert footprint.requested_ratio == reader.requested_ratio == ratio
     assert footprint.effective_ratio == pytest.approx(sum(lengths) / sum(ceil(length, ratio) for length in lengths))
     layers = 4 - reader.compressor.layer  # float32, 2 key/value heads of width 16, keys and values
     assert footprint.memory_bytes.tolist() == [ceil(n, ratio) * layers * 2 * 2 * 16 * 4 for n in lengths]
@@ -240,14 +251,15 @@ def test_a_budget_in_slots_is_kept(build, overrides, slots, ragged):
     found = reader.footprint(ragged)
     assert (found.memory_slots <= slots).all() and (found.memory_slots <= found.context_tokens).all()
     assert (found.memory_slots[found.context_tokens > 0] > 0).all()
-    assert found.asked_ratio is None and reader.asked_ratio is None
+    assert found.requested_ratio is None and reader.requested_ratio is None
 
 
 @each(EXACT)
 def test_a_budget_in_slots_counts_the_whole_context(build, overrides, ragged):
     """Segments share it: at most one slot more per further segment."""
-    reader = build([*overrides, *FROZEN, "compressor.ratio=null", "compressor.slots=3",
-                    "compressor.segment_size=16"]).eval()
+    reader = build(
+        [*overrides, *FROZEN, "compressor.ratio=null", "compressor.slots=3", "compressor.segment_size=16"]
+    ).eval()
     for slots, tokens in zip(reader.footprint(ragged).memory_slots.tolist(), ragged.context.lengths.tolist()):
         ratio = max(ceil(tokens, 3), 1)
         parts = [min(16, tokens - start) for start in range(0, tokens, 16)]
@@ -286,21 +298,41 @@ def test_drawn_ratios_are_for_training_only(build, ragged):
     drawn = Budget(2, None, [8, 16])
     drawn.begin_step(3, 42)
     slots = reader.loss(ragged).slots.tolist()
-    assert drawn.asked(True) in (8, 16) and reader.asked_ratio == drawn.asked(True)
+    assert drawn.asked(True) in (8, 16) and reader.requested_ratio == drawn.asked(True)
     assert slots == [ceil(n, drawn.asked(True)) for n in ragged.context.lengths.tolist()]
     reader.eval()
-    assert reader.asked_ratio == 2
+    assert reader.requested_ratio == 2
     assert reader.loss(ragged).slots.tolist() == [ceil(n, 2) for n in ragged.context.lengths.tolist()]
 
 
 # ------------------------------------------------------------------ what reading looks at
 
-# Another value of every argument that some compressor declares in `after_reading`.
-OTHERWISE = {"ratio": "2", "slots": "3", "ratio_choices": "[2,8]", "ratio_draw": "sample", "slot_positions": "consecutive",
-             "keep": "random", "budget": "strict", "skim": "mean", "skim_temperature": "0.5", "skim_ratio": "5",
-             "uniform_keep": "false", "contrastive_weight": "0", "contrastive_temperature": "0.5", "positives": "answers",
-             "ignore_case": "false", "coarse": "false", "fine": "false", "redundancy_coarse": "false",
-             "redundancy_fine": "false", "alpha": "2.0", "beta": "0.5", "temperature": "2.0", "min_group_size": "1"}
+# Another value of every argument that some compressor declares in `compress_only_keys`.
+OTHERWISE = {
+    "ratio": "2",
+    "slots": "3",
+    "ratio_choices": "[2,8]",
+    "ratio_draw": "sample",
+    "slot_positions": "consecutive",
+    "keep": "random",
+    "budget": "strict",
+    "skim": "mean",
+    "skim_temperature": "0.5",
+    "skim_ratio": "5",
+    "uniform_keep": "false",
+    "contrastive_weight": "0",
+    "contrastive_temperature": "0.5",
+    "positives": "answers",
+    "ignore_case": "false",
+    "coarse": "false",
+    "fine": "false",
+    "redundancy_coarse": "false",
+    "redundancy_fine": "false",
+    "alpha": "2.0",
+    "beta": "0.5",
+    "temperature": "2.0",
+    "min_group_size": "1",
+}
 TOGETHER = {"slots": ["compressor.ratio=null"], "ratio_draw": ["compressor.ratio_choices=[2,8]"]}
 
 
@@ -308,7 +340,7 @@ TOGETHER = {"slots": ["compressor.ratio=null"], "ratio_draw": ["compressor.ratio
 def test_arguments_after_reading_change_nothing_that_is_read(build, overrides, ragged):
     plain = build([*overrides, *FROZEN]).eval()
     read = encoded_states(plain, ragged)
-    declared = type(plain.compressor).after_reading
+    declared = type(plain.compressor).compress_only_keys
     assert declared
     for key in sorted(declared):
         other = build([*overrides, *FROZEN, f"compressor.{key}={OTHERWISE[key]}", *TOGETHER.get(key, [])]).eval()

@@ -4,10 +4,10 @@ import pytest
 import torch
 from transformers import GenerationConfig
 
-from breviary.backbone import TinyBackbone
+from breviary.backbones.stack import Stack
+from breviary.backbones.tiny import TinyBackbone
 from breviary.contract import Context, Generation, Question, Tokens
-from breviary.stack import Stack
-from breviary.testing import disturb, greedy_ids, plain_nll, recorded_ids, row_ids
+from tests.tiny import disturb, greedy_ids, plain_nll, recorded_ids, row_ids
 
 FAMILIES = ("llama", "qwen2", "qwen3")
 DEPTH = ["compressor.join=depth", "compressor.encoder_layers=2"]
@@ -31,8 +31,14 @@ def close(found, expected):
 @pytest.mark.parametrize("attention", ["sdpa", "eager"])
 @pytest.mark.parametrize("family", FAMILIES)
 def test_full_context_is_the_plain_model(build, family, attention, ragged):
-    reader = build(["compressor=full_context", "decoder.train=frozen", f"backbone.family={family}",
-                    f"backbone.attn_implementation={attention}"]).eval()
+    reader = build(
+        [
+            "compressor=full_context",
+            "decoder.train=frozen",
+            f"backbone.family={family}",
+            f"backbone.attn_implementation={attention}",
+        ]
+    ).eval()
     model = tiny(family, attention).load().eval()
     with torch.no_grad():
         nll = reader.loss(ragged).nll
@@ -44,16 +50,23 @@ def test_full_context_is_the_plain_model(build, family, attention, ragged):
 @pytest.mark.parametrize("attention", ["sdpa", "eager"])
 @pytest.mark.parametrize("family", FAMILIES)
 def test_full_context_answers_as_generate_does(build, family, attention, ragged, tokenizer):
-    reader = build(["compressor=full_context", "decoder.train=frozen", f"backbone.family={family}",
-                    f"backbone.attn_implementation={attention}"]).eval()
+    reader = build(
+        [
+            "compressor=full_context",
+            "decoder.train=frozen",
+            f"backbone.family={family}",
+            f"backbone.attn_implementation={attention}",
+        ]
+    ).eval()
     model = tiny(family, attention).load().eval()
-    asked = GenerationConfig(max_new_tokens=8, do_sample=False, eos_token_id=tokenizer.eos_token_id,
-                             pad_token_id=tokenizer.eos_token_id)
+    asked = GenerationConfig(
+        max_new_tokens=8, do_sample=False, eos_token_id=tokenizer.eos_token_id, pad_token_id=tokenizer.eos_token_id
+    )
     found = greedy_ids(reader, ragged, 8)
     for b, ids in enumerate(found):
         prompt = row_ids(ragged, b, "prefix", "context", "prompt")
         generated = model.generate(prompt[None], attention_mask=torch.ones_like(prompt)[None], generation_config=asked)
-        assert ids == generated[0, len(prompt):].tolist()
+        assert ids == generated[0, len(prompt) :].tolist()
     assert len({tuple(ids) for ids in found}) > 1
 
 
@@ -87,8 +100,16 @@ def read_unmerged(decoder, batch, row, n):
 @pytest.mark.parametrize("name", ["comi", "mean_pool"])
 def test_at_depth_ratio_1_reads_unmerged_states(build, name, family, positions, ragged):
     sharp = ["compressor.alpha=20"] if name == "comi" else []  # gains that would move tokens between groups of 1
-    reader = build([f"compressor={name}", *DEPTH, *sharp, "compressor.ratio=1", f"backbone.family={family}",
-                    f"compressor.slot_positions={positions}"]).eval()
+    reader = build(
+        [
+            f"compressor={name}",
+            *DEPTH,
+            *sharp,
+            "compressor.ratio=1",
+            f"backbone.family={family}",
+            f"compressor.slot_positions={positions}",
+        ]
+    ).eval()
     disturb(reader)
     with torch.no_grad():
         nll = reader.loss(ragged).nll
@@ -111,11 +132,14 @@ def test_comi_switched_off_is_mean_pooling(build, join, ragged):
 # ------------------------------------------------------------------ decoding
 
 
-@pytest.mark.parametrize("prompt", [{}, {"bos": False}, {"instruction": "Read this."}],
-                         ids=["bos", "bare", "instruction"])
-@pytest.mark.parametrize("overrides", [["compressor=comi", *DEPTH], ["compressor=mean_pool", *DEPTH],
-                                       ["compressor=comi"], ["compressor=full_context"]],
-                         ids=["comi-depth", "mean-depth", "comi-input", "full"])
+@pytest.mark.parametrize(
+    "prompt", [{}, {"bos": False}, {"instruction": "Read this."}], ids=["bos", "bare", "instruction"]
+)
+@pytest.mark.parametrize(
+    "overrides",
+    [["compressor=comi", *DEPTH], ["compressor=mean_pool", *DEPTH], ["compressor=comi"], ["compressor=full_context"]],
+    ids=["comi-depth", "mean-depth", "comi-input", "full"],
+)
 def test_cached_decoding_equals_reading_everything_again(build, overrides, prompt, ragged_examples, collate):
     reader = build(overrides).eval()
     disturb(reader)
@@ -175,7 +199,7 @@ def mean_question(batch, states_of):
     means = []
     for b in range(len(batch)):
         ids = row_ids(batch, b, "context", "query")
-        means.append(states_of(ids)[-int(batch.query.lengths[b]):].mean(0))
+        means.append(states_of(ids)[-int(batch.query.lengths[b]) :].mean(0))
     return torch.stack(means)
 
 
@@ -183,11 +207,12 @@ def mean_question(batch, states_of):
 @pytest.mark.parametrize("family", FAMILIES)
 def test_the_question_reads_on_from_the_kept_context(build, family, norm, ragged):
     reader = build([f"backbone.family={family}", "compressor=comi", f"compressor.final_norm={norm}"]).eval()
-    reading = reader.compressor.reading
+    reading = reader.compressor.context_encoder
     plain = truncated(family, 2)
     if norm == "none":
         plain.norm = torch.nn.Identity()
     with torch.no_grad():
+
         def states_of(ids):
             return plain(ids[None]).last_hidden_state[0]
 
@@ -201,7 +226,7 @@ def test_the_question_reads_on_from_the_kept_context(build, family, norm, ragged
 
 
 def test_each_segment_is_read_with_the_question_by_itself(build, ragged):
-    reading = build(["compressor=comi", "compressor.segment_size=12"]).eval().compressor.reading
+    reading = build(["compressor=comi", "compressor.segment_size=12"]).eval().compressor.context_encoder
     plain = truncated("llama", 2)
     with torch.no_grad():
         encoded = reading.encode(context_of(ragged))
@@ -212,7 +237,7 @@ def test_each_segment_is_read_with_the_question_by_itself(build, ragged):
             segment = context[start : start + 12]
             states = plain(torch.cat([segment, query])[None]).last_hidden_state[0]
             close(encoded.states[0, s, : len(segment)], states[: len(segment)])
-            close(queries[0, s], states[len(segment):].mean(0))
+            close(queries[0, s], states[len(segment) :].mean(0))
 
 
 @pytest.mark.parametrize("layers", [1, 2])
@@ -222,8 +247,10 @@ def test_the_alignment_counts_slots_from_0_in_every_segment(build, layers, ragge
     bare = build([*overrides, "compressor.alignment=none"]).eval()
     question = Question(ragged.query.ids, ragged.query.mask, None, None)
     with torch.no_grad():
-        memory, slots = (compressor.compress(compressor.encode(context_of(ragged)), question)
-                         for compressor in (reader.compressor, bare.compressor))
+        memory, slots = (
+            compressor.compress(compressor.encode(context_of(ragged)), question)
+            for compressor in (reader.compressor, bare.compressor)
+        )
         plain = truncated("llama", layers)
         for b in slots.mask.any(1).nonzero()[:, 0].tolist():
             row = slots.embeds[b]
@@ -235,22 +262,26 @@ def test_the_alignment_counts_slots_from_0_in_every_segment(build, layers, ragge
 
 @pytest.mark.parametrize("positions", ["last", "consecutive"])
 def test_positions_of_slots_at_depth(build, positions, ragged):
-    reader = build(["compressor=mean_pool", *DEPTH, "compressor.segment_size=10",
-                    f"compressor.slot_positions={positions}"]).eval()
+    reader = build(
+        ["compressor=mean_pool", *DEPTH, "compressor.segment_size=10", f"compressor.slot_positions={positions}"]
+    ).eval()
     states = reader.decoder.embed(ragged.prompt.ids)
     question = Question(ragged.query.ids, ragged.query.mask, states, ragged.prompt.mask)
     memory = reader.compressor.compress(reader.compressor.encode(context_of(ragged)), question)
     assert memory.layer == 2
     for b, tokens in enumerate(ragged.context.lengths.tolist()):
-        ends = [min(first + 4, start + 10, tokens) - 1 for start in range(0, tokens, 10)
-                for first in range(start, min(start + 10, tokens), 4)]
+        ends = [
+            min(first + 4, start + 10, tokens) - 1
+            for start in range(0, tokens, 10)
+            for first in range(start, min(start + 10, tokens), 4)
+        ]
         expected = ends if positions == "last" else list(range(tokens - len(ends), tokens))
         assert memory.positions[b][memory.mask[b]].tolist() == expected
 
 
 def test_a_segment_at_depth_stands_at_its_own_place(build, ragged):
     """Positions go on through the segments; attention does not."""
-    reading = build(["compressor=mean_pool", *DEPTH, "compressor.segment_size=12"]).eval().compressor.reading
+    reading = build(["compressor=mean_pool", *DEPTH, "compressor.segment_size=12"]).eval().compressor.context_encoder
     decoder: Stack = reading.decoder
     prefix, context = row_ids(ragged, 0, "prefix"), row_ids(ragged, 0, "context")
     with torch.no_grad():
@@ -259,7 +290,7 @@ def test_a_segment_at_depth_stands_at_its_own_place(build, ragged):
             segment = context[start : start + 12]
             places = torch.cat([torch.arange(len(prefix)), len(prefix) + start + torch.arange(len(segment))])
             states = decoder.run(decoder.embed(torch.cat([prefix, segment])[None]), range(2), places[None])
-            close(encoded.states[0, s, : len(segment)], states[0, len(prefix):])
+            close(encoded.states[0, s, : len(segment)], states[0, len(prefix) :])
 
 
 @pytest.mark.parametrize("join", ["input", "depth"])
@@ -274,8 +305,11 @@ def test_the_published_numerics_run(build, join, ragged):
 # ------------------------------------------------------------------ precision, checkpointing
 
 
-@pytest.mark.parametrize("overrides", [["compressor=comi", *DEPTH], ["compressor=comi"], ["compressor=full_context"]],
-                         ids=["depth", "input", "full"])
+@pytest.mark.parametrize(
+    "overrides",
+    [["compressor=comi", *DEPTH], ["compressor=comi"], ["compressor=full_context"]],
+    ids=["depth", "input", "full"],
+)
 def test_bfloat16_streams_with_float32_trained_weights(build, overrides, ragged):
     reader = build([*overrides, "backbone.dtype=bfloat16", "decoder.train=lora"])
     exact = build(overrides)
@@ -287,9 +321,15 @@ def test_bfloat16_streams_with_float32_trained_weights(build, overrides, ragged)
     assert len(reader.eval().answer(ragged, Generation(max_new_tokens=4))) == len(ragged)
 
 
-@pytest.mark.parametrize("overrides", [["compressor=comi", *DEPTH], ["compressor=comi"],
-                                       ["compressor=comi", "compressor.segment_size=12", "decoder.train=full"]],
-                         ids=["depth", "input", "segments"])
+@pytest.mark.parametrize(
+    "overrides",
+    [
+        ["compressor=comi", *DEPTH],
+        ["compressor=comi"],
+        ["compressor=comi", "compressor.segment_size=12", "decoder.train=full"],
+    ],
+    ids=["depth", "input", "segments"],
+)
 def test_checkpointing_changes_neither_loss_nor_gradients(build, overrides, ragged):
     """At the input join through the kept keys and values of the context as well."""
     found = []

@@ -11,10 +11,12 @@ from hydra import compose, initialize_config_dir
 from transformers import TrainerCallback
 from transformers.integrations.deepspeed import unset_hf_deepspeed_config
 
-from breviary.build import build_backbone, build_reader
+from breviary.config.build import build_backbone, build_reader
 from breviary.contract import Example
-from breviary.distributed import end_process_group, full_weight, prepare_deepspeed, rank, start_process_group
-from breviary.training import ReaderTrainer, RunLog, training_arguments
+from breviary.runtime.distributed import end_process_group, rank, start_process_group
+from breviary.training.engines import full_weight, prepare_deepspeed, training_arguments
+from breviary.training.log import RunLog
+from breviary.training.trainer import ReaderTrainer
 from data.collate import Collator
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -22,9 +24,18 @@ STEPS, EXAMPLES_PER_STEP = 2, 4
 SEGMENT = 16
 
 COMMON = [
-    "backbone=tiny", "backbone.layers=2", "decoder.lora_rank=4", "decoder.lora_targets=[q_proj,v_proj,down_proj]",
-    f"train.steps={STEPS}", "train.optimizer=sgd", "train.learning_rate=0.02", "train.weight_decay=0",
-    "train.warmup=0", "train.log_every=1", "train.eval_examples=0", "train.max_grad_norm=0",
+    "backbone=tiny",
+    "backbone.layers=2",
+    "decoder.lora_rank=4",
+    "decoder.lora_targets=[q_proj,v_proj,down_proj]",
+    f"train.steps={STEPS}",
+    "train.optimizer=sgd",
+    "train.learning_rate=0.02",
+    "train.weight_decay=0",
+    "train.warmup=0",
+    "train.log_every=1",
+    "train.eval_examples=0",
+    "train.max_grad_norm=0",
 ]
 COMI = ["compressor=comi", "compressor.encoder_layers=2", f"compressor.segment_size={SEGMENT}"]
 SLOTS = ["compressor.ratio=null", "compressor.slots=5"]
@@ -38,12 +49,25 @@ CASES: dict[str, list[str]] = {
     "ram_uniform": ["compressor=ram", "compressor.encoder_layers=1", "compressor.segment_size=8"],
     # Chunks and strides are drawn; where they are full, rank 0's texts take one or two chunks, rank 1's two or three.
     # A small rate: the second step goes on from weights that differ by roundings, which every chunk multiplies.
-    "comet": ["compressor=comet", "compressor.chunk_size=24", "compressor.stride=4", "compressor.global_slots=2",
-              "compressor.queue_budget=6", "compressor.widest_stride=8", "compressor.most_chunks=3",
-              "train.gradient_checkpointing=true", "train.learning_rate=0.002"],
+    "comet": [
+        "compressor=comet",
+        "compressor.chunk_size=24",
+        "compressor.stride=4",
+        "compressor.global_slots=2",
+        "compressor.queue_budget=6",
+        "compressor.widest_stride=8",
+        "compressor.most_chunks=3",
+        "train.gradient_checkpointing=true",
+        "train.learning_rate=0.002",
+    ],
     # The encoder is made of the decoder's own modules, and belongs to no module itself.
-    "icae": ["compressor=icae", "compressor.memory_tokens=3", "compressor.lora_rank=4", "compressor.lora_dropout=0",
-             "train.gradient_checkpointing=true"],
+    "icae": [
+        "compressor=icae",
+        "compressor.memory_tokens=3",
+        "compressor.lora_rank=4",
+        "compressor.lora_dropout=0",
+        "train.gradient_checkpointing=true",
+    ],
     # Nothing is kept, so the memory is empty; every weight is trained, the tied embedding and head included.
     "no_context_clipped": ["compressor=no_context", "decoder.train=full", "train.max_grad_norm=1.0"],
 }
@@ -68,12 +92,24 @@ class Items(torch.utils.data.Dataset):
         for index in range(STEPS * EXAMPLES_PER_STEP):
             length = rng.randint(2 * SEGMENT + 1, 3 * SEGMENT) if index % 2 else rng.randint(5, SEGMENT)
             length = 0 if index in (4, 7) else length
-            sizes = dict(prefix=2, context=length, query=rng.randint(2, 6), prompt=rng.randint(3, 8),
-                         answer=rng.choice([1, 2, 9]))
+            sizes = dict(
+                prefix=2,
+                context=length,
+                query=rng.randint(2, 6),
+                prompt=rng.randint(3, 8),
+                answer=rng.choice([1, 2, 9]),
+            )
             pieces = {name: [rng.randrange(2, 500) for _ in range(size)] for name, size in sizes.items()}
             gold = [index % 3 == 0 and 3 <= place < 9 for place in range(length)]  # some contexts mark nothing
-            self.items.append({**pieces, "evidence": gold, "starts": None, "ends": None,
-                               "example": Example(f"{index}", "", "", ("",))})
+            self.items.append(
+                {
+                    **pieces,
+                    "evidence": gold,
+                    "starts": None,
+                    "ends": None,
+                    "example": Example(f"{index}", "", "", ("",)),
+                }
+            )
         self.lengths = [len(item["context"]) for item in self.items]
 
     def __len__(self) -> int:
@@ -137,8 +173,12 @@ def train_cases(engine: str, world: int, folder: Path) -> None:
 def train_case(engine: str, world: int, overrides: list[str], folder: Path) -> dict[str, Any]:
     """One case: on one process a step is one batch of 4, on two processes it is 2 micro-batches of 1 each."""
     batch = EXAMPLES_PER_STEP if world == 1 else 1
-    overrides = [*overrides, f"engine={engine}", f"train.batch_size={batch}",
-                 f"train.accumulation={EXAMPLES_PER_STEP // batch // world}"]
+    overrides = [
+        *overrides,
+        f"engine={engine}",
+        f"train.batch_size={batch}",
+        f"train.accumulation={EXAMPLES_PER_STEP // batch // world}",
+    ]
     if engine == "zero3":
         overrides.append("engine.deepspeed.zero_optimization.stage3_param_persistence_threshold=0")
     with initialize_config_dir(str(ROOT / "configs"), version_base="1.3"):
@@ -149,13 +189,15 @@ def train_case(engine: str, world: int, overrides: list[str], folder: Path) -> d
     reader = build_reader(cfg, backbone, tokenizer)
     arguments = training_arguments(cfg, folder, False, torch.device("cpu"), validate=False)
     arguments.save_strategy = "no"
-    trainer = Recorder(reader, arguments, Items(), Collator(tokenizer.pad_token_id), None, backbone.fingerprint,
-                       False, RunLog(folder))
+    trainer = Recorder(
+        reader, arguments, Items(), Collator(tokenizer.pad_token_id), None, backbone.fingerprint, False, RunLog(folder)
+    )
     trainer.add_callback(BeforeStep(trainer))
     trainer.train()
     logs = [row for row in trainer.state.log_history if "loss" in row]
     return {
-        "losses": [row["loss"] for row in logs], "norms": [row.get("grad_norm") for row in logs],
+        "losses": [row["loss"] for row in logs],
+        "norms": [row.get("grad_norm") for row in logs],
         "gradients": trainer.gradients,
         "weights": {n: full_weight(p).clone() for n, p in reader.named_parameters() if p.requires_grad},
     }

@@ -6,7 +6,6 @@ import functools
 from collections.abc import Callable
 
 import pytest
-
 from processes import endings, launch, server
 
 

@@ -7,13 +7,13 @@ import signal
 import time
 
 import torch
-
-from breviary.distributed import rank, start_process_group
-from breviary.pipeline import take_place
-from breviary.training import RunLog
-from comet.layers import MemoryLayers
 from pipeline_cases import CASES, NINE, case_reader, everything
 from processes import run_script
+
+from breviary.runtime.distributed import rank, start_process_group
+from breviary.training.log import RunLog
+from breviary.training.pipeline import join_pipeline_group
+from comet.layers import MemoryLayers
 
 TIMEOUT = 4.0  # seconds: engine.timeout
 STEP, CHUNK, LAYER = 2, 3, 1  # where it happens: of nine chunks, cyclic
@@ -60,7 +60,7 @@ def break_cell(victim: int, kind: str, direction: str, own: int, layers: int) ->
 def run_broken(ranks: int, victim: int, kind: str, direction: str) -> None:
     """A pipeline's few steps, of which the second goes wrong."""
     start_process_group(torch.device("cpu"), TIMEOUT)
-    place = take_place(ranks, TIMEOUT)
+    place = join_pipeline_group(ranks, TIMEOUT)
     reader = case_reader(CASES["nine"])
     reader.join_pipeline(place, "cyclic")
     with place.watch:

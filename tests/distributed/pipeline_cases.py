@@ -18,8 +18,8 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from comet_forms import C, comet, drawn_ids, text_of
 
 from breviary.contract import Batch, Example
-from breviary.distributed import all_ranks_rows, end_process_group, rank, start_process_group, sum_over_ranks
-from breviary.pipeline import Place, take_place
+from breviary.runtime.distributed import end_process_group, gather_rows, rank, start_process_group, sum_over_ranks
+from breviary.training.pipeline import PipelineRank, join_pipeline_group
 from comet.model import Comet
 from comet.text import Text, steps_of
 from data.collate import Collator
@@ -95,7 +95,7 @@ CASES = {
 def run_cases(ranks: int, folder: Path) -> None:
     """Every case on a pipeline of `ranks`, both schedules, against `run_alone`; writes {(case, schedule): what was found}."""
     start_process_group(torch.device("cpu"))
-    place = take_place(ranks) if ranks > 1 else Place()
+    place = join_pipeline_group(ranks) if ranks > 1 else PipelineRank()
     alone, found = torch.load(folder / "alone.pt"), {}
     for name, case in CASES.items():
         reader = case_reader(case)
@@ -145,8 +145,11 @@ def read(reader: Comet, case: Case) -> dict[str, torch.Tensor]:
 
 def gradients(reader: Comet) -> dict[str, torch.Tensor]:
     """{name: gradient}, zeros where none came."""
-    return {name: torch.zeros_like(weight) if weight.grad is None else weight.grad.clone()
-            for name, weight in reader.named_parameters() if weight.requires_grad}
+    return {
+        name: torch.zeros_like(weight) if weight.grad is None else weight.grad.clone()
+        for name, weight in reader.named_parameters()
+        if weight.requires_grad
+    }
 
 
 def summed(found: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
@@ -158,8 +161,10 @@ def compared(found: dict[str, torch.Tensor], wanted: dict[str, torch.Tensor]) ->
     """Largest deviation of the loss, relative, and of a weight's gradient, relative to its largest number, and whose; a gradient
     below a millionth of the largest is compared on that scale."""
     smallest = 1e-6 * max(float(grad.abs().max()) for name, grad in wanted.items() if name != "loss")
-    off = {name: float((found[name] - value).abs().max()) / max(float(value.abs().max()), smallest, 1e-30)
-           for name, value in wanted.items()}
+    off = {
+        name: float((found[name] - value).abs().max()) / max(float(value.abs().max()), smallest, 1e-30)
+        for name, value in wanted.items()
+    }
     loss = off.pop("loss")
     worst = max(off, key=off.get)
     still = [name for name, value in wanted.items() if not value.any()]
@@ -173,10 +178,19 @@ def batches(reader: Comet) -> list[Batch]:
     """Four batches of two examples, contexts of 5 to 120 tokens, answers of 1 to 9."""
     rng, items = random.Random(0), []
     for index in range(8):
-        sizes = dict(prefix=1, context=rng.randint(5, 120), query=3, prompt=rng.randint(2, 6), answer=rng.choice([1, 2, 9]))
+        sizes = dict(
+            prefix=1, context=rng.randint(5, 120), query=3, prompt=rng.randint(2, 6), answer=rng.choice([1, 2, 9])
+        )
         pieces = {name: [rng.randrange(2, 500) for _ in range(size)] for name, size in sizes.items()}
-        items.append({**pieces, "evidence": [False] * sizes["context"], "starts": None, "ends": None,
-                      "example": Example(f"{index}", "", "", ("",))})
+        items.append(
+            {
+                **pieces,
+                "evidence": [False] * sizes["context"],
+                "starts": None,
+                "ends": None,
+                "example": Example(f"{index}", "", "", ("",)),
+            }
+        )
     collate = Collator(reader.tokenizer.pad_token_id)
     return [collate(items[at : at + 2]) for at in range(0, 8, 2)]
 
@@ -184,9 +198,11 @@ def batches(reader: Comet) -> list[Batch]:
 def run_side_by_side(folder: Path) -> None:
     """Two pipelines of two ranks, two micro-batches each, drawn plans, a second loss: sums and counts, and one process's."""
     start_process_group(torch.device("cpu"))
-    reader = comet("objective=answer_and_copy", "objective.hint_tokens=3", "objective.copy_tokens=20", layers=LAYERS).train()
+    reader = comet(
+        "objective=answer_and_copy", "objective.hint_tokens=3", "objective.copy_tokens=20", layers=LAYERS
+    ).train()
     reader.begin_step(3, 42)
-    everyone, place = batches(reader), take_place(2)
+    everyone, place = batches(reader), join_pipeline_group(2)
     found, alone = {}, trained(reader, everyone)
     for schedule in ("contiguous", "cyclic"):
         reader.join_pipeline(place, schedule)
@@ -225,7 +241,7 @@ def run_out_of_step() -> None:
     """Rank 1 has read one text more than rank 0; rank 0 has nothing to wait for."""
     start_process_group(torch.device("cpu"))
     reader = comet(layers=LAYERS).train()
-    reader.join_pipeline(take_place(2), "contiguous")
+    reader.join_pipeline(join_pipeline_group(2), "contiguous")
     reader.pipeline.handoff.step = rank()
     reader.nll(everything([FOUR]))
     dist.barrier()
@@ -237,14 +253,16 @@ def run_without_gradients(folder: Path) -> None:
     reader = comet(layers=LAYERS)
     with torch.no_grad():
         alone = float(reader.nll(everything([FOUR])).sum())
-        reader.join_pipeline(take_place(2), "cyclic")
+        reader.join_pipeline(join_pipeline_group(2), "cyclic")
         evaluated = float(reader.nll(everything([FOUR] if rank() == 0 else [NINE])).sum())
         reader.train()
         shares = sum_over_ranks(torch.stack([reader.nll(everything([FOUR])).sum().double() for _ in range(3)]))
     reader.pipeline.handoff.finish()
     sent = sum_over_ranks(torch.tensor(reader.pipeline.handoff.sent)).tolist()
     if rank() == 0:
-        torch.save({"alone": alone, "evaluated": evaluated, "shares": shares.tolist(), "sent": sent}, folder / "plain.pt")
+        torch.save(
+            {"alone": alone, "evaluated": evaluated, "shares": shares.tolist(), "sent": sent}, folder / "plain.pt"
+        )
     end_process_group()
 
 
@@ -255,7 +273,7 @@ def run_timed(folder: Path, ranks: int) -> None:
     """What happens when, by a clock that the ranks share; computing is sleeping, forward and back. Rank 0 writes {schedule: the
     events of each rank}."""
     start_process_group(torch.device("cpu"))
-    reader, place, found = comet(layers=LAYERS).train(), take_place(ranks), {}
+    reader, place, found = comet(layers=LAYERS).train(), join_pipeline_group(ranks), {}
     cell = reader.memory.cell
 
     def slow(*arguments):
@@ -269,7 +287,7 @@ def run_timed(folder: Path, ranks: int) -> None:
         reader.join_pipeline(place, schedule)
         reader.pipeline.handoff.events = events = []
         reader.nll(everything([NINE])).sum().backward()
-        found[schedule] = all_ranks_rows([events])
+        found[schedule] = gather_rows([events])
     if rank() == 0:
         torch.save(found, folder / "timed.pt")
     end_process_group()

@@ -10,19 +10,37 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 import torch
 
-from breviary.distributed import (all_ranks_rows, end_process_group, rank, start_process_group, take_launcher_arguments,
-                                  world_size)
-from breviary.pipeline import mapping, take_place
+from breviary.runtime.distributed import (
+    end_process_group,
+    gather_rows,
+    rank,
+    start_process_group,
+    take_launcher_arguments,
+    world_size,
+)
+from breviary.training.pipeline import join_pipeline_group, mapping
 
 if __name__ == "__main__":
     take_launcher_arguments()
     start_process_group(torch.device("cpu"), 60)
     found = {}
     for ranks in map(int, sys.argv[2:]):
-        place = take_place(ranks)  # connects neighbours
-        found[ranks] = {"mapping": mapping(world_size(), ranks), "rows": all_ranks_rows([{
-            "node": os.environ["NODE"], "local": int(os.environ["LOCAL_RANK"]), "rank": rank(), "pipeline": place.pipeline,
-            "index": place.index, "members": list(place.members)}])}
+        place = join_pipeline_group(ranks)  # connects neighbours
+        found[ranks] = {
+            "mapping": mapping(world_size(), ranks),
+            "rows": gather_rows(
+                [
+                    {
+                        "node": os.environ["NODE"],
+                        "local": int(os.environ["LOCAL_RANK"]),
+                        "rank": rank(),
+                        "pipeline": place.pipeline,
+                        "index": place.index,
+                        "members": list(place.members),
+                    }
+                ]
+            ),
+        }
     if rank() == 0:
         Path(sys.argv[1]).write_text(json.dumps(found))
     end_process_group()

@@ -18,18 +18,35 @@ from unittest import mock
 ROOT = Path(__file__).resolve().parents[2]
 TIME_LIMIT = 240  # seconds; two ranks that wait for each other would wait for gloo's 30 minutes
 ENVIRONMENT = {
-    "HF_HUB_OFFLINE": "1", "TRANSFORMERS_OFFLINE": "1", "HF_DATASETS_OFFLINE": "1", "WANDB_MODE": "disabled",
-    "TOKENIZERS_PARALLELISM": "false", "OMP_NUM_THREADS": "1", "OMP_WAIT_POLICY": "PASSIVE", "DS_ACCELERATOR": "cpu",
-    "CUDA_VISIBLE_DEVICES": "", "PYTHONPATH": str(ROOT),
+    "HF_HUB_OFFLINE": "1",
+    "TRANSFORMERS_OFFLINE": "1",
+    "HF_DATASETS_OFFLINE": "1",
+    "WANDB_MODE": "disabled",
+    "TOKENIZERS_PARALLELISM": "false",
+    "OMP_NUM_THREADS": "1",
+    "OMP_WAIT_POLICY": "PASSIVE",
+    "DS_ACCELERATOR": "cpu",
+    "CUDA_VISIBLE_DEVICES": "",
+    "PYTHONPATH": str(ROOT),
 }
 
 
 def server() -> Any:
     """The multiprocessing context whose processes start with torch, transformers and DeepSpeed imported."""
     context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["train", "eval", "comi.model", "comet.model", "breviary.testing", "transformers.trainer",
-                                    "transformers.models.llama.modeling_llama", "deepspeed",
-                                    "deepspeed.runtime.zero.muon.muon_optimizer"])  # the last is slow and always asked
+    context.set_forkserver_preload(
+        [
+            "train",
+            "eval",
+            "comi.model",
+            "comet.model",
+            "tests.tiny",
+            "transformers.trainer",
+            "transformers.models.llama.modeling_llama",
+            "deepspeed",
+            "deepspeed.runtime.zero.muon.muon_optimizer",
+        ]
+    )  # the last is slow and always asked
     with mock.patch.dict(os.environ, ENVIRONMENT):
         forkserver.ensure_running()
     return context
@@ -47,11 +64,14 @@ def launch(context: Any, logs: Path, world: int | None, function: Callable[..., 
     failed = [rank for rank, process in enumerate(ranks) if process.exitcode != 0]
     _kill(ranks)
     assert not failed, f"ranks {failed} of {function.__name__}{args} failed:\n" + "\n".join(
-        f"--- rank {rank}\n{files[rank].read_text()[-4000:]}" for rank in failed)
+        f"--- rank {rank}\n{files[rank].read_text()[-4000:]}" for rank in failed
+    )
     return files[0].read_text()
 
 
-def endings(context: Any, logs: Path, world: int, victim: int, function: Callable[..., None], *args: Any) -> dict[int, str]:
+def endings(
+    context: Any, logs: Path, world: int, victim: int, function: Callable[..., None], *args: Any
+) -> dict[int, str]:
     """Calls `function(*args)` on `world` ranks and waits until all but the victim have ended by themselves, each with an error;
     gives {rank: output}, the victim's too where it ended. Nothing is killed before.
 
@@ -65,19 +85,26 @@ def endings(context: Any, logs: Path, world: int, victim: int, function: Callabl
     codes = [process.exitcode for process in ranks]
     _kill(ranks)
     output = {rank: files[rank].read_text() for rank in range(world) if codes[rank] is not None}
-    assert all(code == 1 for rank, code in enumerate(codes) if rank != victim), (codes, [f.read_text()[-3000:] for f in files])
+    assert all(code == 1 for rank, code in enumerate(codes) if rank != victim), (
+        codes,
+        [f.read_text()[-3000:] for f in files],
+    )
     return output
 
 
-def start(context: Any, logs: Path, world: int | None, function: Callable[..., None], *args: Any) -> tuple[list[Any], list[Path]]:
+def start(
+    context: Any, logs: Path, world: int | None, function: Callable[..., None], *args: Any
+) -> tuple[list[Any], list[Path]]:
     """The started processes, and the file of each one's output."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
     logs.mkdir(parents=True, exist_ok=True)
     files = [logs / f"{port}.{rank}.log" for rank in range(world or 1)]
-    ranks = [context.Process(target=_rank, args=(rank, world, port, files[rank], function, args))
-             for rank in range(world or 1)]
+    ranks = [
+        context.Process(target=_rank, args=(rank, world, port, files[rank], function, args))
+        for rank in range(world or 1)
+    ]
     for process in ranks:
         process.start()
     return ranks, files
@@ -107,8 +134,9 @@ def _rank(rank: int, world: int | None, port: int, log: Path, function: Callable
 
     torch.set_num_threads(1)
     if world:
-        os.environ.update(RANK=str(rank), LOCAL_RANK=str(rank), WORLD_SIZE=str(world), MASTER_ADDR="127.0.0.1",
-                          MASTER_PORT=str(port))
+        os.environ.update(
+            RANK=str(rank), LOCAL_RANK=str(rank), WORLD_SIZE=str(world), MASTER_ADDR="127.0.0.1", MASTER_PORT=str(port)
+        )
     try:
         function(*args)
     except BaseException:

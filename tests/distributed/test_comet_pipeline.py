@@ -10,11 +10,21 @@ from argparse import Namespace
 import numpy as np
 import pytest
 import torch
+from pipeline_cases import (
+    CASES,
+    LAYERS,
+    SLEEP,
+    run_alone,
+    run_benchmark,
+    run_cases,
+    run_out_of_step,
+    run_side_by_side,
+    run_timed,
+    run_without_gradients,
+)
 
 from comet.progress import BACKWARD, FORWARD, spans_of
 from comet.schedule import cells, owners, simulate
-from pipeline_cases import (CASES, LAYERS, SLEEP, run_alone, run_benchmark, run_cases, run_out_of_step, run_side_by_side, run_timed,
-                            run_without_gradients)
 from scripts.bench import comet_pipeline
 
 RANKS, SCHEDULES = (1, 2, 4), ("contiguous", "cyclic")
@@ -22,9 +32,22 @@ RANKS, SCHEDULES = (1, 2, 4), ("contiguous", "cyclic")
 # in bfloat16: up to four roundings of 2^-8. The messages round nothing.
 TOLERANCE = {"float64": 1e-10, "float32": 1e-5, "bfloat16": 4 * 2**-8}
 # Chunks that are read: those up to the last supervised place, of each text.
-READ = {"nine": [9], "nine_recomputed": [9], "answer_in_the_last_chunk": [9], "answer_in_the_middle": [6], "two_chunks": [2],
-        "one_chunk": [1], "nothing_asked": [0], "ragged_rows": [7], "ragged_rows_recomputed": [7], "truncated": [7],
-        "two_batches": [9, 7], "two_losses": [9, 4], "memory_alone_trained": [9], "packed": [6]}
+READ = {
+    "nine": [9],
+    "nine_recomputed": [9],
+    "answer_in_the_last_chunk": [9],
+    "answer_in_the_middle": [6],
+    "two_chunks": [2],
+    "one_chunk": [1],
+    "nothing_asked": [0],
+    "ragged_rows": [7],
+    "ragged_rows_recomputed": [7],
+    "truncated": [7],
+    "two_batches": [9, 7],
+    "two_losses": [9, 4],
+    "memory_alone_trained": [9],
+    "packed": [6],
+}
 SILENT = ("no_memory",)  # nothing is carried
 
 
@@ -89,8 +112,11 @@ def test_pipelines_side_by_side_count_every_batch_once(ranks, tmp_path):
 
 
 def test_a_rank_out_of_step_is_told(ranks):
-    with pytest.raises(AssertionError, match=r"rank 1 waited for the memory of step 2, chunk 2, layer 0 and got the memory of "
-                                             r"step 1, chunk 2, layer 0"):
+    with pytest.raises(
+        AssertionError,
+        match=r"rank 1 waited for the memory of step 2, chunk 2, layer 0 and got the memory of "
+        r"step 1, chunk 2, layer 0",
+    ):
         ranks(2, run_out_of_step)
 
 
@@ -138,8 +164,14 @@ def test_the_benchmark_measures_what_it_says(ranks, tmp_path, capsys):
     assert all(row["lowest"] <= row["speedup"] <= row["highest"] for row in rows.values())
     assert 1 < rows["contiguous"]["bound"] < rows["cyclic"]["bound"] < 2
     slowed = [rows[name]["bound_here"] / rows[name]["bound"] for name in ("cyclic", "contiguous")]
-    assert slowed[0] == pytest.approx(slowed[1]) and slowed[0] == pytest.approx(np.median(
-        [one / other for one, other in zip(measured["timed"]["seconds"]["alone"], measured["timed"]["seconds"]["both"])]))
+    assert slowed[0] == pytest.approx(slowed[1]) and slowed[0] == pytest.approx(
+        np.median(
+            [
+                one / other
+                for one, other in zip(measured["timed"]["seconds"]["alone"], measured["timed"]["seconds"]["both"])
+            ]
+        )
+    )
     for direction, step in ((FORWARD, 1), (BACKWARD, -1)):
         lanes = [list(spans_of(own, direction).values()) for own in measured["timed"]["events"]["naive"]]
         first, second = lanes[::step]

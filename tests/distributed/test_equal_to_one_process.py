@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import pytest
 import torch
-
 from cases import CASES, STEPS, cases_of, train_cases
 
 ENGINES = ("ddp", "zero1", "zero2", "zero3")
@@ -37,16 +36,21 @@ def trained(ranks, tmp_path_factory):
 def difference(found, wanted, smallest=1e-30):
     """The largest relative difference over the parameters, and whose it is."""
     assert found.keys() == wanted.keys() and found
-    return max((float((found[name] - value).norm() / value.norm().clamp(min=smallest)), name)
-               for name, value in wanted.items())
+    return max(
+        (float((found[name] - value).norm() / value.norm().clamp(min=smallest)), name) for name, value in wanted.items()
+    )
 
 
-@pytest.mark.parametrize("engine, case", [(engine, case) for case in CASES for engine in ENGINES if case in cases_of(engine)])
+@pytest.mark.parametrize(
+    "engine, case", [(engine, case) for case in CASES for engine in ENGINES if case in cases_of(engine)]
+)
 def test_two_processes_equal_one(trained, engine, case):
     one, two = trained("single")[case], trained(engine)[case]
     assert len(one["losses"]) == len(two["losses"]) == STEPS
-    found = {"losses": max(abs(a - b) / b for a, b in zip(two["losses"], one["losses"])),
-             "weights": difference(two["weights"], one["weights"])}
+    found = {
+        "losses": max(abs(a - b) / b for a, b in zip(two["losses"], one["losses"])),
+        "weights": difference(two["weights"], one["weights"]),
+    }
     if not case.endswith("clipped"):  # DeepSpeed's gradients are seen before clipping, torch's after: the weights tell
         smallest = [1e-6 * float(torch.stack([g.norm() for g in step.values()]).norm()) for step in one["gradients"]]
         found["gradients"] = max(map(difference, two["gradients"], one["gradients"], smallest))

@@ -12,7 +12,6 @@ import sys
 from pathlib import Path
 
 import pytest
-
 from processes import ENVIRONMENT, ROOT, TIME_LIMIT
 
 PLACES = str(Path(__file__).with_name("places.py"))
@@ -32,9 +31,18 @@ def port():
 
 def ended(*commands, **environment):
     """Runs the commands at the same time; on failure or timeout their whole process groups are ended."""
-    started = [subprocess.Popen(command, cwd=ROOT, env={**os.environ, **ENVIRONMENT, **environment, **own}, text=True,
-                                stdout=subprocess.PIPE, stderr=subprocess.STDOUT, start_new_session=True)
-               for command, own in commands]
+    started = [
+        subprocess.Popen(
+            command,
+            cwd=ROOT,
+            env={**os.environ, **ENVIRONMENT, **environment, **own},
+            text=True,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            start_new_session=True,
+        )
+        for command, own in commands
+    ]
     try:
         outputs = [process.communicate(timeout=TIME_LIMIT)[0] for process in started]
     finally:
@@ -57,12 +65,20 @@ def check(file):
 
 
 def test_slurm(tmp_path, port):
-    tools = {"srun": SRUN, "scontrol": '#!/usr/bin/env bash\n[ "$*" = "show hostnames here,there" ] && echo 127.0.0.1\n'}
+    tools = {
+        "srun": SRUN,
+        "scontrol": '#!/usr/bin/env bash\n[ "$*" = "show hostnames here,there" ] && echo 127.0.0.1\n',
+    }
     for name, text in tools.items():
         (tmp_path / name).write_text(text)
         (tmp_path / name).chmod(0o755)
-    ended((["bash", "scripts/launch/slurm.sbatch", PLACES, str(tmp_path / "places.json"), "2", "4"], {}), PYTHON=sys.executable,
-          PORT=port, PATH=f"{tmp_path}:{os.environ['PATH']}", SLURM_JOB_NODELIST="here,there")
+    ended(
+        (["bash", "scripts/launch/slurm.sbatch", PLACES, str(tmp_path / "places.json"), "2", "4"], {}),
+        PYTHON=sys.executable,
+        PORT=port,
+        PATH=f"{tmp_path}:{os.environ['PATH']}",
+        SLURM_JOB_NODELIST="here,there",
+    )
     check(tmp_path / "places.json")
 
 
@@ -70,10 +86,22 @@ def test_deepspeed_with_a_hostfile(tmp_path, port):
     from deepspeed.launcher.runner import encode_world_info, fetch_hostfile
 
     assert fetch_hostfile(str(ROOT / "scripts" / "launch" / "hostfile")) == {"node1": 8, "node2": 8}
-    (tmp_path / "hostfile").write_text((ROOT / "scripts" / "launch" / "hostfile").read_text().replace("slots=8", "slots=2"))
+    (tmp_path / "hostfile").write_text(
+        (ROOT / "scripts" / "launch" / "hostfile").read_text().replace("slots=8", "slots=2")
+    )
     nodes = {name: list(range(slots)) for name, slots in fetch_hostfile(str(tmp_path / "hostfile")).items()}
-    launch = [sys.executable, "-m", "deepspeed.launcher.launch", f"--world_info={encode_world_info(nodes)}",
-              "--master_addr=127.0.0.1", f"--master_port={port}"]
-    ended(*(([*launch, f"--node_rank={node}", PLACES, str(tmp_path / "places.json"), "2", "4"], {"NODE": str(node)})
-            for node in range(2)))
+    launch = [
+        sys.executable,
+        "-m",
+        "deepspeed.launcher.launch",
+        f"--world_info={encode_world_info(nodes)}",
+        "--master_addr=127.0.0.1",
+        f"--master_port={port}",
+    ]
+    ended(
+        *(
+            ([*launch, f"--node_rank={node}", PLACES, str(tmp_path / "places.json"), "2", "4"], {"NODE": str(node)})
+            for node in range(2)
+        )
+    )
     check(tmp_path / "places.json")

@@ -6,24 +6,35 @@ import json
 from concurrent.futures import ThreadPoolExecutor
 
 import pytest
-from safetensors.torch import load_file
-
-from breviary.runs import last_checkpoint
 from fault_cases import CHUNK, LAYER, STEP, TIMEOUT, run_broken, run_dying_training
 from processes import run_script
+from safetensors.torch import load_file
 from test_pipeline_runs import TRAIN
 
+from breviary.runs.checkpoints import last_checkpoint
+
 # What goes wrong, in which direction, on how many ranks; the victim reads chunk CHUNK. Rank 0 keeps the store.
-FAULTS = [("die", "forward", 4), ("die", "backward", 2), ("stop", "backward", 2), ("hang", "forward", 2), ("nan", "forward", 2),
-          ("nan", "backward", 2)]
+FAULTS = [
+    ("die", "forward", 4),
+    ("die", "backward", 2),
+    ("stop", "backward", 2),
+    ("hang", "forward", 2),
+    ("nan", "forward", 2),
+    ("nan", "backward", 2),
+]
 STORE = ("stop", "forward", 2)  # of rank 0, which reads another chunk
-WORDS = {"die": "is gone, last seen", "stop": f"no sign of life for {TIMEOUT:g} s", "hang": f"hangs: for {TIMEOUT:g} s",
-         "nan": "not finite"}
+WORDS = {
+    "die": "is gone, last seen",
+    "stop": f"no sign of life for {TIMEOUT:g} s",
+    "hang": f"hangs: for {TIMEOUT:g} s",
+    "nan": "not finite",
+}
 
 
 @pytest.fixture(scope="module")
 def outputs(ended):
     """{fault: what each rank that ended printed}: three at a time, as they wait more than they compute."""
+
     def broken(fault):
         kind, direction, ranks = fault
         victim = 0 if fault == STORE else CHUNK % ranks
@@ -56,8 +67,15 @@ def test_rank_0_that_stops_takes_its_store_along(outputs):
 def test_what_was_saved_stays_whole(ended, ranks, tmp_path):
     """A rank dies in the backward pass of the step after a checkpoint: the run ends, and the checkpoint is gone on from."""
     paths = [f"paths.outputs={tmp_path}/runs", f"paths.cache={tmp_path}/cache"]
-    overrides = ["name=killed", *TRAIN, *paths, "engine=pipeline", "engine.timeout=60", "train.eval_every=1",
-                 "train.eval_examples=0"]
+    overrides = [
+        "name=killed",
+        *TRAIN,
+        *paths,
+        "engine=pipeline",
+        "engine.timeout=60",
+        "train.eval_every=1",
+        "train.eval_examples=0",
+    ]
     output = ended(2, 1, run_dying_training, overrides)
     assert "rank 1 is gone, last seen in step " in output[0] and ", backward, chunk " in output[0]
     [folder] = (tmp_path / "runs" / "killed").glob("*_*")

@@ -7,29 +7,58 @@ import json
 import shutil
 
 import pytest
+from processes import run_script
 from safetensors.torch import load_file
 
-from processes import run_script
-
 STEPS = 3
-TRAIN = ["compressor=comet", "backbone.layers=2", "compressor.chunk_size=16", "compressor.stride=4",
-         "compressor.global_slots=3", "compressor.queue_budget=8", "decoder.train=full", f"train.steps={STEPS}",
-         "train.optimizer=sgd", "train.learning_rate=0.02", "train.batch_size=2", "train.accumulation=2", "train.log_every=1",
-         "eval_batch_size=2", "dataset.train_size=24", "dataset.test_size=3", "generation.max_new_tokens=3"]
+TRAIN = [
+    "compressor=comet",
+    "backbone.layers=2",
+    "compressor.chunk_size=16",
+    "compressor.stride=4",
+    "compressor.global_slots=3",
+    "compressor.queue_budget=8",
+    "decoder.train=full",
+    f"train.steps={STEPS}",
+    "train.optimizer=sgd",
+    "train.learning_rate=0.02",
+    "train.batch_size=2",
+    "train.accumulation=2",
+    "train.log_every=1",
+    "eval_batch_size=2",
+    "dataset.train_size=24",
+    "dataset.test_size=3",
+    "generation.max_new_tokens=3",
+]
 VALIDATED, NOT_VALIDATED = ["train.eval_examples=5"], ["train.eval_examples=0"]
 PIPELINE = ["engine=pipeline", "engine.ranks=2"]
 # A bucket of ZeRO holds a few weights: ranks that filled them in different orders would sum what does not belong together.
 ZERO2 = ["engine=zero2", "engine.ranks=2", "engine.deepspeed.zero_optimization.reduce_bucket_size=5000", *NOT_VALIDATED]
 # name: processes, overrides. Two pipelines side by side take as many examples a step, one at a time.
-ENGINES = {"contiguous": (2, [*PIPELINE, *VALIDATED, "engine.schedule=contiguous"]),
-           "cyclic": (2, [*PIPELINE, *VALIDATED, "train.gradient_checkpointing=true"]),
-           "zero1": (2, ["engine=zero1", "engine.ranks=2", *NOT_VALIDATED]),
-           "zero2": (2, [*ZERO2, "engine.schedule=contiguous"]),
-           "zero2_side_by_side": (4, [*ZERO2, "train.batch_size=1", "train.gradient_checkpointing=true",
-                                      "engine.deepspeed.zero_optimization.overlap_comm=true"])}
+ENGINES = {
+    "contiguous": (2, [*PIPELINE, *VALIDATED, "engine.schedule=contiguous"]),
+    "cyclic": (2, [*PIPELINE, *VALIDATED, "train.gradient_checkpointing=true"]),
+    "zero1": (2, ["engine=zero1", "engine.ranks=2", *NOT_VALIDATED]),
+    "zero2": (2, [*ZERO2, "engine.schedule=contiguous"]),
+    "zero2_side_by_side": (
+        4,
+        [
+            *ZERO2,
+            "train.batch_size=1",
+            "train.gradient_checkpointing=true",
+            "engine.deepspeed.zero_optimization.overlap_comm=true",
+        ],
+    ),
+}
 COMPARED = ("examples", "loss", "grad_norm", "learning_rate", "eval_nll", "eval_f1")
 # AdamW: what it goes on from is weights, moments and the place in the data.
-ADAM = ["train.optimizer=adamw", "train.learning_rate=1e-3", "train.steps=4", "train.eval_every=2", "train.eval_examples=1"]
+ADAM = [
+    "train.optimizer=adamw",
+    "train.learning_rate=1e-3",
+    "train.steps=4",
+    "train.eval_every=2",
+    "train.eval_examples=1",
+]
 
 
 class Runs:
@@ -41,8 +70,18 @@ class Runs:
     def of(self, name, world, *overrides):
         if name not in self.outputs:
             self.outputs[name] = AssertionError(f"{name} failed in an earlier test")
-            self.outputs[name] = self.ranks(world, run_script, "train.py", (
-                f"name={name}", *TRAIN, f"paths.outputs={self.home}/runs", f"paths.cache={self.home}/cache", *overrides))
+            self.outputs[name] = self.ranks(
+                world,
+                run_script,
+                "train.py",
+                (
+                    f"name={name}",
+                    *TRAIN,
+                    f"paths.outputs={self.home}/runs",
+                    f"paths.cache={self.home}/cache",
+                    *overrides,
+                ),
+            )
         if isinstance(self.outputs[name], AssertionError):
             raise self.outputs[name]
         [folder] = (self.home / "runs" / name).glob("*_*")
@@ -84,7 +123,9 @@ def assert_same(found, wanted, tolerance=1e-5):
 def test_processes_train_as_one(runs, engine):
     world, overrides = ENGINES[engine]
     folder, alone = runs.of(engine, world, *overrides), runs.of("single", None, *VALIDATED)
-    assert "pipeline 0: ranks 0, 1" in runs.outputs[engine] and f"pipeline {world // 2 - 1}: ranks" in runs.outputs[engine]
+    assert (
+        "pipeline 0: ranks 0, 1" in runs.outputs[engine] and f"pipeline {world // 2 - 1}: ranks" in runs.outputs[engine]
+    )
     rows, wanted = rows_of(folder), rows_of(alone)
     validated = any("eval_nll" in row for row in rows)
     assert validated == ("train.eval_examples=5" in overrides)
@@ -98,8 +139,11 @@ def test_processes_train_as_one(runs, engine):
 def test_zero_2_in_bfloat16(runs):
     """DeepSpeed's bfloat16 with float32 masters: the losses are float32's but for roundings of 2^-8."""
     rows = rows_of(runs.of("bfloat16", 2, *ZERO2, "backbone.dtype=bfloat16"))
-    assert_same([{"loss": row["loss"]} for row in rows],
-                [{"loss": row["loss"]} for row in rows_of(runs.of("single", None, *VALIDATED)) if "loss" in row], 2e-2)
+    assert_same(
+        [{"loss": row["loss"]} for row in rows],
+        [{"loss": row["loss"]} for row in rows_of(runs.of("single", None, *VALIDATED)) if "loss" in row],
+        2e-2,
+    )
     weights = weights_of(runs.of("bfloat16", 2))
     assert any((value != value.bfloat16().float()).any() for value in weights.values())  # the masters are saved
 
@@ -124,5 +168,9 @@ def test_zero_2_goes_on_as_data_parallel(runs):
 def test_zero_s_shares_are_one_a_process(runs):
     """DeepSpeed does not share them out anew: told before anything is trained."""
     world, overrides = ENGINES["zero1"]
-    with pytest.raises(AssertionError, match=r"in 2 shares, one a process; start 2 processes, whatever engine.ranks, not 1"):
-        runs.resumed("zero1_alone", runs.of("zero1", world, *overrides), None, "engine=zero1", "train.steps=9", *NOT_VALIDATED)
+    with pytest.raises(
+        AssertionError, match=r"in 2 shares, one a process; start 2 processes, whatever engine.ranks, not 1"
+    ):
+        runs.resumed(
+            "zero1_alone", runs.of("zero1", world, *overrides), None, "engine=zero1", "train.steps=9", *NOT_VALIDATED
+        )

@@ -13,21 +13,32 @@ from pathlib import Path
 
 import pytest
 import torch
+from processes import ENVIRONMENT, ROOT, TIME_LIMIT, run_script
 from safetensors.torch import load_file
 
-from breviary.testing import tiny_tokenizer
+from breviary.backbones.tiny import tiny_tokenizer
 from data.invented_facts import InventedFacts
 from data.prompts import Prompt
 from data.tokenised import tokenise_split
-from processes import ENVIRONMENT, ROOT, TIME_LIMIT, run_script
 
 ENGINES = ("ddp", "zero2", "zero3")
 STEPS = 4
 CLOCK = ("seconds", "tokens_per_s", "peak_memory_bytes", "effective_ratio")
-TRAIN = ["backbone.layers=2", "compressor.encoder_layers=1", "compressor.learned_weights=merge",
-         "decoder.lora_rank=2", f"train.steps={STEPS}", "train.eval_every=2", "train.eval_examples=5",
-         "train.batch_size=2", "train.log_every=1", "eval_batch_size=2",
-         "dataset.train_size=24", "dataset.test_size=7", "generation.max_new_tokens=3"]
+TRAIN = [
+    "backbone.layers=2",
+    "compressor.encoder_layers=1",
+    "compressor.learned_weights=merge",
+    "decoder.lora_rank=2",
+    f"train.steps={STEPS}",
+    "train.eval_every=2",
+    "train.eval_examples=5",
+    "train.batch_size=2",
+    "train.log_every=1",
+    "eval_batch_size=2",
+    "dataset.train_size=24",
+    "dataset.test_size=7",
+    "generation.max_new_tokens=3",
+]
 
 
 class Home:
@@ -59,14 +70,16 @@ def home(ranks, tmp_path_factory):
 @pytest.fixture(scope="session")
 def run(home):
     """run(engine): the folder of a training on two processes, each started in another way."""
+
     def started(engine):
         if (home.folder / "runs" / engine).exists():
             return home.run(engine)
         if engine == "ddp":  # the rank as an argument, as the deepspeed launcher gives it
             return home.train(2, engine, "engine=ddp", launcher="deepspeed")
         if engine == "zero3":
-            return home.train(2, engine, "engine=zero3",
-                              "engine.deepspeed.zero_optimization.stage3_param_persistence_threshold=0")
+            return home.train(
+                2, engine, "engine=zero3", "engine.deepspeed.zero_optimization.stage3_param_persistence_threshold=0"
+            )
         torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
         command(*torchrun, "train.py", f"engine={engine}", f"name={engine}", *TRAIN, *home.paths)
         return home.run(engine)
@@ -76,8 +89,15 @@ def run(home):
 
 def command(*arguments):
     """Runs a command from the checkout's root; on failure or timeout its whole process group is ended."""
-    process = subprocess.Popen(arguments, cwd=ROOT, env={**os.environ, **ENVIRONMENT}, text=True,
-                               stdout=subprocess.PIPE, stderr=subprocess.STDOUT, start_new_session=True)
+    process = subprocess.Popen(
+        arguments,
+        cwd=ROOT,
+        env={**os.environ, **ENVIRONMENT},
+        text=True,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        start_new_session=True,
+    )
     try:
         output, _ = process.communicate(timeout=TIME_LIMIT)
     finally:
@@ -122,8 +142,10 @@ def test_resumed_training_gives_the_same_numbers(home, run, engine):
     shutil.rmtree(killed / "checkpoints" / f"checkpoint-{STEPS}")
     resumed = home.train(2, f"{engine}_killed", f"engine={engine}", f"resume={killed}")
     assert_same_rows(metrics(resumed), metrics(run(engine)), 1e-6)
-    weights, wanted = (load_file(folder / "checkpoints" / f"checkpoint-{STEPS}" / "trained.safetensors")
-                       for folder in (resumed, run(engine)))
+    weights, wanted = (
+        load_file(folder / "checkpoints" / f"checkpoint-{STEPS}" / "trained.safetensors")
+        for folder in (resumed, run(engine))
+    )
     assert weights.keys() == wanted.keys()
     assert all(torch.allclose(weights[name], wanted[name], rtol=1e-5, atol=1e-7) for name in wanted)
 
@@ -153,8 +175,9 @@ def test_evaluation_on_two_processes_equals_one(home, run):
         copies = [home.folder / f"on_{world}" / engine for engine in ENGINES]
         for engine, copy in zip(ENGINES, copies):
             shutil.copytree(run(engine), copy)
-        home.evaluate(None if world == 1 else 2, copies[0], f"compare=[{copies[1]},{copies[2]}]",
-                      "baselines=[no_context]")
+        home.evaluate(
+            None if world == 1 else 2, copies[0], f"compare=[{copies[1]},{copies[2]}]", "baselines=[no_context]"
+        )
         found = copies[0].parent.glob("*/eval/*/*/results.json")  # ENGINE/eval/HASH/READER
         folders[world] = {(file.parents[3].name, file.parent.name): file.parent for file in found}
     assert folders[1].keys() == folders[2].keys() == {*((engine, "comi") for engine in ENGINES), ("ddp", "no_context")}
@@ -184,14 +207,23 @@ def assert_same_results(found, wanted):
     assert results[0]["n"] == results[1]["n"] == 7
     for name, value in results[1]["metrics"].items():
         assert results[0]["metrics"][name] == pytest.approx(value, rel=1e-5)
-    for key in ("effective_ratio", "memory_slots", "memory_bytes", "asked_ratio", "truncated"):
+    for key in ("effective_ratio", "memory_slots", "memory_bytes", "requested_ratio", "truncated"):
         assert results[0][key] == results[1][key]
 
 
 def test_bare_python_with_deepspeed_in_bfloat16(home):
     """One process, no launcher, DeepSpeed's own bfloat16: the loss falls, float32 weights of the adapters are saved."""
-    folder = home.train(None, "bare", "engine=zero2", "backbone.dtype=bfloat16", "train.steps=3",
-                        "dataset.train_size=2", "train.eval_examples=0", "train.schedule=constant", "train.warmup=0")
+    folder = home.train(
+        None,
+        "bare",
+        "engine=zero2",
+        "backbone.dtype=bfloat16",
+        "train.steps=3",
+        "dataset.train_size=2",
+        "train.eval_examples=0",
+        "train.schedule=constant",
+        "train.warmup=0",
+    )
     losses = [row["loss"] for row in metrics(folder)]
     assert len(losses) == 3 and all(map(math.isfinite, losses)) and losses[2] < losses[1] < losses[0], losses
     weights = load_file(folder / "checkpoints" / "checkpoint-3" / "trained.safetensors")
@@ -203,7 +235,9 @@ def test_bare_python_with_deepspeed_in_bfloat16(home):
 
 def keep_a_split(folder: Path) -> None:
     """Tokenises a split into the folder where another process does the same; says what it then reads."""
-    data = tokenise_split(InventedFacts(train_size=300).examples("train"), tiny_tokenizer(), Prompt(), 30, str(folder / "kept"))
+    data = tokenise_split(
+        InventedFacts(train_size=300).examples("train"), tiny_tokenizer(), Prompt(), 30, str(folder / "kept")
+    )
     (folder / os.environ["RANK"]).write_text(f"{sum(data.lengths)} {data[299]['context']} {data.data_hash}")
 
 

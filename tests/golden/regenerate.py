@@ -9,7 +9,7 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
-from breviary.runtime import require_checkout
+from breviary.runtime.checkout import require_checkout
 
 require_checkout()
 os.environ |= {"CUDA_VISIBLE_DEVICES": "", "WANDB_MODE": "disabled"}
@@ -20,21 +20,39 @@ import tempfile
 import datasets
 
 import train
-from breviary.testing import compose_tiny
+from tests.tiny import compose_tiny
 
 HERE = Path(__file__).parent
 HEADER = "step loss grad_norm learning_rate effective_ratio"
-SHARED = ["dataset.facts=3", "dataset.train_size=64", "train.steps=6", "train.batch_size=4", "train.accumulation=2",
-          "train.log_every=1", "train.eval_examples=0", "train.learning_rate=1e-2",
-          "decoder.lora_targets=all-linear"]
+SHARED = [
+    "dataset.facts=3",
+    "dataset.train_size=64",
+    "train.steps=6",
+    "train.batch_size=4",
+    "train.accumulation=2",
+    "train.log_every=1",
+    "train.eval_examples=0",
+    "train.learning_rate=1e-2",
+    "decoder.lora_targets=all-linear",
+]
 # What a change may alter unseen: each join, the gain, drawn ratios, segments, each trained set, each family.
 CASES = {
     "comi_input": ["compressor=comi", "train.learning_rate=1e-3"],
     "comi_depth": ["compressor=comi", "compressor.join=depth"],
-    "comi_segments": ["compressor=comi", "compressor.join=depth", "compressor.segment_size=16",
-                      "compressor.learned_weights=merge", "backbone.family=qwen3"],
-    "mean_pool_ratios": ["compressor=mean_pool", "compressor.join=depth", "compressor.ratio_choices=[2,4,8]",
-                         "decoder.train=full", "train.learning_rate=1e-3"],
+    "comi_segments": [
+        "compressor=comi",
+        "compressor.join=depth",
+        "compressor.segment_size=16",
+        "compressor.learned_weights=merge",
+        "backbone.family=qwen3",
+    ],
+    "mean_pool_ratios": [
+        "compressor=mean_pool",
+        "compressor.join=depth",
+        "compressor.ratio_choices=[2,4,8]",
+        "decoder.train=full",
+        "train.learning_rate=1e-3",
+    ],
     "full_context": ["compressor=full_context", "decoder.train=attention", "backbone.family=qwen2"],
 }
 

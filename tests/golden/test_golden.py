@@ -3,7 +3,6 @@
 from pathlib import Path
 
 import pytest
-
 from regenerate import CASES, HEADER, read_steps, run_steps
 
 HERE = Path(__file__).parent

@@ -7,10 +7,10 @@ whatever the type, so it is compared as fp32 is.
 
 import pytest
 import torch
-
-from breviary.attention import BLOCKWISE
-from comet.layers import BACKENDS
 from comet_forms import comet, drawn_ids, gradients, largest_difference, states_of, text_of, twin
+
+from breviary.backbones.attention import BLOCKWISE
+from comet.layers import BACKENDS
 
 PLANS = [[16, 16, 9, 16, 14], [3, 16, 1], [7], [16, 16, 16, 16]]  # a short first chunk, rests, one chunk, the roll-over
 FAMILIES = ("llama", "qwen2", "qwen3")
@@ -40,7 +40,9 @@ def compare(reader, plans, tolerance=1e-10, stride=4):
 def test_values_and_gradients(family, backend):
     reader = comet(f"backbone.family={family}", f"compressor.backend={backend}")
     expected = compare(reader, PLANS)
-    assert [name for name, grad in expected.items() if not grad.any()] == ["decoder.final_norm.weight"]  # behind the stream
+    assert [name for name, grad in expected.items() if not grad.any()] == [
+        "decoder.final_norm.weight"
+    ]  # behind the stream
 
 
 @pytest.mark.parametrize("backend", BACKENDS)
@@ -58,10 +60,19 @@ def test_every_attention(attention, used, tolerance, backend):
 
 
 @pytest.mark.parametrize("backend", BACKENDS)
-@pytest.mark.parametrize("overrides", [
-    ["compressor.global_slots=0"], ["compressor.queue_budget=0"], ["compressor.global_slots=0", "compressor.queue_budget=0"],
-    ["compressor.gate=false"], ["compressor.gate_bias=2.0", "compressor.eps=0.1"], ["compressor.quirks=true"],
-    ["compressor.adapter_rank=1", "compressor.global_slots=7", "compressor.queue_budget=5"]], ids=" ".join)
+@pytest.mark.parametrize(
+    "overrides",
+    [
+        ["compressor.global_slots=0"],
+        ["compressor.queue_budget=0"],
+        ["compressor.global_slots=0", "compressor.queue_budget=0"],
+        ["compressor.gate=false"],
+        ["compressor.gate_bias=2.0", "compressor.eps=0.1"],
+        ["compressor.quirks=true"],
+        ["compressor.adapter_rank=1", "compressor.global_slots=7", "compressor.queue_budget=5"],
+    ],
+    ids=" ".join,
+)
 def test_every_setting(overrides, backend):
     compare(comet(*overrides, f"compressor.backend={backend}"), PLANS[:2])
 

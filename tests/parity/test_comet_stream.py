@@ -8,13 +8,13 @@ import random
 
 import pytest
 import torch
+from comet_forms import B, C, G, K, comet, drawn_ids, twin_logits
 
-from breviary.assemble import ROUND_TO
 from breviary.contract import Generation
-from breviary.testing import compose_tiny, recorded_ids, row_ids, tiny_reader
+from breviary.memory.assembly import ROUND_TO
 from comet.layers import BACKENDS
 from comet.stream import Stream
-from comet_forms import B, C, G, K, comet, drawn_ids, twin_logits
+from tests.tiny import compose_tiny, recorded_ids, row_ids, tiny_reader
 
 LENGTHS = [71, 5, 48]  # the last one fills three chunks
 
@@ -39,7 +39,7 @@ def after(reader, rows):
         return torch.stack([twin_logits(reader, torch.as_tensor(row))[-1] for row in rows])
 
 
-def at_once(reader, ids, lengths):
+def deferred_gradients(reader, ids, lengths):
     stream = Stream(reader, len(ids))
     return stream, stream.read(ids, torch.tensor(lengths))
 
@@ -62,8 +62,13 @@ def remembered(stream):
     memory = stream.memory
     rows = []
     for row, filled in enumerate(stream.filled):
-        layers = [(layer.carried[row][memory.started[row].expand(layer.carried.shape[1])],
-                   layer.queue[row][memory.queue_mask[row]]) for layer in memory.layers]
+        layers = [
+            (
+                layer.carried[row][memory.started[row].expand(layer.carried.shape[1])],
+                layer.queue[row][memory.queue_mask[row]],
+            )
+            for layer in memory.layers
+        ]
         rows.append((filled, [x for layer in layers for x in layer]))
     return rows
 
@@ -71,23 +76,33 @@ def remembered(stream):
 def same_memory(one, other):
     for (filled, tensors), (expected_filled, expected) in zip(remembered(one), remembered(other), strict=True):
         assert filled == expected_filled
-        for found, wanted in itertools.zip_longest(tensors, expected, fillvalue=torch.zeros(0, one.reader.decoder.width)):
+        for found, wanted in itertools.zip_longest(
+            tensors, expected, fillvalue=torch.zeros(0, one.reader.decoder.width)
+        ):
             close(found.double(), wanted.double())
 
 
 # ---- reading ----
 
 
-@pytest.mark.parametrize("settings", [[], ["compressor.global_slots=0"], ["compressor.queue_budget=0"],
-                                      ["compressor.global_slots=0", "compressor.queue_budget=0"]], ids=" ".join)
+@pytest.mark.parametrize(
+    "settings",
+    [
+        [],
+        ["compressor.global_slots=0"],
+        ["compressor.queue_budget=0"],
+        ["compressor.global_slots=0", "compressor.queue_budget=0"],
+    ],
+    ids=" ".join,
+)
 def test_ragged_rows_read_at_once_are_the_twin_s(settings):
     reader, ids = comet(*settings), drawn_ids(3, max(LENGTHS))
-    close(at_once(reader, ids, LENGTHS)[1], after(reader, [row[:n] for row, n in zip(ids, LENGTHS)]))
+    close(deferred_gradients(reader, ids, LENGTHS)[1], after(reader, [row[:n] for row, n in zip(ids, LENGTHS)]))
 
 
 def test_token_by_token_odd_pieces_and_at_once_are_the_same(reader):
     ids = drawn_ids(3, max(LENGTHS))
-    stream, logits = at_once(reader, ids, LENGTHS)
+    stream, logits = deferred_gradients(reader, ids, LENGTHS)
     assert [filled for filled, _ in remembered(stream)] == [7, 5, 16]
     for seed in range(4):
         rng, pieces = random.Random(seed), Stream(reader, 3)
@@ -100,12 +115,15 @@ def test_token_by_token_odd_pieces_and_at_once_are_the_same(reader):
 
 def test_a_row_waits_in_an_open_chunk_while_others_read_on(reader):
     ids = drawn_ids(2, 200, seed=3)
-    expected, logits = at_once(reader, ids, [14, 190])
+    expected, logits = deferred_gradients(reader, ids, [14, 190])
     stream = Stream(reader, 2)
     stream.read(ids[:, :9], torch.tensor([9, 9]))
     for start in range(9, 184, 5):
         stream.read(torch.stack([ids[0, :5], ids[1, start : start + 5]]), torch.tensor([0, 5]))
-    close(stream.read(torch.stack([ids[0, 9:14], ids[1, 184:189]]), torch.tensor([5, 5])), at_once(reader, ids, [14, 189])[1])
+    close(
+        stream.read(torch.stack([ids[0, 9:14], ids[1, 184:189]]), torch.tensor([5, 5])),
+        deferred_gradients(reader, ids, [14, 189])[1],
+    )
     close(stream.read(torch.stack([ids[0, :1], ids[1, 189:190]]), torch.tensor([0, 1])), logits)
     same_memory(stream, expected)
 
@@ -123,9 +141,9 @@ def test_rows_without_a_token_keep_their_logits(reader):
 
 def test_a_batch_is_read_as_its_rows_alone(reader):
     ids = drawn_ids(3, max(LENGTHS))
-    together = at_once(reader, ids, LENGTHS)[1]
+    together = deferred_gradients(reader, ids, LENGTHS)[1]
     for row, length in enumerate(LENGTHS):
-        close(at_once(reader, ids[row : row + 1], [length])[1][0], together[row])
+        close(deferred_gradients(reader, ids[row : row + 1], [length])[1][0], together[row])
 
 
 # ---- writing ----
@@ -135,7 +153,7 @@ def test_every_step_of_decoding_is_the_twin_s_reading_of_prompt_and_answer(reade
     """40 tokens: every row comes to ten compression tokens and to two chunks' ends or more, at other steps than the others."""
     ids = drawn_ids(3, max(LENGTHS))
     texts = [row[:n].tolist() for row, n in zip(ids, LENGTHS)]
-    stream, logits = at_once(reader, ids, LENGTHS)
+    stream, logits = deferred_gradients(reader, ids, LENGTHS)
     for _ in range(40):
         expected = after(reader, texts)
         close(logits, expected)
@@ -143,8 +161,12 @@ def test_every_step_of_decoding_is_the_twin_s_reading_of_prompt_and_answer(reade
         assert torch.equal(chosen, expected.argmax(-1))
         texts = [[*text, token] for text, token in zip(texts, chosen.tolist())]
         logits = stream.step(chosen)
-    same_memory(stream, at_once(reader, torch.tensor([text + [0] * (111 - len(text)) for text in texts]),
-                                [len(text) for text in texts])[0])
+    same_memory(
+        stream,
+        deferred_gradients(
+            reader, torch.tensor([text + [0] * (111 - len(text)) for text in texts]), [len(text) for text in texts]
+        )[0],
+    )
 
 
 def test_answers_are_what_the_twin_would_write(reader, ragged):
@@ -167,13 +189,13 @@ def test_answers_are_what_the_twin_would_write(reader, ragged):
 def test_a_fork_changes_nothing_of_its_origin(reader):
     ids = drawn_ids(2, 90)
     for length in (3, 16, 37):
-        stream, _ = at_once(reader, ids, [length, length])
+        stream, _ = deferred_gradients(reader, ids, [length, length])
         fork = stream.fork()
         fork.read(ids[:, 40:80], torch.tensor([40, 40]))
         for token in ids[:, 80:].T:
             fork.step(token)
-        same_memory(stream, at_once(reader, ids, [length, length])[0])
-        close(stream.step(ids[:, length]), at_once(reader, ids, [length + 1, length + 1])[1])
+        same_memory(stream, deferred_gradients(reader, ids, [length, length])[0])
+        close(stream.step(ids[:, length]), deferred_gradients(reader, ids, [length + 1, length + 1])[1])
         assert fork.filled == [(length + 50 - 1) % C + 1] * 2
 
 

@@ -11,7 +11,7 @@ import itertools
 import pytest
 import torch
 
-from breviary.merge import consecutive_groups, groups_from_sizes
+from breviary.memory.merging import consecutive_groups, groups_from_sizes
 from comi import mig, reference
 
 ROUNDING = {torch.float64: 1e-10, torch.float32: 1e-5}
@@ -58,8 +58,9 @@ def test_memory_and_gradients(dtype, quirks):
         for module in (mig, reference):
             alpha, beta = torch.tensor(1.3, dtype=dtype), torch.tensor(0.7, dtype=dtype)
             leaves = [leaf.clone().requires_grad_() for leaf in (states, query, values, alpha, beta)]
-            memory, memory_mask = module.merge_groups(leaves[0], mask, leaves[1], sizes, *leaves[3:], leaves[2],
-                                                      quirks=quirks)
+            memory, memory_mask = module.merge_groups(
+                leaves[0], mask, leaves[1], sizes, *leaves[3:], leaves[2], quirks=quirks
+            )
             (memory * pull).sum().backward()
             results.append((memory.detach(), memory_mask, [leaf.grad for leaf in leaves]))
         (ours, our_mask, our_grads), (theirs, their_mask, their_grads) = results
@@ -89,14 +90,16 @@ def test_half_precision_states():
         groups = consecutive_groups(mask, ratio)
         gain = mig.marginal_information_gain(states, mask, query, groups)
         assert gain.dtype == torch.float32
-        torch.testing.assert_close(gain, reference.marginal_information_gain(exact, mask, exact_query, groups),
-                                   atol=1e-5, rtol=0)
+        torch.testing.assert_close(
+            gain, reference.marginal_information_gain(exact, mask, exact_query, groups), atol=1e-5, rtol=0
+        )
         sizes = mig.reallocate_groups(states, mask, query, ratio)
         assert torch.equal(sizes, reference.reallocate_groups(exact, mask, exact_query, ratio))
         memory, _ = mig.merge_groups(states, mask, query, sizes)
         assert memory.dtype == torch.bfloat16
-        torch.testing.assert_close(memory.float(), reference.merge_groups(exact, mask, exact_query, sizes)[0],
-                                   atol=1e-5, rtol=1 / 256)
+        torch.testing.assert_close(
+            memory.float(), reference.merge_groups(exact, mask, exact_query, sizes)[0], atol=1e-5, rtol=1 / 256
+        )
 
 
 @pytest.mark.parametrize("sizes", [[1] * 5 + [195], [60, 9, 70, 61], [64, 64, 72], [63, 65, 0, 1, 71], [200]])
@@ -143,5 +146,7 @@ def test_allocation():
         lengths = torch.randint(1, 90, (3,), generator=g)
         temperature = float(torch.rand((), generator=g)) + 0.02
         smallest = int(torch.randint(0, 5, (), generator=g))
-        assert torch.equal(mig.allocate(gains, lengths, valid, temperature, smallest),
-                           reference.allocate(gains, lengths, valid, temperature, smallest))
+        assert torch.equal(
+            mig.allocate(gains, lengths, valid, temperature, smallest),
+            reference.allocate(gains, lengths, valid, temperature, smallest),
+        )

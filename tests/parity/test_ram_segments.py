@@ -63,8 +63,14 @@ def compare(dtype, call, ours, reference, *leaves, scale=1.0):
 def test_relevance(dtype, garbage):
     for seed in range(3):
         states, mask, query = make(dtype, seed, garbage)
-        _, grads = compare(dtype, lambda f, states, query: f(states, mask, query),
-                           segments.relevance, reference.relevance, states, query)
+        _, grads = compare(
+            dtype,
+            lambda f, states, query: f(states, mask, query),
+            segments.relevance,
+            reference.relevance,
+            states,
+            query,
+        )
         assert all(grad.abs().max() > 0 for grad in grads)
 
 
@@ -107,15 +113,33 @@ def test_weights_and_vectors(dtype, mode, garbage):
         states, mask, query = make(dtype, seed, garbage)
         scale = max(1, 1 / temperature)
         if mode == "query_weighted":
-            compare(dtype, lambda f, states, query: f(states, mask, query, temperature),
-                    segments.skim_weights, reference.skim_weights, states, query, scale=scale)
+            compare(
+                dtype,
+                lambda f, states, query: f(states, mask, query, temperature),
+                segments.skim_weights,
+                reference.skim_weights,
+                states,
+                query,
+                scale=scale,
+            )
         else:  # made of no state: nothing to differentiate
-            close(segments.skim_weights(states, mask, query, temperature, mode),
-                  reference.skim_weights(states, mask, query, temperature, mode), dtype)
+            close(
+                segments.skim_weights(states, mask, query, temperature, mode),
+                reference.skim_weights(states, mask, query, temperature, mode),
+                dtype,
+            )
         g = torch.Generator().manual_seed(seed)
         values = torch.randn(5, 6, 4, 3, generator=g, dtype=torch.float64).masked_fill(~mask[..., None], garbage)
-        pooled, _ = compare(dtype, lambda f, *leaves: f(leaves[0], mask, leaves[1], temperature, leaves[2], mode),
-                            segments.skim, reference.skim, states, query, values.to(dtype), scale=scale)
+        pooled, _ = compare(
+            dtype,
+            lambda f, *leaves: f(leaves[0], mask, leaves[1], temperature, leaves[2], mode),
+            segments.skim,
+            reference.skim,
+            states,
+            query,
+            values.to(dtype),
+            scale=scale,
+        )
         assert bool(pooled.any()) == (mode != "drop")
 
 
@@ -123,8 +147,15 @@ def test_weights_and_vectors(dtype, mode, garbage):
 def test_vectors_of_the_states_themselves(dtype):
     for seed, temperature in ((0, 1.0), (1, 0.05)):
         states, mask, query = make(dtype, seed, float("nan"))
-        _, grads = compare(dtype, lambda f, states, query: f(states, mask, query, temperature),
-                           segments.skim, reference.skim, states, query, scale=max(1, 1 / temperature))
+        _, grads = compare(
+            dtype,
+            lambda f, states, query: f(states, mask, query, temperature),
+            segments.skim,
+            reference.skim,
+            states,
+            query,
+            scale=max(1, 1 / temperature),
+        )
         assert all(grad.abs().max() > 0 for grad in grads)
 
 
@@ -141,8 +172,14 @@ def test_contrastive_loss(dtype, reduction):
         positives = torch.rand(6, 7, generator=g) < (0.3 if trial else 0.0)
         valid = torch.rand(6, 7, generator=g) < 0.7
         valid[0], positives[1] = False, False
-        value, (grad,) = compare(dtype, lambda f, relevance: f(relevance, positives, valid, temperature, reduction),
-                                 losses.contrastive_loss, reference.contrastive_loss, relevance, scale=1 / temperature)
+        value, (grad,) = compare(
+            dtype,
+            lambda f, relevance: f(relevance, positives, valid, temperature, reduction),
+            losses.contrastive_loss,
+            reference.contrastive_loss,
+            relevance,
+            scale=1 / temperature,
+        )
         counted = bool((positives & valid).any())
         assert counted == (trial > 0) and bool(value > 0) == bool(grad.any()) == counted
 

@@ -6,13 +6,13 @@ of sums (kept keys and values, batched cosines, memory as keys and values alone)
 
 import pytest
 import torch
-from released_forms import PublishedCOMI, PublishedCoMeT, PublishedRAM, plain_model, save_backbone, state_of
+from released_forms import PublishedCoMeT, PublishedCOMI, PublishedRAM, plain_model, save_backbone, state_of
 from safetensors.torch import save_file
 
-from breviary.backbone import Backbone
+from breviary.backbones.pretrained import Backbone
 from breviary.contract import Context, Example
-from breviary.runs import best_checkpoint, load_config
-from breviary.testing import row_ids
+from breviary.runs.checkpoints import best_checkpoint
+from breviary.runs.folders import load_config
 from comet.layout import TEXT
 from comet.memory import MemoryState
 from data.collate import Collator
@@ -20,6 +20,7 @@ from data.invented_facts import InventedFacts
 from data.prompts import Prompt
 from eval import loaded
 from scripts.import_checkpoint import import_checkpoint
+from tests.tiny import row_ids
 
 PARTS = ("context", "query", "prompt", "answer")
 
@@ -87,9 +88,16 @@ def test_comi(tmp_path, example, form, segment_size):
     model = plain_model("qwen2", tied=form["lora"])
     published = PublishedCOMI(model, **form)
     save_file(state_of(published), tmp_path / "comi.safetensors")
-    folder, _ = import_checkpoint("comi", tmp_path / "comi.safetensors", save_backbone(model, tmp_path / "backbone"),
-                                  tmp_path / "run", quirks=True, ratio=4, segment_size=segment_size,
-                                  lora_alpha=8 if form["lora"] else None)
+    folder, _ = import_checkpoint(
+        "comi",
+        tmp_path / "comi.safetensors",
+        save_backbone(model, tmp_path / "backbone"),
+        tmp_path / "run",
+        quirks=True,
+        ratio=4,
+        segment_size=segment_size,
+        lora_alpha=8 if form["lora"] else None,
+    )
     batch, reader = batch_of(folder, example), imported(folder)
     assert batch.prefix.mask.sum() == 0 and len(row_ids(batch, 0, "context")) > 40
     wanted = published.compute(*(row_ids(batch, 0, part) for part in PARTS), 4, segment_size)
@@ -107,8 +115,14 @@ def test_ram(tmp_path, example, tied):
     model = plain_model("qwen3", tied)
     published = PublishedRAM(model)
     torch.save(state_of(published), tmp_path / "pytorch_model.bin")
-    folder, _ = import_checkpoint("ram", tmp_path / "pytorch_model.bin", save_backbone(model, tmp_path / "backbone"),
-                                  tmp_path / "run", quirks=True, segment_size=6)
+    folder, _ = import_checkpoint(
+        "ram",
+        tmp_path / "pytorch_model.bin",
+        save_backbone(model, tmp_path / "backbone"),
+        tmp_path / "run",
+        quirks=True,
+        segment_size=6,
+    )
     batch = batch_of(folder, example)
     positives = [1, 4]
     wanted = published.compute(*(row_ids(batch, 0, part) for part in PARTS), 4, 6, positives)
@@ -130,14 +144,16 @@ def test_ram(tmp_path, example, tied):
 # ------------------------------------------------------------------ CoMeT
 
 
-@pytest.mark.parametrize("tied, once", [(True, True), (True, False), (False, False)],
-                         ids=["tied", "tied-twice", "untied"])
+@pytest.mark.parametrize(
+    "tied, once", [(True, True), (True, False), (False, False)], ids=["tied", "tied-twice", "untied"]
+)
 def test_comet(tmp_path, example, tied, once):
     model = plain_model("qwen3", tied)
     published = PublishedCoMeT(model)
     source = published.save(tmp_path / "released", once)
-    folder, _ = import_checkpoint("comet", source, save_backbone(model, tmp_path / "backbone"), tmp_path / "run",
-                                  quirks=True)
+    folder, _ = import_checkpoint(
+        "comet", source, save_backbone(model, tmp_path / "backbone"), tmp_path / "run", quirks=True
+    )
     batch, reader = batch_of(folder, example), imported(folder)
     ids = row_ids(batch, 0, "prefix", "context", "prompt", "answer")
     assert len(ids) > 4 * published.SIZES["chunk_size"]  # the queue is full, the gate has mixed more than once
@@ -161,8 +177,9 @@ def read(reader, text):
     """Normed states at every text token of one row (N, D), and [S ; Q] of every layer after the last closed chunk."""
     memory, rows = MemoryState.fresh(1, text.ids.device), []
     for chunk in reader.laid_out(text):
-        states, memory, _ = reader.memory.run(reader.decoder, reader.embeds(text, chunk), chunk.layout,
-                                              chunk.entered(memory), chunk.closes)
+        states, memory, _ = reader.memory.run(
+            reader.decoder, reader.embeds(text, chunk), chunk.layout, chunk.entered(memory), chunk.closes
+        )
         rows.append(states[0, chunk.layout.columns_of(TEXT)[0, : chunk.step.sizes[0]]])
     kept = [torch.cat([layer.carried[0], layer.queue[0, memory.queue_mask[0]]]) for layer in memory.layers]
     return reader.decoder.norm(torch.cat(rows)), torch.cat(kept)

@@ -9,18 +9,35 @@ from omegaconf import OmegaConf, open_dict
 
 import eval as evaluating
 import train
-from breviary.reading import Reading
-from breviary.results import PREDICTIONS, RESULTS, Predictions
-from breviary.testing import CONFIGS, compose_tiny
+from breviary.evaluation.results import PREDICTIONS, RESULTS, Predictions
+from breviary.memory.encoder import ContextEncoder
 from data.invented_facts import InventedFacts
+from tests.tiny import CONFIGS, compose_tiny
 
 EXPERIMENTS = sorted(file.stem for file in (CONFIGS / "experiment").glob("*.yaml"))
 # What costs time, and to what it is reduced where an experiment asks for more.
-MOST = {"train.steps": 2, "train.batch_size": 2, "train.accumulation": 2, "train.log_every": 1, "train.eval_every": 0,
-        "train.eval_examples": 2, "train.workers": 0, "eval_batch_size": 2, "generation.max_new_tokens": 4,
-        "generation.min_new_tokens": 0, "limits.max_context_tokens": 128, "compressor.encoder_layers": 2,
-        "compressor.layers": 2, "dataset.facts": 3, "dataset.context_words": 80, "dataset.train_size": 8,
-        "dataset.validation_size": 4, "dataset.test_size": 4, "dataset.min_words": 8, "dataset.max_words": 12}
+MOST = {
+    "train.steps": 2,
+    "train.batch_size": 2,
+    "train.accumulation": 2,
+    "train.log_every": 1,
+    "train.eval_every": 0,
+    "train.eval_examples": 2,
+    "train.workers": 0,
+    "eval_batch_size": 2,
+    "generation.max_new_tokens": 4,
+    "generation.min_new_tokens": 0,
+    "limits.max_context_tokens": 128,
+    "compressor.encoder_layers": 2,
+    "compressor.layers": 2,
+    "dataset.facts": 3,
+    "dataset.context_words": 80,
+    "dataset.train_size": 8,
+    "dataset.validation_size": 4,
+    "dataset.test_size": 4,
+    "dataset.min_words": 8,
+    "dataset.max_words": 12,
+}
 
 
 @pytest.fixture(scope="module")
@@ -30,10 +47,19 @@ def home(tmp_path_factory):
     for split in ("train", "validation", "test"):
         rows = []
         for example in InventedFacts(facts=3, train_size=8, validation_size=8, test_size=8).examples(split):
-            passages = [{"title": d.title, "text": example.context[d.start : d.end], "is_gold": d.is_gold}
-                        for d in example.documents]
-            rows.append({"id": example.id, "context": example.context, "question": example.question,
-                         "answers": list(example.answers), "documents": passages})
+            passages = [
+                {"title": d.title, "text": example.context[d.start : d.end], "is_gold": d.is_gold}
+                for d in example.documents
+            ]
+            rows.append(
+                {
+                    "id": example.id,
+                    "context": example.context,
+                    "question": example.question,
+                    "answers": list(example.answers),
+                    "documents": passages,
+                }
+            )
         (folder / f"{split}.jsonl").write_text("\n".join(map(json.dumps, rows)) + "\n")
     return folder
 
@@ -119,20 +145,28 @@ def test_a_table_holds_trained_and_untouched_readers(runs, home):
 
 def test_variants_equal_evaluations_of_their_own_and_read_no_context_again(runs, home, monkeypatch):
     words, read = ["baselines=[]", "generation.max_new_tokens=2"], []  # not what other tests have evaluated
-    encode = Reading.encode
-    monkeypatch.setattr(Reading, "encode", lambda self, context: read.append(len(context.ids)) or encode(self, context))
-    together = evaluated(runs[0], home, *words, "variants=[{compressor.ratio: 2}, {compressor.coarse: false, compressor.ratio: 2}]")
+    encode = ContextEncoder.encode
+    monkeypatch.setattr(
+        ContextEncoder, "encode", lambda self, context: read.append(len(context.ids)) or encode(self, context)
+    )
+    together = evaluated(
+        runs[0], home, *words, "variants=[{compressor.ratio: 2}, {compressor.coarse: false, compressor.ratio: 2}]"
+    )
     assert sum(read) == 4
     assert [one["reader"] for one in together] == ["comi", "comi, ratio=2", "comi, coarse=False, ratio=2"]
     assert all(one["contexts_read"] == 4 and one["times"]["encode_ms"] > 0 for one in together)
     for one, other in zip(together[1:], (["compressor.ratio=2"], ["compressor.ratio=2", "compressor.coarse=false"])):
         [alone] = evaluated(runs[0], home, *words, *other)
-        assert sum(read) in (8, 12) and one["metrics"] == alone["metrics"] and one["memory_slots"] == alone["memory_slots"]
+        assert (
+            sum(read) in (8, 12) and one["metrics"] == alone["metrics"] and one["memory_slots"] == alone["memory_slots"]
+        )
 
 
 def test_a_variant_that_reads_otherwise_reads_anew(runs, home, monkeypatch):
-    read, encode = [], Reading.encode
-    monkeypatch.setattr(Reading, "encode", lambda self, context: read.append(len(context.ids)) or encode(self, context))
+    read, encode = [], ContextEncoder.encode
+    monkeypatch.setattr(
+        ContextEncoder, "encode", lambda self, context: read.append(len(context.ids)) or encode(self, context)
+    )
     evaluated(runs[0], home, "baselines=[]", "generation.max_new_tokens=1", "variants=[{compressor.segment_size: 8}]")
     assert sum(read) == 8
 
@@ -145,8 +179,11 @@ def test_an_evaluation_that_is_done_is_not_done_again(runs, home, monkeypatch):
 
 def test_a_killed_evaluation_goes_on_to_the_same_results(runs, home, monkeypatch):
     whole = evaluated(runs[0], home, "baselines=[]", "eval_batch_size=1")[0]
-    folder = next(path.parent for path in runs[0].glob(f"eval/*/comi/{PREDICTIONS}")
-                  if json.loads((path.parent / RESULTS).read_text()) == whole)
+    folder = next(
+        path.parent
+        for path in runs[0].glob(f"eval/*/comi/{PREDICTIONS}")
+        if json.loads((path.parent / RESULTS).read_text()) == whole
+    )
     rows = Predictions(folder / PREDICTIONS).rows
     (folder / RESULTS).unlink()
     (folder / PREDICTIONS).unlink()
@@ -173,4 +210,4 @@ def test_a_baseline_needs_no_run(home):
     words = ["compressor=truncate", "reader=truncate", "examples=4", "baselines=[truncate]"]
     cfg = reduced(compose_tiny(words, "eval"), home)
     [results] = evaluating.evaluate_all(cfg)
-    assert results["reader"] == "truncate" and results["n"] == 4 and results["asked_ratio"] == 4
+    assert results["reader"] == "truncate" and results["n"] == 4 and results["requested_ratio"] == 4

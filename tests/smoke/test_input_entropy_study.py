@@ -5,26 +5,46 @@ import re
 
 import pytest
 from hydra import compose, initialize_config_dir
+from study_calls import called
 
-from breviary.testing import CONFIGS
 from scripts import study_data_gap
 from scripts import study_input_entropy as study
 from scripts.study_correlations import correlations
 from scripts.study_parts import read_csv, read_parquet
-from study_calls import called
+from tests.tiny import CONFIGS
 
-SMALL = ["tokens=16", "vocabulary=280", "held_out=0.5", "train_documents=24", "test_documents=6", "rates=[4]",
-         "decoders=[full]", "seeds=[0]",
-         "ladder.documents=2", "ladder.repeats=[2]", "ladder.windows=[0]", "ladder.shares=[1]", "resamples=40",
-         "reference=null",
-         "model.layers=2", "model.width=16", "model.heads=2", "model.steps=3", "model.batch_size=4",
-         "eval_batch_size=32",
-         *(f"~domains.{name}" for name in ("stories", "meetings", "contracts", "reports", "encyclopaedia", "papers",
-                                           "code")),
-         "+domains.drawn={_target_: data.text_sources.DrawnWords, size: 12, words: 120}", "models.prose=[drawn]",
-         "+domains.sums={_target_: data.text_sources.Arithmetic, size: 12, lines: 12}", "models.formal=[sums]",
-         "autoencoder=['compressor=mean_pool','compressor.encoder_layers=1','train.steps=3','train.batch_size=4',"
-         "'train.log_every=1']"]
+SMALL = [
+    "tokens=16",
+    "vocabulary=280",
+    "held_out=0.5",
+    "train_documents=24",
+    "test_documents=6",
+    "rates=[4]",
+    "decoders=[full]",
+    "seeds=[0]",
+    "ladder.documents=2",
+    "ladder.repeats=[2]",
+    "ladder.windows=[0]",
+    "ladder.shares=[1]",
+    "resamples=40",
+    "reference=null",
+    "model.layers=2",
+    "model.width=16",
+    "model.heads=2",
+    "model.steps=3",
+    "model.batch_size=4",
+    "eval_batch_size=32",
+    *(
+        f"~domains.{name}"
+        for name in ("stories", "meetings", "contracts", "reports", "encyclopaedia", "papers", "code")
+    ),
+    "+domains.drawn={_target_: data.text_sources.DrawnWords, size: 12, words: 120}",
+    "models.prose=[drawn]",
+    "+domains.sums={_target_: data.text_sources.Arithmetic, size: 12, lines: 12}",
+    "models.formal=[sums]",
+    "autoencoder=['compressor=mean_pool','compressor.encoder_layers=1','train.steps=3','train.batch_size=4',"
+    "'train.log_every=1']",
+]
 
 
 @pytest.fixture(scope="module")
@@ -54,8 +74,9 @@ def test_tables_and_figures(done):
     assert pooled and all(row["rho_lo"] <= row["rho_hi"] and row["p_holm"] >= row["p"] for row in pooled)
     assert all(row["n"] == 12 for row in pooled)
     assert len(read_csv(done / "regression.csv")) == 2 * 7
-    [all_of_it] = [row for row in read_csv(done / "means.csv")
-                   if (row["pair"], row["group"]) == ("prose>formal", "pooled")]
+    [all_of_it] = [
+        row for row in read_csv(done / "means.csv") if (row["pair"], row["group"]) == ("prose>formal", "pooled")
+    ]
     assert all_of_it["n"] == 12 and all_of_it["accuracy_lo"] <= all_of_it["accuracy"] <= all_of_it["accuracy_hi"]
     for name in ("scatter", "correlations", "ladder", "loss"):
         assert (done / f"{name}.png").read_bytes().startswith(b"\x89PNG") and read_csv(done / f"{name}.csv")
@@ -83,23 +104,30 @@ def test_the_configurations_are_sound_and_explained(config, tmp_path):
     assert all("no such folder" in problem for problem in problems)  # SmolLM2 need not be here
     text = (CONFIGS / "study" / f"{config}.yaml").read_text()
     keys = [line for line in text.split("\nhydra:")[0].splitlines() if re.match(r"\w+: *[^\s#]", line)]
-    assert len(keys) > 5 and config.endswith(("_smoke", "_small")) or not [line for line in keys if not re.search(r"\S +# \S", line)]
+    assert (
+        len(keys) > 5
+        and config.endswith(("_smoke", "_small"))
+        or not [line for line in keys if not re.search(r"\S +# \S", line)]
+    )
 
 
-@pytest.mark.parametrize("words, sentence", [
-    (["pairs=[[prose,prose]]"], "the same training"),
-    (["models.formal=[drawn]"], "the same training"),
-    (["rates=[17]"], "shorter than one group"),
-    (["pairs=[[prose,code]]"], "two names of models"),
-    (["models.prose=[tales]"], "names of domains"),
-    (["decoders=[all]"], "allowed are lora"),
-    (["vocabulary=5"], "at least 258"),
-    (["model.width=15"], "multiple of 2 * heads"),
-    (["test_documents=5000"], "only"),
-    (["+domains.more={_target_: data.text_sources.Contexts, files: [absent.jsonl]}"], "not a file"),
-    (["+domains.more={_target_: data.text_sources.PythonCode, packages: [no_such]}"], "no package 'no_such'"),
-    (["token=5"], "nearest"),
-])
+@pytest.mark.parametrize(
+    "words, sentence",
+    [
+        (["pairs=[[prose,prose]]"], "the same training"),
+        (["models.formal=[drawn]"], "the same training"),
+        (["rates=[17]"], "shorter than one group"),
+        (["pairs=[[prose,code]]"], "two names of models"),
+        (["models.prose=[tales]"], "names of domains"),
+        (["decoders=[all]"], "allowed are lora"),
+        (["vocabulary=5"], "at least 258"),
+        (["model.width=15"], "multiple of 2 * heads"),
+        (["test_documents=5000"], "only"),
+        (["+domains.more={_target_: data.text_sources.Contexts, files: [absent.jsonl]}"], "not a file"),
+        (["+domains.more={_target_: data.text_sources.PythonCode, packages: [no_such]}"], "no package 'no_such'"),
+        (["token=5"], "nearest"),
+    ],
+)
 def test_what_is_wrong_is_told_before_anything_is_trained(monkeypatch, tmp_path, capsys, words, sentence):
     monkeypatch.setattr(study, "trained_model", None)
     assert called(study, tmp_path, *SMALL, *words) == 2

@@ -3,18 +3,25 @@
 import json
 import sys
 
-from breviary.checks import run_for_people
+from breviary.config.errors import run_cli
 
 ROW = {"context": "The sky is blue.", "question": "What colour is the sky?", "answers": ["blue"]}
-SMALL = ["backbone.layers=4", "compressor.encoder_layers=2", "train.steps=2", "train.batch_size=2", "eval_batch_size=2",
-         "generation.max_new_tokens=2"]
+SMALL = [
+    "backbone.layers=4",
+    "compressor.encoder_layers=2",
+    "train.steps=2",
+    "train.batch_size=2",
+    "eval_batch_size=2",
+    "generation.max_new_tokens=2",
+]
+
 
 def call(monkeypatch, tmp_path, entry, *words):
     """train.py or eval.py on `words`, in this process, writing into tmp_path only; gives the exit code."""
     paths = [f"paths.outputs={tmp_path}/outputs", f"paths.cache={tmp_path}/cache"]
     monkeypatch.setattr(sys, "argv", [entry.__file__, *words, *paths])
     try:
-        run_for_people(entry.main, entry.config_keys)
+        run_cli(entry.main, entry.config_keys)
     except SystemExit as ended:
         return ended.code
     return 0

@@ -3,12 +3,14 @@
 import pytest
 from calling import call
 
-from breviary.backbone import Backbone, TinyBackbone
+from breviary.backbones.pretrained import Backbone
+from breviary.backbones.tiny import TinyBackbone
 
 
 @pytest.fixture
 def refused(monkeypatch, capsys, tmp_path):
     """refused(entry, *words) -> the sentences of a call that is refused before any weight is loaded."""
+
     def loaded(*args, **kwargs):
         raise AssertionError("weights were loaded")
 

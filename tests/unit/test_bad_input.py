@@ -16,13 +16,13 @@ from transformers import LlamaConfig
 
 import eval as evaluation
 import train as training
-from breviary.backbone import TinyBackbone
-from breviary.checkpoint import save_trained
-from breviary.checks import run_for_people
+from breviary.backbones.tiny import TinyBackbone, tiny_tokenizer
+from breviary.config.errors import run_cli
 from breviary.contract import Example, Generation
-from breviary.small_models import train_tokenizer
-from breviary.testing import compressor_forms, tiny_tokenizer
+from breviary.runs.checkpoints import save_trained
+from breviary.studies.small_models import train_tokenizer
 from scripts import reading_map as mapping
+from tests.tiny import compressor_forms
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -37,36 +37,50 @@ def test_bad_lines_are_told_with_file_and_line(refused, tmp_path):
         f"dataset.train: 3 bad lines in {tmp_path}/train.jsonl",
         "  line 2: not JSON (Expecting value at column 1)",
         "  line 3: the field 'answers' is missing (fields: 'context', 'question')",
-        "  line 4: 'question' is empty; it must hold a question"]
+        "  line 4: 'question' is empty; it must hold a question",
+    ]
     assert sentence.splitlines()[-1].startswith('Each line must be {"id"')
 
 
 def test_both_splits_and_the_configuration_are_told_together(refused, tmp_path):
     train, validation = write(tmp_path / "train.jsonl", ["["]), write(tmp_path / "validation.jsonl", ["{}"])
-    found = refused(training, "compressor.ratio=0", "dataset=jsonl", f"dataset.train={train}",
-                    f"dataset.validation={validation}")
+    found = refused(
+        training, "compressor.ratio=0", "dataset=jsonl", f"dataset.train={train}", f"dataset.validation={validation}"
+    )
     assert [sentence.splitlines()[0] for sentence in found] == [
         "compressor.ratio=0: must be a whole number of at least 1, e.g. 4",
-        f"dataset.train: 1 bad line in {train}", f"dataset.validation: 1 bad line in {validation}"]
+        f"dataset.train: 1 bad line in {train}",
+        f"dataset.validation: 1 bad line in {validation}",
+    ]
 
 
 def test_a_file_that_breaks_off(refused, tmp_path):
     whole = gzip.compress(json.dumps(ROW).encode() * 1000)
     (tmp_path / "cut.jsonl.gz").write_bytes(whole[: len(whole) // 2])
     [sentence] = refused(training, "dataset=jsonl", f"dataset.train={tmp_path}/cut.jsonl.gz", "train.eval_examples=0")
-    assert sentence == (f"dataset.train: {tmp_path}/cut.jsonl.gz breaks off after 0 examples (Compressed file ended "
-                        "before the end-of-stream marker was reached); it must be whole UTF-8 text, gzipped if and "
-                        "only if its name ends in .gz")
+    assert sentence == (
+        f"dataset.train: {tmp_path}/cut.jsonl.gz breaks off after 0 examples (Compressed file ended "
+        "before the end-of-stream marker was reached); it must be whole UTF-8 text, gzipped if and "
+        "only if its name ends in .gz"
+    )
 
 
 def test_what_a_dataset_raises_as_it_is_made_comes_out_plain(refused, tmp_path, monkeypatch):
     (tmp_path / "fussy.py").write_text(
         "class Fussy:\n    def __init__(self, sort: str = 'none'):\n"
-        "        raise ValueError(f'dataset.sort={sort}: allowed are new, old')\n")
+        "        raise ValueError(f'dataset.sort={sort}: allowed are new, old')\n"
+    )
     monkeypatch.syspath_prepend(tmp_path)
-    assert refused(training, "dataset._target_=fussy.Fussy", "~dataset.facts", "~dataset.train_size",
-                   "~dataset.validation_size", "~dataset.test_size", "~dataset.seed", "compressor.ratio=0") == [
-        "compressor.ratio=0: must be a whole number of at least 1, e.g. 4", "dataset.sort=none: allowed are new, old"]
+    assert refused(
+        training,
+        "dataset._target_=fussy.Fussy",
+        "~dataset.facts",
+        "~dataset.train_size",
+        "~dataset.validation_size",
+        "~dataset.test_size",
+        "~dataset.seed",
+        "compressor.ratio=0",
+    ) == ["compressor.ratio=0: must be a whole number of at least 1, e.g. 4", "dataset.sort=none: allowed are new, old"]
 
 
 @pytest.mark.parametrize("overrides", compressor_forms().values(), ids=compressor_forms().keys())
@@ -108,14 +122,22 @@ def test_a_segment_longer_than_the_positions(refused, tmp_path):
     found = re.fullmatch(
         r"dataset train: the longest context of (\d+) tokens does not fit beside (\d+) further ones in the backbone's "
         r"128 positions \(at most (\d+) here\); set limits.max_context_tokens=(\d+) to cut contexts or "
-        r"compressor.segment_size=(\d+)", sentence)
+        r"compressor.segment_size=(\d+)",
+        sentence,
+    )
     longest, others, most, cut, segment = map(int, found.groups())
     assert longest >= 200 and most == cut == segment == 128 - others
 
 
 def test_slots_that_do_not_fit_at_the_input(refused, tmp_path):
-    [sentence] = refused(training, *jsonl(tmp_path, [long_context(600)]), *SMALL, "backbone.positions=128",
-                         "compressor.ratio=2", "compressor.segment_size=64")
+    [sentence] = refused(
+        training,
+        *jsonl(tmp_path, [long_context(600)]),
+        *SMALL,
+        "backbone.positions=128",
+        "compressor.ratio=2",
+        "compressor.segment_size=64",
+    )
     found = re.search(r"context of (\d+) tokens .* beside (\d+) further .* or compressor.ratio=(\d+)$", sentence)
     longest, others, ratio = map(int, found.groups())
     assert (ratio - 1) * (128 - others) < longest <= ratio * (128 - others)
@@ -129,33 +151,52 @@ def test_a_segment_longer_than_the_positions_of_an_encoder_of_its_own(refused, t
 
 
 def test_at_depth_context_question_and_answer_share_the_positions(refused, tmp_path):
-    [sentence] = refused(training, *jsonl(tmp_path, [long_context(120)]), *SMALL, "backbone.positions=128",
-                         "compressor.join=depth", "compressor.segment_size=16", "compressor.ratio=16")
-    assert re.search(r"in the backbone's 128 positions \(at most \d+ here\); set limits.max_context_tokens=\d+ to cut "
-                     r"contexts$", sentence)
+    [sentence] = refused(
+        training,
+        *jsonl(tmp_path, [long_context(120)]),
+        *SMALL,
+        "backbone.positions=128",
+        "compressor.join=depth",
+        "compressor.segment_size=16",
+        "compressor.ratio=16",
+    )
+    assert re.search(
+        r"in the backbone's 128 positions \(at most \d+ here\); set limits.max_context_tokens=\d+ to cut "
+        r"contexts$",
+        sentence,
+    )
 
 
 def test_a_prompt_longer_than_the_positions(refused, tmp_path):
     rows = [{**ROW, "question": "blue " * 200}]
     [sentence] = refused(training, *jsonl(tmp_path, rows), *SMALL, "backbone.positions=128")
-    assert re.fullmatch(r"dataset train: prefix, question and answer take up to \d+ tokens, the backbone has 128 "
-                        r"positions; shorten prompt.template or generation.max_new_tokens", sentence)
+    assert re.fullmatch(
+        r"dataset train: prefix, question and answer take up to \d+ tokens, the backbone has 128 "
+        r"positions; shorten prompt.template or generation.max_new_tokens",
+        sentence,
+    )
 
 
 def test_a_prompt_too_long_in_evaluation(refused, tmp_path):
     file = write(tmp_path / "test.jsonl", [{**ROW, "question": "blue " * 200}])
-    [sentence] = refused(evaluation, "dataset=jsonl", f"dataset.test={file}", "backbone.positions=128",
-                         "compressor=full_context")
-    assert re.fullmatch(r"question and answer take up to \d+ tokens of the backbone's 128 positions; shorten "
-                        r"prompt.template, generation.max_new_tokens or compressor.slots", sentence)
+    [sentence] = refused(
+        evaluation, "dataset=jsonl", f"dataset.test={file}", "backbone.positions=128", "compressor=full_context"
+    )
+    assert re.fullmatch(
+        r"question and answer take up to \d+ tokens of the backbone's 128 positions; shorten "
+        r"prompt.template, generation.max_new_tokens or compressor.slots",
+        sentence,
+    )
 
 
 def test_more_processes_than_examples(refused, monkeypatch, tmp_path):
     monkeypatch.setenv("WORLD_SIZE", "3")
     assert refused(training, *jsonl(tmp_path, [ROW, {**ROW, "id": "b"}]), *SMALL, "engine=ddp") == [
-        "3 processes for 2 examples: start at most 2, or raise the size of the train split"]
+        "3 processes for 2 examples: start at most 2, or raise the size of the train split"
+    ]
     assert refused(evaluation, "compressor=full_context", "examples=2") == [
-        "3 processes for 2 examples: start at most 2, or raise examples"]
+        "3 processes for 2 examples: start at most 2, or raise examples"
+    ]
     assert refused(training, *SMALL) == ["engine=single with 3 processes: use engine=ddp, zero1, zero2 or zero3"]
 
 
@@ -165,8 +206,14 @@ def test_more_processes_than_examples(refused, monkeypatch, tmp_path):
 def folder(path, width=64, layers=4, vocabulary=512, positions=2048, weights=True, tokenizer=None):
     """A backbone's folder as far as it is looked at before weights are loaded."""
     path.mkdir()
-    config = LlamaConfig(hidden_size=width, num_hidden_layers=layers, vocab_size=vocabulary, intermediate_size=64,
-                         num_attention_heads=4, max_position_embeddings=positions)
+    config = LlamaConfig(
+        hidden_size=width,
+        num_hidden_layers=layers,
+        vocab_size=vocabulary,
+        intermediate_size=64,
+        num_attention_heads=4,
+        max_position_embeddings=positions,
+    )
     config.save_pretrained(path)
     if weights:
         (path / "model.safetensors").write_bytes(b"")
@@ -177,8 +224,10 @@ def folder(path, width=64, layers=4, vocabulary=512, positions=2048, weights=Tru
 def test_a_backbone_folder_without_weights(refused, tmp_path):
     path = folder(tmp_path / "bare", weights=False)
     found = refused(training, "backbone=smollm2_135m", f"backbone.path={path}", "compressor.encoder_layers=2")
-    assert found[0] == (f"backbone.path={path}: folder without weights; it needs one of model.safetensors, "
-                        "model.safetensors.index.json, pytorch_model.bin")
+    assert found[0] == (
+        f"backbone.path={path}: folder without weights; it needs one of model.safetensors, "
+        "model.safetensors.index.json, pytorch_model.bin"
+    )
     assert found[1].startswith(f"backbone.path={path}: no tokenizer can be read (")
 
 
@@ -193,7 +242,8 @@ def test_a_backbone_folder_that_lacks_a_shard(refused, tmp_path):
 
 def test_a_folder_that_is_no_backbone(refused, tmp_path):
     assert refused(training, "backbone=smollm2_135m", f"backbone.path={tmp_path}") == [
-        f"backbone.path={tmp_path}: no config.json in this folder; give a folder in Hugging Face form"]
+        f"backbone.path={tmp_path}: no config.json in this folder; give a folder in Hugging Face form"
+    ]
 
 
 def test_an_encoder_of_another_width(refused, tmp_path):
@@ -203,7 +253,8 @@ def test_an_encoder_of_another_width(refused, tmp_path):
         f"compressor.encoder={path}: its width 128 differs from the decoder's 64, which compressor.alignment=lsa cannot "
         "bridge; give an encoder of the same width, or compressor.alignment=linear_lsa (or linear)",
         f"compressor.encoder={path}: embeds 300 tokens, and its tokenizer has 512; give the folder the tokenizer that the "
-        "model was trained with"]
+        "model was trained with",
+    ]
 
 
 def test_an_encoder_without_a_tokenizer(refused, tmp_path):
@@ -218,9 +269,18 @@ def test_an_encoder_with_another_tokenizer(refused, tmp_path):
     """It may need more tokens for a text than the decoder does, and RAM keeps and marks the decoder's."""
     path = folder(tmp_path / "bytes", vocabulary=258, tokenizer=train_tokenizer([], 258))
     long = jsonl(tmp_path, [long_context(100)])
-    [sentence] = refused(training, *long, *SMALL, f"compressor.encoder={path}", "backbone.positions=160", "compressor.ratio=2",
-                         "compressor.segment_size=64")
-    found = re.search(r"longest context is (\d+) tokens of .* at most (\d+) fit .* limits.max_context_tokens=(\d+)", sentence)
+    [sentence] = refused(
+        training,
+        *long,
+        *SMALL,
+        f"compressor.encoder={path}",
+        "backbone.positions=160",
+        "compressor.ratio=2",
+        "compressor.segment_size=64",
+    )
+    found = re.search(
+        r"longest context is (\d+) tokens of .* at most (\d+) fit .* limits.max_context_tokens=(\d+)", sentence
+    )
     read, most, cut = map(int, found.groups())
     assert read > most >= 2 * cut > 0
     ram = ["compressor=ram", f"compressor.encoder={path}"]
@@ -244,25 +304,40 @@ def trained_run(compose, tmp_path):
 
 def test_a_checkpoint_of_another_backbone(refused, trained_run):
     of, here = (TinyBackbone(layers=4, seed=seed).fingerprint["sha256"][:12] for seed in (0, 1))
-    sentence = (f"{trained_run}/checkpoints/checkpoint-2: checkpoint of backbone tiny_llama ({of}), but the backbone "
-                f"here is tiny_llama ({here}); set backbone accordingly, e.g. backbone.path")
+    sentence = (
+        f"{trained_run}/checkpoints/checkpoint-2: checkpoint of backbone tiny_llama ({of}), but the backbone "
+        f"here is tiny_llama ({here}); set backbone accordingly, e.g. backbone.path"
+    )
     changed = ["backbone.seed=1", "compressor=truncate", "compressor.ratio=0"]
     assert refused(evaluation, f"run={trained_run}", *changed) == [
-        "compressor.ratio=0: must be a whole number of at least 1, e.g. 4", f"run: {sentence}"]
+        "compressor.ratio=0: must be a whole number of at least 1, e.g. 4",
+        f"run: {sentence}",
+    ]
     another = ["compressor=full_context", "backbone.layers=4", "backbone.seed=1"]
     assert refused(training, *another, f"init_from={trained_run}") == [f"init_from: {sentence}"]
     assert refused(training, *another, f"resume={trained_run}") == [
-        f"resume: {sentence} (resume takes never, auto or a run folder)"]
+        f"resume: {sentence} (resume takes never, auto or a run folder)"
+    ]
 
 
 def test_a_run_that_is_none(refused, trained_run, tmp_path):
     none = f"run={tmp_path}/none: no run folder (no config.yaml in it); give one that train.py printed"
     assert refused(evaluation, f"run={tmp_path}/none") == [none]
-    assert refused(evaluation, f"run={trained_run}", f"compare=[{tmp_path}/none]", "checkpoint=bst", "examples=0",
-                   "baselines=[no_contxt]", "split=dev")[:4] == [
-        "checkpoint=bst: allowed are best, last", "examples=0: must be at least 1, or null for all", none,
+    assert refused(
+        evaluation,
+        f"run={trained_run}",
+        f"compare=[{tmp_path}/none]",
+        "checkpoint=bst",
+        "examples=0",
+        "baselines=[no_contxt]",
+        "split=dev",
+    )[:4] == [
+        "checkpoint=bst: allowed are best, last",
+        "examples=0: must be at least 1, or null for all",
+        none,
         "baselines: no compressor no_contxt; the nearest right one is no_context; there are: "
-        + ", ".join(sorted(file.stem for file in (ROOT / "configs" / "compressor").glob("*.yaml")))]
+        + ", ".join(sorted(file.stem for file in (ROOT / "configs" / "compressor").glob("*.yaml"))),
+    ]
 
 
 def test_variants_that_are_none(refused, trained_run):
@@ -274,13 +349,15 @@ def test_variants_that_are_none(refused, trained_run):
         "variants: 8 names no change; each is like {compressor.ratio: 8}",
         "variants: {} names no change; each is like {compressor.ratio: 8}",
         "compressor.ratio=0: must be a whole number of at least 1, e.g. 4",
-        "compressor.ratio=many: must be a whole number or null, e.g. 4"]
+        "compressor.ratio=many: must be a whole number or null, e.g. 4",
+    ]
 
 
 def test_what_a_run_does_not_have_cannot_be_changed(refused, trained_run):
     assert refused(evaluation, f"run={trained_run}", "+sed=1", "experiment=facts") == [
         "sed: no key of a run's configuration; the nearest right one is seed",
-        "experiment: no key of a run's configuration"]
+        "experiment: no key of a run's configuration",
+    ]
 
 
 def test_a_damaged_checkpoint(refused, trained_run):
@@ -295,9 +372,9 @@ def test_a_damaged_checkpoint(refused, trained_run):
 
 def test_a_librarys_error_keeps_its_traceback():
     with pytest.raises(ValueError, match="num_workers"):
-        run_for_people(lambda: torch.utils.data.DataLoader([0], num_workers=-1), list)
+        run_cli(lambda: torch.utils.data.DataLoader([0], num_workers=-1), list)
     with pytest.raises(KeyError):
-        run_for_people(lambda: {}["a"], list)
+        run_cli(lambda: {}["a"], list)
 
 
 def test_an_interrupted_call_ends_without_a_traceback(capsys):
@@ -305,23 +382,40 @@ def test_an_interrupted_call_ends_without_a_traceback(capsys):
         raise KeyboardInterrupt
 
     with pytest.raises(SystemExit) as ended:
-        run_for_people(interrupted, list)
+        run_cli(interrupted, list)
     assert (ended.value.code, capsys.readouterr().err) == (130, "interrupted\n")
 
 
 # ------------------------------------------------------------------ from outside
 
 
-@pytest.mark.parametrize("script, words, sentences", [
-    ("train.py", ["+compressor.ratoi=8", "compressor.ratio=0"],
-     ["compressor.ratoi: unknown key; the nearest right one is compressor.ratio",
-      "compressor.ratio=0: must be a whole number of at least 1, e.g. 4"]),
-    ("eval.py", ["run=/nowhere"],
-     ["run=/nowhere: no run folder (no config.yaml in it); give one that train.py printed"]),
-])
+@pytest.mark.parametrize(
+    "script, words, sentences",
+    [
+        (
+            "train.py",
+            ["+compressor.ratoi=8", "compressor.ratio=0"],
+            [
+                "compressor.ratoi: unknown key; the nearest right one is compressor.ratio",
+                "compressor.ratio=0: must be a whole number of at least 1, e.g. 4",
+            ],
+        ),
+        (
+            "eval.py",
+            ["run=/nowhere"],
+            ["run=/nowhere: no run folder (no config.yaml in it); give one that train.py printed"],
+        ),
+    ],
+)
 def test_the_scripts_end_with_code_2_and_nothing_but_the_sentences(tmp_path, script, words, sentences):
-    done = subprocess.run([sys.executable, str(ROOT / script), *words], cwd=tmp_path, capture_output=True, text=True,
-                          env={**os.environ, "OMP_NUM_THREADS": "1"}, timeout=120)
+    done = subprocess.run(
+        [sys.executable, str(ROOT / script), *words],
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+        env={**os.environ, "OMP_NUM_THREADS": "1"},
+        timeout=120,
+    )
     assert (done.returncode, done.stdout) == (2, "")
     assert done.stderr.splitlines() == [f"error: {sentence}" for sentence in sentences]
     assert not list(tmp_path.iterdir())

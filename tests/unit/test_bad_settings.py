@@ -7,37 +7,59 @@ from hydra import initialize_config_dir
 
 import eval as evaluation
 import train as training
-from breviary.keys import CONFIGS, checked_keys, drop_left_overs
-
+from breviary.config.keys import CONFIGS, drop_unused_keys, validate_keys
 
 # ------------------------------------------------------------------ keys
 
 
-@pytest.mark.parametrize("words, sentences", [
-    (["compressor.ratoi=8"], ["compressor.ratoi: unknown key; the nearest right one is compressor.ratio"]),
-    (["experiment=comi_facts", "compressor.ratoi=8"],
-     ["compressor.ratoi: unknown key; the nearest right one is compressor.ratio"]),
-    # Hydra stops at the first
-    (["compressor=mean_pool", "compressor.lsalayers=8", "train.stepps=8", "seed=1"],
-     ["compressor.lsalayers: unknown key; the nearest right one is compressor.lsa_layers",
-      "train.stepps: unknown key; the nearest right one is train.steps"]),
-    (["train={stepps: 3}"], ["train.stepps: unknown key; the nearest right one is train.steps"]),
-    (["ratio=8"], ["ratio: unknown key; the nearest right one is compressor.ratio"]),
-    (["trian.steps=8", "compressor.zzz=1"],
-     ["trian.steps: unknown key; the nearest right one is train.steps", "compressor.zzz: unknown key"]),
-    (["compresor=comi"], ["compresor: unknown key; the nearest right one is compressor"]),
-    # keys that Hydra adds when told to
-    (["+compressor.ratoi=8", "+train.stepps=8", "+prompt.templat=a", "+dataset.fact=8", "+backbone.layer=8", "+sead=8",
-      "+compressor.decoder=8", "+engine.kinds=zero"],
-     ["sead: unknown key; the nearest right one is seed",
-      "prompt.templat: unknown key; the nearest right one is prompt.template",
-      "train.stepps: unknown key; the nearest right one is train.steps",
-      "engine.kinds: unknown key; the nearest right one is engine.kind",
-      "backbone.layer: unknown key; the nearest right one is backbone.layers",
-      "compressor.ratoi: unknown key; the nearest right one is compressor.ratio",
-      "compressor.decoder: unknown key; the nearest right one is compressor.encoder",
-      "dataset.fact: unknown key; the nearest right one is dataset.facts"]),
-])
+@pytest.mark.parametrize(
+    "words, sentences",
+    [
+        (["compressor.ratoi=8"], ["compressor.ratoi: unknown key; the nearest right one is compressor.ratio"]),
+        (
+            ["experiment=comi_facts", "compressor.ratoi=8"],
+            ["compressor.ratoi: unknown key; the nearest right one is compressor.ratio"],
+        ),
+        # Hydra stops at the first
+        (
+            ["compressor=mean_pool", "compressor.lsalayers=8", "train.stepps=8", "seed=1"],
+            [
+                "compressor.lsalayers: unknown key; the nearest right one is compressor.lsa_layers",
+                "train.stepps: unknown key; the nearest right one is train.steps",
+            ],
+        ),
+        (["train={stepps: 3}"], ["train.stepps: unknown key; the nearest right one is train.steps"]),
+        (["ratio=8"], ["ratio: unknown key; the nearest right one is compressor.ratio"]),
+        (
+            ["trian.steps=8", "compressor.zzz=1"],
+            ["trian.steps: unknown key; the nearest right one is train.steps", "compressor.zzz: unknown key"],
+        ),
+        (["compresor=comi"], ["compresor: unknown key; the nearest right one is compressor"]),
+        # keys that Hydra adds when told to
+        (
+            [
+                "+compressor.ratoi=8",
+                "+train.stepps=8",
+                "+prompt.templat=a",
+                "+dataset.fact=8",
+                "+backbone.layer=8",
+                "+sead=8",
+                "+compressor.decoder=8",
+                "+engine.kinds=zero",
+            ],
+            [
+                "sead: unknown key; the nearest right one is seed",
+                "prompt.templat: unknown key; the nearest right one is prompt.template",
+                "train.stepps: unknown key; the nearest right one is train.steps",
+                "engine.kinds: unknown key; the nearest right one is engine.kind",
+                "backbone.layer: unknown key; the nearest right one is backbone.layers",
+                "compressor.ratoi: unknown key; the nearest right one is compressor.ratio",
+                "compressor.decoder: unknown key; the nearest right one is compressor.encoder",
+                "dataset.fact: unknown key; the nearest right one is dataset.facts",
+            ],
+        ),
+    ],
+)
 def test_an_unknown_key_is_told_with_the_nearest_right_one(refused, words, sentences):
     assert refused(training, *words) == sentences
 
@@ -45,7 +67,8 @@ def test_an_unknown_key_is_told_with_the_nearest_right_one(refused, words, sente
 def test_an_unknown_choice_is_told_with_those_there_are(refused):
     there = ", ".join(sorted(file.stem for file in (CONFIGS / "compressor").glob("*.yaml")))
     assert refused(training, "compressor=comii") == [
-        f"no such configuration compressor/comii; the nearest right one is comi; there are: {there}"]
+        f"no such configuration compressor/comii; the nearest right one is comi; there are: {there}"
+    ]
 
 
 def test_a_word_that_is_no_override(refused):
@@ -53,9 +76,18 @@ def test_a_word_that_is_no_override(refused):
 
 
 def test_values_of_a_wrong_type(refused):
-    assert refused(training, "compressor.ratio=eight", "compressor.coarse=maybe", "train.steps=many",
-                   "train.warmup=null", "train.batch_size=1.5", "limits.max_context_tokens=all", "dataset.facts=four", "train.log_every=???",
-                   "dataset.train_size=4") == [
+    assert refused(
+        training,
+        "compressor.ratio=eight",
+        "compressor.coarse=maybe",
+        "train.steps=many",
+        "train.warmup=null",
+        "train.batch_size=1.5",
+        "limits.max_context_tokens=all",
+        "dataset.facts=four",
+        "train.log_every=???",
+        "dataset.train_size=4",
+    ) == [
         "limits.max_context_tokens=all: must be a whole number or null, e.g. null",
         "train.steps=many: must be a whole number, e.g. 100",
         "train.batch_size=1.5: must be a whole number, e.g. 8",
@@ -63,7 +95,8 @@ def test_values_of_a_wrong_type(refused):
         "train.log_every: Missing mandatory value: train.log_every",
         "compressor.ratio=eight: must be a whole number or null, e.g. 4",
         "compressor.coarse=maybe: must be true or false, e.g. true",
-        "dataset.facts=four: must be a whole number, e.g. 4"]
+        "dataset.facts=four: must be a whole number, e.g. 4",
+    ]
 
 
 def composed(words):
@@ -74,77 +107,142 @@ def composed(words):
 def test_keys_of_an_experiment_for_another_compressor_are_left_out():
     words = ["experiment=comi_facts", "compressor=full_context"]
     cfg = composed(words)
-    assert drop_left_overs(cfg, words) == ["compressor.join"] and "join" not in cfg.compressor
+    assert drop_unused_keys(cfg, words) == ["compressor.join"] and "join" not in cfg.compressor
     mistaken = [*words, "+compressor.joins=depth"]
     cfg = composed(mistaken)
-    assert drop_left_overs(cfg, mistaken) == ["compressor.join"]
-    assert checked_keys(cfg)[1] == ["compressor.joins: unknown key"]
+    assert drop_unused_keys(cfg, mistaken) == ["compressor.join"]
+    assert validate_keys(cfg)[1] == ["compressor.joins: unknown key"]
 
 
 def test_a_class_that_cannot_be_imported(refused):
     assert refused(training, "compressor._target_=my.Method") == [
         "compressor._target_=my.Method: cannot be imported (No module named 'my'); give module.Class, with its folder "
-        "in the checkout or in the environment variable PYTHONPATH"]
+        "in the checkout or in the environment variable PYTHONPATH"
+    ]
 
 
 # ------------------------------------------------------------------ values
 
-LEARNED = ("allowed are none, merge; the coarse stage yields integer sizes, so its weights would never receive a "
-           "gradient")
+LEARNED = (
+    "allowed are none, merge; the coarse stage yields integer sizes, so its weights would never receive a gradient"
+)
 
 
-@pytest.mark.parametrize("words, sentences", [
-    (["compressor.ratio=0", "compressor.learned_weights=coarse", "decoder.lora_targets=[q_porj]", "prompt.template=Q"],
-     ["compressor.ratio=0: must be a whole number of at least 1, e.g. 4",
-      f"compressor.learned_weights=coarse: {LEARNED}",
-      "decoder.lora_targets=['q_porj']: must be all-linear, or a list out of q_proj, k_proj, v_proj, o_proj, "
-      "gate_proj, up_proj, down_proj, e.g. [q_proj,v_proj]",
-      "prompt.template is 'Q'; it must hold {question}, for example prompt.template='Q: {question} A:'"]),
-    (["compressor.ratio=null", "compressor.slots=-1", "compressor.learned_weights=both", "backbone.device=cuda",
-      "compressor.join=depth", "compressor.encoder_layers=9"],
-     ["backbone.device=cuda: there is no GPU here; set backbone.device=auto or cpu",
-      "compressor.slots=-1: must be a whole number of at least 1, e.g. 4",
-      "compressor.encoder_layers=9: must be from 1 to 8 for this backbone of 9 layers, e.g. 8",
-      f"compressor.learned_weights=both: {LEARNED}"]),
-    (["compressor.learned_weights=merge", "compressor.fine=false", "compressor.temperature=0"],
-     ["compressor.learned_weights=merge: nothing to learn with compressor.fine=false; set one of them otherwise, e.g. "
-      "compressor.learned_weights=none",
-      "compressor.temperature=0: must be above 0, e.g. 1.0"]),
-    (["compressor=ram", "compressor.join=depth", "compressor.keep=none", "compressor.skim=drop", "compressor.quirks=true",
-      "compressor.segment_size=1", "compressor.ratio_choices=[2,4]", "compressor.contrastive_weight=-1",
-      "compressor.skim_temperature=0", "compressor.budget=exact", "compressor.positives=labels", "compressor.read=all"],
-     ["compressor.read=all: allowed are segments, whole",
-      "compressor.budget=exact: allowed are nominal, strict",
-      "compressor.positives=labels: allowed are evidence, answers",
-      "compressor.skim_temperature=0: must be above 0, e.g. 1.0",
-      "compressor.contrastive_weight=-1: must be 0 (off) or more, e.g. 1.0",
-      "compressor.segment_size=1: must be at least 2 tokens, e.g. 50",
-      "compressor.uniform_keep=true and compressor.ratio_choices exclude each other: both draw the ratio of a training "
-      "step; set compressor.uniform_keep=false or compressor.ratio_choices=null",
-      "compressor.quirks=true is about the published form; set compressor.join=input and "
-      "compressor.encoder=null",
-      "compressor.keep=none with compressor.skim=drop leaves nothing; that is compressor=no_context"]),
-    (["compressor.alignment=mlp", "compressor.question=both", "compressor.lsa_layers=0"],
-     ["compressor.alignment=mlp: allowed are lsa, linear, linear_lsa, transformer_linear, none",
-      "compressor.question=both: allowed are after_context, alone",
-      "compressor.lsa_layers=0: must be from 1 to 9, e.g. 1; compressor.alignment=none switches the alignment off"]),
-    (["compressor.alignment=none", "compressor.lsa_init=random"],
-     ["compressor.lsa_init=random: compressor.alignment=none has no decoder blocks to draw anew; set "
-      "compressor.lsa_init=pretrained, or compressor.alignment=lsa"]),
-    (["compressor.lsa_init=zeros"], ["compressor.lsa_init=zeros: allowed are pretrained, random"]),
-    (["backbone.family=gpt2", "compressor.ratio=-2"],
-     ["backbone.family=gpt2: allowed are llama, qwen2, qwen3",
-      "compressor.ratio=-2: must be a whole number of at least 1, e.g. 4"]),
-])
+@pytest.mark.parametrize(
+    "words, sentences",
+    [
+        (
+            [
+                "compressor.ratio=0",
+                "compressor.learned_weights=coarse",
+                "decoder.lora_targets=[q_porj]",
+                "prompt.template=Q",
+            ],
+            [
+                "compressor.ratio=0: must be a whole number of at least 1, e.g. 4",
+                f"compressor.learned_weights=coarse: {LEARNED}",
+                "decoder.lora_targets=['q_porj']: must be all-linear, or a list out of q_proj, k_proj, v_proj, o_proj, "
+                "gate_proj, up_proj, down_proj, e.g. [q_proj,v_proj]",
+                "prompt.template is 'Q'; it must hold {question}, for example prompt.template='Q: {question} A:'",
+            ],
+        ),
+        (
+            [
+                "compressor.ratio=null",
+                "compressor.slots=-1",
+                "compressor.learned_weights=both",
+                "backbone.device=cuda",
+                "compressor.join=depth",
+                "compressor.encoder_layers=9",
+            ],
+            [
+                "backbone.device=cuda: there is no GPU here; set backbone.device=auto or cpu",
+                "compressor.slots=-1: must be a whole number of at least 1, e.g. 4",
+                "compressor.encoder_layers=9: must be from 1 to 8 for this backbone of 9 layers, e.g. 8",
+                f"compressor.learned_weights=both: {LEARNED}",
+            ],
+        ),
+        (
+            ["compressor.learned_weights=merge", "compressor.fine=false", "compressor.temperature=0"],
+            [
+                "compressor.learned_weights=merge: nothing to learn with compressor.fine=false; set one of them otherwise, e.g. "
+                "compressor.learned_weights=none",
+                "compressor.temperature=0: must be above 0, e.g. 1.0",
+            ],
+        ),
+        (
+            [
+                "compressor=ram",
+                "compressor.join=depth",
+                "compressor.keep=none",
+                "compressor.skim=drop",
+                "compressor.quirks=true",
+                "compressor.segment_size=1",
+                "compressor.ratio_choices=[2,4]",
+                "compressor.contrastive_weight=-1",
+                "compressor.skim_temperature=0",
+                "compressor.budget=exact",
+                "compressor.positives=labels",
+                "compressor.read=all",
+            ],
+            [
+                "compressor.read=all: allowed are segments, whole",
+                "compressor.budget=exact: allowed are nominal, strict",
+                "compressor.positives=labels: allowed are evidence, answers",
+                "compressor.skim_temperature=0: must be above 0, e.g. 1.0",
+                "compressor.contrastive_weight=-1: must be 0 (off) or more, e.g. 1.0",
+                "compressor.segment_size=1: must be at least 2 tokens, e.g. 50",
+                "compressor.uniform_keep=true and compressor.ratio_choices exclude each other: both draw the ratio of a training "
+                "step; set compressor.uniform_keep=false or compressor.ratio_choices=null",
+                "compressor.quirks=true is about the published form; set compressor.join=input and "
+                "compressor.encoder=null",
+                "compressor.keep=none with compressor.skim=drop leaves nothing; that is compressor=no_context",
+            ],
+        ),
+        (
+            ["compressor.alignment=mlp", "compressor.question=both", "compressor.lsa_layers=0"],
+            [
+                "compressor.alignment=mlp: allowed are lsa, linear, linear_lsa, transformer_linear, none",
+                "compressor.question=both: allowed are after_context, alone",
+                "compressor.lsa_layers=0: must be from 1 to 9, e.g. 1; compressor.alignment=none switches the alignment off",
+            ],
+        ),
+        (
+            ["compressor.alignment=none", "compressor.lsa_init=random"],
+            [
+                "compressor.lsa_init=random: compressor.alignment=none has no decoder blocks to draw anew; set "
+                "compressor.lsa_init=pretrained, or compressor.alignment=lsa"
+            ],
+        ),
+        (["compressor.lsa_init=zeros"], ["compressor.lsa_init=zeros: allowed are pretrained, random"]),
+        (
+            ["backbone.family=gpt2", "compressor.ratio=-2"],
+            [
+                "backbone.family=gpt2: allowed are llama, qwen2, qwen3",
+                "compressor.ratio=-2: must be a whole number of at least 1, e.g. 4",
+            ],
+        ),
+    ],
+)
 def test_values_out_of_bounds(refused, words, sentences):
     assert refused(training, *words, "backbone.layers=9", "dataset.train_size=4") == sentences
 
 
 def test_all_problems_of_a_call_are_told_at_once(refused, tmp_path):
-    assert refused(training, "+compressor.ratoi=8", "compressor.ratio=0", "train.steps=many", "train.batch_size=0",
-                   "prompt.template=Q", "backbone=smollm2_135m", f"backbone.path={tmp_path}/none", "dataset=jsonl",
-                   f"dataset.train={tmp_path}/none.jsonl", f"dataset.validation={write(tmp_path / 'empty.jsonl', [])}",
-                   "init_from=nowhere") == [
+    assert refused(
+        training,
+        "+compressor.ratoi=8",
+        "compressor.ratio=0",
+        "train.steps=many",
+        "train.batch_size=0",
+        "prompt.template=Q",
+        "backbone=smollm2_135m",
+        f"backbone.path={tmp_path}/none",
+        "dataset=jsonl",
+        f"dataset.train={tmp_path}/none.jsonl",
+        f"dataset.validation={write(tmp_path / 'empty.jsonl', [])}",
+        "init_from=nowhere",
+    ) == [
         "train.steps=many: must be a whole number, e.g. 100",
         "compressor.ratoi: unknown key; the nearest right one is compressor.ratio",
         f"backbone.path={tmp_path}/none: no such folder; for SmolLM2 run `python scripts/get_backbone.py`, else give a "
@@ -157,7 +255,8 @@ def test_all_problems_of_a_call_are_told_at_once(refused, tmp_path):
         f"dataset.train is '{tmp_path}/none.jsonl', which is not a file; name a JSONL file, for example "
         "dataset.train=path/to/train.jsonl.gz",
         f"dataset.validation: {tmp_path}/empty.jsonl is empty; it must hold one JSON object a line, for example "
-        "dataset.validation=path/to/validation.jsonl.gz"]
+        "dataset.validation=path/to/validation.jsonl.gz",
+    ]
 
 
 # ------------------------------------------------------------------ objectives
@@ -166,15 +265,23 @@ def test_all_problems_of_a_call_are_told_at_once(refused, tmp_path):
 def test_what_an_objective_cannot_do_is_told(refused):
     assert refused(training, "objective=continue", "objective.context_share=1.0", "objective.hint_tokens=0") == [
         "objective.context_share=1.0: must be between 0 and 1, both excluded, e.g. 0.5",
-        "objective.hint_tokens=0: must be at least 1, e.g. 8"]
-    assert refused(training, "objective=distill", "objective.top=0", "objective.temperature=0", "decoder.train=full",
-                   "compressor=comet") == [
+        "objective.hint_tokens=0: must be at least 1, e.g. 8",
+    ]
+    assert refused(
+        training,
+        "objective=distill",
+        "objective.top=0",
+        "objective.temperature=0",
+        "decoder.train=full",
+        "compressor=comet",
+    ) == [
         "objective.top=0: must be at least 1, e.g. 64",
         "objective.temperature=0: must be above 0, e.g. 1.0",
         "objective=distill with decoder.train=full: the teacher is the same backbone with adapters off, whose own weights must "
         "not change; use decoder.train=lora or frozen",
         "objective=distill: this compressor is a reader whose memory is no slots; use objective=continue, or a compressor such "
-        "as comi"]
+        "as comi",
+    ]
 
 
 def test_texts_that_an_objective_has_no_use_for(refused, tmp_path):
@@ -183,8 +290,16 @@ def test_texts_that_an_objective_has_no_use_for(refused, tmp_path):
     assert sentence.startswith("dataset train: 1 contexts of fewer than 2 tokens")
     file = write(tmp_path / "test.jsonl", [ROW, {**ROW, "context": ""}])
     assert refused(evaluation, "dataset=jsonl", f"dataset.test={file}", "objective=continue") == [
-        sentence.replace("train", "test")]
+        sentence.replace("train", "test")
+    ]
     long = jsonl(tmp_path, [{**ROW, "context": "blue " * 150}])
-    [sentence] = refused(training, *long, *SMALL, "backbone.positions=128", "compressor.segment_size=32",
-                         "objective=distill", "objective.context_share=null")
+    [sentence] = refused(
+        training,
+        *long,
+        *SMALL,
+        "backbone.positions=128",
+        "compressor.segment_size=32",
+        "objective=distill",
+        "objective.context_share=null",
+    )
     assert sentence.startswith("dataset train: this objective's teacher reads whole contexts")

@@ -8,16 +8,21 @@ from omegaconf import OmegaConf
 from tiny_runs import tiny_run
 
 import eval as evaluating
-from breviary.foreign import ALL, foreign_classes
-from breviary.testing import compose_tiny
+from breviary.config.trusted import ALL, untrusted_targets
+from tests.tiny import compose_tiny
 
 CONFIGS = Path(evaluating.__file__).parent / "configs"
 
 
 @pytest.fixture(scope="module")
 def run(tmp_path_factory):
-    return tiny_run(tmp_path_factory.mktemp("runs"), "compressor=mean_pool", "objective=reconstruct", "backbone.layers=4",
-                    "compressor.encoder_layers=2")
+    return tiny_run(
+        tmp_path_factory.mktemp("runs"),
+        "compressor=mean_pool",
+        "objective=reconstruct",
+        "backbone.layers=4",
+        "compressor.encoder_layers=2",
+    )
 
 
 @pytest.mark.parametrize("key", ["dataset", "objective", "objective.measures", "compressor", "backbone"])
@@ -45,4 +50,4 @@ def test_a_run_names_nothing_but_parts_of_an_evaluation(run, refused, monkeypatc
 def test_every_class_of_the_project_s_yamls_is_let_through(group):
     for file in sorted((CONFIGS / group).glob("*.yaml")):
         cfg = compose_tiny([f"{group}={file.stem}"])
-        assert list(foreign_classes(cfg, ALL)) == [], file.stem
+        assert list(untrusted_targets(cfg, ALL)) == [], file.stem

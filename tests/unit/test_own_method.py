@@ -14,15 +14,23 @@ from omegaconf import OmegaConf
 
 import eval as evaluation
 import train as training
-from breviary.checks import run_for_people
+from breviary.config.errors import run_cli
+from breviary.config.keys import constructor_keys, target_class, validate_keys
 from breviary.contract import Context, Question
-from breviary.keys import checked_keys, constructor_keys, named_class
-from breviary.testing import disturb, greedy_ids
+from tests.tiny import disturb, greedy_ids
 
 ROOT = Path(__file__).resolve().parents[2]
 PAGE = (ROOT / "docs" / "own_method.md").read_text(encoding="utf-8")
-SMALL = ["backbone.layers=4", "compressor.encoder_layers=2", "dataset.train_size=4", "dataset.test_size=4",
-         "train.steps=2", "train.batch_size=2", "train.eval_examples=0", "generation.max_new_tokens=2"]
+SMALL = [
+    "backbone.layers=4",
+    "compressor.encoder_layers=2",
+    "dataset.train_size=4",
+    "dataset.test_size=4",
+    "train.steps=2",
+    "train.batch_size=2",
+    "train.eval_examples=0",
+    "generation.max_new_tokens=2",
+]
 
 
 def blocks(language):
@@ -45,7 +53,7 @@ def search(tmp_path, monkeypatch):
 
 def call(monkeypatch, entry, *words):
     monkeypatch.setattr(sys, "argv", [entry.__file__, *words])
-    run_for_people(entry.main, entry.config_keys)
+    run_cli(entry.main, entry.config_keys)
 
 
 def test_from_two_files_to_a_row_in_the_table(search, monkeypatch, tmp_path, capsys):
@@ -55,14 +63,14 @@ def test_from_two_files_to_a_row_in_the_table(search, monkeypatch, tmp_path, cap
     call(monkeypatch, evaluation, f"run={run}", *paths)
     rows = json.loads((run / "table.json").read_text())
     assert [row["reader"] for row in rows] == ["every_kth", "full_context", "no_context"]
-    assert rows[0]["n"] == 4 and rows[0]["asked_ratio"] == 4 and 3 < rows[0]["effective_ratio"] <= 4
+    assert rows[0]["n"] == 4 and rows[0]["requested_ratio"] == 4 and 3 < rows[0]["effective_ratio"] <= 4
     printed = capsys.readouterr().out
     assert f"run {run}" in printed and "every_kth" in printed
 
 
 def test_the_yaml_has_the_constructor_s_keys(search):
     cfg = OmegaConf.create({"compressor": OmegaConf.create(blocks("yaml")[0])})
-    assert set(cfg.compressor) == set(constructor_keys(named_class(cfg, "compressor")))
+    assert set(cfg.compressor) == set(constructor_keys(target_class(cfg, "compressor")))
 
 
 @pytest.mark.parametrize("join", ["input", "depth"])
@@ -90,9 +98,13 @@ def test_slots_are_every_kth_state(search, build, ragged):
 
 
 def test_every_training_command_of_the_page_composes(search):
-    commands = [shlex.split(line)[2:] for block in blocks("sh") for line in block.splitlines()
-                if line.startswith("python train.py")]
+    commands = [
+        shlex.split(line)[2:]
+        for block in blocks("sh")
+        for line in block.splitlines()
+        if line.startswith("python train.py")
+    ]
     assert len(commands) == 2
     with initialize_config_dir(str(ROOT / "configs"), version_base="1.3"):
         for words in commands:
-            assert checked_keys(hydra_compose("train", [search, *words]))[1] == []
+            assert validate_keys(hydra_compose("train", [search, *words]))[1] == []

@@ -4,12 +4,16 @@ import pytest
 import torch
 
 import train as training
-from breviary.contract import Reader
-from breviary.pipeline import at_once
-from breviary.training import Repeated, StepSampler
+from breviary.training.pipeline import deferred_gradients
+from breviary.training.sampling import Repeated, StepSampler
 
-SMALL = ["compressor=comet", "compressor.chunk_size=16", "compressor.stride=4", "compressor.global_slots=3",
-         "compressor.queue_budget=8"]
+SMALL = [
+    "compressor=comet",
+    "compressor.chunk_size=16",
+    "compressor.stride=4",
+    "compressor.global_slots=3",
+    "compressor.queue_budget=8",
+]
 
 
 @pytest.fixture(autouse=True)
@@ -17,13 +21,22 @@ def four_processes(monkeypatch):
     monkeypatch.setenv("WORLD_SIZE", "4")
 
 
-@pytest.mark.parametrize("words, sentence", [
-    (["engine=pipeline", "engine.ranks=3"], "engine.ranks=3: 4 process(es) do not divide into pipelines of so many; e.g. "
-                                            "engine.ranks=4, or torchrun --nproc_per_node 3"),
-    (["engine=pipeline", "engine.ranks=0"], "engine.ranks=0: 4 process(es) do not divide into pipelines of so many; e.g. "
-                                            "engine.ranks=4, or torchrun --nproc_per_node 1"),
-    (["engine=pipeline", "engine.schedule=random"], "engine.schedule=random: allowed are contiguous, cyclic"),
-])
+@pytest.mark.parametrize(
+    "words, sentence",
+    [
+        (
+            ["engine=pipeline", "engine.ranks=3"],
+            "engine.ranks=3: 4 process(es) do not divide into pipelines of so many; e.g. "
+            "engine.ranks=4, or torchrun --nproc_per_node 3",
+        ),
+        (
+            ["engine=pipeline", "engine.ranks=0"],
+            "engine.ranks=0: 4 process(es) do not divide into pipelines of so many; e.g. "
+            "engine.ranks=4, or torchrun --nproc_per_node 1",
+        ),
+        (["engine=pipeline", "engine.schedule=random"], "engine.schedule=random: allowed are contiguous, cyclic"),
+    ],
+)
 def test_one_sentence_for_each_mistake(refused, words, sentence):
     assert refused(training, *SMALL, *words) == [sentence]
 
@@ -31,9 +44,11 @@ def test_one_sentence_for_each_mistake(refused, words, sentence):
 def test_zero_3_is_refused_with_both_reasons(refused):
     found = refused(training, *SMALL, "engine=zero3", "engine.ranks=2")
     assert len(found) == 2 and "equal calls" in found[0]
-    assert found[1] == ("engine.ranks=2: the ranks of a pipeline stand at different layers, and ZeRO's stage 3 has all processes "
-                        "meet at every layer to gather its weights: they would wait for each other; use engine=zero1, zero2 or "
-                        "pipeline")
+    assert found[1] == (
+        "engine.ranks=2: the ranks of a pipeline stand at different layers, and ZeRO's stage 3 has all processes "
+        "meet at every layer to gather its weights: they would wait for each other; use engine=zero1, zero2 or "
+        "pipeline"
+    )
 
 
 def test_gradients_that_come_at_once():
@@ -41,7 +56,9 @@ def test_gradients_that_come_at_once():
     weights = [torch.tensor(float(number), requires_grad=True) for number in range(4)]
     other, had = torch.zeros((), requires_grad=True), []
     inner = Watched.apply(weights[3] * weights[2] + 0 * other, lambda: had.append([weight.grad for weight in weights]))
-    value = at_once(inner * weights[2], weights, [other], lambda: had.append([weight.grad for weight in weights]))
+    value = deferred_gradients(
+        inner * weights[2], weights, [other], lambda: had.append([weight.grad for weight in weights])
+    )
     (2 * value).backward()
     assert value.item() == 12 and had == [[None] * 4] * 2
     assert [weight.grad.item() for weight in weights] == [0, 0, 24, 8] and other.grad is None
@@ -63,14 +80,14 @@ class Watched(torch.autograd.Function):
 
 def test_a_compressor_that_reads_on_one_process(refused):
     assert refused(training, "compressor=mean_pool", "engine=pipeline") == [
-        "engine.ranks=2: this compressor reads a batch on one process; use engine.ranks=1"]
-    with pytest.raises(NotImplementedError, match="Reader reads a batch on one process"):
-        Reader().join_pipeline(None, "cyclic")
+        "engine.ranks=2: this compressor reads a batch on one process; use engine.ranks=1"
+    ]
 
 
 def test_a_timeout_of_no_time(refused):
     assert refused(training, *SMALL, "engine=pipeline", "engine.timeout=0") == [
-        "engine.timeout=0: seconds, must be above 0, e.g. 900"]
+        "engine.timeout=0: seconds, must be above 0, e.g. 900"
+    ]
 
 
 def test_neighbours_get_the_same_batches():

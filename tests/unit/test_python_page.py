@@ -5,12 +5,16 @@ import re
 import pytest
 from tiny_runs import QUESTIONS, TEXT, executed, page_blocks, tiny_run
 
-from breviary.checkpoint import load_reader
+from breviary import load_reader
 
 FORMS = {
-    "comi": ["compressor=comi"], "mean_pool": ["compressor=mean_pool", "compressor.join=depth"],
-    "ram": ["compressor=ram", "compressor.segment_size=16"], "ram_comi": ["compressor=ram_comi", "compressor.segment_size=16"],
-    "icae": ["compressor=icae", "compressor.memory_tokens=4"], "comet": ["compressor=comet"], "full_context": ["compressor=full_context"],
+    "comi": ["compressor=comi"],
+    "mean_pool": ["compressor=mean_pool", "compressor.join=depth"],
+    "ram": ["compressor=ram", "compressor.segment_size=16"],
+    "ram_comi": ["compressor=ram_comi", "compressor.segment_size=16"],
+    "icae": ["compressor=icae", "compressor.memory_tokens=4"],
+    "comet": ["compressor=comet"],
+    "full_context": ["compressor=full_context"],
     "segments": ["compressor=comi", "compressor.segment_size=64", "compressor.ratio=8", "backbone.positions=224"],
     "depth": ["compressor=comi", "compressor.join=depth", "backbone.positions=224"],
 }
@@ -39,7 +43,9 @@ def place(runs, tmp_path, monkeypatch):
 def test_every_reader_has_a_section_of_ten_lines():
     named = {name for code in BLOCKS.values() for name in re.findall(r"outputs/(\w+)/RUN", code)}
     assert named == set(FORMS)
-    assert all(len([line for line in code.splitlines() if line and not line.startswith(" ")]) <= 15 for code in BLOCKS.values())
+    assert all(
+        len([line for line in code.splitlines() if line and not line.startswith(" ")]) <= 15 for code in BLOCKS.values()
+    )
 
 
 @pytest.mark.parametrize("name", [name for name in BLOCKS if name not in OTHERS])
@@ -49,13 +55,19 @@ def test_a_block_of_the_page_runs(name, place, capsys):
     kept, again = names.get("document", names.get("session")), names.get("again")
     if "answers" in names:
         now = [names["reader"].answer_from(kept, question) for question in QUESTIONS]
-        assert all(now) and (now == names["answers"]) == ("session" not in names or "comet" in names)  # a session read on
+        assert all(now) and (now == names["answers"]) == (
+            "session" not in names or "comet" in names
+        )  # a session read on
     if again is not None:
         assert again == (now[0] if isinstance(again, str) else now)
     if "bytes on disk" in printed or "bytes the memory" in printed:
-        sizes = re.search(r"([\d,]+) bytes (?:on disk|the memory); the (?:document|text)'s key/value cache: ([\d,]+)", printed)
+        sizes = re.search(
+            r"([\d,]+) bytes (?:on disk|the memory); the (?:document|text)'s key/value cache: ([\d,]+)", printed
+        )
         on_disk, cache = (int(size.replace(",", "")) for size in sizes.groups())
-        assert on_disk < cache == kept.cache_bytes and on_disk in {file.stat().st_size for file in place.glob("velkeld.*")}
+        assert on_disk < cache == kept.cache_bytes and on_disk in {
+            file.stat().st_size for file in place.glob("velkeld.*")
+        }
     assert printed.strip()
 
 
@@ -65,7 +77,9 @@ def test_what_is_longer_than_the_positions_is_read_in_segments_or_refused(place,
     tokens, positions, slots = map(int, re.findall(r"\d+", segments))
     assert tokens > positions > slots and positions == 224
     assert session.startswith(f"{tokens + 1} tokens read")  # with BOS
-    assert re.fullmatch(rf"a text of {tokens} tokens: this reader reads at most \d+ beside prefix, question and answer; .*", refused)
+    assert re.fullmatch(
+        rf"a text of {tokens} tokens: this reader reads at most \d+ beside prefix, question and answer; .*", refused
+    )
 
 
 def test_a_batch_of_documents_is_each_by_itself(place):

@@ -3,22 +3,29 @@
 import re
 from pathlib import Path
 
-from breviary.build import build_backbone
-from breviary.checkpoint import save_trained
-from breviary.runs import open_run
-from breviary.testing import compose_tiny, disturb, tiny_reader
+from breviary.config.build import build_backbone
+from breviary.runs.checkpoints import save_trained
+from breviary.runs.folders import open_run
+from tests.tiny import compose_tiny, disturb, tiny_reader
 
 ROOT = Path(__file__).resolve().parents[2]
 PAGE = (ROOT / "docs" / "python.md").read_text(encoding="utf-8")
-TEXT = ("For the town of Velkeld the official metal is copper. The ship Quiloth has violin as lucky instrument. "
-        "The official colour of the town of Zorvane is green. ") * 2
-QUESTIONS = ["What is the official metal of the town of Velkeld?", "What is the lucky instrument of the ship Quiloth?",
-             "What is the official colour of the town of Zorvane?"]
+TEXT = (
+    "For the town of Velkeld the official metal is copper. The ship Quiloth has violin as lucky instrument. "
+    "The official colour of the town of Zorvane is green. "
+) * 2
+QUESTIONS = [
+    "What is the official metal of the town of Velkeld?",
+    "What is the lucky instrument of the ship Quiloth?",
+    "What is the official colour of the town of Zorvane?",
+]
 
 
 def tiny_run(home, *words):
     """A run folder of this configuration, whose trained weights are the initial ones, disturbed."""
-    cfg = compose_tiny(["reader=x", "generation.max_new_tokens=6", "generation.min_new_tokens=4", "dataset.test_size=3", *words])
+    cfg = compose_tiny(
+        ["reader=x", "generation.max_new_tokens=6", "generation.min_new_tokens=4", "dataset.test_size=3", *words]
+    )
     cfg.paths.outputs, cfg.paths.cache = f"{home}/outputs", f"{home}/cache"
     folder, _ = open_run(cfg)
     reader = tiny_reader(cfg)

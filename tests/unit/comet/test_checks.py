@@ -6,16 +6,19 @@ import pytest
 from omegaconf import OmegaConf
 
 import train as training
-from breviary.keys import CONFIGS
-from comet.checks import setting_problems
+from breviary.config.keys import CONFIGS
+from comet.checks import check_settings
 
-DEFAULTS = {key: value for key, value in OmegaConf.to_container(OmegaConf.load(CONFIGS / "compressor" / "comet.yaml")).items()
-            if key != "_target_"}
+DEFAULTS = {
+    key: value
+    for key, value in OmegaConf.to_container(OmegaConf.load(CONFIGS / "compressor" / "comet.yaml")).items()
+    if key != "_target_"
+}
 
 
 def problems(positions=8192, **settings):
     backbone = SimpleNamespace(config=SimpleNamespace(max_position_embeddings=positions))
-    return setting_problems({**DEFAULTS, **settings}, backbone)
+    return check_settings({**DEFAULTS, **settings}, backbone)
 
 
 def told(sentence):
@@ -31,41 +34,82 @@ def test_the_defaults_suit_a_backbone_of_8192_positions():
     assert problems() == [] and problems(5376) == []
 
 
-LOWEST = [("chunk_size", 0, 1, 2048), ("stride", 0, 1, 8), ("global_slots", -1, 0, 512), ("queue_budget", -1, 0, 2048),
-          ("adapter_rank", 0, 1, 8), ("new_token_logits", -1, 0, 0), ("most_chunks", 0, 1, 16), ("smallest_chunk", 0, 1, 4)]
+LOWEST = [
+    ("chunk_size", 0, 1, 2048),
+    ("stride", 0, 1, 8),
+    ("global_slots", -1, 0, 512),
+    ("queue_budget", -1, 0, 2048),
+    ("adapter_rank", 0, 1, 8),
+    ("new_token_logits", -1, 0, 0),
+    ("most_chunks", 0, 1, 16),
+    ("smallest_chunk", 0, 1, 4),
+]
 SENTENCES = [
-    *(({key: value}, f"compressor.{key}={value}: must be at least {lowest}, e.g. {example}")
-      for key, value, lowest, example in LOWEST),
+    *(
+        ({key: value}, f"compressor.{key}={value}: must be at least {lowest}, e.g. {example}")
+        for key, value, lowest, example in LOWEST
+    ),
     ({"backend": "flash"}, "compressor.backend=flash: allowed are kv_prefix, scatter"),
-    ({"strategy": "full"}, "compressor.strategy=full: allowed are fixed, right_aligned, uniform, random, semantic, mixture"),
+    (
+        {"strategy": "full"},
+        "compressor.strategy=full: allowed are fixed, right_aligned, uniform, random, semantic, mixture",
+    ),
     ({"supervise": "all"}, "compressor.supervise=all: allowed are answer, text"),
     ({"adapter_init": "ones"}, "compressor.adapter_init=ones: allowed are normal, zero"),
     ({"eps": 0.0}, "compressor.eps=0.0: must be above 0, e.g. 1e-6"),
     ({"memory_rate": -1.0}, "compressor.memory_rate=-1.0: must be above 0, e.g. 5.0"),
     ({"truncate_every": 0}, "compressor.truncate_every=0: must be at least 1 chunk, or null for none"),
     ({"chunk_size": 2050}, "compressor.chunk_size=2050: must be a multiple of compressor.stride=8, e.g. 2048"),
-    ({"chunk_size": 5, "smallest_chunk": 4},
-     "compressor.chunk_size=5: must be a multiple of compressor.stride=8, e.g. 8"),
-    ({"queue_budget": 255}, "compressor.queue_budget=255: must hold one chunk's 256 compression slots (chunk_size / stride), "
-                            "e.g. 256, or 0 for no queue"),
-    *(({"widest_stride": value}, f"compressor.widest_stride={value}: must be a divisor of compressor.chunk_size=2048 of at "
-                                 "least compressor.stride=8, e.g. 16, or null") for value in (0, 4, 24)),
-    ({"chunk_size": 24, "widest_stride": 16}, "compressor.widest_stride=16: must be a divisor of compressor.chunk_size=24 of "
-                                              "at least compressor.stride=8, e.g. 24, or null"),
+    (
+        {"chunk_size": 5, "smallest_chunk": 4},
+        "compressor.chunk_size=5: must be a multiple of compressor.stride=8, e.g. 8",
+    ),
+    (
+        {"queue_budget": 255},
+        "compressor.queue_budget=255: must hold one chunk's 256 compression slots (chunk_size / stride), "
+        "e.g. 256, or 0 for no queue",
+    ),
+    *(
+        (
+            {"widest_stride": value},
+            f"compressor.widest_stride={value}: must be a divisor of compressor.chunk_size=2048 of at "
+            "least compressor.stride=8, e.g. 16, or null",
+        )
+        for value in (0, 4, 24)
+    ),
+    (
+        {"chunk_size": 24, "widest_stride": 16},
+        "compressor.widest_stride=16: must be a divisor of compressor.chunk_size=24 of "
+        "at least compressor.stride=8, e.g. 24, or null",
+    ),
     ({"smallest_chunk": 2049}, "compressor.smallest_chunk=2049: must be at most compressor.chunk_size=2048, e.g. 4"),
 ]
 
 
-@pytest.mark.parametrize("settings, sentence", SENTENCES, ids=lambda value: str(value) if isinstance(value, dict) else "")
+@pytest.mark.parametrize(
+    "settings, sentence", SENTENCES, ids=lambda value: str(value) if isinstance(value, dict) else ""
+)
 def test_each_mistake_is_one_sentence_whose_example_is_right(settings, sentence):
     assert problems(**settings) == [sentence]
     if "e.g." in sentence:
         assert problems(**{**settings, **told(sentence)}) == []
 
 
-@pytest.mark.parametrize("settings", [
-    {"global_slots": 0, "queue_budget": 0}, {"queue_budget": 256}, {"widest_stride": 128}, {"truncate_every": 1},
-    {"widest_stride": 8}, {"smallest_chunk": 2048}, {"supervise": "text"}, {"stride": 2048}, {"adapter_init": "zero"}], ids=str)
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {"global_slots": 0, "queue_budget": 0},
+        {"queue_budget": 256},
+        {"widest_stride": 128},
+        {"truncate_every": 1},
+        {"widest_stride": 8},
+        {"smallest_chunk": 2048},
+        {"supervise": "text"},
+        {"stride": 2048},
+        {"adapter_init": "zero"},
+    ],
+    ids=str,
+)
 def test_what_is_allowed(settings):
     assert problems(**settings) == []
 
@@ -75,7 +119,8 @@ def test_a_layout_longer_than_the_backbone_s_positions():
         [sentence] = problems(positions)
         assert sentence.startswith(
             "compressor: a chunk's layout takes 2 * global_slots + queue_budget + chunk_size + chunk_size / stride = 5376 "
-            f"positions, the backbone has {positions}; e.g. compressor.chunk_size=")
+            f"positions, the backbone has {positions}; e.g. compressor.chunk_size="
+        )
         assert problems(positions, **told(sentence)) == []
     assert problems(5376 - 2048 - 256, queue_budget=0) == []  # no compression tokens either
 
@@ -88,13 +133,22 @@ def test_sizes_are_looked_at_only_where_each_is_possible():
 
 
 def test_all_mistakes_are_told_before_weights_are_loaded(refused):
-    assert refused(training, "compressor=comet", "compressor.stride=0", "compressor.backend=flash", "compressor.eps=0",
-                   "train.steps=0", "compressor.gate=maybe", "dataset.train_size=4") == [
+    assert refused(
+        training,
+        "compressor=comet",
+        "compressor.stride=0",
+        "compressor.backend=flash",
+        "compressor.eps=0",
+        "train.steps=0",
+        "compressor.gate=maybe",
+        "dataset.train_size=4",
+    ) == [
         "compressor.gate=maybe: must be true or false, e.g. true",
         "compressor.stride=0: must be at least 1, e.g. 8",
         "compressor.backend=flash: allowed are kv_prefix, scatter",
         "compressor.eps=0: must be above 0, e.g. 1e-6",
-        "train.steps=0: must be at least 1, e.g. 100"]
+        "train.steps=0: must be at least 1, e.g. 100",
+    ]
 
 
 def test_a_backbone_with_too_few_positions_is_told(refused):
@@ -105,4 +159,5 @@ def test_a_backbone_with_too_few_positions_is_told(refused):
 def test_sharded_weights_are_refused(refused):
     assert refused(training, "compressor=comet", "engine=zero3", "dataset.train_size=4") == [
         "engine=zero3: this compressor reads as many chunks as a text has, and ZeRO-3 needs equal calls on every process; use "
-        "engine=zero2"]
+        "engine=zero2"
+    ]

@@ -4,7 +4,7 @@ import pytest
 import torch
 from comet_forms import B, C, G, S, comet, drawn_ids, text_of
 
-from breviary.pipeline import Place
+from breviary.training.pipeline import PipelineRank
 from comet.cost import Memory, Part, Plan, Shape, kept_bytes, message_bytes, parts_of
 from comet.pipeline import crossings, pieces_of
 from scripts.bench.comet_length import PUBLISHED, SHAPES, multiplications_ratio
@@ -17,7 +17,7 @@ PAPER = Memory(2048, 8, 512, 2048)
 def read(dtype, layers, chunks):
     reader = comet(dtype=dtype, layers=layers).train()
     reader.decoder.checkpointing = True
-    reader.join_pipeline(Place(), "cyclic")
+    reader.join_pipeline(PipelineRank(), "cyclic")
     plan = [C] * (chunks - 1) + [5]
     return reader, text_of(drawn_ids(1, sum(plan)), [plan])
 
@@ -32,7 +32,8 @@ def test_parts_are_the_chunks_that_are_read():
     assert [part.own for part in parts] == [chunk.layout.mask.shape[1] for chunk in chunks]
     assert [part.seats for part in parts] == [piece.seat_mask.shape[1] for piece in pieces]
     assert [message_bytes(part, shape, SIZES, torch.float32) for part in parts] == [
-        crossing[number].bytes if number in crossing else 0 for number in range(5)]
+        crossing[number].bytes if number in crossing else 0 for number in range(5)
+    ]
 
 
 @pytest.mark.parametrize("dtype", ("float32", "bfloat16"))

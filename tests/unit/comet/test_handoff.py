@@ -3,13 +3,17 @@
 import pytest
 import torch
 
-from breviary.pipeline import mapping, take_place
+from breviary.training.pipeline import join_pipeline_group, mapping
 from comet.handoff import AHEAD, Crossing, Handoff, Inbox
 from comet.memory import LayerState
 
 B, G, T, D = 2, 3, 5, 4
-TYPES = {torch.bfloat16: torch.float32, torch.float16: torch.float32, torch.float32: torch.float32,
-         torch.float64: torch.float64}
+TYPES = {
+    torch.bfloat16: torch.float32,
+    torch.float16: torch.float32,
+    torch.float32: torch.float32,
+    torch.float64: torch.float64,
+}
 
 
 def crossing(dtype, slots=G, queue=T):
@@ -79,7 +83,11 @@ def test_messages_may_be_asked_for_in_any_order():
 
 
 def test_within_one_process_memory_is_passed_as_it_is():
-    passage, state, states = Handoff().open([0, 0], [], 1, {}), LayerState(torch.zeros(B, G, D), torch.zeros(B, T, D)), torch.ones(1)
+    passage, state, states = (
+        Handoff().open([0, 0], [], 1, {}),
+        LayerState(torch.zeros(B, G, D), torch.zeros(B, T, D)),
+        torch.ones(1),
+    )
     assert passage.take(0, 0) is None
     assert passage.give(1, 0, states, state) is states
     assert passage.take(1, 0) is state and passage.take(1, 0) is None
@@ -87,10 +95,13 @@ def test_within_one_process_memory_is_passed_as_it_is():
 
 
 def test_processes_must_divide_into_pipelines():
-    with pytest.raises(ValueError, match=r"engine.ranks=2: the 1 processes do not divide into pipelines of so many; e.g. "
-                                         r"engine.ranks=1"):
-        take_place(2)
-    alone = take_place(1)
+    with pytest.raises(
+        ValueError,
+        match=r"engine.ranks=2: the 1 processes do not divide into pipelines of so many; e.g. "
+        r"engine.ranks=1",
+    ):
+        join_pipeline_group(2)
+    alone = join_pipeline_group(1)
     assert alone.counts_batch and list(alone.members) == [0]
 
 

@@ -3,10 +3,10 @@
 import hypothesis.strategies as st
 import pytest
 import torch
+from comet_forms import B, C, G, S, comet, drawn_ids, states_of, text_of
 from hypothesis import given, settings
 
 from comet.memory import STD, Adapter, LayerMemory, LayerState, MemoryState, Norm, newest
-from comet_forms import B, C, G, S, comet, drawn_ids, states_of, text_of
 
 D = 12
 few = settings(derandomize=True, deadline=None, max_examples=100)
@@ -88,7 +88,9 @@ def test_the_newest_slots_stay_in_order_of_age():
 
 
 @few
-@given(rows=st.lists(st.lists(st.integers(0, 5), min_size=5, max_size=5), min_size=1, max_size=4), budget=st.integers(0, 9))
+@given(
+    rows=st.lists(st.lists(st.integers(0, 5), min_size=5, max_size=5), min_size=1, max_size=4), budget=st.integers(0, 9)
+)
 def test_a_queue_holds_the_last_real_slots_of_each_row(rows, budget):
     """Rows bring different numbers of slots each time; a slot is tagged with its age."""
     queue, mask = torch.zeros(len(rows), 0).long(), torch.zeros(len(rows), 0, dtype=torch.bool)
@@ -170,9 +172,17 @@ def test_new_weights_are_drawn_as_published():
 def test_half_precision_and_autocast_lower_nothing():
     """float32 states: bit for bit the same under autocast. bf16 states: only what enters the queue is rounded."""
     net, carried, rows = memory().float(), states(2, G).float(), states(2, G, seed=1).float()
-    plain = net.carry(carried, rows, flags(True, True), flags(True, True)), net.entries(rows), net.global_adapter(carried)
+    plain = (
+        net.carry(carried, rows, flags(True, True), flags(True, True)),
+        net.entries(rows),
+        net.global_adapter(carried),
+    )
     with torch.autocast("cpu", torch.bfloat16):
-        under = net.carry(carried, rows, flags(True, True), flags(True, True)), net.entries(rows), net.global_adapter(carried)
+        under = (
+            net.carry(carried, rows, flags(True, True), flags(True, True)),
+            net.entries(rows),
+            net.global_adapter(carried),
+        )
     for one, other in zip(plain, under):
         assert torch.equal(one, other)
     half = rows.bfloat16()
@@ -213,5 +223,7 @@ def test_gradients_are_cut_in_the_named_rows_alone():
     full = MemoryState((LayerState(carried, queue),), flags(True, True), torch.ones(2, 4, dtype=torch.bool))
     [layer] = full.cut_where(flags(True, False)).layers
     assert torch.equal(layer.carried, carried) and torch.equal(layer.queue, queue)
-    for leaf, grad in zip((carried, queue), torch.autograd.grad(layer.carried.sum() + layer.queue.sum(), (carried, queue))):
+    for leaf, grad in zip(
+        (carried, queue), torch.autograd.grad(layer.carried.sum() + layer.queue.sum(), (carried, queue))
+    ):
         assert not grad[0].any() and (grad[1] == 1).all() and leaf.shape == grad.shape

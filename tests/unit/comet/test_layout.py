@@ -10,7 +10,9 @@ from comet.reference import reference_columns
 
 many = settings(derandomize=True, deadline=None, max_examples=200)
 NAMES = {TEXT: "text", BEACONS: "beacon", READOUTS: "readout"}
-ROW = st.tuples(st.integers(0, 13), st.integers(0, 20), st.booleans(), st.integers(1, 7))  # text, before, closes, stride
+ROW = st.tuples(
+    st.integers(0, 13), st.integers(0, 20), st.booleans(), st.integers(1, 7)
+)  # text, before, closes, stride
 
 
 def piece(rows, readouts, spare=0, round_to=1):
@@ -42,12 +44,19 @@ def expected(text, before, closes, stride, readouts):
 
 
 @many
-@given(rows=st.lists(ROW, min_size=1, max_size=4), readouts=st.integers(0, 3), spare=st.integers(0, 2),
-       round_to=st.sampled_from([1, 16]))
+@given(
+    rows=st.lists(ROW, min_size=1, max_size=4),
+    readouts=st.integers(0, 3),
+    spare=st.integers(0, 2),
+    round_to=st.sampled_from([1, 16]),
+)
 def test_columns_are_the_twin_s(rows, readouts, spare, round_to):
     """Rows of different lengths, strides and states beside each other."""
     # A chunk closes behind a group that has its compression token already, or behind new text.
-    rows = [(text, before - before % stride if not text else before, closes, stride) for text, before, closes, stride in rows]
+    rows = [
+        (text, before - before % stride if not text else before, closes, stride)
+        for text, before, closes, stride in rows
+    ]
     layout = piece(rows, readouts, spare, round_to)
     assert layout.mask.shape[1] % round_to == 0
     for row, (text, before, closes, stride) in enumerate(rows):
@@ -57,8 +66,12 @@ def test_columns_are_the_twin_s(rows, readouts, spare, round_to):
 
 
 @many
-@given(sizes=st.lists(st.integers(0, 9), min_size=1, max_size=6), stride=st.integers(1, 7), readouts=st.integers(0, 3),
-       closes=st.booleans())
+@given(
+    sizes=st.lists(st.integers(0, 9), min_size=1, max_size=6),
+    stride=st.integers(1, 7),
+    readouts=st.integers(0, 3),
+    closes=st.booleans(),
+)
 def test_pieces_put_together_are_the_whole_chunk(sizes, stride, readouts, closes):
     together, before, beacons = [], 0, 0
     for number, size in enumerate(sizes):
@@ -77,12 +90,28 @@ def test_an_open_group_that_is_closed_without_new_text_is_compressed_first():
     assert columns_of(piece([(0, 6, True, 4)], 2), 0) == [("beacon", 0), ("readout", 0), ("readout", 1)]
     assert columns_of(piece([(0, 8, True, 4)], 2), 0) == [("readout", 0), ("readout", 1)]
     assert columns_of(piece([(0, 6, True, 4), (3, 2, False, 4)], 1), 1) == [
-        ("text", 0), ("text", 1), ("beacon", 0), ("text", 2)]
+        ("text", 0),
+        ("text", 1),
+        ("beacon", 0),
+        ("text", 2),
+    ]
 
 
-@pytest.mark.parametrize("arguments, count", [
-    ((0, 16, True, 4), 4), ((0, 16, False, 4), 4), ((0, 15, True, 4), 4), ((0, 15, False, 4), 3), ((3, 1, False, 4), 1),
-    ((3, 0, False, 4), 0), ((2, 0, True, 4), 1), ((4, 0, True, 4), 0), ((0, 0, True, 4), 0), ((7, 6, True, 4), 3)])
+@pytest.mark.parametrize(
+    "arguments, count",
+    [
+        ((0, 16, True, 4), 4),
+        ((0, 16, False, 4), 4),
+        ((0, 15, True, 4), 4),
+        ((0, 15, False, 4), 3),
+        ((3, 1, False, 4), 1),
+        ((3, 0, False, 4), 0),
+        ((2, 0, True, 4), 1),
+        ((4, 0, True, 4), 0),
+        ((0, 0, True, 4), 0),
+        ((7, 6, True, 4), 3),
+    ],
+)
 def test_compression_tokens_are_counted(arguments, count):
     assert beacon_count(*arguments) == count
 

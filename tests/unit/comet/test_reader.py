@@ -2,14 +2,28 @@
 
 import pytest
 import torch
+from comet_forms import (
+    B,
+    C,
+    G,
+    K,
+    S,
+    comet,
+    drawn_ids,
+    gradients,
+    largest_difference,
+    logits_of,
+    nats,
+    states_of,
+    text_of,
+    twin,
+)
 
-from breviary.build import build_backbone
-from breviary.testing import compose_tiny, tiny_reader
+from breviary.config.build import build_backbone
 from comet import layers
 from comet.layers import BACKENDS
 from comet.text import Text, steps_of
-from comet_forms import (B, C, G, K, S, comet, drawn_ids, gradients, largest_difference, logits_of, nats, states_of, text_of,
-                         twin)
+from tests.tiny import compose_tiny, tiny_reader
 
 NO_MEMORY = ["compressor.global_slots=0", "compressor.queue_budget=0"]
 MEMORIES = {"both": [], "global": ["compressor.queue_budget=0"], "queue": ["compressor.global_slots=0"]}
@@ -26,11 +40,16 @@ def marked(text_ids, place):
 # ---- short texts (3) ----
 
 
-@pytest.mark.parametrize("overrides, length", [(["compressor.stride=16"], 15), (["compressor.queue_budget=0"], 16), ([], 3)],
-                         ids=["below one stride", "one chunk without a queue", "three tokens"])
+@pytest.mark.parametrize(
+    "overrides, length",
+    [(["compressor.stride=16"], 15), (["compressor.queue_budget=0"], 16), ([], 3)],
+    ids=["below one stride", "one chunk without a queue", "three tokens"],
+)
 def test_a_short_text_is_read_as_by_the_plain_backbone(overrides, length):
     """Logits, loss and gradients; the memory's gradients are there, and 0."""
-    cfg = compose_tiny(["compressor=comet", "backbone.layers=2", "backbone.dtype=float64", "decoder.train=full", *overrides])
+    cfg = compose_tiny(
+        ["compressor=comet", "backbone.layers=2", "backbone.dtype=float64", "decoder.train=full", *overrides]
+    )
     reader, model, ids = tiny_reader(cfg).double(), build_backbone(cfg).load().double(), drawn_ids(2, length)
     text = text_of(ids, [[length], [length]], reader.stride)
     nll = reader.nll(text).sum()
@@ -40,8 +59,10 @@ def test_a_short_text_is_read_as_by_the_plain_backbone(overrides, length):
     for states, row in zip(states_of(reader, text), logits):
         torch.testing.assert_close(logits_of(reader, states), row, atol=1e-12, rtol=1e-12)
     torch.testing.assert_close(nll, loss, atol=1e-12, rtol=1e-12)
-    expected = {name.replace("model.", "decoder.").replace("decoder.norm", "decoder.final_norm"): grad
-                for (name, _), grad in zip(model.named_parameters(), expected)}
+    expected = {
+        name.replace("model.", "decoder.").replace("decoder.norm", "decoder.final_norm"): grad
+        for (name, _), grad in zip(model.named_parameters(), expected)
+    }
     found = gradients(reader, nll)
     assert largest_difference({name: found[name] for name in expected}, expected) < 1e-10
     assert found.keys() - expected.keys() == {f"memory.{name}" for name, _ in reader.memory.named_parameters()}
@@ -85,7 +106,7 @@ def test_gradients_reach_the_first_chunk_from_the_twelfth(overrides):
 
 
 def reach_kept(reader, states):
-    grad, = torch.autograd.grad(states.pow(2).sum(), [reader.decoder.embed_tokens.weight], retain_graph=True)
+    (grad,) = torch.autograd.grad(states.pow(2).sum(), [reader.decoder.embed_tokens.weight], retain_graph=True)
     return float(grad[1].abs().max())
 
 
@@ -140,7 +161,9 @@ def test_positions_begin_at_0_in_every_chunk_and_stay_below_the_layout_s_length(
     assert max(largest) == 2 * G + B + C + K - 1 and len(made) == 6
 
 
-@pytest.mark.parametrize("plan, unused", [([3], range(1 + G)), ([16], range(1, 1 + G)), ([9], range(1, 1 + G))], ids=str)
+@pytest.mark.parametrize(
+    "plan, unused", [([3], range(1 + G)), ([16], range(1, 1 + G)), ([9], range(1, 1 + G))], ids=str
+)
 def test_learned_tokens_that_do_not_stand_in_a_text_never_matter(plan, unused):
     reader, ids = comet(), drawn_ids(1, sum(plan))
     [before] = states_of(reader, text_of(ids, [plan]))

@@ -7,8 +7,9 @@ from hypothesis import given, settings
 from comet.schedule import SCHEDULES, cells, owners, simulate
 
 few = settings(derandomize=True, deadline=None, max_examples=60)
-sizes = dict(chunks=st.integers(0, 12), layers=st.integers(1, 6), ranks=st.integers(1, 5),
-             schedule=st.sampled_from(SCHEDULES))
+sizes = dict(
+    chunks=st.integers(0, 12), layers=st.integers(1, 6), ranks=st.integers(1, 5), schedule=st.sampled_from(SCHEDULES)
+)
 
 
 def test_blocks_of_neighbours_or_in_turn():
@@ -66,6 +67,7 @@ def test_the_numbers_of_the_paper_s_sizes():
 
 def test_heavier_late_chunks_make_blocks_wait():
     """Chunks weigh what their seats make them weigh: in turn, every rank has some of each."""
+
     def cost(chunk, layer):
         return 1.0 + min(chunk, 8) / 8
 

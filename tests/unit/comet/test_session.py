@@ -4,15 +4,17 @@ from types import SimpleNamespace
 
 import pytest
 import torch
-
-from breviary.checkpoint import save_trained
-from breviary.contract import Generation
-from breviary.testing import disturb, recorded_ids
-from comet.session import TEMPLATE, Session
 from comet_forms import C, comet, twin_logits
 
-TEXT = ("For the town of Velkeld the official metal is copper. The ship Quiloth has violin as lucky instrument. "
-        "The lucky animal of the ship Druminne is horse. ") * 2
+from breviary.contract import Generation
+from breviary.runs.checkpoints import save_trained
+from comet.session import TEMPLATE, Session
+from tests.tiny import disturb, recorded_ids
+
+TEXT = (
+    "For the town of Velkeld the official metal is copper. The ship Quiloth has violin as lucky instrument. "
+    "The lucky animal of the ship Druminne is horse. "
+) * 2
 QUESTION = "What is the official metal of the town of Velkeld?"
 SHORT = Generation(max_new_tokens=6, min_new_tokens=6)
 
@@ -56,7 +58,9 @@ def test_a_text_may_be_read_in_pieces(reader, size):
     for start in range(0, len(ids), size):
         pieces.read(ids[start : start + size])
     torch.testing.assert_close(pieces._logits, whole._logits, atol=1e-5, rtol=1e-5)
-    assert pieces.tokens_read == whole.tokens_read == len(ids) and pieces._open == whole._open == ids[-len(whole._open) :]
+    assert (
+        pieces.tokens_read == whole.tokens_read == len(ids) and pieces._open == whole._open == ids[-len(whole._open) :]
+    )
     assert pieces.ask(QUESTION, SHORT) == whole.ask(QUESTION, SHORT)
 
 
@@ -138,7 +142,9 @@ def test_nothing_was_read(reader):
     assert session.tokens_read == session.bytes == 0
     with pytest.raises(ValueError, match="^session.generate: nothing was read yet; call session.read first$"):
         list(session.generate(3))
-    with pytest.raises(ValueError, match="^session.ask: nothing was read, and the question is empty; call session.read first$"):
+    with pytest.raises(
+        ValueError, match="^session.ask: nothing was read, and the question is empty; call session.read first$"
+    ):
         reader.open(template="{question}").ask("")
     with recorded_ids(reader) as recorder:  # a question is something to read
         session.ask(QUESTION, Generation(max_new_tokens=3))
@@ -178,10 +184,17 @@ def saved(reader, tmp_path):
     return tmp_path / "s"
 
 
-@pytest.mark.parametrize("overrides, told", [
-    (["compressor.chunk_size=32"], "chunk_size 16, here 32"), (["compressor.stride=8"], "stride 4, here 8"),
-    (["compressor.global_slots=2"], "global_slots 3, here 2"), (["compressor.queue_budget=4"], "queue_budget 8, here 4"),
-    (["backbone.seed=1"], "backbone "), (["compressor.gate=false"], "weights ")])
+@pytest.mark.parametrize(
+    "overrides, told",
+    [
+        (["compressor.chunk_size=32"], "chunk_size 16, here 32"),
+        (["compressor.stride=8"], "stride 4, here 8"),
+        (["compressor.global_slots=2"], "global_slots 3, here 2"),
+        (["compressor.queue_budget=4"], "queue_budget 8, here 4"),
+        (["backbone.seed=1"], "backbone "),
+        (["compressor.gate=false"], "weights "),
+    ],
+)
 def test_a_session_of_other_settings_is_refused(saved, overrides, told):
     with pytest.raises(ValueError) as error:
         Session.load(comet(*overrides, dtype="float32"), saved)
@@ -206,10 +219,14 @@ def test_a_file_that_is_no_session_is_refused(reader, saved, tmp_path):
     (tmp_path / "half").write_bytes(saved.read_bytes()[:-200])
     (tmp_path / "none").write_bytes(b"")
     for name in ("text", "half", "none", "missing"):
-        with pytest.raises(ValueError, match=rf"{name}: no session can be read from it \(.+\); give a file that save wrote"):
+        with pytest.raises(
+            ValueError, match=rf"{name}: no session can be read from it \(.+\); give a file that save wrote"
+        ):
             Session.load(reader, tmp_path / name)
     checkpoint = save_trained(tmp_path / "run", reader, reader.fingerprint)
-    with pytest.raises(ValueError, match="trained.safetensors: no session, but something else; give a file that save wrote"):
+    with pytest.raises(
+        ValueError, match="trained.safetensors: no session, but something else; give a file that save wrote"
+    ):
         Session.load(reader, checkpoint)
 
 
@@ -222,6 +239,6 @@ def test_a_session_with_other_values_is_refused(reader, saved):
 
 
 def test_a_session_of_another_schema_is_refused(reader, saved, monkeypatch):
-    monkeypatch.setattr("breviary.kept_file.SCHEMA", 2)
+    monkeypatch.setattr("breviary.readers.saved.SCHEMA", 2)
     with pytest.raises(ValueError, match="a session of schema 1, this version reads 2"):
         Session.load(reader, saved)

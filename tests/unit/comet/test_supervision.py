@@ -4,15 +4,17 @@ import random
 
 import pytest
 import torch
+from comet_forms import B, C, G, S, comet, logits_of, nats, twin
 
 from breviary.contract import Example
-from breviary.objective import AnswerAndCopy
-from breviary.testing import row_ids, tiny_reader
-from breviary.training import ReaderTrainer, RunLog, training_arguments
+from breviary.objectives.answer import AnswerAndCopy
+from breviary.training.engines import training_arguments
+from breviary.training.log import RunLog
+from breviary.training.trainer import ReaderTrainer
 from comet.plan import MIXED, fixed
 from comet.text import every_asked, joined, steps_of
-from comet_forms import B, C, G, S, comet, logits_of, nats, twin
 from data.collate import Collator
+from tests.tiny import row_ids, tiny_reader
 
 PARTS = ("prefix", "context", "prompt", "answer")
 
@@ -23,7 +25,9 @@ def batch_of(*sizes, prefix=2, prompt=3, answer=2):
     for number, size in enumerate(sizes):
         lengths = dict(prefix=prefix, context=size, query=1, prompt=prompt, answer=answer)
         pieces = {name: [rng.randrange(2, 500) for _ in range(length)] for name, length in lengths.items()}
-        items.append({**pieces, "evidence": None, "starts": None, "ends": None, "example": Example(f"{number}", "", "", ("",))})
+        items.append(
+            {**pieces, "evidence": None, "starts": None, "ends": None, "example": Example(f"{number}", "", "", ("",))}
+        )
     return Collator(0)(items)
 
 
@@ -42,8 +46,11 @@ def supervised(text):
     for step in text.steps:
         columns, real = text.column(step)
         asked = text.asked.gather(1, columns) & real
-        begins |= {number: start for number, start, first, size in zip(step.counts_for, step.starts, step.begins, step.sizes)
-                   if first and size}
+        begins |= {
+            number: start
+            for number, start, first, size in zip(step.counts_for, step.starts, step.begins, step.sizes)
+            if first and size
+        }
         for row, column in asked.nonzero().tolist():
             place, number = int(columns[row, column]), step.counts_for[row]
             pairs[number].append((place - begins[number], int(text.ids[row, place + 1])))
@@ -146,7 +153,11 @@ def test_a_batch_of_n_equals_n_of_one_in_training(strategy, ragged_examples, col
         reader.begin_step(step, 1)
         with torch.no_grad():
             alone = torch.cat([reader.loss(collate([example])).nll for example in ragged_examples])
-            for batch in (collate(ragged_examples), collate(ragged_examples, side="left"), collate(ragged_examples, pad_id=7)):
+            for batch in (
+                collate(ragged_examples),
+                collate(ragged_examples, side="left"),
+                collate(ragged_examples, pad_id=7),
+            ):
                 torch.testing.assert_close(reader.loss(batch).nll, alone, rtol=1e-10, atol=0)
 
 
@@ -189,7 +200,9 @@ def test_strides_are_drawn_in_training_alone():
     text, _, _ = reader._text(batch)
     for row, (sizes, stride) in enumerate(zip(plans_of(text), text.strides)):
         ids = row_ids(batch, row, *PARTS)
-        torch.testing.assert_close(reader.loss(batch).nll[row], twin_nll(reader, ids, sizes, stride, 65), atol=1e-8, rtol=1e-10)
+        torch.testing.assert_close(
+            reader.loss(batch).nll[row], twin_nll(reader, ids, sizes, stride, 65), atol=1e-8, rtol=1e-10
+        )
     assert reader.eval()._text(batch)[0].strides == [4] * 4
 
 
@@ -205,13 +218,21 @@ def test_slots_are_seats_and_tokens_of_the_open_chunk():
     footprint, expected = reader.footprint(batch), [sum(counted) for counted in COUNTED.values()]
     assert footprint.context_tokens.tolist() == list(COUNTED)
     assert footprint.memory_slots.tolist() == expected == reader.loss(batch).slots.tolist()
-    assert footprint.memory_bytes.tolist() == [n * 2 * 2 * 2 * 16 * 4 for n in expected]  # layers, k and v, heads, width
-    assert footprint.asked_ratio is reader.asked_ratio is None
+    assert footprint.memory_bytes.tolist() == [
+        n * 2 * 2 * 2 * 16 * 4 for n in expected
+    ]  # layers, k and v, heads, width
+    assert footprint.requested_ratio is reader.requested_ratio is None
 
 
-@pytest.mark.parametrize("overrides, slots", [
-    (["compressor.global_slots=0"], [0, 11, 4, 17, 21, 14]), (["compressor.queue_budget=0"], [0, 11, 3, 16, 16, 9]),
-    (["compressor.stride=16"], [0, 11, 4, 17, 18, 15])], ids=["queue", "global", "stride"])
+@pytest.mark.parametrize(
+    "overrides, slots",
+    [
+        (["compressor.global_slots=0"], [0, 11, 4, 17, 21, 14]),
+        (["compressor.queue_budget=0"], [0, 11, 3, 16, 16, 9]),
+        (["compressor.stride=16"], [0, 11, 4, 17, 18, 15]),
+    ],
+    ids=["queue", "global", "stride"],
+)
 def test_slots_of_other_memories(overrides, slots):
     assert comet(*overrides).footprint(batch_of(*COUNTED)).memory_slots.tolist() == slots
 
@@ -236,7 +257,7 @@ def test_a_passage_is_copied_as_well():
     assert reader.loss(batch).parts == {}
     reader.train()
     output, counts = reader.loss(batch), reader.counts(batch)
-    [(weight, other)] = reader.objective.others(batch).values()
+    [(weight, other)] = reader.objective.auxiliary(batch).values()
     assert weight == 0.5 and other.answer.lengths.tolist() == [9, 0, 9]
     text, expected = reader._text(other)[0], 0
     for row, sizes in enumerate(plans_of(text)):
@@ -262,8 +283,14 @@ def trainer_of(compose, tmp_path, *overrides):
 
 @pytest.mark.parametrize("mode", ["lora", "frozen", "full"])
 def test_the_memory_learns_at_a_rate_of_its_own(compose, tmp_path, mode):
-    reader, trainer = trainer_of(compose, tmp_path, f"decoder.train={mode}", "train.learning_rate=0.01",
-                                 "compressor.memory_rate=3.0", "train.weight_decay=0.1")
+    reader, trainer = trainer_of(
+        compose,
+        tmp_path,
+        f"decoder.train={mode}",
+        "train.learning_rate=0.01",
+        "compressor.memory_rate=3.0",
+        "train.weight_decay=0.1",
+    )
     groups = trainer.create_optimizer().param_groups
     rates = {id(weight): (group["lr"], group["weight_decay"]) for group in groups for weight in group["params"]}
     trained = {name: weight for name, weight in reader.named_parameters() if weight.requires_grad}
@@ -276,8 +303,9 @@ def test_the_memory_learns_at_a_rate_of_its_own(compose, tmp_path, mode):
 
 
 def test_a_schedule_keeps_the_rates_apart(compose, tmp_path):
-    _, trainer = trainer_of(compose, tmp_path, "train.learning_rate=0.01", "train.warmup=0", "train.steps=10",
-                            "train.schedule=linear")
+    _, trainer = trainer_of(
+        compose, tmp_path, "train.learning_rate=0.01", "train.warmup=0", "train.steps=10", "train.schedule=linear"
+    )
     trainer.create_optimizer_and_scheduler(10)
     for _ in range(5):
         trainer.optimizer.step()
@@ -287,5 +315,5 @@ def test_a_schedule_keeps_the_rates_apart(compose, tmp_path):
 
 def test_a_reader_without_factors_has_one_rate(compose, tmp_path):
     reader, trainer = trainer_of(compose, tmp_path, "train.learning_rate=0.01", "compressor.memory_rate=1.0")
-    assert reader.rate_factors == {"memory.": 1.0}
+    assert reader.learning_rate_factors == {"memory.": 1.0}
     assert {group["lr"] for group in trainer.create_optimizer().param_groups} == {0.01}

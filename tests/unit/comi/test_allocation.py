@@ -6,7 +6,7 @@ import torch
 from drawn_states import batch_of, draw, right_padded
 from hypothesis import given, settings
 
-from breviary.merge import slot_count
+from breviary.memory.merging import slot_count
 from comi.mig import allocate, compare, reallocate_groups
 
 many = settings(derandomize=True, deadline=None, max_examples=150)
@@ -136,8 +136,14 @@ def test_uniform_shares(dtype):
 
 
 @many
-@given(SEEDS, st.lists(st.integers(0, 300), min_size=1, max_size=4), st.integers(1, 64),
-       st.sampled_from([torch.float32, torch.bfloat16]), st.sampled_from([0.01, 1.0]), st.integers(0, 2))
+@given(
+    SEEDS,
+    st.lists(st.integers(0, 300), min_size=1, max_size=4),
+    st.integers(1, 64),
+    st.sampled_from([torch.float32, torch.bfloat16]),
+    st.sampled_from([0.01, 1.0]),
+    st.integers(0, 2),
+)
 def test_sizes_of_batches(seed, lengths, ratio, dtype, temperature, smallest):
     states, query = draw(seed, len(lengths), 300, dtype=dtype)
     mask = right_padded(lengths, 300)
@@ -192,6 +198,7 @@ def test_a_ratio_for_each_row():
     assert together.shape == (4, 23) and narrow.shape == (4, 11)
     assert torch.equal(together[:, :11], narrow) and not together[:, 11:].any()
     for row, ratio in enumerate(ratios):
-        alone = reallocate_groups(states[row : row + 1], mask[row : row + 1], query[row : row + 1], ratio,
-                                  temperature=0.2)[0]
+        alone = reallocate_groups(
+            states[row : row + 1], mask[row : row + 1], query[row : row + 1], ratio, temperature=0.2
+        )[0]
         assert together[row, : min(23, len(alone))].tolist() == alone[:23].tolist()

@@ -7,7 +7,7 @@ from drawn_states import batch_of, draw, right_padded
 from hypothesis import given, settings
 from torch.nn.functional import normalize
 
-from breviary.merge import consecutive_groups, groups_from_sizes, merge_slots
+from breviary.memory.merging import consecutive_groups, groups_from_sizes, merge_slots
 from comi.mig import compare, marginal_information_gain, merge_groups, merge_weights, reallocate_groups
 
 few = settings(derandomize=True, deadline=None, max_examples=40)
@@ -66,8 +66,9 @@ def test_gain_against_all_pairs(seed, width, ratio):
     pairs = (groups[:, :, None] == groups[:, None]) & mask[:, :, None] & ~torch.eye(width).bool()
     most = (unit @ unit.mT).masked_fill(~pairs, -torch.inf).amax(-1)
     expected = (unit @ normalize(query, dim=-1)[..., None])[..., 0] - torch.where(most == -torch.inf, 0, most)
-    torch.testing.assert_close(marginal_information_gain(states, mask, query, groups),
-                               expected.masked_fill(~mask, 0), atol=1e-5, rtol=0)
+    torch.testing.assert_close(
+        marginal_information_gain(states, mask, query, groups), expected.masked_fill(~mask, 0), atol=1e-5, rtol=0
+    )
 
 
 def test_alone_or_without_query():
@@ -84,8 +85,12 @@ def test_alone_or_without_query():
 
 
 @few
-@given(SEEDS, st.lists(st.integers(0, 90), min_size=1, max_size=4), st.integers(1, 20),
-       st.sampled_from([torch.float32, torch.bfloat16]))
+@given(
+    SEEDS,
+    st.lists(st.integers(0, 90), min_size=1, max_size=4),
+    st.integers(1, 20),
+    st.sampled_from([torch.float32, torch.bfloat16]),
+)
 def test_weights_are_convex(seed, lengths, ratio, dtype):
     states, query = draw(seed, len(lengths), 90, dtype=dtype)
     mask = right_padded(lengths, 90)
@@ -170,8 +175,12 @@ def test_values_may_differ_from_the_states_compared():
 
 
 @few
-@given(SEEDS, st.sampled_from([2.0**-20, 0.25, 1024.0]), st.sampled_from([2.0**-12, 8.0]),
-       st.sampled_from([torch.float32, torch.bfloat16]))
+@given(
+    SEEDS,
+    st.sampled_from([2.0**-20, 0.25, 1024.0]),
+    st.sampled_from([2.0**-12, 8.0]),
+    st.sampled_from([torch.float32, torch.bfloat16]),
+)
 def test_scale(seed, by, query_by, dtype):
     """Powers of two are exact in binary: sizes and memories must agree to the bit."""
     states, mask, query = batch_of(seed, [70, 41], dtype)
@@ -182,8 +191,13 @@ def test_scale(seed, by, query_by, dtype):
 
 
 @few
-@given(SEEDS, st.lists(st.integers(1, 150), min_size=1, max_size=4), st.integers(1, 20), st.integers(0, 30),
-       st.sampled_from(["left", "right", "holes"]))
+@given(
+    SEEDS,
+    st.lists(st.integers(1, 150), min_size=1, max_size=4),
+    st.integers(1, 20),
+    st.integers(0, 30),
+    st.sampled_from(["left", "right", "holes"]),
+)
 def test_padding_and_batch(seed, lengths, ratio, extra, side):
     """A row's result does not depend on its padding, what the pads hold, or the rows beside it.
 
@@ -194,8 +208,11 @@ def test_padding_and_batch(seed, lengths, ratio, extra, side):
     width = max(lengths) + extra
     padded, mask = 100 * torch.randn(len(lengths), width, 16, generator=g), torch.zeros(len(lengths), width).bool()
     for row, length in enumerate(lengths):
-        columns = {"left": torch.arange(width - length, width), "right": torch.arange(length),
-                   "holes": torch.randperm(width, generator=g)[:length].sort().values}[side]
+        columns = {
+            "left": torch.arange(width - length, width),
+            "right": torch.arange(length),
+            "holes": torch.randperm(width, generator=g)[:length].sort().values,
+        }[side]
         padded[row, columns], mask[row, columns] = states[row, :length], True
     sizes = reallocate_groups(padded, mask, query, ratio, temperature=0.5)
     memory, memory_mask = merge_groups(padded, mask, query, sizes)
@@ -224,8 +241,9 @@ def test_compared_once_or_twice_is_the_same():
     compared = compare(states, query)
     sizes = reallocate_groups(states, mask, query, 7, compared=compared)
     assert torch.equal(sizes, reallocate_groups(states, mask, query, 7))
-    for once, twice in zip(merge_groups(states, mask, query, sizes, compared=compared),
-                           merge_groups(states, mask, query, sizes)):
+    for once, twice in zip(
+        merge_groups(states, mask, query, sizes, compared=compared), merge_groups(states, mask, query, sizes)
+    ):
         assert torch.equal(once, twice)
 
 

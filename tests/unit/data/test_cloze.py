@@ -17,8 +17,10 @@ def name(i):
 
 def document(i):
     """Document i: two sentences of its own names."""
-    text = (f"The river {name(3 * i)} flows past the old town of {name(3 * i + 1)} and then on to the sea, as all rivers do. "
-            f"In those days it was crossed by a wooden bridge that {name(3 * i + 2)} had built for the miller.")
+    text = (
+        f"The river {name(3 * i)} flows past the old town of {name(3 * i + 1)} and then on to the sea, as all rivers do. "
+        f"In those days it was crossed by a wooden bridge that {name(3 * i + 2)} had built for the miller."
+    )
     return {"title": f"River {i}", "text": text, "is_gold": i % 3 == 0}
 
 
@@ -31,6 +33,7 @@ def row(numbers, **changed):
 @pytest.fixture
 def file(tmp_path):
     """file(name, *rows) -> a JSONL file holding them."""
+
     def written(name, *rows):
         (tmp_path / name).write_text("".join(json.dumps(row) + "\n" for row in rows))
         return str(tmp_path / name)
@@ -49,7 +52,7 @@ def cloze(train, validation=None, test=None, split="train", **arguments):
 
 
 def passages(example):
-    return {d.title: example.context[d.start:d.end] for d in example.documents}
+    return {d.title: example.context[d.start : d.end] for d in example.documents}
 
 
 def test_the_answer_stands_once_in_the_context_where_the_question_quotes_it(train):
@@ -61,7 +64,7 @@ def test_the_answer_stands_once_in_the_context_where_the_question_quotes_it(trai
         assert len(example.documents) == len(passages(example)) == 4
         assert occurrences(answer, example.context) == 1 and answer not in example.question
         quoted = example.question.removeprefix("which words are missing: ")
-        assert quoted.count(BLANK) == 1 and quoted.replace(BLANK, answer) in example.context[gold.start:gold.end]
+        assert quoted.count(BLANK) == 1 and quoted.replace(BLANK, answer) in example.context[gold.start : gold.end]
     assert {[d.is_gold for d in e.documents].index(True) for e in examples} == {0, 1, 2, 3}  # the order is drawn
 
 
@@ -69,18 +72,30 @@ def test_quoted_words_are_in_the_range_or_the_sentence_ends(train):
     for example in cloze(train, min_window=2, max_window=3):
         before, after = example.question.removeprefix("which words are missing: ").split(BLANK)
         [passage] = [text for text in passages(example).values() if example.answers[0] in text]
-        for words, at_the_end in ((before.split(), re.search(rf"(^|\. ){re.escape(before)}{example.answers[0]}", passage)),
-                                  (re.sub(r"^\W+", "", after).split(), after.endswith("."))):
+        for words, at_the_end in (
+            (before.split(), re.search(rf"(^|\. ){re.escape(before)}{example.answers[0]}", passage)),
+            (re.sub(r"^\W+", "", after).split(), after.endswith(".")),
+        ):
             assert len(words) <= 3 and (len(words) >= 2 or at_the_end)
 
 
 def test_longer_answers_and_rare_words_by_key(file):
     text = "the red King Karl August of Velkeld and his quiet brother had never seen a harbour before that very day"
-    texts = file("a.jsonl", *[row([], context=f"{text.replace('Karl', name(i))} {name(i + 50)}", documents=[])
-                              for i in range(4)])
+    texts = file(
+        "a.jsonl", *[row([], context=f"{text.replace('Karl', name(i))} {name(i + 50)}", documents=[]) for i in range(4)]
+    )
     assert {len(e.answers[0].split()) for e in cloze(texts)} <= {1, 3}
-    lower = file("b.jsonl", *[row([], context=f"a {'x' * (7 + i)} sat on the old and very long bank of our small and old river",
-                                  documents=[]) for i in range(4)])
+    lower = file(
+        "b.jsonl",
+        *[
+            row(
+                [],
+                context=f"a {'x' * (7 + i)} sat on the old and very long bank of our small and old river",
+                documents=[],
+            )
+            for i in range(4)
+        ],
+    )
     assert sorted(e.answers[0] for e in cloze(lower)) == ["x" * (7 + i) for i in range(4)]
 
 
@@ -103,8 +118,10 @@ def test_the_seed_alone_decides(train):
 def test_splits_share_no_document(file, train):
     validation = file("validation.jsonl", row(range(12, 20)))
     test = file("test.jsonl", row(range(2, 6)), row(range(18, 22)))
-    titles = {split: {d.title for e in cloze(train, validation, test, split) for d in e.documents}
-              for split in ("train", "validation", "test")}
+    titles = {
+        split: {d.title for e in cloze(train, validation, test, split) for d in e.documents}
+        for split in ("train", "validation", "test")
+    }
     assert titles["test"] == {f"River {i}" for i in (*range(2, 6), *range(18, 22))}
     assert titles["validation"] == {f"River {i}" for i in range(12, 18)}
     assert titles["train"] == {f"River {i}" for i in (0, 1, *range(6, 12), 22, 23)}
@@ -114,17 +131,30 @@ def test_splits_share_no_document(file, train):
 
 def test_texts_without_documents_are_cut(file):
     texts = [" ".join(document(i)["text"] for i in range(at, at + 5)) for at in (0, 5)]
-    examples = cloze(file("a.jsonl", *[row([], context=text, documents=[]) for text in texts]), max_words=20, passages=3)
+    examples = cloze(
+        file("a.jsonl", *[row([], context=text, documents=[]) for text in texts]), max_words=20, passages=3
+    )
     assert {len(text.split()) for e in examples for text in passages(e).values()} <= set(range(10, 21))
     assert all(re.fullmatch(r"part \d+", d.title) for e in examples for d in e.documents)
     assert all(text in " ".join(texts) for e in examples for text in passages(e).values())
 
 
-@pytest.mark.parametrize("arguments, key", [
-    ({"passages": 0}, "passages"), ({"near": -1}, "near"), ({"min_words": 0}, "min_words"), ({"max_words": 5}, "max_words"),
-    ({"max_span": 0}, "max_span"), ({"min_window": 0}, "min_window"), ({"max_window": 1}, "max_window"),
-    ({"rarity": 1.5}, "rarity"), ({"train_size": 0}, "train_size"), ({"question": "Which?"}, "question"), ({"seed": -1}, "seed"),
-])
+@pytest.mark.parametrize(
+    "arguments, key",
+    [
+        ({"passages": 0}, "passages"),
+        ({"near": -1}, "near"),
+        ({"min_words": 0}, "min_words"),
+        ({"max_words": 5}, "max_words"),
+        ({"max_span": 0}, "max_span"),
+        ({"min_window": 0}, "min_window"),
+        ({"max_window": 1}, "max_window"),
+        ({"rarity": 1.5}, "rarity"),
+        ({"train_size": 0}, "train_size"),
+        ({"question": "Which?"}, "question"),
+        ({"seed": -1}, "seed"),
+    ],
+)
 def test_wrong_arguments_are_told_with_their_key(train, arguments, key):
     [sentence] = Cloze(train, None, None, **{"min_words": 10, **arguments}).problems(["train"])
     assert sentence.startswith(f"dataset.{key} is ") and "for example" in sentence

@@ -3,8 +3,8 @@
 import pytest
 import torch
 
+from breviary.backbones.tiny import tiny_tokenizer
 from breviary.contract import Batch, Example
-from breviary.testing import tiny_tokenizer
 from data.collate import PIECES, Collator
 from data.invented_facts import InventedFacts
 from data.prompts import Prompt
@@ -14,22 +14,35 @@ PAD = 9
 
 
 def item(context: list[int], evidence: list[bool] | None = None, prefix: tuple[int, ...] = (), **pieces) -> dict:
-    return {"prefix": list(prefix), "context": context, "query": [3], "prompt": [4, 5], "answer": [6, PAD],
-            "evidence": evidence, "starts": [2 * i for i in range(len(context))],
-            "ends": [2 * i + 1 for i in range(len(context))], "example": Example(str(len(context)), "c", "q", ("a",)), **pieces}
+    return {
+        "prefix": list(prefix),
+        "context": context,
+        "query": [3],
+        "prompt": [4, 5],
+        "answer": [6, PAD],
+        "evidence": evidence,
+        "starts": [2 * i for i in range(len(context))],
+        "ends": [2 * i + 1 for i in range(len(context))],
+        "example": Example(str(len(context)), "c", "q", ("a",)),
+        **pieces,
+    }
 
 
-@pytest.mark.parametrize(("side", "ids", "mask"), [
-    ("right", [[1, 2, 7], [8, PAD, PAD]], [[1, 1, 1], [1, 0, 0]]),
-    ("left", [[1, 2, 7], [PAD, PAD, 8]], [[1, 1, 1], [0, 0, 1]]),
-])
+@pytest.mark.parametrize(
+    ("side", "ids", "mask"),
+    [
+        ("right", [[1, 2, 7], [8, PAD, PAD]], [[1, 1, 1], [1, 0, 0]]),
+        ("left", [[1, 2, 7], [PAD, PAD, 8]], [[1, 1, 1], [0, 0, 1]]),
+    ],
+)
 def test_padding_side(side, ids, mask):
     batch = Collator(PAD, side)([item([1, 2, 7], [True, False, True]), item([8], [True])])
     assert batch.context.ids.tolist() == ids and batch.context.ids.dtype == torch.int64
     assert batch.context.mask.tolist() == [[bool(m) for m in row] for row in mask]
     assert batch.context.mask.dtype == torch.bool and batch.context.lengths.tolist() == [3, 1]
-    assert batch.evidence.tolist() == ([[True, False, True], [True, False, False]] if side == "right" else
-                                       [[True, False, True], [False, False, True]])
+    assert batch.evidence.tolist() == (
+        [[True, False, True], [True, False, False]] if side == "right" else [[True, False, True], [False, False, True]]
+    )
 
 
 @pytest.mark.parametrize("side", ["right", "left"])

@@ -21,9 +21,23 @@ def load(file: Path, data: str = "nowhere"):
 
 
 def test_the_files_are_there():
-    assert {f.stem for f in FILES} >= GENERATED | {"jsonl", "nq", "nq_gold4", "contract_nli", "fairytaleqa", "hotpotqa",
-                                                    "2wikimultihopqa", "qasper", "narrativeqa", "multinews", "musique", "qmsum", "quality",
-                                                    "gov_report", "kv_retrieval"}
+    assert {f.stem for f in FILES} >= GENERATED | {
+        "jsonl",
+        "nq",
+        "nq_gold4",
+        "contract_nli",
+        "fairytaleqa",
+        "hotpotqa",
+        "2wikimultihopqa",
+        "qasper",
+        "narrativeqa",
+        "multinews",
+        "musique",
+        "qmsum",
+        "quality",
+        "gov_report",
+        "kv_retrieval",
+    }
 
 
 @pytest.mark.parametrize("file", FILES, ids=lambda f: f.stem)
@@ -45,8 +59,12 @@ def test_a_header_and_a_comment_on_every_key(file):
 def test_values_pass_and_missing_files_are_told(file):
     config = load(file)
     found = instantiate(config).problems(list(SPLITS))
-    named = [(split, name) for split in SPLITS if split in config
-             for name in ([config[split]] if isinstance(config[split], (str, type(None))) else config[split])]
+    named = [
+        (split, name)
+        for split in SPLITS
+        if split in config
+        for name in ([config[split]] if isinstance(config[split], (str, type(None))) else config[split])
+    ]
     assert bool(named) == (file.stem not in GENERATED)
     assert len(found) == len(named)
     assert all(sentence.startswith(f"dataset.{split} is ") for sentence, (split, _) in zip(found, named))

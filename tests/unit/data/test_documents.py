@@ -4,7 +4,7 @@ import json
 
 import pytest
 
-from breviary.entropy import unigram_entropy, zlib_ratio
+from breviary.studies.entropy import unigram_entropy, zlib_ratio
 from data.documents import AS_IS, cut, documents, held_out, rungs, transformed
 from data.text_sources import Arithmetic, Contexts, DrawnWords, PythonCode, Source
 
@@ -28,15 +28,20 @@ def found(sources, tokenizer):
 
 def test_contexts_are_read_once_and_passages_by_title(tmp_path):
     file = tmp_path / "train.jsonl"
-    passages = [{"title": "Moon", "text": "The moon is white.", "is_gold": True},
-                {"title": "Sun", "text": "Hot.", "is_gold": False}]
+    passages = [
+        {"title": "Moon", "text": "The moon is white.", "is_gold": True},
+        {"title": "Sun", "text": "Hot.", "is_gold": False},
+    ]
     context = "Document [1](Title: Moon) The moon is white.\n\nDocument [2](Title: Sun) Hot."
-    rows = [{"id": str(i), "context": context, "question": "?", "answers": ["a"], "documents": passages}
-            for i in range(2)]
+    rows = [
+        {"id": str(i), "context": context, "question": "?", "answers": ["a"], "documents": passages} for i in range(2)
+    ]
     file.write_text("\n".join(map(json.dumps, rows)))
     assert [source.text for source in Contexts(str(file)).sources()] == [context]
-    assert set(Contexts([str(file)], passages=True).sources()) == {Source("Moon", "The moon is white."),
-                                                                   Source("Sun", "Hot.")}
+    assert set(Contexts([str(file)], passages=True).sources()) == {
+        Source("Moon", "The moon is white."),
+        Source("Sun", "Hot."),
+    }
     file.write_text(json.dumps(rows[0] | {"documents": None}))
     with pytest.raises(ValueError, match="passages=false"):
         Contexts(str(file), passages=True).sources()
@@ -123,8 +128,11 @@ def test_rungs_have_n_tokens_and_their_own_words(found, tokenizer):
     for rung in rungs([2], [0, 2], [0, 0.5, 1]):
         changed = transformed(document, rung, tokenizer, n, 0)
         assert len(ids(tokenizer, changed.text)) == n
-        assert (changed.doc_id, changed.source, changed.transform) == (f"{document.doc_id}#{rung}", document.source,
-                                                                       rung)
+        assert (changed.doc_id, changed.source, changed.transform) == (
+            f"{document.doc_id}#{rung}",
+            document.source,
+            rung,
+        )
         assert transformed(document, rung, tokenizer, n, 0) == changed  # the same whenever it is asked
     assert transformed(document, "random0", tokenizer, n, 0).text == document.text
     with pytest.raises(ValueError, match="no rung"):
@@ -133,6 +141,7 @@ def test_rungs_have_n_tokens_and_their_own_words(found, tokenizer):
 
 def test_the_ladder_climbs(found, tokenizer):
     """Repetition lowers, drawn tokens raise what zlib and token frequencies say of the same documents."""
+
     def mean(rung, measure):
         texts = [d.text if rung == AS_IS else transformed(d, rung, tokenizer, 20, 0).text for d in found]
         return sum(map(measure, texts)) / len(texts)

@@ -27,7 +27,7 @@ def all_names() -> dict[str, list[str]]:
 def test_names_are_all_different_and_the_splits_share_none():
     names = all_names()
     everything = [name for split in SPLITS for name in names[split]]
-    assert len(set(everything)) == len(everything) == 24 ** 3
+    assert len(set(everything)) == len(everything) == 24**3
     assert min(len(names[split]) for split in SPLITS) > invented_facts.MOST_FACTS
 
 
@@ -48,7 +48,7 @@ def test_relations_have_twelve_one_word_values():
 def test_the_gold_sentence_and_no_other_answers_the_question():
     for example in InventedFacts(facts=6, **FACTS).examples("train"):
         which, relation, entity = re.fullmatch(r"What is the (\w+) (\w+) of (.+)\?", example.question).groups()
-        sentences = [example.context[d.start:d.end] for d in example.documents]
+        sentences = [example.context[d.start : d.end] for d in example.documents]
         assert " ".join(sentences) == example.context and len(sentences) == 6
         assert len({d.title for d in example.documents}) == 6
         [gold] = [s for s, d in zip(sentences, example.documents) if d.is_gold]
@@ -61,7 +61,7 @@ def test_the_gold_sentence_and_no_other_answers_the_question():
 def test_sentences_are_short_and_end():
     for example in InventedFacts(**FACTS).examples("validation"):
         for d in example.documents:
-            sentence = example.context[d.start:d.end]
+            sentence = example.context[d.start : d.end]
             assert sentence[0].isupper() and sentence.endswith(".") and len(sentence.split()) <= 11
 
 
@@ -102,7 +102,9 @@ def test_the_first_examples_have_not_changed():
 
 GOLDEN_FACT = (
     "The ship Prapept has bell as lucky instrument. The town of Sylchask has banana as official fruit.",
-    "What is the official fruit of the town of Sylchask?", ("banana",))
+    "What is the official fruit of the town of Sylchask?",
+    ("banana",),
+)
 GOLDEN_KEY = (("75287",), 1407)
 
 
@@ -111,18 +113,22 @@ def test_passkey_has_its_length_and_holds_its_number(words):
     for example in Passkey(context_words=words, **KEYS).examples("train"):
         assert abs(len(example.context.split()) - words) <= 10
         [gold], [key] = example.documents, example.answers
-        assert example.context[gold.start:gold.end] == f"The pass key is {key}. Remember it. {key} is the pass key."
+        assert example.context[gold.start : gold.end] == f"The pass key is {key}. Remember it. {key} is the pass key."
         lines = example.context.split("\n")
         assert lines[0] == OPENING and lines.count(FILLER) == len(lines) - 2
         assert gold.is_gold and re.fullmatch("[1-9][0-9]{4}", key)
 
 
 def test_passkey_lengths_are_drawn_between_two():
-    words = [len(e.context.split()) for e in Passkey(context_words=300, least_words=60, train_size=400).examples("train")]
+    words = [
+        len(e.context.split()) for e in Passkey(context_words=300, least_words=60, train_size=400).examples("train")
+    ]
     assert 50 <= min(words) < 80 and 280 < max(words) <= 310
     assert 160 < sum(words) / 400 < 200
     same = Passkey(context_words=300, least_words=300, **KEYS).examples("train")
-    assert {len(e.context.split()) for e in same} == {len(e.context.split()) for e in Passkey(context_words=300, **KEYS).examples("train")}
+    assert {len(e.context.split()) for e in same} == {
+        len(e.context.split()) for e in Passkey(context_words=300, **KEYS).examples("train")
+    }
 
 
 @pytest.mark.parametrize(("depth", "line"), [(0, 1), (0.0, 1), (0.5, 27), (1, 52), (1.0, 52)])
@@ -169,8 +175,11 @@ def test_bad_value_is_named_with_its_key_and_a_right_one(build, key, value):
 
 def test_problems_come_together_and_of_the_asked_splits_only():
     data = InventedFacts(facts=0, train_size=0, test_size=0, seed=-1)
-    assert [s.split()[0] for s in data.problems(["train", "validation"])] \
-        == ["dataset.facts", "dataset.train_size", "dataset.seed"]
+    assert [s.split()[0] for s in data.problems(["train", "validation"])] == [
+        "dataset.facts",
+        "dataset.train_size",
+        "dataset.seed",
+    ]
     with pytest.raises(ValueError, match="dataset.facts.*\ndataset.test_size.*\ndataset.seed"):
         data.examples("test")
 

@@ -85,10 +85,11 @@ def test_limits_take_the_first_and_read_no_further(tmp_path):
 
 def test_spans_hold_the_passages_of_the_usual_layout(tmp_path):
     documents = passages(3, gold=(1,))
-    context = "Document [1](Title: T0) text of 0.\n\nDocument [2](Title: T1) text of 1.\n\n" \
-              "Document [3](Title: T2) text of 2."
+    context = (
+        "Document [1](Title: T0) text of 0.\n\nDocument [2](Title: T1) text of 1.\n\nDocument [3](Title: T2) text of 2."
+    )
     [example] = read(tmp_path, [row(context=context, documents=documents)])
-    assert [example.context[d.start:d.end] for d in example.documents] == [d["text"] for d in documents]
+    assert [example.context[d.start : d.end] for d in example.documents] == [d["text"] for d in documents]
     assert [d.title for d in example.documents] == ["T0", "T1", "T2"]
     assert [d.is_gold for d in example.documents] == [False, True, False]
 
@@ -102,15 +103,17 @@ def test_spans_are_searched_in_another_layout_each_behind_the_last(tmp_path):
 def test_a_passage_that_is_not_in_the_context_is_an_error(tmp_path):
     documents = [{"title": "", "text": text, "is_gold": False} for text in ("two", "one")]
     assert "line 1: the text of document 2 is not in 'context'" in error(
-        tmp_path, [row(context="one two", documents=documents)])
+        tmp_path, [row(context="one two", documents=documents)]
+    )
 
 
 def test_draw_keeps_gold_and_fills_up_with_distractors(tmp_path):
     [example] = read(tmp_path, [row(documents=passages(20, gold=(4, 9)))], max_documents=5)
     assert len(example.documents) == 5
     assert sorted(d.title for d in example.documents if d.is_gold) == ["T4", "T9"]
-    assert [example.context[d.start:d.end] for d in example.documents] \
-        == [f"text of {d.title[1:]}." for d in example.documents]
+    assert [example.context[d.start : d.end] for d in example.documents] == [
+        f"text of {d.title[1:]}." for d in example.documents
+    ]
     assert example.context.startswith(f"Document [1](Title: {example.documents[0].title}) text of ")
     assert example.context.count("\n\n") == 4 and "Document [5](Title: " in example.context
 
@@ -134,11 +137,19 @@ def test_draw_puts_gold_everywhere_and_uses_every_distractor():
 
 
 def test_draw_is_the_same_in_another_process():
-    code = ("from data.jsonl import draw_passages\n"
-            "ps = [{'title': str(i), 'text': '', 'is_gold': i == 0} for i in range(20)]\n"
-            "print([[p['title'] for p in draw_passages(f'nq-{n}', ps, 5)] for n in range(20)])")
-    there = subprocess.run([sys.executable, "-c", code], cwd=ROOT, env={**os.environ, "PYTHONHASHSEED": "1"},
-                           capture_output=True, text=True, check=True).stdout
+    code = (
+        "from data.jsonl import draw_passages\n"
+        "ps = [{'title': str(i), 'text': '', 'is_gold': i == 0} for i in range(20)]\n"
+        "print([[p['title'] for p in draw_passages(f'nq-{n}', ps, 5)] for n in range(20)])"
+    )
+    there = subprocess.run(
+        [sys.executable, "-c", code],
+        cwd=ROOT,
+        env={**os.environ, "PYTHONHASHSEED": "1"},
+        capture_output=True,
+        text=True,
+        check=True,
+    ).stdout
     here = [[p["title"][1:] for p in draw_passages(f"nq-{n}", passages(20), 5)] for n in range(20)]
     assert there == f"{here}\n"
 
@@ -166,8 +177,10 @@ BAD_LINES = [
     ("[1, 2]", "a JSON list; it must be an object"),
     ("{}", "the field 'context' is missing (fields: none)"),
     ({"context": "c", "answers": ["x"]}, "the field 'question' is missing (fields: 'context', 'answers')"),
-    ({"context": "c", "question": "q", "answer": "x"},
-     "the field 'answers' is missing (fields: 'context', 'question', 'answer')"),
+    (
+        {"context": "c", "question": "q", "answer": "x"},
+        "the field 'answers' is missing (fields: 'context', 'question', 'answer')",
+    ),
     (row(context=["c"]), "'context' is list; it must be a string"),
     (row(question=3), "'question' is number; it must be a string"),
     (row(question=" \n"), "'question' is empty; it must hold a question"),
@@ -181,10 +194,14 @@ BAD_LINES = [
     (row(documents={"title": "t"}), "'documents' is object; it must be a list of objects"),
     (row(documents=["text"]), "document 1 is string; it must be an object"),
     (row(documents=[{"text": "x", "is_gold": True}]), "'title' of document 1 is missing; it must be a string"),
-    (row(documents=[{"title": "t", "text": 1, "is_gold": True}]),
-     "'text' of document 1 is number; it must be a string"),
-    (row(documents=[{"title": "t", "text": "x", "is_gold": 1}]),
-     "'is_gold' of document 1 is number; it must be true or false"),
+    (
+        row(documents=[{"title": "t", "text": 1, "is_gold": True}]),
+        "'text' of document 1 is number; it must be a string",
+    ),
+    (
+        row(documents=[{"title": "t", "text": "x", "is_gold": 1}]),
+        "'is_gold' of document 1 is number; it must be true or false",
+    ),
 ]
 
 

@@ -12,6 +12,7 @@ WORDS = [f"w{i}" for i in range(1000)]
 @pytest.fixture
 def file(tmp_path):
     """file(name, *contexts) -> a JSONL file holding them."""
+
     def written(name, *contexts):
         rows = [{"context": context, "question": "Q?", "answers": ["A"]} for context in contexts]
         (tmp_path / name).write_text("".join(json.dumps(row) + "\n" for row in rows))
@@ -48,10 +49,16 @@ def test_the_seed_alone_decides(file):
     assert passages(name, train_size=3) == passages(name)[:3]
 
 
-@pytest.mark.parametrize("arguments, key", [
-    ({"min_words": 0}, "dataset.min_words"), ({"min_words": 40}, "dataset.max_words"),
-    ({"train_size": 0}, "dataset.train_size"), ({"question": " "}, "dataset.question"), ({"seed": -1}, "dataset.seed"),
-])
+@pytest.mark.parametrize(
+    "arguments, key",
+    [
+        ({"min_words": 0}, "dataset.min_words"),
+        ({"min_words": 40}, "dataset.max_words"),
+        ({"train_size": 0}, "dataset.train_size"),
+        ({"question": " "}, "dataset.question"),
+        ({"seed": -1}, "dataset.seed"),
+    ],
+)
 def test_wrong_arguments_are_told_with_their_key(file, arguments, key):
     name = file("a.jsonl", " ".join(WORDS))
     settings = {"min_words": 10, "max_words": 30, **arguments}
@@ -61,7 +68,9 @@ def test_wrong_arguments_are_told_with_their_key(file, arguments, key):
 
 def test_missing_files_and_short_texts_are_told(file):
     assert Passages(["nowhere.jsonl", "gone.jsonl"], None, None).problems(["train"]) == [
-        sentence for name in ("nowhere.jsonl", "gone.jsonl")
-        for sentence in Passages(name, None, None).problems(["train"])]
+        sentence
+        for name in ("nowhere.jsonl", "gone.jsonl")
+        for sentence in Passages(name, None, None).problems(["train"])
+    ]
     with pytest.raises(ValueError, match="dataset.min_words=10"):
         passages(file("a.jsonl", "too short"))

@@ -4,13 +4,18 @@ from dataclasses import replace
 
 import pytest
 
+from breviary.backbones.tiny import tiny_tokenizer
 from breviary.contract import Document, Example
-from breviary.testing import tiny_tokenizer
 from data.prompts import Prompt
 
 CONTEXT = "The moon is white. The sun is yellow. Größe."
-EXAMPLE = Example("a", CONTEXT, "What is the sun?", ("yellow", "golden"), (
-    Document("Moon", 0, 18), Document("Sun", 19, 37, is_gold=True)))
+EXAMPLE = Example(
+    "a",
+    CONTEXT,
+    "What is the sun?",
+    ("yellow", "golden"),
+    (Document("Moon", 0, 18), Document("Sun", 19, 37, is_gold=True)),
+)
 CHAT = (
     "{{ bos_token }}{% for m in messages %}[{{ m.role }}] {{ m.content | trim }} [end]\n{% endfor %}"
     "{% if add_generation_prompt %}[assistant]{% if enable_thinking is defined and not enable_thinking %} <no thought>"
@@ -30,10 +35,13 @@ def text(tokenizer, ids: list[int]) -> str:
 def test_pieces(tokenizer):
     prompt = Prompt(instruction="Read this. ", template="\nQ: {question}\nA:", answer_template=" <{answer}>")
     pieces = prompt.tokenise(EXAMPLE, tokenizer)
-    assert {k: text(tokenizer, v) for k, v in pieces.items()
-            if k not in ("evidence", "starts", "ends")} == {
-        "prefix": "<s>Read this. ", "context": CONTEXT, "query": "What is the sun?",
-        "prompt": "\nQ: What is the sun?\nA:", "answer": " <yellow></s>"}
+    assert {k: text(tokenizer, v) for k, v in pieces.items() if k not in ("evidence", "starts", "ends")} == {
+        "prefix": "<s>Read this. ",
+        "context": CONTEXT,
+        "query": "What is the sun?",
+        "prompt": "\nQ: What is the sun?\nA:",
+        "answer": " <yellow></s>",
+    }
     assert pieces["prefix"][0] == tokenizer.bos_token_id and pieces["prefix"].count(tokenizer.bos_token_id) == 1
     assert pieces["answer"][-1] == tokenizer.eos_token_id
 
@@ -115,8 +123,7 @@ def test_chat_wraps_instruction_context_and_template(tokenizer):
     plain = Prompt(instruction="Read. ").tokenise(EXAMPLE, tokenizer)
     assert text(tokenizer, pieces["prefix"]) == "<s>[user] Read. "
     assert pieces["prefix"].count(tokenizer.bos_token_id) == 1  # the template writes it, so we do not
-    assert text(tokenizer, pieces["prompt"]) \
-        == "\nQuestion: What is the sun?\nAnswer: [end]\n[assistant] <no thought>"
+    assert text(tokenizer, pieces["prompt"]) == "\nQuestion: What is the sun?\nAnswer: [end]\n[assistant] <no thought>"
     assert all(pieces[k] == plain[k] for k in ("context", "query", "answer", "evidence"))
 
 
@@ -126,11 +133,14 @@ def test_chat_template_without_bos_gets_one(tokenizer):
     assert text(tokenizer, Prompt(chat=True, bos=False).tokenise(EXAMPLE, tokenizer)["prefix"]) == "[user] "
 
 
-@pytest.mark.parametrize(("keywords", "message"), [
-    ({"template": "Q: question"}, "prompt.template is 'Q: question'; it must hold {question}, for example "),
-    ({"template": ""}, "prompt.template is ''; it must hold {question}"),
-    ({"answer_template": "yes"}, "prompt.answer_template is 'yes'; it must hold {answer}, for example "),
-])
+@pytest.mark.parametrize(
+    ("keywords", "message"),
+    [
+        ({"template": "Q: question"}, "prompt.template is 'Q: question'; it must hold {question}, for example "),
+        ({"template": ""}, "prompt.template is ''; it must hold {question}"),
+        ({"answer_template": "yes"}, "prompt.answer_template is 'yes'; it must hold {answer}, for example "),
+    ],
+)
 def test_templates_without_their_field(keywords, message):
     with pytest.raises(ValueError) as caught:
         Prompt(**keywords)

@@ -9,24 +9,38 @@ from data.restoration import Restoration, bleu, edit_similarity, prefix_exact_ma
 EVEN = list(range(512))
 
 
-@pytest.mark.parametrize(("ids", "target", "value"), [
-    (EVEN, EVEN, 1),
-    (EVEN[:128] + [-1] + EVEN[129:], EVEN, 0.25),  # the first mistake at 128 of 512
-    (EVEN[:128], EVEN, 0.25),  # stopped early
-    (EVEN + [7], EVEN, 1),  # what comes after the target is not looked at
-    ([-1] + EVEN[1:], EVEN, 0),
-    ([], EVEN, 0), ([], [], 1), ([1], [], 0),
-])
+@pytest.mark.parametrize(
+    ("ids", "target", "value"),
+    [
+        (EVEN, EVEN, 1),
+        (EVEN[:128] + [-1] + EVEN[129:], EVEN, 0.25),  # the first mistake at 128 of 512
+        (EVEN[:128], EVEN, 0.25),  # stopped early
+        (EVEN + [7], EVEN, 1),  # what comes after the target is not looked at
+        ([-1] + EVEN[1:], EVEN, 0),
+        ([], EVEN, 0),
+        ([], [], 1),
+        ([1], [], 0),
+    ],
+)
 def test_prefix_exact_match(ids, target, value):
     assert prefix_exact_match(ids, target) == value
 
 
-@pytest.mark.parametrize(("text", "target", "value"), [
-    ("kitten", "sitting", 1 - 3 / 7),  # two exchanged, one put in
-    ("abc", "abc", 1), ("abc", "xyz", 0), ("", "", 1), ("", "ab", 0), ("ab", "", 0),
-    ("bcd", "abcd", 0.75), ("abcd", "bcd", 0.75), ("ab", "ba", 0),
-    ("aaXaa", "aaaa", 0.8),
-])
+@pytest.mark.parametrize(
+    ("text", "target", "value"),
+    [
+        ("kitten", "sitting", 1 - 3 / 7),  # two exchanged, one put in
+        ("abc", "abc", 1),
+        ("abc", "xyz", 0),
+        ("", "", 1),
+        ("", "ab", 0),
+        ("ab", "", 0),
+        ("bcd", "abcd", 0.75),
+        ("abcd", "bcd", 0.75),
+        ("ab", "ba", 0),
+        ("aaXaa", "aaaa", 0.8),
+    ],
+)
 def test_edit_similarity(text, target, value):
     assert edit_similarity(text, target) == pytest.approx(value)
 
@@ -45,7 +59,10 @@ def test_bleu_by_hand():
 
 
 def test_corpus_bleu_counts_over_all_texts():
-    rows = [{"prediction": "a b c d e", "references": ["a b c d e"]}, {"prediction": "p q x s t", "references": ["p q r s t"]}]
+    rows = [
+        {"prediction": "a b c d e", "references": ["a b c d e"]},
+        {"prediction": "p q x s t", "references": ["p q r s t"]},
+    ]
     # right of all: 9/10 words, 6/8 pairs, 3/6 triples, 2/4 quadruples; lengths equal
     found = Restoration().corpus(rows)["corpus_bleu"]
     assert found == pytest.approx((9 / 10 * 6 / 8 * 3 / 6 * 2 / 4) ** 0.25)
@@ -60,8 +77,17 @@ def test_rouge_by_hand():
 
 
 def test_everything_of_one_example():
-    parts = Restoration()("ab cx", [5, 6, 9], True, "ab cd", [5, 6, 7, 8], [0.5, 0.25, 1.0, 0.25, 3.0],
-                          [True, True, False, True, False], 8.0, 5.0)
+    parts = Restoration()(
+        "ab cx",
+        [5, 6, 9],
+        True,
+        "ab cd",
+        [5, 6, 7, 8],
+        [0.5, 0.25, 1.0, 0.25, 3.0],
+        [True, True, False, True, False],
+        8.0,
+        5.0,
+    )
     scores, ratios = parts["scores"], parts["ratios"]
     assert scores["prefix_em"] == 0.5 and scores["sequence_em"] == 0 and scores["end_rate"] == 1
     assert scores["accuracy_macro"] == 0.75 and scores["end_accuracy"] == 0  # the end token is told apart

@@ -9,55 +9,170 @@ from data.sources import CONVERTERS, UNPACKED
 from data.sources.rows import Skipped
 
 ID, KEY, VALUE = "5a8c75", "3f1c", "9b2e"
-NQ = {"question": "who wrote it?", "answers": ["Ann", "Ann Lee"],
-      "ctxs": [{"title": "A", "text": "Nobody.", "hasanswer": False, "isgold": False},
-               {"title": "B", "text": "Ann wrote it.", "hasanswer": True, "isgold": True}]}
-HOTPOT = {"_id": ID, "question": "Which town? ", "answer": "Bath", "type": "bridge", "level": "hard",
-          "supporting_facts": [["Bath", 0], ["Avon", 1]],
-          "context": [["Bath", ["Bath is a town.", " It has baths."]], ["Kew", ["Kew."]], ["Avon", ["A", " river."]]]}
-HUB = {**{key: HOTPOT[key] for key in ("question", "answer", "type", "level")}, "id": ID,
-       "supporting_facts": {"title": ["Bath", "Avon"], "sent_id": [0, 1]},
-       "context": {"title": [title for title, _ in HOTPOT["context"]],
-                   "sentences": [sentences for _, sentences in HOTPOT["context"]]}}
-MUSIQUE = {"id": "2hop__1_2", "question": "Whose heir?", "answer": "Jo", "answer_aliases": ["Joan", "Jo"],
-           "answerable": True, "question_decomposition": [],
-           "paragraphs": [{"idx": 0, "title": "T", "paragraph_text": "Jo.", "is_supporting": True},
-                          {"idx": 1, "title": "U", "paragraph_text": "Else.", "is_supporting": False}]}
-QMSUM = {"meeting": "Bed001", "topic_list": [],
-         "meeting_transcripts": [{"speaker": "Grad C", "content": "{vocalsound} Well , {disfmarker} yes ."},
-                                 {"speaker": "PhD D", "content": "{gap}"}],
-         "general_query_list": [{"query": "Summarize the meeting", "answer": "They agreed."}],
-         "specific_query_list": [{"query": "Who agreed?", "answer": "C did.", "relevant_text_span": [["0", "0"]]},
-                                 {"query": "Why?", "answer": " "}]}
-CONTRACT = {"documents": [{"id": 3, "file_name": "a.pdf", "text": "The parties ...", "spans": [[0, 11]], "url": "",
-                           "annotation_sets": [{"annotations": {"nda-1": {"choice": "NotMentioned", "spans": []},
-                                                                "nda-2": {"choice": "Entailment", "spans": [0]}}}]}],
-            "labels": {"nda-1": {"short_description": "x", "hypothesis": "No copies."},
-                       "nda-2": {"short_description": "y", "hypothesis": "There are parties."}}}
-NARRATIVE = {"document_id": "00ff", "set": "test", "question": "Who is Mark?", "answer1": "A pupil.",
-             "answer2": "A pupil.", "context": "Mark is a pupil."}
-PAPER = {"title": "On words", "abstract": "We count.",
-         "full_text": [{"section_name": "Intro", "paragraphs": ["First.", "Second."]},
-                       {"section_name": None, "paragraphs": ["Third."]}],
-         "qas": [{"question": "What?", "question_id": "q1", "answers": [
-             {"answer": {"unanswerable": False, "extractive_spans": ["one", "two"], "yes_no": None,
-                         "free_form_answer": "", "evidence": []}},
-             {"answer": {"unanswerable": True, "extractive_spans": [], "yes_no": None, "free_form_answer": ""}},
-             {"answer": {"unanswerable": False, "extractive_spans": [], "yes_no": False, "free_form_answer": ""}},
-             {"answer": {"unanswerable": False, "extractive_spans": [], "yes_no": None,
-                         "free_form_answer": "Four."}}]}]}
+NQ = {
+    "question": "who wrote it?",
+    "answers": ["Ann", "Ann Lee"],
+    "ctxs": [
+        {"title": "A", "text": "Nobody.", "hasanswer": False, "isgold": False},
+        {"title": "B", "text": "Ann wrote it.", "hasanswer": True, "isgold": True},
+    ],
+}
+HOTPOT = {
+    "_id": ID,
+    "question": "Which town? ",
+    "answer": "Bath",
+    "type": "bridge",
+    "level": "hard",
+    "supporting_facts": [["Bath", 0], ["Avon", 1]],
+    "context": [["Bath", ["Bath is a town.", " It has baths."]], ["Kew", ["Kew."]], ["Avon", ["A", " river."]]],
+}
+HUB = {
+    **{key: HOTPOT[key] for key in ("question", "answer", "type", "level")},
+    "id": ID,
+    "supporting_facts": {"title": ["Bath", "Avon"], "sent_id": [0, 1]},
+    "context": {
+        "title": [title for title, _ in HOTPOT["context"]],
+        "sentences": [sentences for _, sentences in HOTPOT["context"]],
+    },
+}
+MUSIQUE = {
+    "id": "2hop__1_2",
+    "question": "Whose heir?",
+    "answer": "Jo",
+    "answer_aliases": ["Joan", "Jo"],
+    "answerable": True,
+    "question_decomposition": [],
+    "paragraphs": [
+        {"idx": 0, "title": "T", "paragraph_text": "Jo.", "is_supporting": True},
+        {"idx": 1, "title": "U", "paragraph_text": "Else.", "is_supporting": False},
+    ],
+}
+QMSUM = {
+    "meeting": "Bed001",
+    "topic_list": [],
+    "meeting_transcripts": [
+        {"speaker": "Grad C", "content": "{vocalsound} Well , {disfmarker} yes ."},
+        {"speaker": "PhD D", "content": "{gap}"},
+    ],
+    "general_query_list": [{"query": "Summarize the meeting", "answer": "They agreed."}],
+    "specific_query_list": [
+        {"query": "Who agreed?", "answer": "C did.", "relevant_text_span": [["0", "0"]]},
+        {"query": "Why?", "answer": " "},
+    ],
+}
+CONTRACT = {
+    "documents": [
+        {
+            "id": 3,
+            "file_name": "a.pdf",
+            "text": "The parties ...",
+            "spans": [[0, 11]],
+            "url": "",
+            "annotation_sets": [
+                {
+                    "annotations": {
+                        "nda-1": {"choice": "NotMentioned", "spans": []},
+                        "nda-2": {"choice": "Entailment", "spans": [0]},
+                    }
+                }
+            ],
+        }
+    ],
+    "labels": {
+        "nda-1": {"short_description": "x", "hypothesis": "No copies."},
+        "nda-2": {"short_description": "y", "hypothesis": "There are parties."},
+    },
+}
+NARRATIVE = {
+    "document_id": "00ff",
+    "set": "test",
+    "question": "Who is Mark?",
+    "answer1": "A pupil.",
+    "answer2": "A pupil.",
+    "context": "Mark is a pupil.",
+}
+PAPER = {
+    "title": "On words",
+    "abstract": "We count.",
+    "full_text": [
+        {"section_name": "Intro", "paragraphs": ["First.", "Second."]},
+        {"section_name": None, "paragraphs": ["Third."]},
+    ],
+    "qas": [
+        {
+            "question": "What?",
+            "question_id": "q1",
+            "answers": [
+                {
+                    "answer": {
+                        "unanswerable": False,
+                        "extractive_spans": ["one", "two"],
+                        "yes_no": None,
+                        "free_form_answer": "",
+                        "evidence": [],
+                    }
+                },
+                {"answer": {"unanswerable": True, "extractive_spans": [], "yes_no": None, "free_form_answer": ""}},
+                {"answer": {"unanswerable": False, "extractive_spans": [], "yes_no": False, "free_form_answer": ""}},
+                {
+                    "answer": {
+                        "unanswerable": False,
+                        "extractive_spans": [],
+                        "yes_no": None,
+                        "free_form_answer": "Four.",
+                    }
+                },
+            ],
+        }
+    ],
+}
 NEWS = {"source": "First. NEWLINE_CHAR More. story_separator_special_tag Second.\n", "target": "– Two things.\n"}
-QUALITY = {"article_id": "5", "set_unique_id": "5_X", "article": "A long tale.", "questions": [
-    {"question": "What is it?", "options": ["song", "tale", "list", "joke"], "gold_label": 2, "difficult": 0}]}
-FAIRY = {"story": "fox", "place": 4, "sections": ["A fox\rran.", "It hid."], "question": "Who ran?", "answer1": "a fox",
-         "answer2": "the fox", "answer3": "", "answer4": "A fox.", "answer5": "a fox", "answer6": ""}
+QUALITY = {
+    "article_id": "5",
+    "set_unique_id": "5_X",
+    "article": "A long tale.",
+    "questions": [
+        {"question": "What is it?", "options": ["song", "tale", "list", "joke"], "gold_label": 2, "difficult": 0}
+    ],
+}
+FAIRY = {
+    "story": "fox",
+    "place": 4,
+    "sections": ["A fox\rran.", "It hid."],
+    "question": "Who ran?",
+    "answer1": "a fox",
+    "answer2": "the fox",
+    "answer3": "",
+    "answer4": "A fox.",
+    "answer5": "a fox",
+    "answer6": "",
+}
 KV = {"ordered_kv_records": [["aa", "bb"], [KEY, VALUE]], "key": KEY, "value": VALUE}
-LONGBENCH = {"input": "", "context": "A report.", "answers": ["Short."], "length": 2, "dataset": "gov_report",
-             "language": "en", "all_classes": None, "_id": "c0ffee"}
-ROWS = {"nq": NQ, "hotpotqa": HOTPOT, "2wikimultihopqa": HOTPOT, "musique": MUSIQUE, "qmsum": QMSUM,
-        "contract_nli": {**CONTRACT["documents"][0], "labels": CONTRACT["labels"]}, "narrativeqa": NARRATIVE,
-        "qasper": {"paper": "1909.1", **PAPER}, "multi_news": NEWS, "quality": QUALITY, "fairytaleqa": FAIRY,
-        "kv_retrieval": KV, "longbench": LONGBENCH}
+LONGBENCH = {
+    "input": "",
+    "context": "A report.",
+    "answers": ["Short."],
+    "length": 2,
+    "dataset": "gov_report",
+    "language": "en",
+    "all_classes": None,
+    "_id": "c0ffee",
+}
+ROWS = {
+    "nq": NQ,
+    "hotpotqa": HOTPOT,
+    "2wikimultihopqa": HOTPOT,
+    "musique": MUSIQUE,
+    "qmsum": QMSUM,
+    "contract_nli": {**CONTRACT["documents"][0], "labels": CONTRACT["labels"]},
+    "narrativeqa": NARRATIVE,
+    "qasper": {"paper": "1909.1", **PAPER},
+    "multi_news": NEWS,
+    "quality": QUALITY,
+    "fairytaleqa": FAIRY,
+    "kv_retrieval": KV,
+    "longbench": LONGBENCH,
+}
 
 
 def convert(format, *rows):
@@ -100,9 +215,11 @@ def test_nq_keeps_the_order_of_passages_and_names_the_gold_one():
 def test_hotpotqa_reads_the_official_form_and_the_hub_s_alike():
     [official], [hub] = convert("hotpotqa", HOTPOT), convert("hotpotqa", HUB)
     assert official == hub and official["id"] == ID and official["question"] == "Which town?"
-    assert official["documents"] == [{"title": "Bath", "text": "Bath is a town. It has baths.", "is_gold": True},
-                                     {"title": "Kew", "text": "Kew.", "is_gold": False},
-                                     {"title": "Avon", "text": "A river.", "is_gold": True}]
+    assert official["documents"] == [
+        {"title": "Bath", "text": "Bath is a town. It has baths.", "is_gold": True},
+        {"title": "Kew", "text": "Kew.", "is_gold": False},
+        {"title": "Avon", "text": "A river.", "is_gold": True},
+    ]
     [nameless] = convert("hotpotqa", {key: HUB[key] for key in HUB if key != "id"})
     assert nameless == {**hub, "id": "hotpotqa-0"}
 
@@ -188,9 +305,15 @@ def test_longbench_asks_what_the_task_asks_where_the_row_does_not():
     assert asked["question"] == "Why?"
 
 
-@pytest.mark.parametrize("format,change", [
-    ("hotpotqa", lambda row: row.pop("answer")), ("2wikimultihopqa", lambda row: row.pop("answer")),
-    ("musique", lambda row: row.pop("answer")), ("quality", lambda row: row["questions"][0].pop("gold_label"))])
+@pytest.mark.parametrize(
+    "format,change",
+    [
+        ("hotpotqa", lambda row: row.pop("answer")),
+        ("2wikimultihopqa", lambda row: row.pop("answer")),
+        ("musique", lambda row: row.pop("answer")),
+        ("quality", lambda row: row["questions"][0].pop("gold_label")),
+    ],
+)
 def test_rows_of_test_files_with_hidden_answers_are_skipped(format, change):
     [found] = convert(format, changed(format, change))
     assert "hidden answers" in found.reason
@@ -210,8 +333,11 @@ BAD = [
     ("musique", lambda row: row["paragraphs"][0].pop("is_supporting"), "'is_supporting' of paragraph 1 is missing"),
     ("qmsum", lambda row: row["meeting_transcripts"][0].pop("content"), "the field 'content' of turn 1 is missing"),
     ("qmsum", lambda row: row["specific_query_list"][1].pop("query"), "of query 2 in 'specific_query_list' is missing"),
-    ("contract_nli", lambda row: row["annotation_sets"][0]["annotations"]["nda-2"].update(choice="Maybe"),
-     "'choice' of the annotation 'nda-2' is 'Maybe'; allowed: Entailment, Contradiction, NotMentioned"),
+    (
+        "contract_nli",
+        lambda row: row["annotation_sets"][0]["annotations"]["nda-2"].update(choice="Maybe"),
+        "'choice' of the annotation 'nda-2' is 'Maybe'; allowed: Entailment, Contradiction, NotMentioned",
+    ),
     ("contract_nli", lambda row: row["labels"].pop("nda-1"), "'nda-1' is none of the file's 'labels' \\(nda-2\\)"),
     ("narrativeqa", lambda row: row.pop("answer2"), "the field 'answer2' is missing"),
     ("qasper", lambda row: row["full_text"][1].pop("section_name"), "'section_name' of section 2 is missing"),

@@ -9,24 +9,35 @@ SMALL = Frequencies(["the town stood on a river and was burned", "during the war
 
 def found(text, max_words=5, max_texts=1, frequencies=SMALL, rare=False):
     frequencies = frequencies or Frequencies([text])
-    return [text[s.start:s.end] for s in spans(text, frequencies, max_words, max_texts) if s.is_rare_word == rare]
+    return [text[s.start : s.end] for s in spans(text, frequencies, max_words, max_texts) if s.is_rare_word == rare]
 
 
 def test_sentences_end_at_full_stops_but_not_after_initials():
     text = 'It was mapped by J. Smith of St. Ives. He said "yes." Then? In 1901\nit fell.'
-    assert [text[a:b] for a, b in sentences(text)] == ["It was mapped by J. Smith of St. Ives.", 'He said "yes."', "Then?",
-                                                       "In 1901", "it fell."]
+    assert [text[a:b] for a, b in sentences(text)] == [
+        "It was mapped by J. Smith of St. Ives.",
+        'He said "yes."',
+        "Then?",
+        "In 1901",
+        "it fell.",
+    ]
     assert sentences("  \n ") == []
 
 
-@pytest.mark.parametrize("text, names", [
-    ("it was burned by Anna Maria Kowal in 1871.", ["Anna Maria Kowal", "1871"]),
-    ("During the war Velkeld, Druminne (Quiloth) fell.", ["Velkeld", "Druminne", "Quiloth"]),  # "During" is a common word
-    ("Velkeld fell on 14 May 1871, at night.", ["Velkeld", "14 May 1871"]),
-    ("the town's Zorvane's end", ["Zorvane"]),  # a possessive is no part of a name
-    ("One Two Three Four Five Six ran on to Kowal", ["Kowal"]),  # longer than an answer may be
-    ("Kowal saw kowal and Brem", ["Brem"]),  # stands twice, case aside
-])
+@pytest.mark.parametrize(
+    "text, names",
+    [
+        ("it was burned by Anna Maria Kowal in 1871.", ["Anna Maria Kowal", "1871"]),
+        (
+            "During the war Velkeld, Druminne (Quiloth) fell.",
+            ["Velkeld", "Druminne", "Quiloth"],
+        ),  # "During" is a common word
+        ("Velkeld fell on 14 May 1871, at night.", ["Velkeld", "14 May 1871"]),
+        ("the town's Zorvane's end", ["Zorvane"]),  # a possessive is no part of a name
+        ("One Two Three Four Five Six ran on to Kowal", ["Kowal"]),  # longer than an answer may be
+        ("Kowal saw kowal and Brem", ["Brem"]),  # stands twice, case aside
+    ],
+)
 def test_names_and_numbers(text, names):
     assert found(text) == names
 
@@ -43,7 +54,7 @@ def test_rare_words_stand_in_few_texts():
 def test_a_span_knows_its_sentence():
     text = "it was rebuilt. Later Velkeld fell."
     [span] = spans(text, Frequencies(["later"]), 5, 1)[1:]
-    assert text[span.start:span.end] == "Velkeld" and text[span.first:span.last] == "Later Velkeld fell."
+    assert text[span.start : span.end] == "Velkeld" and text[span.first : span.last] == "Later Velkeld fell."
 
 
 def test_occurrences_are_whole_words():

@@ -5,7 +5,7 @@ import subprocess
 import sys
 from pathlib import Path
 
-from breviary.testing import tiny_tokenizer
+from breviary.backbones.tiny import tiny_tokenizer
 from data.invented_facts import RELATIONS
 from data.tokenised import tokenizer_hash
 
@@ -32,14 +32,25 @@ def test_offsets_cover_the_text():
 
 def test_answers_of_invented_facts_are_short():
     tokenizer = tiny_tokenizer()
-    lengths = [len(tokenizer(f" {value}", add_special_tokens=False)["input_ids"])
-               for values in RELATIONS.values() for value in values]
+    lengths = [
+        len(tokenizer(f" {value}", add_special_tokens=False)["input_ids"])
+        for values in RELATIONS.values()
+        for value in values
+    ]
     assert max(lengths) <= 2 and sum(lengths) / len(lengths) < 1.5
 
 
 def test_every_process_builds_the_same():
-    code = ("from breviary.testing import tiny_tokenizer\nfrom data.tokenised import tokenizer_hash\n"
-            "print(tokenizer_hash(tiny_tokenizer()))")
-    there = subprocess.run([sys.executable, "-c", code], cwd=ROOT, env={**os.environ, "PYTHONHASHSEED": "1"}, text=True,
-                           capture_output=True, check=True).stdout.strip()
+    code = (
+        "from breviary.backbones.tiny import tiny_tokenizer\nfrom data.tokenised import tokenizer_hash\n"
+        "print(tokenizer_hash(tiny_tokenizer()))"
+    )
+    there = subprocess.run(
+        [sys.executable, "-c", code],
+        cwd=ROOT,
+        env={**os.environ, "PYTHONHASHSEED": "1"},
+        text=True,
+        capture_output=True,
+        check=True,
+    ).stdout.strip()
     assert there == tokenizer_hash(tiny_tokenizer())

@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 
+from breviary.backbones.tiny import tiny_tokenizer
 from breviary.contract import Document, Example
-from breviary.testing import tiny_tokenizer
 from data.prompts import Prompt
 from data.tokenised import _cut, examples_hash, tokenise_split, tokenizer_hash
 
@@ -23,18 +23,27 @@ class Words:
         return " ".join(self.words[i] for i in ids)
 
 
-def cut(context: str, limit: int | None, truncation: str, answers: tuple[str, ...] = ("?",),
-        evidence: str | None = None) -> dict:
+def cut(
+    context: str, limit: int | None, truncation: str, answers: tuple[str, ...] = ("?",), evidence: str | None = None
+) -> dict:
     ids = list(range(len(context.split())))
     marks = None if evidence is None else [mark == "x" for mark in evidence]
     pieces = {"context": ids, "evidence": marks, "starts": ids, "ends": ids, "prompt": [1, 2, 3], "answer": [4]}
     return _cut(pieces, Example("a", context, "q", answers), Words(context), limit, truncation)
 
 
-@pytest.mark.parametrize(("limit", "truncation", "kept"), [
-    (4, "head", [0, 1, 2, 3]), (4, "tail", [6, 7, 8, 9]), (4, "middle", [0, 1, 8, 9]), (5, "middle", [0, 1, 2, 8, 9]),
-    (1, "middle", [0]), (1, "tail", [9]), (9, "middle", [0, 1, 2, 3, 4, 6, 7, 8, 9]),
-])
+@pytest.mark.parametrize(
+    ("limit", "truncation", "kept"),
+    [
+        (4, "head", [0, 1, 2, 3]),
+        (4, "tail", [6, 7, 8, 9]),
+        (4, "middle", [0, 1, 8, 9]),
+        (5, "middle", [0, 1, 2, 8, 9]),
+        (1, "middle", [0]),
+        (1, "tail", [9]),
+        (9, "middle", [0, 1, 2, 3, 4, 6, 7, 8, 9]),
+    ],
+)
 def test_truncation_says_what_is_kept(limit, truncation, kept):
     out = cut("a b c d e f g h i j", limit, truncation, evidence="x.x.x.x.x.")
     assert out["context"] == kept and out["evidence"] == [i % 2 == 0 for i in kept]
@@ -49,32 +58,38 @@ def test_what_fits_stays_whole(limit):
     assert out["context"] == list(range(10)) and out["length"] == 10 and not out["cut"] and not out["gold_lost"]
 
 
-@pytest.mark.parametrize(("evidence", "limit", "truncation", "lost"), [
-    ("....xx....", 4, "middle", True),
-    ("xx........", 4, "middle", False),
-    ("........xx", 4, "middle", False),
-    ("..xx......", 3, "head", False),  # one token of the passage is left
-    ("..xx......", 2, "head", True),
-    ("xx..xx....", 4, "middle", True),  # one passage of two is gone
-    ("xx......xx", 4, "middle", False),
-    ("......xx..", 4, "tail", False),
-    (".....xx...", 4, "tail", False),
-    ("....xx....", 4, "tail", True),
-    ("..........", 4, "tail", False),
-    ("xxxxxxxxxx", 1, "tail", False),
-])
+@pytest.mark.parametrize(
+    ("evidence", "limit", "truncation", "lost"),
+    [
+        ("....xx....", 4, "middle", True),
+        ("xx........", 4, "middle", False),
+        ("........xx", 4, "middle", False),
+        ("..xx......", 3, "head", False),  # one token of the passage is left
+        ("..xx......", 2, "head", True),
+        ("xx..xx....", 4, "middle", True),  # one passage of two is gone
+        ("xx......xx", 4, "middle", False),
+        ("......xx..", 4, "tail", False),
+        (".....xx...", 4, "tail", False),
+        ("....xx....", 4, "tail", True),
+        ("..........", 4, "tail", False),
+        ("xxxxxxxxxx", 1, "tail", False),
+    ],
+)
 def test_gold_is_lost_with_a_whole_passage(evidence, limit, truncation, lost):
     assert cut("a b c d e f g h i j", limit, truncation, evidence=evidence)["gold_lost"] == lost
 
 
-@pytest.mark.parametrize(("answers", "lost"), [
-    (("E",), True),  # in the cut middle, whatever its case
-    (("a",), False),
-    (("e", "j"), False),  # one reference is left
-    (("b i",), False),  # touches only through the cut: it never stood there
-    (("b c",), True),  # broken by the cut
-    (("z",), False),  # never stood there, so it cannot be lost
-])
+@pytest.mark.parametrize(
+    ("answers", "lost"),
+    [
+        (("E",), True),  # in the cut middle, whatever its case
+        (("a",), False),
+        (("e", "j"), False),  # one reference is left
+        (("b i",), False),  # touches only through the cut: it never stood there
+        (("b c",), True),  # broken by the cut
+        (("z",), False),  # never stood there, so it cannot be lost
+    ],
+)
 def test_without_gold_marks_every_occurrence_counts(answers, lost):
     assert cut("a b c d e f g h i j", 4, "middle", answers=answers)["gold_lost"] == lost
 
@@ -89,8 +104,13 @@ def examples() -> list[Example]:
     return [
         Example("short", fact, "What is the sun?", ("yellow",), (Document("Sun", 0, len(fact), True),)),
         Example("first", fact + filler, "What is the sun?", ("yellow",), (Document("Sun", 0, len(fact), True),)),
-        Example("last", filler + fact, "What is the sun?", ("yellow",),
-                (Document("Sun", len(filler), len(filler) + len(fact), True),)),
+        Example(
+            "last",
+            filler + fact,
+            "What is the sun?",
+            ("yellow",),
+            (Document("Sun", len(filler), len(filler) + len(fact), True),),
+        ),
         Example("mid", filler + fact + filler, "What is the sun?", ("yellow",)),
         Example("unmarked", filler, "What is the moon?", ("white",)),
     ]
@@ -101,8 +121,9 @@ def test_accounting_over_a_split(truncation, gold_lost):
     data = tokenise_split(examples(), tiny_tokenizer(), Prompt(), 20, None, truncation)
     assert (data.truncated, data.gold_lost) == (4, gold_lost)
     assert data.lengths == [len(data[i]["context"]) for i in range(5)] and max(data.lengths) == 20 > data.lengths[0]
-    assert data.report().endswith(f"20 at most; 4 contexts cut, {gold_lost} lost their gold; "
-                                  f"data {data.data_hash[:12]}")
+    assert data.report().endswith(
+        f"20 at most; 4 contexts cut, {gold_lost} lost their gold; data {data.data_hash[:12]}"
+    )
     assert "\n" not in data.report() and data.report().startswith("5 examples, ")
 
 
@@ -123,11 +144,14 @@ def test_questions_and_answers_are_never_cut():
         assert all(whole[i][k] == cut_[i][k] for k in ("prefix", "query", "prompt", "answer"))
 
 
-@pytest.mark.parametrize(("limit", "truncation", "message"), [
-    (0, "middle", "max_context_tokens is 0; it must be 1 or more, or null"),
-    (-5, "middle", "max_context_tokens is -5"),
-    (5, "left", "truncation is 'left'; allowed: head, tail, middle"),
-])
+@pytest.mark.parametrize(
+    ("limit", "truncation", "message"),
+    [
+        (0, "middle", "max_context_tokens is 0; it must be 1 or more, or null"),
+        (-5, "middle", "max_context_tokens is -5"),
+        (5, "left", "truncation is 'left'; allowed: head, tail, middle"),
+    ],
+)
 def test_bad_limits(limit, truncation, message):
     with pytest.raises(ValueError, match=message):
         tokenise_split(examples(), tiny_tokenizer(), Prompt(), limit, None, truncation)
@@ -152,8 +176,12 @@ def test_a_kept_split_is_read_not_made_again(tmp_path):
         tokenise_split(examples(), tiny_tokenizer(), Fails(), 20, None)
     read = tokenise_split(examples(), tiny_tokenizer(), Fails(), 20, str(cache))
     assert [read[i] for i in range(5)] == [made[i] for i in range(5)]
-    assert (read.lengths, read.truncated, read.gold_lost, read.report()) \
-        == (made.lengths, made.truncated, made.gold_lost, made.report())
+    assert (read.lengths, read.truncated, read.gold_lost, read.report()) == (
+        made.lengths,
+        made.truncated,
+        made.gold_lost,
+        made.report(),
+    )
 
 
 def test_everything_that_matters_makes_another_folder(tmp_path):
@@ -164,9 +192,17 @@ def test_everything_that_matters_makes_another_folder(tmp_path):
     chatty = tiny_tokenizer()
     chatty.chat_template = "{{ messages[0].content }}"
     changed = [replace(examples()[0], question="Why?"), *examples()[1:]]
-    assert [keep(), keep(), keep(limit=21), keep(limit=None), keep(limit=None, truncation="head"),
-            keep(truncation="head"), keep(prompt=Prompt(bos=False)), keep(items=changed), keep(tokenizer=chatty)] \
-        == [1, 1, 2, 3, 3, 4, 5, 6, 7]
+    assert [
+        keep(),
+        keep(),
+        keep(limit=21),
+        keep(limit=None),
+        keep(limit=None, truncation="head"),
+        keep(truncation="head"),
+        keep(prompt=Prompt(bos=False)),
+        keep(items=changed),
+        keep(tokenizer=chatty),
+    ] == [1, 1, 2, 3, 3, 4, 5, 6, 7]
 
 
 def test_data_hash_is_of_the_examples_alone():

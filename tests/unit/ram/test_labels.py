@@ -91,8 +91,10 @@ def test_tokens_of_an_answer_are_those_that_overlap_it(collate, tokenizer):
     marks = answer_tokens(batch)
     starts, ends = batch.offsets[..., 0], batch.offsets[..., 1]
     for row, spans in enumerate(([(0, 7), (9, 16), (22, 29)], [(18, 21)], [])):
-        overlap = [any(s < last and e > first for first, last in spans)
-                   for s, e in zip(starts[row].tolist(), ends[row].tolist())]
+        overlap = [
+            any(s < last and e > first for first, last in spans)
+            for s, e in zip(starts[row].tolist(), ends[row].tolist())
+        ]
         assert marks[row].tolist() == overlap
     assert marks[0].sum() > 3  # a name that this tokenizer has no token for
     assert marked(batch, marks, tokenizer, 1).strip() == "saw" and not marks[2].any()
@@ -174,8 +176,9 @@ def test_a_cut_context_is_marked_as_the_whole_one(tokenizer, truncation):
     """Offsets go on pointing into the text that was not cut."""
     words = "".join(WORDS * 4)
     examples = [example(words, "horse plum red"), example(words, "red", gold=[(5, 17), (29, 37), (95, 110)])]
-    whole, cut = (Collator(0)([*tokenise_split(examples, tokenizer, Prompt(), limit, None, truncation)])
-                  for limit in (None, 13))
+    whole, cut = (
+        Collator(0)([*tokenise_split(examples, tokenizer, Prompt(), limit, None, truncation)]) for limit in (None, 13)
+    )
     T = whole.context.ids.shape[1]
     kept = {"head": [*range(13)], "tail": [*range(T - 13, T)], "middle": [*range(7), *range(T - 6, T)]}[truncation]
     assert T == 24 and torch.equal(cut.context.ids, whole.context.ids[:, kept])

@@ -65,17 +65,20 @@ def test_rows_without_a_positive_count_for_nothing():
     positives[2:] = False
     counted = positives.any(1)
     for reduction in ("mean", "sum"):
-        torch.testing.assert_close(contrastive_loss(relevance, positives, valid, reduction=reduction),
-                                   contrastive_loss(relevance[counted], positives[counted], valid[counted],
-                                                    reduction=reduction))
+        torch.testing.assert_close(
+            contrastive_loss(relevance, positives, valid, reduction=reduction),
+            contrastive_loss(relevance[counted], positives[counted], valid[counted], reduction=reduction),
+        )
 
 
 def test_sums_over_parts_of_a_batch_add_up():
     """What makes accumulation and world size change nothing."""
     relevance, positives, valid = draw(1, rows=8)
     whole = contrastive_loss(relevance, positives, valid, reduction="sum")
-    parts = [contrastive_loss(*(x[i : i + 2] for x in (relevance, positives, valid)), reduction="sum")
-             for i in range(0, 8, 2)]
+    parts = [
+        contrastive_loss(*(x[i : i + 2] for x in (relevance, positives, valid)), reduction="sum")
+        for i in range(0, 8, 2)
+    ]
     torch.testing.assert_close(sum(parts), whole)
     torch.testing.assert_close(whole / positives.any(1).sum(), contrastive_loss(relevance, positives, valid))
 
@@ -102,8 +105,10 @@ def test_its_gradient_raises_positives_and_lowers_the_others():
 def test_any_positive_suffices():
     """The sum is inside the logarithm: one positive found makes another one not found cheap."""
     relevance, valid = torch.tensor([[0.9, -0.9, 0.0]]), torch.ones(1, 3).bool()
-    both, first, second = (contrastive_loss(relevance, torch.tensor([marks]), valid)
-                           for marks in ([True, True, False], [True, False, False], [False, True, False]))
+    both, first, second = (
+        contrastive_loss(relevance, torch.tensor([marks]), valid)
+        for marks in ([True, True, False], [True, False, False], [False, True, False])
+    )
     assert both <= first < 0.01 and second > 10
 
 
@@ -116,8 +121,13 @@ def test_half_precision_at_a_low_temperature_is_finite():
     torch.testing.assert_close(loss, contrastive_loss(relevance.bfloat16().float(), positives, valid, 0.05))
 
 
-@pytest.mark.parametrize("wrong, words", [({"reduction": "max"}, "'max': allowed are mean, sum"),
-                                          ({"temperature": 0.0}, "temperature=0.0: must be above 0")])
+@pytest.mark.parametrize(
+    "wrong, words",
+    [
+        ({"reduction": "max"}, "'max': allowed are mean, sum"),
+        ({"temperature": 0.0}, "temperature=0.0: must be above 0"),
+    ],
+)
 def test_misuse_is_named(wrong, words):
     with pytest.raises(ValueError, match=words):
         contrastive_loss(*draw(0), **wrong)

@@ -8,9 +8,9 @@ import torch
 from ram_forms import ALL, DEPTH, SIX, SKIMMED, SLOTS, WHOLE, close, memory_of, rows_of
 from transformers import GenerationConfig
 
-from breviary.backbone import TinyBackbone
-from breviary.testing import disturb, greedy_ids, plain_nll, row_ids
+from breviary.backbones.tiny import TinyBackbone
 from ram import reference
+from tests.tiny import disturb, greedy_ids, plain_nll, row_ids
 
 FORMS = {
     "input": [],
@@ -33,10 +33,17 @@ EACH = pytest.mark.parametrize("overrides", FORMS.values(), ids=FORMS.keys())
 # ------------------------------------------------------------------ keep-all is the identity (1, 13)
 
 
-@pytest.mark.parametrize("overrides", [[], [WHOLE], ["compressor.budget=strict"],
-                                       ["compressor.ratio=null", "compressor.slots=50"],
-                                       ["compressor.alignment=transformer_linear"]],
-                         ids=["nominal", "whole", "strict", "slots", "transformer"])
+@pytest.mark.parametrize(
+    "overrides",
+    [
+        [],
+        [WHOLE],
+        ["compressor.budget=strict"],
+        ["compressor.ratio=null", "compressor.slots=50"],
+        ["compressor.alignment=transformer_linear"],
+    ],
+    ids=["nominal", "whole", "strict", "slots", "transformer"],
+)
 def test_all_kept_is_the_plain_model(build, overrides, ragged):
     reader = build([*ALL, *overrides]).eval()
     disturb(reader)  # the encoder and the alignment, of which nothing may be left
@@ -52,15 +59,17 @@ def test_all_kept_is_the_plain_model(build, overrides, ragged):
 
 def test_all_kept_answers_as_generate_does(build, ragged, tokenizer):
     reader, model = build(ALL).eval(), TinyBackbone(layers=4).load().eval()
-    settings = GenerationConfig(max_new_tokens=8, do_sample=False, eos_token_id=tokenizer.eos_token_id,
-                                pad_token_id=tokenizer.eos_token_id)
+    settings = GenerationConfig(
+        max_new_tokens=8, do_sample=False, eos_token_id=tokenizer.eos_token_id, pad_token_id=tokenizer.eos_token_id
+    )
     found = greedy_ids(reader, ragged, 8)
     assert greedy_ids(reader, ragged, 8) == found
     for b, ids in enumerate(found):
         prompt = row_ids(ragged, b, "prefix", "context", "prompt")
-        generated = model.generate(prompt[None], attention_mask=torch.ones_like(prompt)[None],
-                                   generation_config=settings)
-        assert ids == generated[0, len(prompt):].tolist()
+        generated = model.generate(
+            prompt[None], attention_mask=torch.ones_like(prompt)[None], generation_config=settings
+        )
+        assert ids == generated[0, len(prompt) :].tolist()
 
 
 @pytest.mark.parametrize("read", ["segments", "whole"])
@@ -80,9 +89,9 @@ def states_by_hand(reader, batch, row):
     compressor = reader.compressor
     context, prefix, prompt = (row_ids(batch, row, part) for part in ("context", "prefix", "prompt"))
     T, P = len(context), len(prefix)
-    pieces = context.split(compressor.segment_size) if compressor.reading.segment_size == 6 else [context]
+    pieces = context.split(compressor.segment_size) if compressor.context_encoder.segment_size == 6 else [context]
     if compressor.layer == 0:
-        encoder = compressor.reading.encoder
+        encoder = compressor.context_encoder.encoder
 
         def read(ids):
             return encoder.norm(encoder.run(encoder.embed(ids[None]), range(2), torch.arange(len(ids))[None]))[0]
@@ -124,8 +133,9 @@ def kept_by_hand(compressor, relevance, lengths):
     each = torch.ones_like(lengths)
     if compressor.skim == "drop" or compressor.skimmer is not None:
         each = 0 * lengths if compressor.skim == "drop" else -(-lengths // compressor.skim_ratio)
-    return reference.select_segments(relevance, lengths, compressor.budget.ratio, compressor.budget_rule, slots,
-                                     each)[0].tolist()
+    return reference.select_segments(relevance, lengths, compressor.budget.ratio, compressor.budget_rule, slots, each)[
+        0
+    ].tolist()
 
 
 def memory_by_hand(reader, batch, row):
@@ -138,12 +148,17 @@ def memory_by_hand(reader, batch, row):
         states[0, i, : len(part)], merged[0, i, : len(part)] = compared[list(part)], values[list(part)]
     mask = torch.tensor([[[j < len(part) for j in range(6)] for part in parts]])
     keep = kept_by_hand(c, reference.relevance(states, mask, query[None]), mask.sum(-1))
-    skimmed = {i: skimmed_by_hand(c, states[0, i], mask[0, i], merged[0, i], query[None])
-               for i in range(len(parts)) if not keep[i]}
+    skimmed = {
+        i: skimmed_by_hand(c, states[0, i], mask[0, i], merged[0, i], query[None])
+        for i in range(len(parts))
+        if not keep[i]
+    }
     vectors = torch.cat([values[:0], *(found for found, _ in skimmed.values())])
-    if c.reading.lsa is not None:  # skimmed vectors see one another, none of the kept tokens
-        vectors = c.reading.lsa.norm(c.reading.lsa.run(vectors[None], range(2), torch.arange(len(vectors))[None]))[0]
-    vectors = vectors if c.layer else c.reading.linear(vectors)
+    if c.context_encoder.lsa is not None:  # skimmed vectors see one another, none of the kept tokens
+        vectors = c.context_encoder.lsa.norm(
+            c.context_encoder.lsa.run(vectors[None], range(2), torch.arange(len(vectors))[None])
+        )[0]
+    vectors = vectors if c.layer else c.context_encoder.linear(vectors)
     vectors = dict(zip(skimmed, vectors.split([len(found) for found, _ in skimmed.values()])))
     own = values if c.layer else reader.decoder.embed(row_ids(batch, row, "context"))
     slots, ends = [], []
@@ -155,7 +170,7 @@ def memory_by_hand(reader, batch, row):
 
 @EACH
 def test_the_memory_is_the_papers_step_by_step(build, overrides, ragged):
-    """Kept tokens and skimmed vectors in document order, their number, their places; contexts of any length."""
+    """EncodedContext tokens and skimmed vectors in document order, their number, their places; contexts of any length."""
     reader = build([*SIX, *overrides]).eval()
     disturb(reader)
     seen = []
@@ -171,7 +186,7 @@ def test_the_memory_is_the_papers_step_by_step(build, overrides, ragged):
             assert not memory.trace["kept"][b, len(keep) :].any()
             close(slots, expected)
             if reader.compressor.layer:
-                if reader.compressor.reading.slot_positions == "consecutive":
+                if reader.compressor.context_encoder.slot_positions == "consecutive":
                     ends = list(range(T - len(ends), T))
                 assert memory.positions[b][memory.mask[b]].tolist() == ends
             seen += keep
@@ -205,5 +220,5 @@ def test_a_strict_budget_is_kept_wherever_skimming_alone_fits(build, ragged):
         assert all(n <= max(tokens // ratio, fewest) for n, tokens, fewest in zip(slots, lengths, segments))
         assert all(n >= fewest for n, fewest in zip(slots, segments))
     found = build([*SIX, *SLOTS]).eval().footprint(ragged)
-    assert (found.memory_slots <= 17).all() and found.asked_ratio is None
+    assert (found.memory_slots <= 17).all() and found.requested_ratio is None
     assert found.memory_slots[2:4].tolist() == lengths[2:4]  # short contexts are kept whole

@@ -9,12 +9,12 @@ import pytest
 import torch
 from ram_forms import ALL, DEPTH, SIX, SKIMMED, SLOTS, WHOLE, close, memory_of, rows_of
 
-from breviary.backbone import TinyBackbone
-from breviary.build import compressor_settings
+from breviary.backbones.tiny import TinyBackbone
+from breviary.config.build import compressor_settings
 from breviary.contract import Context, Example, Tokens
-from breviary.testing import disturb, greedy_ids, row_ids
 from ram import reference
 from ram.model import RAM
+from tests.tiny import disturb, greedy_ids, row_ids
 
 SEVERAL = ["compressor=ram_comi", "compressor.join=input", "compressor.read=segments", "compressor.skim_ratio=2"]
 
@@ -26,10 +26,20 @@ def asked(examples, question):
 # ------------------------------------------------------------------ batches, places, questions (4, 6, 7)
 
 
-@pytest.mark.parametrize("overrides", [[], [DEPTH], ["compressor.budget=strict", WHOLE], SLOTS,
-                                       ["compressor.keep=random"], ["compressor.alignment=transformer_linear"],
-                                       ["compressor.skim=drop"], SEVERAL],
-                         ids=["input", "depth", "strict-whole", "slots", "random", "transformer", "drop", "several"])
+@pytest.mark.parametrize(
+    "overrides",
+    [
+        [],
+        [DEPTH],
+        ["compressor.budget=strict", WHOLE],
+        SLOTS,
+        ["compressor.keep=random"],
+        ["compressor.alignment=transformer_linear"],
+        ["compressor.skim=drop"],
+        SEVERAL,
+    ],
+    ids=["input", "depth", "strict-whole", "slots", "random", "transformer", "drop", "several"],
+)
 def test_a_context_alone_is_as_in_any_batch(build, overrides, ragged_examples, collate):
     """Ragged numbers of segments, pads on either side and of any token; in training, with its contrastive loss."""
     reader = build([*SIX, *overrides])
@@ -63,8 +73,11 @@ def test_a_segment_is_read_by_itself(build, ragged):
         again, (changed, _) = reader.compressor.encode(context).states, memory_of(reader, ragged)
     same = torch.ones(5, 9, dtype=torch.bool)
     same[0, 2] = False
-    for before, after in ((states, again), (memory.trace["relevance"], changed.trace["relevance"]),
-                          (memory.embeds, changed.embeds)):
+    for before, after in (
+        (states, again),
+        (memory.trace["relevance"], changed.trace["relevance"]),
+        (memory.embeds, changed.embeds),
+    ):
         assert torch.equal(before[same], after[same]) and not torch.equal(before[0, 2], after[0, 2])
 
 
@@ -101,8 +114,10 @@ def test_the_question_decides_what_is_kept_and_how_it_is_skimmed(build, override
 def test_reading_whole_differs_from_the_second_segment_on(build, ragged):
     """The first segment has nothing before it; a context within one segment is read alike."""
     with torch.no_grad():
-        apart, whole = (memory_of(build([*SIX, SKIMMED, f"compressor.read={read}"]).eval(), ragged)
-                        for read in ("segments", "whole"))
+        apart, whole = (
+            memory_of(build([*SIX, SKIMMED, f"compressor.read={read}"]).eval(), ragged)
+            for read in ("segments", "whole")
+        )
     for b, (one, other) in enumerate(zip(rows_of(apart[0]), rows_of(whole[0]))):
         assert one.shape == other.shape
         close(one[:1], other[:1])
@@ -114,9 +129,11 @@ def test_reading_whole_differs_from_the_second_segment_on(build, ragged):
 # ------------------------------------------------------------------ losses and gradients (12)
 
 
-@pytest.mark.parametrize("overrides, temperature", [([], 0.1), (["compressor.contrastive_temperature=0.5"], 0.5),
-                                                    (["compressor.quirks=true"], 0.05), ([DEPTH], 0.1)],
-                         ids=["default", "own", "quirks", "depth"])
+@pytest.mark.parametrize(
+    "overrides, temperature",
+    [([], 0.1), (["compressor.contrastive_temperature=0.5"], 0.5), (["compressor.quirks=true"], 0.05), ([DEPTH], 0.1)],
+    ids=["default", "own", "quirks", "depth"],
+)
 @pytest.mark.parametrize("side", ["right", "left"])
 def test_the_contrastive_loss_is_of_gold_segments(build, overrides, temperature, side, ragged_examples, collate):
     batch = collate(ragged_examples, side=side)
@@ -169,8 +186,11 @@ def test_with_all_kept_the_contrastive_loss_alone_teaches_the_encoder(build, rag
     assert found["encoder"] > 0 and found["linear"] == 0
 
 
-@pytest.mark.parametrize("overrides", [[], [DEPTH, "decoder.train=lora"], ["compressor.alignment=transformer_linear"],
-                                       ["compressor.quirks=true"]], ids=["input", "depth", "transformer", "quirks"])
+@pytest.mark.parametrize(
+    "overrides",
+    [[], [DEPTH, "decoder.train=lora"], ["compressor.alignment=transformer_linear"], ["compressor.quirks=true"]],
+    ids=["input", "depth", "transformer", "quirks"],
+)
 def test_a_step_that_teaches_nothing_still_reaches_every_weight(build, overrides, collate):
     """All kept and no positive anywhere: DDP and ZeRO wait for a gradient of each trained weight."""
     batch = collate([Example("a", "red copper iron horse", "Which?", ("green",)), Example("b", "", "Which?", ("tin",))])
@@ -187,21 +207,21 @@ def test_a_step_that_teaches_nothing_still_reaches_every_weight(build, overrides
 
 def test_ratios_are_drawn_from_seed_and_step_in_training_only(build, ragged):
     reader, other = build(SIX), build([*SIX, "compressor.keep=random"])
-    assert reader.asked_ratio == 2  # no step begun yet
+    assert reader.requested_ratio == 2  # no step begun yet
     shares = []
     for step in range(300):
         for each in (reader, other):
             each.begin_step(step, 42)
-        assert reader.asked_ratio == other.asked_ratio
-        shares.append(1 / reader.asked_ratio)
+        assert reader.requested_ratio == other.requested_ratio
+        shares.append(1 / reader.requested_ratio)
     assert all(0 < share <= 1 for share in shares) and len(set(shares)) == 300
     assert abs(sum(shares) / 300 - 0.5) < 0.05 and min(shares) < 0.02 and max(shares) > 0.98
     other.begin_step(299, 43)
-    assert reader.asked_ratio != other.asked_ratio
+    assert reader.requested_ratio != other.requested_ratio
     slots = reader.loss(ragged).slots
     assert torch.equal(reader.loss(ragged).slots, slots)  # micro-batches of a step agree
     reader.eval()
-    assert reader.asked_ratio == 2 and torch.equal(reader.loss(ragged).slots, build(SIX).loss(ragged).slots)
+    assert reader.requested_ratio == 2 and torch.equal(reader.loss(ragged).slots, build(SIX).loss(ragged).slots)
 
 
 def test_any_drawn_ratio_can_be_trained(build, ragged):
@@ -211,7 +231,9 @@ def test_any_drawn_ratio_can_be_trained(build, ragged):
         reader.begin_step(step, 0)
         memory, output = memory_of(reader, ragged)
         segments = torch.tensor([9, 0, 3, 1, 6])
-        assert memory.trace["kept"].sum(1).tolist() == [int(n / reader.asked_ratio + 1e-9) for n in segments.tolist()]
+        assert memory.trace["kept"].sum(1).tolist() == [
+            int(n / reader.requested_ratio + 1e-9) for n in segments.tolist()
+        ]
         assert (output.slots <= lengths).all() and torch.isfinite(output.nll).all()
         slots.append(int(output.slots.sum()))
     assert len(set(slots)) > 4
@@ -220,9 +242,9 @@ def test_any_drawn_ratio_can_be_trained(build, ragged):
 @pytest.mark.parametrize("overrides", [SLOTS, ["compressor.uniform_keep=false"]], ids=["slots", "fixed"])
 def test_nothing_is_drawn_where_nothing_is_to_be_drawn(build, overrides):
     reader = build([*SIX, *overrides])
-    before = reader.asked_ratio
+    before = reader.requested_ratio
     reader.begin_step(3, 42)
-    assert reader.asked_ratio == before
+    assert reader.requested_ratio == before
 
 
 # ------------------------------------------------------------------ variants
@@ -234,7 +256,7 @@ def test_quirks_take_kept_tokens_from_the_encoders_table(build, ragged):
     with torch.no_grad():
         for b, slots in enumerate(rows_of(memory_of(reader, ragged)[0])):
             ids = row_ids(ragged, b, "context")
-            assert torch.equal(slots, reader.compressor.reading.encoder.embed(ids))
+            assert torch.equal(slots, reader.compressor.context_encoder.encoder.embed(ids))
             assert not len(ids) or not torch.allclose(slots, reader.decoder.embed(ids), atol=1e-3)
     assert reader.compressor.contrastive_temperature == 0.05
 
@@ -244,8 +266,12 @@ def test_a_random_choice_looks_at_a_segments_tokens_alone(build, ragged_examples
     with torch.no_grad():
         best, chosen, again = (
             memory_of(build([*SIX, f"compressor.keep={keep}"]).eval(), collate(examples))[0].trace["kept"]
-            for keep, examples in (("topk", ragged_examples), ("random", ragged_examples),
-                                   ("random", asked(ragged_examples, "What is yellow?"))))
+            for keep, examples in (
+                ("topk", ragged_examples),
+                ("random", ragged_examples),
+                ("random", asked(ragged_examples, "What is yellow?")),
+            )
+        )
     assert torch.equal(chosen, again) and torch.equal(chosen.sum(1), best.sum(1)) and not torch.equal(chosen, best)
 
 
@@ -272,8 +298,10 @@ def test_dropping_leaves_kept_tokens_only(build, ragged):
 
 def test_half_precision_streams_train(build, ragged):
     for overrides in ([], [DEPTH]):
-        reader, exact = (build(["compressor=ram", "compressor.segment_size=6", SKIMMED, *overrides, *precision])
-                         for precision in (["backbone.dtype=bfloat16"], []))
+        reader, exact = (
+            build(["compressor=ram", "compressor.segment_size=6", SKIMMED, *overrides, *precision])
+            for precision in (["backbone.dtype=bfloat16"], [])
+        )
         output = reader.loss(ragged)
         sum(value for value, _ in output.terms().values()).backward()
         assert all(torch.isfinite(p.grad).all() for p in reader.parameters() if p.requires_grad)
@@ -283,22 +311,25 @@ def test_half_precision_streams_train(build, ragged):
 # ------------------------------------------------------------------ what is asked before any weight is loaded
 
 
-@pytest.mark.parametrize("override, words", [
-    ("compressor.keep=best", "compressor.keep=best: allowed are topk, random, none"),
-    ("compressor.read=twice", "compressor.read=twice: allowed are segments, whole"),
-    ("compressor.budget=loose", "compressor.budget=loose: allowed are nominal, strict"),
-    ("compressor.skim=max", "compressor.skim=max: allowed are query_weighted, mean, drop"),
-    ("compressor.positives=all", "compressor.positives=all: allowed are evidence, answers"),
-    ("compressor.skim_temperature=0", "compressor.skim_temperature=0: must be above 0, e.g. 1.0"),
-    ("compressor.contrastive_temperature=-1", "compressor.contrastive_temperature=-1: must be above 0, e.g. 0.1"),
-    ("compressor.contrastive_weight=-1", "compressor.contrastive_weight=-1: must be 0 (off) or more"),
-    ("compressor.segment_size=1", "compressor.segment_size=1: must be at least 2 tokens"),
-    ("compressor.skim_ratio=0", "compressor.skim_ratio=0: must be"),
-    (("compressor=ram_comi", "compressor.uniform_keep=false", "compressor.skim=drop"), "has nothing to merge"),
-    ("compressor.ratio_choices=[2,4]", "set compressor.uniform_keep=false or compressor.ratio_choices=null"),
-    (("compressor.quirks=true", DEPTH), "set compressor.join=input"),
-    ((SKIMMED, "compressor.skim=drop"), "that is compressor=no_context"),
-])
+@pytest.mark.parametrize(
+    "override, words",
+    [
+        ("compressor.keep=best", "compressor.keep=best: allowed are topk, random, none"),
+        ("compressor.read=twice", "compressor.read=twice: allowed are segments, whole"),
+        ("compressor.budget=loose", "compressor.budget=loose: allowed are nominal, strict"),
+        ("compressor.skim=max", "compressor.skim=max: allowed are query_weighted, mean, drop"),
+        ("compressor.positives=all", "compressor.positives=all: allowed are evidence, answers"),
+        ("compressor.skim_temperature=0", "compressor.skim_temperature=0: must be above 0, e.g. 1.0"),
+        ("compressor.contrastive_temperature=-1", "compressor.contrastive_temperature=-1: must be above 0, e.g. 0.1"),
+        ("compressor.contrastive_weight=-1", "compressor.contrastive_weight=-1: must be 0 (off) or more"),
+        ("compressor.segment_size=1", "compressor.segment_size=1: must be at least 2 tokens"),
+        ("compressor.skim_ratio=0", "compressor.skim_ratio=0: must be"),
+        (("compressor=ram_comi", "compressor.uniform_keep=false", "compressor.skim=drop"), "has nothing to merge"),
+        ("compressor.ratio_choices=[2,4]", "set compressor.uniform_keep=false or compressor.ratio_choices=null"),
+        (("compressor.quirks=true", DEPTH), "set compressor.join=input"),
+        ((SKIMMED, "compressor.skim=drop"), "that is compressor=no_context"),
+    ],
+)
 def test_wrong_settings_are_named(compose, override, words):
     overrides = [override] if isinstance(override, str) else list(override)
     problems = RAM.problems(compressor_settings(compose([*SIX, *overrides])), TinyBackbone(layers=4))
@@ -306,12 +337,37 @@ def test_wrong_settings_are_named(compose, override, words):
     assert RAM.problems(compressor_settings(compose(SIX)), TinyBackbone(layers=4)) == []
 
 
-@pytest.mark.parametrize("overrides", [
-    [], ["compressor.ratio=1"], ["compressor.ratio=5"], SLOTS, [SKIMMED], ["compressor.budget=strict"],
-    ["compressor.budget=strict", "compressor.ratio=9"], ["compressor.skim=drop", "compressor.budget=strict"],
-    [*SEVERAL, "compressor.ratio=5"], [*SEVERAL, "compressor.budget=nominal"], [*SEVERAL, SKIMMED], [*SEVERAL, *SLOTS],
-], ids=["nominal", "all", "5", "slots", "skimmed", "strict", "strict-9", "drop", "several", "several-nominal",
-        "several-skimmed", "several-slots"])
+@pytest.mark.parametrize(
+    "overrides",
+    [
+        [],
+        ["compressor.ratio=1"],
+        ["compressor.ratio=5"],
+        SLOTS,
+        [SKIMMED],
+        ["compressor.budget=strict"],
+        ["compressor.budget=strict", "compressor.ratio=9"],
+        ["compressor.skim=drop", "compressor.budget=strict"],
+        [*SEVERAL, "compressor.ratio=5"],
+        [*SEVERAL, "compressor.budget=nominal"],
+        [*SEVERAL, SKIMMED],
+        [*SEVERAL, *SLOTS],
+    ],
+    ids=[
+        "nominal",
+        "all",
+        "5",
+        "slots",
+        "skimmed",
+        "strict",
+        "strict-9",
+        "drop",
+        "several",
+        "several-nominal",
+        "several-skimmed",
+        "several-slots",
+    ],
+)
 def test_the_longest_context_fits(build, compose, overrides):
     """Its memory takes the room that is left, at most, however the short last segment fares."""
     overrides = [*SIX, "compressor.uniform_keep=false", *overrides]

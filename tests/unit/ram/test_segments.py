@@ -115,8 +115,10 @@ def test_slots_count_as_strict_does(seed, lengths, ratio):
 @given(SEEDS, LENGTHS)
 def test_larger_budgets_keep_supersets(seed, lengths):
     relevance, rows = scores_of(seed, len(lengths)), torch.tensor([lengths])
-    ladders = [[select_segments(relevance, rows, ratio, budget) for ratio in (16, 7.3, 4, 2, 1.2, 1)]
-               for budget in ("nominal", "strict")]
+    ladders = [
+        [select_segments(relevance, rows, ratio, budget) for ratio in (16, 7.3, 4, 2, 1.2, 1)]
+        for budget in ("nominal", "strict")
+    ]
     ladders.append([select_segments(relevance, rows, slots=torch.tensor([n])) for n in range(sum(lengths) + 1)])
     for ladder in ladders:
         for smaller, larger in zip(ladder, ladder[1:]):
@@ -257,8 +259,12 @@ def test_values_may_differ_from_the_states_compared():
 
 
 @few
-@given(SEEDS, st.sampled_from([2.0**-20, 0.25, 1024.0]), st.sampled_from([2.0**-12, 8.0]),
-       st.sampled_from([torch.float32, torch.bfloat16]))
+@given(
+    SEEDS,
+    st.sampled_from([2.0**-20, 0.25, 1024.0]),
+    st.sampled_from([2.0**-12, 8.0]),
+    st.sampled_from([torch.float32, torch.bfloat16]),
+)
 def test_scale(seed, by, query_by, dtype):
     """Powers of two are exact in binary: scores, choice and weights agree to the bit, vectors grow by the factor."""
     lengths = [6, 6, 3, 0]
@@ -283,8 +289,11 @@ def test_a_segment_depends_on_no_padding(seed, lengths, wider, longer, side):
     padded, mask = 100 * torch.randn(2, S, L, 8, generator=g), torch.zeros(2, S, L).bool()
     mask[1] = True
     for i, length in enumerate(lengths):
-        columns = {"left": torch.arange(L - length, L), "right": torch.arange(length),
-                   "holes": torch.randperm(L, generator=g)[:length].sort().values}[side]
+        columns = {
+            "left": torch.arange(L - length, L),
+            "right": torch.arange(length),
+            "holes": torch.randperm(L, generator=g)[:length].sort().values,
+        }[side]
         padded[0, i, columns], mask[0, i, columns] = states[0, i, :length], True
     queries = torch.cat([query, torch.randn(1, 8, generator=g)])
     alone, among = (states, mask_of(lengths, 7), query), (padded, mask, queries)
@@ -312,10 +321,11 @@ def test_misuse_is_named():
     states, query = draw(0, 1, 2, 3)
     mask, lengths, scores = torch.ones(1, 2, 3).bool(), torch.tensor([[3, 3]]), torch.zeros(1, 2)
     for call, words in (
-            (lambda: select_segments(scores, lengths, 2, "loose"), "'loose': allowed are nominal, strict"),
-            (lambda: select_segments(scores, lengths), "give exactly one of them"),
-            (lambda: select_segments(scores, lengths, 2, slots=torch.tensor([3])), "give exactly one of them"),
-            (lambda: skim(states, mask, query, mode="max"), "'max': allowed are query_weighted, mean, drop"),
-            (lambda: skim_weights(states, mask, query, 0.0), "temperature=0.0: must be above 0")):
+        (lambda: select_segments(scores, lengths, 2, "loose"), "'loose': allowed are nominal, strict"),
+        (lambda: select_segments(scores, lengths), "give exactly one of them"),
+        (lambda: select_segments(scores, lengths, 2, slots=torch.tensor([3])), "give exactly one of them"),
+        (lambda: skim(states, mask, query, mode="max"), "'max': allowed are query_weighted, mean, drop"),
+        (lambda: skim_weights(states, mask, query, 0.0), "temperature=0.0: must be above 0"),
+    ):
         with pytest.raises(ValueError, match=words):
             call()

@@ -11,9 +11,19 @@ from scripts import ask_text, passkey_map
 from scripts.bench import comet_length
 
 SMALL = ["compressor.chunk_size=32", "compressor.stride=4", "compressor.global_slots=4", "compressor.queue_budget=16"]
-COMET = ["compressor=comet", *SMALL, "backbone.layers=2", "dataset=passkey", "dataset.context_words=60", "train.steps=2",
-         "train.batch_size=2", "train.log_every=1", "train.eval_examples=0", "eval_batch_size=2",
-         "generation.max_new_tokens=3"]
+COMET = [
+    "compressor=comet",
+    *SMALL,
+    "backbone.layers=2",
+    "dataset=passkey",
+    "dataset.context_words=60",
+    "train.steps=2",
+    "train.batch_size=2",
+    "train.log_every=1",
+    "train.eval_examples=0",
+    "eval_batch_size=2",
+    "generation.max_new_tokens=3",
+]
 
 
 @pytest.fixture
@@ -25,8 +35,22 @@ def run(monkeypatch, tmp_path, capsys):
 
 
 def test_a_map_has_a_cell_for_every_length_and_depth(run, tmp_path, capsys):
-    passkey_map.main([str(run), "--words", "60", "90", "--depths", "0", "1", "--examples", "3", "--output",
-                      str(tmp_path / "map"), f"paths.cache={tmp_path}/cache"])
+    passkey_map.main(
+        [
+            str(run),
+            "--words",
+            "60",
+            "90",
+            "--depths",
+            "0",
+            "1",
+            "--examples",
+            "3",
+            "--output",
+            str(tmp_path / "map"),
+            f"paths.cache={tmp_path}/cache",
+        ]
+    )
     [found] = json.loads((tmp_path / "map.json").read_text())["runs"]
     assert [(cell["words"], cell["depth"]) for cell in found["cells"]] == [(60, 0), (60, 1), (90, 0), (90, 1)]
     assert all(0 <= cell["em"]["low"] <= cell["em"]["value"] <= cell["em"]["high"] <= 1 for cell in found["cells"])
@@ -47,11 +71,14 @@ def test_a_text_is_read_kept_and_asked_again(run, tmp_path, capsys):
     assert capsys.readouterr().out == first[first.index("Q: ") :]
 
 
-@pytest.mark.parametrize("words, sentence", [
-    ([], "nothing to read: give --text FILE, or --load FILE"),
-    (["--text", "gone.txt"], "--text gone.txt: no such file"),
-    (["--load", "gone.session"], "--load gone.session: no such file"),
-])
+@pytest.mark.parametrize(
+    "words, sentence",
+    [
+        ([], "nothing to read: give --text FILE, or --load FILE"),
+        (["--text", "gone.txt"], "--text gone.txt: no such file"),
+        (["--load", "gone.session"], "--load gone.session: no such file"),
+    ],
+)
 def test_what_cannot_be_read_is_told(run, capsys, words, sentence):
     with pytest.raises(SystemExit) as ended:
         ask_text.main([str(run), *words, "Who?"])
@@ -72,12 +99,31 @@ def test_other_runs_are_refused(monkeypatch, tmp_path, capsys):
 
 def test_the_bench_measures_both_readers_at_every_length(monkeypatch, tmp_path):
     file = tmp_path / "length.json"
-    monkeypatch.setattr(sys, "argv", ["comet_length.py", "--lengths", "64", "512", "--plain-limit", "64", "--shapes",
-                                      "--keys", *SMALL, "backbone.layers=2", "--output", str(file)])
+    monkeypatch.setattr(
+        sys,
+        "argv",
+        [
+            "comet_length.py",
+            "--lengths",
+            "64",
+            "512",
+            "--plain-limit",
+            "64",
+            "--shapes",
+            "--keys",
+            *SMALL,
+            "backbone.layers=2",
+            "--output",
+            str(file),
+        ],
+    )
     comet_length.main()
     rows = json.loads(file.read_text())["lengths"]
     assert [(row["reader"], row["tokens"], row["chunks"]) for row in rows] == [
-        ("comet", 64, 2), ("comet", 512, 16), ("plain", 64, 1)]
+        ("comet", 64, 2),
+        ("comet", 512, 16),
+        ("plain", 64, 1),
+    ]
     assert rows[0]["state_mib"] <= rows[1]["state_mib"] and all(row["read_s"] > 0 < row["token_ms"] for row in rows)
     assert file.with_suffix(".png").read_bytes().startswith(b"\x89PNG")
 

@@ -17,19 +17,20 @@ from tiny_runs import ROOT, executed, page_blocks, tiny_run
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 import eval as evaluating
-from breviary.backbone import TinyBackbone
-from breviary.checkpoint import WEIGHTS, load_reader, read_metadata
-from breviary.results import source_of
-from breviary.runs import load_config, write_config
-from breviary.testing import compose_tiny
+from breviary import load_reader
+from breviary.backbones.tiny import TinyBackbone
+from breviary.evaluation.results import source_of
+from breviary.runs.checkpoints import WEIGHTS, read_metadata
+from breviary.runs.folders import load_config, write_config
 from scripts import export
 from scripts.import_checkpoint import RECORD
+from tests.tiny import compose_tiny
 
 FORMS = {"comi": ["compressor=comi", "compressor.encoder_train=lora"], "comet": ["compressor=comet"]}
 OPTIONS = {"weights": [], "backbone": ["--include-backbone"], "merged": ["--merge"]}
 CODE = """import json, sys
 sys.path.insert(0, {root!r})
-from breviary.checkpoint import load_reader
+from breviary import load_reader
 texts, questions = json.load(open("asked.json"))
 json.dump(load_reader("outputs/comi/RUN").answer(texts, questions), open("answers.json", "w"))
 {block}"""
@@ -42,8 +43,12 @@ def runs(tmp_path_factory):
     found = {}
     for name, words in FORMS.items():
         found[name] = tiny_run(home, *words, f"reader={name}")
-        words = [f"run={found[name]}", f"paths.outputs={home}/outputs", f"paths.cache={home}/cache",
-                 f"baselines=[{'full_context' if name == 'comi' else ''}]"]
+        words = [
+            f"run={found[name]}",
+            f"paths.outputs={home}/outputs",
+            f"paths.cache={home}/cache",
+            f"baselines=[{'full_context' if name == 'comi' else ''}]",
+        ]
         evaluating.evaluate_all(evaluating.settle(compose_tiny(words, "eval"), words))
     return found
 
@@ -126,7 +131,9 @@ def test_merged_weights_are_a_model_of_its_own(runs, folders):
     positions = torch.arange(ids.shape[1])[None]
     with torch.no_grad():
         states = reader.decoder.run(reader.decoder.embed(ids), range(len(reader.decoder)), positions)
-        torch.testing.assert_close(model(ids).logits, reader.decoder.head(reader.decoder.norm(states)), rtol=1e-4, atol=1e-4)
+        torch.testing.assert_close(
+            model(ids).logits, reader.decoder.head(reader.decoder.norm(states)), rtol=1e-4, atol=1e-4
+        )
         plain = TinyBackbone(layers=4).load()(ids).logits
     assert (model(ids).logits - plain).abs().max() > 0.1 and read_metadata(folder)["merged"]
 
@@ -136,14 +143,28 @@ def test_the_card_says_where_it_comes_from(runs, folders):
     front, text = card.split("---\n")[1:3]
     assert OmegaConf.create(front).license == "none: random weights, made in code"
     commit = json.loads((runs["comi"] / "environment.json").read_text())["commit"]
-    for needed in (f"commit {commit}", "sha256 ", "Steps: 2 of 8 examples", "data.invented_facts.InventedFacts (generated)",
-                   "3 questions of the test split", "| comi | ", "| full_context | ", "Licence of the backbone: none"):
+    for needed in (
+        f"commit {commit}",
+        "sha256 ",
+        "Steps: 2 of 8 examples",
+        "data.invented_facts.InventedFacts (generated)",
+        "3 questions of the test split",
+        "| comi | ",
+        "| full_context | ",
+        "Licence of the backbone: none",
+    ):
         assert needed in text, needed
     assert len(re.findall(r"\d\.\d\d \[\d\.\d\d, \d+\.\d\d\]", text)) >= 2  # NLL with its interval, two rows
 
 
 def test_the_card_names_every_file_of_several():
-    cfg = compose_tiny(["dataset=passages", "dataset.train=[/data/nq/train.jsonl,/data/hotpotqa/train.jsonl]", "dataset.test=/data/nq/test.jsonl"])
+    cfg = compose_tiny(
+        [
+            "dataset=passages",
+            "dataset.train=[/data/nq/train.jsonl,/data/hotpotqa/train.jsonl]",
+            "dataset.test=/data/nq/test.jsonl",
+        ]
+    )
     assert export.data_source(cfg.dataset, "train") == "nq/train.jsonl, hotpotqa/train.jsonl"
     assert export.data_source(cfg.dataset, "test") == "nq/test.jsonl"
     assert source_of(cfg.dataset, "train") == "/data/nq/train.jsonl, /data/hotpotqa/train.jsonl"
@@ -156,8 +177,12 @@ def test_no_path_of_this_machine_goes_along(runs, tmp_path):
     """Nor among several files of a data set."""
     run = shutil.copytree(runs["comi"], tmp_path / "run")
     cfg = load_config(run)
-    cfg.dataset = {"_target_": "data.passages.Passages", "train": [f"{cfg.paths.data}/nq/train.jsonl", "/elsewhere/own/texts.jsonl"],
-                   "validation": None, "test": f"{cfg.paths.data}/nq/test.jsonl"}
+    cfg.dataset = {
+        "_target_": "data.passages.Passages",
+        "train": [f"{cfg.paths.data}/nq/train.jsonl", "/elsewhere/own/texts.jsonl"],
+        "validation": None,
+        "test": f"{cfg.paths.data}/nq/test.jsonl",
+    }
     write_config(run, cfg)
     export.main([str(run), "--output", str(tmp_path / "out")])
     stored = OmegaConf.to_container(OmegaConf.load(tmp_path / "out" / "config.yaml"), resolve=False)["dataset"]
@@ -190,17 +215,29 @@ def test_the_card_of_imported_weights_says_whose_they_are(runs, tmp_path):
     (run / RECORD).write_text(json.dumps(record))
     export.main([str(run), "--output", str(tmp_path / "out")])
     card = (tmp_path / "out" / "README.md").read_text()
-    assert "not trained here; imported from the authors' files, format comi: model.safetensors (sha256 abababababab)." in card
+    assert (
+        "not trained here; imported from the authors' files, format comi: model.safetensors (sha256 abababababab)."
+        in card
+    )
     assert "Steps:" not in card and str(tmp_path) not in card
 
 
-@pytest.mark.parametrize("spoil, sentence", [
-    (lambda run: (run / "config.yaml").unlink(), "no run folder (no config.yaml in it)"),
-    (lambda run: shutil.rmtree(run / "checkpoints"), "no run folder with a complete checkpoint"),
-    (lambda run: (run / "config.yaml").write_text("schema: 2\nname: x\n"), "it lacks backbone, compressor, engine"),
-    (lambda run: save_file({}, next(run.rglob(WEIGHTS)), metadata={
-        "schema": "1", "backbone": json.dumps({"name": "other", "sha256": "0" * 64})}), "checkpoint of backbone other"),
-])
+@pytest.mark.parametrize(
+    "spoil, sentence",
+    [
+        (lambda run: (run / "config.yaml").unlink(), "no run folder (no config.yaml in it)"),
+        (lambda run: shutil.rmtree(run / "checkpoints"), "no run folder with a complete checkpoint"),
+        (lambda run: (run / "config.yaml").write_text("schema: 2\nname: x\n"), "it lacks backbone, compressor, engine"),
+        (
+            lambda run: save_file(
+                {},
+                next(run.rglob(WEIGHTS)),
+                metadata={"schema": "1", "backbone": json.dumps({"name": "other", "sha256": "0" * 64})},
+            ),
+            "checkpoint of backbone other",
+        ),
+    ],
+)
 def test_what_cannot_be_exported_is_told_and_nothing_written(runs, tmp_path, capsys, spoil, sentence):
     shutil.copytree(runs["comi"], tmp_path / "run")
     spoil(tmp_path / "run")
@@ -215,7 +252,7 @@ def test_shared_weights_are_not_merged(tmp_path, capsys):
     run = tiny_run(tmp_path, "compressor=icae", "compressor.memory_tokens=4")
     with pytest.raises(SystemExit):
         export.main([str(run), "--output", str(tmp_path / "out"), "--merge"])
-    assert "--merge: the encoder of breviary.memory_tokens.MemoryTokens reads" in capsys.readouterr().err
+    assert "--merge: the encoder of breviary.readers.memory_tokens.MemoryTokens reads" in capsys.readouterr().err
     export.main([str(run), "--output", str(tmp_path / "out"), "--include-backbone"])
     assert load_reader(tmp_path / "out").answer(["red"], ["Who?"]) == load_reader(run).answer(["red"], ["Who?"])
 

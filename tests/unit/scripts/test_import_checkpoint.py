@@ -8,14 +8,14 @@ import shutil
 import pytest
 import torch
 from calling import ROW, call, write
-from released_forms import WIDTH, PublishedCOMI, PublishedCoMeT, PublishedRAM, plain_model, save_backbone, state_of
+from released_forms import WIDTH, PublishedCoMeT, PublishedCOMI, PublishedRAM, plain_model, save_backbone, state_of
 from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM
 
 import eval as evaluation
-from breviary.checkpoint import WEIGHTS
-from breviary.released import ReleasedFile
-from breviary.runs import best_checkpoint, load_config
+from breviary.runs.checkpoints import WEIGHTS, best_checkpoint
+from breviary.runs.folders import load_config
+from breviary.runs.released import ReleasedFile
 from scripts.import_checkpoint import FORMATS, main
 
 
@@ -67,17 +67,26 @@ def test_every_key_of_comi_is_a_weight_or_listed(comi, qwen2, tmp_path, capsys):
     folder = run("comi", saved(comi, tmp_path / "comi.safetensors"), qwen2[1], tmp_path, "--ratio", "8")
     record, weights = json.loads((folder / "imported.json").read_text()), trained(folder)
     assert {key.split(".")[0] for key in record["not_weights"]} == {
-        "alpha_select", "beta_select", "alpha_merge", "beta_merge", "encoder", "memory_fusion_layer",
-        "semantic_alignment_layer"}
+        "alpha_select",
+        "beta_select",
+        "alpha_merge",
+        "beta_merge",
+        "encoder",
+        "memory_fusion_layer",
+        "semantic_alignment_layer",
+    }
     assert len(record["files"]["comi.safetensors"]) == 64 and record["source"] == str(tmp_path / "comi.safetensors")
     lora = {name for name in weights if name.startswith("decoder.")}
     frozen = {key for key in comi if key.startswith("decoder.") and "lora_" not in key}
     assert len(weights) - len(lora) + len(lora) + len(frozen) + len(record["not_weights"]) == len(comi)
     assert len(lora) == 4 * 4 * 2 and all("lora_" in name for name in lora)
-    assert torch.equal(weights["decoder.layers.1.self_attn.v_proj.lora_B.default.weight"],
-                       comi["decoder.base_model.model.model.layers.1.self_attn.v_proj.lora_B.default.weight"])
-    assert torch.equal(weights["compressor.reading.lsa.final_norm.weight"],
-                       comi["memory_fusion_layer.model.norm.weight"])
+    assert torch.equal(
+        weights["decoder.layers.1.self_attn.v_proj.lora_B.default.weight"],
+        comi["decoder.base_model.model.model.layers.1.self_attn.v_proj.lora_B.default.weight"],
+    )
+    assert torch.equal(
+        weights["compressor.context_encoder.lsa.final_norm.weight"], comi["memory_fusion_layer.model.norm.weight"]
+    )
     told = capsys.readouterr().out
     assert "memory_fusion_layer.model.embed_tokens.weight: the alignment reads vectors, no tokens" in told
     assert "semantic_alignment_layer.bias and 1 more: not part of --alignment lsa" in told
@@ -88,11 +97,26 @@ def test_the_run_says_all_that_the_file_does_not(comi, qwen2, tmp_path):
     folder = run("comi", saved(comi, tmp_path / "comi.safetensors"), qwen2[1], tmp_path, "--quirks")
     cfg = load_config(folder)
     assert cfg.backbone.path == qwen2[1] and cfg.backbone.dtype == "float32" and cfg.reader == "comi"
-    assert cfg.decoder == {"train": "lora", "lora_rank": 4, "lora_alpha": 32, "lora_dropout": 0.05,
-                           "lora_targets": ["k_proj", "o_proj", "q_proj", "v_proj"]}
-    asked = {"ratio": 16, "segment_size": 10000, "alignment": "lsa", "encoder_layers": 2, "lsa_layers": 1,
-             "quirks": True, "alpha": 1.0, "beta": 1.0, "learned_weights": "none", "join": "input",
-             "final_norm": "pretrained"}
+    assert cfg.decoder == {
+        "train": "lora",
+        "lora_rank": 4,
+        "lora_alpha": 32,
+        "lora_dropout": 0.05,
+        "lora_targets": ["k_proj", "o_proj", "q_proj", "v_proj"],
+    }
+    asked = {
+        "ratio": 16,
+        "segment_size": 10000,
+        "alignment": "lsa",
+        "encoder_layers": 2,
+        "lsa_layers": 1,
+        "quirks": True,
+        "alpha": 1.0,
+        "beta": 1.0,
+        "learned_weights": "none",
+        "join": "input",
+        "final_norm": "pretrained",
+    }
     assert {key: cfg.compressor[key] for key in asked} == asked
     assert cfg.prompt.template == "{question}" and not cfg.prompt.bos and cfg.generation.repetition_penalty == 1.3
     assert {"commit", "versions"} <= json.loads((folder / "environment.json").read_text()).keys()
@@ -106,12 +130,18 @@ def test_learned_scalars_and_another_alignment(comi, qwen2, tmp_path):
     assert (cfg.alpha, cfg.beta, cfg.learned_weights) == (0.75, 1.0, "merge")
     assert weights["compressor.gain.merge_alpha"].tolist() == [1.0]
     assert weights["compressor.gain.merge_beta"].tolist() == [1.5]
-    assert torch.equal(weights["compressor.reading.linear.bias"], comi["semantic_alignment_layer.bias"])
+    assert torch.equal(weights["compressor.context_encoder.linear.bias"], comi["semantic_alignment_layer.bias"])
     assert not [name for name in weights if ".lsa." in name]
 
 
-@pytest.mark.parametrize("changed, mode", [(None, "attention"), ("decoder.model.layers.0.mlp.up_proj.weight", "full"),
-                                           ("decoder.model.layers.3.self_attn.q_proj.bias", "attention")])
+@pytest.mark.parametrize(
+    "changed, mode",
+    [
+        (None, "attention"),
+        ("decoder.model.layers.0.mlp.up_proj.weight", "full"),
+        ("decoder.model.layers.3.self_attn.q_proj.bias", "attention"),
+    ],
+)
 def test_what_is_frozen_is_left_out_only_where_it_is_the_backbone_s(qwen2, tmp_path, changed, mode):
     tensors = state_of(PublishedCOMI(qwen2[0], lora=False))
     if changed:
@@ -121,8 +151,11 @@ def test_what_is_frozen_is_left_out_only_where_it_is_the_backbone_s(qwen2, tmp_p
     assert load_config(folder).decoder.train == mode
     own = changed and changed.replace("decoder.model", "decoder")
     assert (own in weights) == (changed is not None) and ("decoder.embed_tokens.weight" in weights) == (mode == "full")
-    assert all(torch.equal(value, tensors[name.replace("decoder.", "decoder.model.", 1)])
-               for name, value in weights.items() if "layers" in name)
+    assert all(
+        torch.equal(value, tensors[name.replace("decoder.", "decoder.model.", 1)])
+        for name, value in weights.items()
+        if "layers" in name
+    )
 
 
 def shards(tensors, folder, kind):
@@ -141,8 +174,13 @@ def shards(tensors, folder, kind):
 def test_ram_in_every_kind_of_file(ram, qwen3, tmp_path):
     torch.save(ram, tmp_path / "pytorch_model.bin")
     torch.save(ram, tmp_path / "old.pt", _use_new_zipfile_serialization=False)
-    sources = [saved(ram, tmp_path / "ram.safetensors"), tmp_path, tmp_path / "old.pt",
-               shards(ram, tmp_path / "a", "bin"), shards(ram, tmp_path / "b", "safetensors")]
+    sources = [
+        saved(ram, tmp_path / "ram.safetensors"),
+        tmp_path,
+        tmp_path / "old.pt",
+        shards(ram, tmp_path / "a", "bin"),
+        shards(ram, tmp_path / "b", "safetensors"),
+    ]
     for source in sources:
         found = ReleasedFile(source)
         assert found.shapes == {key: tuple(value.shape) for key, value in ram.items()}
@@ -150,9 +188,10 @@ def test_ram_in_every_kind_of_file(ram, qwen3, tmp_path):
     folder = run("ram", sources[-1], qwen3[1], tmp_path)
     weights = trained(folder)
     assert load_config(folder).decoder.train == "qkv" and load_config(folder).compressor.segment_size == 50
-    assert torch.equal(weights["compressor.reading.linear.weight"], ram["semantic_alignment_layer.weight"])
-    assert torch.equal(weights["compressor.reading.encoder.embed_tokens.weight"],
-                       ram["llm_encoder.model.embed_tokens.weight"])
+    assert torch.equal(weights["compressor.context_encoder.linear.weight"], ram["semantic_alignment_layer.weight"])
+    assert torch.equal(
+        weights["compressor.context_encoder.encoder.embed_tokens.weight"], ram["llm_encoder.model.embed_tokens.weight"]
+    )
     assert len(json.loads((folder / "imported.json").read_text())["files"]) == 2
 
 
@@ -162,8 +201,10 @@ def test_half_types_stay_what_they_are(ram, qwen3, tmp_path):
     folder = run("ram", saved(halves, tmp_path / "ram.safetensors"), backbone, tmp_path)
     assert load_config(folder).backbone.dtype == "bfloat16" and load_config(folder).decoder.train == "qkv"
     weights = trained(folder)
-    assert torch.equal(weights["decoder.layers.0.self_attn.k_proj.weight"],
-                       halves["llm.model.layers.0.self_attn.k_proj.weight"].float())
+    assert torch.equal(
+        weights["decoder.layers.0.self_attn.k_proj.weight"],
+        halves["llm.model.layers.0.self_attn.k_proj.weight"].float(),
+    )
 
 
 def test_new_rows_of_comet(comet, qwen3, tmp_path):
@@ -177,8 +218,14 @@ def test_new_rows_of_comet(comet, qwen3, tmp_path):
     assert torch.equal(weights["memory.new_token_head.weight"], released["lm_head.weight"][old:])
     cfg = load_config(folder)
     assert cfg.decoder.train == "full" and not cfg.compressor.quirks
-    asked = {"chunk_size": 16, "stride": 4, "queue_budget": 8, "global_slots": 3, "adapter_rank": 8,
-             "new_token_logits": 6}
+    asked = {
+        "chunk_size": 16,
+        "stride": 4,
+        "queue_budget": 8,
+        "global_slots": 3,
+        "adapter_rank": 8,
+        "new_token_logits": 6,
+    }
     assert {key: cfg.compressor[key] for key in asked} == asked
 
 
@@ -208,8 +255,11 @@ def refused(capsys, tmp_path, name, source, backbone, *words):
 
 
 def test_a_checkpoint_of_another_method(comi, ram, comet, qwen2, qwen3, tmp_path, capsys):
-    sources = {"comi": saved(comi, tmp_path / "comi.safetensors"), "ram": saved(ram, tmp_path / "ram.safetensors"),
-               "comet": comet}
+    sources = {
+        "comi": saved(comi, tmp_path / "comi.safetensors"),
+        "ram": saved(ram, tmp_path / "ram.safetensors"),
+        "comet": comet,
+    }
     titles = {"comi": "COMI", "ram": "RAM", "comet": "CoMeT"}
     for name in FORMATS:
         for other, source in sources.items():
@@ -250,14 +300,22 @@ CHANGES = {
     "no-table": ({"llm.model.embed_tokens.weight": None}, "missing: llm.model.embed_tokens.weight"),
     "unknown": ({"llm.model.layers.0.bias": torch.ones(2)}, "unknown: llm.model.layers.0.bias (the reader has no "),
     "stranger": ({"fusion": torch.ones(2)}, "keys that no checkpoint of RAM has:\n  fusion"),
-    "misshapen": ({"semantic_alignment_layer.bias": torch.ones(3)},
-                  f"shape of semantic_alignment_layer.bias: (3,) in the file, ({WIDTH},) in the reader"),
-    "not-finite": ({"semantic_alignment_layer.bias": torch.full((WIDTH,), torch.nan)},
-                   "holds values that are no finite numbers"),
-    "untied": ({"llm.lm_head.weight": torch.ones(512, WIDTH)},
-               "which are one weight in the backbone (tie_word_embeddings)"),
-    "no-encoder": ({"llm_encoder.model": None, "llm_encoder.lm_head": None},
-                   "compressor.encoder_layers=0: must be from 1"),
+    "misshapen": (
+        {"semantic_alignment_layer.bias": torch.ones(3)},
+        f"shape of semantic_alignment_layer.bias: (3,) in the file, ({WIDTH},) in the reader",
+    ),
+    "not-finite": (
+        {"semantic_alignment_layer.bias": torch.full((WIDTH,), torch.nan)},
+        "holds values that are no finite numbers",
+    ),
+    "untied": (
+        {"llm.lm_head.weight": torch.ones(512, WIDTH)},
+        "which are one weight in the backbone (tie_word_embeddings)",
+    ),
+    "no-encoder": (
+        {"llm_encoder.model": None, "llm_encoder.lm_head": None},
+        "compressor.encoder_layers=0: must be from 1",
+    ),
 }
 
 
@@ -302,19 +360,23 @@ def test_folders_that_lack_something(comet, ram, qwen3, tmp_path, capsys):
     empty = tmp_path / "empty"
     empty.mkdir()
     (tmp_path / "notes.txt").touch()
-    sentences = {absent: "shards that are not there: part-1.bin",
-                 empty: "no weights in this folder; it needs model.safetensors",
-                 tmp_path / "gone": "no such file or folder",
-                 tmp_path / "notes.txt": "no checkpoint; give a .safetensors"}
+    sentences = {
+        absent: "shards that are not there: part-1.bin",
+        empty: "no weights in this folder; it needs model.safetensors",
+        tmp_path / "gone": "no such file or folder",
+        tmp_path / "notes.txt": "no checkpoint; give a .safetensors",
+    }
     for source, sentence in sentences.items():
         assert sentence in refused(capsys, tmp_path, "ram", source, qwen3[1])
     config = json.loads((comet / "config.json").read_text())
-    changes = {"temp_beacon_stride must be a whole number": {"temp_beacon_stride": None},
-               "global_beacon_ids must be a list of whole numbers": {"global_beacon_ids": 3},
-               "name row 518 of a table of 518 rows": {"temp_beacon_id": 518},
-               "num_attention_heads=2, of ": {"num_attention_heads": 2},
-               "rope_parameters=": {"rope_parameters": {"rope_type": "default", "rope_theta": 5.0}},
-               "compressor.chunk_size=18: must be a multiple": {"chunk_size": 18}}
+    changes = {
+        "temp_beacon_stride must be a whole number": {"temp_beacon_stride": None},
+        "global_beacon_ids must be a list of whole numbers": {"global_beacon_ids": 3},
+        "name row 518 of a table of 518 rows": {"temp_beacon_id": 518},
+        "num_attention_heads=2, of ": {"num_attention_heads": 2},
+        "rope_parameters=": {"rope_parameters": {"rope_type": "default", "rope_theta": 5.0}},
+        "compressor.chunk_size=18: must be a multiple": {"chunk_size": 18},
+    }
     for sentence, change in changes.items():
         (comet / "config.json").write_text(json.dumps(config | change))
         assert sentence in refused(capsys, tmp_path, "comet", comet, qwen3[1])

@@ -7,7 +7,7 @@ import pytest
 from calling import call
 
 import train as training
-from breviary.backbone import TinyBackbone
+from breviary.backbones.tiny import TinyBackbone
 from breviary.contract import Example
 from data.invented_facts import InventedFacts
 from scripts import reading_map as script
@@ -15,17 +15,40 @@ from scripts import reading_map as script
 SMALL = ["backbone.layers=4", "generation.max_new_tokens=2", "eval_batch_size=2"]
 FORMS = {
     "ram-input": ["compressor=ram", "compressor.ratio=2", "compressor.segment_size=10", "compressor.encoder_layers=2"],
-    "ram-depth": ["compressor=ram", "compressor.ratio=2", "compressor.segment_size=10", "compressor.encoder_layers=2",
-                  "compressor.join=depth"],
-    "ram-strict-drop": ["compressor=ram", "compressor.budget=strict", "compressor.skim=drop",
-                        "compressor.segment_size=7", "compressor.encoder_layers=2"],
-    "ram-whole": ["compressor=ram", "compressor.ratio=3", "compressor.read=whole", "compressor.segment_size=10",
-                  "compressor.encoder_layers=2"],
-    "ram-comi": ["compressor=ram_comi", "compressor.ratio=2", "compressor.segment_size=20",
-                 "compressor.encoder_layers=2"],
+    "ram-depth": [
+        "compressor=ram",
+        "compressor.ratio=2",
+        "compressor.segment_size=10",
+        "compressor.encoder_layers=2",
+        "compressor.join=depth",
+    ],
+    "ram-strict-drop": [
+        "compressor=ram",
+        "compressor.budget=strict",
+        "compressor.skim=drop",
+        "compressor.segment_size=7",
+        "compressor.encoder_layers=2",
+    ],
+    "ram-whole": [
+        "compressor=ram",
+        "compressor.ratio=3",
+        "compressor.read=whole",
+        "compressor.segment_size=10",
+        "compressor.encoder_layers=2",
+    ],
+    "ram-comi": [
+        "compressor=ram_comi",
+        "compressor.ratio=2",
+        "compressor.segment_size=20",
+        "compressor.encoder_layers=2",
+    ],
     "comi": ["compressor=comi", "compressor.encoder_layers=2"],
-    "comi-segments": ["compressor=comi", "compressor.join=depth", "compressor.segment_size=16",
-                      "compressor.encoder_layers=2"],
+    "comi-segments": [
+        "compressor=comi",
+        "compressor.join=depth",
+        "compressor.segment_size=16",
+        "compressor.encoder_layers=2",
+    ],
     "mean_pool": ["compressor=mean_pool", "compressor.ratio=null", "compressor.slots=5", "compressor.encoder_layers=2"],
     "full_context": ["compressor=full_context"],
     "truncate": ["compressor=truncate"],
@@ -59,6 +82,7 @@ class Page(HTMLParser):
 @pytest.fixture
 def mapped(monkeypatch, tmp_path, capsys):
     """mapped(*words) -> (the page, its cards, its facts) of a call that succeeds."""
+
     def make(*words):
         seen = {}
 
@@ -105,7 +129,14 @@ def test_the_map_shows_as_many_slots_as_the_decoder_reads(mapped, overrides):
             assert min(kept) >= sorted(relevances)[-len(kept)] and len(set(relevances)) == len(relevances)
         else:
             assert relevances == []
-    asked = {"ram-input": "2x", "ram-depth": "2x", "ram-comi": "2x", "mean_pool": "5 slots", "full_context": "1x", "ram-whole": "3x"}
+    asked = {
+        "ram-input": "2x",
+        "ram-depth": "2x",
+        "ram-comi": "2x",
+        "mean_pool": "5 slots",
+        "full_context": "1x",
+        "ram-whole": "3x",
+    }
     name = next(name for name, words in FORMS.items() if words is overrides)
     assert {card.asked for card in seen["cards"]} == {asked.get(name, "4x")}
 
@@ -116,7 +147,8 @@ def test_what_a_card_says_does_not_depend_on_its_batch(mapped, overrides):
     _, all_at_once = mapped(*overrides, *SMALL, "n=3", "eval_batch_size=3")
     for alone, together in zip(one["cards"], all_at_once["cards"], strict=True):
         assert [(p.kind, p.tokens, p.number, p.size) for p in alone.parts] == [
-            (p.kind, p.tokens, p.number, p.size) for p in together.parts]
+            (p.kind, p.tokens, p.number, p.size) for p in together.parts
+        ]
         for p, q in zip(alone.parts, together.parts):
             assert q.weights == pytest.approx(p.weights, rel=1e-4)
             assert p.relevance is None or q.relevance == pytest.approx(p.relevance, abs=1e-5)
@@ -129,10 +161,11 @@ def jsonl(tmp_path, *examples):
     return ["dataset=jsonl", f"dataset.test={file}"]
 
 
-@pytest.mark.parametrize("overrides", [FORMS["ram-input"], FORMS["ram-depth"], FORMS["comi"]],
-                         ids=["ram-input", "ram-depth", "comi"])
+@pytest.mark.parametrize(
+    "overrides", [FORMS["ram-input"], FORMS["ram-depth"], FORMS["comi"]], ids=["ram-input", "ram-depth", "comi"]
+)
 def test_empty_cut_and_foreign_contexts(mapped, tmp_path, overrides):
-    foreign = "</div><script>x</script> \"日本\" 😀😀 Süß\n\n  שלום & more of it, so that it is cut for sure"
+    foreign = '</div><script>x</script> "日本" 😀😀 Süß\n\n  שלום & more of it, so that it is cut for sure'
     given = jsonl(tmp_path, Example("1", "", "Empty <b>?", ("no",)), Example("2", foreign, "What?", ("<i>",)))
     page, seen = mapped(*overrides, *SMALL, *given, "limits.max_context_tokens=40")
     assert page.documents == [foreign] and "The context is empty." in page.text
@@ -143,8 +176,15 @@ def test_empty_cut_and_foreign_contexts(mapped, tmp_path, overrides):
 
 
 def test_a_trained_run_is_read_with_its_own_weights_and_settings(mapped, monkeypatch, tmp_path, capsys):
-    words = [*FORMS["ram-depth"], *SMALL, "train.steps=2", "train.batch_size=2", "train.eval_examples=0",
-             "train.learning_rate=0.1", "decoder.train=full"]
+    words = [
+        *FORMS["ram-depth"],
+        *SMALL,
+        "train.steps=2",
+        "train.batch_size=2",
+        "train.eval_examples=0",
+        "train.learning_rate=0.1",
+        "decoder.train=full",
+    ]
     assert call(monkeypatch, tmp_path, training, *words) == 0, capsys.readouterr().err
     capsys.readouterr()
     [run] = (tmp_path / "outputs" / "default").iterdir()
@@ -164,15 +204,27 @@ def test_mistakes_are_told_together_before_any_weight_is_loaded(monkeypatch, cap
         raise AssertionError("weights were loaded")
 
     monkeypatch.setattr(TinyBackbone, "load", loaded)
-    code = call(monkeypatch, tmp_path, script, "n=0", f"output={tmp_path}", "baselines=[no_context]", "compare=[a/run]",
-                "compressor.ratio=0")
+    code = call(
+        monkeypatch,
+        tmp_path,
+        script,
+        "n=0",
+        f"output={tmp_path}",
+        "baselines=[no_context]",
+        "compare=[a/run]",
+        "compressor.ratio=0",
+    )
     assert code == 2
-    assert capsys.readouterr().err.splitlines() == [f"error: {sentence}" for sentence in (
-        "n=0: must be a whole number of at least 1, e.g. n=20",
-        f"output={tmp_path}: is a folder; name a file, e.g. output={tmp_path}/map.html",
-        "compare=['a/run']: a map shows one reader; make one map for each run",
-        "baselines=['no_context']: a map shows one reader; make one with compressor=NAME and no run",
-        "compressor.ratio=0: must be a whole number of at least 1, e.g. 4")]
+    assert capsys.readouterr().err.splitlines() == [
+        f"error: {sentence}"
+        for sentence in (
+            "n=0: must be a whole number of at least 1, e.g. n=20",
+            f"output={tmp_path}: is a folder; name a file, e.g. output={tmp_path}/map.html",
+            "compare=['a/run']: a map shows one reader; make one map for each run",
+            "baselines=['no_context']: a map shows one reader; make one with compressor=NAME and no run",
+            "compressor.ratio=0: must be a whole number of at least 1, e.g. 4",
+        )
+    ]
     assert call(monkeypatch, tmp_path, script, "outptu=x") == 2
     assert capsys.readouterr().err == "error: outptu: unknown key; the nearest right one is output\n"
     assert call(monkeypatch, tmp_path, script, f"run={tmp_path}/none") == 2

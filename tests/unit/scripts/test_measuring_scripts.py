@@ -14,9 +14,19 @@ from ram.segments import select_segments
 from scripts import curves, gold_recall
 from scripts.bench import compress, end_to_end
 
-RAM = ["compressor=ram", "compressor.encoder_layers=2", "compressor.segment_size=8", "backbone.layers=4",
-       "objective=answer_and_copy", "train.steps=3", "train.batch_size=2", "train.log_every=1", "train.eval_examples=4",
-       "eval_batch_size=2", "generation.max_new_tokens=2"]
+RAM = [
+    "compressor=ram",
+    "compressor.encoder_layers=2",
+    "compressor.segment_size=8",
+    "backbone.layers=4",
+    "objective=answer_and_copy",
+    "train.steps=3",
+    "train.batch_size=2",
+    "train.log_every=1",
+    "train.eval_examples=4",
+    "eval_batch_size=2",
+    "generation.max_new_tokens=2",
+]
 
 
 @pytest.fixture
@@ -28,8 +38,20 @@ def run(monkeypatch, tmp_path, capsys):
 
 def test_recall_of_gold_segments(run, tmp_path):
     file = tmp_path / "recall.json"
-    gold_recall.main([str(run), "--examples", "12", "--ratios", "1", "2", "100", "--output", str(file),
-                      f"paths.cache={tmp_path}/cache"])
+    gold_recall.main(
+        [
+            str(run),
+            "--examples",
+            "12",
+            "--ratios",
+            "1",
+            "2",
+            "100",
+            "--output",
+            str(file),
+            f"paths.cache={tmp_path}/cache",
+        ]
+    )
     found = json.loads(file.read_text())
     rows = {row["ranker"]: row["recall"] for row in found["rows"]}
     assert list(rows) == ["ram", "ram (untrained)", "BM25", "chance", "best possible"]
@@ -53,7 +75,9 @@ def test_a_key_that_only_the_run_has_is_set_as_any_other(run, monkeypatch, tmp_p
     assert call(monkeypatch, tmp_path, evaluating, *words) == 0, capsys.readouterr().err
     [file] = run.glob("eval/*/*/results.json")
     assert {key: json.loads(file.read_text())["config"]["compressor"][key] for key in ("keep", "ratio")} == {
-        "keep": "none", "ratio": 2}
+        "keep": "none",
+        "ratio": 2,
+    }
     assert call(monkeypatch, tmp_path, evaluating, f"run={run}", "compressor.kep=none") == 2
     assert "the nearest right one is compressor.keep" in capsys.readouterr().err
     gold_recall.main([str(run), "--examples", "2", "compressor.keep=none", f"paths.cache={tmp_path}/cache"])
@@ -62,8 +86,11 @@ def test_a_key_that_only_the_run_has_is_set_as_any_other(run, monkeypatch, tmp_p
 def test_recall_counts_gold_segments_that_are_kept():
     relevance, gold = torch.tensor([[0.9, 0.1, 0.8, 0.7]]), torch.tensor([[True, True, False, True]])
     lengths = torch.full((1, 4), 8)
-    assert gold_recall.recalls(relevance, gold, lengths, [1, 2, 9]) == {1: 1.0, 2: pytest.approx(1 / 3),
-                                                                      9: pytest.approx(1 / 3)}
+    assert gold_recall.recalls(relevance, gold, lengths, [1, 2, 9]) == {
+        1: 1.0,
+        2: pytest.approx(1 / 3),
+        9: pytest.approx(1 / 3),
+    }
     assert select_segments(relevance, lengths, 4.0).tolist() == [[True, False, False, False]]
 
 
@@ -112,15 +139,46 @@ def test_a_level_is_drawn_where_it_lies(monkeypatch, run, tmp_path):
 def test_every_reader_is_timed_beside_full_context(monkeypatch, tmp_path, capsys):
     """The benchmark's rows: one for each ratio that a reader can be asked for, slots and both times as they must be."""
     file = tmp_path / "end_to_end.json"
-    monkeypatch.setattr("sys.argv", [
-        "end_to_end.py", "--backbone", "tiny", "--dtype", "float32", "--lengths", "90", "--runs", "1", "--output", str(file),
-        "--readers", "comet", "no_context", "mean_pool-depth", "icae", "--keys", "backbone.layers=9"])
+    monkeypatch.setattr(
+        "sys.argv",
+        [
+            "end_to_end.py",
+            "--backbone",
+            "tiny",
+            "--dtype",
+            "float32",
+            "--lengths",
+            "90",
+            "--runs",
+            "1",
+            "--output",
+            str(file),
+            "--readers",
+            "comet",
+            "no_context",
+            "mean_pool-depth",
+            "icae",
+            "--keys",
+            "backbone.layers=9",
+        ],
+    )
     with torch.no_grad():
         end_to_end.main()
     rows = json.loads(file.read_text())["rows"]
     context = 90 - compress.QUESTION
     assert [(row["reader"], row["ratio"]) for row in rows] == [
-        ("comet", None), ("no_context", None), ("mean_pool-depth", 4), ("mean_pool-depth", 8), ("icae", 4), ("icae", 8)]
-    assert [row["slots"] for row in rows[:4]] == [context, 0, -(-context // 4), -(-context // 8)]  # one chunk: all tokens
+        ("comet", None),
+        ("no_context", None),
+        ("mean_pool-depth", 4),
+        ("mean_pool-depth", 8),
+        ("icae", 4),
+        ("icae", 8),
+    ]
+    assert [row["slots"] for row in rows[:4]] == [
+        context,
+        0,
+        -(-context // 4),
+        -(-context // 8),
+    ]  # one chunk: all tokens
     assert all(0 < row["ours_1_s"] < row["ours_32_s"] and 0 < row["full_1_s"] < row["full_32_s"] for row in rows)
     assert len({row["full_32_s"] for row in rows}) == 1 and "mean_pool-depth" in capsys.readouterr().out

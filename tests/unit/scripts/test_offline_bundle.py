@@ -52,25 +52,42 @@ def checkout(tmp_path):
     """A stand-in for the checkout on the other machine: it records how the backbone's script is called."""
     script = tmp_path / "checkout" / "scripts" / "get_backbone.py"
     script.parent.mkdir(parents=True)
-    script.write_text("import json, os, sys\n"
-                      "json.dump([sys.argv[1:], os.environ['HF_HUB_OFFLINE']], open('called', 'w'))\n")
+    script.write_text(
+        "import json, os, sys\njson.dump([sys.argv[1:], os.environ['HF_HUB_OFFLINE']], open('called', 'w'))\n"
+    )
     return tmp_path / "checkout"
 
 
 def install(bundle: Path, checkout: Path, **environment: str) -> subprocess.CompletedProcess[str]:
     """Runs the bundle's install.sh from the checkout, wheels going into a folder of their own."""
-    settings = {"PYTHON": sys.executable, "BREVIARY_CACHE": str(checkout / "cache"), "PIP_NO_INDEX": "1",
-                "PIP_CONFIG_FILE": os.devnull, "PIP_TARGET": str(checkout / "site"), **environment}
+    settings = {
+        "PYTHON": sys.executable,
+        "BREVIARY_CACHE": str(checkout / "cache"),
+        "PIP_NO_INDEX": "1",
+        "PIP_CONFIG_FILE": os.devnull,
+        "PIP_TARGET": str(checkout / "site"),
+        **environment,
+    }
     inherited = {key: value for key, value in os.environ.items() if not key.startswith(("BREVIARY_", "PIP_"))}
-    return subprocess.run(["bash", str(bundle / "install.sh")], cwd=checkout, env={**inherited, **settings},
-                          capture_output=True, text=True, timeout=60)
+    return subprocess.run(
+        ["bash", str(bundle / "install.sh")],
+        cwd=checkout,
+        env={**inherited, **settings},
+        capture_output=True,
+        text=True,
+        timeout=60,
+    )
 
 
 def test_manifest_lists_every_file_with_its_parts_and_hashes(bundle, inputs):
     manifest = json.loads((bundle / "manifest.json").read_text())
     files = {file["path"]: file for file in manifest["files"]}
-    assert set(files) == {"wheels/breviary_probe-1.0-py3-none-any.whl", "backbone/model.gguf", "data/nq/readme.txt",
-                          "data/nq/deep/test.jsonl"}
+    assert set(files) == {
+        "wheels/breviary_probe-1.0-py3-none-any.whl",
+        "backbone/model.gguf",
+        "data/nq/readme.txt",
+        "data/nq/deep/test.jsonl",
+    }
     assert [part["bytes"] for part in files["backbone/model.gguf"]["parts"]] == [1000, 1000, 500]
     assert [part["path"] for part in files["data/nq/readme.txt"]["parts"]] == ["data/nq/readme.txt"]
     assert files["backbone/model.gguf"]["sha256"] == hashlib.sha256(inputs["backbone"].read_bytes()).hexdigest()
@@ -197,8 +214,13 @@ def test_bad_input_names_the_argument(tmp_path, inputs):
 
 
 def test_command_line_ends_with_status_2_on_bad_input(tmp_path):
-    done = subprocess.run([sys.executable, "scripts/offline_bundle.py", str(tmp_path / "out"), "--data",
-                           str(tmp_path / "absent")], cwd=ROOT, capture_output=True, text=True, timeout=60)
+    done = subprocess.run(
+        [sys.executable, "scripts/offline_bundle.py", str(tmp_path / "out"), "--data", str(tmp_path / "absent")],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        timeout=60,
+    )
     assert done.returncode == 2
     assert done.stderr.startswith("error: --data") and "Traceback" not in done.stderr
 
@@ -206,8 +228,17 @@ def test_command_line_ends_with_status_2_on_bad_input(tmp_path):
 def test_git_ignores_what_is_made_here_and_shows_the_data_package(tmp_path):
     subprocess.run(["git", "init", "-q", str(tmp_path)], check=True)
     shutil.copyfile(ROOT / ".gitignore", tmp_path / ".gitignore")
-    hidden = [".venv/x", "outputs/x", "build/x", "bundle/x", "multirun/x", "breviary.egg-info/x", ".cache/x",
-              ".hypothesis/x", "data/__pycache__/x"]
+    hidden = [
+        ".venv/x",
+        "outputs/x",
+        "build/x",
+        "bundle/x",
+        "multirun/x",
+        "breviary.egg-info/x",
+        ".cache/x",
+        ".hypothesis/x",
+        "data/__pycache__/x",
+    ]
     shown = ["data/jsonl.py", "results/x.json", "configs/dataset/x.yaml", "tests/golden/x.txt", "scripts/bench/x.py"]
     answer = subprocess.run(["git", "check-ignore", *hidden, *shown], cwd=tmp_path, capture_output=True, text=True)
     assert answer.stdout.split() == hidden

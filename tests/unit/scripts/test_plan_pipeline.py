@@ -14,7 +14,12 @@ def test_a_table_for_each_case(tmp_path, capsys):
     plan_pipeline.main(["--model", MODEL, "--cases", "131072:16", "8192:2", "--output", f"{tmp_path}/plan"])
     rows = json.loads((tmp_path / "plan.json").read_text())
     assert [(row["ranks"], row["dp"], row["schedule"]) for row in rows[:5]] == [
-        (1, 16, "-"), (2, 8, "contiguous"), (2, 8, "cyclic"), (4, 4, "contiguous"), (4, 4, "cyclic")]
+        (1, 16, "-"),
+        (2, 8, "contiguous"),
+        (2, 8, "cyclic"),
+        (4, 4, "contiguous"),
+        (4, 4, "cyclic"),
+    ]
     assert rows[-1]["tokens"] == 8192 and rows[-1]["ranks"] == 2
     [paper] = [row for row in rows if row["ranks"] == 16 and row["schedule"] == "cyclic"]
     assert paper["fits"] and not rows[0]["fits"]
@@ -26,22 +31,34 @@ def test_a_table_for_each_case(tmp_path, capsys):
 
 def test_the_committed_table_is_the_script_s(tmp_path):
     """results/comet/plan.md: its first case."""
-    plan_pipeline.main(["--model", "results/comet/qwen3_4b.json", "--cases", "131072:16", "--output", f"{tmp_path}/plan"])
+    plan_pipeline.main(
+        ["--model", "results/comet/qwen3_4b.json", "--cases", "131072:16", "--output", f"{tmp_path}/plan"]
+    )
     found, committed = ((folder / "plan.md").read_text() for folder in (tmp_path, Path(MODEL).parent))
     assert found[found.index("A cell is") :].strip() in committed
 
 
-@pytest.mark.parametrize("words, sentences", [
-    (["--cases", "12k:2"], ["--cases 12k:2: give TOKENS:PROCESSES, e.g. 131072:16"]),
-    (["--ranks", "3", "--chunk", "0", "--gb", "0"], [
-        "--ranks 3: must divide the 16 processes of --cases 131072:16", "--chunk 0: must be at least 1",
-        "--supervised 0 must be 0 or more, --gb 0.0 above 0"]),
-    (["--model", "none/such.json"], ["--model none/such.json: no configuration can be read"]),
-    (["--model", "tiny"], ["--model tiny: that YAML names no path; give a folder, a hub name or a config.json"]),
-])
+@pytest.mark.parametrize(
+    "words, sentences",
+    [
+        (["--cases", "12k:2"], ["--cases 12k:2: give TOKENS:PROCESSES, e.g. 131072:16"]),
+        (
+            ["--ranks", "3", "--chunk", "0", "--gb", "0"],
+            [
+                "--ranks 3: must divide the 16 processes of --cases 131072:16",
+                "--chunk 0: must be at least 1",
+                "--supervised 0 must be 0 or more, --gb 0.0 above 0",
+            ],
+        ),
+        (["--model", "none/such.json"], ["--model none/such.json: no configuration can be read"]),
+        (["--model", "tiny"], ["--model tiny: that YAML names no path; give a folder, a hub name or a config.json"]),
+    ],
+)
 def test_mistakes_are_told_all_at_once(capsys, words, sentences):
     with pytest.raises(SystemExit) as ended:
         plan_pipeline.main(["--model", MODEL, "--cases", "131072:16", *words])
     assert ended.value.code == 2
     lines = capsys.readouterr().err.splitlines()
-    assert len(lines) == len(sentences) and all(line.startswith(f"error: {told}") for line, told in zip(lines, sentences))
+    assert len(lines) == len(sentences) and all(
+        line.startswith(f"error: {told}") for line, told in zip(lines, sentences)
+    )

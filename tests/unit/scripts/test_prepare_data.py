@@ -12,13 +12,24 @@ from scripts import prepare_data
 
 
 def nq(question, *texts, gold=0):
-    return {"question": question, "answers": ["yes"],
-            "ctxs": [{"title": text, "text": f"{text}.", "isgold": place == gold} for place, text in enumerate(texts)]}
+    return {
+        "question": question,
+        "answers": ["yes"],
+        "ctxs": [{"title": text, "text": f"{text}.", "isgold": place == gold} for place, text in enumerate(texts)],
+    }
 
 
 def task(context, question="why?", id="a"):
-    return {"input": question, "context": context, "answers": ["so"], "length": 1, "dataset": "t", "language": "en",
-            "all_classes": None, "_id": id}
+    return {
+        "input": question,
+        "context": context,
+        "answers": ["so"],
+        "length": 1,
+        "dataset": "t",
+        "language": "en",
+        "all_classes": None,
+        "_id": id,
+    }
 
 
 def lines(file, rows):
@@ -50,6 +61,7 @@ def call(tmp_path, monkeypatch, capsys):
 @pytest.fixture
 def refused(call, capsys, tmp_path):
     """refused(*words) -> the sentences of a call that ends with exit code 2 and leaves nothing behind."""
+
     def refuse(*words, output=True):
         before = sorted(tmp_path.rglob("*"))
         with pytest.raises(SystemExit) as ended:
@@ -69,12 +81,15 @@ def prepared(folder, split):
 
 
 def test_splits_are_written_where_the_configuration_looks_and_load_as_examples(call, tmp_path):
-    files = {split: lines(tmp_path / f"{split}.jsonl.gz", [nq(f"q {split}", f"{split} a", f"{split} b", gold=1)])
-             for split in SPLITS}
+    files = {
+        split: lines(tmp_path / f"{split}.jsonl.gz", [nq(f"q {split}", f"{split} a", f"{split} b", gold=1)])
+        for split in SPLITS
+    }
     words = [word for split, file in files.items() for word in (f"--{split}", file)]
     printed = call("nq", *words, output=False)
     assert printed == [f"{split}: 1 examples, 1 contexts, 12 words on average" for split in SPLITS] + [
-        f"nq: ready: {tmp_path / 'data' / 'nq'} (read back and compared)"]
+        f"nq: ready: {tmp_path / 'data' / 'nq'} (read back and compared)"
+    ]
     assert sorted(file.name for file in (tmp_path / "data/nq").iterdir()) == sorted(f"{s}.jsonl.gz" for s in SPLITS)
     [example] = prepared(tmp_path / "data/nq", "test")
     assert (example.id, example.question, example.answers) == ("nq-0-gold1", "q test", ("yes",))
@@ -102,12 +117,16 @@ def test_contexts_of_test_leave_validation_and_train(call, tmp_path):
     assert printed[1] == f"validation: 1 examples, 1 contexts, 1 words on average; left out: 1 {shared} test"
     assert printed[2] == "test: 2 examples, 2 contexts, 1 words on average"
     assert [[e.context for e in prepared(tmp_path / "out", split)] for split in SPLITS] == [
-        ["one"], ["two"], ["four", "three"]]
+        ["one"],
+        ["two"],
+        ["four", "three"],
+    ]
 
 
 def test_passages_in_another_order_or_with_other_distractors_are_no_new_context(call, tmp_path):
-    train = lines(tmp_path / "train.jsonl", [nq("q", "a", "b", gold=1), nq("r", "x", "b"), nq("q", "b", "e"),
-                                             nq("s", "b", "f")])
+    train = lines(
+        tmp_path / "train.jsonl", [nq("q", "a", "b", gold=1), nq("r", "x", "b"), nq("q", "b", "e"), nq("s", "b", "f")]
+    )
     test = lines(tmp_path / "test.jsonl", [nq("q", "b", "a"), nq("q", "b", "c"), nq("t", "b", "x", gold=1)])
     assert "left out: 3 context or question with its gold" in call("nq", "--train", train, "--test", test)[0]
     assert [example.question for example in prepared(tmp_path / "out", "train")] == ["s"]
@@ -117,24 +136,35 @@ def test_repeated_rows_go_and_repeated_ids_are_told_apart(call, tmp_path):
     one = lines(tmp_path / "one.jsonl", [task("x"), task("x"), task("x", "who?"), task("y", id="a~2")])
     two = lines(tmp_path / "two.jsonl.gz", [task("z")])
     printed = call("longbench", "--test", one, two)
-    assert printed[0] == ("test: 4 examples, 3 contexts, 1 words on average; left out: 1 repeated; "
-                          "3 repeated ids of other content got ~2, ~3, ...")
+    assert printed[0] == (
+        "test: 4 examples, 3 contexts, 1 words on average; left out: 1 repeated; "
+        "3 repeated ids of other content got ~2, ~3, ..."
+    )
     found = prepared(tmp_path / "out", "test")
-    assert [(example.id, example.context) for example in found] == [("a", "x"), ("a~2", "x"), ("a~2~2", "y"),
-                                                                    ("a~3", "z")]
+    assert [(example.id, example.context) for example in found] == [
+        ("a", "x"),
+        ("a~2", "x"),
+        ("a~2~2", "y"),
+        ("a~3", "z"),
+    ]
 
 
 def test_skipped_questions_and_long_contexts_are_counted(call, tmp_path):
     rows = [task("one two"), task("one two three", id="b"), task("", id="c"), {**task("d", id="d"), "answers": [""]}]
     printed = call("longbench", "--test", lines(tmp_path / "a.jsonl", rows), "--max-words", 2)
-    assert printed[0] == ("test: 1 examples, 1 contexts, 2 words on average; left out: 1 context above 2 words, "
-                          "1 no context, 1 no answer")
+    assert printed[0] == (
+        "test: 1 examples, 1 contexts, 2 words on average; left out: 1 context above 2 words, 1 no context, 1 no answer"
+    )
 
 
 def test_json_is_read_as_array_lines_columns_or_one_object(call, tmp_path):
     row = {"_id": "1", "question": "which?", "answer": "A", "supporting_facts": [["T", 0]], "context": [["T", ["A."]]]}
-    forms = {"array": json.dumps([row], indent=1), "lines": f"\n{json.dumps(row)}\n\n{json.dumps({**row, '_id': 2})}",
-             "one": json.dumps(row), "columns": json.dumps({name: {"0": cell} for name, cell in row.items()}, indent=1)}
+    forms = {
+        "array": json.dumps([row], indent=1),
+        "lines": f"\n{json.dumps(row)}\n\n{json.dumps({**row, '_id': 2})}",
+        "one": json.dumps(row),
+        "columns": json.dumps({name: {"0": cell} for name, cell in row.items()}, indent=1),
+    }
     for name, text in forms.items():
         (tmp_path / f"{name}.json").write_text(f"\ufeff{text}", encoding="utf-8")
         prepare_data.prepare("2wikimultihopqa", {"test": [tmp_path / f"{name}.json"]}, tmp_path / f"out_{name}")
@@ -145,9 +175,16 @@ def test_json_is_read_as_array_lines_columns_or_one_object(call, tmp_path):
 
 def test_a_folder_of_meetings_is_read_and_files_name_them(call, tmp_path):
     for name in ("Bed002", "Bed001"):
-        lines(tmp_path / "val" / f"{name}.json", [{
-            "meeting_transcripts": [{"speaker": "A", "content": name}], "specific_query_list": [],
-            "general_query_list": [{"query": "Summarize the meeting", "answer": "Short."}]}])
+        lines(
+            tmp_path / "val" / f"{name}.json",
+            [
+                {
+                    "meeting_transcripts": [{"speaker": "A", "content": name}],
+                    "specific_query_list": [],
+                    "general_query_list": [{"query": "Summarize the meeting", "answer": "Short."}],
+                }
+            ],
+        )
     call("qmsum", "--validation", tmp_path / "val")
     assert [example.id for example in prepared(tmp_path / "out", "validation")] == ["Bed001-g0", "Bed002-g0"]
 
@@ -158,10 +195,13 @@ def test_multi_news_pairs_lines_of_two_files(call, tmp_path, refused):
     assert "train.tgt ends before line 2 of train.src" in refused("multi_news", "--train", tmp_path / "train.src")[0]
     (tmp_path / "train.tgt").write_text("– One.\n– Two.\n", encoding="utf-8")
     assert call("multi_news", "--train", tmp_path / "train.src", output=False)[-1].endswith(
-        f"{tmp_path / 'data' / 'multinews'} (read back and compared)")
+        f"{tmp_path / 'data' / 'multinews'} (read back and compared)"
+    )
     found = prepared(tmp_path / "data/multinews", "train")
     assert [(example.context, example.answers) for example in found] == [
-        ("Passage 1:\na\u2028b\n\nPassage 2:\nc", ("One.",)), ("Passage 1:\nd", ("Two.",))]
+        ("Passage 1:\na\u2028b\n\nPassage 2:\nc", ("One.",)),
+        ("Passage 1:\nd", ("Two.",)),
+    ]
     (tmp_path / "train.tgt").rename(tmp_path / "other.tgt")
     assert "train.tgt is not beside it" in refused("multi_news", "--train", tmp_path / "train.src")[0]
     assert "takes the .src file" in refused("multi_news", "--train", tmp_path / "other.tgt")[0]
@@ -183,10 +223,16 @@ def repository(tmp_path):
     folder = tmp_path / "narrativeqa"
     sets = {"d1": "train", "d2": "valid", "d3": "test"}
     table(folder / "documents.csv", "document_id,set,kind", *[[name, held, "movie"] for name, held in sets.items()])
-    table(folder / "qaps.csv", "document_id,set,question,answer1,answer2,question_tokenized",
-          *[[name, held, f"Who is {name}?", "Mark.", "A pupil.", ""] for name, held in sets.items()])
-    table(folder / "third_party/wikipedia/summaries.csv", "document_id,set,summary,summary_tokenized",
-          *[[name, held, f" Summary of {name}.", ""] for name, held in sets.items()])
+    table(
+        folder / "qaps.csv",
+        "document_id,set,question,answer1,answer2,question_tokenized",
+        *[[name, held, f"Who is {name}?", "Mark.", "A pupil.", ""] for name, held in sets.items()],
+    )
+    table(
+        folder / "third_party/wikipedia/summaries.csv",
+        "document_id,set,summary,summary_tokenized",
+        *[[name, held, f" Summary of {name}.", ""] for name, held in sets.items()],
+    )
     (folder / "tmp").mkdir()
     (folder / "tmp/d1.content").write_bytes(b"\xef\xbb\xbfStory one.")
     (folder / "tmp/d2.content").write_bytes(b"Caf\xe9.")
@@ -202,12 +248,23 @@ def test_narrativeqa_takes_the_lines_of_each_split_with_stories_or_summaries(cal
     call("narrativeqa", *words[:4])
     assert [prepared(tmp_path / "out", split)[0].context for split in SPLITS[:2]] == ["Story one.", "Café."]
     assert refused("narrativeqa", "--test", repository, "--output", tmp_path / "x", output=False) == [
-        "--test: no example is left (1 no story of that document)"]
+        "--test: no example is left (1 no story of that document)"
+    ]
     (repository / "tmp").rename(tmp_path / "stories")
-    assert "name the folder of stories with --stories" in refused(
-        "narrativeqa", "--train", repository, "--output", tmp_path / "x", output=False)[0]
-    call("narrativeqa", "--train", repository, "--stories", tmp_path / "stories", "--output", tmp_path / "y",
-         output=False)
+    assert (
+        "name the folder of stories with --stories"
+        in refused("narrativeqa", "--train", repository, "--output", tmp_path / "x", output=False)[0]
+    )
+    call(
+        "narrativeqa",
+        "--train",
+        repository,
+        "--stories",
+        tmp_path / "stories",
+        "--output",
+        tmp_path / "y",
+        output=False,
+    )
     assert prepared(tmp_path / "y", "train")[0].context == "Story one."
 
 
@@ -225,8 +282,11 @@ def test_every_bad_row_is_named_with_its_file_and_nothing_is_written(tmp_path, r
     files = [lines(tmp_path / "a.jsonl", [good, bad, {**good, "answers": 3}]), lines(tmp_path / "b.jsonl.gz", [bad])]
     train = lines(tmp_path / "train.jsonl", [good])
     found = refused("nq", "--train", train, "--test", *files)
-    assert [sentence.split(": ")[0] for sentence in found] == [f"{files[0]}, row 2", f"{files[0]}, row 3",
-                                                               f"{files[1]}, row 1"]
+    assert [sentence.split(": ")[0] for sentence in found] == [
+        f"{files[0]}, row 2",
+        f"{files[0]}, row 3",
+        f"{files[1]}, row 1",
+    ]
     assert found[1].endswith("'answers' is a whole number; it must be a list")
     many = refused("nq", "--test", lines(tmp_path / "c.jsonl", [bad] * 13))
     assert len(many) == 11 and many[-1] == "... and 3 more bad rows"
@@ -243,7 +303,8 @@ def test_files_that_cannot_be_read_are_named(tmp_path, refused):
     assert "must be whole UTF-8 text" in refused("longbench", "--test", tmp_path / "d.jsonl")[0]
     (tmp_path / "e.json").write_text('{"documents": []}')
     assert refused("contract_nli", "--test", tmp_path / "e.json") == [
-        f"{tmp_path}/e.json: the field 'labels' of the file is missing (fields: 'documents')"]
+        f"{tmp_path}/e.json: the field 'labels' of the file is missing (fields: 'documents')"
+    ]
     table(tmp_path / "questions/val/fox-questions.csv", "question,answer1", ["Who?", "fox"])
     table(tmp_path / "section-stories/val/fox-story.csv", "section,text", [1, "A fox."])
     assert "no column 'answer2', 'answer3'" in refused("fairytaleqa", "--test", tmp_path / "questions/val")[0]

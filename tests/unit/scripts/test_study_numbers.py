@@ -5,6 +5,7 @@ import re
 import pytest
 
 from scripts import study_numbers as numbers
+from scripts.study_correlations import SETTING
 from scripts.study_parts import read_csv, read_parquet
 
 
@@ -12,14 +13,17 @@ def test_every_number_is_the_tables():
     text = numbers.DOCUMENT.read_text(encoding="utf-8")
     assert numbers.with_numbers(text, numbers.numbers(numbers.TABLES)) == text, "run python scripts/study_numbers.py"
     before, _, rest = text.partition(numbers.BEGIN)
-    prose = re.sub(r"`[^`]*`|\d{4}\.\d{5}|\([^)]*\.(png|csv|json|md|parquet|yaml)\)", "",
-                   before + rest.partition(numbers.END)[2])
+    prose = re.sub(
+        r"`[^`]*`|\d{4}\.\d{5}|\([^)]*\.(png|csv|json|md|parquet|yaml)\)", "", before + rest.partition(numbers.END)[2]
+    )
     assert re.findall(r"\d*\.\d+|\d+ ?%", prose) == []
 
 
 def test_the_guidelines_sizes_are_the_tables():
     text = numbers.GUIDELINES.read_text(encoding="utf-8")
-    assert numbers.with_numbers(text, numbers.size_numbers(numbers.TABLES)) == text, "run python scripts/study_numbers.py"
+    assert numbers.with_numbers(text, numbers.size_numbers(numbers.TABLES)) == text, (
+        "run python scripts/study_numbers.py"
+    )
 
 
 @pytest.mark.parametrize("name", ["DOCUMENT", "GUIDELINES"])
@@ -43,8 +47,11 @@ def test_figures_and_tables_are_made_of_the_rows_a_document_and_setting():
     rows = read_parquet(numbers.TABLES / "per_doc.parquet")
     plain = [row for row in rows if row["transform"] == "as_is"]
     for mean in read_csv(numbers.TABLES / "means.csv"):
-        own = [row for row in plain if all(row[key] == mean[key] for key in numbers.SETTING)
-               and mean["group"] in (numbers.POOLED, row["domain"])]
+        own = [
+            row
+            for row in plain
+            if all(row[key] == mean[key] for key in SETTING) and mean["group"] in (numbers.POOLED, row["domain"])
+        ]
         assert len(own) == mean["n"]
         assert sum(row["accuracy"] for row in own) / len(own) == pytest.approx(mean["accuracy"], rel=1e-4)
     assert len({row["doc_id"] for row in plain}) >= 1000 and len({row["domain"] for row in plain}) >= 7

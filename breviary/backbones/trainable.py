@@ -1,0 +1,137 @@
+"""TODO DOC"""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator
+
+import torch
+from peft import LoraConfig, inject_adapter_in_model
+from peft.tuners.lora import LoraLayer
+from peft.tuners.tuners_utils import BaseTunerLayer
+from torch import Tensor, nn
+
+from breviary.backbones.stack import Stack
+
+TRAIN_MODES = ("lora", "attention", "qkv", "frozen", "full")
+
+LINEAR = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
+
+
+# ------------------------------------------------------------------ what is trained
+
+
+def set_trainable(
+    stack: Stack,
+    train: str,
+    lora_rank: int = 16,
+    lora_alpha: float = 32,
+    lora_dropout: float = 0.0,
+    lora_targets: str | list[str] = "all-linear",
+    adapter: str = "default",
+) -> None:
+    """Declares which weights of a stack are trained, in place; trained weights become float32.
+
+    train  lora: adapters on `lora_targets` of every layer ('all-linear' or projection names);
+           attention: q, k, v and o projections in full; qkv: without o; frozen: nothing; full: everything the stack holds
+    """
+    assert train in TRAIN_MODES, f"train={train!r} is none of {TRAIN_MODES}"
+    stack.requires_grad_(train == "full")
+    if train == "lora":
+        targets = list(LINEAR if lora_targets == "all-linear" else lora_targets)
+        config = LoraConfig(r=lora_rank, lora_alpha=lora_alpha, lora_dropout=lora_dropout, target_modules=targets)
+        inject_adapters(config, stack.layers, adapter)
+        for name, parameter in stack.layers.named_parameters():
+            parameter.requires_grad_("lora_" in name)
+    elif train in ("attention", "qkv"):
+        projections = "qkvo" if train == "attention" else "qkv"
+        for name, parameter in stack.layers.named_parameters():
+            parameter.requires_grad_(any(f"self_attn.{p}_proj." in name for p in projections))
+    for parameter in stack.parameters():
+        # Updates of 1e-5 vanish in bfloat16 weights; DeepSpeed's bf16 engine keeps float32 masters by itself.
+        if parameter.requires_grad and parameter.dtype in (torch.bfloat16, torch.float16):
+            parameter.data = parameter.data.float()
+
+
+def inject_adapters(config: LoraConfig, layers: nn.Module, adapter: str) -> None:
+    """peft's adapters in every module that `config` names, in place."""
+    inject_adapter_in_model(config, layers, adapter_name=adapter)
+    for module in layers.modules():
+        if isinstance(module, LoraLayer):
+            # peft would make the stream float32 for the adapters' weights, and autocast half again for their product:
+            # the same numbers for an eighth of a training step.
+            module.cast_input_dtype_enabled = False
+
+
+def hold(module: nn.Module) -> None:
+    """Freezes a module's trained weights, in place, and marks them as `held`: they are no pretrained ones, so that
+    checkpoints keep them with the trained (breviary.runs.checkpoints)."""
+    for parameter in module.parameters():
+        if parameter.requires_grad:
+            parameter.requires_grad_(False)
+            parameter.held = True
+
+
+@contextlib.contextmanager
+def adapters_off(stack: Stack) -> Iterator[None]:
+    """Within it the stack computes with its own weights alone; what is trained stays as it was. For use without gradient:
+    checkpointed layers would be recomputed with adapters."""
+    adapted = [module for module in stack.modules() if isinstance(module, BaseTunerLayer)]
+    trained = [parameter for parameter in stack.parameters() if parameter.requires_grad]
+    for module in adapted:
+        module.enable_adapters(False)
+    try:
+        yield
+    finally:
+        for module in adapted:
+            module.enable_adapters(True)
+        for parameter in stack.parameters():
+            parameter.requires_grad_(False)
+        for parameter in trained:
+            parameter.requires_grad_(True)
+
+
+@torch.no_grad()
+def merge_adapters(module: nn.Module) -> None:
+    """Adds every low-rank adapter to the weight it adapts, and takes it out, in place; rounded once, to the weight's type."""
+    for parent in list(module.modules()):
+        for name, layer in list(parent.named_children()):
+            if isinstance(layer, LoraLayer):
+                base = layer.get_base_layer()
+                for adapter in layer.active_adapters:
+                    merged = base.weight.float() + layer.get_delta_weight(adapter).float()
+                    base.weight.data = merged.to(base.weight.dtype)
+                setattr(parent, name, base)
+
+
+def learned(reader: nn.Module) -> dict[str, nn.Parameter]:
+    """{name: parameter} of the weights that are not the backbone's: what a checkpoint holds."""
+    return {
+        name: parameter
+        for name, parameter in reader.named_parameters()
+        if parameter.requires_grad or getattr(parameter, "held", False)
+    }
+
+
+def trained_state(reader: nn.Module, state: dict[str, Tensor] | None = None) -> dict[str, Tensor]:
+    """{name: tensor} of the learned weights; taken from `state` where a gathered state dict is given."""
+    names = list(learned(reader))
+    state = dict(reader.named_parameters()) if state is None else state
+    return {name: state[name].detach().to("cpu", torch.float32).contiguous() for name in names}
+
+
+def former_names(reader: nn.Module) -> dict[str, str]:
+    """{former name: current name} of parameters and of modules, from the `former_names` that modules declare."""
+    return {
+        f"{at}.{old}": f"{at}.{new}"
+        for at, module in reader.named_modules()
+        for old, new in getattr(module, "former_names", {}).items()
+    }
+
+
+def rename_parameter(name: str, names: dict[str, str]) -> str:
+    """A parameter's name with it, or the module that it belongs to, renamed by `names`."""
+    for old, new in names.items():
+        if name == old or name.startswith(f"{old}."):
+            return new + name[len(old) :]
+    return name

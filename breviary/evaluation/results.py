@@ -1,0 +1,303 @@
+"""What an evaluation leaves on disk: predictions one by one, their summary, and where it was computed.
+
+`predictions.jsonl` grows while an evaluation goes, so that a killed one continues; `results.json`
+is written once, atomically, when all predictions are there; `environment.json` says with which code
+and on which machine.
+"""
+
+from __future__ import annotations
+
+import glob
+import json
+import math
+import os
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from breviary.evaluation.statistics import interval
+from breviary.runs.environment import environment
+from breviary.runtime.files import _encode, write_json, write_text
+
+# ------------------------------------------------------------------ finding and reading
+
+
+def find_results(runs: Iterable[str]) -> list[Path]:
+    """Every results.json below the folders `runs`: run folders, their parents, or globs of either; sorted.
+
+    Raises ValueError where a name matches nothing or a folder holds no results.
+    """
+    found: dict[Path, Path] = {}
+    for name in runs:
+        folders = [Path(name)] if Path(name).exists() else [Path(match) for match in sorted(glob.glob(str(name)))]
+        if not folders:
+            raise ValueError(
+                f"RUN {name}: no such folder; give run folders that train.py or eval.py printed, "
+                "a folder of runs such as outputs/comi_nq, or a glob in quotes"
+            )
+        files = [file for folder in folders for file in ([folder] if folder.is_file() else folder.rglob(RESULTS))]
+        if not files:
+            raise ValueError(f"RUN {name}: no {RESULTS} below it; evaluate first, python eval.py run={folders[0]}")
+        found |= {file.resolve(): file for file in files}
+    return sorted(found.values())
+
+
+SCHEMA = 2
+FORMER_KEYS = {"asked_ratio": "requested_ratio"}  # of schema 1
+
+PREDICTIONS = "predictions.jsonl"
+
+RESULTS = "results.json"
+
+PREDICTION_KEYS = frozenset(
+    {
+        "id",
+        "question",
+        "prediction",
+        "references",
+        "scores",
+        "nll",
+        "answer_tokens",
+        "context_tokens",
+        "memory_slots",
+        "memory_bytes",
+        "context_reused",
+        "truncated",
+        "times",
+    }
+)
+
+RESULT_KEYS = frozenset(
+    {
+        "schema",
+        "reader",
+        "n",
+        "data_hash",
+        "metrics",
+        "requested_ratio",
+        "effective_ratio",
+        "memory_slots",
+        "memory_bytes",
+        "times",
+        "truncated",
+        "peak_memory_bytes",
+        "commit",
+        "dirty",
+        "hardware",
+        "config",
+        "run",
+    }
+)
+
+
+def _line(row: dict[str, Any]) -> str:
+    missing = sorted(PREDICTION_KEYS - row.keys())
+    assert not missing, f"a prediction lacks {missing}; given were {sorted(row)}"
+    if not math.isfinite(row["nll"]):
+        raise ValueError(
+            f"nll of example {row['id']!r} is {row['nll']}: the reader's logits are not finite "
+            "(a diverged run, or a dtype too narrow for this backbone: see backbone.dtype)"
+        )
+    return json.dumps(row, ensure_ascii=False, allow_nan=False) + "\n"
+
+
+class Predictions:
+    """The predictions in one file, one JSON object a line, continued where an earlier process was killed.
+
+    rows  every prediction of the file, in file order
+    done  their ids
+
+    A last line without its end (the process was killed while writing) is dropped and the file cut there.
+    Raises ValueError where any other line is not JSON.
+    """
+
+    def __init__(self, path: str | Path) -> None:
+        self.path = Path(path)
+        self.rows: list[dict[str, Any]] = []
+        if self.path.exists():
+            self._load()
+        self._done = {row["id"] for row in self.rows}
+
+    @property
+    def done(self) -> set[str]:
+        """Ids of the examples that need no answer any more."""
+        return self._done
+
+    def append(self, rows: Iterable[dict[str, Any]]) -> None:
+        """Add predictions of examples not `done` yet; they are with the operating system on return."""
+        rows = list(rows)
+        text = "".join(_line(row) for row in rows)
+        for row in rows:
+            assert row["id"] not in self._done, f"example {row['id']!r} is already in {self.path}"
+            self._done.add(row["id"])
+        self.path.parent.mkdir(parents=True, exist_ok=True)
+        with open(self.path, "ab") as file:
+            file.write(_encode(text))
+        self.rows += rows
+
+    def _load(self) -> None:
+        content = self.path.read_bytes()
+        whole = content.rfind(b"\n") + 1
+        if whole < len(content):
+            os.truncate(self.path, whole)
+        for number, line in enumerate(content[:whole].split(b"\n")[:-1], start=1):
+            try:
+                self.rows.append(json.loads(line))
+            except ValueError as error:
+                raise ValueError(
+                    f"{self.path}, line {number}: not JSON ({error}); delete the line to have its "
+                    "example answered again"
+                ) from error
+
+
+def merge_ranks(folder: str | Path, order: list[str]) -> list[dict[str, Any]]:
+    """Join `predictions.rank*.jsonl` and `predictions.jsonl` of `folder` into the latter, in the order of the data.
+
+    order  the id of every example of the data; predictions may still be missing, so this also
+           serves at the start, when an evaluation goes on with another number of processes
+    Returns the merged predictions. The ranks' files are removed. Only one process may call this, with
+    no other reading or writing. Raises ValueError on a repeated id and on a prediction of other data.
+    """
+    folder = Path(folder)
+    place = {example: i for i, example in enumerate(order)}
+    if len(place) < len(order):
+        repeated = next(example for i, example in enumerate(order) if place[example] != i)
+        raise ValueError(f"example id {repeated!r} occurs more than once in the data; ids must be unique")
+    rank_files = sorted(folder.glob("predictions.rank*.jsonl"))
+    rows: dict[str, dict[str, Any]] = {}
+    for path in [folder / PREDICTIONS, *rank_files]:
+        for row in Predictions(path).rows:
+            rows.setdefault(row["id"], row)  # twice only when killed between the two last steps below
+    strangers = sorted(rows.keys() - place.keys())
+    if strangers:
+        raise ValueError(
+            f"{folder} holds predictions of examples that are not in the data: {strangers[:3]}; "
+            "evaluate other data in a folder of its own"
+        )
+    merged = sorted(rows.values(), key=lambda row: place[row["id"]])
+    write_text(folder / PREDICTIONS, "".join(_line(row) for row in merged))
+    for path in rank_files:
+        path.unlink()
+    return merged
+
+
+def summarise(
+    rows: list[dict[str, Any]], requested_ratio: float | None, seed: int = 0, resamples: int = 2000
+) -> dict[str, Any]:
+    """Predictions as numbers, in the form `write_results` takes.
+
+    metrics          {name: {"value", "low", "high"}} with 95% bootstrap intervals over the examples, for
+                     every score of the rows (a mean), every one of their "ratios" ({name: [top, bottom]}: sum of
+                     tops / sum of bottoms) and "nll" (nats a token: sum of nats / sum of tokens)
+    by_position      likewise for "by_position" of the rows, over those that are so long; absent where they have none
+    n                number of examples;     truncated  how many had their prompt cut
+    contexts_read    how many contexts were read for them: questions on one context share its reading
+    requested_ratio      as given;               effective_ratio  context tokens / slots, None where no slot is kept
+    memory_slots     mean per example;       memory_bytes  mean per example
+    times            {phase: median over the examples, milliseconds}; encode_ms over those whose context was
+                     read anew, since the others cost none
+    Raises ValueError where `rows` is empty.
+    """
+    if not rows:
+        raise ValueError("no predictions to summarise: the data has no example, or its limit is 0")
+
+    def column(name: str) -> np.ndarray:
+        return np.array([row[name] for row in rows], dtype=np.float64)
+
+    ones = np.ones(len(rows))
+    metrics = {}
+    for name in rows[0]["scores"]:
+        scores = np.array([row["scores"][name] for row in rows], dtype=np.float64)
+        metrics[name] = interval(scores, ones, seed, resamples)
+    metrics |= _ratios(rows, "ratios", seed, resamples)
+    positions = _ratios(rows, "by_position", seed, resamples)
+    tokens, slots = column("answer_tokens"), column("memory_slots")
+    assert tokens.min() > 0, f"an answer of {tokens.min():.0f} tokens; the end token counts, so at least 1"
+    metrics["nll"] = interval(column("nll"), tokens, seed, resamples)
+    return {
+        "n": len(rows),
+        "metrics": metrics,
+        "requested_ratio": requested_ratio,
+        "effective_ratio": float(column("context_tokens").sum() / slots.sum()) if slots.sum() else None,
+        "memory_slots": float(slots.mean()),
+        "memory_bytes": float(column("memory_bytes").mean()),
+        "times": {phase: _median_time(rows, phase) for phase in rows[0]["times"]},
+        "truncated": sum(bool(row["truncated"]) for row in rows),
+        "contexts_read": sum(not row["context_reused"] for row in rows),
+        **({"by_position": positions} if positions else {}),
+    }
+
+
+def _ratios(rows: list[dict[str, Any]], key: str, seed: int, resamples: int) -> dict[str, dict[str, float]]:
+    """{name: interval} of the pairs in row[key], each over the rows that have it with something below the line."""
+    pairs: dict[str, list[list[float]]] = {}
+    for row in rows:
+        for name, pair in row.get(key, {}).items():
+            pairs.setdefault(name, []).extend([pair] if pair[1] else [])
+    return {
+        name: interval(*np.array(found, dtype=np.float64).T, seed, resamples) for name, found in pairs.items() if found
+    }
+
+
+def _median_time(rows: list[dict[str, Any]], phase: str) -> float:
+    counted = [row for row in rows if phase != "encode_ms" or not row["context_reused"]]
+    return float(np.median([row["times"][phase] for row in counted or rows]))
+
+
+def write_results(folder: str | Path, reader: str, metrics: dict[str, Any], extra: dict[str, Any]) -> dict[str, Any]:
+    """Write `results.json` of one reader into `folder`, atomically, and return what was written.
+
+    metrics  from `summarise`
+    extra    data_hash, peak_memory_bytes, run (the run's folder), config (the resolved configuration of a
+             trained reader; None for an untouched baseline, which belongs to no run of its own), and
+             commit, dirty, hardware where they are not those of this process; further keys are kept
+    """
+    here = environment()
+    results = {
+        "schema": SCHEMA,
+        "reader": reader,
+        **metrics,
+        **{key: here[key] for key in ("commit", "dirty", "hardware")},
+        **extra,
+    }
+    missing = sorted(RESULT_KEYS - results.keys())
+    assert not missing, f"results lack {missing}; given were {sorted(results)}"
+    write_json(Path(folder) / RESULTS, results)
+    return results
+
+
+def read_results(folder: str | Path) -> dict[str, Any]:
+    """Results of one reader, from its folder or from the file itself.
+
+    Raises ValueError where there is no such file, it is not JSON, or of another schema.
+    """
+    path = Path(folder)
+    path = path / RESULTS if path.is_dir() else path
+    if not path.is_file():
+        raise ValueError(f"no results at {path}: the evaluation has not ended, or this is not a reader's folder")
+    try:
+        results = json.loads(path.read_bytes())
+    except ValueError as error:
+        raise ValueError(f"{path} is not JSON: {error}") from error
+    if isinstance(results, dict) and results.get("schema") == 1:
+        results = {FORMER_KEYS.get(key, key): value for key, value in results.items()} | {"schema": SCHEMA}
+    if not isinstance(results, dict) or results.get("schema") != SCHEMA:
+        found = results.get("schema") if isinstance(results, dict) else type(results).__name__
+        raise ValueError(f"{path} has schema {found!r}; this version reads {SCHEMA}")
+    missing = sorted(RESULT_KEYS - results.keys())
+    if missing:
+        raise ValueError(f"{path} lacks {missing}")
+    return results
+
+
+def source_of(dataset: Mapping[str, Any], split: str, parts: int = 0) -> str:
+    """Where the split's examples come from: files, `parts` last parts of each (0: whole), or the class that makes them."""
+    files = dataset.get(split)
+    if not files:
+        return dataset["_target_"]
+    return ", ".join(
+        "/".join(Path(file).parts[-parts:]) if parts else file
+        for file in ([files] if isinstance(files, str) else files)
+    )

@@ -1,0 +1,130 @@
+"""Caches of encoded contexts: each distinct context is encoded once for all questions on it (evaluation, serving).
+
+`ContextCache` serves the questions of one evaluation. `EncodingStore` shares encoded contexts between several
+evaluations of the same weights in one process (`variants` of eval.py).
+"""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+from collections.abc import Callable, Sequence
+from itertools import chain
+from time import perf_counter
+from typing import Any
+
+import torch
+
+from breviary.contract import Batch, Compressor, Context, Encoded, Tokens
+from breviary.decoding.state import PrefilledMemory
+from breviary.memory.encoded import join_contexts, move_encoded, split_contexts
+from breviary.runtime.device import synchronise
+from breviary.runtime.timing import spent
+
+
+def context_keys(prefix: Tokens, context: Tokens) -> list[bytes]:
+    """A key for each row's context and prefix, from their token ids; independent of padding."""
+    parts = [
+        [ids[mask].cpu().numpy().tobytes() for ids, mask in zip(part.ids, part.mask)] for part in (prefix, context)
+    ]
+    return [first + b"|" + own for first, own in zip(*parts)]
+
+
+class ContextCacheBase:
+    """Least-recently-used cache of whatever a method computes from a context, keyed by the ids of prefix and context.
+
+    capacity  number of contexts kept
+    reused    for each row of the last call: True where its context was already in the cache
+    """
+
+    def __init__(self, capacity: int = 32) -> None:
+        self.capacity = capacity
+        self.reused: list[bool] = []
+        self._entries: OrderedDict[bytes, Any] = OrderedDict()
+
+    def lookup(self, prefix: Tokens, context: Tokens, compute: Callable[[list[int]], Sequence[Any]]) -> list[Any]:
+        """The entry of each row; `compute` returns those of the row indices that are missing, in order."""
+        keys = context_keys(prefix, context)
+        missing = list({key: b for b, key in reversed(list(enumerate(keys))) if key not in self._entries}.values())
+        self.reused = [b not in missing for b in range(len(keys))]
+        found = {key: self._entries[key] for key in keys if key in self._entries}
+        if missing:
+            found |= zip((keys[b] for b in missing), compute(missing))
+        for key in keys:
+            self._entries[key] = found[key]
+            self._entries.move_to_end(key)
+        while len(self._entries) > self.capacity:
+            self._entries.popitem(last=False)
+        return [found[key] for key in keys]
+
+
+LIMIT_BYTES = 4 * 2**30  # a context of 3,000 tokens takes 7 MB (SmolLM2-135M, float32, join: depth)
+
+
+class EncodingStore:
+    """Encoded contexts in CPU memory, up to `limit_bytes`.
+
+    A full store evicts nothing: every evaluation visits all contexts in the same order, so evicting the oldest entry
+    would never produce a hit. For compressors with the same `encode` only: equal weights, and settings that differ in
+    `compress_only_keys` alone.
+    """
+
+    def __init__(self, limit_bytes: int = LIMIT_BYTES) -> None:
+        self.limit_bytes = limit_bytes
+        self._kept: dict[bytes, tuple[Encoded, float]] = {}
+        self._bytes = 0
+
+    def encode(self, compressor: Compressor, context: Context) -> list[Encoded]:
+        """`compressor.encode` of each of B rows, as B encodings of batch size 1.
+
+        A hit adds the seconds of its first encoding to phase "encode": tables report the cost of encoding, not of the cache.
+        """
+        keys, device = context_keys(context.prefix, context), context.ids.device
+        missing = [b for b, key in enumerate(keys) if key not in self._kept]
+        spent("encode", sum(self._kept[key][1] for key in keys if key in self._kept))
+        found = {b: move_encoded(self._kept[key][0], device) for b, key in enumerate(keys) if key in self._kept}
+        if missing:
+            rows = torch.tensor(missing, device=device)
+            own = context.rows(rows)
+            synchronise()
+            start = perf_counter()
+            encoded = split_contexts(compressor.encode(Context(own.ids, own.mask, context.prefix.rows(rows))))
+            synchronise()
+            seconds = (perf_counter() - start) / len(missing)
+            for b, one in zip(missing, encoded):
+                self._keep(keys[b], one, seconds)
+            found |= zip(missing, encoded)
+        return [found[b] for b in range(len(keys))]
+
+    def _keep(self, key: bytes, one: Encoded, seconds: float) -> None:
+        tensors = chain((one.states, one.mask, one.ids), *one.keys_values)
+        size = sum(tensor.numel() * tensor.element_size() for tensor in tensors)
+        if self._bytes + size <= self.limit_bytes:
+            self._kept[key] = move_encoded(one, "cpu"), seconds
+            self._bytes += size
+
+
+class ContextCache(ContextCacheBase):
+    """Encoded contexts and, where the memory needs no question, the decoder's keys and values of the memory.
+
+    store  encodings shared with other evaluations of the same weights
+    """
+
+    def __init__(self, capacity: int = 32, store: EncodingStore | None = None) -> None:
+        super().__init__(capacity)
+        self.prefills, self.store = ContextCacheBase(capacity), store
+
+    def prefilled(self, batch: Batch, prefill: Callable[[list[int]], Sequence[PrefilledMemory]]) -> PrefilledMemory:
+        """The prefilled memory of every row; `prefill` computes that of the row indices that are missing."""
+        found = self.prefills.lookup(batch.prefix, batch.context, prefill)
+        self.reused = self.prefills.reused
+        return PrefilledMemory.join(found)
+
+    def encode(self, compressor: Compressor, context: Context) -> Encoded:
+        """`compressor.encode(context)`, which encodes only contexts that are not in the cache."""
+
+        def encode_missing(missing: list[int]) -> list[Encoded]:
+            rows = torch.tensor(missing, device=context.ids.device)
+            part = Context(context.ids[rows], context.mask[rows], context.prefix.rows(rows))
+            return self.store.encode(compressor, part) if self.store else split_contexts(compressor.encode(part))
+
+        return join_contexts(self.lookup(context.prefix, context, encode_missing))

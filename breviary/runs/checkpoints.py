@@ -1,0 +1,207 @@
+"""Checkpoints: learned weights in safetensors, with the name and hash of the backbone they belong to.
+
+Learned are those that are trained, and those that an earlier run trained and this one keeps (breviary.backbone.hold).
+"""
+
+from __future__ import annotations
+
+import difflib
+import json
+import re
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+from omegaconf import DictConfig
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor, nn
+
+from breviary.backbones.trainable import former_names, learned, merge_adapters, rename_parameter, trained_state
+from breviary.config.errors import collect_errors
+from breviary.runtime.files import tensors_hash
+
+SCHEMA = 1
+
+WEIGHTS = "trained.safetensors"
+
+
+def save_trained(
+    folder: str | Path, reader: nn.Module, fingerprint: dict[str, str], state: dict[str, Tensor] | None = None
+) -> Path:
+    """Writes the trained weights into `folder`; gives the file."""
+    return save_weights(folder, trained_state(reader, state), fingerprint)
+
+
+def save_weights(
+    folder: str | Path, weights: dict[str, Tensor], fingerprint: dict[str, str], merged: bool = False
+) -> Path:
+    """Writes named weights into `folder`, with their hash; gives the file. merged = adapters are in the backbone."""
+    folder = Path(folder)
+    folder.mkdir(parents=True, exist_ok=True)
+    metadata = {
+        "format": "pt",
+        "schema": str(SCHEMA),
+        "backbone": json.dumps(fingerprint),
+        "sha256": tensors_hash(weights),
+    }
+    save_file(weights, folder / WEIGHTS, metadata=metadata | ({"merged": "true"} if merged else {}))
+    (folder / WEIGHTS).chmod(0o644)  # safetensors writes private files; a run is to be shared
+    return folder / WEIGHTS
+
+
+def read_metadata(folder: str | Path) -> dict[str, Any]:
+    """Of a checkpoint: schema version, backbone, whether adapters are merged, hash of the weights (None in old ones).
+
+    Raises: ValueError when there is no checkpoint, or of a schema that this version does not know.
+    """
+    file = Path(folder) / WEIGHTS
+    if not file.is_file():
+        raise ValueError(f"{file}: no such checkpoint; give a run folder or a checkpoint folder with {WEIGHTS}")
+    try:
+        with safe_open(file, framework="pt") as stream:
+            metadata = stream.metadata() or {}
+    except SafetensorError as error:
+        raise ValueError(f"{file}: damaged checkpoint ({error}); take another one, or train anew") from error
+    if metadata.get("schema") != str(SCHEMA):
+        raise ValueError(f"{file}: checkpoint of schema {metadata.get('schema')}, this version reads {SCHEMA}")
+    return {
+        "schema": SCHEMA,
+        "backbone": json.loads(metadata["backbone"]),
+        "merged": metadata.get("merged") == "true",
+        "sha256": metadata.get("sha256"),
+    }
+
+
+def backbone_difference(folder: str | Path, stored: dict[str, str], fingerprint: dict[str, str]) -> list[str]:
+    """A sentence where the backbone that a checkpoint is of is not the one with `fingerprint`."""
+    if stored["sha256"] == fingerprint["sha256"]:
+        return []
+    return [
+        f"{folder}: checkpoint of backbone {stored['name']} ({stored['sha256'][:12]}), but the backbone here is "
+        f"{fingerprint['name']} ({fingerprint['sha256'][:12]}); set backbone accordingly, e.g. backbone.path"
+    ]
+
+
+def load_trained(
+    folder: str | Path, reader: nn.Module, fingerprint: dict[str, str], is_start: bool = False
+) -> list[str]:
+    """Loads learned weights strictly, in place; gives the names of those that the checkpoint lacks.
+
+    is_start  a training starts from them: what the earlier run did not train (its decoder was frozen, say) stays as built
+    Raises: ValueError on another backbone, on damaged values, on unknown or misshapen weights, and, unless it is a start, on
+    missing ones, all of them listed; on a start that has nothing in common with the reader.
+    """
+    metadata = read_metadata(folder)
+    for difference in backbone_difference(folder, metadata["backbone"], fingerprint):
+        raise ValueError(difference)
+    with safe_open(Path(folder) / WEIGHTS, framework="pt") as stream:
+        stored = {name: stream.get_tensor(name) for name in stream.keys()}
+    if metadata["sha256"] not in (None, tensors_hash(stored)):
+        raise ValueError(
+            f"{Path(folder) / WEIGHTS}: damaged checkpoint (its values are not those that were written); "
+            "take another copy, or train anew"
+        )
+    if metadata["merged"]:
+        merge_adapters(reader)
+    stored = _current_names(reader, stored)
+    # What was merged lies in the backbone; beside it there are learned weights, and frozen ones of an encoder's own.
+    own = dict(reader.named_parameters())
+    needed = {} if metadata["merged"] else learned(reader)
+    missing = sorted(needed.keys() - stored.keys())
+    if is_start and len(missing) < len(needed):
+        needed = {name: parameter for name, parameter in needed.items() if name in stored}
+    difference = _difference(needed, own if metadata["merged"] else learned(reader), stored)
+    if difference:
+        raise ValueError(f"{folder}: weights do not fit the configured reader:\n  " + "\n  ".join(difference))
+    with torch.no_grad():
+        for name, tensor in stored.items():
+            own[name].copy_(tensor)
+    return missing
+
+
+def _current_names(reader: nn.Module, stored: dict[str, Tensor]) -> dict[str, Tensor]:
+    """Stored weights under the parameter names of this version (see `former_names`)."""
+    former = former_names(reader)
+    current = {name: rename_parameter(name, former) for name in stored}
+    # DeepSpeed cannot shard scalars: the first checkpoints stored them without a dimension.
+    return {
+        current[name]: tensor[None] if current[name] != name and not tensor.dim() else tensor
+        for name, tensor in stored.items()
+    }
+
+
+def _difference(
+    needed: dict[str, Tensor], known: dict[str, Tensor], stored: dict[str, Tensor], most: int = 10
+) -> list[str]:
+    lines = []
+    for name in sorted(needed.keys() - stored.keys()):
+        near = difflib.get_close_matches(name, stored, n=1)
+        lines.append(f"missing: {name}" + (f" (nearest in the file: {near[0]})" if near else ""))
+    lines += [f"unknown: {name}" for name in sorted(stored.keys() - known.keys())]
+    lines += [
+        f"shape of {name}: {tuple(stored[name].shape)} in the file, {tuple(known[name].shape)} in the reader"
+        for name in sorted(known.keys() & stored.keys())
+        if known[name].shape != stored[name].shape
+    ]
+    return lines[:most] + ([f"and {len(lines) - most} more"] if len(lines) > most else [])
+
+
+def check_start(cfg: DictConfig, backbone: Any) -> list[str]:
+    """What keeps a training from starting from `init_from`, or from going on from the run folder `resume`."""
+    found = check_checkpoint("init_from", cfg.init_from, best_checkpoint, backbone) if cfg.init_from else []
+    if cfg.resume not in ("never", "auto"):
+        found += [
+            f"{problem} (resume takes never, auto or a run folder)"
+            for problem in check_checkpoint("resume", cfg.resume, last_checkpoint, backbone)
+        ]
+    return found
+
+
+def check_checkpoint(key: str, run: str, find: Callable[[str], Path], backbone: Any) -> list[str]:
+    """Whether `find(run)` gives a checkpoint of this backbone; reads its header, and hashes the backbone."""
+    found: list[str] = []
+    checkpoint = collect_errors(found, find, run)
+    stored = collect_errors(found, read_metadata, checkpoint) if checkpoint else None
+    if stored is not None and not backbone.problems():
+        found += backbone_difference(checkpoint, stored["backbone"], backbone.fingerprint)
+    return [f"{key}: {problem}" for problem in found]
+
+
+def checkpoints(folder: str | Path) -> list[Path]:
+    """A run's complete checkpoints, oldest first."""
+    found = [
+        (int(match[1]), path)
+        for path in Path(folder).glob("checkpoints/checkpoint-*")
+        if (match := re.fullmatch(r"checkpoint-(\d+)", path.name))
+        and (path / WEIGHTS).is_file()
+        and (path / "trainer_state.json").is_file()
+    ]
+    return [path for _, path in sorted(found)]
+
+
+def last_checkpoint(folder: str | Path) -> Path:
+    """A run's newest checkpoint; an exported folder is its own.
+
+    Raises: ValueError when the folder is no run or has none.
+    """
+    if (Path(folder) / WEIGHTS).is_file():
+        return Path(folder)
+    found = checkpoints(folder)
+    if not found:
+        raise ValueError(
+            f"{folder}: no run folder with a complete checkpoint in checkpoints/; "
+            "give one that train.py printed, e.g. run=outputs/comi_facts/20260101T000000_ab12cd"
+        )
+    return found[-1]
+
+
+def best_checkpoint(folder: str | Path) -> Path:
+    """A run's checkpoint of lowest validation NLL; the newest where nothing was validated."""
+    newest = last_checkpoint(folder)
+    if newest == Path(folder):
+        return newest
+    step = json.loads((newest / "trainer_state.json").read_text()).get("best_global_step")
+    best = newest.with_name(f"checkpoint-{step}")
+    return best if step and (best / WEIGHTS).is_file() else newest

@@ -1,0 +1,79 @@
+"""TODO DOC"""
+
+from __future__ import annotations
+
+import importlib.metadata
+import os
+import platform
+import subprocess
+from pathlib import Path
+from typing import Any
+
+from breviary.runtime.checkout import ROOT
+from breviary.runtime.files import write_json
+
+ENVIRONMENT = "environment.json"
+
+PACKAGES = ("torch", "transformers", "peft", "deepspeed")
+
+
+def git_state(root: Path) -> tuple[str | None, bool | None]:
+    """(commit, dirty) of the checkout at `root`; an untracked file that git does not ignore makes it dirty too.
+
+    (None, None) where `root` is not the top of a git checkout, e.g. an unpacked archive inside another project.
+    """
+
+    def git(*arguments: str) -> str | None:
+        try:
+            done = subprocess.run(["git", "-C", str(root), *arguments], capture_output=True, text=True, timeout=30)
+        except FileNotFoundError:  # no git on this machine
+            return None
+        return done.stdout.strip() if done.returncode == 0 else None
+
+    top = git("rev-parse", "--show-toplevel")
+    if top is None or Path(top).resolve() != root.resolve():
+        return None, None
+    status = git("status", "--porcelain")
+    return git("rev-parse", "--verify", "HEAD"), None if status is None else bool(status)
+
+
+def _version(package: str) -> str | None:
+    try:
+        return importlib.metadata.version(package)
+    except importlib.metadata.PackageNotFoundError:
+        return None
+
+
+def _cpu_model() -> str:
+    listing = Path("/proc/cpuinfo")
+    if listing.exists():
+        for line in listing.read_text().splitlines():
+            if line.startswith("model name"):
+                return line.split(":", 1)[1].strip()
+    return platform.processor() or platform.machine()
+
+
+def environment() -> dict[str, Any]:
+    """What this process runs with: commit, dirty, versions (None = not installed), hardware (memory in bytes)."""
+    import torch  # here, because reports on finished runs need no torch and it takes seconds to import
+
+    commit, dirty = git_state(ROOT)
+    return {
+        "commit": commit,
+        "dirty": dirty,
+        "versions": {"python": platform.python_version(), **{name: _version(name) for name in PACKAGES}},
+        "hardware": {
+            "cpu": _cpu_model(),
+            "cores": os.cpu_count(),
+            "threads": torch.get_num_threads(),
+            "memory_bytes": os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES"),
+            "gpus": [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())],
+        },
+    }
+
+
+def write_environment(folder: str | Path) -> dict[str, Any]:
+    """Write `environment.json` into `folder` and return what was written."""
+    found = environment()
+    write_json(Path(folder) / ENVIRONMENT, found)
+    return found

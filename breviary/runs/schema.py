@@ -1,0 +1,84 @@
+"""Run folders of every version that was ever on main, read as if this version had written them.
+
+A run's config.yaml begins with `schema`, counted up when a configuration of before no longer means the same without
+help; what is written now has SCHEMA. Runs from before there was a schema count as 1.
+Adding a key with a default that changes nothing needs no new schema: missing keys get their constructors' defaults.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+from omegaconf import DictConfig, OmegaConf, open_dict
+
+SCHEMA = 3
+
+
+def _from_1(cfg: DictConfig) -> None:
+    """Schema 1, from the first commit on; what changed within it, oldest first."""
+    # A note on made-up weights was a key of the tiny backbone, with nobody to read it.
+    if cfg.backbone._target_.endswith(".TinyBackbone"):
+        cfg.backbone.pop("note", None)
+    # No alignment was lsa_layers=0 before alignment could be of several kinds.
+    if "lsa_layers" in cfg.compressor and "alignment" not in cfg.compressor:
+        cfg.compressor.alignment = "lsa" if cfg.compressor.lsa_layers else "none"
+        cfg.compressor.lsa_layers = cfg.compressor.lsa_layers or 1
+        cfg.compressor.question = "after_context"
+    # A batch was read by one process.
+    for key, value in (("ranks", 1), ("schedule", "cyclic")):
+        cfg.engine.setdefault(key, value)
+
+
+# Classes by the name that schema 1 and 2 knew them by: {old _target_: new _target_}.
+MOVED = {
+    "breviary.backbone.Backbone": "breviary.backbones.pretrained.Backbone",
+    "breviary.backbone.TinyBackbone": "breviary.backbones.tiny.TinyBackbone",
+    "breviary.baselines.KeepTokens": "breviary.readers.keep_tokens.KeepTokens",
+    "breviary.distillation.Distill": "breviary.objectives.distillation.Distill",
+    "breviary.memory_tokens.MemoryTokens": "breviary.readers.memory_tokens.MemoryTokens",
+    "breviary.objective.Answer": "breviary.objectives.answer.Answer",
+    "breviary.objective.AnswerAndCopy": "breviary.objectives.answer.AnswerAndCopy",
+    "breviary.objective.Continue": "breviary.objectives.text.Continue",
+    "breviary.objective.Reconstruct": "breviary.objectives.text.Reconstruct",
+    "breviary.pooling.MeanPool": "breviary.readers.mean_pool.MeanPool",
+}
+FORMER_TARGETS = {new: old for old, new in MOVED.items()}
+
+
+def rename_targets(node: Any, names: Mapping[str, str]) -> Any:
+    """A configuration as plain values with every `_target_` renamed by `names`."""
+    if isinstance(node, dict):
+        return {
+            key: names.get(value, value) if key == "_target_" else rename_targets(value, names)
+            for key, value in node.items()
+        }
+    return [rename_targets(value, names) for value in node] if isinstance(node, list) else node
+
+
+def _from_2(cfg: DictConfig) -> None:
+    """Schema 2: classes of breviary have moved into sub-packages."""
+    for section in ("backbone", "compressor", "dataset", "objective"):
+        if section in cfg:
+            cfg[section] = rename_targets(OmegaConf.to_container(cfg[section]), MOVED)
+
+
+UPGRADES: dict[int, Callable[[DictConfig], None]] = {1: _from_1, 2: _from_2}
+
+
+def upgrade_config(cfg: DictConfig, source: str) -> DictConfig:
+    """A run's configuration as read from its file -> the same in this version's terms, without `schema`; in place.
+
+    source  named in errors
+    Raises: ValueError for a schema of a later version, or none at all.
+    """
+    with open_dict(cfg):
+        schema = cfg.pop("schema", 1)
+        if schema not in (*UPGRADES, SCHEMA):
+            raise ValueError(
+                f"{source}: a run of schema {schema}, this version reads 1 to {SCHEMA}; open it with the "
+                "version of Breviary that wrote it (environment.json beside it names the commit)"
+            )
+        for version in range(schema, SCHEMA):
+            UPGRADES[version](cfg)
+    return cfg

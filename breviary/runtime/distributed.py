@@ -1,0 +1,92 @@
+"""Ranks, and the few collectives that training and evaluation need."""
+
+from __future__ import annotations
+
+import os
+import sys
+from datetime import timedelta
+from typing import Any
+
+import torch
+import torch.distributed as dist
+
+
+def rank() -> int:
+    """This process's rank; 0 without a process group."""
+    return dist.get_rank() if dist.is_initialized() else int(os.environ.get("RANK", 0))
+
+
+def world_size() -> int:
+    """Number of processes; 1 without a process group."""
+    return dist.get_world_size() if dist.is_initialized() else int(os.environ.get("WORLD_SIZE", 1))
+
+
+def sum_over_ranks(value: torch.Tensor) -> torch.Tensor:
+    """Sum of a tensor over all ranks (itself without a process group)."""
+    if dist.is_initialized():
+        dist.all_reduce(value)
+    return value
+
+
+def sums_over_ranks(values: dict[str, torch.Tensor | float]) -> dict[str, float]:
+    """Sums of named scalars over all ranks, which call this with equal names; one collective, one host sync."""
+    names = sorted(values)
+    device = next((v.device for v in values.values() if isinstance(v, torch.Tensor)), None)
+    sums = torch.stack([torch.as_tensor(values[name], dtype=torch.float64, device=device) for name in names])
+    return dict(zip(names, sum_over_ranks(sums).tolist()))
+
+
+def broadcast_from_rank_zero(value: Any) -> Any:
+    """Rank 0's value (any picklable object) on every rank."""
+    if not dist.is_initialized():
+        return value
+    box = [value]
+    dist.broadcast_object_list(box)
+    return box[0]
+
+
+def gather_rows(rows: list[Any]) -> list[Any]:
+    """The rows of all ranks, rank by rank, on every rank."""
+    if not dist.is_initialized():
+        return rows
+    gathered: list[Any] = [None] * dist.get_world_size()
+    dist.all_gather_object(gathered, rows)
+    return [row for part in gathered for row in part]
+
+
+def barrier() -> None:
+    """Waits for all ranks."""
+    if dist.is_initialized():
+        dist.barrier()
+
+
+# ------------------------------------------------------------------ starting and ending
+
+
+def take_launcher_arguments() -> None:
+    """Removes `--local_rank=N` from sys.argv, which the deepspeed launcher adds and Hydra does not know."""
+    kept, arguments = [], iter(sys.argv)
+    for argument in arguments:
+        name, equals, number = argument.partition("=")
+        if name not in ("--local_rank", "--local-rank"):
+            kept.append(argument)
+            continue
+        os.environ.setdefault("LOCAL_RANK", number if equals else next(arguments))
+    sys.argv[:] = kept
+
+
+def start_process_group(device: torch.device, timeout: float | None = None) -> None:
+    """Joins the process group that torchrun or deepspeed announced in the environment, if any. What ranks do together fails
+    after twice `timeout` seconds; None = after as long as the backend sees fit."""
+    if int(os.environ.get("WORLD_SIZE", 1)) > 1 and not dist.is_initialized():
+        if device.type == "cuda":
+            torch.cuda.set_device(device)  # NCCL sends objects from the current device
+        limit = timedelta(seconds=2 * timeout) if timeout else None
+        dist.init_process_group("nccl" if device.type == "cuda" else "gloo", timeout=limit)
+
+
+def end_process_group() -> None:
+    """Leaves the process group, if any, after all ranks have come so far."""
+    if dist.is_initialized():
+        dist.barrier()
+        dist.destroy_process_group()

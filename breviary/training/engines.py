@@ -1,0 +1,107 @@
+"""TODO DOC"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import socket
+import warnings
+from pathlib import Path
+
+import torch
+from omegaconf import DictConfig, OmegaConf
+from transformers import TrainingArguments
+
+
+def full_weight(parameter: torch.nn.Parameter) -> torch.Tensor:
+    """A parameter's whole value: DeepSpeed's float32 master, gathered, where ZeRO holds one. Called by all ranks."""
+    if not (hasattr(parameter, "ds_id") or hasattr(parameter, "_hp_mapping")):
+        return parameter.detach()
+    from deepspeed.utils import safe_get_full_fp32_param
+
+    return safe_get_full_fp32_param(parameter)
+
+
+def gathered_parameters(reader: torch.nn.Module) -> contextlib.AbstractContextManager:
+    """Makes a reader usable outside the DeepSpeed engine under ZeRO-3. Entered and left by all ranks.
+
+    ZeRO-3 gathers weights when the module that owns them is called; this gathers those whose owner never is (scalars
+    or learned tokens that a method uses by itself).
+    """
+    from deepspeed.runtime.zero import GatheredParameters
+
+    uncalled = [m for m in reader.modules() if m is reader or type(m).forward is torch.nn.Module.forward]
+    return GatheredParameters([p for module in uncalled for p in module.parameters(recurse=False)])
+
+
+def prepare_deepspeed(device: torch.device) -> None:
+    """What DeepSpeed must find before it is first used: a rank, and on the CPU nothing to compile."""
+    if "RANK" not in os.environ:  # a bare `python train.py engine=zero2` is one process; DeepSpeed would look for MPI
+        with socket.socket() as probe:
+            probe.bind(("127.0.0.1", 0))
+            port = probe.getsockname()[1]
+        os.environ.update(RANK="0", WORLD_SIZE="1", LOCAL_RANK="0", MASTER_ADDR="127.0.0.1", MASTER_PORT=str(port))
+    # Torch announces new names for collectives at every step; DeepSpeed still uses the old ones.
+    warnings.filterwarnings("ignore", r"`torch.distributed.\w+_tensor` is deprecated", FutureWarning)
+    if device.type == "cpu":
+        os.environ.setdefault("DS_ACCELERATOR", "cpu")
+        import deepspeed
+
+        # Its shared-memory collectives are built with g++ at first use; gloo needs no compiler. Assigned, not edited:
+        # reading this name makes DeepSpeed try the compiler on everything that it could build.
+        deepspeed.ops.__compatible_ops__ = {"deepspeed_shm_comm": False}
+
+
+OPTIMIZERS = {"adamw": "adamw_torch", "sgd": "sgd"}
+
+SCHEDULES = {"cosine": "cosine", "linear": "linear", "constant": "constant_with_warmup"}
+
+
+def training_arguments(
+    cfg: DictConfig, folder: Path, half_deepspeed: bool, device: torch.device, validate: bool
+) -> TrainingArguments:
+    """Our `train` section in the Trainer's terms."""
+    t = cfg.train
+    interval = t.eval_every or t.steps
+    deepspeed = OmegaConf.to_container(cfg.engine.deepspeed, resolve=True) if cfg.engine.deepspeed else None
+    os.environ["WANDB_MODE"] = t.wandb
+    os.environ.setdefault("WANDB_PROJECT", "breviary")
+    arguments = TrainingArguments(
+        output_dir=str(folder / "checkpoints"),
+        max_steps=t.steps,
+        per_device_train_batch_size=t.batch_size,
+        gradient_accumulation_steps=t.accumulation,
+        optim=OPTIMIZERS[t.optimizer],
+        learning_rate=t.learning_rate,
+        lr_scheduler_type=SCHEDULES[t.schedule],
+        warmup_steps=round(t.warmup * t.steps),
+        weight_decay=t.weight_decay,
+        max_grad_norm=t.max_grad_norm,
+        seed=cfg.seed,
+        data_seed=cfg.seed,
+        logging_steps=t.log_every,
+        logging_first_step=True,
+        logging_nan_inf_filter=False,
+        disable_tqdm=True,
+        dataloader_num_workers=t.workers,
+        eval_strategy="steps" if validate else "no",
+        eval_steps=interval,
+        save_strategy="steps",
+        save_steps=interval,
+        save_total_limit=2 if validate else 1,
+        metric_for_best_model="eval_nll" if validate else None,
+        greater_is_better=False if validate else None,
+        remove_unused_columns=False,
+        label_names=[],
+        report_to=[] if t.wandb == "disabled" else ["wandb"],
+        run_name=folder.name,
+        use_cpu=device.type == "cpu",
+        bf16=half_deepspeed,
+        deepspeed=deepspeed,
+        ddp_find_unused_parameters=False,
+        ddp_backend=None,
+        dataloader_pin_memory=device.type == "cuda",
+    )
+    # One process uses one GPU, however many there are: the Trainer would wrap the reader in nn.DataParallel.
+    arguments._n_gpu = min(arguments.n_gpu, 1)
+    return arguments

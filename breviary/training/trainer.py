@@ -1,0 +1,232 @@
+"""Training: transformers.Trainer with our loss, our data order, our checkpoints.
+
+What differs from a plain Trainer, and why:
+  - a loss is a set of (sum, count) terms; each is divided by its own count over the whole optimizer step, all
+    micro-batches and all ranks, so accumulation and world size do not change the result;
+  - the data order is a function of (seed, step) alone, one long epoch, so that a resumed run sees the same batches;
+  - checkpoints hold trained weights only, with the backbone's name and hash;
+  - validation is the evaluation loop of breviary.evaluation.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+import itertools
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch.utils.data import Sampler
+from transformers import PrinterCallback, ProgressCallback, Trainer, TrainingArguments
+
+from breviary.backbones.trainable import learned
+from breviary.contract import Batch, Generation, Reader
+from breviary.evaluation.loop import evaluate
+from breviary.evaluation.results import summarise
+from breviary.readers.chunked import ChunkedReader
+from breviary.runs.checkpoints import load_trained, save_trained
+from breviary.runtime.distributed import gather_rows, rank, sum_over_ranks, world_size
+from breviary.training.engines import full_weight, gathered_parameters
+from breviary.training.log import RunLog
+from breviary.training.sampling import Repeated, StepSampler
+
+
+@dataclass
+class Validation:
+    """What is validated on at intervals, and how it is scored."""
+
+    items: Any
+    scores: Callable[..., dict[str, float]]
+    generation: Generation
+    batch_size: int
+
+
+class ReaderTrainer(Trainer):
+    """Trains a Reader; `ranks` processes read each batch together (`Reader.join_pipeline`)."""
+
+    def __init__(
+        self,
+        reader: Reader,
+        args: TrainingArguments,
+        items: Any,
+        collate: Callable[[list[Any]], Batch],
+        validation: Validation | None,
+        fingerprint: dict[str, str],
+        grouped: bool,
+        log: RunLog,
+        ranks: int = 1,
+    ):
+        if not any(parameter.requires_grad for parameter in reader.parameters()):
+            raise ValueError(
+                "nothing to train: neither the decoder nor the compressor has a trained weight; set "
+                "decoder.train, e.g. decoder.train=lora"
+            )
+        self.reader, self.validation, self.fingerprint, self.grouped = reader, validation, fingerprint, grouped
+        self.ranks = ranks
+        super().__init__(
+            model=reader,
+            args=args,
+            data_collator=collate,
+            train_dataset=items,
+            eval_dataset=validation.items if validation else None,
+        )
+        self.model_accepts_loss_kwargs = True  # our counts cover the whole step: no further division by micro-batches
+        self.pop_callback(PrinterCallback)
+        self.pop_callback(ProgressCallback)
+        self.step_statistics: dict[str, torch.Tensor] = {}
+        log.trainer = self
+        self.add_callback(log)
+
+    # -------------------------------------------------------------- data
+
+    @property
+    def examples_per_step(self) -> int:
+        """Of an optimizer step, over all processes; those of one pipeline read the same."""
+        own = self.args.train_batch_size * self.args.gradient_accumulation_steps
+        return own * (self.args.world_size // self.ranks)
+
+    def _get_train_sampler(self, train_dataset: Any = None) -> Sampler[int]:
+        per_step = self.examples_per_step
+        sampler = StepSampler(
+            self.train_dataset.lengths, per_step, per_step * self.args.max_steps, self.args.seed, self.grouped
+        )
+        return Repeated(sampler, self.args.train_batch_size, self.ranks)
+
+    def _get_collator_with_removed_columns(self, data_collator: Callable, description: str | None = None) -> Callable:
+        return data_collator  # our items are no model inputs: there is nothing to remove
+
+    def _prepare_inputs(self, inputs: Batch) -> Batch:
+        return inputs.to(self.args.device)
+
+    def floating_point_ops(self, inputs: Batch) -> int:
+        """Not estimated: a reader is no single model call."""
+        return 0
+
+    # -------------------------------------------------------------- optimizer
+
+    def create_optimizer(self, model: Any = None) -> torch.optim.Optimizer:
+        """As the Trainer's, a group for each pair of weight decay and learning rate (`Reader.learning_rate_factors`)."""
+        factors = self.reader.learning_rate_factors if isinstance(self.reader, ChunkedReader) else {}
+        if self.optimizer is not None or not factors:
+            return super().create_optimizer(model)
+        decayed, groups = set(self.get_decay_parameter_names(self.reader)), {}
+        for name, parameter in self.reader.named_parameters():
+            if parameter.requires_grad:
+                factor = next((f for start, f in factors.items() if name.startswith(start)), 1.0)
+                groups.setdefault((name in decayed, factor), []).append(parameter)
+        optimizer, settings = self.get_optimizer_cls_and_kwargs(self.args, self.reader)
+        self.optimizer = optimizer(
+            [
+                {
+                    "params": parameters,
+                    "lr": settings["lr"] * factor,
+                    "weight_decay": self.args.weight_decay if decays else 0.0,
+                }
+                for (decays, factor), parameters in groups.items()
+            ],
+            **settings,
+        )
+        return self.optimizer
+
+    # -------------------------------------------------------------- loss
+
+    def get_batch_samples(self, epoch_iterator: Iterator, num_batches: int, device: torch.device) -> tuple[list, Any]:
+        """The micro-batches of one optimizer step, and each loss term's count over all of them on all ranks."""
+        self.reader.begin_step(self.state.global_step, self.args.seed)
+        samples = list(itertools.islice(epoch_iterator, num_batches))
+        counts: dict[str, torch.Tensor] = {}
+        for batch in samples:
+            for name, count in self.reader.counts(batch).items():
+                counts[name] = counts.get(name, 0) + count.to(self.args.device, torch.float64)
+        self.step_statistics = {}
+        return samples, {name: sum_over_ranks(count) for name, count in counts.items()}
+
+    def compute_loss(
+        self, model: torch.nn.Module, inputs: Batch, return_outputs: bool = False, num_items_in_batch: Any = None
+    ) -> torch.Tensor:
+        """Sum over terms of (this micro-batch's sum) / (the step's count), times the world size, because DDP and
+        DeepSpeed average gradients over ranks."""
+        output = model(inputs)
+        total = 0.0
+        for name, (value, _) in output["terms"].items():
+            # A step without any row for a term (no positive segment anywhere) has count 0 and sum 0.
+            term = value / num_items_in_batch[name].clamp(min=1).to(value.dtype)
+            self._note(name, term)
+            total = total + term
+        self._note("slots", output["slots"])
+        self._note("context_tokens", output["context_tokens"])
+        return total * self.args.world_size
+
+    def _note(self, name: str, value: torch.Tensor) -> None:
+        self.step_statistics[name] = self.step_statistics.get(name, 0) + value.detach()
+
+    # -------------------------------------------------------------- validation, checkpoints
+
+    def evaluate(self, *args: Any, **kwargs: Any) -> dict[str, float]:
+        """Scores and answer NLL on the validation examples, shared out over the ranks."""
+        v = self.validation
+        zero3 = self.is_deepspeed_enabled and self.accelerator.deepspeed_config["zero_optimization"]["stage"] == 3
+        with gathered_parameters(self.reader) if zero3 else contextlib.nullcontext():
+            found = list(
+                evaluate(
+                    self.reader,
+                    v.items,
+                    self.data_collator,
+                    v.scores,
+                    v.generation,
+                    v.batch_size,
+                    rank=rank(),
+                    world_size=world_size(),
+                    equal_calls=zero3,
+                )
+            )
+        rows = [row for batch in found for row in batch]
+        summary = summarise(gather_rows(rows), None, resamples=100)
+        metrics = {f"eval_{name}": value["value"] for name, value in summary["metrics"].items()}
+        self.log(dict(metrics))
+        self.control = self.callback_handler.on_evaluate(self.args, self.state, self.control, metrics)
+        return metrics
+
+    def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
+        """Writes the trained weights, in float32, on rank 0; every rank takes part, as ZeRO gathers them."""
+        state = {}
+        for name, parameter in learned(self.reader).items():
+            weight = full_weight(parameter)
+            if self.args.should_save:
+                state[name] = weight.cpu()
+        if self.args.should_save:
+            save_trained(output_dir or self.args.output_dir, self.reader, self.fingerprint, state)
+
+    def _load_from_checkpoint(self, resume_from_checkpoint: str, model: Any = None) -> None:
+        load_trained(resume_from_checkpoint, self.reader, self.fingerprint)
+
+    def _prepare_for_training(self, max_steps: int, train_dataloader: Any, resume_from_checkpoint: str | None) -> Any:
+        """As the Trainer's; DeepSpeed's own checkpoints hold masters and optimizer, no frozen weights."""
+        if resume_from_checkpoint:
+            is_plain = (Path(resume_from_checkpoint) / "optimizer.pt").is_file()
+            if is_plain == self.is_deepspeed_enabled:
+                raise ValueError(
+                    f"resume: {resume_from_checkpoint} has no optimizer state for this engine; a run is "
+                    "resumed with the engine that it was started with (init_from takes weights alone)"
+                )
+            shares = len(list(Path(resume_from_checkpoint).glob("global_step*/*_optim_states.pt")))
+            if self.is_deepspeed_enabled and shares != self.args.world_size:
+                raise ValueError(
+                    f"resume: {resume_from_checkpoint} holds its optimizer's state in {shares} shares, one a "
+                    f"process; start {shares} processes, whatever engine.ranks, not {self.args.world_size} "
+                    "(init_from takes weights alone)"
+                )
+        if not self.is_deepspeed_enabled:
+            return super()._prepare_for_training(max_steps, train_dataloader, resume_from_checkpoint)
+        if resume_from_checkpoint:
+            self._load_from_checkpoint(resume_from_checkpoint)
+        prepared = super()._prepare_for_training(max_steps, train_dataloader, None)
+        engine = self.model_wrapped
+        engine.save_checkpoint = functools.partial(engine.save_checkpoint, exclude_frozen_parameters=True)
+        if resume_from_checkpoint:
+            engine.load_checkpoint(resume_from_checkpoint, load_module_strict=False)
+            self._load_optimizer_and_scheduler(resume_from_checkpoint)
+        return prepared

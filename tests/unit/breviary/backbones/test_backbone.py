@@ -1,0 +1,172 @@
+"""Backbones: loading, what is refused and what is trained."""
+
+import re
+
+import pytest
+import torch
+from transformers import LlamaConfig, MistralConfig, Qwen2Config
+
+from breviary.backbones.pretrained import Backbone, check_architecture, truncated_config
+from breviary.backbones.stack import Stack
+from breviary.backbones.tiny import TinyBackbone
+from breviary.backbones.trainable import set_trainable
+
+FAMILIES = ("llama", "qwen2", "qwen3")
+EACH = pytest.mark.parametrize("family", FAMILIES)
+IDS = torch.tensor([[5, 9, 300, 17, 44, 8], [7, 7, 7, 200, 1, 30]])
+
+
+def tiny(family="llama", attention="sdpa", **arguments):
+    return TinyBackbone(family, **{"layers": 3, "attn_implementation": attention, **arguments})
+
+
+def logits_of(stack, ids, positions=None, key_mask=None):
+    positions = torch.arange(ids.shape[1]).expand(ids.shape) if positions is None else positions
+    return stack.head(stack.norm(stack.run(stack.embed(ids), range(len(stack)), positions, key_mask)))
+
+
+# ------------------------------------------------------------------ loading
+
+
+@EACH
+def test_the_first_layers_are_the_full_model_s(family):
+    full, part = tiny(family).load(), tiny(family).load(layers=2, head=False)
+    assert len(part.layers) == part.config.num_hidden_layers == 2 and not hasattr(part, "lm_head")
+    for a, b in zip(part.layers.parameters(), full.model.layers[:2].parameters(), strict=True):
+        assert torch.equal(a, b)
+    assert torch.equal(part.norm.weight, full.model.norm.weight)
+
+
+@EACH
+def test_a_folder_loads_as_it_was_saved(family, tmp_path):
+    plain = tiny(family).load()
+    plain.save_pretrained(tmp_path)
+    backbone = Backbone(str(tmp_path), dtype="float32")
+    assert backbone.problems() == []
+    loaded, part = backbone.load(), backbone.load(layers=1, head=False)
+    with torch.no_grad():
+        assert torch.equal(loaded(IDS).logits, plain(IDS).logits)
+        short = tiny(family).load(layers=1, head=False)
+        assert torch.equal(part(IDS).last_hidden_state, short(IDS).last_hidden_state)
+    assert backbone.config.num_hidden_layers == 3  # the truncated copy is a copy
+    half = Backbone(str(tmp_path)).load()
+    assert half.dtype == half.config.dtype == torch.bfloat16
+    assert half.model.rotary_emb.inv_freq.dtype == torch.float32
+
+
+def test_the_fingerprint_is_that_of_the_weights(tmp_path):
+    folders = []
+    for seed in (0, 0, 1):
+        folders.append(tmp_path / f"{len(folders)}" / "backbone")
+        tiny(seed=seed).load().save_pretrained(folders[-1])
+    prints = [Backbone(str(folder)).fingerprint for folder in folders]
+    assert prints[0] == prints[1] and prints[0]["name"] == "backbone"
+    assert prints[0]["sha256"] != prints[2]["sha256"]
+    assert tiny(seed=0).fingerprint != tiny(seed=1).fingerprint != tiny("qwen2", seed=1).fingerprint
+
+
+def test_configurations_are_not_shared():
+    backbone = tiny()
+    first, second = backbone.load(layers=1), backbone.load()
+    assert first.config.num_hidden_layers == 1 and second.config.num_hidden_layers == 3
+    assert backbone.config.num_hidden_layers == 3
+
+
+def test_truncated_config_cuts_layer_types():
+    config = Qwen2Config(num_hidden_layers=5)
+    cut = truncated_config(config, 2)
+    assert cut.num_hidden_layers == len(cut.layer_types) == 2
+    assert config.num_hidden_layers == len(config.layer_types) == 5
+    assert truncated_config(config, None).num_hidden_layers == 5
+
+
+# ------------------------------------------------------------------ what is refused
+
+
+@pytest.mark.parametrize(
+    ("config", "sentence"),
+    [
+        (MistralConfig(), "backbone of type 'mistral': supported are llama, qwen2, qwen3"),
+        (
+            Qwen2Config(use_sliding_window=True, max_window_layers=1, num_hidden_layers=3),
+            "backbone with layers of type sliding_attention: only full_attention is supported",
+        ),
+        (
+            LlamaConfig(rope_parameters={"rope_type": "dynamic", "factor": 2.0, "rope_theta": 10000.0}),
+            "backbone with dynamic rope scaling",
+        ),
+    ],
+    ids=["family", "window", "dynamic"],
+)
+def test_architecture_problems(config, sentence):
+    [found] = check_architecture(config)
+    assert found.startswith(sentence) and "backbone.path" in found
+
+
+@EACH
+def test_tiny_backbones_have_no_problems(family):
+    assert tiny(family).problems() == []
+
+
+def test_every_problem_of_a_tiny_backbone_is_told():
+    found = TinyBackbone("gpt2", dtype="int8", attn_implementation="flash").problems()
+    assert [re.match(r"backbone\.\w+", sentence)[0] for sentence in found] == [
+        "backbone.dtype",
+        "backbone.attn_implementation",
+        "backbone.family",
+    ]
+
+
+def test_problems_of_folders(tmp_path):
+    missing = tmp_path / "nothing"
+    [found] = Backbone(str(missing)).problems()
+    assert str(missing) in found and "no such folder" in found
+    [found] = Backbone(str(tmp_path)).problems()
+    assert "no config.json" in found
+    tiny().config.save_pretrained(tmp_path)
+    [found] = Backbone(str(tmp_path)).problems()
+    assert "folder without weights" in found and "model.safetensors" in found
+
+
+# ------------------------------------------------------------------ what is trained
+
+
+@pytest.mark.parametrize(
+    ("mode", "pattern"),
+    [
+        ("lora", r"layers\..*lora_[AB]\."),
+        ("attention", r"layers\.\d+\.self_attn\.[qkvo]_proj\."),
+        ("frozen", r"(?!)"),
+        ("full", r""),
+    ],
+)
+@EACH
+def test_trainable_sets(family, mode, pattern):
+    stack = Stack(tiny(family, dtype="bfloat16").load())
+    set_trainable(stack, mode)
+    trained = {name for name, p in stack.named_parameters() if p.requires_grad}
+    assert trained == {name for name, _ in stack.named_parameters() if re.match(pattern, name)}
+    types = {p.dtype for name, p in stack.named_parameters() if name in trained}
+    assert types == (set() if mode == "frozen" else {torch.float32})
+    assert all(p.dtype == torch.bfloat16 for name, p in stack.named_parameters() if name not in trained)
+
+
+def test_lora_targets_rank_and_scale():
+    stack = Stack(tiny().load())
+    set_trainable(stack, "lora", lora_rank=3, lora_alpha=12, lora_targets=["q_proj", "v_proj"])
+    adapted = {name.split(".")[2] for name, p in stack.layers.named_parameters() if p.requires_grad}
+    assert adapted == {"q_proj", "v_proj"}
+    projection = stack.layers[0].self_attn.q_proj
+    assert projection.lora_A["default"].weight.shape == (3, 64) and projection.scaling["default"] == 4
+
+
+def test_fresh_adapters_change_nothing():
+    plain, adapted = Stack(tiny().load()), Stack(tiny().load())
+    set_trainable(adapted, "lora")
+    with torch.no_grad():
+        assert torch.equal(logits_of(adapted, IDS), logits_of(plain, IDS))
+
+
+def test_unknown_mode_is_our_own_mistake():
+    with pytest.raises(AssertionError, match="'some'"):
+        set_trainable(Stack(tiny().load()), "some")

@@ -1,0 +1,201 @@
+"""The decode loop on logits that are known: greedy, sampled, penalised, stopped."""
+
+from collections import Counter
+
+import pytest
+import torch
+
+from breviary.contract import Generation
+from breviary.decoding.loop import decode, decode_stream
+
+VOCABULARY = 512
+
+
+def scripted(rows):
+    """First logits and a step function under which row b says rows[b][n] as its n-th token."""
+    said = []
+
+    def at(n):
+        logits = torch.zeros(len(rows), VOCABULARY)
+        for b, row in enumerate(rows):
+            logits[b, row[min(n, len(row) - 1)]] = 9.0
+        return logits
+
+    def step(ids):
+        said.append(ids.tolist())
+        return at(len(said))
+
+    return at(0), step, said
+
+
+def constant(probabilities, rows=1):
+    """The same next-token distribution at every step."""
+    logits = torch.full((rows, VOCABULARY), -torch.inf)
+    for token, p in probabilities.items():
+        logits[:, token] = torch.tensor(p).log()
+    return logits, lambda ids: logits.clone()
+
+
+@pytest.fixture
+def words(tokenizer):
+    """Ids of the words, which are one token each."""
+
+    def ids(*names):
+        found = [tokenizer(f" {name}")["input_ids"] for name in names]
+        assert all(len(one) == 1 for one in found), found
+        return [one[0] for one in found]
+
+    return ids
+
+
+def test_rows_end_at_their_own_end_token(words, tokenizer):
+    red, pink, green = words("red", "pink", "green")
+    end = tokenizer.eos_token_id
+    logits, step, said = scripted([[red, end, pink], [red, pink, green, end], [end]])
+    assert decode(logits, step, Generation(max_new_tokens=9), tokenizer) == ["red", "red pink green", ""]
+    assert len(said) == 3
+
+
+def test_at_most_max_new_tokens(words, tokenizer):
+    [red] = words("red")
+    logits, step, said = scripted([[red]])
+    assert decode(logits, step, Generation(max_new_tokens=3), tokenizer) == ["red red red"]
+    red = int(logits[0].argmax())
+    assert decode(logits, step, Generation(max_new_tokens=3), tokenizer, end_ids=(red,)) == ["red"]
+    assert len(said) == 2  # nothing is computed after the last token
+
+
+def test_all_steps_are_made_and_change_no_text(words, tokenizer):
+    red, pink = words("red", "pink")
+    logits, step, said = scripted([[red, tokenizer.eos_token_id, pink]])
+    generation = Generation(max_new_tokens=6)
+    text = decode(logits, step, generation, tokenizer)
+    few = len(said)
+    logits, step, said = scripted([[red, tokenizer.eos_token_id, pink]])
+    assert decode(logits, step, generation, tokenizer, all_steps=True) == text == ["red"]
+    assert (few, len(said)) == (1, 5)
+
+
+def test_the_end_token_is_barred_before_min_new_tokens(words, tokenizer):
+    red, end = words("red") + [tokenizer.eos_token_id]
+    logits, step = constant({end: 0.9, red: 0.1})
+    assert decode(logits, step, Generation(max_new_tokens=5), tokenizer) == [""]
+    assert decode(logits, step, Generation(max_new_tokens=5, min_new_tokens=3), tokenizer) == ["red red red"]
+
+
+@pytest.mark.parametrize(
+    ("stop", "text"),
+    [
+        (("pink",), "red"),
+        (("green", "pink"), "red"),
+        (("d pi",), "re"),
+        (("violet",), "red pink green red"),
+        ((), "red pink green red"),
+    ],
+)
+def test_answers_end_before_the_first_stop_string(words, tokenizer, stop, text):
+    red, pink, green = words("red", "pink", "green")
+    logits, step, said = scripted([[red, pink, green, red]])
+    assert decode(logits, step, Generation(max_new_tokens=4, stop=stop), tokenizer) == [text]
+    assert len(said) == (1 if len(text) <= 3 else 3)
+
+
+def test_a_stopped_row_does_not_stop_the_others(words, tokenizer):
+    red, pink, green = words("red", "pink", "green")
+    logits, step, _ = scripted([[red, pink, green], [green, red, red]])
+    assert decode(logits, step, Generation(max_new_tokens=3, stop=("pink",)), tokenizer) == ["red", "green red red"]
+
+
+def test_repetition_penalty_divides_what_was_said(words, tokenizer):
+    """Scores above 0 are divided, others multiplied, for tokens that the row itself has said."""
+    red, pink, green = words("red", "pink", "green")
+    scores = torch.full((2, VOCABULARY), -10.0)
+    scores[0, [red, pink, green]] = torch.tensor([3.0, 2.5, 1.4])
+    scores[1, [red, pink, green]] = torch.tensor([-1.0, -1.2, -1.4])
+
+    def run(penalty):
+        return decode(
+            scores.clone(),
+            lambda ids: scores.clone(),
+            Generation(max_new_tokens=3, repetition_penalty=penalty),
+            tokenizer,
+        )
+
+    assert run(1.0) == ["red red red"] * 2
+    assert run(1.3) == ["red pink red", "red pink red"]  # 3/1.3, 2.5/1.3 > 1.4; -1.3, -1.56 against -1.4: red
+    assert run(2.0) == ["red pink red", "red pink green"]
+
+
+def test_sampling_is_reproducible_by_seed(words, tokenizer):
+    red, pink, green = words("red", "pink", "green")
+    logits, step = constant({red: 0.4, pink: 0.3, green: 0.3}, rows=3)
+
+    def run(seed):
+        return decode(logits, step, Generation(max_new_tokens=12, temperature=1.0, seed=seed), tokenizer)
+
+    assert run(0) == run(0) != run(1)
+    assert len(set(run(0))) == 3  # rows draw on their own
+    before = torch.random.get_rng_state()
+    run(0)
+    assert torch.equal(torch.random.get_rng_state(), before)
+
+
+def drawn(logits, step, tokenizer, **settings):
+    [text] = decode(logits, step, Generation(max_new_tokens=400, seed=0, **settings), tokenizer)
+    return Counter(text.split())
+
+
+def test_temperature_flattens_and_sharpens(words, tokenizer):
+    red, pink = words("red", "pink")
+    logits, step = constant({red: 0.8, pink: 0.2})
+    assert drawn(logits, step, tokenizer, temperature=1.0)["red"] == pytest.approx(320, abs=25)
+    assert drawn(logits, step, tokenizer, temperature=2.0)["red"] == pytest.approx(400 * 2 / 3, abs=30)
+    assert drawn(logits, step, tokenizer, temperature=0.1)["red"] == 400
+
+
+@pytest.mark.parametrize(
+    ("top_p", "kept"), [(0.45, {"red"}), (0.6, {"red", "pink"}), (1.0, {"red", "pink", "green"}), (1e-6, {"red"})]
+)
+def test_top_p_keeps_the_nucleus(words, tokenizer, top_p, kept):
+    red, pink, green = words("red", "pink", "green")
+    logits, step = constant({green: 0.2, red: 0.5, pink: 0.3})
+    assert set(drawn(logits, step, tokenizer, temperature=1.0, top_p=top_p)) == kept
+
+
+# ---- piece by piece ----
+
+
+@pytest.mark.parametrize(
+    "text, stop",
+    [
+        ("red, green and blue", ()),
+        ("  the sun is  yellow ", ()),
+        ("red\ngreen", ("\n",)),
+        ("sea\u00f1or \u4e2d\u6587 \U0001f600!", ()),
+        ("one, two. three", (". three",)),
+        ("one. two", (". three",)),
+        ("ends in a", ("a stop",)),
+        ("\n", ("\n",)),
+        ("", ()),
+    ],
+)
+def test_pieces_together_are_the_answer(text, stop, tokenizer):
+    """Nothing that is given is taken back: half a character, the beginning of a stop string, white space at the end."""
+    row = [*tokenizer(text)["input_ids"], tokenizer.eos_token_id]
+    generation = Generation(max_new_tokens=40, stop=stop)
+    [whole] = decode(*scripted([row])[:2], generation, tokenizer)
+    pieces = list(decode_stream(*scripted([row])[:2], generation, tokenizer))
+    assert "".join(pieces) == whole == text.split(stop[0] if stop else "\0")[0].strip() and all(pieces)
+    assert text != "red, green and blue" or len(pieces) >= 5
+
+
+def test_pieces_come_while_decoding_goes_on(words, tokenizer):
+    logits, step, said = scripted([[*words("red", "pink", "green"), tokenizer.eos_token_id]])
+    pieces = decode_stream(logits, step, Generation(max_new_tokens=9), tokenizer)
+    assert (next(pieces), len(said)) == ("red", 0) and (next(pieces), len(said)) == (" pink", 1)
+
+
+def test_between_two_pieces_the_caller_has_gradients(words, tokenizer):
+    logits, step, _ = scripted([words("red", "pink", "green")])
+    for _ in decode_stream(logits, step, Generation(max_new_tokens=3), tokenizer):
+        assert torch.is_grad_enabled()

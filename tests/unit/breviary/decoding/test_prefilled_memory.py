@@ -1,0 +1,93 @@
+"""A memory that is the context's alone is read by the decoder once, however many questions follow. (That nothing changes by it is
+tests/contract: kept contexts equal contexts read anew.)"""
+
+import pytest
+import torch
+
+from breviary.contract import Generation
+from breviary.decoding.state import PrefilledMemory
+from breviary.readers.cache import ContextCache
+from breviary.readers.documents import EncodedDocument
+from tests.tiny import compressor_forms, disturb
+
+FORMS = {
+    name: compressor_forms()[name]
+    for name in ("full_context", "truncate", "no_context", "mean_pool-input", "mean_pool-depth")
+}
+GENERATION = Generation(max_new_tokens=3)
+
+
+@pytest.fixture(params=FORMS, ids=FORMS)
+def reader(request, build):
+    reader = build(FORMS[request.param]).eval()
+    disturb(reader)
+    return reader
+
+
+@pytest.fixture
+def widths(reader, monkeypatch):
+    """How many columns the decoder's last layer was given, call by call."""
+    seen, run = [], reader.decoder.run
+
+    def watched(states, layers, *args, **kwargs):
+        if len(reader.decoder) - 1 in layers:
+            seen.append(states.shape[1])
+        return run(states, layers, *args, **kwargs)
+
+    monkeypatch.setattr(reader.decoder, "run", watched)
+    return seen
+
+
+def test_another_question_reads_its_own_tokens_alone(reader, widths, ragged, monkeypatch):
+    reader.context_cache = ContextCache(capacity=len(ragged))
+    with torch.no_grad():
+        reader.decode(ragged, GENERATION)
+    columns = -(-ragged.prompt.ids.shape[1] // 16) * 16  # widths are rounded up
+    assert widths[1:] == [columns, 1, 1]  # after the memory: the questions, then token by token
+    widths.clear()
+    monkeypatch.setattr(reader.compressor, "compress", lambda *given: pytest.fail("compressed again"))
+    with torch.no_grad():
+        reader.decode(ragged, GENERATION)
+        assert reader.context_cache.reused == [True] * len(ragged)
+        loss = reader.loss(ragged)
+    both = -(-(ragged.prompt.ids.shape[1] + ragged.answer.ids.shape[1]) // 16) * 16
+    assert widths == [columns, 1, 1, both]
+    reader.context_cache = None
+    monkeypatch.undo()
+    assert loss.slots.tolist() == reader.footprint(ragged).memory_slots.tolist()
+
+
+def test_a_document_is_read_by_the_decoder_at_its_first_question(reader, widths, ragged):
+    document = reader.encode_contexts(ragged)[0]
+    assert isinstance(document, EncodedDocument) and widths == []
+    first = document.answer(ragged.rows([0, 1]), GENERATION)
+    assert len(widths) > 1
+    widths.clear()
+    assert (
+        document.answer(ragged.rows([0, 1]), GENERATION)
+        == first
+        == ["".join(document.stream(ragged.rows([row]), GENERATION)) for row in (0, 1)]
+    )
+    assert set(widths) == {-(-ragged.prompt.ids.shape[1] // 16) * 16, 1}  # questions, and token by token
+    assert first[0] == reader.answer(ragged.rows([0]), GENERATION)[0]
+
+
+def test_what_is_split_is_joined_again():
+    mask = torch.tensor([[True, True, False], [True, True, True], [False, False, False]])
+    layers = {n: (torch.randn(3, 2, 3, 4), torch.randn(3, 2, 3, 4)) for n in (2, 3)}
+    whole = PrefilledMemory(layers, mask, torch.tensor([1, 2, 0]))
+    parts = whole.split()
+    assert [part.mask.shape[1] for part in parts] == [2, 3, 1]
+    again = PrefilledMemory.join(parts)
+    assert torch.equal(again.mask, mask) and torch.equal(again.slots, whole.slots)
+    for layer, pair in layers.items():
+        for one, other in zip(again.keys_values[layer], pair):
+            assert torch.equal(one.transpose(1, 2)[mask], other.transpose(1, 2)[mask])
+
+
+def test_a_memory_that_looks_at_the_question_is_not_kept(build, ragged):
+    reader = build(["compressor=comi"]).eval()
+    reader.context_cache = ContextCache()
+    with torch.no_grad():
+        reader.loss(ragged)
+    assert not reader.context_cache.prefills._entries and reader.context_cache._entries

@@ -1,0 +1,160 @@
+"""objective=reconstruct with every kind of compressor and every setting of the decoder; what is refused."""
+
+from dataclasses import replace
+
+import pytest
+import torch
+from omegaconf import OmegaConf
+
+from breviary.config.build import build_backbone
+from breviary.config.lengths import check_lengths, generation_notes
+from breviary.contract import TASKS, Example
+from breviary.objectives.text import Reconstruct
+from data.prompts import Prompt
+from data.tokenised import tokenise_split
+from tests.tiny import disturb
+
+FORMS = {
+    "mean_pool": ["compressor=mean_pool", "compressor.encoder_train=lora"],
+    "icae": ["compressor=icae", "compressor.memory_tokens=4", "compressor.lora_dropout=0"],
+    "comi": ["compressor=comi", "compressor.query_free=true"],
+    "ram": ["compressor=ram", "compressor.keep=none", "compressor.skim=mean", "compressor.contrastive_weight=0"],
+}
+AUTOENCODER = ["objective=reconstruct"]
+
+
+def weights(module):
+    return {name: parameter.detach().clone() for name, parameter in module.named_parameters()}
+
+
+@pytest.mark.parametrize("mode", ["frozen", "lora", "full", "attention"])
+@pytest.mark.parametrize("form", FORMS)
+def test_a_step_trains_what_is_to_be_trained_through_the_decoder(build, ragged, form, mode):
+    reader = build([*AUTOENCODER, *FORMS[form], f"decoder.train={mode}"])
+    disturb(reader)  # a fresh adapter's gradient is 0
+    before = weights(reader)
+    optimizer = torch.optim.SGD([p for p in reader.parameters() if p.requires_grad], lr=1e-2)
+    output = reader.loss(ragged)
+    assert output.tokens.tolist() == [n + 1 for n in ragged.context.lengths.tolist()]  # the text and an end token
+    assert int(reader.counts(ragged)["answer"]) == int(output.tokens.sum())
+    (output.nll.sum() / output.tokens.sum()).backward()
+    optimizer.step()
+    changed = {name for name, now in weights(reader).items() if not torch.equal(now, before[name])}
+    trained = {name for name, parameter in reader.named_parameters() if parameter.requires_grad}
+    assert changed == trained and any(name.startswith("compressor.") for name in changed)
+    assert any(name.startswith("decoder.") for name in changed) == (mode != "frozen")
+
+
+@pytest.mark.parametrize("form", FORMS)
+def test_no_question_and_no_label_is_looked_at_by_what_compresses(build, ragged_examples, collate, form):
+    reader = build([*AUTOENCODER, *FORMS[form]]).eval()
+    asked = [replace(example, question=f"Say it, {i}.", answers=("x",)) for i, example in enumerate(ragged_examples)]
+    memories = [reader.memory(collate(examples)) for examples in (ragged_examples, asked)]
+    assert torch.equal(memories[0].embeds, memories[1].embeds)
+
+
+def test_a_query_free_gain_is_redundancy_alone(build, ragged):
+    free = build([*AUTOENCODER, *FORMS["comi"]]).eval()
+    plain = build([*AUTOENCODER, "compressor=comi"]).eval()
+    plain.compressor.context_encoder.query = lambda encoded, question: torch.zeros_like(encoded.states[:, :, 0])
+    assert torch.equal(free.memory(ragged).embeds, plain.memory(ragged).embeds)
+
+
+# ------------------------------------------------------------------ continuation
+
+
+MIXED = [*AUTOENCODER, "objective.continuation_weight=0.5", "objective.continuation_hint=2"]
+
+
+@pytest.mark.parametrize("side", ["right", "left"])
+def test_the_second_half_is_what_follows_the_first(ragged_examples, collate, side):
+    batch = collate(ragged_examples, side)
+    [(weight, other)] = Reconstruct(None, 0.5, 2).auxiliary(batch).values()
+    assert weight == 0.5 and other.task == "continue" and Reconstruct().auxiliary(batch) == {}
+    for b in range(len(batch)):
+        text = batch.context.ids[b][batch.context.mask[b]].tolist()
+        half = len(text) // 2
+        given = half + max(min(2, len(text) - half - 1), 0)  # one is left to predict
+        parts = [
+            part.ids[b][part.mask[b]].tolist() for part in (other.context, other.query, other.prompt, other.answer)
+        ]
+        assert parts == [text[:half], text[half:given], text[half:given], text[given:]]
+
+
+@pytest.mark.parametrize("form", FORMS)
+def test_both_losses_are_counted_and_do_not_depend_on_batch_mates(build, ragged_examples, collate, form):
+    reader = build([*MIXED, *FORMS[form]])
+    batch, alone = collate(ragged_examples), [collate([example]) for example in ragged_examples]
+    terms = reader.loss(batch).terms()
+    assert terms.keys() == {"answer", "continue"}
+    assert {name: int(count) for name, (_, count) in terms.items()} == {
+        name: int(count) for name, count in reader.counts(batch).items()
+    }
+    for name in terms:
+        found = sum(reader.loss(one).terms()[name][0] for one in alone)
+        torch.testing.assert_close(found, terms[name][0], rtol=1e-5, atol=1e-5)
+    assert set(reader.eval().loss(batch).terms()) == {"answer"}
+
+
+def test_icae_has_a_sign_for_each_of_them(build, ragged):
+    reader = build([*MIXED, *FORMS["icae"]])
+    sum(value for value, _ in reader.loss(ragged).terms().values()).backward()
+    used = reader.compressor.task_embeds.grad.any(1).tolist()
+    assert used == [task in ("reconstruct", "continue") for task in TASKS]
+
+
+# ------------------------------------------------------------------ lengths and mistakes
+
+
+def items_of(tokenizer, *words):
+    text = "red blue green pink gold iron lion wolf dog cat " * 30
+    examples = [Example(str(n), " ".join(text.split()[:n]), "Again.", ("x",)) for n in words]
+    return tokenise_split(examples, tokenizer, Prompt(), None, None)
+
+
+@pytest.mark.parametrize("join", ["input", "depth"])
+def test_the_longest_text_that_fits_fits_with_its_own_copy(compose, tokenizer, join):
+    """The refused length is told, and with it nothing is refused."""
+    cfg = compose([*AUTOENCODER, "compressor=mean_pool", f"compressor.join={join}", "backbone.positions=100"])
+    backbone, items = build_backbone(cfg), items_of(tokenizer, 20, 90)
+    [sentence] = check_lengths(cfg, backbone, {"train": items})
+    assert "of which it is one itself, to be written down" in sentence and "100 positions" in sentence
+    limit = int(sentence.split("limits.max_context_tokens=")[1].split(" ")[0])
+    for tokens, is_fitting in ((limit, True), (limit + 1, False)):
+        cut = tokenise_split(items.examples, tokenizer, Prompt(), tokens, None)
+        assert (check_lengths(cfg, backbone, {"train": cut}) == []) == is_fitting
+    beside = max(items.others) - max(items.answers) + cfg.generation.max_new_tokens + 1
+    slots = -(-limit // 4) if join == "input" else limit
+    assert limit > 20 and beside + limit + slots <= 100
+
+
+def test_empty_texts_and_texts_shorter_than_a_group_are_refused(compose, tokenizer):
+    cfg = compose([*AUTOENCODER, "compressor=mean_pool", "compressor.ratio_choices=[4,8]"])
+    backbone = build_backbone(cfg)
+    assert check_lengths(cfg, backbone, {"train": items_of(tokenizer, 9, 12)}) == []
+    empty, short = check_lengths(cfg, backbone, {"train": items_of(tokenizer, 0, 4, 12)})
+    assert empty.startswith("dataset train: 1 contexts of fewer than 1 tokens")
+    assert short.startswith("dataset train: 1 texts, the shortest of 6 tokens, are shorter than a group of 8 tokens")
+    cfg.objective = OmegaConf.create({"_target_": "breviary.objectives.answer.Answer"})
+    assert check_lengths(cfg, backbone, {"train": items_of(tokenizer, 0, 5, 12)}) == []
+
+
+def test_what_keeps_texts_from_being_written_down_whole_is_told(compose, tokenizer):
+    cfg, items = (
+        compose([*AUTOENCODER, "generation.max_new_tokens=15", 'generation.stop=["lion"]']),
+        items_of(tokenizer, 5, 11, 13),
+    )
+    assert [note.split(":")[0].split(",")[0] for note in generation_notes(cfg, items)] == [
+        "1 of 3 texts are longer than generation.max_new_tokens=15",
+        "2 of 3 texts hold one of generation.stop=['lion']",
+    ]
+    cfg.generation.max_new_tokens, cfg.generation.stop = 18, []
+    assert generation_notes(cfg, items) == []
+
+
+def test_wrong_settings_of_the_objective_are_told(compose):
+    settings = {"measures": None, "continuation_weight": -1, "continuation_hint": 0}
+    assert Reconstruct.problems(settings, object, "full") == [
+        "objective.continuation_weight=-1: must be at least 0, e.g. 0.5",
+        "objective.continuation_hint=0: must be at least 1, e.g. 8",
+    ]

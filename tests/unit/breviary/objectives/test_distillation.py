@@ -1,0 +1,111 @@
+"""Distillation: the same backbone, adapters off, reading the whole context."""
+
+import math
+
+import pytest
+import torch
+
+from breviary.backbones.trainable import adapters_off
+from breviary.objectives.distillation import divergence, teacher_logits
+from tests.tiny import disturb, row_ids
+
+DEPTH = ["compressor=mean_pool", "compressor.join=depth"]
+DISTILL = ["objective=distill", "objective.hint_tokens=2"]
+ANSWERS = ["objective=distill", "objective.context_share=null"]
+
+
+def logits(*probabilities):
+    return torch.tensor([[probabilities]]).log() + 3.0  # a constant changes no probability
+
+
+def test_divergence_by_hand():
+    teacher, said = logits(0.5, 0.25, 0.125, 0.125), logits(0.25, 0.25, 0.25, 0.25)
+    # EncodedContext .5 and .25, the others .25 together: .5 ln 2 + .25 ln 1 + .25 ln (1/2)
+    torch.testing.assert_close(divergence(said, teacher, top=2), torch.tensor([[0.25 * math.log(2)]]))
+    # All four: .5 ln 2 + 0 + 2 * .125 ln (1/2)
+    torch.testing.assert_close(divergence(said, teacher, top=4), torch.tensor([[0.25 * math.log(2)]]))
+    assert torch.equal(divergence(said, teacher, top=99), divergence(said, teacher, top=4))
+    # One kept: .5 ln 2 + .5 ln (2/3)
+    torch.testing.assert_close(divergence(said, teacher, top=1), torch.tensor([[0.5 * math.log(4 / 3)]]))
+    # At T = 2 the odds 4 : 1 are 2 : 1, uniform stays: 4 (2/3 ln (4/3) + 1/3 ln (2/3))
+    torch.testing.assert_close(
+        divergence(logits(0.5, 0.5), logits(0.8, 0.2), top=1, temperature=2.0),
+        torch.tensor([[4 * (2 / 3 * math.log(4 / 3) + 1 / 3 * math.log(2 / 3))]]),
+    )
+
+
+def test_mass_on_tokens_that_were_not_kept_costs():
+    """Renormalised over the kept tokens these two would be equal."""
+    teacher, said = logits(0.6, 0.3, 0.06, 0.04), logits(0.06, 0.03, 0.9, 0.01)
+    assert divergence(said, teacher, top=2) > 1
+
+
+def test_more_kept_logits_say_more_and_the_gradient_is_that_of_the_whole():
+    torch.manual_seed(0)
+    teacher, said = 3 * torch.randn(2, 3, 50), (3 * torch.randn(2, 3, 50)).requires_grad_()
+    found = [divergence(said, teacher, top) for top in (1, 5, 20, 50)]
+    assert all((few <= many + 1e-6).all() for few, many in zip(found, found[1:]))
+    found[-1].sum().backward()
+    torch.testing.assert_close(said.grad, (said.softmax(-1) - teacher.softmax(-1)).detach(), rtol=1e-4, atol=1e-6)
+    sure = torch.tensor([[[200.0, 0.0, 0.0, 0.0]]]).requires_grad_()
+    divergence(sure, sure.detach(), top=1).sum().backward()  # a bucket of probability e^-200
+    assert torch.isfinite(sure.grad).all()
+
+
+@pytest.mark.parametrize("words", [DISTILL, ANSWERS], ids=["continuation", "answer"])
+def test_the_teacher_itself_has_nothing_to_learn(build, ragged, words):
+    reader = build(["compressor=full_context", *words])
+    torch.testing.assert_close(reader.loss(ragged).nll, torch.zeros(len(ragged)), rtol=0, atol=1e-5)
+    disturb(reader)
+    assert reader.loss(ragged).nll.sum() > 0.1
+
+
+@pytest.mark.parametrize("words", [DISTILL, ANSWERS], ids=["continuation", "answer"])
+def test_the_teacher_is_the_plain_backbone_whatever_the_adapters_say(build, ragged, words):
+    reader, plain = build([*DEPTH, *words]), build(["compressor=full_context", "decoder.train=frozen"])
+    before = teacher_logits(reader.decoder, ragged)
+    disturb(reader, scale=1.0)
+    after = teacher_logits(reader.decoder, ragged)
+    assert torch.equal(before, after) and not after.requires_grad
+    for b in range(len(ragged)):
+        prompt, answer = row_ids(ragged, b, "prefix", "context", "prompt"), row_ids(ragged, b, "answer")
+        states = plain.decoder.embed(torch.cat([prompt, answer])[None])
+        states = plain.decoder.run(states, range(len(plain.decoder)), torch.arange(states.shape[1])[None])
+        expected = plain.decoder.head(plain.decoder.norm(states))[0, len(prompt) - 1 : -1]
+        torch.testing.assert_close(after[b, : len(answer)], expected, rtol=1e-4, atol=1e-4)
+
+
+def test_adapters_come_back_and_train_on(build, ragged):
+    reader = build([*DEPTH, *ANSWERS])
+    disturb(reader)
+    trained = {name for name, parameter in reader.named_parameters() if parameter.requires_grad}
+    ids = ragged.prompt.ids
+    positions = torch.arange(ids.shape[1]).expand_as(ids)
+    states = reader.decoder.embed(ids)
+    layers = range(len(reader.decoder))
+    on = reader.decoder.run(states, layers, positions)
+    with pytest.raises(KeyError), torch.no_grad(), adapters_off(reader.decoder):
+        assert not torch.allclose(reader.decoder.run(states, layers, positions), on)
+        raise KeyError
+    assert torch.equal(reader.decoder.run(states, layers, positions), on)
+    assert {name for name, parameter in reader.named_parameters() if parameter.requires_grad} == trained
+
+
+def test_evaluation_measures_the_likelihood(build, ragged):
+    distilled, plain = build([*DEPTH, *ANSWERS]), build(DEPTH)
+    assert torch.equal(distilled.eval().loss(ragged).nll, plain.eval().loss(ragged).nll)
+    assert not torch.equal(distilled.train().loss(ragged).nll, plain.train().loss(ragged).nll)
+
+
+def test_distillation_brings_the_reader_nearer(build, ragged):
+    reader = build([*DEPTH, *ANSWERS])
+    optimizer = torch.optim.Adam([p for p in reader.parameters() if p.requires_grad], lr=3e-3)
+    losses = []
+    for _ in range(12):
+        output = reader.loss(ragged)
+        loss = output.nll.sum() / output.tokens.sum()
+        losses.append(float(loss.detach()))
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+    assert losses[-1] < 0.7 * losses[0], losses

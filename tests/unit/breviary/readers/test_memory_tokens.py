@@ -1,0 +1,198 @@
+"""Memory tokens: who reads with which weights, where segments are cut, how many slots there are."""
+
+from dataclasses import replace
+
+import pytest
+import torch
+
+from breviary.config.build import build_backbone, compressor_class
+from breviary.contract import TASKS, Context
+from breviary.objectives.text import Reconstruct
+from breviary.readers.memory_tokens import MEMORY
+from tests.tiny import disturb
+
+ICAE = ["compressor=icae", "compressor.memory_tokens=4", "decoder.train=frozen"]
+TCP = ["compressor=tcp_ae", "compressor.memory_tokens=4", "decoder.train=frozen"]
+
+
+def encoded(reader, batch):
+    with torch.no_grad():
+        return reader.compressor.encode(Context(batch.context.ids, batch.context.mask, batch.prefix))
+
+
+def slots(reader, batch):
+    return reader.eval().footprint(batch).memory_slots.tolist()
+
+
+def ceil(a, b):
+    return -(-a // b)
+
+
+# ------------------------------------------------------------------ weights
+
+
+def test_a_fresh_encoder_reads_as_the_backbone_does(build, ragged):
+    reader = build(ICAE).eval()
+    found, model = encoded(reader, ragged), reader.decoder
+    ids = found.ids[0, 0][found.mask[0, 0]]
+    own = torch.where(
+        ids[:, None] == MEMORY,
+        reader.compressor.memory_embeds.repeat(len(ids), 1)[: len(ids)],
+        model.embed(ids.clamp(min=0)),
+    )
+    own[ids == MEMORY] = reader.compressor.memory_embeds
+    states = model.run(own[None], range(2), torch.arange(len(ids))[None])
+    torch.testing.assert_close(found.states[0, 0][found.mask[0, 0]], model.norm(states)[0])
+    assert (ids == MEMORY).sum() == 4 and (ids[-4:] == MEMORY).all()
+
+
+def test_the_decoder_never_sees_the_encoder_s_adapters_nor_the_encoder_the_decoder_s(build, ragged):
+    reader = build(["compressor=icae", "decoder.train=lora"]).eval()
+    fresh = build(["compressor=icae", "decoder.train=lora"]).eval()
+    ids, positions = ragged.context.ids[:1], torch.arange(ragged.context.ids.shape[1])[None]
+    run = lambda one: one.decoder.run(one.decoder.embed(ids), range(4), positions)
+    disturb(reader.compressor.adapters)
+    assert torch.equal(run(reader), run(fresh))
+    assert not torch.allclose(encoded(reader, ragged).states, encoded(fresh, ragged).states)
+    disturb(fresh.decoder)
+    assert not torch.allclose(run(reader), run(fresh))
+    disturb(fresh.compressor.adapters)
+    assert torch.equal(encoded(reader, ragged).states, encoded(fresh, ragged).states)
+
+
+@pytest.mark.parametrize("mode", ["frozen", "lora", "full"])
+def test_there_is_one_set_of_weights(build, mode):
+    reader, plain = (
+        build([*ICAE[:2], f"decoder.train={mode}"]),
+        build(["compressor=no_context", f"decoder.train={mode}"]),
+    )
+    count = lambda module: sum(parameter.numel() for parameter in module.parameters())
+    assert count(reader) - count(reader.compressor) == count(plain)
+    encoder = reader.compressor._encoder[0]
+    own = {id(parameter) for parameter in reader.parameters()}
+    assert all(id(parameter) in own for parameter in encoder.parameters())
+    before = {name: parameter.requires_grad for name, parameter in plain.named_parameters()}
+    assert {n: p.requires_grad for n, p in reader.named_parameters() if n.startswith("decoder.")} == before
+
+
+def test_weights_that_move_move_for_both(build, ragged):
+    reader = build(ICAE).eval().double()
+    reader.decoder.config.dtype = torch.float64
+    assert encoded(reader, ragged).states.dtype == torch.float64
+
+
+def test_recomputed_activations_give_the_same_gradients(build, ragged):
+    found = []
+    for checkpointing in (False, True):
+        reader = build([*ICAE, f"train.gradient_checkpointing={checkpointing}", "compressor.lora_dropout=0"])
+        disturb(reader)
+        reader.loss(ragged).nll.sum().backward()
+        found.append({name: p.grad for name, p in reader.named_parameters() if p.grad is not None})
+    assert found[0].keys() == found[1].keys() and len(found[0]) > 4
+    for name, gradient in found[0].items():
+        torch.testing.assert_close(gradient, found[1][name])
+
+
+# ------------------------------------------------------------------ segments and slots
+
+
+def test_icae_s_segments_are_of_equal_length_and_always_have_all_their_tokens(build, ragged):
+    reader = build([*ICAE, "compressor.ratio=3"]).eval()
+    found, lengths = encoded(reader, ragged), ragged.context.lengths.tolist()
+    for b, length in enumerate(lengths):
+        segments = ceil(length, 12)
+        own = [(found.ids[b, s][found.mask[b, s]]) for s in range(found.ids.shape[1]) if found.mask[b, s].any()]
+        assert len(own) == segments
+        each = ceil(length, segments) if segments else 0
+        assert [len(row) - 4 for row in own[:-1]] == [each] * (segments - 1)
+        read = torch.cat([row[row != MEMORY] for row in own]).tolist() if own else []
+        assert read == ragged.context.ids[b][ragged.context.mask[b]].tolist()
+    assert slots(reader, ragged) == [4 * ceil(length, 12) + (length > 0) for length in lengths]
+    footprint = reader.footprint(ragged)
+    assert footprint.requested_ratio == 3 > footprint.effective_ratio
+    assert footprint.effective_ratio == sum(lengths) / sum(4 * ceil(length, 12) + (length > 0) for length in lengths)
+
+
+def test_the_control_has_as_many_slots_as_mean_pooling(build, ragged):
+    for words in ([], ["compressor.memory_tokens=512"], ["compressor.ratio=null", "compressor.slots=3"]):
+        asked = [word for word in words if "memory" not in word]
+        pooled = build(["compressor=mean_pool", "decoder.train=frozen", *asked])
+        assert sum(
+            slots(build([*TCP[:2], "decoder.train=frozen", "compressor.memory_tokens=512", *words]), ragged)
+        ) == sum(slots(pooled, ragged))
+    cut = slots(build(TCP), ragged)  # segments of at most 16 tokens
+    for length, own in zip(ragged.context.lengths.tolist(), cut):
+        segments = max(ceil(length, 16), 1)
+        each = ceil(length, segments)
+        assert own == sum(ceil(min(each, length - start), 4) for start in range(0, length, each or 1))
+
+
+def test_a_budget_in_slots_is_never_exceeded(build, ragged):
+    for count in (3, 6, 7):
+        reader = build([*ICAE, "compressor.ratio=null", f"compressor.slots={count}", "compressor.task_tokens=false"])
+        assert max(slots(reader, ragged)) <= count and reader.requested_ratio is None
+
+
+def test_drawn_ratios_are_for_training_only(build, ragged):
+    reader = build([*TCP, "compressor.ratio=2", "compressor.ratio_choices=[8]"])
+    reader.begin_step(0, 1)
+    few = reader.loss(ragged).slots.sum()
+    assert few < reader.eval().loss(ragged).slots.sum()
+
+
+@pytest.mark.parametrize("words", [[], ["compressor.count=by_ratio"], ["compressor.ratio=null", "compressor.slots=9"]])
+def test_the_longest_context_takes_no_more_positions_than_there_are(compose, words):
+    cfg = compose([*ICAE, *words])
+    settings = {key: value for key, value in cfg.compressor.items() if key != "_target_"}
+    for room in (0, 3, 5, 29, 64):
+        limit = compressor_class(cfg).longest_context(settings, room + 10, 10)
+        segments = ceil(limit, 16) if settings["ratio"] else 9 // 3
+        taken = (
+            4 * segments + 1
+            if settings["ratio"] and settings["count"] == "fixed"
+            else (9 if settings["slots"] else ceil(limit, 4)) + 1
+        )
+        assert limit == 0 or taken <= room
+
+
+# ------------------------------------------------------------------ what is asked
+
+
+def test_what_is_asked_has_a_vector_of_its_own(build, ragged):
+    reader = build(ICAE)
+    found = {}
+    for task in TASKS:
+        reader.zero_grad()
+        reader.loss(replace(ragged, task=task)).nll.sum().backward()
+        found[task] = reader.compressor.task_embeds.grad.any(1).tolist()
+    assert found == {task: [task == other for other in TASKS] for task in TASKS}
+    assert Reconstruct().primary(ragged).task == "reconstruct" and ragged.rows([0]).task == "answer"
+
+
+def test_without_that_vector_nothing_stands_between_memory_and_question(build, ragged):
+    with_it, without = build(ICAE), build([*ICAE, "compressor.task_tokens=false"])
+    assert [max(n - 1, 0) for n in slots(with_it, ragged)] == slots(without, ragged)
+    assert slots(without, ragged)[1] == 0 and ragged.context.lengths[1] == 0
+
+
+# ------------------------------------------------------------------ mistakes
+
+
+def test_mistakes_are_told_all_at_once(compose):
+    cfg = compose(
+        [
+            *ICAE,
+            "compressor.count=some",
+            "compressor.head=linear",
+            "compressor.memory_tokens=0",
+            "compressor.lora_rank=0",
+            "compressor.encoder_layers=5",
+            "compressor.lora_dropout=1.0",
+            "compressor.lora_targets=[q]",
+            "compressor.ratio=null",
+        ]
+    )
+    settings = {key: value for key, value in cfg.compressor.items() if key != "_target_"}
+    found = compressor_class(cfg).problems(settings, build_backbone(cfg))
+    keys = ("ratio", "count", "head", "memory_tokens", "lora_rank", "encoder_layers", "lora_dropout", "lora_targets")
+    assert [sentence.startswith(f"compressor.{key}=") for key, sentence in zip(keys, found, strict=True)] == [True] * 8

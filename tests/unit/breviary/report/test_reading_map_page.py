@@ -1,0 +1,439 @@
+"""The reading map's page: the whole text once and in order, marks on the right characters, foreign text harmless."""
+
+import re
+from dataclasses import replace
+from html.parser import HTMLParser
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from breviary.memory.trace import Part, parts_of
+from breviary.report.reading_map import LEVELS, STYLE, Card, _element, character_spans, page, shown
+
+VOID = {"meta", "br", "hr", "img", "link", "input"}
+HOSTILE = (
+    "<script>alert(1)</script>",
+    "</style></title></div><!--",
+    "' onmouseover='x",
+    '" onclick="x',
+    "&lt;&amp;&#60;",
+    "\x00\x1b[31m\r\n\x7f\x85",
+    "half \ud800 pair",
+    "\u202eleft",
+    "]]><![CDATA[",
+    "javascript:x",
+    "   ",
+    "",
+)
+
+
+class Parsed(HTMLParser):
+    """A page as a browser's tree would have it: fails where tags do not balance.
+
+    characters: of each document in turn, (character, {class: title} of everything around it within the document)
+    """
+
+    def __init__(self, text):
+        super().__init__(convert_charrefs=True)
+        self.open, self.tags, self.attributes, self.characters, self.text = [], [], [], [], []
+        self.feed(text)
+        self.close()
+        assert self.open == [], self.open
+
+    def handle_starttag(self, tag, attrs):
+        self.tags.append(tag)
+        self.attributes += [(tag, *pair) for pair in attrs]
+        if tag not in VOID:
+            self.open.append((tag, dict(attrs)))
+        if dict(attrs).get("class") == "document":
+            self.characters.append([])
+
+    def handle_endtag(self, tag):
+        assert self.open and self.open[-1][0] == tag, (tag, self.open)
+        self.open.pop()
+
+    def handle_data(self, data):
+        if not any(tag == "style" for tag, _ in self.open):
+            self.text.append(data)
+        depth = [i for i, (_, attributes) in enumerate(self.open) if attributes.get("class") == "document"]
+        if depth:
+            marks = {
+                name: attributes.get("title")
+                for _, attributes in self.open[depth[0] + 1 :]
+                for name in attributes.get("class", "").split()
+            }
+            self.characters[-1] += [(character, marks) for character in data]
+
+    def marked(self, name, document=0):
+        """The characters of a document that stand within something of class `name`, as one text."""
+        return "".join(character for character, marks in self.characters[document] if name in marks)
+
+    def document(self, number=0):
+        return "".join(character for character, _ in self.characters[number])
+
+
+def by_byte(text):
+    """Offsets of a byte-level tokenizer: as many tokens for a character as it has bytes."""
+    return tuple((i, i + 1) for i, c in enumerate(text) for _ in c.encode("utf-8", "surrogatepass"))
+
+
+def card(context="one two three", offsets=None, parts=None, **values):
+    offsets = by_byte(context) if offsets is None else offsets
+    parts = parts_of(len(offsets), {}) if parts is None else parts
+    return Card(
+        **{
+            "question": "Which?",
+            "prediction": "two",
+            "references": ("two",),
+            "exact": True,
+            "f1": 1.0,
+            "context": context,
+            "offsets": offsets,
+            "gold": (),
+            "parts": parts,
+            "slots": 3,
+            "asked": "4x",
+        }
+        | values
+    )
+
+
+def parsed(*cards, facts=(("Reader", "ram"),)):
+    return Parsed(page(facts, cards))
+
+
+def ram_trace(kept, relevance, tokens, size, dropped=False):
+    """As a compressor that keeps segments whole and makes one slot of each other one leaves it, padded."""
+    slots, next_slot = [], 0
+    for start, keep in zip(range(0, tokens, size), kept):
+        count = min(size, tokens - start)
+        slots += range(next_slot, next_slot + count) if keep else [-1 if dropped else next_slot] * count
+        next_slot += count if keep else not dropped
+    return {
+        "kept": [*kept, False],
+        "relevance": [*relevance, 0.0],
+        "groups": [[*slots, -1, -1]],
+        "weights": [[1.0] * len(slots) + [0.0, 0.0]],
+    }
+
+
+# ------------------------------------------------------------------ characters of tokens
+
+
+@given(st.text(max_size=30), st.data())
+def test_spans_are_the_text_once_and_in_order(text, data):
+    bytes_of = by_byte(text)
+    cuts = sorted(data.draw(st.sets(st.integers(1, max(len(bytes_of) - 1, 1)), max_size=8)) | {0, len(bytes_of)})
+    cuts = [cut for cut in cuts if cut <= len(bytes_of)]
+    offsets = [(bytes_of[a][0], bytes_of[b - 1][1]) for a, b in zip(cuts, cuts[1:])]  # tokens of several bytes
+    hidden = data.draw(st.sets(st.integers(0, 8)))
+    spans = character_spans(text, [pair for i, pair in enumerate(offsets) if i not in hidden])
+    assert "".join(text[start:end] for start, end, _ in spans) == text
+    assert all(start < end for start, end, _ in spans)
+    tokens = [token for *_, token in spans if token is not None]
+    assert tokens == sorted(tokens)
+
+
+def test_a_character_of_several_tokens_belongs_to_the_first():
+    assert by_byte("a😀b") == ((0, 1), (1, 2), (1, 2), (1, 2), (1, 2), (2, 3))
+    assert character_spans("a😀b", by_byte("a😀b")) == [(0, 1, 0), (1, 2, 1), (2, 3, 5)]
+    assert character_spans("é!", [(0, 1), (0, 2)]) == [(0, 1, 0), (1, 2, 1)]  # a token that begins within a character
+
+
+def test_white_space_of_no_token_goes_with_the_next_and_at_the_end_with_the_last():
+    assert character_spans(" ab  cd \n", [(1, 3), (5, 7)]) == [(0, 3, 0), (3, 7, 1), (7, 9, 1)]
+
+
+def test_other_characters_of_no_token_are_told_as_such():
+    assert character_spans("ab cut cd", [(0, 2), (7, 9)]) == [(0, 2, 0), (2, 7, None), (7, 9, 1)]
+    assert character_spans("ab", []) == [(0, 2, None)] and character_spans("", []) == []
+
+
+# ------------------------------------------------------------------ parts of traces
+
+
+def test_parts_of_segments():
+    trace = ram_trace([False, True, False], [0.1, 0.9, -0.2], tokens=8, size=3)
+    assert parts_of(8, trace, 3) == (
+        Part("skimmed", 3, 1, relevance=0.1),
+        Part("kept", 3, 2, relevance=0.9),
+        Part("skimmed", 2, 3, relevance=-0.2),
+    )
+    dropped = parts_of(8, ram_trace([False, True, False], [0.1, 0.9, -0.2], 8, 3, dropped=True), 3)
+    assert [part.kind for part in dropped] == ["dropped", "kept", "dropped"]
+
+
+def test_parts_of_groups_are_numbered_through_the_rows():
+    trace = {"groups": [[0, 0, 1], [0, 1, -1]], "weights": [[0.25, 0.75, 1.0], [1.0, 1.0, 0.0]]}
+    assert parts_of(5, trace) == (
+        Part("group", 2, 1, 2, weights=(0.25, 0.75)),
+        Part("group", 1, 2, 1, weights=(1.0,)),
+        Part("group", 1, 3, 1, weights=(1.0,)),
+        Part("group", 1, 4, 1, weights=(1.0,)),
+    )
+
+
+def test_a_group_may_lie_apart_and_tokens_in_none():
+    parts = parts_of(5, {"groups": [[0, 1, 0, -1, -1]], "weights": None})
+    assert parts == (Part("group", 1, 1, 2), Part("group", 1, 2, 1), Part("group", 1, 1, 2), Part("dropped", 2))
+
+
+def test_parts_of_kept_tokens_of_nothing_known_and_of_an_empty_context():
+    assert parts_of(4, {"kept": [True, True, False, True, False]}) == (
+        Part("kept", 2),
+        Part("dropped", 1),
+        Part("kept", 1),
+    )
+    assert parts_of(4, {"other": 1}) == (Part("whole", 4),)
+    assert parts_of(0, {"groups": [[-1]], "kept": [False]}) == ()
+
+
+def test_parts_and_gold_must_be_of_the_tokens():
+    with pytest.raises(AssertionError):
+        card("abc", parts=(Part("kept", 2),))
+    with pytest.raises(AssertionError):
+        card("abc", gold=(True,))
+
+
+# ------------------------------------------------------------------ marks
+
+
+TEXT = "Süß 日本 😀😀 end of\n\n the\ttext"
+
+
+@pytest.mark.parametrize("size", [1, 3, 4, 50])
+def test_kept_and_skimmed_are_marked_where_their_first_bytes_are(size):
+    tokens = len(by_byte(TEXT))
+    segments = -(-tokens // size)
+    kept = [i % 3 == 1 for i in range(segments)]
+    gold = tuple(t % 7 < 3 for t in range(tokens))
+    trace = ram_trace(kept, [i / 100 for i in range(segments)], tokens, size)
+    found = parsed(card(TEXT, parts=parts_of(tokens, trace, size), gold=gold))
+    assert found.document() == TEXT
+    first_token = {start: t for t, (start, _) in reversed(list(enumerate(by_byte(TEXT))))}
+    for i, (_, marks) in enumerate(found.characters[0]):
+        number = first_token[i] // size
+        assert ("kept" in marks) == kept[number] and ("skimmed" in marks) == (not kept[number])
+        assert ("gold" in marks) == gold[first_token[i]]
+        how = "read closely" if kept[number] else "skimmed"
+        assert marks["kept" if kept[number] else "skimmed"].startswith(
+            f"segment {number + 1} of {segments}: {how}, relevance {number / 100:.3f}, "
+        )
+
+
+def test_a_skimmed_segment_of_several_slots():
+    trace = {"kept": [False, True], "relevance": [0.0, 1.0], "groups": [[0, 0, 1, 1, 2, 3, 4]], "weights": None}
+    parts = parts_of(7, trace, 5)
+    assert parts == (Part("skimmed", 5, 1, relevance=0.0, runs=(2, 2, 1)), Part("kept", 2, 2, relevance=1.0))
+    found = parsed(card("abcdefg", parts=parts, gold=(False,) * 3 + (True,) * 4))
+    assert found.document() == "abcdefg" and found.marked("gold") == "defg" and found.marked("kept") == "fg"
+    assert found.marked("slot") == "ce"  # what begins a further slot; "d" follows under its own underline
+    assert found.characters[0][0][1]["skimmed"] == "segment 1 of 2: skimmed into 3 slots, relevance 0.000, 5 tokens"
+
+
+def test_skimmed_segments_are_shaded_by_the_rank_of_their_relevance():
+    def shades(*relevance):
+        parts = tuple(Part("skimmed", 1, i + 1, relevance=value) for i, value in enumerate(relevance))
+        found = parsed(card("abcde"[: len(parts)], parts=parts))
+        return [next(name for name in marks if re.fullmatch(r"s\d", name)) for _, marks in found.characters[0]]
+
+    assert shades(0.75, 0.25, 0.5) == [f"s{LEVELS - 1}", "s0", "s4"]
+    assert shades(-0.5, -0.5) == ["s4", "s4"]
+    assert shades(-0.9, 0.51, 0.5, 0.52) == ["s0", "s5", "s2", "s7"]  # one far below leaves the others apart
+
+
+def test_groups_are_shaded_by_size_and_their_tokens_by_weight():
+    trace = {"groups": [[0, 1, 1, 1, 1, 2, 2, 2, 2, 2]], "weights": [[1.0, 0.1, 0.2, 0.3, 0.4, *[0.2] * 5]]}
+    found = parsed(card("abcdefghij", parts=parts_of(10, trace), gold=(False,) * 4 + (True,) + (False,) * 5))
+    marks = [marks for _, marks in found.characters[0]]
+    shades = ["".join(name for name in mark if re.fullmatch(r"s\d", name)) for mark in marks]
+    assert shades[0] == f"s{LEVELS - 1}" and shades[0] > shades[1] > shades[5]
+    assert len(set(shades[1:5])) == len(set(shades[5:])) == 1
+    inks = [int("".join(name[1:] for name in mark if re.fullmatch(r"i\d", name))) for mark in marks]
+    assert inks == [7, 2, 4, 5, 7, *[7] * 5]
+    assert ["odd" in mark for mark in marks] == [True, *[False] * 4, *[True] * 5]  # neighbours differ
+    assert marks[3][f"i{inks[3]}"] == "weight 0.300 in a group of 4" and found.marked("gold") == "e"
+
+
+def test_groups_without_weights():
+    found = parsed(card("abcd", parts=parts_of(4, {"groups": [[0, 0, 1, 1]], "weights": None})))
+    assert found.marked("group") == "abcd" and found.characters[0][0][1]["group"] == "group of 2, weighted equally"
+    assert not any(re.fullmatch(r"i\d", name) for _, marks in found.characters[0] for name in marks)
+
+
+def test_weights_that_are_all_zero():
+    found = parsed(card("ab", parts=parts_of(2, {"groups": [[0, 0]], "weights": [[0.0, 0.0]]})))
+    assert found.marked("i0") == "ab"
+
+
+def test_a_cut_within_a_segment_stands_outside_it():
+    context = "start of it, the middle, the end"
+    offsets = tuple((i, i + 1) for i in range(len(context)) if i < 5 or i >= len(context) - 5)
+    found = parsed(card(context, offsets, (Part("kept", 10, 1, relevance=0.5),)))
+    assert found.document() == context
+    assert (found.marked("kept"), found.marked("cut")) == ("starte end", context[5:-5])
+    text = "".join(found.text)
+    assert f"{len(context) - 10} of {len(context)} characters not read" in text and "cut: not read" in text
+
+
+def test_segments_also_stand_in_a_list_for_those_who_cannot_hover():
+    trace = ram_trace([False, True], [0.125, 0.5], 5, 3)
+    text = page((), [card("abcde", parts=parts_of(5, trace, 3), gold=(True,) + (False,) * 4)])
+    rows = re.findall(r"<tr class=\"\w+\">(.*?)</tr>", text)
+    assert [re.findall(r"<td>(?:<bdi>)?(.*?)(?:</bdi>)?</td>", row) for row in rows] == [
+        ["1", "skimmed", "0.125", "gold", "abc"],
+        ["2", "closely", "0.500", "", "de"],
+    ]
+
+
+# ------------------------------------------------------------------ words
+
+
+def test_right_and_wrong_in_words():
+    cards = [card(), card(exact=False, f1=0.5), card(exact=False, f1=0.0)]
+    assert [c.verdict for c in cards] == ["right", "partly right", "wrong"]
+    text = "".join(parsed(*cards).text)
+    assert text.count("✓ right") == text.count("✗ wrong") == text.count("partly right, F1 0.50") == 2  # index and card
+    assert "1 of 3 exactly right, mean F1 0.50" in text
+
+
+def test_budget_and_evidence_lines():
+    def text(trace, size=None, gold=(True, True) + (False,) * 6, **values):
+        return "".join(parsed(card("abcdefgh", parts=parts_of(8, trace, size), gold=gold, **values)).text)
+
+    segments = text(ram_trace([False, True, False], [0, 1, 0.5], 8, 3), 3, slots=5)
+    assert "8 context tokens in 5 slots · asked 4x · reached 1.6x · 1 of 3 segments read closely" in segments
+    assert "0 of 1 segments that hold gold evidence read closely" in segments
+    groups = text({"groups": [[0, 1, 2, 2, 2, 3, 3, 3]], "weights": None}, slots=4)
+    assert "reached 2.0x · 4 groups of 1 to 3 tokens" in groups
+    assert "in: 1.0 for gold evidence, 3.0 elsewhere" in groups
+    kept = text({"kept": [True] * 3 + [False] * 5}, slots=3)
+    assert "3 of 8 tokens kept" in kept and "2 of 2 gold tokens kept" in kept
+    nothing = text({"kept": [False] * 8}, slots=0, gold=())
+    assert "nothing kept · 0 of 8 tokens kept" in nothing and "gold" not in nothing.lower()
+
+
+def test_an_empty_context():
+    found = parsed(card("", slots=0, prediction=""))
+    assert found.characters == [] and "The context is empty." in "".join(found.text)
+    assert "(empty answer)" in "".join(found.text)
+
+
+def test_the_legend_has_what_occurs_and_no_more():
+    def legend(one):
+        return re.search(r'<section class="legend">(.*?)</section>', page((), [one]), re.DOTALL)[1]
+
+    segments = legend(card("abc", parts=(Part("kept", 1, 1, relevance=1.0), Part("skimmed", 2, 2, relevance=0.0))))
+    assert "read closely" in segments and "skimmed" in segments and "group" not in segments and "gold" not in segments
+    groups = legend(card("ab", parts=parts_of(2, {"groups": [[0, 0]], "weights": [[0.5, 0.5]]}), gold=(True, False)))
+    assert all(f'class="{name}{level}"' in groups for name in "si" for level in range(LEVELS))
+    assert "merge weight" in groups and "gold" in groups and "skimmed" not in groups and "dropped" not in groups
+
+
+# ------------------------------------------------------------------ foreign text
+
+
+@pytest.mark.parametrize("text", HOSTILE)
+def test_foreign_text_stays_text_everywhere(text):
+    tokens = len(by_byte(text))
+    segments = -(-tokens // 3)
+    trace = ram_trace([i % 2 == 0 for i in range(segments)], [0.1 * i for i in range(segments)], tokens, 3)
+    groups = {"groups": [[t // 2 for t in range(tokens)]], "weights": [[0.5] * tokens]}
+    gold = tuple(t % 2 == 0 for t in range(tokens))
+    cards = [
+        card(text, parts=parts, question=text, prediction=text, references=(text, text), asked=text, gold=gold)
+        for parts in (parts_of(tokens, trace, 3), parts_of(tokens, groups))
+    ]
+    html = page([(text, text)], cards)
+    html.encode("utf-8")
+    assert not re.search(r"[\x00-\x08\x0b-\x1f\x7f-\x9f\ud800-\udfff]", html)
+    found = Parsed(html)
+    assert not [name for _, name, _ in found.attributes if name.startswith("on") or name in ("src", "style")]
+    if text.strip():
+        plain = "x" * len(text)
+        harmless = parsed(
+            *[
+                replace(c, question=plain, prediction=plain, references=(plain, plain), asked=plain, context=plain)
+                for c in cards
+            ],
+            facts=[(plain, plain)],
+        )
+        assert found.tags == harmless.tags
+    if text:
+        assert found.document(0) == found.document(1) == shown(text)
+    if text.strip():
+        assert "".join(found.text).count(shown(text)) >= 2 * 6 + 3  # each card's six, title, fact, its name
+
+
+def test_attributes_are_escaped_too():
+    text = _element("a", "", href="\"><script>' onclick=x", class_=None, aria_label="&")
+    assert Parsed(text).attributes == [("a", "href", "\"><script>' onclick=x"), ("a", "aria-label", "&")]
+
+
+def test_shown_keeps_every_other_character_and_the_length():
+    for text in (*HOSTILE, TEXT, "\u2028\u200d\ufeffא"):
+        assert len(shown(text)) == len(text)
+    assert shown(TEXT) == TEXT and shown("\x00\r\t\n\x7f\x80") == "␀␍\t\n␡\ufffd"
+
+
+def test_the_page_loads_nothing_and_runs_nothing():
+    found = Parsed(page([("Reader", "ram")], [card()]))
+    assert not {"script", "link", "img", "iframe", "object", "base"} & set(found.tags)
+    links = [value for _, name, value in found.attributes if name in ("src", "href", "action", "data")]
+    assert links == ["#question-1"] and ("h2", "id", "question-1") in found.attributes
+    assert not re.search(r"url\(|@import|https?:", STYLE.read_text())
+    assert ("meta", "content", "default-src 'none'; style-src 'unsafe-inline'") in found.attributes
+    assert ("meta", "content", "width=device-width, initial-scale=1") in found.attributes
+
+
+# ------------------------------------------------------------------ the style sheet
+
+
+def schemes():
+    """The colours of both schemes, {name: (r, g, b)}."""
+    light, dark = re.findall(r":root \{(.*?)\}", STYLE.read_text(), re.DOTALL)
+    return {
+        name: {
+            key: tuple(int(value[i : i + 2], 16) for i in (0, 2, 4))
+            for key, value in re.findall(r"--(\w+): #([0-9a-f]{6});", block)
+        }
+        for name, block in (("light", light), ("dark", dark))
+    }
+
+
+def contrast(one, other):
+    """WCAG 2.2, relative luminance."""
+
+    def luminance(colour):
+        linear = [c / 255 / 12.92 if c / 255 <= 0.04045 else ((c / 255 + 0.055) / 1.055) ** 2.4 for c in colour]
+        return 0.2126 * linear[0] + 0.7152 * linear[1] + 0.0722 * linear[2]
+
+    low, high = sorted([luminance(one), luminance(other)])
+    return (high + 0.05) / (low + 0.05)
+
+
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+def test_text_and_marks_have_contrast_on_every_ground(scheme):
+    colours = schemes()[scheme]
+    assert schemes()["light"].keys() == schemes()["dark"].keys()
+    grounds = ["page", "card", *(f"s{i}" for i in range(LEVELS))]
+    for ground in grounds:
+        for ink in ("ink", "dim", *(f"i{i}" for i in range(LEVELS))):
+            assert contrast(colours[ink], colours[ground]) >= 4.5, (ink, ground)
+        assert contrast(colours["gold"], colours[ground]) >= 3, ground
+    for ground in ("page", "card"):
+        assert all(contrast(colours[name], colours[ground]) >= 4.5 for name in ("bar", "right", "partly", "wrong"))
+
+
+def test_every_class_of_the_page_has_a_rule():
+    trace = {"groups": [[0, 0, 1]], "weights": [[0.1, 0.9, 1.0]]}
+    cards = [
+        card("abc", parts=parts_of(3, ram_trace([True, False], [0, 1], 3, 2), 2), gold=(True, False, True)),
+        card("abc", parts=parts_of(3, trace), exact=False, f1=0.5),
+        card("", exact=False, f1=0.0),
+        card("ab-cut-cd", ((0, 2), (7, 9)), (Part("kept", 1), Part("dropped", 1))),
+    ]
+    used = {name for _, key, value in parsed(*cards).attributes if key == "class" for name in value.split()}
+    ruled = set(re.findall(r"\.([a-z][\w-]*)", STYLE.read_text()))
+    assert used <= ruled, used - ruled

@@ -1,0 +1,125 @@
+"""Run folders: named once, found again, and told apart by their configuration."""
+
+import json
+
+import pytest
+from omegaconf import OmegaConf
+
+from breviary.runs.checkpoints import WEIGHTS, best_checkpoint, checkpoints, last_checkpoint
+from breviary.runs.folders import called, config_hash, finish_run, load_config, open_run
+
+
+@pytest.fixture
+def cfg(tmp_path):
+    return OmegaConf.create(
+        {
+            "name": "facts",
+            "seed": 1,
+            "resume": "never",
+            "paths": {"outputs": str(tmp_path)},
+            "train": {"steps": 4},
+            "backbone": {},
+            "compressor": {},
+            "engine": {},
+        }
+    )
+
+
+def checkpoint(folder, step, best=None, complete=True):
+    path = folder / "checkpoints" / f"checkpoint-{step}"
+    path.mkdir(parents=True)
+    (path / WEIGHTS).touch()
+    if complete:
+        (path / "trainer_state.json").write_text(json.dumps({"best_global_step": best}))
+    return path
+
+
+def test_a_new_folder_for_every_run(cfg, tmp_path):
+    folders = [open_run(cfg)[0] for _ in range(3)]
+    assert len(set(folders)) == 3 and all(folder.parent == tmp_path / "facts" for folder in folders)
+    for folder in folders:
+        assert load_config(folder) == cfg
+        assert {"commit", "versions", "hardware"} <= json.loads((folder / "environment.json").read_text()).keys()
+
+
+def test_the_written_configuration_is_resolved(cfg):
+    cfg.other = "${train.steps}"
+    assert "other: 4" in (open_run(cfg)[0] / "config.yaml").read_text()
+
+
+def test_auto_goes_on_with_the_newest_unfinished_run(cfg):
+    folder, _ = open_run(cfg)
+    cfg.resume = "auto"
+    fresh, none = open_run(cfg)
+    assert fresh != folder and none is None  # no checkpoint yet: nothing to go on from
+    checkpoint(folder, 2)
+    last = checkpoint(folder, 4)
+    assert open_run(cfg) == (folder, last)
+    finish_run(folder)
+    assert open_run(cfg)[0] not in (folder, fresh)
+
+
+def test_auto_passes_over_other_configurations(cfg):
+    folder, _ = open_run(cfg)
+    checkpoint(folder, 2)
+    cfg.resume, cfg.seed = "auto", 2
+    assert open_run(cfg)[0] != folder
+
+
+def test_a_run_folder_as_resume(cfg, tmp_path):
+    folder, _ = open_run(cfg)
+    cfg.resume = str(folder)
+    with pytest.raises(ValueError, match="no run folder with a complete checkpoint"):
+        open_run(cfg)
+    step = checkpoint(folder, 2)
+    assert open_run(cfg) == (folder, step)
+
+
+def test_incomplete_checkpoints_do_not_count(tmp_path):
+    whole = [checkpoint(tmp_path, step) for step in (10, 9)]
+    checkpoint(tmp_path, 11, complete=False)
+    (tmp_path / "checkpoints" / "checkpoint-x").mkdir()
+    assert checkpoints(tmp_path) == whole[::-1] and last_checkpoint(tmp_path) == whole[0]
+
+
+def test_the_best_checkpoint(tmp_path):
+    best = checkpoint(tmp_path, 2, best=2)
+    assert best_checkpoint(tmp_path) == best
+    last = checkpoint(tmp_path, 6, best=2)
+    assert best_checkpoint(tmp_path) == best
+    checkpoint(tmp_path, 8, best=4)  # removed meanwhile
+    assert best_checkpoint(tmp_path) == last.with_name("checkpoint-8")
+    assert best_checkpoint(tmp_path) == last_checkpoint(tmp_path)
+
+
+def test_without_validation_the_newest_is_best(tmp_path):
+    checkpoint(tmp_path, 2)
+    last = checkpoint(tmp_path, 4)
+    assert best_checkpoint(tmp_path) == last
+
+
+def test_the_hash_is_that_of_what_matters(cfg):
+    same, other = cfg.copy(), cfg.copy()
+    same.resume, same.paths = "auto", {"outputs": "elsewhere"}
+    other.train = {"steps": 5}
+    assert config_hash(same) == config_hash(cfg) != config_hash(other)
+    assert config_hash(other, without=("train", "resume", "paths")) == config_hash(
+        cfg, without=("train", "resume", "paths")
+    )
+
+
+def test_no_run_folder(tmp_path):
+    with pytest.raises(ValueError, match="no config.yaml in it"):
+        load_config(tmp_path)
+
+
+def test_a_run_has_one_name_however_it_is_written(monkeypatch, tmp_path):
+    monkeypatch.chdir(tmp_path)
+    for run in (
+        "outputs/demo/one",
+        "outputs/demo/one/",
+        "./outputs/demo/../demo/one",
+        str(tmp_path / "outputs/demo/one"),
+    ):
+        assert called(run) == "outputs/demo/one"
+    assert called("/elsewhere/one/") == "/elsewhere/one"

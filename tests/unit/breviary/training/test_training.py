@@ -1,0 +1,299 @@
+"""Training on the tiny backbone: order of the data, accumulation, interruptions, checkpoints, and what is written."""
+
+import json
+import shutil
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+import train
+from breviary.memory.budget import Budget
+from breviary.runs.checkpoints import WEIGHTS, best_checkpoint, checkpoints, last_checkpoint
+from breviary.runs.folders import FINISHED
+from breviary.training import log, trainer
+from breviary.training.sampling import StepSampler
+from tests.tiny import compose_tiny
+
+DATA = ["dataset.facts=2", "dataset.train_size=24", "dataset.validation_size=4", "generation.max_new_tokens=2"]
+SMALL = [
+    *DATA,
+    "reader=comi",
+    "compressor.join=depth",
+    "backbone.width=32",
+    "train.steps=6",
+    "train.batch_size=2",
+    "train.log_every=1",
+    "train.eval_every=2",
+    "train.eval_examples=2",
+]
+
+
+def weights(folder):
+    return load_file(last_checkpoint(folder) / WEIGHTS)
+
+
+def metrics(folder):
+    """Training rows and validation rows of metrics.jsonl, by step."""
+    rows = [json.loads(line) for line in (Path(folder) / "metrics.jsonl").read_text().splitlines()]
+    kinds = [row for row in rows if "loss" in row], [row for row in rows if "eval_nll" in row]
+    assert sum(map(len, kinds)) == len(rows)
+    for kind in kinds:
+        steps = [row["step"] for row in kind]
+        assert steps == sorted(set(steps)), steps
+    return [{row["step"]: row for row in kind} for kind in kinds]
+
+
+def assert_same(folder, other, rel=0.0):
+    ours, theirs = weights(folder), weights(other)
+    assert ours.keys() == theirs.keys() and ours
+    for name in ours:
+        torch.testing.assert_close(ours[name], theirs[name], rtol=rel, atol=rel)
+
+
+# ------------------------------------------------------------------ order of the data
+
+
+@pytest.mark.parametrize("grouped", [False, True])
+def test_the_order_is_a_function_of_seed_and_place(grouped):
+    lengths = [(7 * i) % 23 for i in range(50)]
+    short, long = StepSampler(lengths, 4, 60, 3, grouped), StepSampler(lengths, 4, 180, 3, grouped)
+    assert len(long) == len(list(long)) == 180
+    assert list(short) == list(long)[:60] == list(short)  # a resumed run skips what was given, and goes on
+    assert list(short) != list(StepSampler(lengths, 4, 60, 4, grouped))
+
+
+@pytest.mark.parametrize("grouped", [False, True])
+def test_every_pass_gives_every_example_once(grouped):
+    given = list(StepSampler(list(range(40)), 2, 120, 0, grouped))
+    passes = [given[start : start + 40] for start in (0, 40, 80)]
+    assert all(sorted(one) == list(range(40)) for one in passes)
+    assert len({tuple(one) for one in passes}) == 3
+    batches = [{frozenset(one[i : i + 2]) for i in range(0, 40, 2)} for one in passes]
+    assert batches[0] != batches[1]  # other company as well, not only another order of the same batches
+
+
+def test_grouped_batches_hold_similar_lengths():
+    lengths = torch.randint(0, 1000, (640,), generator=torch.Generator().manual_seed(0)).tolist()
+
+    def spread(grouped):
+        given = list(StepSampler(lengths, 8, 640, 0, grouped))
+        batches = [[lengths[i] for i in given[start : start + 8]] for start in range(0, 640, 8)]
+        return sum(max(batch) - min(batch) for batch in batches) / len(batches)
+
+    assert spread(True) < spread(False) / 5
+
+
+# ------------------------------------------------------------------ one training
+
+
+@pytest.fixture(scope="module")
+def uninterrupted(tmp_path_factory):
+    """A finished run of 6 steps, and the folder its like write into."""
+    home = tmp_path_factory.mktemp("runs")
+    return train.train(compose_tiny([*SMALL, f"paths.outputs={home}", f"paths.cache={home}/cache"]))
+
+
+def test_a_run_folder_is_complete(uninterrupted):
+    names = {path.name for path in uninterrupted.iterdir()}
+    assert names == {"config.yaml", "environment.json", "metrics.jsonl", "checkpoints", FINISHED}
+
+
+def test_one_row_per_logging_step_and_per_validation(uninterrupted):
+    trained, validated = metrics(uninterrupted)
+    assert list(trained) == [1, 2, 3, 4, 5, 6] and list(validated) == [2, 4, 6]
+    for row in trained.values():
+        assert row["examples"] == 2 * row["step"]
+        assert {
+            "step",
+            "loss",
+            "grad_norm",
+            "learning_rate",
+            "seconds",
+            "tokens_per_s",
+            "peak_memory_bytes",
+            "effective_ratio",
+        } <= row.keys()
+        assert all(isinstance(value, (int, float)) and value == value for value in row.values())
+    assert {"eval_em", "eval_f1", "eval_nll"} <= validated[2].keys()
+
+
+def test_rows_are_written_every_log_every_steps(compose):
+    folder = train.train(compose([*SMALL, "train.log_every=4", "train.steps=9", "train.eval_every=0"]))
+    trained, validated = metrics(folder)
+    assert list(trained) == [1, 4, 8] and list(validated) == [9]
+
+
+def test_checkpoints_hold_trained_weights_only(uninterrupted):
+    names = weights(uninterrupted).keys()
+    assert names and all(name.startswith("decoder.layers.") and "lora_" in name for name in names)
+
+
+def test_without_validation(compose):
+    folder = train.train(compose([*SMALL, "train.eval_examples=0", "train.steps=4"]))
+    trained, validated = metrics(folder)
+    assert list(trained) == [1, 2, 3, 4] and not validated
+    assert [path.name for path in checkpoints(folder)] == ["checkpoint-4"]
+    assert best_checkpoint(folder) == last_checkpoint(folder)
+
+
+def test_a_reader_without_trained_weights_is_refused(compose):
+    with pytest.raises(ValueError, match="nothing to train: .* decoder.train=lora"):
+        train.train(compose([*SMALL, "decoder.train=frozen"]))
+
+
+# ------------------------------------------------------------------ steps
+
+
+@pytest.mark.parametrize("forms", [["compressor.join=depth"], ["compressor.join=input"]], ids=["depth", "input"])
+def test_accumulation_changes_nothing(compose, forms):
+    """Four micro-batches of 2 equal one batch of 8: the mean is over all supervised tokens of the step."""
+    shared = [
+        *SMALL,
+        *forms,
+        "train.steps=2",
+        "train.eval_examples=0",
+        "train.optimizer=sgd",
+        "train.learning_rate=0.05",
+        "train.max_grad_norm=0",
+        "decoder.train=attention",
+    ]
+    whole = train.train(compose([*shared, "train.batch_size=8", "train.accumulation=1"]))
+    parts = train.train(compose([*shared, "train.batch_size=2", "train.accumulation=4"]))
+    assert_same(whole, parts, rel=1e-6)
+    (rows, _), (others, _) = metrics(whole), metrics(parts)
+    for step, row in rows.items():
+        for key in ("loss", "grad_norm", "learning_rate", "effective_ratio"):
+            assert row[key] == pytest.approx(others[step][key], rel=1e-4), (step, key)
+        assert row["grad_norm"] > 0.1  # steps of 0.05 times that: weights have moved by far more than the tolerance
+
+
+def test_a_step_s_micro_batches_share_the_drawn_ratio(compose, monkeypatch):
+    """Drawn from seed and step, equal within a step, and never used in validation."""
+    asked = []
+    method = Budget.asked
+
+    def noted(budget, training):
+        asked.append((training, method(budget, training)))
+        return method(budget, training)
+
+    monkeypatch.setattr(Budget, "asked", noted)
+    steps = []
+    begin = Budget.begin_step
+    monkeypatch.setattr(
+        Budget,
+        "begin_step",
+        lambda budget, step, seed: (begin(budget, step, seed), steps.append(step), asked.append("step"))[0],
+    )
+    choices = ["compressor=mean_pool", "compressor.ratio=5", "compressor.ratio_choices=[2,3,4]"]
+    train.train(compose([*SMALL, *choices, "train.accumulation=3", "train.batch_size=1", "train.steps=8"]))
+    assert steps == list(range(8))
+    drawn, current = [], None
+    for entry in asked:
+        if entry == "step":
+            current = set()
+            drawn.append(current)
+        elif entry[0]:
+            current.add(entry[1])
+        else:
+            assert entry[1] == 5
+    assert any(entry == (False, 5) for entry in asked)
+    assert all(len(ratios) == 1 for ratios in drawn) and set().union(*drawn) == {2, 3, 4}
+
+
+# ------------------------------------------------------------------ interruptions
+
+
+class Killed(RuntimeError):
+    """Stands for a signal, a full disk, a pulled plug."""
+
+
+@pytest.fixture
+def killed(uninterrupted, compose, monkeypatch):
+    """killed(step) -> (configuration, folder) of a run like the uninterrupted one that died at the end of `step`."""
+
+    def run(step):
+        cfg = compose(SMALL)
+        original = log.RunLog.on_step_end
+
+        def dying(log, args, state, control, **kwargs):
+            original(log, args, state, control, **kwargs)
+            if state.global_step == step:
+                raise Killed
+
+        with monkeypatch.context() as patch:
+            patch.setattr(log.RunLog, "on_step_end", dying)
+            with pytest.raises(Killed):
+                train.train(cfg)
+        [folder] = (Path(cfg.paths.outputs) / cfg.name).iterdir()
+        assert not (folder / FINISHED).exists()
+        return cfg, folder
+
+    return run
+
+
+@pytest.mark.parametrize("resume", ["path", "auto"])
+@pytest.mark.parametrize("step", [4, 6])
+def test_resumed_equals_uninterrupted(uninterrupted, killed, resume, step, capsys):
+    """Died at step 4 after the checkpoint of step 2, or at step 6 after that of step 4, which had logged on."""
+    cfg, folder = killed(step)
+    assert max(metrics(folder)[0]) == step - 1 and last_checkpoint(folder).name == f"checkpoint-{step - 2}"
+    cfg.resume = str(folder) if resume == "path" else "auto"
+    capsys.readouterr()
+    assert train.train(cfg) == folder
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[0] == f"run {folder}, going on from checkpoint-{step - 2}" and lines[-1] == f"run {folder}"
+    assert_same(folder, uninterrupted)
+    assert (folder / FINISHED).exists()
+    for ours, theirs in zip(metrics(folder), metrics(uninterrupted)):
+        assert ours.keys() == theirs.keys()
+        for key in ("loss", "grad_norm", "learning_rate", "eval_nll", "eval_f1"):
+            assert [row.get(key) for row in ours.values()] == [row.get(key) for row in theirs.values()], key
+
+
+def test_dropout_resumes_to_the_same_numbers(compose, monkeypatch):
+    """The generators' states are part of a checkpoint."""
+    cfg = compose([*SMALL, "decoder.lora_dropout=0.3", "train.steps=4"])
+    whole = train.train(cfg)
+    again = whole.with_name("again")
+    shutil.copytree(whole, again)
+    for step in checkpoints(again)[1:]:
+        shutil.rmtree(step)
+    (again / FINISHED).unlink()
+    cfg.resume = str(again)
+    train.train(cfg)
+    assert_same(again, whole)
+
+
+def test_a_finished_run_is_not_gone_on_with(compose):
+    cfg = compose([*SMALL, "train.steps=2"])
+    first = train.train(cfg)
+    cfg.resume = "auto"
+    assert train.train(cfg) != first
+
+
+def test_init_from_starts_at_another_run_s_best_weights(compose, uninterrupted):
+    folder = train.train(compose([*SMALL, f"init_from={uninterrupted}", "train.learning_rate=1e-12", "train.steps=1"]))
+    ours, theirs = weights(folder), load_file(best_checkpoint(uninterrupted) / WEIGHTS)
+    for name in ours:
+        torch.testing.assert_close(ours[name], theirs[name], rtol=0, atol=1e-9)
+
+
+# ------------------------------------------------------------------ which checkpoints are kept
+
+
+@pytest.mark.parametrize(
+    ("nlls", "kept", "best"),
+    [([3.0, 1.0, 2.0, 4.0], [4, 8], 4), ([1.0, 2.0, 3.0, 4.0], [2, 8], 2), ([4.0, 3.0, 2.0, 1.0], [6, 8], 8)],
+)
+def test_the_best_and_the_last_checkpoint_are_kept(compose, monkeypatch, nlls, kept, best):
+    values = iter(nlls)
+
+    def scripted(*args, **kwargs):
+        return {"metrics": {"nll": {"value": next(values)}}}
+
+    monkeypatch.setattr(trainer, "summarise", scripted)
+    folder = train.train(compose([*SMALL, "train.steps=8"]))
+    assert [path.name for path in checkpoints(folder)] == [f"checkpoint-{step}" for step in kept]
+    assert best_checkpoint(folder).name == f"checkpoint-{best}" and last_checkpoint(folder).name == "checkpoint-8"
