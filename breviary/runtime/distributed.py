@@ -60,6 +60,12 @@ def barrier() -> None:
         dist.barrier()
 
 
+def print_rank0(text: str, end: str = "\n") -> None:
+    """Prints `text` on rank 0 and flushes."""
+    if rank() == 0:
+        print(text, end=end, flush=True)
+
+
 # ------------------------------------------------------------------ starting and ending
 
 
