@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import os
 import re
 import sys
 import sysconfig
-from collections.abc import Callable, Iterable
-from typing import Any, TypeVar
+from collections.abc import Callable, Iterable, Iterator
+from typing import Any, NoReturn, TypeVar
 
 from hydra.errors import ConfigCompositionException, HydraException, InstantiationException
 from omegaconf import DictConfig
@@ -70,11 +71,31 @@ def report_user_errors(main: Callable[[DictConfig], Any]) -> Callable[[DictConfi
     return wrapped
 
 
+@contextlib.contextmanager
+def cli_errors() -> Iterator[None]:
+    """For scripts with argparse: a ValueError inside, or a configuration error of Hydra, ends the process with exit code 2.
+
+    Each problem of a ConfigError is printed on stderr as `error: ...`, any other message once. Other errors keep their
+    traceback.
+    """
+    try:
+        yield
+    except ValueError as error:
+        _print_and_exit(getattr(error, "problems", [str(error)]))
+    except (HydraException, OmegaConfBaseException) as error:
+        _exit_with(error)
+
+
 def _exit_with(error: Exception, config_keys: Callable[[], list[str]] = list) -> None:
     """Prints the sentences and exits, or raises what is no mistake of a person."""
     problems = _user_messages(error, config_keys)
     if problems is None:
         raise error
+    _print_and_exit(problems)
+
+
+def _print_and_exit(problems: Iterable[str]) -> NoReturn:
+    """Prints each problem as `error: ...` on stderr; exit code 2."""
     if int(os.environ.get("LOCAL_RANK", 0)) == 0:  # the other processes of this machine found the same
         for problem in problems:
             print(f"error: {problem}", file=sys.stderr)
