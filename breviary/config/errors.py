@@ -73,7 +73,7 @@ def report_user_errors(main: Callable[[DictConfig], Any]) -> Callable[[DictConfi
 
 @contextlib.contextmanager
 def cli_errors() -> Iterator[None]:
-    """For scripts with argparse: a ValueError inside, or a configuration error of Hydra, ends the process with exit code 2.
+    """For scripts with argparse: a ValueError or a configuration error of Hydra ends the process with exit code 2.
 
     Each problem of a ConfigError is printed on stderr as `error: ...`, any other message once. Other errors keep their
     traceback.
