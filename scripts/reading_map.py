@@ -31,7 +31,7 @@ from breviary.config.errors import ConfigError, report_user_errors, run_cli
 from breviary.config.keys import known_keys, validate_keys
 from breviary.contract import Batch, Generation, Memory
 from breviary.evaluation.results import source_of
-from breviary.memory.trace import parts_of, trace_row
+from breviary.memory.trace import spans_from_trace, trace_row
 from breviary.readers.compressed import CompressedReader
 from breviary.report.reading_map import Card, page
 from breviary.runtime.files import write_text
@@ -74,7 +74,9 @@ def batch_cards(cfg: DictConfig, batch: Batch, answers: list[str], memory: Memor
         real = batch.context.mask[b]
         offsets = tuple((start, end) for start, end in batch.offsets[b][real].tolist())
         gold = () if batch.evidence is None else tuple(batch.evidence[b][real].tolist())
-        parts = parts_of(len(offsets), trace_row(memory.trace, b, len(batch)), cfg.compressor.get("segment_size"))
+        parts = spans_from_trace(
+            len(offsets), trace_row(memory.trace, b, len(batch)), cfg.compressor.get("segment_size")
+        )
         score = scores(answer, example.answers)
         yield Card(
             example.question,
@@ -114,7 +116,7 @@ def make_map(cfg: DictConfig, n: int, output: str | None) -> Path:
         raise ConfigError(
             [
                 f"compressor.encoder={cfg.compressor.encoder}: reads with another tokenizer, {own.target.name_or_path!r}, than the "
-                "decoder's, in whose tokens a map is drawn; from Python, memory.parts() tells what became of a document"
+                "decoder's, in whose tokens a map is drawn; from Python, memory.token_spans() tells what became of a document"
             ]
         )
     checkpoint = checkpoint_of(cfg)

@@ -1,4 +1,7 @@
-"""TODO DOC"""
+"""`Memory.trace` of one context as plain values: which context tokens went into which slot.
+
+The reading map and `QuestionMemory.token_spans` are built from it. Nothing is computed from a trace.
+"""
 
 from __future__ import annotations
 
@@ -11,10 +14,33 @@ from typing import Any
 from torch import Tensor
 
 
-def trace_row(trace: Mapping[str, Any], row: int, contexts: int) -> dict[str, Any]:
-    """What the trace of a batch of so many contexts says of one of them, as lists.
+@dataclass(frozen=True)
+class TokenSpan:
+    """Consecutive context tokens that were compressed in the same way.
 
-    Groups and weights have a row for each segment of each context: all of this one's.
+    kind        kept: each token is a slot | skimmed: a segment merged into one or a few slots | dropped: in no slot |
+                group: merged into one slot | whole: the trace does not describe single tokens
+    tokens      number of tokens
+    number      of the segment or group, from 1
+    size        of a group: all tokens of its slot, those outside this span included
+    relevance   of the segment to the question; None where the reader computes none
+    weights     of each token in its group's slot; empty = equal weights
+    slot_sizes  of a skimmed segment with several slots: number of tokens in each
+    """
+
+    kind: str
+    tokens: int
+    number: int = 0
+    size: int = 0
+    relevance: float | None = None
+    weights: tuple[float, ...] = ()
+    slot_sizes: tuple[int, ...] = ()
+
+
+def trace_row(trace: Mapping[str, Any], row: int, contexts: int) -> dict[str, Any]:
+    """The trace of context number `row` out of a batch of `contexts` contexts, with lists in place of tensors.
+
+    `groups` and `weights` hold a row for each segment of each context; the result holds all segments of the context.
     """
     plain = {}
     for name, value in trace.items():
@@ -25,36 +51,13 @@ def trace_row(trace: Mapping[str, Any], row: int, contexts: int) -> dict[str, An
     return plain
 
 
-@dataclass(frozen=True)
-class Part:
-    """Neighbouring context tokens that were treated alike.
+def spans_from_trace(tokens: int, trace: Mapping[str, Any], segment_size: int | None = None) -> tuple[TokenSpan, ...]:
+    """The first `tokens` tokens of a context as spans, in order, from the result of `trace_row`.
 
-    kind       kept: each token is a slot | skimmed: a segment merged into a slot or a few | dropped: in no slot |
-               group: merged into one slot, of `size` tokens in all | whole: nothing is known of single tokens
-    tokens     how many neighbours
-    runs       of a skimmed segment with several slots: how many neighbours go to each
-    number     of the segment or group, from 1
-    relevance  of the segment to the question; None where the reader has none
-    weights    of each token in its group's slot; empty = equal ones
-    """
-
-    kind: str
-    tokens: int
-    number: int = 0
-    size: int = 0
-    relevance: float | None = None
-    weights: tuple[float, ...] = ()
-    runs: tuple[int, ...] = ()
-
-
-# ------------------------------------------------------------------ from a trace to parts
-
-
-def parts_of(tokens: int, trace: Mapping[str, Any], segment_size: int | None = None) -> tuple[Part, ...]:
-    """What `Memory.trace` says of one context of `tokens` tokens, as plain lists, beginning with its first token.
-
-    trace  relevance, kept: one value a segment of `segment_size` tokens; groups: rows of each token's slot in the
-           row, -1 = none; weights: rows likewise, or None; kept alone: one value a token; other names are ignored
+    trace  relevance, kept: one value for each segment of `segment_size` tokens
+           groups: rows of the slot of each token within its row, -1 = none; weights: rows likewise, or None
+           kept without relevance: one value for each token
+           other names are ignored
     """
     if not tokens:
         return ()
@@ -63,35 +66,35 @@ def parts_of(tokens: int, trace: Mapping[str, Any], segment_size: int | None = N
     if "relevance" in trace:
         assert segment_size and slots, (segment_size, slots)
         return tuple(
-            _segment(i, trace, slots[start : start + segment_size])
+            _segment_span(i, trace, slots[start : start + segment_size])
             for i, start in enumerate(range(0, tokens, segment_size))
         )
     if slots is not None:
         weights = [w for row in trace["weights"] for w in row][:tokens] if trace.get("weights") else None
-        return _groups(slots, weights)
+        return _group_spans(slots, weights)
     if "kept" in trace:
         return tuple(
-            Part("kept" if kept else "dropped", len(list(run))) for kept, run in groupby(trace["kept"][:tokens])
+            TokenSpan("kept" if kept else "dropped", len(list(run))) for kept, run in groupby(trace["kept"][:tokens])
         )
-    return (Part("whole", tokens),)
+    return (TokenSpan("whole", tokens),)
 
 
-def _segment(number: int, trace: Mapping[str, Any], slots: list[tuple[int, int] | None]) -> Part:
-    kind = "kept" if trace["kept"][number] else "dropped" if slots[0] is None else "skimmed"
-    runs = tuple(len(list(run)) for _, run in groupby(slots)) if kind == "skimmed" and len(set(slots)) > 1 else ()
-    return Part(kind, len(slots), number + 1, relevance=trace["relevance"][number], runs=runs)
+def _segment_span(index: int, trace: Mapping[str, Any], slots: list[tuple[int, int] | None]) -> TokenSpan:
+    kind = "kept" if trace["kept"][index] else "dropped" if slots[0] is None else "skimmed"
+    sizes = tuple(len(list(run)) for _, run in groupby(slots)) if kind == "skimmed" and len(set(slots)) > 1 else ()
+    return TokenSpan(kind, len(slots), index + 1, relevance=trace["relevance"][index], slot_sizes=sizes)
 
 
-def _groups(slots: list[tuple[int, int] | None], weights: list[float] | None) -> tuple[Part, ...]:
+def _group_spans(slots: list[tuple[int, int] | None], weights: list[float] | None) -> tuple[TokenSpan, ...]:
     sizes = Counter(slots)
     numbers = {slot: i + 1 for i, slot in enumerate(dict.fromkeys(slot for slot in slots if slot is not None))}
-    parts, start = [], 0
+    spans, start = [], 0
     for slot, run in groupby(slots):
         end = start + len(list(run))
         if slot is None:
-            parts.append(Part("dropped", end - start))
+            spans.append(TokenSpan("dropped", end - start))
         else:
             own = tuple(weights[start:end]) if weights else ()
-            parts.append(Part("group", end - start, numbers[slot], sizes[slot], weights=own))
+            spans.append(TokenSpan("group", end - start, numbers[slot], sizes[slot], weights=own))
         start = end
-    return tuple(parts)
+    return tuple(spans)

@@ -20,7 +20,7 @@ from breviary.backbones.trainable import former_names, rename_parameter, trained
 from breviary.contract import Batch, Compressor, Decoded, Encoded, EncodedContext, Generation, Memory, Tokens
 from breviary.decoding.state import PrefilledMemory
 from breviary.memory.encoded import join_contexts
-from breviary.memory.trace import Part, parts_of, trace_row
+from breviary.memory.trace import TokenSpan, spans_from_trace, trace_row
 from breviary.readers.saved import read_saved, write_saved
 from breviary.runtime.files import tensors_hash
 
@@ -157,7 +157,7 @@ class QuestionMemory(EncodedContext):
         """Raises: ValueError, as it was made for a question already."""
         raise ValueError(f"this memory was made for the question {self.question!r}; another one needs the document")
 
-    def parts(self) -> list[tuple[Part, str]]:
+    def token_spans(self) -> list[tuple[TokenSpan, str]]:
         """What became of the document, in order: how each stretch of it was treated, and its text.
 
         Raises: ValueError for a memory from a file, which holds no tokens.
@@ -167,7 +167,7 @@ class QuestionMemory(EncodedContext):
         segment_size = getattr(self.reader.compressor, "segment_size", None)
         tokenizer = self.reader.compressor.tokenizer or self.reader.tokenizer
         found, start = [], 0
-        for part in parts_of(self.tokens_read, trace_row(self.slots.trace, 0, 1), segment_size):
+        for part in spans_from_trace(self.tokens_read, trace_row(self.slots.trace, 0, 1), segment_size):
             found.append((part, tokenizer.decode(self._ids[start : start + part.tokens])))
             start += part.tokens
         return found

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from itertools import accumulate, groupby
 from pathlib import Path
 
-from breviary.memory.trace import Part
+from breviary.memory.trace import TokenSpan
 
 LEVELS = 8  # shades of background and of ink that the style sheet knows, 0 the weakest
 
@@ -50,7 +50,7 @@ class Card:
     context: str
     offsets: tuple[tuple[int, int], ...]
     gold: tuple[bool, ...]
-    parts: tuple[Part, ...]
+    parts: tuple[TokenSpan, ...]
     slots: int
     asked: str
 
@@ -125,7 +125,7 @@ def _facts(pairs: Sequence[tuple[str, str]]) -> str:
     )
 
 
-def _shades(parts: Sequence[Part]) -> list[int | None]:
+def _shades(parts: Sequence[TokenSpan]) -> list[int | None]:
     """How strongly each part is shaded: skimmed segments by the rank of their relevance in the document, as cosines of
     means lie close together; groups from twice the mean size, the weakest, to half of it, the strongest."""
     ranked = sorted({part.relevance for part in parts if part.kind == "skimmed"})
@@ -142,11 +142,11 @@ def _shades(parts: Sequence[Part]) -> list[int | None]:
     return shades
 
 
-def _title(part: Part, segments: int) -> str | None:
+def _title(part: TokenSpan, segments: int) -> str | None:
     if part.relevance is not None:
         how = {
             "kept": "read closely",
-            "skimmed": "skimmed" + f" into {len(part.runs)} slots" * bool(part.runs),
+            "skimmed": "skimmed" + f" into {len(part.slot_sizes)} slots" * bool(part.slot_sizes),
             "dropped": "dropped",
         }[part.kind]
         return f"segment {part.number} of {segments}: {how}, relevance {part.relevance:.3f}, {part.tokens} tokens"
@@ -156,7 +156,7 @@ def _title(part: Part, segments: int) -> str | None:
 
 
 def _part(
-    card: Card, part: Part, first: int, spans: list[tuple[int, int, int]], shade: int | None, segments: int
+    card: Card, part: TokenSpan, first: int, spans: list[tuple[int, int, int]], shade: int | None, segments: int
 ) -> str:
     """The characters `spans` of a part whose first token is number `first`."""
 
@@ -166,7 +166,7 @@ def _part(
     def gold(span: tuple[int, int, int]) -> bool:
         return bool(card.gold) and card.gold[span[2]]
 
-    run_of = [i for i, length in enumerate(part.runs) for _ in range(length)] or [0] * part.tokens
+    run_of = [i for i, length in enumerate(part.slot_sizes) for _ in range(length)] or [0] * part.tokens
     seen = {0}
     inner = []
     for _, run in groupby(spans, key=lambda span: span[2] if part.weights else (run_of[span[2] - first], gold(span))):
@@ -186,7 +186,7 @@ def _part(
     return _element("span", "".join(inner), class_=" ".join(classes), title=_title(part, segments))
 
 
-def _segments(parts: Sequence[Part]) -> list[Part]:
+def _segments(parts: Sequence[TokenSpan]) -> list[TokenSpan]:
     return [part for part in parts if part.relevance is not None]
 
 

@@ -107,7 +107,7 @@ def mapped(monkeypatch, tmp_path, capsys):
 def slots_of(card):
     """Slots by what the map shows: kept tokens, and one for each skimmed segment and each group."""
     kept = sum(part.tokens for part in card.parts if part.kind == "kept")
-    skimmed = sum(len(part.runs) or 1 for part in card.parts if part.kind == "skimmed")
+    skimmed = sum(len(part.slot_sizes) or 1 for part in card.parts if part.kind == "skimmed")
     return kept + skimmed + len({part.number for part in card.parts if part.kind == "group"})
 
 

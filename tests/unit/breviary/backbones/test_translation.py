@@ -127,7 +127,7 @@ def test_a_run_from_training_to_a_kept_document(compose, settings, tmp_path):
     reader = load_reader(run)
     text = "Seen from the tower, the town sleeps."
     document = reader.read(text)
-    parts = reader.memory(document, "Who sleeps?").parts()
+    parts = reader.memory(document, "Who sleeps?").token_spans()
     assert "".join(words for _, words in parts) == text
     assert sum(part.tokens for part, _ in parts) == len(THEIRS(text)["input_ids"])
     document.save(tmp_path / "kept.document")

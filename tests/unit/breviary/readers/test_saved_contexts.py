@@ -84,9 +84,9 @@ def test_a_memory_answers_its_question(reader, text, tmp_path):
         assert reader.answer_from(memory, question) == reader.answer_from(loaded, loaded.question) == expected
         assert "".join(reader.stream(loaded, question)) == expected
         assert len(loaded) == len(memory) and loaded.tokens_read == kept.tokens_read and loaded.question == question
-        assert "".join(words for _, words in memory.parts()) == text
+        assert "".join(words for _, words in memory.token_spans()) == text
         with pytest.raises(ValueError, match="a memory from a file holds no tokens of its document"):
-            loaded.parts()
+            loaded.token_spans()
         with pytest.raises(ValueError, match="this memory was made for the question"):
             reader.memory(memory, QUESTIONS[1])
 

@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from breviary.memory.trace import Part, parts_of
+from breviary.memory.trace import TokenSpan, spans_from_trace
 from breviary.report.reading_map import LEVELS, STYLE, Card, _element, character_spans, page, shown
 
 VOID = {"meta", "br", "hr", "img", "link", "input"}
@@ -80,7 +80,7 @@ def by_byte(text):
 
 def card(context="one two three", offsets=None, parts=None, **values):
     offsets = by_byte(context) if offsets is None else offsets
-    parts = parts_of(len(offsets), {}) if parts is None else parts
+    parts = spans_from_trace(len(offsets), {}) if parts is None else parts
     return Card(
         **{
             "question": "Which?",
@@ -153,45 +153,50 @@ def test_other_characters_of_no_token_are_told_as_such():
 # ------------------------------------------------------------------ parts of traces
 
 
-def test_parts_of_segments():
+def test_spans_of_segments():
     trace = ram_trace([False, True, False], [0.1, 0.9, -0.2], tokens=8, size=3)
-    assert parts_of(8, trace, 3) == (
-        Part("skimmed", 3, 1, relevance=0.1),
-        Part("kept", 3, 2, relevance=0.9),
-        Part("skimmed", 2, 3, relevance=-0.2),
+    assert spans_from_trace(8, trace, 3) == (
+        TokenSpan("skimmed", 3, 1, relevance=0.1),
+        TokenSpan("kept", 3, 2, relevance=0.9),
+        TokenSpan("skimmed", 2, 3, relevance=-0.2),
     )
-    dropped = parts_of(8, ram_trace([False, True, False], [0.1, 0.9, -0.2], 8, 3, dropped=True), 3)
+    dropped = spans_from_trace(8, ram_trace([False, True, False], [0.1, 0.9, -0.2], 8, 3, dropped=True), 3)
     assert [part.kind for part in dropped] == ["dropped", "kept", "dropped"]
 
 
-def test_parts_of_groups_are_numbered_through_the_rows():
+def test_spans_of_groups_are_numbered_through_the_rows():
     trace = {"groups": [[0, 0, 1], [0, 1, -1]], "weights": [[0.25, 0.75, 1.0], [1.0, 1.0, 0.0]]}
-    assert parts_of(5, trace) == (
-        Part("group", 2, 1, 2, weights=(0.25, 0.75)),
-        Part("group", 1, 2, 1, weights=(1.0,)),
-        Part("group", 1, 3, 1, weights=(1.0,)),
-        Part("group", 1, 4, 1, weights=(1.0,)),
+    assert spans_from_trace(5, trace) == (
+        TokenSpan("group", 2, 1, 2, weights=(0.25, 0.75)),
+        TokenSpan("group", 1, 2, 1, weights=(1.0,)),
+        TokenSpan("group", 1, 3, 1, weights=(1.0,)),
+        TokenSpan("group", 1, 4, 1, weights=(1.0,)),
     )
 
 
 def test_a_group_may_lie_apart_and_tokens_in_none():
-    parts = parts_of(5, {"groups": [[0, 1, 0, -1, -1]], "weights": None})
-    assert parts == (Part("group", 1, 1, 2), Part("group", 1, 2, 1), Part("group", 1, 1, 2), Part("dropped", 2))
-
-
-def test_parts_of_kept_tokens_of_nothing_known_and_of_an_empty_context():
-    assert parts_of(4, {"kept": [True, True, False, True, False]}) == (
-        Part("kept", 2),
-        Part("dropped", 1),
-        Part("kept", 1),
+    parts = spans_from_trace(5, {"groups": [[0, 1, 0, -1, -1]], "weights": None})
+    assert parts == (
+        TokenSpan("group", 1, 1, 2),
+        TokenSpan("group", 1, 2, 1),
+        TokenSpan("group", 1, 1, 2),
+        TokenSpan("dropped", 2),
     )
-    assert parts_of(4, {"other": 1}) == (Part("whole", 4),)
-    assert parts_of(0, {"groups": [[-1]], "kept": [False]}) == ()
+
+
+def test_spans_of_kept_tokens_of_nothing_known_and_of_an_empty_context():
+    assert spans_from_trace(4, {"kept": [True, True, False, True, False]}) == (
+        TokenSpan("kept", 2),
+        TokenSpan("dropped", 1),
+        TokenSpan("kept", 1),
+    )
+    assert spans_from_trace(4, {"other": 1}) == (TokenSpan("whole", 4),)
+    assert spans_from_trace(0, {"groups": [[-1]], "kept": [False]}) == ()
 
 
 def test_parts_and_gold_must_be_of_the_tokens():
     with pytest.raises(AssertionError):
-        card("abc", parts=(Part("kept", 2),))
+        card("abc", parts=(TokenSpan("kept", 2),))
     with pytest.raises(AssertionError):
         card("abc", gold=(True,))
 
@@ -209,7 +214,7 @@ def test_kept_and_skimmed_are_marked_where_their_first_bytes_are(size):
     kept = [i % 3 == 1 for i in range(segments)]
     gold = tuple(t % 7 < 3 for t in range(tokens))
     trace = ram_trace(kept, [i / 100 for i in range(segments)], tokens, size)
-    found = parsed(card(TEXT, parts=parts_of(tokens, trace, size), gold=gold))
+    found = parsed(card(TEXT, parts=spans_from_trace(tokens, trace, size), gold=gold))
     assert found.document() == TEXT
     first_token = {start: t for t, (start, _) in reversed(list(enumerate(by_byte(TEXT))))}
     for i, (_, marks) in enumerate(found.characters[0]):
@@ -224,8 +229,11 @@ def test_kept_and_skimmed_are_marked_where_their_first_bytes_are(size):
 
 def test_a_skimmed_segment_of_several_slots():
     trace = {"kept": [False, True], "relevance": [0.0, 1.0], "groups": [[0, 0, 1, 1, 2, 3, 4]], "weights": None}
-    parts = parts_of(7, trace, 5)
-    assert parts == (Part("skimmed", 5, 1, relevance=0.0, runs=(2, 2, 1)), Part("kept", 2, 2, relevance=1.0))
+    parts = spans_from_trace(7, trace, 5)
+    assert parts == (
+        TokenSpan("skimmed", 5, 1, relevance=0.0, slot_sizes=(2, 2, 1)),
+        TokenSpan("kept", 2, 2, relevance=1.0),
+    )
     found = parsed(card("abcdefg", parts=parts, gold=(False,) * 3 + (True,) * 4))
     assert found.document() == "abcdefg" and found.marked("gold") == "defg" and found.marked("kept") == "fg"
     assert found.marked("slot") == "ce"  # what begins a further slot; "d" follows under its own underline
@@ -234,7 +242,7 @@ def test_a_skimmed_segment_of_several_slots():
 
 def test_skimmed_segments_are_shaded_by_the_rank_of_their_relevance():
     def shades(*relevance):
-        parts = tuple(Part("skimmed", 1, i + 1, relevance=value) for i, value in enumerate(relevance))
+        parts = tuple(TokenSpan("skimmed", 1, i + 1, relevance=value) for i, value in enumerate(relevance))
         found = parsed(card("abcde"[: len(parts)], parts=parts))
         return [next(name for name in marks if re.fullmatch(r"s\d", name)) for _, marks in found.characters[0]]
 
@@ -245,7 +253,7 @@ def test_skimmed_segments_are_shaded_by_the_rank_of_their_relevance():
 
 def test_groups_are_shaded_by_size_and_their_tokens_by_weight():
     trace = {"groups": [[0, 1, 1, 1, 1, 2, 2, 2, 2, 2]], "weights": [[1.0, 0.1, 0.2, 0.3, 0.4, *[0.2] * 5]]}
-    found = parsed(card("abcdefghij", parts=parts_of(10, trace), gold=(False,) * 4 + (True,) + (False,) * 5))
+    found = parsed(card("abcdefghij", parts=spans_from_trace(10, trace), gold=(False,) * 4 + (True,) + (False,) * 5))
     marks = [marks for _, marks in found.characters[0]]
     shades = ["".join(name for name in mark if re.fullmatch(r"s\d", name)) for mark in marks]
     assert shades[0] == f"s{LEVELS - 1}" and shades[0] > shades[1] > shades[5]
@@ -257,20 +265,20 @@ def test_groups_are_shaded_by_size_and_their_tokens_by_weight():
 
 
 def test_groups_without_weights():
-    found = parsed(card("abcd", parts=parts_of(4, {"groups": [[0, 0, 1, 1]], "weights": None})))
+    found = parsed(card("abcd", parts=spans_from_trace(4, {"groups": [[0, 0, 1, 1]], "weights": None})))
     assert found.marked("group") == "abcd" and found.characters[0][0][1]["group"] == "group of 2, weighted equally"
     assert not any(re.fullmatch(r"i\d", name) for _, marks in found.characters[0] for name in marks)
 
 
 def test_weights_that_are_all_zero():
-    found = parsed(card("ab", parts=parts_of(2, {"groups": [[0, 0]], "weights": [[0.0, 0.0]]})))
+    found = parsed(card("ab", parts=spans_from_trace(2, {"groups": [[0, 0]], "weights": [[0.0, 0.0]]})))
     assert found.marked("i0") == "ab"
 
 
 def test_a_cut_within_a_segment_stands_outside_it():
     context = "start of it, the middle, the end"
     offsets = tuple((i, i + 1) for i in range(len(context)) if i < 5 or i >= len(context) - 5)
-    found = parsed(card(context, offsets, (Part("kept", 10, 1, relevance=0.5),)))
+    found = parsed(card(context, offsets, (TokenSpan("kept", 10, 1, relevance=0.5),)))
     assert found.document() == context
     assert (found.marked("kept"), found.marked("cut")) == ("starte end", context[5:-5])
     text = "".join(found.text)
@@ -279,7 +287,7 @@ def test_a_cut_within_a_segment_stands_outside_it():
 
 def test_segments_also_stand_in_a_list_for_those_who_cannot_hover():
     trace = ram_trace([False, True], [0.125, 0.5], 5, 3)
-    text = page((), [card("abcde", parts=parts_of(5, trace, 3), gold=(True,) + (False,) * 4)])
+    text = page((), [card("abcde", parts=spans_from_trace(5, trace, 3), gold=(True,) + (False,) * 4)])
     rows = re.findall(r"<tr class=\"\w+\">(.*?)</tr>", text)
     assert [re.findall(r"<td>(?:<bdi>)?(.*?)(?:</bdi>)?</td>", row) for row in rows] == [
         ["1", "skimmed", "0.125", "gold", "abc"],
@@ -300,7 +308,7 @@ def test_right_and_wrong_in_words():
 
 def test_budget_and_evidence_lines():
     def text(trace, size=None, gold=(True, True) + (False,) * 6, **values):
-        return "".join(parsed(card("abcdefgh", parts=parts_of(8, trace, size), gold=gold, **values)).text)
+        return "".join(parsed(card("abcdefgh", parts=spans_from_trace(8, trace, size), gold=gold, **values)).text)
 
     segments = text(ram_trace([False, True, False], [0, 1, 0.5], 8, 3), 3, slots=5)
     assert "8 context tokens in 5 slots · asked 4x · reached 1.6x · 1 of 3 segments read closely" in segments
@@ -324,9 +332,13 @@ def test_the_legend_has_what_occurs_and_no_more():
     def legend(one):
         return re.search(r'<section class="legend">(.*?)</section>', page((), [one]), re.DOTALL)[1]
 
-    segments = legend(card("abc", parts=(Part("kept", 1, 1, relevance=1.0), Part("skimmed", 2, 2, relevance=0.0))))
+    segments = legend(
+        card("abc", parts=(TokenSpan("kept", 1, 1, relevance=1.0), TokenSpan("skimmed", 2, 2, relevance=0.0)))
+    )
     assert "read closely" in segments and "skimmed" in segments and "group" not in segments and "gold" not in segments
-    groups = legend(card("ab", parts=parts_of(2, {"groups": [[0, 0]], "weights": [[0.5, 0.5]]}), gold=(True, False)))
+    groups = legend(
+        card("ab", parts=spans_from_trace(2, {"groups": [[0, 0]], "weights": [[0.5, 0.5]]}), gold=(True, False))
+    )
     assert all(f'class="{name}{level}"' in groups for name in "si" for level in range(LEVELS))
     assert "merge weight" in groups and "gold" in groups and "skimmed" not in groups and "dropped" not in groups
 
@@ -343,7 +355,7 @@ def test_foreign_text_stays_text_everywhere(text):
     gold = tuple(t % 2 == 0 for t in range(tokens))
     cards = [
         card(text, parts=parts, question=text, prediction=text, references=(text, text), asked=text, gold=gold)
-        for parts in (parts_of(tokens, trace, 3), parts_of(tokens, groups))
+        for parts in (spans_from_trace(tokens, trace, 3), spans_from_trace(tokens, groups))
     ]
     html = page([(text, text)], cards)
     html.encode("utf-8")
@@ -429,10 +441,10 @@ def test_text_and_marks_have_contrast_on_every_ground(scheme):
 def test_every_class_of_the_page_has_a_rule():
     trace = {"groups": [[0, 0, 1]], "weights": [[0.1, 0.9, 1.0]]}
     cards = [
-        card("abc", parts=parts_of(3, ram_trace([True, False], [0, 1], 3, 2), 2), gold=(True, False, True)),
-        card("abc", parts=parts_of(3, trace), exact=False, f1=0.5),
+        card("abc", parts=spans_from_trace(3, ram_trace([True, False], [0, 1], 3, 2), 2), gold=(True, False, True)),
+        card("abc", parts=spans_from_trace(3, trace), exact=False, f1=0.5),
         card("", exact=False, f1=0.0),
-        card("ab-cut-cd", ((0, 2), (7, 9)), (Part("kept", 1), Part("dropped", 1))),
+        card("ab-cut-cd", ((0, 2), (7, 9)), (TokenSpan("kept", 1), TokenSpan("dropped", 1))),
     ]
     used = {name for _, key, value in parsed(*cards).attributes if key == "class" for name in value.split()}
     ruled = set(re.findall(r"\.([a-z][\w-]*)", STYLE.read_text()))
