@@ -12,7 +12,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 from breviary.contract import Document, Example
-from data.draws import below, generator, pick, shuffled
+from breviary.runtime.draws import choose, random_below, seeded_rng, shuffled
 from data.jsonl import join_passages
 from data.spans import Frequencies, Span, occurrences, spans
 from data.splits import SPLITS, check_split, raise_all, whole_number_problem
@@ -105,7 +105,7 @@ class Cloze:
     def examples(self, split: str) -> list[Example]:
         """Questions of `split`. Raises ValueError as `problems` tells, and where the texts give no question at all."""
         raise_all(self.problems([split]))
-        passages = shuffled(generator("cloze", self.seed, split), self._passages(split))
+        passages = shuffled(seeded_rng("cloze", self.seed, split), self._passages(split))
         frequencies = Frequencies(passage.text for passage in passages)
         of_context: dict[int, list[Passage]] = {}
         for passage in passages:
@@ -114,7 +114,7 @@ class Cloze:
         for number, passage in enumerate(passages):
             if len(examples) == self.sizes[split]:
                 break
-            rng = generator("cloze", self.seed, split, passage.title, passage.text)
+            rng = seeded_rng("cloze", self.seed, split, passage.title, passage.text)
             span = self._span(passage, frequencies, rng)
             distractors = span and self._distractors(passage, span, of_context[passage.context], passages, rng)
             if distractors is not None:
@@ -169,7 +169,7 @@ class Cloze:
             >= self.min_window
         ]
         better = [span for span in found if not span.is_rare_word] or found
-        return pick(rng, better) if better else None
+        return choose(rng, better) if better else None
 
     def _distractors(
         self, passage: Passage, span: Span, near: list[Passage], everywhere: list[Passage], rng: random.Random
@@ -189,7 +189,7 @@ class Cloze:
                     found.append(candidate)
 
         add(iter(shuffled(rng, near)), min(self.near, wanted))
-        start = below(rng, len(everywhere))  # in random order already
+        start = random_below(rng, len(everywhere))  # in random order already
         add((everywhere[(start + i) % len(everywhere)] for i in range(len(everywhere))), wanted)
         return found if len(found) == wanted else None
 
@@ -200,7 +200,7 @@ class Cloze:
             re.split(r"\s+", passage.text[a:b]) for a, b in ((span.first, span.start), (span.end, span.last))
         )
         # The nearest piece is what touches the blank: nothing, or an opening bracket, a comma; no word of its own.
-        left, right = (self.min_window + below(rng, self.max_window - self.min_window + 1) for _ in range(2))
+        left, right = (self.min_window + random_below(rng, self.max_window - self.min_window + 1) for _ in range(2))
         quoted = " ".join(before[-left - 1 :]) + BLANK + " ".join(after[: right + 1])
         pieces = shuffled(rng, [passage, *distractors])
         context, places = join_passages([{"title": piece.title, "text": piece.text} for piece in pieces])

@@ -9,7 +9,7 @@ from __future__ import annotations
 import random
 
 from breviary.contract import Document, Example
-from data.draws import below, generator, pick
+from breviary.runtime.draws import choose, random_below, seeded_rng
 from data.splits import SPLITS, check_split, raise_all, whole_number_problem
 
 # Words of one or two tokens in common vocabularies; every relation has 12, so that guessing is equally hard in all.
@@ -75,21 +75,21 @@ class InventedFacts:
         return [self._example(split, index) for index in range(self.sizes[split])]
 
     def _example(self, split: str, index: int) -> Example:
-        rng = generator("invented_facts", self.seed, split, index)
+        rng = seeded_rng("invented_facts", self.seed, split, index)
         names: list[str] = []
         while len(names) < self.facts:
             name = draw_name(rng, split)
             if name not in names:
                 names.append(name)
-        asked = below(rng, self.facts)
+        asked = random_below(rng, self.facts)
         sentences, documents, question, answer = [], [], "", ""
         start = 0
         for i, name in enumerate(names):
-            called, which = pick(rng, KINDS)
+            called, which = choose(rng, KINDS)
             entity = called.format(name=name)
-            relation = pick(rng, tuple(RELATIONS))
-            value = pick(rng, RELATIONS[relation])
-            sentence = pick(rng, SENTENCES).format(
+            relation = choose(rng, tuple(RELATIONS))
+            value = choose(rng, RELATIONS[relation])
+            sentence = choose(rng, SENTENCES).format(
                 which=which, relation=relation, value=value, entity=entity, Entity=entity[0].upper() + entity[1:]
             )
             sentences.append(sentence)
@@ -104,6 +104,10 @@ def draw_name(rng: random.Random, split: str) -> str:
     """An invented name that belongs to `split`."""
     assert split in SPLITS, (split, SPLITS)
     while True:
-        head, middle, tail = below(rng, len(HEADS)), below(rng, len(MIDDLES)), below(rng, len(TAILS))
+        head, middle, tail = (
+            random_below(rng, len(HEADS)),
+            random_below(rng, len(MIDDLES)),
+            random_below(rng, len(TAILS)),
+        )
         if (head + middle + tail) % 10 in RESIDUES[split]:
             return HEADS[head] + MIDDLES[middle] + TAILS[tail]

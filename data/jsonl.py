@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from breviary.contract import Document, Example
-from data.draws import generator, shuffled
+from breviary.runtime.draws import seeded_rng, shuffled
 from data.splits import SPLITS, check_split, raise_all, whole_number_problem
 
 FORMAT = (
@@ -242,7 +242,7 @@ def _example(id: str, row: dict[str, Any], max_documents: int | None) -> tuple[E
 
 def draw_passages(id: str, passages: list[dict[str, Any]], max_documents: int) -> list[dict[str, Any]]:
     """All gold passages and distractors up to `max_documents` passages, in an order drawn anew."""
-    rng = generator(id)
+    rng = seeded_rng(id)
     distractors = shuffled(rng, [p for p in passages if not p["is_gold"]])
     gold = [p for p in passages if p["is_gold"]]
     return shuffled(rng, gold + distractors[: max(0, max_documents - len(gold))])

@@ -6,7 +6,7 @@ import re
 from collections.abc import Sequence
 
 from breviary.contract import Example
-from data.draws import below, generator, shuffled
+from breviary.runtime.draws import random_below, seeded_rng, shuffled
 from data.splits import raise_all, whole_number_problem
 from data.texts import Texts
 
@@ -55,7 +55,7 @@ class Passages:
     def examples(self, split: str) -> list[Example]:
         """Passages of `split`. Raises ValueError as `problems` tells, and where no context is long enough for one."""
         raise_all(self.problems([split]))
-        rng = generator("passages", self.seed, split)
+        rng = seeded_rng("passages", self.seed, split)
         passages = [passage for example in self.texts.contexts(split) for passage in self._cut(example.context, rng)]
         if not passages:
             raise ValueError(
@@ -70,7 +70,7 @@ class Passages:
         words = [match.span() for match in re.finditer(r"\S+", context)]
         passages, at = [], 0
         while True:
-            length = self.min_words + below(rng, self.max_words - self.min_words + 1)
+            length = self.min_words + random_below(rng, self.max_words - self.min_words + 1)
             if at + length > len(words):
                 return passages
             passages.append(context[words[at][0] : words[at + length - 1][1]])

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from breviary.contract import Document, Example
-from data.draws import below, generator
+from breviary.runtime.draws import random_below, seeded_rng
 from data.splits import check_split, raise_all, whole_number_problem
 
 OPENING = (
@@ -61,14 +61,14 @@ class Passkey:
         return [self._example(split, index) for index in range(self.sizes[split])]
 
     def _example(self, split: str, index: int) -> Example:
-        rng = generator("passkey", self.seed, split, index)
+        rng = seeded_rng("passkey", self.seed, split, index)
         lowest = 10 ** (self.digits - 1)
-        key = str(lowest + below(rng, 9 * lowest))
+        key = str(lowest + random_below(rng, 9 * lowest))
         needle = NEEDLE.format(key=key)
         fixed_words = len(OPENING.split()) + len(needle.split())
         words = self.context_words
         if self.least_words is not None:
-            words = self.least_words + below(rng, self.context_words - self.least_words + 1)
+            words = self.least_words + random_below(rng, self.context_words - self.least_words + 1)
         lines = max(1, round((words - fixed_words) / len(FILLER.split())))
         depth = rng.random() if self.depth is None else self.depth
         before = min(int(depth * (lines + 1)), lines)  # lines + 1 places, equally likely

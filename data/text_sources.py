@@ -10,7 +10,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from data.draws import below, generator, pick, shuffled
+from breviary.runtime.draws import choose, random_below, seeded_rng, shuffled
 from data.splits import raise_all, whole_number_problem
 from data.texts import Texts
 
@@ -91,7 +91,7 @@ class PythonCode:
             for file in sorted(folder.rglob("*.py"))
             if file.stat().st_size <= _LARGEST
         ]
-        rng = generator("python code", *(name for name, _ in files))
+        rng = seeded_rng("python code", *(name for name, _ in files))
         return [
             Source(name, _without_header(file.read_text(encoding="utf-8", errors="ignore")))
             for name, file in shuffled(rng, files)[: self.max_files]
@@ -118,13 +118,13 @@ class Arithmetic:
     def sources(self) -> list[Source]:
         """Texts of lines such as `(17 + 4) * 3 = 63`. Raises ValueError as `problems` tells."""
         raise_all(self.problems())
-        rng = generator("arithmetic", self.seed)
+        rng = seeded_rng("arithmetic", self.seed)
         texts = ["\n".join(self._line(rng) for _ in range(self.lines)) for _ in range(self.size)]
         return [Source(f"arithmetic-{i}", text) for i, text in enumerate(texts)]
 
     def _line(self, rng) -> str:
-        a, b, c = (below(rng, self.largest + 1) for _ in range(3))
-        first, second = pick(rng, "+-"), pick(rng, "+-*")
+        a, b, c = (random_below(rng, self.largest + 1) for _ in range(3))
+        first, second = choose(rng, "+-"), choose(rng, "+-*")
         inner = a + b if first == "+" else a - b
         value = {"+": inner + c, "-": inner - c, "*": inner * c}[second]
         return f"({a} {first} {b}) {second} {c} = {value}"
@@ -150,20 +150,20 @@ class DrawnWords:
     def sources(self) -> list[Source]:
         """Texts of words in lower case. Raises ValueError as `problems` tells."""
         raise_all(self.problems())
-        rng = generator("drawn words", self.seed)
+        rng = seeded_rng("drawn words", self.seed)
         words = [
-            "".join(pick(rng, "bdfgklmnprstvz") + pick(rng, "aeiou") for _ in range(1 + below(rng, 3)))
+            "".join(choose(rng, "bdfgklmnprstvz") + choose(rng, "aeiou") for _ in range(1 + random_below(rng, 3)))
             for _ in range(self.vocabulary)
         ]
-        followers = [[pick(rng, words) for _ in range(6)] for _ in words]
+        followers = [[choose(rng, words) for _ in range(6)] for _ in words]
         after = dict(zip(words, followers))
         return [Source(f"drawn-{i}", " ".join(self._walk(after, rng))) for i in range(self.size)]
 
     def _walk(self, after: dict[str, list[str]], rng) -> Iterator[str]:
-        word = pick(rng, list(after))
+        word = choose(rng, list(after))
         for _ in range(self.words):
             yield word
-            word = pick(rng, after[word])
+            word = choose(rng, after[word])
 
 
 def _folders(package: str) -> Iterator[Path]:

@@ -12,6 +12,7 @@ import numpy as np
 from numpy import ndarray
 
 from breviary.evaluation.statistics import paired_bootstrap
+from breviary.studies.documents import AS_IS
 from breviary.studies.statistics import (
     dummies,
     equivalence,
@@ -23,7 +24,6 @@ from breviary.studies.statistics import (
     spearman,
     williams,
 )
-from data.documents import AS_IS
 
 SETTING = ("pair", "dec_mode", "rate", "seed")
 # What is correlated with quality, and beside which other one its partial correlation is taken.

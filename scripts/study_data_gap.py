@@ -36,9 +36,9 @@ from breviary.config.errors import collect_errors, report_user_errors, run_cli
 from breviary.config.keys import known_keys
 from breviary.runs.environment import environment
 from breviary.runs.folders import load_config
+from breviary.studies.documents import TextDocument, cut_documents
 from breviary.studies.model_gap import gaps
 from breviary.studies.small_models import SmallModel, train_tokenizer, trained_model
-from data.documents import TextDocument, documents
 from scripts import study_parts as parts
 from scripts.gap_tables import RANDOM, cell_table, gap_figures, mix, small_tables
 
@@ -101,7 +101,7 @@ def gathered(cfg: DictConfig) -> Texts:
     held = cfg.test_documents + cfg.probe_documents // 2
     learned, test = (
         {
-            kind: collect_errors(told, documents, kind, joined[kind][side], tokenizer, cfg.tokens, number[kind], 0)
+            kind: collect_errors(told, cut_documents, kind, joined[kind][side], tokenizer, cfg.tokens, number[kind], 0)
             for kind in KINDS
         }
         for side, number in enumerate((needed, dict.fromkeys(KINDS, held)))

@@ -14,8 +14,8 @@ import numpy as np
 from matplotlib import pyplot
 
 from breviary.evaluation.statistics import paired_bootstrap
+from breviary.studies.documents import AS_IS
 from breviary.studies.statistics import line_with_band
-from data.documents import AS_IS
 from scripts.study_correlations import POOLED, SETTING, WITHIN, settings
 from scripts.study_parts import read_csv, write_csv
 

@@ -34,9 +34,9 @@ from breviary.backbones.trainable import TRAIN_MODES
 from breviary.config.errors import report_user_errors, run_cli
 from breviary.config.keys import known_keys
 from breviary.runs.environment import environment
+from breviary.studies.documents import AS_IS, TextDocument, apply_rung, rung_names
 from breviary.studies.entropy import LN2, EntropyReader, text_measures
 from breviary.studies.small_models import SmallModel, trained_model
-from data.documents import AS_IS, TextDocument, rungs, transformed
 from data.text_sources import Source
 from scripts import study_parts as parts
 from scripts.study_correlations import correlations, means, regressions
@@ -84,9 +84,9 @@ def gathered(
 ) -> tuple[Any, dict[str, list[TextDocument]], list[TextDocument]]:
     """Tokenizer, documents for training by domain, and held-out documents with their ladder."""
     tokenizer, train, test = parts.documents_of(cfg, sources)
-    names = rungs(cfg.ladder.repeats, cfg.ladder.windows, cfg.ladder.shares)
+    names = rung_names(cfg.ladder.repeats, cfg.ladder.windows, cfg.ladder.shares)
     ladder = [
-        transformed(document, rung, tokenizer, cfg.tokens, 0)
+        apply_rung(document, rung, tokenizer, cfg.tokens, 0)
         for items in test.values()
         for document in items[: cfg.ladder.documents]
         for rung in names

@@ -28,9 +28,9 @@ from breviary.runs.checkpoints import best_checkpoint
 from breviary.runs.folders import FINISHED, config_hash, load_config
 from breviary.runtime.distributed import rank
 from breviary.runtime.files import write_json, write_text
+from breviary.studies.documents import TextDocument, cut_documents, is_held_out
 from breviary.studies.small_models import SmallModel, train_tokenizer
 from data.collate import Collator
-from data.documents import TextDocument, documents, held_out
 from data.metrics import scores
 from data.text_sources import Source
 
@@ -116,7 +116,7 @@ def both_sides(sources: Mapping[str, Sequence[Source]], share: float) -> tuple[S
     sides: tuple[Sources, Sources] = ({}, {})
     for name, items in sources.items():
         for side in (0, 1):
-            sides[side][name] = [source for source in items if held_out(source.name, share) == bool(side)]
+            sides[side][name] = [source for source in items if is_held_out(source.name, share) == bool(side)]
     return sides
 
 
@@ -131,7 +131,7 @@ def documents_of(cfg: DictConfig, sources: Sources) -> tuple[Any, Documents, Doc
     told: list[str] = []
     train, test = (
         {
-            name: collect_errors(told, documents, name, items, tokenizer, cfg.tokens, number, 0)
+            name: collect_errors(told, cut_documents, name, items, tokenizer, cfg.tokens, number, 0)
             for name, items in side.items()
         }
         for side, number in ((learned, cfg.train_documents), (kept, cfg.test_documents))

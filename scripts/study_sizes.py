@@ -37,9 +37,9 @@ from breviary.config.keys import known_keys, validate_keys
 from breviary.contract import Batch, Generation, Reader
 from breviary.runs.environment import environment
 from breviary.runtime.timing import timed_phases
+from breviary.studies.documents import TextDocument, cut_documents
 from breviary.studies.small_models import SmallModel, trained_model
 from data.collate import Collator
-from data.documents import TextDocument, documents
 from scripts import study_parts as parts
 from scripts.size_tables import SETTING, pareto, size_table, swaps
 
@@ -100,7 +100,7 @@ def measured(cfg: DictConfig) -> tuple[list[dict[str, Any]], list[dict[str, Any]
     tokenizer, train, held = texts[cfg.vocabulary]
     test = [d for items in held.values() for d in items]
     kept = [source for items in parts.both_sides(sources, cfg.held_out)[1].values() for source in items]
-    long = collect_errors(told, documents, "timed", kept, tokenizer, cfg.timed.tokens, cfg.timed.documents, 0)
+    long = collect_errors(told, cut_documents, "timed", kept, tokenizer, cfg.timed.tokens, cfg.timed.documents, 0)
     parts.refuse(told)
     home = Path(cfg.paths.cache) / "study"
     file = parts.write_documents(home / f"train-{cfg.tokens}.jsonl", [d for items in train.values() for d in items])
