@@ -5,12 +5,13 @@ from dataclasses import replace
 import pytest
 import torch
 
+from breviary.config.build import compressor_forms
 from breviary.contract import Context, Generation, Question
 from breviary.memory.budget import Budget
 from breviary.readers.cache import ContextCache
 from breviary.readers.compressed import CompressedReader
 from breviary.runs.checkpoints import load_trained, save_trained
-from tests.tiny import compressor_forms, disturb, greedy_ids
+from tests.tiny import disturb, greedy_ids
 
 ALL, VECTOR = compressor_forms(), compressor_forms(only_compressors=True)
 MERGING = {name: overrides for name, overrides in VECTOR.items() if name.split("-")[0] in ("comi", "mean_pool")}
@@ -298,8 +299,8 @@ def test_drawn_ratios_are_for_training_only(build, ragged):
     drawn = Budget(2, None, [8, 16])
     drawn.begin_step(3, 42)
     slots = reader.loss(ragged).slots.tolist()
-    assert drawn.asked(True) in (8, 16) and reader.requested_ratio == drawn.asked(True)
-    assert slots == [ceil(n, drawn.asked(True)) for n in ragged.context.lengths.tolist()]
+    assert drawn.requested_ratio(True) in (8, 16) and reader.requested_ratio == drawn.requested_ratio(True)
+    assert slots == [ceil(n, drawn.requested_ratio(True)) for n in ragged.context.lengths.tolist()]
     reader.eval()
     assert reader.requested_ratio == 2
     assert reader.loss(ragged).slots.tolist() == [ceil(n, 2) for n in ragged.context.lengths.tolist()]

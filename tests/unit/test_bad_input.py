@@ -17,12 +17,12 @@ from transformers import LlamaConfig
 import eval as evaluation
 import train as training
 from breviary.backbones.tiny import TinyBackbone, tiny_tokenizer
+from breviary.config.build import compressor_forms
 from breviary.config.errors import run_cli
 from breviary.contract import Example, Generation
 from breviary.runs.checkpoints import save_trained
 from breviary.studies.small_models import train_tokenizer
 from scripts import reading_map as mapping
-from tests.tiny import compressor_forms
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -250,10 +250,10 @@ def test_an_encoder_of_another_width(refused, tmp_path):
     path = folder(tmp_path / "wide", width=128, layers=1, vocabulary=300)
     assert refused(training, *SMALL, f"compressor.encoder={path}") == [
         f"compressor.encoder_layers=2: must be from 1 to 1, the layers of compressor.encoder={path}",
-        f"compressor.encoder={path}: its width 128 differs from the decoder's 64, which compressor.alignment=lsa cannot "
-        "bridge; give an encoder of the same width, or compressor.alignment=linear_lsa (or linear)",
-        f"compressor.encoder={path}: embeds 300 tokens, and its tokenizer has 512; give the folder the tokenizer that the "
-        "model was trained with",
+        f"compressor.encoder={path}: its width 128 differs from the decoder's 64, which compressor.alignment=lsa "
+        "cannot bridge; give an encoder of the same width, or compressor.alignment=linear_lsa (or linear)",
+        f"compressor.encoder={path}: embeds 300 tokens, and its tokenizer has 512; give the folder the tokenizer that "
+        "the model was trained with",
     ]
 
 

@@ -4,11 +4,12 @@ tests/contract: kept contexts equal contexts read anew.)"""
 import pytest
 import torch
 
+from breviary.config.build import compressor_forms
 from breviary.contract import Generation
 from breviary.decoding.state import PrefilledMemory
 from breviary.readers.cache import ContextCache
 from breviary.readers.documents import EncodedDocument
-from tests.tiny import compressor_forms, disturb
+from tests.tiny import disturb
 
 FORMS = {
     name: compressor_forms()[name]

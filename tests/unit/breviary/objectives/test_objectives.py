@@ -5,9 +5,10 @@ from dataclasses import replace
 import pytest
 import torch
 
+from breviary.config.build import compressor_forms
 from breviary.objectives.answer import Answer, AnswerAndCopy
 from breviary.objectives.text import Continue, Reconstruct
-from tests.tiny import compressor_forms, disturb
+from tests.tiny import disturb
 
 COPY = ["objective=answer_and_copy", "objective.hint_tokens=3", "objective.copy_tokens=6"]
 
