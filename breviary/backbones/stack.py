@@ -49,7 +49,7 @@ class Stack(nn.Module):
                 setattr(self.rotary, name, buffer.to(moved.device))
         return self
 
-    def reset(self) -> None:
+    def reinitialise(self) -> None:
         """Draws every layer anew, as before pretraining (maps by the model's initializer_range, norms 1); embedding, final
         norm and head stay as they are."""
         for module in self.layers.modules():
@@ -92,12 +92,12 @@ class Stack(nn.Module):
         if not len(layers):
             return states
         assert key_mask is not None or cache is None or isinstance(cache, CapturingCache), f"{cache} without a key mask"
-        attending = self.attending(states, positions, key_mask)
+        attending = self.attention_inputs(states, positions, key_mask)
         for index in layers:
-            states = self.layer(index, states, attending, cache)
+            states = self.run_layer(index, states, attending, cache)
         return states
 
-    def attending(self, states: Tensor, positions: Tensor, key_mask: Tensor | None = None) -> dict[str, Any]:
+    def attention_inputs(self, states: Tensor, positions: Tensor, key_mask: Tensor | None = None) -> dict[str, Any]:
         """What every layer must know of where the states (B, N, D) stand and of what they see; arguments as in `run`."""
         return dict(
             attention_mask=self._attention_mask(states, key_mask),
@@ -105,7 +105,7 @@ class Stack(nn.Module):
             position_embeddings=self.rotary(states, positions),
         )
 
-    def layer(self, index: int, states: Tensor, attending: dict[str, Any], cache: Any = None) -> Tensor:
+    def run_layer(self, index: int, states: Tensor, attending: dict[str, Any], cache: Any = None) -> Tensor:
         """Runs one decoder layer on the stream (B, N, D); `attending` is that method's result."""
         call = dict(attending, past_key_values=cache, use_cache=cache is not None)
         if self.checkpointing and self.training and torch.is_grad_enabled():
@@ -127,7 +127,7 @@ class Stack(nn.Module):
         left, right = keys.chunk(2, -1)
         return keys * cos + torch.cat([-right, left], -1) * sin, values
 
-    def precision(self) -> contextlib.AbstractContextManager:
+    def mixed_precision(self) -> contextlib.AbstractContextManager:
         """Mixed precision where the stream is not float32: trained weights are kept in float32."""
         half = self.dtype in (torch.bfloat16, torch.float16)
         return torch.autocast(self.embed_tokens.weight.device.type, self.dtype) if half else contextlib.nullcontext()

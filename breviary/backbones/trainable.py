@@ -63,7 +63,7 @@ def inject_adapters(config: LoraConfig, layers: nn.Module, adapter: str) -> None
             module.cast_input_dtype_enabled = False
 
 
-def hold(module: nn.Module) -> None:
+def freeze_learned(module: nn.Module) -> None:
     """Freezes a module's trained weights, in place, and marks them as `held`: they are no pretrained ones, so that
     checkpoints keep them with the trained (breviary.runs.checkpoints)."""
     for parameter in module.parameters():
@@ -73,7 +73,7 @@ def hold(module: nn.Module) -> None:
 
 
 @contextlib.contextmanager
-def adapters_off(stack: Stack) -> Iterator[None]:
+def disable_adapters(stack: Stack) -> Iterator[None]:
     """Within it the stack computes with its own weights alone; what is trained stays as it was. For use without gradient:
     checkpointed layers would be recomputed with adapters."""
     adapted = [module for module in stack.modules() if isinstance(module, BaseTunerLayer)]
@@ -104,7 +104,7 @@ def merge_adapters(module: nn.Module) -> None:
                 setattr(parent, name, base)
 
 
-def learned(reader: nn.Module) -> dict[str, nn.Parameter]:
+def learned_parameters(reader: nn.Module) -> dict[str, nn.Parameter]:
     """{name: parameter} of the weights that are not the backbone's: what a checkpoint holds."""
     return {
         name: parameter
@@ -115,7 +115,7 @@ def learned(reader: nn.Module) -> dict[str, nn.Parameter]:
 
 def trained_state(reader: nn.Module, state: dict[str, Tensor] | None = None) -> dict[str, Tensor]:
     """{name: tensor} of the learned weights; taken from `state` where a gathered state dict is given."""
-    names = list(learned(reader))
+    names = list(learned_parameters(reader))
     state = dict(reader.named_parameters()) if state is None else state
     return {name: state[name].detach().to("cpu", torch.float32).contiguous() for name in names}
 

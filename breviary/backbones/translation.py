@@ -48,13 +48,13 @@ class Translation:
         return [ids if text else [] for ids, text in zip(spoken, texts)]
 
 
-def between(decoder: Any, encoder: Any) -> Translation | None:
+def translation_between(decoder: Any, encoder: Any) -> Translation | None:
     """From the tokens of one backbone to those of another, which reads for it; None where they are the same."""
     ours, theirs = decoder.tokenizer(), encoder.tokenizer()
-    return None if is_same(ours, theirs) else Translation(ours, theirs)
+    return None if same_tokenizer(ours, theirs) else Translation(ours, theirs)
 
 
-def is_same(one: Any, other: Any) -> bool:
+def same_tokenizer(one: Any, other: Any) -> bool:
     """Whether two tokenizers make the same tokens of any text."""
     if not (one.is_fast and other.is_fast):
         return type(one) is type(other) and one.get_vocab() == other.get_vocab()

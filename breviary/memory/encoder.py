@@ -20,8 +20,8 @@ from torch import Tensor, nn
 from breviary.backbones.pretrained import Backbone
 from breviary.backbones.stack import CapturingCache, ReadOnlyCache, Stack
 from breviary.backbones.tiny import TinyBackbone
-from breviary.backbones.trainable import hold, set_trainable
-from breviary.backbones.translation import between
+from breviary.backbones.trainable import freeze_learned, set_trainable
+from breviary.backbones.translation import translation_between
 from breviary.contract import Context, Encoded, Memory, Question, Tokens
 from breviary.memory.assembly import ROUND_TO, Layout
 
@@ -85,7 +85,7 @@ class ContextEncoder(nn.Module):
         assert slot_positions in SLOT_POSITIONS and lsa_init in LSA_INITS, (slot_positions, lsa_init)
         self.join, self.layers, self.final_norm, self.question = join, encoder_layers, final_norm, question
         self.segment_size, self.slot_positions = segment_size, slot_positions
-        self.translation = between(backbone, Backbone(encoder)) if encoder else None
+        self.translation = translation_between(backbone, Backbone(encoder)) if encoder else None
         self._decoder = (decoder,)  # in a tuple: the decoder belongs to the reader and must not be registered twice
         self.encoder = self.lsa = self.linear = None
         if join == "input":
@@ -101,7 +101,7 @@ class ContextEncoder(nn.Module):
             if alignment in ("lsa", "linear_lsa", "transformer_linear"):
                 self.lsa = Stack(backbone.load(layers=lsa_layers, head=False), keep_embedding=False)
                 if lsa_init == "random":
-                    self.lsa.reset()
+                    self.lsa.reinitialise()
                 set_trainable(self.lsa, "full")
                 if final_norm == "none":
                     self.lsa.final_norm = nn.Identity()
@@ -109,7 +109,7 @@ class ContextEncoder(nn.Module):
                 self.linear = nn.Linear(self.encoder.width, decoder.width)
         self.frozen, self.is_linear_first = frozen, alignment == "linear_lsa"
         if frozen:
-            hold(self)
+            freeze_learned(self)
 
     def train(self, mode: bool = True) -> ContextEncoder:
         """As nn.Module's; what is frozen stays in evaluation mode: no dropout on memory that nobody trains."""
@@ -132,7 +132,7 @@ class ContextEncoder(nn.Module):
         # At depth the prefix still comes before each segment: widths are rounded there.
         text = self._own(context)
         layout = Layout.of([text.mask], round_to=ROUND_TO if self.join == "input" else 1)
-        ids_BSL, mask_BSL = self._segments(layout.place([text.ids]), layout.mask, text.ids.shape[1])
+        ids_BSL, mask_BSL = self._segments(layout.pack([text.ids]), layout.mask, text.ids.shape[1])
         B, S, L = ids_BSL.shape
         ids_RL, mask_RL = ids_BSL.view(B * S, L), mask_BSL.view(B * S, L)
         if self.join == "depth":
@@ -155,8 +155,8 @@ class ContextEncoder(nn.Module):
         positions = layout.positions()
         in_segment = positions >= prefix.lengths[:, None]
         positions = torch.where(in_segment, positions + offset_R[:, None], positions)
-        states = self.decoder.run(self.decoder.embed(layout.place([prefix.ids, ids_RL])), range(self.layers), positions)
-        return layout.take(states, 1).masked_fill(~mask_RL[..., None], 0)
+        states = self.decoder.run(self.decoder.embed(layout.pack([prefix.ids, ids_RL])), range(self.layers), positions)
+        return layout.unpack(states, 1).masked_fill(~mask_RL[..., None], 0)
 
     def _own(self, text: Tokens) -> Tokens:
         """Context or question in the tokens of what reads."""
@@ -187,11 +187,11 @@ class ContextEncoder(nn.Module):
         question = self._own(question)
         layout = Layout.of([question.mask])
         if self.question == "alone":
-            embeds = self.encoder.embed(layout.place([question.ids]))
+            embeds = self.encoder.embed(layout.pack([question.ids]))
             states = self.encoder.norm(self.encoder.run(embeds, range(self.layers), layout.positions()))
             return _masked_mean(states, layout.mask)[:, None].expand(B, S, D)
         rows = torch.arange(B * S, device=encoded.mask.device) // S
-        ids_RQ, mask_RQ = layout.place([question.ids])[rows], layout.mask[rows]
+        ids_RQ, mask_RQ = layout.pack([question.ids])[rows], layout.mask[rows]
         mask_RL = encoded.mask.view(B * S, L)
         positions = mask_RL.sum(-1, keepdim=True) + torch.arange(ids_RQ.shape[1], device=ids_RQ.device)
         cache = ReadOnlyCache(
@@ -233,12 +233,12 @@ class ContextEncoder(nn.Module):
                 slots = torch.where(as_is[..., None], own, slots.to(own.dtype))
         rows = R // B
         layout = Layout.of([mask.view(B, rows * G)], round_to=1)
-        embeds = layout.place([slots.reshape(B, rows * G, slots.shape[-1])])
+        embeds = layout.pack([slots.reshape(B, rows * G, slots.shape[-1])])
         if self.join == "input":
             return Memory(embeds, layout.mask)
         tokens = encoded.mask[0].numel() // rows  # columns of a row
         offset_1 = torch.arange(rows, device=slots.device)[:, None] * tokens
-        positions = layout.place([(last.view(B, rows, G) + offset_1).view(B, rows * G)])
+        positions = layout.pack([(last.view(B, rows, G) + offset_1).view(B, rows * G)])
         if self.slot_positions == "consecutive":
             tokens_B = encoded.mask.sum((1, 2))
             positions = (tokens_B - layout.mask.sum(1))[:, None] + layout.positions()
@@ -251,10 +251,10 @@ class ContextEncoder(nn.Module):
         if self.lsa is not None:
             # Left-packed, so plain causal attention never shows a valid slot an empty one.
             packed = None if chosen is None else Layout.of([chosen], round_to=1)
-            states = slots if packed is None else packed.place([slots])
+            states = slots if packed is None else packed.pack([slots])
             positions = torch.arange(states.shape[1], device=slots.device).expand(states.shape[:2])
             states = self.lsa.norm(self.lsa.run(states, range(len(self.lsa)), positions))
-            slots = states if packed is None else packed.take(states, 0)
+            slots = states if packed is None else packed.unpack(states, 0)
         return slots if self.linear is None or self.is_linear_first else self.linear(slots)
 
 

@@ -33,7 +33,7 @@ class Answer:
     measures  what evaluation tells beside the scores of answers: a callable such as data.restoration.Restoration
     """
 
-    measures: Any = None
+    text_metrics: Any = None
     is_autoencoder = False  # True: what is asked is the context itself, so that it takes positions a second time
 
     teacher_reads_context = False  # True: in training the decoder also reads context and answer together, uncompressed
@@ -46,7 +46,7 @@ class Answer:
         """What else is asked of the same contexts in training: {name: (weight, batch)}."""
         return {}
 
-    def losses(self, batch: Batch, logits_BAV: Tensor, decoder: Stack) -> Tensor:
+    def token_losses(self, batch: Batch, logits_BAV: Tensor, decoder: Stack) -> Tensor:
         """Training loss of each answer token of `main`'s batch, in nats, (B, A); meaningless on padding. Evaluation always
         measures `token_nll`. Asked by readers whose memory is slots."""
         return token_nll(logits_BAV, batch.answer.ids)
@@ -109,14 +109,14 @@ class AnswerAndCopy(Answer):
         N = self.hint_tokens + self.copy_tokens
         shares_B = torch.tensor([random.Random(f"{self._drawn}-{example.id}").random() for example in batch.examples])
         start_B = (shares_B.to(lengths_B.device) * (lengths_B - N + 1).clamp(min=1)).long()
-        hint = stretch(batch.context, start_B, start_B + self.hint_tokens, self.hint_tokens)
-        rest = stretch(batch.context, start_B + self.hint_tokens, start_B + N, self.copy_tokens)
+        hint = take_span(batch.context, start_B, start_B + self.hint_tokens, self.hint_tokens)
+        rest = take_span(batch.context, start_B + self.hint_tokens, start_B + N, self.copy_tokens)
         return {"copy": (self.copy_weight, replace(batch, query=hint, prompt=hint, answer=rest))}
 
 
-def stretch(text: Tokens, start_B: Tensor, end_B: Tensor, width: int) -> Tokens:
+def take_span(text: Tokens, start_B: Tensor, end_B: Tensor, width: int) -> Tokens:
     """Tokens number start_B to end_B - 1 of each row, as far as it has them, (B, width): `end_B - start_B` is no more."""
-    ids_BT = Layout.of([text.mask], round_to=1).place([text.ids])
+    ids_BT = Layout.of([text.mask], round_to=1).pack([text.ids])
     columns_BN = start_B[:, None] + torch.arange(width, device=ids_BT.device)
     mask_BN = columns_BN < torch.minimum(end_B, text.lengths)[:, None]
     widest = max(ids_BT.shape[1], 1)

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from breviary.backbones.stack import Stack
-from breviary.backbones.trainable import adapters_off
+from breviary.backbones.trainable import disable_adapters
 from breviary.contract import Batch, Compressor
 from breviary.memory.assembly import Layout, take_columns
 from breviary.objectives.text import Continue
@@ -48,9 +48,9 @@ class Distill(Continue):
         """The continuation, or what the data asks."""
         return batch if self.context_share is None else super().primary(batch)
 
-    def losses(self, batch: Batch, logits_BAV: Tensor, decoder: Stack) -> Tensor:
+    def token_losses(self, batch: Batch, logits_BAV: Tensor, decoder: Stack) -> Tensor:
         """T^2 KL(teacher | reader) of each answer token, (B, A); meaningless on padding."""
-        return divergence(logits_BAV, teacher_logits(decoder, batch), self.top, self.temperature)
+        return topk_kl_divergence(logits_BAV, teacher_logits(decoder, batch), self.top, self.temperature)
 
     @classmethod
     def problems(cls, settings: Mapping[str, Any], reader: type, train: str) -> list[str]:
@@ -79,14 +79,14 @@ def teacher_logits(decoder: Stack, batch: Batch) -> Tensor:
     """What the plain backbone predicts for each answer token after [prefix ; context ; prompt], (B, A, V) float32."""
     parts = [batch.prefix, batch.context, batch.prompt, batch.answer]
     layout = Layout.of([part.mask for part in parts])
-    with adapters_off(decoder):
-        states = decoder.embed(layout.place([part.ids for part in parts]))
+    with disable_adapters(decoder):
+        states = decoder.embed(layout.pack([part.ids for part in parts]))
         states = decoder.run(states, range(len(decoder)), layout.positions())
         predicting_BA = (layout.columns_of(3) - 1).clamp(min=0)
         return decoder.head(decoder.norm(take_columns(states, predicting_BA))).float()
 
 
-def divergence(logits_BAV: Tensor, teacher_BAV: Tensor, top: int, temperature: float = 1.0) -> Tensor:
+def topk_kl_divergence(logits_BAV: Tensor, teacher_BAV: Tensor, top: int, temperature: float = 1.0) -> Tensor:
     """T^2 KL(teacher | logits), (B, A), over the teacher's `top` largest logits and a bucket of all others."""
     top = min(top, teacher_BAV.shape[-1])
     ids_BAK = teacher_BAV.topk(top, dim=-1).indices

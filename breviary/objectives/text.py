@@ -10,7 +10,7 @@ import torch
 
 from breviary.contract import Batch, Tokens
 from breviary.memory.assembly import Layout, token_index
-from breviary.objectives.answer import Answer, stretch
+from breviary.objectives.answer import Answer, take_span
 
 
 class Reconstruct(Answer):
@@ -31,7 +31,7 @@ class Reconstruct(Answer):
     is_autoencoder = True
 
     def __init__(self, measures: Any = None, continuation_weight: float = 0.0, continuation_hint: int = 8):
-        self.measures, self.continuation_weight, self.continuation_hint = (
+        self.text_metrics, self.continuation_weight, self.continuation_hint = (
             measures,
             continuation_weight,
             continuation_hint,
@@ -40,9 +40,9 @@ class Reconstruct(Answer):
     def primary(self, batch: Batch) -> Batch:
         """The batch with its contexts as answers."""
         lengths_B = batch.answer.lengths
-        end_B1 = Layout.of([batch.answer.mask], round_to=1).place([batch.answer.ids]).gather(1, lengths_B[:, None] - 1)
+        end_B1 = Layout.of([batch.answer.mask], round_to=1).pack([batch.answer.ids]).gather(1, lengths_B[:, None] - 1)
         layout = Layout.of([batch.context.mask, torch.ones_like(end_B1, dtype=torch.bool)], round_to=1)
-        return replace(batch, answer=Tokens(layout.place([batch.context.ids, end_B1]), layout.mask), task="reconstruct")
+        return replace(batch, answer=Tokens(layout.pack([batch.context.ids, end_B1]), layout.mask), task="reconstruct")
 
     def auxiliary(self, batch: Batch) -> dict[str, tuple[float, Batch]]:
         """The first half as context, the hint as query and prompt, the rest as answer; no end token."""
@@ -87,8 +87,8 @@ class Continue(Answer):
         lengths_B, T = context.lengths, context.ids.shape[1]
         kept_B = (lengths_B.double() * share).long()
         given_B = kept_B + (lengths_B - kept_B - 1).clamp(0, self.hint_tokens)
-        hint = stretch(context, kept_B, given_B, self.hint_tokens)
-        rest = stretch(context, given_B, lengths_B, T - int(T * share))  # no row has more behind its first part
+        hint = take_span(context, kept_B, given_B, self.hint_tokens)
+        rest = take_span(context, given_B, lengths_B, T - int(T * share))  # no row has more behind its first part
         mask_BT = context.mask & (token_index(context.mask) < kept_B[:, None])
         evidence = None if batch.evidence is None else batch.evidence & mask_BT
         return replace(

@@ -18,7 +18,7 @@ from breviary.contract import Batch, Compressor, Context, Encoded, Tokens
 from breviary.decoding.state import PrefilledMemory
 from breviary.memory.encoded import join_contexts, move_encoded, split_contexts
 from breviary.runtime.device import synchronise
-from breviary.runtime.timing import spent
+from breviary.runtime.timing import add_phase_seconds
 
 
 def context_keys(prefix: Tokens, context: Tokens) -> list[bytes]:
@@ -80,7 +80,7 @@ class EncodingStore:
         """
         keys, device = context_keys(context.prefix, context), context.ids.device
         missing = [b for b, key in enumerate(keys) if key not in self._kept]
-        spent("encode", sum(self._kept[key][1] for key in keys if key in self._kept))
+        add_phase_seconds("encode", sum(self._kept[key][1] for key in keys if key in self._kept))
         found = {b: move_encoded(self._kept[key][0], device) for b, key in enumerate(keys) if key in self._kept}
         if missing:
             rows = torch.tensor(missing, device=device)

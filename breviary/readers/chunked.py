@@ -20,7 +20,7 @@ class ChunkedReader:
 
         All ranks of a pipeline get the same batch. `loss`, its gradients and `counts` of one rank are its share: their
         sums over the pipeline are those of the batch.
-        rank      a `training.pipeline.PipelineRank`
+        rank      a `training.pipeline.PipelineGroup`
         schedule  one of `schedules`
         """
         raise NotImplementedError

@@ -38,7 +38,7 @@ from breviary.contract import (
     Reader,
     Tokens,
 )
-from breviary.decoding.loop import decode_stream, write
+from breviary.decoding.loop import decode_stream, decode_batch
 from breviary.decoding.state import DecodingState, PrefilledMemory
 from breviary.memory.assembly import Layout, take_columns
 from breviary.memory.encoded import split_contexts
@@ -69,7 +69,7 @@ class CompressedReader(Reader):
         """The objective's loss of answers, in evaluation their negative log likelihood, and in training what else the
         objective asks."""
         main = self.objective.primary(batch)
-        with self.precision():
+        with self.mixed_precision():
             if self._reads_memory_once(main):
                 prefilled = self._prefilled(main)
                 logits_BAV, slots_B, parts = self._logits_behind(main, prefilled), prefilled.slots, {}
@@ -81,7 +81,7 @@ class CompressedReader(Reader):
                 slots_B, parts = memory.mask.sum(1), dict(memory.losses)
             if not self.training:
                 return _told(main, logits_BAV, slots_B)
-            losses_BA = self.objective.losses(main, logits_BAV, self.decoder).masked_fill(~main.answer.mask, 0)
+            losses_BA = self.objective.token_losses(main, logits_BAV, self.decoder).masked_fill(~main.answer.mask, 0)
             for name, (weight, other) in self.objective.auxiliary(batch).items():
                 read = encoded if other.context is main.context else self._encoded(other)
                 nll_BA = token_nll(self._logits(other, read)[0], other.answer.ids).masked_fill(~other.answer.mask, 0)
@@ -92,13 +92,13 @@ class CompressedReader(Reader):
     def answer_with_loss(self, batch: Batch, generation: Generation) -> tuple[list[Decoded], LossOutput]:
         """What is written, and the reference's likelihood; the decoder reads memory and question once for both."""
         main = self.objective.primary(batch)
-        with self.precision():
+        with self.mixed_precision():
             stream, first_BV = self.open(batch)
             layout = Layout.of([main.answer.mask], round_to=1)
-            further_BAV = stream.score(layout.place([main.answer.ids]), layout.mask)
-            logits_BAV = layout.take(torch.cat([first_BV[:, None], further_BAV[:, :-1]], 1), 0).float()
+            further_BAV = stream.teacher_forced_logits(layout.pack([main.answer.ids]), layout.mask)
+            logits_BAV = layout.unpack(torch.cat([first_BV[:, None], further_BAV[:, :-1]], 1), 0).float()
             with phase("decode"):
-                written = write(first_BV, stream.step, generation, self.tokenizer, self.all_steps, self.decoder.end_ids)
+                written = decode_batch(first_BV, stream.step, generation, self.tokenizer, self.all_steps, self.decoder.end_ids)
         return written, _told(main, logits_BAV, stream.slots)
 
     @torch.no_grad()
@@ -111,10 +111,10 @@ class CompressedReader(Reader):
         prefilled: PrefilledMemory | None = None,
     ) -> list[Decoded]:
         """Greedy or sampled answers, decoded with a per-layer cache; encoded, memory, prefilled as in `open`."""
-        with self.precision():
+        with self.mixed_precision():
             stream, logits = self.open(batch, encoded, memory, prefilled)
             with phase("decode"):
-                return write(logits, stream.step, generation, self.tokenizer, self.all_steps, self.decoder.end_ids)
+                return decode_batch(logits, stream.step, generation, self.tokenizer, self.all_steps, self.decoder.end_ids)
 
     @torch.no_grad()
     def stream(
@@ -126,11 +126,11 @@ class CompressedReader(Reader):
         prefilled: PrefilledMemory | None = None,
     ) -> Iterator[str]:
         """The answer of a batch of one, its text given as it is decoded; otherwise as `answer`."""
-        with self.precision():
+        with self.mixed_precision():
             stream, logits = self.open(batch, encoded, memory, prefilled)
 
         def step(ids: Tensor) -> Tensor:
-            with self.precision():  # not around the loop: between two pieces the caller computes
+            with self.mixed_precision():  # not around the loop: between two pieces the caller computes
                 return stream.step(ids)
 
         yield from decode_stream(logits, step, generation, self.tokenizer, self.decoder.end_ids)
@@ -153,7 +153,7 @@ class CompressedReader(Reader):
         with phase("prefill"):
             lower = Layout.of([p.mask for p in parts], side="left")
             positions = self._lower_positions(batch, lower)
-            embeds = self.decoder.embed(lower.place([p.ids for p in parts]))
+            embeds = self.decoder.embed(lower.pack([p.ids for p in parts]))
             states = stream.prefill_lower(embeds, positions, lower.mask) if n else embeds
         if encoded is None and memory is None and prefilled is None and self._reads_memory_once(batch):
             prefilled = self._prefilled(batch)
@@ -175,17 +175,17 @@ class CompressedReader(Reader):
     def memory(self, batch: Batch, encoded: Encoded | None = None) -> Memory:
         """What is kept of each context for its question; `trace` says why. encoded as in `open`."""
         batch = self.objective.primary(batch)
-        with self.precision():
+        with self.mixed_precision():
             parts = [batch.prefix, batch.prompt]
             lower = Layout.of([p.mask for p in parts])
-            embeds = self.decoder.embed(lower.place([p.ids for p in parts]))
+            embeds = self.decoder.embed(lower.pack([p.ids for p in parts]))
             states = self.decoder.run(embeds, range(self.compressor.layer), self._lower_positions(batch, lower))
             return self._memory(batch, self._encoded(batch) if encoded is None else encoded, lower, states)
 
     @torch.no_grad()
     def encode_contexts(self, batch: Batch) -> list[EncodedContext]:
         """Each context encoded, whatever will be asked."""
-        with self.precision():
+        with self.mixed_precision():
             encoded = self._encoded(batch)
         return [EncodedDocument(self, one) for one in split_contexts(encoded)]
 
@@ -230,9 +230,9 @@ class CompressedReader(Reader):
         """What the decoder holds of each context's memory, where that needs no question; batch's questions are not looked at."""
         assert not self.compressor.needs_question, type(self.compressor).__name__
         n, cache, nobody = self.compressor.layer, CapturingCache(), batch.prefix.ids[:, :0]
-        with self.precision():
+        with self.mixed_precision():
             lower = Layout.of([batch.prefix.mask])
-            positions, embeds = lower.positions(), self.decoder.embed(lower.place([batch.prefix.ids]))
+            positions, embeds = lower.positions(), self.decoder.embed(lower.pack([batch.prefix.ids]))
             states = self.decoder.run(embeds, range(n), positions)
             question = Question(nobody, nobody.bool(), embeds[:, :0], nobody.bool(), None, batch.task)
             with phase("compress"):
@@ -264,7 +264,7 @@ class CompressedReader(Reader):
         n, parts = self.compressor.layer, [batch.prefix, batch.prompt, batch.answer]
         lower = Layout.of([p.mask for p in parts])
         positions = self._lower_positions(batch, lower)
-        states = self.decoder.run(self.decoder.embed(lower.place([p.ids for p in parts])), range(n), positions)
+        states = self.decoder.run(self.decoder.embed(lower.pack([p.ids for p in parts])), range(n), positions)
         upper, states, positions = self._behind(parts[1:], prefilled, lower, states, positions, "right")
         states = self.decoder.run(
             states,
@@ -288,10 +288,10 @@ class CompressedReader(Reader):
     ) -> tuple[Layout, Tensor, Tensor]:
         """`tail`, all parts of `lower` but the prefix, to be read behind a memory that was read: as `_upper` gives it."""
         upper, numbers = Layout.of([part.mask for part in tail], side), range(1, len(tail) + 1)
-        stream = upper.place([lower.take(states, part) for part in numbers])
+        stream = upper.pack([lower.unpack(states, part) for part in numbers])
         if not self.compressor.layer:
             return upper, stream, (upper.positions() + prefilled.mask.sum(1, keepdim=True)).masked_fill(~upper.mask, 0)
-        return upper, stream, upper.place([positions.gather(1, lower.columns_of(part)) for part in numbers])
+        return upper, stream, upper.pack([positions.gather(1, lower.columns_of(part)) for part in numbers])
 
     def _logits(self, batch: Batch, encoded: Encoded, labels: Any = None) -> tuple[Tensor, Memory]:
         """What is predicted for each answer token (B, A, V), float32, and the memory it was read from; logits of supervised
@@ -299,7 +299,7 @@ class CompressedReader(Reader):
         n, parts = self.compressor.layer, [batch.prefix, batch.prompt, batch.answer]
         lower = Layout.of([p.mask for p in parts])
         positions = self._lower_positions(batch, lower)
-        states = self.decoder.run(self.decoder.embed(lower.place([p.ids for p in parts])), range(n), positions)
+        states = self.decoder.run(self.decoder.embed(lower.pack([p.ids for p in parts])), range(n), positions)
         memory = self._memory(batch, encoded, lower, states, labels)
         upper, states, positions = self._upper(parts, memory, lower, states, positions, "right")
         states = self.decoder.run(states, range(n, len(self.decoder)), positions)
@@ -319,7 +319,7 @@ class CompressedReader(Reader):
 
     def _memory(self, batch: Batch, encoded: Encoded, lower: Layout, states: Tensor, labels: Any = None) -> Memory:
         question = Question(
-            batch.query.ids, batch.query.mask, lower.take(states, 1), batch.prompt.mask, labels, batch.task
+            batch.query.ids, batch.query.mask, lower.unpack(states, 1), batch.prompt.mask, labels, batch.task
         )
         with phase("compress"):
             memory = self.compressor.compress(encoded, question)
@@ -338,17 +338,17 @@ class CompressedReader(Reader):
         """Puts the memory behind the prefix, the first of `parts`: layout, stream (B, S, D), positions (B, S)."""
         prefix, *tail = parts
         upper = Layout.of([prefix.mask, memory.mask, *(part.mask for part in tail)], side)
-        own = [lower.take(states, part) for part in range(len(parts))]
-        stream = upper.place([own[0], memory.embeds.to(states.dtype), *own[1:]])
+        own = [lower.unpack(states, part) for part in range(len(parts))]
+        stream = upper.pack([own[0], memory.embeds.to(states.dtype), *own[1:]])
         if not memory.layer:
             return upper, stream, upper.positions()
         places = [positions.gather(1, lower.columns_of(part)) for part in range(len(parts))]
         slots = memory.positions + prefix.lengths[:, None]
-        return upper, stream, upper.place([places[0], slots, *places[1:]])
+        return upper, stream, upper.pack([places[0], slots, *places[1:]])
 
-    def precision(self) -> contextlib.AbstractContextManager:
+    def mixed_precision(self) -> contextlib.AbstractContextManager:
         """As Stack.precision."""
-        return self.decoder.precision()
+        return self.decoder.mixed_precision()
 
 
 def _told(main: Batch, logits: Tensor, slots: Tensor) -> LossOutput:

@@ -22,7 +22,7 @@ from breviary.decoding.state import PrefilledMemory
 from breviary.memory.encoded import join_contexts
 from breviary.memory.trace import TokenSpan, spans_from_trace, trace_row
 from breviary.readers.saved import read_saved, write_saved
-from breviary.runtime.files import tensors_hash
+from breviary.runtime.files import hash_tensors
 
 
 class SlotReader(Protocol):
@@ -102,7 +102,7 @@ class EncodedDocument(EncodedContext):
         tensors = {"states": encoded.states, "mask": encoded.mask, "ids": encoded.ids.int()}
         for layer, pair in enumerate(encoded.keys_values):
             tensors |= {f"{name}.{layer}": x for name, x in zip(("keys", "values"), pair)}
-        return write_saved(file, "document", identity(self.reader), tensors, {})
+        return write_saved(file, "document", reader_identity(self.reader), tensors, {})
 
     @classmethod
     def restored(cls, reader: SlotReader, tensors: dict[str, Tensor], header: Mapping[str, str]) -> EncodedDocument:
@@ -178,7 +178,7 @@ class QuestionMemory(EncodedContext):
         if self.slots.positions is not None:
             tensors["positions"] = self.slots.positions.int()
         more = {"tokens_read": str(self.tokens_read), "question": self.question}
-        return write_saved(file, "memory", identity(self.reader), tensors, more)
+        return write_saved(file, "memory", reader_identity(self.reader), tensors, more)
 
     @classmethod
     def restored(cls, reader: SlotReader, tensors: dict[str, Tensor], header: Mapping[str, str]) -> QuestionMemory:
@@ -207,12 +207,12 @@ def load_saved(reader: SlotReader, file: str | Path) -> EncodedDocument | Questi
 
     Raises: ValueError as kept_file.read_saved.
     """
-    header, tensors = read_saved(file, KINDS, identity(reader))
+    header, tensors = read_saved(file, KINDS, reader_identity(reader))
     device = next(reader.parameters()).device
     return KINDS[header["kept"]].restored(reader, {name: x.to(device) for name, x in tensors.items()}, header)
 
 
-def identity(reader: SlotReader) -> dict[str, Any]:
+def reader_identity(reader: SlotReader) -> dict[str, Any]:
     """What must be equal for what one reader kept to mean anything to another."""
     assert reader.identity is not None, "a reader that breviary.load_reader did not open"
     # Hashed under their first names, so that files of earlier versions still open.
@@ -220,7 +220,7 @@ def identity(reader: SlotReader) -> dict[str, Any]:
     weights = {rename_parameter(name, first): tensor for name, tensor in trained_state(reader).items()}
     return reader.identity | {
         "dtype": str(reader.decoder.dtype).removeprefix("torch."),
-        "weights": tensors_hash(weights),
+        "weights": hash_tensors(weights),
     }
 
 

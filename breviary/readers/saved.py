@@ -14,7 +14,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
-from breviary.runtime.files import tensors_hash
+from breviary.runtime.files import hash_tensors
 
 SCHEMA = 1
 
@@ -33,7 +33,7 @@ def write_saved(
         "schema": str(SCHEMA),
         "kept": kind,
         "reader": json.dumps(identity),
-        "sha256": tensors_hash(stored),
+        "sha256": hash_tensors(stored),
     }
     save_file(stored, file, metadata=header | more)
     Path(file).chmod(0o644)  # safetensors writes private files
@@ -69,6 +69,6 @@ def read_saved(
     ]
     if different:
         raise ValueError(f"{file}: a {kind} of another reader: " + "; ".join(different))
-    if header["sha256"] != tensors_hash(tensors):
+    if header["sha256"] != hash_tensors(tensors):
         raise ValueError(f"{file}: a damaged {kind} (its values are not those that were written); save it anew")
     return header, tensors

@@ -18,9 +18,9 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from breviary.backbones.trainable import former_names, learned, merge_adapters, rename_parameter, trained_state
+from breviary.backbones.trainable import former_names, learned_parameters, merge_adapters, rename_parameter, trained_state
 from breviary.config.errors import collect_errors
-from breviary.runtime.files import tensors_hash
+from breviary.runtime.files import hash_tensors
 
 SCHEMA = 1
 
@@ -44,7 +44,7 @@ def save_weights(
         "format": "pt",
         "schema": str(SCHEMA),
         "backbone": json.dumps(fingerprint),
-        "sha256": tensors_hash(weights),
+        "sha256": hash_tensors(weights),
     }
     save_file(weights, folder / WEIGHTS, metadata=metadata | ({"merged": "true"} if merged else {}))
     (folder / WEIGHTS).chmod(0o644)  # safetensors writes private files; a run is to be shared
@@ -98,7 +98,7 @@ def load_trained(
         raise ValueError(difference)
     with safe_open(Path(folder) / WEIGHTS, framework="pt") as stream:
         stored = {name: stream.get_tensor(name) for name in stream.keys()}
-    if metadata["sha256"] not in (None, tensors_hash(stored)):
+    if metadata["sha256"] not in (None, hash_tensors(stored)):
         raise ValueError(
             f"{Path(folder) / WEIGHTS}: damaged checkpoint (its values are not those that were written); "
             "take another copy, or train anew"
@@ -108,11 +108,11 @@ def load_trained(
     stored = _current_names(reader, stored)
     # What was merged lies in the backbone; beside it there are learned weights, and frozen ones of an encoder's own.
     own = dict(reader.named_parameters())
-    needed = {} if metadata["merged"] else learned(reader)
+    needed = {} if metadata["merged"] else learned_parameters(reader)
     missing = sorted(needed.keys() - stored.keys())
     if is_start and len(missing) < len(needed):
         needed = {name: parameter for name, parameter in needed.items() if name in stored}
-    difference = _difference(needed, own if metadata["merged"] else learned(reader), stored)
+    difference = _difference(needed, own if metadata["merged"] else learned_parameters(reader), stored)
     if difference:
         raise ValueError(f"{folder}: weights do not fit the configured reader:\n  " + "\n  ".join(difference))
     with torch.no_grad():

@@ -28,7 +28,7 @@ def sum_over_ranks(value: torch.Tensor) -> torch.Tensor:
     return value
 
 
-def sums_over_ranks(values: dict[str, torch.Tensor | float]) -> dict[str, float]:
+def sum_scalars_over_ranks(values: dict[str, torch.Tensor | float]) -> dict[str, float]:
     """Sums of named scalars over all ranks, which call this with equal names; one collective, one host sync."""
     names = sorted(values)
     device = next((v.device for v in values.values() if isinstance(v, torch.Tensor)), None)
@@ -69,7 +69,7 @@ def print_rank0(text: str, end: str = "\n") -> None:
 # ------------------------------------------------------------------ starting and ending
 
 
-def take_launcher_arguments() -> None:
+def strip_launcher_arguments() -> None:
     """Removes `--local_rank=N` from sys.argv, which the deepspeed launcher adds and Hydra does not know."""
     kept, arguments = [], iter(sys.argv)
     for argument in arguments:

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 
-def tensors_hash(tensors: dict[str, Tensor]) -> str:
+def hash_tensors(tensors: dict[str, Tensor]) -> str:
     """sha256 over names, types, shapes and values, whatever their order."""
     digest = hashlib.sha256()
     for name, tensor in sorted(tensors.items()):

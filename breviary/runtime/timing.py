@@ -40,7 +40,7 @@ def phase(name: str) -> Iterator[None]:
     seconds[name] += time.perf_counter() - start
 
 
-def spent(name: str, seconds: float) -> None:
+def add_phase_seconds(name: str, seconds: float) -> None:
     """Adds `seconds` to phase `name` when somebody is timing: work whose result lies here already, from when it was done."""
     if (phases := _phases.get()) is not None:
         phases[name] += seconds

@@ -11,7 +11,7 @@ import torch
 from transformers import TrainerCallback, TrainingArguments
 
 from breviary.runtime.device import peak_memory_bytes
-from breviary.runtime.distributed import sums_over_ranks
+from breviary.runtime.distributed import sum_scalars_over_ranks
 
 
 class ProgressLine:
@@ -86,7 +86,7 @@ class RunLog(TrainerCallback):
         """Writes both lines, on rank 0."""
         if "train_runtime" in logs:
             return
-        parts = sums_over_ranks(self.trainer.step_statistics | self.read)  # every rank logs
+        parts = sum_scalars_over_ranks(self.trainer.step_statistics | self.read)  # every rank logs
         self.line.add(parts.pop("context_tokens"), parts.pop("slots"))
         self.read = dict.fromkeys(self.read, 0)
         if not state.is_world_process_zero:

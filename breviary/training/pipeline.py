@@ -20,7 +20,7 @@ from breviary.training.watchdog import Watchdog, start_watchdog
 
 
 @dataclass(frozen=True)
-class PipelineRank:
+class PipelineGroup:
     """One process's place.
 
     ranks     R, processes of a pipeline; pipeline  which of them this process belongs to (0 ..); index  place in it
@@ -33,9 +33,9 @@ class PipelineRank:
     ranks: int = 1
     pipeline: int = 0
     index: int = 0
-    rising: Any = None
-    falling: Any = None
-    watch: Watchdog | None = None
+    to_higher: Any = None
+    to_lower: Any = None
+    watchdog: Watchdog | None = None
 
     @property
     def members(self) -> range:
@@ -43,12 +43,12 @@ class PipelineRank:
         return range(self.pipeline * self.ranks, (self.pipeline + 1) * self.ranks)
 
     @property
-    def counts_batch(self) -> bool:
+    def reports_counts(self) -> bool:
         """Whether this process's counts stand for the pipeline's batch: it is the same on all its ranks."""
         return self.index == 0
 
 
-def mapping(world: int, ranks: int) -> str:
+def describe_pipelines(world: int, ranks: int) -> str:
     """Which ranks are a pipeline, for people."""
     lines = [
         f"pipeline {number}: ranks {', '.join(map(str, range(number * ranks, (number + 1) * ranks)))}"
@@ -57,7 +57,7 @@ def mapping(world: int, ranks: int) -> str:
     return "\n".join(lines)
 
 
-def join_pipeline_group(ranks: int, timeout: float = 900) -> PipelineRank:
+def init_pipeline_group(ranks: int, timeout: float = 900) -> PipelineGroup:
     """This process's place in pipelines of `ranks` processes, with its groups, whose neighbours are connected, and a watch that
     waits `timeout` seconds. Called by every process of the world, as groups are made together.
 
@@ -70,7 +70,7 @@ def join_pipeline_group(ranks: int, timeout: float = 900) -> PipelineRank:
             f"engine.ranks={world}"
         )
     pipeline, index = divmod(rank(), ranks)
-    place = PipelineRank(ranks, pipeline, index)
+    place = PipelineGroup(ranks, pipeline, index)
     if ranks == 1:
         return place
     # The watch speaks first: it knows who failed, where a message that does not come only tells of a neighbour.
@@ -81,26 +81,26 @@ def join_pipeline_group(ranks: int, timeout: float = 900) -> PipelineRank:
         )
         for number in range(world // ranks)
     ]
-    place = PipelineRank(ranks, pipeline, index, *groups[pipeline], start_watchdog(rank(), world, timeout))
+    place = PipelineGroup(ranks, pipeline, index, *groups[pipeline], start_watchdog(rank(), world, timeout))
     _connect(place)
     return place
 
 
-def _connect(place: PipelineRank) -> None:
+def _connect(place: PipelineGroup) -> None:
     """One message each way between neighbours, the last and the first included, pair after pair in an order that all share.
 
     NCCL connects two ranks at their first message and holds up both until then: a receiver that makes room ahead would wait
     for a sender that waits for it.
     """
-    on_gpu = dist.get_backend(place.rising) == "nccl"
+    on_gpu = dist.get_backend(place.to_higher) == "nccl"
     token = torch.zeros(1, device=torch.device("cuda", torch.cuda.current_device()) if on_gpu else "cpu")
     for low, high in sorted({tuple(sorted((at, (at + 1) % place.ranks))) for at in range(place.ranks)}):
         if place.index == low:
-            dist.send(token, place.members[high], place.rising)
-            dist.recv(token, place.members[high], place.falling)
+            dist.send(token, place.members[high], place.to_higher)
+            dist.recv(token, place.members[high], place.to_lower)
         elif place.index == high:
-            dist.recv(token, place.members[low], place.rising)
-            dist.send(token, place.members[low], place.falling)
+            dist.recv(token, place.members[low], place.to_higher)
+            dist.send(token, place.members[low], place.to_lower)
 
 
 # ------------------------------------------------------------------ gradients that come together

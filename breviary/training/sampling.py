@@ -46,7 +46,7 @@ class StepSampler(Sampler[int]):
         return [j for b in batches for j in b]
 
 
-class Repeated(Sampler[int]):
+class RepeatBatches(Sampler[int]):
     """Every batch `copies` times: batches go to the processes in turn, and neighbours that read one together get the same."""
 
     def __init__(self, sampler: StepSampler, batch: int, copies: int):

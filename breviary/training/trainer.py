@@ -22,7 +22,7 @@ import torch
 from torch.utils.data import Sampler
 from transformers import PrinterCallback, ProgressCallback, Trainer, TrainingArguments
 
-from breviary.backbones.trainable import learned
+from breviary.backbones.trainable import learned_parameters
 from breviary.contract import Batch, Generation, Reader
 from breviary.evaluation.loop import evaluate
 from breviary.evaluation.results import summarise
@@ -31,7 +31,7 @@ from breviary.runs.checkpoints import load_trained, save_trained
 from breviary.runtime.distributed import gather_rows, rank, sum_over_ranks, world_size
 from breviary.training.engines import full_weight, gathered_parameters
 from breviary.training.log import RunLog
-from breviary.training.sampling import Repeated, StepSampler
+from breviary.training.sampling import RepeatBatches, StepSampler
 
 
 @dataclass
@@ -93,7 +93,7 @@ class ReaderTrainer(Trainer):
         sampler = StepSampler(
             self.train_dataset.lengths, per_step, per_step * self.args.max_steps, self.args.seed, self.grouped
         )
-        return Repeated(sampler, self.args.train_batch_size, self.ranks)
+        return RepeatBatches(sampler, self.args.train_batch_size, self.ranks)
 
     def _get_collator_with_removed_columns(self, data_collator: Callable, description: str | None = None) -> Callable:
         return data_collator  # our items are no model inputs: there is nothing to remove
@@ -193,7 +193,7 @@ class ReaderTrainer(Trainer):
     def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
         """Writes the trained weights, in float32, on rank 0; every rank takes part, as ZeRO gathers them."""
         state = {}
-        for name, parameter in learned(self.reader).items():
+        for name, parameter in learned_parameters(self.reader).items():
             weight = full_weight(parameter)
             if self.args.should_save:
                 state[name] = weight.cpu()

@@ -29,7 +29,7 @@ FAILURE = "failure"
 KEEPER = "rank 0"  # keeps the store, unless the launcher does
 
 
-class Fault(RuntimeError):
+class ProcessFailure(RuntimeError):
     """What ended the run, as a sentence that names the rank and where it stood."""
 
 
@@ -58,9 +58,9 @@ class Watchdog:
             threading.Thread(target=run, name=run.__name__, daemon=True) for run in (self._looks, self._waits)
         ]
 
-    def at(self, where: str, computes: bool = False) -> None:
+    def set_state(self, where: str, is_computing: bool = False) -> None:
         """This process begins something; with `computes` it is not to take longer than the timeout, as it waits for nobody."""
-        self._where = where, computes, time.monotonic()
+        self._where = where, is_computing, time.monotonic()
 
     def __enter__(self) -> Watchdog:
         self._exit_with(self._where[0])
@@ -72,7 +72,7 @@ class Watchdog:
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: Any) -> None:
         if isinstance(error, Exception):
             self._fails.set()
-            end_later(LAST_RESORT)
+            exit_after(LAST_RESORT)
             sentence = self._agreed(self._reason(error))
         self._ended.set()
         for thread in self._threads:
@@ -83,7 +83,7 @@ class Watchdog:
         elif isinstance(error, Exception):
             self._leave()
             if not isinstance(error, ValueError):  # that one is told to people as it is
-                raise Fault(sentence) from error
+                raise ProcessFailure(sentence) from error
 
     # -------------------------------------------------------------- the threads
 
@@ -157,7 +157,7 @@ class Watchdog:
     def _reason(self, error: Exception) -> str:
         """Who failed, where this process only found an error: one that told so or has been silent, else this one."""
         where, end = self._where[0], time.monotonic() + GRACE + 2 * BEAT
-        while not isinstance(error, Fault | ValueError) and time.monotonic() < end:
+        while not isinstance(error, ProcessFailure | ValueError) and time.monotonic() < end:
             try:
                 told = self._told()
             except dist.DistError:
@@ -170,7 +170,7 @@ class Watchdog:
                     f"rank {silent} is gone, last seen {self._seen[silent][1]}; rank {self.rank} found {where}: {error}"
                 )
             time.sleep(BEAT / 5)
-        return str(error) if isinstance(error, Fault) else f"rank {self.rank} failed {where}: {error}"
+        return str(error) if isinstance(error, ProcessFailure) else f"rank {self.rank} failed {where}: {error}"
 
     def _leave(self) -> None:
         """Says that this process ends. Whoever keeps the store waits for the others to know why."""
@@ -206,7 +206,7 @@ def start_watchdog(rank: int, world: int, timeout: float) -> Watchdog:
     )
 
 
-def end_later(seconds: float) -> None:
+def exit_after(seconds: float) -> None:
     """Ends this process after so many seconds, in case that ending by itself waits for a process that is gone."""
     timer = threading.Timer(seconds, lambda: os._exit(1))
     timer.daemon = True

@@ -169,10 +169,10 @@ def test_keys_below_the_join_hold_no_memory(build, ragged):
         stream.step(logits.argmax(-1))
     lower = ragged.prefix.lengths + ragged.prompt.lengths + 1
     slots = (ragged.context.lengths + 3) // 4
-    assert stream.below.sum(1).tolist() == lower.tolist()
-    assert stream.above.sum(1).tolist() == (lower + slots).tolist()
+    assert stream.lower_mask.sum(1).tolist() == lower.tolist()
+    assert stream.upper_mask.sum(1).tolist() == (lower + slots).tolist()
     widths = [stream.cache.get_seq_length(layer) for layer in range(4)]
-    assert widths == [stream.below.shape[1]] * 2 + [stream.above.shape[1]] * 2
+    assert widths == [stream.lower_mask.shape[1]] * 2 + [stream.upper_mask.shape[1]] * 2
 
 
 @pytest.mark.parametrize("overrides", [["compressor=comi", *DEPTH], ["compressor=comi"]], ids=["depth", "input"])

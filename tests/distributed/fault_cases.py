@@ -12,7 +12,7 @@ from processes import run_script
 
 from breviary.runtime.distributed import rank, start_process_group
 from breviary.training.log import RunLog
-from breviary.training.pipeline import join_pipeline_group
+from breviary.training.pipeline import init_pipeline_group
 from comet.layers import MemoryLayers
 
 TIMEOUT = 4.0  # seconds: engine.timeout
@@ -60,10 +60,10 @@ def break_cell(victim: int, kind: str, direction: str, own: int, layers: int) ->
 def run_broken(ranks: int, victim: int, kind: str, direction: str) -> None:
     """A pipeline's few steps, of which the second goes wrong."""
     start_process_group(torch.device("cpu"), TIMEOUT)
-    place = join_pipeline_group(ranks, TIMEOUT)
+    place = init_pipeline_group(ranks, TIMEOUT)
     reader = case_reader(CASES["nine"])
     reader.join_pipeline(place, "cyclic")
-    with place.watch:
+    with place.watchdog:
         for step in range(1, 4):
             if step == STEP:
                 break_cell(victim, kind, direction, CHUNK // ranks, len(reader.decoder))

@@ -15,11 +15,11 @@ import torch
 import torch.distributed as dist
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
-from comet_forms import C, comet, drawn_ids, text_of
+from comet_helpers import C, comet, drawn_ids, text_of
 
 from breviary.contract import Batch, Example
 from breviary.runtime.distributed import end_process_group, gather_rows, rank, start_process_group, sum_over_ranks
-from breviary.training.pipeline import PipelineRank, join_pipeline_group
+from breviary.training.pipeline import PipelineGroup, init_pipeline_group
 from comet.model import Comet
 from comet.text import Text, steps_of
 from data.collate import Collator
@@ -95,7 +95,7 @@ CASES = {
 def run_cases(ranks: int, folder: Path) -> None:
     """Every case on a pipeline of `ranks`, both schedules, against `run_alone`; writes {(case, schedule): what was found}."""
     start_process_group(torch.device("cpu"))
-    place = join_pipeline_group(ranks) if ranks > 1 else PipelineRank()
+    place = init_pipeline_group(ranks) if ranks > 1 else PipelineGroup()
     alone, found = torch.load(folder / "alone.pt"), {}
     for name, case in CASES.items():
         reader = case_reader(case)
@@ -132,7 +132,7 @@ def read(reader: Comet, case: Case) -> dict[str, torch.Tensor]:
     reader.zero_grad()
     texts, losses = case.texts(), []
     for text in texts:
-        with reader.decoder.precision():
+        with reader.decoder.mixed_precision():
             losses.append(reader.nll(text).sum() / 7)
         if not case.together:
             losses[-1].backward()
@@ -202,7 +202,7 @@ def run_side_by_side(folder: Path) -> None:
         "objective=answer_and_copy", "objective.hint_tokens=3", "objective.copy_tokens=20", layers=LAYERS
     ).train()
     reader.begin_step(3, 42)
-    everyone, place = batches(reader), join_pipeline_group(2)
+    everyone, place = batches(reader), init_pipeline_group(2)
     found, alone = {}, trained(reader, everyone)
     for schedule in ("contiguous", "cyclic"):
         reader.join_pipeline(place, schedule)
@@ -241,7 +241,7 @@ def run_out_of_step() -> None:
     """Rank 1 has read one text more than rank 0; rank 0 has nothing to wait for."""
     start_process_group(torch.device("cpu"))
     reader = comet(layers=LAYERS).train()
-    reader.join_pipeline(join_pipeline_group(2), "contiguous")
+    reader.join_pipeline(init_pipeline_group(2), "contiguous")
     reader.pipeline.handoff.step = rank()
     reader.nll(everything([FOUR]))
     dist.barrier()
@@ -253,7 +253,7 @@ def run_without_gradients(folder: Path) -> None:
     reader = comet(layers=LAYERS)
     with torch.no_grad():
         alone = float(reader.nll(everything([FOUR])).sum())
-        reader.join_pipeline(join_pipeline_group(2), "cyclic")
+        reader.join_pipeline(init_pipeline_group(2), "cyclic")
         evaluated = float(reader.nll(everything([FOUR] if rank() == 0 else [NINE])).sum())
         reader.train()
         shares = sum_over_ranks(torch.stack([reader.nll(everything([FOUR])).sum().double() for _ in range(3)]))
@@ -273,7 +273,7 @@ def run_timed(folder: Path, ranks: int) -> None:
     """What happens when, by a clock that the ranks share; computing is sleeping, forward and back. Rank 0 writes {schedule: the
     events of each rank}."""
     start_process_group(torch.device("cpu"))
-    reader, place, found = comet(layers=LAYERS).train(), join_pipeline_group(ranks), {}
+    reader, place, found = comet(layers=LAYERS).train(), init_pipeline_group(ranks), {}
     cell = reader.memory.cell
 
     def slow(*arguments):

@@ -15,19 +15,19 @@ from breviary.runtime.distributed import (
     gather_rows,
     rank,
     start_process_group,
-    take_launcher_arguments,
+    strip_launcher_arguments,
     world_size,
 )
-from breviary.training.pipeline import join_pipeline_group, mapping
+from breviary.training.pipeline import init_pipeline_group, describe_pipelines
 
 if __name__ == "__main__":
-    take_launcher_arguments()
+    strip_launcher_arguments()
     start_process_group(torch.device("cpu"), 60)
     found = {}
     for ranks in map(int, sys.argv[2:]):
-        place = join_pipeline_group(ranks)  # connects neighbours
+        place = init_pipeline_group(ranks)  # connects neighbours
         found[ranks] = {
-            "mapping": mapping(world_size(), ranks),
+            "mapping": describe_pipelines(world_size(), ranks),
             "rows": gather_rows(
                 [
                     {

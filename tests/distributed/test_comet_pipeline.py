@@ -23,8 +23,8 @@ from pipeline_cases import (
     run_without_gradients,
 )
 
-from comet.progress import BACKWARD, FORWARD, spans_of
-from comet.schedule import cells, owners, simulate
+from comet.pipeline.monitor import BACKWARD, FORWARD, spans_of
+from comet.pipeline.schedule import cells, owners, simulate
 from scripts.bench import comet_pipeline
 
 RANKS, SCHEDULES = (1, 2, 4), ("contiguous", "cyclic")

@@ -5,7 +5,7 @@ import torch
 
 import train as training
 from breviary.training.pipeline import deferred_gradients
-from breviary.training.sampling import Repeated, StepSampler
+from breviary.training.sampling import RepeatBatches, StepSampler
 
 SMALL = [
     "compressor=comet",
@@ -93,7 +93,7 @@ def test_a_timeout_of_no_time(refused):
 def test_neighbours_get_the_same_batches():
     """Batches go to the processes in turn: with 2 pipelines of 2 ranks, ranks 0 and 1 read what one of two processes would."""
     alone = list(StepSampler(list(range(50)), 8, 80, 0, True))
-    together = Repeated(StepSampler(list(range(50)), 8, 80, 0, True), 4, 2)
+    together = RepeatBatches(StepSampler(list(range(50)), 8, 80, 0, True), 4, 2)
     indices = list(together)
     assert len(indices) == len(together) == 160
     by_four = [indices[at : at + 4] for at in range(0, 160, 4)]
@@ -104,4 +104,4 @@ def test_neighbours_get_the_same_batches():
 
 def test_on_one_process_each_nothing_is_repeated():
     sampler = StepSampler(list(range(9)), 4, 12, 0, False)
-    assert list(Repeated(sampler, 4, 1)) == list(sampler)
+    assert list(RepeatBatches(sampler, 4, 1)) == list(sampler)

@@ -185,7 +185,7 @@ def test_keys_and_values_are_those_that_a_layer_attends_to(family):
     positions = torch.tensor([[0, 1, 2, 3, 4, 5], [3, 4, 7, 8, 9, 40]])
     states = stack.run(stack.embed(IDS), range(1), positions)
     cache = CapturingCache()
-    stack.layer(1, states, stack.attending(states, positions), cache)
+    stack.run_layer(1, states, stack.attention_inputs(states, positions), cache)
     for found, expected in zip(stack.keys_values(1, states, positions), cache.layers[1]):
         torch.testing.assert_close(found, expected, rtol=0, atol=1e-6)
 

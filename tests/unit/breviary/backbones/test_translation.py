@@ -12,7 +12,7 @@ import train
 from breviary import load_reader
 from breviary.backbones.pretrained import Backbone
 from breviary.backbones.tiny import TinyBackbone, tiny_tokenizer
-from breviary.backbones.translation import Translation, is_same
+from breviary.backbones.translation import Translation, same_tokenizer
 from breviary.contract import Context, Tokens
 from breviary.studies.small_models import train_tokenizer
 from tests.tiny import compose_tiny
@@ -71,10 +71,10 @@ def test_the_text_stays_the_text(texts, left):
 
 
 def test_which_tokenizers_are_the_same():
-    assert is_same(OURS, tiny_tokenizer()) and not is_same(OURS, THEIRS)
+    assert same_tokenizer(OURS, tiny_tokenizer()) and not same_tokenizer(OURS, THEIRS)
     asked = tiny_tokenizer()
     asked(["a text", "b"], padding=True, truncation=True, max_length=4)  # leaves what it was asked for in the tokenizer
-    assert is_same(OURS, asked)
+    assert same_tokenizer(OURS, asked)
 
 
 def test_the_encoder_reads_its_own_tokens(build, settings, encoder, ragged_examples, collate):

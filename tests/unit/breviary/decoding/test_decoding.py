@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from breviary.contract import Generation
-from breviary.decoding.loop import decode, decode_stream
+from breviary.decoding.loop import decode_stream, decode_texts
 
 VOCABULARY = 512
 
@@ -52,16 +52,16 @@ def test_rows_end_at_their_own_end_token(words, tokenizer):
     red, pink, green = words("red", "pink", "green")
     end = tokenizer.eos_token_id
     logits, step, said = scripted([[red, end, pink], [red, pink, green, end], [end]])
-    assert decode(logits, step, Generation(max_new_tokens=9), tokenizer) == ["red", "red pink green", ""]
+    assert decode_texts(logits, step, Generation(max_new_tokens=9), tokenizer) == ["red", "red pink green", ""]
     assert len(said) == 3
 
 
 def test_at_most_max_new_tokens(words, tokenizer):
     [red] = words("red")
     logits, step, said = scripted([[red]])
-    assert decode(logits, step, Generation(max_new_tokens=3), tokenizer) == ["red red red"]
+    assert decode_texts(logits, step, Generation(max_new_tokens=3), tokenizer) == ["red red red"]
     red = int(logits[0].argmax())
-    assert decode(logits, step, Generation(max_new_tokens=3), tokenizer, end_ids=(red,)) == ["red"]
+    assert decode_texts(logits, step, Generation(max_new_tokens=3), tokenizer, end_ids=(red,)) == ["red"]
     assert len(said) == 2  # nothing is computed after the last token
 
 
@@ -69,18 +69,18 @@ def test_all_steps_are_made_and_change_no_text(words, tokenizer):
     red, pink = words("red", "pink")
     logits, step, said = scripted([[red, tokenizer.eos_token_id, pink]])
     generation = Generation(max_new_tokens=6)
-    text = decode(logits, step, generation, tokenizer)
+    text = decode_texts(logits, step, generation, tokenizer)
     few = len(said)
     logits, step, said = scripted([[red, tokenizer.eos_token_id, pink]])
-    assert decode(logits, step, generation, tokenizer, all_steps=True) == text == ["red"]
+    assert decode_texts(logits, step, generation, tokenizer, all_steps=True) == text == ["red"]
     assert (few, len(said)) == (1, 5)
 
 
 def test_the_end_token_is_barred_before_min_new_tokens(words, tokenizer):
     red, end = words("red") + [tokenizer.eos_token_id]
     logits, step = constant({end: 0.9, red: 0.1})
-    assert decode(logits, step, Generation(max_new_tokens=5), tokenizer) == [""]
-    assert decode(logits, step, Generation(max_new_tokens=5, min_new_tokens=3), tokenizer) == ["red red red"]
+    assert decode_texts(logits, step, Generation(max_new_tokens=5), tokenizer) == [""]
+    assert decode_texts(logits, step, Generation(max_new_tokens=5, min_new_tokens=3), tokenizer) == ["red red red"]
 
 
 @pytest.mark.parametrize(
@@ -96,14 +96,14 @@ def test_the_end_token_is_barred_before_min_new_tokens(words, tokenizer):
 def test_answers_end_before_the_first_stop_string(words, tokenizer, stop, text):
     red, pink, green = words("red", "pink", "green")
     logits, step, said = scripted([[red, pink, green, red]])
-    assert decode(logits, step, Generation(max_new_tokens=4, stop=stop), tokenizer) == [text]
+    assert decode_texts(logits, step, Generation(max_new_tokens=4, stop=stop), tokenizer) == [text]
     assert len(said) == (1 if len(text) <= 3 else 3)
 
 
 def test_a_stopped_row_does_not_stop_the_others(words, tokenizer):
     red, pink, green = words("red", "pink", "green")
     logits, step, _ = scripted([[red, pink, green], [green, red, red]])
-    assert decode(logits, step, Generation(max_new_tokens=3, stop=("pink",)), tokenizer) == ["red", "green red red"]
+    assert decode_texts(logits, step, Generation(max_new_tokens=3, stop=("pink",)), tokenizer) == ["red", "green red red"]
 
 
 def test_repetition_penalty_divides_what_was_said(words, tokenizer):
@@ -114,7 +114,7 @@ def test_repetition_penalty_divides_what_was_said(words, tokenizer):
     scores[1, [red, pink, green]] = torch.tensor([-1.0, -1.2, -1.4])
 
     def run(penalty):
-        return decode(
+        return decode_texts(
             scores.clone(),
             lambda ids: scores.clone(),
             Generation(max_new_tokens=3, repetition_penalty=penalty),
@@ -131,7 +131,7 @@ def test_sampling_is_reproducible_by_seed(words, tokenizer):
     logits, step = constant({red: 0.4, pink: 0.3, green: 0.3}, rows=3)
 
     def run(seed):
-        return decode(logits, step, Generation(max_new_tokens=12, temperature=1.0, seed=seed), tokenizer)
+        return decode_texts(logits, step, Generation(max_new_tokens=12, temperature=1.0, seed=seed), tokenizer)
 
     assert run(0) == run(0) != run(1)
     assert len(set(run(0))) == 3  # rows draw on their own
@@ -141,7 +141,7 @@ def test_sampling_is_reproducible_by_seed(words, tokenizer):
 
 
 def drawn(logits, step, tokenizer, **settings):
-    [text] = decode(logits, step, Generation(max_new_tokens=400, seed=0, **settings), tokenizer)
+    [text] = decode_texts(logits, step, Generation(max_new_tokens=400, seed=0, **settings), tokenizer)
     return Counter(text.split())
 
 
@@ -183,7 +183,7 @@ def test_pieces_together_are_the_answer(text, stop, tokenizer):
     """Nothing that is given is taken back: half a character, the beginning of a stop string, white space at the end."""
     row = [*tokenizer(text)["input_ids"], tokenizer.eos_token_id]
     generation = Generation(max_new_tokens=40, stop=stop)
-    [whole] = decode(*scripted([row])[:2], generation, tokenizer)
+    [whole] = decode_texts(*scripted([row])[:2], generation, tokenizer)
     pieces = list(decode_stream(*scripted([row])[:2], generation, tokenizer))
     assert "".join(pieces) == whole == text.split(stop[0] if stop else "\0")[0].strip() and all(pieces)
     assert text != "red, green and blue" or len(pieces) >= 5

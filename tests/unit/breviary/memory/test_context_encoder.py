@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from breviary.backbones.trainable import learned
+from breviary.backbones.trainable import learned_parameters
 from tests.tiny import disturb
 
 STAGE_2 = [
@@ -28,7 +28,7 @@ def test_what_is_frozen_is_neither_trained_nor_disturbed_by_dropout(build, ragge
     with torch.no_grad():
         reading.encoder.layers[0].self_attn.q_proj.lora_B["default"].weight.normal_()
     assert torch.equal(reader.loss(ragged).nll, reader.loss(ragged).nll)
-    kept = {name for name in learned(reader) if name.startswith("compressor.")}
+    kept = {name for name in learned_parameters(reader) if name.startswith("compressor.")}
     assert kept == {name for name in encoder if "lora_" in name or ".lsa." in name}
 
 

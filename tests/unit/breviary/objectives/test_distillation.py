@@ -5,8 +5,8 @@ import math
 import pytest
 import torch
 
-from breviary.backbones.trainable import adapters_off
-from breviary.objectives.distillation import divergence, teacher_logits
+from breviary.backbones.trainable import disable_adapters
+from breviary.objectives.distillation import topk_kl_divergence, teacher_logits
 from tests.tiny import disturb, row_ids
 
 DEPTH = ["compressor=mean_pool", "compressor.join=depth"]
@@ -21,15 +21,15 @@ def logits(*probabilities):
 def test_divergence_by_hand():
     teacher, said = logits(0.5, 0.25, 0.125, 0.125), logits(0.25, 0.25, 0.25, 0.25)
     # EncodedContext .5 and .25, the others .25 together: .5 ln 2 + .25 ln 1 + .25 ln (1/2)
-    torch.testing.assert_close(divergence(said, teacher, top=2), torch.tensor([[0.25 * math.log(2)]]))
+    torch.testing.assert_close(topk_kl_divergence(said, teacher, top=2), torch.tensor([[0.25 * math.log(2)]]))
     # All four: .5 ln 2 + 0 + 2 * .125 ln (1/2)
-    torch.testing.assert_close(divergence(said, teacher, top=4), torch.tensor([[0.25 * math.log(2)]]))
-    assert torch.equal(divergence(said, teacher, top=99), divergence(said, teacher, top=4))
+    torch.testing.assert_close(topk_kl_divergence(said, teacher, top=4), torch.tensor([[0.25 * math.log(2)]]))
+    assert torch.equal(topk_kl_divergence(said, teacher, top=99), topk_kl_divergence(said, teacher, top=4))
     # One kept: .5 ln 2 + .5 ln (2/3)
-    torch.testing.assert_close(divergence(said, teacher, top=1), torch.tensor([[0.5 * math.log(4 / 3)]]))
+    torch.testing.assert_close(topk_kl_divergence(said, teacher, top=1), torch.tensor([[0.5 * math.log(4 / 3)]]))
     # At T = 2 the odds 4 : 1 are 2 : 1, uniform stays: 4 (2/3 ln (4/3) + 1/3 ln (2/3))
     torch.testing.assert_close(
-        divergence(logits(0.5, 0.5), logits(0.8, 0.2), top=1, temperature=2.0),
+        topk_kl_divergence(logits(0.5, 0.5), logits(0.8, 0.2), top=1, temperature=2.0),
         torch.tensor([[4 * (2 / 3 * math.log(4 / 3) + 1 / 3 * math.log(2 / 3))]]),
     )
 
@@ -37,18 +37,18 @@ def test_divergence_by_hand():
 def test_mass_on_tokens_that_were_not_kept_costs():
     """Renormalised over the kept tokens these two would be equal."""
     teacher, said = logits(0.6, 0.3, 0.06, 0.04), logits(0.06, 0.03, 0.9, 0.01)
-    assert divergence(said, teacher, top=2) > 1
+    assert topk_kl_divergence(said, teacher, top=2) > 1
 
 
 def test_more_kept_logits_say_more_and_the_gradient_is_that_of_the_whole():
     torch.manual_seed(0)
     teacher, said = 3 * torch.randn(2, 3, 50), (3 * torch.randn(2, 3, 50)).requires_grad_()
-    found = [divergence(said, teacher, top) for top in (1, 5, 20, 50)]
+    found = [topk_kl_divergence(said, teacher, top) for top in (1, 5, 20, 50)]
     assert all((few <= many + 1e-6).all() for few, many in zip(found, found[1:]))
     found[-1].sum().backward()
     torch.testing.assert_close(said.grad, (said.softmax(-1) - teacher.softmax(-1)).detach(), rtol=1e-4, atol=1e-6)
     sure = torch.tensor([[[200.0, 0.0, 0.0, 0.0]]]).requires_grad_()
-    divergence(sure, sure.detach(), top=1).sum().backward()  # a bucket of probability e^-200
+    topk_kl_divergence(sure, sure.detach(), top=1).sum().backward()  # a bucket of probability e^-200
     assert torch.isfinite(sure.grad).all()
 
 
@@ -84,7 +84,7 @@ def test_adapters_come_back_and_train_on(build, ragged):
     states = reader.decoder.embed(ids)
     layers = range(len(reader.decoder))
     on = reader.decoder.run(states, layers, positions)
-    with pytest.raises(KeyError), torch.no_grad(), adapters_off(reader.decoder):
+    with pytest.raises(KeyError), torch.no_grad(), disable_adapters(reader.decoder):
         assert not torch.allclose(reader.decoder.run(states, layers, positions), on)
         raise KeyError
     assert torch.equal(reader.decoder.run(states, layers, positions), on)

@@ -8,9 +8,9 @@ from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import nn
 
-from breviary.backbones.trainable import hold, trained_state
+from breviary.backbones.trainable import freeze_learned, trained_state
 from breviary.runs.checkpoints import SCHEMA, WEIGHTS, load_trained, read_metadata, save_trained
-from breviary.runtime.files import tensors_hash
+from breviary.runtime.files import hash_tensors
 
 PRINT = {"name": "tiny_llama", "sha256": "a" * 64}
 
@@ -35,7 +35,7 @@ def test_only_trained_weights_are_saved_with_the_backbone_s_name(tmp_path):
         "schema": SCHEMA,
         "backbone": PRINT,
         "merged": False,
-        "sha256": tensors_hash(stored(tmp_path / "new")),
+        "sha256": hash_tensors(stored(tmp_path / "new")),
     }
 
 
@@ -48,8 +48,8 @@ def test_the_hash_is_of_names_types_shapes_and_values():
         {"a": first["a"], "b": first["b"].float()},
         {"a": first["a"] + 1e-30, "b": first["b"]},
     ]
-    hashes = [tensors_hash(tensors) for tensors in (first, *others)]
-    assert len(set(hashes)) == 6 and tensors_hash(dict(reversed(first.items()))) == hashes[0]
+    hashes = [hash_tensors(tensors) for tensors in (first, *others)]
+    assert len(set(hashes)) == 6 and hash_tensors(dict(reversed(first.items()))) == hashes[0]
 
 
 def test_a_checkpoint_without_a_hash_is_read(tmp_path):
@@ -100,7 +100,7 @@ def test_what_an_earlier_run_trained_is_kept_with_the_trained(tmp_path):
     with torch.no_grad():
         net["head"].weight += 1
     for one in (net, again):
-        hold(one["head"])
+        freeze_learned(one["head"])
     assert not net["head"].weight.requires_grad
     save_trained(tmp_path, net, PRINT)
     assert stored(tmp_path).keys() == {"head.weight", "head.bias", "scale.weight"}

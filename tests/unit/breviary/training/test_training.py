@@ -172,13 +172,13 @@ def test_accumulation_changes_nothing(compose, forms):
 def test_a_step_s_micro_batches_share_the_drawn_ratio(compose, monkeypatch):
     """Drawn from seed and step, equal within a step, and never used in validation."""
     asked = []
-    method = Budget.asked
+    method = Budget.requested_ratio
 
     def noted(budget, training):
         asked.append((training, method(budget, training)))
         return method(budget, training)
 
-    monkeypatch.setattr(Budget, "asked", noted)
+    monkeypatch.setattr(Budget, "requested_ratio", noted)
     steps = []
     begin = Budget.begin_step
     monkeypatch.setattr(

@@ -4,7 +4,7 @@ import pytest
 import torch.distributed as dist
 
 from breviary.training import watchdog as watch
-from breviary.training.watchdog import Fault, Watchdog
+from breviary.training.watchdog import ProcessFailure, Watchdog
 
 
 @pytest.fixture
@@ -13,7 +13,7 @@ def pair(monkeypatch):
     for name, value in (("BEAT", 0.02), ("GRACE", 0.3)):
         monkeypatch.setattr(watch, name, value)
     ended = []
-    monkeypatch.setattr(watch, "end_later", ended.append)
+    monkeypatch.setattr(watch, "exit_after", ended.append)
     monkeypatch.setattr(watch, "_end", ended.append)
     store = dist.HashStore()
     return Watchdog(0, 2, 60, store, "a test"), Watchdog(1, 2, 60, store, "a test"), ended
@@ -22,9 +22,9 @@ def pair(monkeypatch):
 def test_who_fails_is_named_with_where_it_stood(pair):
     first, second, ended = pair
     with second:
-        with pytest.raises(Fault, match="^rank 0 failed in step 3, forward, chunk 2, layer 1: too large$") as raised:
+        with pytest.raises(ProcessFailure, match="^rank 0 failed in step 3, forward, chunk 2, layer 1: too large$") as raised:
             with first:
-                first.at("in step 3, forward, chunk 2, layer 1", computes=True)
+                first.set_state("in step 3, forward, chunk 2, layer 1", is_computing=True)
                 raise MemoryError("too large")
         assert isinstance(raised.value.__cause__, MemoryError)
         for thread in second._threads[:1]:
@@ -36,10 +36,10 @@ def test_who_fails_is_named_with_where_it_stood(pair):
 
 def test_what_was_told_first_counts(pair):
     first, second, _ = pair
-    with pytest.raises(Fault, match="^rank 1 made NaN$"):
+    with pytest.raises(ProcessFailure, match="^rank 1 made NaN$"):
         with second:
-            raise Fault("rank 1 made NaN")
-    with pytest.raises(Fault, match="^rank 1 made NaN$"):
+            raise ProcessFailure("rank 1 made NaN")
+    with pytest.raises(ProcessFailure, match="^rank 1 made NaN$"):
         with first:
             raise RuntimeError("connection closed")
 
@@ -48,10 +48,10 @@ def test_a_cell_that_takes_too_long(pair):
     first, _, ended = pair
     first.timeout = 0.2
     with first:
-        first.at("waiting for a message")  # however long: it waits for another
+        first.set_state("waiting for a message")  # however long: it waits for another
         first._threads[0].join(0.5)
         assert ended == []
-        first.at("in step 1, backward, chunk 0, layer 2", computes=True)
+        first.set_state("in step 1, backward, chunk 0, layer 2", is_computing=True)
         first._threads[0].join(2)
     assert set(ended) == {"rank 0 hangs: for 0.2 s (engine.timeout) in step 1, backward, chunk 0, layer 2"}
 

@@ -1,0 +1,130 @@
+"""A training session: checks everything that needs no weights, opens the run folder, builds the Trainer, trains."""
+
+from __future__ import annotations
+
+import contextlib
+from pathlib import Path
+from typing import Any
+
+from omegaconf import DictConfig
+
+from breviary.config.build import ReaderSpec, build_backbone, build_reader
+from breviary.config.checks import check_config, check_process_count, read_splits
+from breviary.config.errors import collect_errors, raise_problems
+from breviary.config.keys import validate_keys
+from breviary.config.lengths import ContextLimits
+from breviary.config.text_pipeline import TextPipeline
+from breviary.contract import Generation, Reader
+from breviary.readers.chunked import ChunkedReader
+from breviary.runs.checkpoints import best_checkpoint, check_start, load_trained
+from breviary.runs.folders import finish_run, open_run
+from breviary.runtime.device import resolve_device
+from breviary.runtime.distributed import print_rank0, rank, start_process_group, world_size
+from breviary.training.engines import prepare_deepspeed, training_arguments
+from breviary.training.log import RunLog
+from breviary.training.pipeline import PipelineGroup, describe_pipelines, init_pipeline_group
+from breviary.training.trainer import ReaderTrainer, Validation
+
+
+class TrainingSession:
+    """One training run, from a composed configuration to a finished run folder.
+
+    text  prompts, tokenising, collating and scoring (data.pipeline.TEXT)
+    Raises: ConfigError with every problem, before any weight is loaded.
+    """
+
+    def __init__(self, cfg: DictConfig, text: TextPipeline):
+        self.cfg, problems = validate_keys(cfg)
+        self.text, self.backbone, self.spec = text, build_backbone(self.cfg), ReaderSpec.of(self.cfg)
+        self.pipeline = PipelineGroup()
+        problems += check_config(self.cfg, self.spec, self.backbone, world_size()) + check_start(
+            self.cfg.init_from, self.cfg.resume, self.backbone
+        )
+        self.splits = self._tokenise(problems)
+        limits = ContextLimits(self.spec, self.backbone, self.cfg.generation.max_new_tokens)
+        readers = world_size() // self.cfg.engine.ranks  # processes with batches of their own
+        raise_problems(
+            limits.check(self.splits)
+            + check_process_count(len(self.splits["train"]), readers, "the size of the train split")
+        )
+
+    @property
+    def validates(self) -> bool:
+        """Whether there are validations during training."""
+        return self.cfg.train.eval_examples > 0
+
+    def _tokenise(self, problems: list[str]) -> dict[str, Any]:
+        """The train and validation splits as tokens, cached under a hash of their content."""
+        cfg = self.cfg
+        prompt = collect_errors(problems, self.text.prompt, cfg.prompt)
+        examples = read_splits(cfg.dataset, ["train", "validation"] if self.validates else ["train"], problems)
+        raise_problems(problems)
+        if self.validates:
+            examples["validation"] = examples["validation"][: cfg.train.eval_examples]
+        tokenizer, cache, limits = self.backbone.tokenizer(), str(Path(cfg.paths.cache) / "tokenised"), cfg.limits
+        return {
+            split: self.text.tokenise(rows, tokenizer, prompt, limits.max_context_tokens, cache, limits.truncation)
+            for split, rows in examples.items()
+        }
+
+    def open(self) -> tuple[Path, Path | None]:
+        """Joins the process group; the run folder, and the checkpoint to resume from, or None."""
+        device, engine = resolve_device(self.backbone.device), self.cfg.engine
+        if engine.kind == "zero":
+            prepare_deepspeed(device)
+        start_process_group(device, engine.timeout)
+        folder, checkpoint = open_run(self.cfg)
+        print_rank0(f"run {folder}" + (f", resumes from {checkpoint.name}" if checkpoint else ""))
+        for split, items in self.splits.items():
+            print_rank0(f"{split}: {items.report()}")
+        return folder, checkpoint
+
+    def build(self, folder: Path) -> ReaderTrainer:
+        """Loads weights and builds the Trainer, which logs and saves into `folder`."""
+        cfg, tokenizer = self.cfg, self.backbone.tokenizer()
+        reader = build_reader(cfg, self.backbone, tokenizer)
+        if cfg.init_from:
+            self._initialise(reader)
+        if cfg.engine.ranks > 1:
+            assert isinstance(reader, ChunkedReader), type(reader)  # config.checks
+            self.pipeline = init_pipeline_group(cfg.engine.ranks, cfg.engine.timeout)
+            reader.join_pipeline(self.pipeline, cfg.engine.schedule)
+            print_rank0(describe_pipelines(world_size(), cfg.engine.ranks))
+        validation, device = None, resolve_device(self.backbone.device)
+        if self.validates:
+            generation = Generation(**cfg.generation)
+            validation = Validation(self.splits["validation"], self.text.scores, generation, cfg.eval_batch_size)
+        trained = sum(p.numel() for p in reader.parameters() if p.requires_grad)
+        total = sum(p.numel() for p in reader.parameters())
+        print_rank0(
+            f"{cfg.reader} on {self.backbone.fingerprint['name']}: {trained / 1e6:.2f} M trained of "
+            f"{total / 1e6:.1f} M weights, {device}, {world_size()} process(es)"
+        )
+        half_deepspeed = cfg.engine.kind == "zero" and self.backbone.dtype == "bfloat16"
+        return ReaderTrainer(
+            reader,
+            training_arguments(cfg, folder, half_deepspeed, device, self.validates),
+            self.splits["train"],
+            self.text.collator(tokenizer),
+            validation,
+            self.backbone.fingerprint,
+            cfg.train.length_grouped,
+            RunLog(folder),
+            cfg.engine.ranks,
+        )
+
+    def _initialise(self, reader: Reader) -> None:
+        """Loads the best weights of run `init_from`; the reader may have weights that it did not train."""
+        fresh = load_trained(best_checkpoint(self.cfg.init_from), reader, self.backbone.fingerprint, is_start=True)
+        if fresh:
+            print_rank0(f"init_from: {len(fresh)} weights are not in that run and start as initialised, e.g. {fresh[0]}")
+
+    def run(self, trainer: ReaderTrainer, folder: Path, checkpoint: Path | None) -> None:
+        """Trains, from `checkpoint` where one is given, and marks the run as finished."""
+        try:
+            with self.pipeline.watchdog or contextlib.nullcontext():
+                trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
+            if rank() == 0:
+                finish_run(folder)
+        finally:
+            print_rank0(f"run {folder}")
