@@ -7,7 +7,7 @@ from typing import Any
 
 from comet.layers import BACKENDS
 from comet.memory import INITS
-from comet.plan import STRATEGIES
+from comet.chunking import STRATEGIES
 
 SUPERVISED = ("answer", "text")
 # key: lowest value, example

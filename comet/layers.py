@@ -90,7 +90,7 @@ class MemoryLayers(nn.Module):
         """The piece's input embeddings (B, N, D) from those of its text (B, n, D)."""
         B, k, G = len(text), layout.widths[BEACONS], layout.widths[READOUTS]
         learned = self.tokens(torch.arange(1 + self.global_slots, device=text.device)).to(text.dtype)
-        return layout.place([text, learned[:1].expand(B, k, -1), learned[1 : 1 + G].expand(B, G, -1)])
+        return layout.pack([text, learned[:1].expand(B, k, -1), learned[1 : 1 + G].expand(B, G, -1)])
 
     def run(
         self,
@@ -171,7 +171,7 @@ class MemoryLayers(nn.Module):
             if piece.scatters:
                 states = torch.cat([rows_BMD, states], 1)
         cache = SeenBefore([] if piece.scatters else [*seats, *own])
-        states = stack.layer(index, states, attending, cache)
+        states = stack.run_layer(index, states, attending, cache)
         seated = piece.seat_mask.shape[1] if piece.scatters else 0
         if not keep:
             return states[:, seated:], [], []
@@ -181,7 +181,7 @@ class MemoryLayers(nn.Module):
 
     def _entries(self, index: int, states: Tensor, piece: Piece) -> Tensor:
         """What the chunk's compression tokens so far put into the queue when it is closed, (B, E, D)."""
-        new = self.layers[index].entries(piece.layout.take(states, BEACONS))
+        new = self.layers[index].entries(piece.layout.unpack(states, BEACONS))
         return new if piece.before is None else torch.cat([piece.before.entries[index], new], 1)
 
     def _taken_in(
@@ -191,7 +191,7 @@ class MemoryLayers(nn.Module):
         if prior is None:
             prior = LayerState(wide(states.new_zeros(len(states), self.global_slots, states.shape[-1])), entries[:, :0])
         carried = self.layers[index].carry(
-            prior.carried, piece.layout.take(states, READOUTS), piece.started, piece.closes
+            prior.carried, piece.layout.unpack(states, READOUTS), piece.started, piece.closes
         )
         return LayerState(carried, take_columns(torch.cat([prior.queue, entries], 1), piece.order))
 
@@ -231,7 +231,7 @@ class Piece:
 
     def attending(self, stack: Stack, states: Tensor) -> dict[str, Any]:
         """What every layer must know of it, for a stream (B, N, D)."""
-        return stack.attending(states.new_empty(*self.positions.shape, 0), self.positions, self.key_mask)
+        return stack.attention_inputs(states.new_empty(*self.positions.shape, 0), self.positions, self.key_mask)
 
     def after(self, layers: Sequence[LayerState]) -> MemoryState:
         """The memory after a piece with which some row's chunk closes."""

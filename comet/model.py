@@ -23,23 +23,23 @@ from breviary.backbones.pretrained import Backbone
 from breviary.backbones.stack import Stack
 from breviary.backbones.tiny import TinyBackbone
 from breviary.contract import Batch, Decoded, Footprint, Generation, LossOutput, Reader
-from breviary.decoding.loop import write
+from breviary.decoding.loop import decode_batch
 from breviary.memory.assembly import Layout, take_columns
 from breviary.objectives.answer import Answer, token_nll
 from breviary.readers.chunked import ChunkedReader
 from breviary.runtime.timing import phase
-from breviary.training.pipeline import PipelineRank
+from breviary.training.pipeline import PipelineGroup
 from comet.checks import SUPERVISED, check_settings
-from comet.contexts import StreamCache
-from comet.handoff import Handoff, PipelineHandoff
+from comet.inference.context_cache import StreamCache
+from comet.pipeline.transfer import Handoff, PipelineHandoff
 from comet.layers import MemoryLayers
 from comet.layout import TEXT, beacon_count, chunk_layout
 from comet.memory import MemoryState, wide
-from comet.pipeline import Pipeline
-from comet.plan import BOUNDARIES, ChunkPlanner, fixed
-from comet.schedule import SCHEDULES
-from comet.session import Session
-from comet.stream import Stream
+from comet.pipeline.chunk_pipeline import Pipeline
+from comet.chunking import BOUNDARIES, ChunkPlanner, fixed
+from comet.pipeline.schedule import SCHEDULES
+from comet.inference.session import Session
+from comet.inference.stream import Stream
 from comet.text import Chunk, Step, Text, answer_asked, every_asked, joined, shared_rows, steps_of
 
 PUBLISHED_EPS = (
@@ -134,7 +134,7 @@ class Comet(ChunkedReader, Reader):
     def loss(self, batch: Batch) -> LossOutput:
         """Negative log likelihood of what is supervised, and in training of what else the objective asks."""
         main = self.objective.primary(batch)
-        with self.decoder.precision():
+        with self.decoder.mixed_precision():
             text, tokens_B, slots_B = self._text(main)
             kept = self.context_cache is not None and not self.training and self.supervise == "answer"
             nll_B = self._nll_of_answers(main) if kept else self.nll(text)
@@ -156,14 +156,14 @@ class Comet(ChunkedReader, Reader):
     def decode(self, batch: Batch, generation: Generation) -> list[Decoded]:
         """Greedy or sampled answers; reading and decoding go on in chunks, so memory never grows."""
         main = self.objective.primary(batch)
-        with self.decoder.precision():
+        with self.decoder.mixed_precision():
             found: list[Decoded | None] = [None] * len(main)
             for rows, stream in self._read(main):
                 prompt = main.rows(rows).prompt
                 with phase("prefill"):
                     logits = stream.read(joined([prompt])[1], prompt.lengths)
                 with phase("decode"):
-                    written = write(logits, stream.step, generation, self.tokenizer, False, self.decoder.end_ids)
+                    written = decode_batch(logits, stream.step, generation, self.tokenizer, False, self.decoder.end_ids)
                 for row, one in zip(rows, written):
                     found[row] = one
             return found
@@ -183,9 +183,9 @@ class Comet(ChunkedReader, Reader):
         self._drawn = f"{seed}-{step}"
         self.objective.begin_step(step, seed)
 
-    def join_pipeline(self, place: PipelineRank, schedule: str) -> None:
+    def join_pipeline(self, place: PipelineGroup, schedule: str) -> None:
         """As Reader's, for contiguous or cyclic chunks of every text; see comet.pipeline."""
-        self.pipeline = Pipeline(PipelineHandoff(place) if place.ranks > 1 else Handoff(), schedule, place.counts_batch)
+        self.pipeline = Pipeline(PipelineHandoff(place) if place.ranks > 1 else Handoff(), schedule, place.reports_counts)
 
     @property
     def learning_rate_factors(self) -> dict[str, float]:
@@ -380,7 +380,7 @@ class Comet(ChunkedReader, Reader):
 
     def _once(self, count: Tensor) -> Tensor:
         """A count of the batch, 0 on all ranks of a pipeline but one."""
-        return count * 0 if self._split and not self.pipeline.counts_batch else count
+        return count * 0 if self._split and not self.pipeline.reports_counts else count
 
     # -------------------------------------------------------------- checks
 

@@ -143,13 +143,13 @@ def shared_rows(chunks: Sequence[int], strides: Sequence[int]) -> list[list[int]
 def joined(parts: Sequence[Tokens]) -> tuple[Layout, Tensor]:
     """Padded parts as texts without holes: the layout, and ids (B, N)."""
     layout = Layout.of([part.mask for part in parts], round_to=1)
-    return layout, layout.place([part.ids for part in parts])
+    return layout, layout.pack([part.ids for part in parts])
 
 
 def answer_asked(batch: Batch, layout: Layout) -> Tensor:
     """(B, N) bool, places whose next token is one of the answer's; parts of `layout`: prefix, context, prompt, answer."""
     quiet = [torch.zeros_like(part.mask) for part in (batch.prefix, batch.context, batch.prompt)]
-    return _before(layout.place([*quiet, batch.answer.mask]))
+    return _before(layout.pack([*quiet, batch.answer.mask]))
 
 
 def every_asked(layout: Layout) -> Tensor:

@@ -30,7 +30,7 @@ from breviary.config.errors import ConfigError
 from breviary.config.keys import validate_keys
 from breviary.contract import Example, Generation
 from comet.model import Comet
-from comet.session import Session
+from comet.inference.session import Session
 from data.prompts import Prompt
 from eval import checkpoint_of, loaded, say, settle
 

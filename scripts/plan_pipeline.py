@@ -27,10 +27,10 @@ from rich.console import Console
 from transformers import AutoConfig, PretrainedConfig
 
 from breviary.backbones.pretrained import DTYPES, check_architecture
-from breviary.evaluation.table import WIDE, print_block
+from breviary.evaluation.table import TABLE_WIDTH, print_block
 from breviary.runtime.files import write_json, write_text
-from comet.cost import Memory, Plan, Shape
-from comet.schedule import SCHEDULES
+from comet.pipeline.cost import Memory, Plan, Shape
+from comet.pipeline.schedule import SCHEDULES
 
 HEADER = (
     "R",
@@ -79,7 +79,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         for sentence in str(error).splitlines():
             print(f"error: {sentence}", file=sys.stderr)
         sys.exit(2)
-    console = Console(width=WIDE)
+    console = Console(width=TABLE_WIDTH)
     for plans in cases:
         print(title_of(plans[0], given))
         print_block(console, HEADER, [cells_of(row(plan, given.gb)) for plan in plans])

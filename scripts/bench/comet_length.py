@@ -49,7 +49,7 @@ from comet.layers import MemoryLayers
 from comet.layout import chunk_layout
 from comet.memory import MemoryState
 from comet.model import Comet
-from comet.stream import Stream
+from comet.inference.stream import Stream
 from scripts.bench.compress import reset_peak, status
 
 WRITTEN = 16  # tokens after each length
@@ -164,7 +164,7 @@ def read_plain(reader: Comet, length: int) -> dict[str, Any]:
     stream = DecodingState(stack, 0)
     ids = torch.randint(10, stack.config.vocab_size, (1, length), generator=torch.Generator().manual_seed(0))
     before, start = reset_peak(), time.perf_counter()
-    with stack.precision():
+    with stack.mixed_precision():
         logits = stream.prefill_upper(
             stack.embed(ids), torch.arange(length)[None], torch.ones_like(ids, dtype=torch.bool)
         )

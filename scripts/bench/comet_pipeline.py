@@ -41,17 +41,17 @@ from rich.console import Console
 from torch import Tensor
 
 from breviary.config.build import build_backbone, build_reader
-from breviary.evaluation.table import WIDE, print_block
+from breviary.evaluation.table import TABLE_WIDTH, print_block
 from breviary.runs.environment import environment
 from breviary.runtime.distributed import gather_rows, rank
 from breviary.runtime.files import write_json
-from breviary.training.pipeline import join_pipeline_group
-from comet.cost import Memory, Shape, parts_of
-from comet.handoff import Passage, PipelineHandoff, PipelinePassage
+from breviary.training.pipeline import init_pipeline_group
+from comet.pipeline.cost import Memory, Shape, parts_of
+from comet.pipeline.transfer import Passage, PipelineHandoff, PipelinePassage
 from comet.model import Comet
-from comet.pipeline import Pipeline
-from comet.progress import BACKWARD, FORWARD, spans_of
-from comet.schedule import Cell, owners, simulate
+from comet.pipeline.chunk_pipeline import Pipeline
+from comet.pipeline.monitor import BACKWARD, FORWARD, spans_of
+from comet.pipeline.schedule import Cell, owners, simulate
 from comet.text import Text, steps_of
 
 VARIANTS = ("cyclic", "contiguous", "naive")
@@ -180,7 +180,7 @@ def text_of(given: argparse.Namespace) -> Text:
 
 def timed(given: argparse.Namespace) -> dict[str, Any]:
     """Seconds of one text, forward and back: each variant, and rank 0 alone; with the events of the last run of each."""
-    reader, text, place = reader_of(given), text_of(given), join_pipeline_group(2, PATIENCE)
+    reader, text, place = reader_of(given), text_of(given), init_pipeline_group(2, PATIENCE)
     pipelines = {
         name: Pipeline(
             (NaiveHandoff if name == "naive" else PipelineHandoff)(place), "contiguous" if name == "naive" else name
@@ -254,7 +254,7 @@ def variant_row(name: str, seconds: dict[str, list[float]], reader: Comet, given
 def show_times(measured: dict[str, Any]) -> None:
     """Prints the variants."""
     print_block(
-        Console(width=WIDE),
+        Console(width=TABLE_WIDTH),
         (
             "2 ranks",
             "s",
@@ -295,7 +295,7 @@ def counted(given: argparse.Namespace) -> list[dict[str, Any]]:
     """Rows: forward makespan in cells, each of which sleeps, beside the simulator's; this many ranks."""
     small = argparse.Namespace(**{**vars(given), "chunk": 32, "width": 32, "slots": 4, "queue": 8})
     reader, text, ranks = reader_of(small), text_of(small), dist.get_world_size()
-    place, cell, rows = join_pipeline_group(ranks, PATIENCE), reader.memory.cell, []
+    place, cell, rows = init_pipeline_group(ranks, PATIENCE), reader.memory.cell, []
 
     def slow(*arguments: Any) -> Any:
         begun = time.monotonic()
@@ -329,7 +329,7 @@ def counted(given: argparse.Namespace) -> list[dict[str, Any]]:
 def show_cells(rows: Sequence[dict[str, Any]]) -> None:
     """Prints the counted makespans."""
     print_block(
-        Console(width=WIDE),
+        Console(width=TABLE_WIDTH),
         ("cells of equal length", "ranks", "makespan", "simulated", "bubble", "simulated"),
         [
             [

@@ -7,7 +7,7 @@ whatever the type, so it is compared as fp32 is.
 
 import pytest
 import torch
-from comet_forms import comet, drawn_ids, gradients, largest_difference, states_of, text_of, twin
+from comet_helpers import comet, drawn_ids, gradients, largest_difference, states_of, text_of, twin
 
 from breviary.backbones.attention import BLOCKWISE
 from comet.layers import BACKENDS

@@ -1,4 +1,4 @@
-"""comet.stream: however tokens come, and while the reader writes, memory and logits are those of the slow twin.
+"""comet.inference.stream: however tokens come, and while the reader writes, memory and logits are those of the slow twin.
 
 fp64, 1e-10: sums of tens of terms in another order. Chunks of 16 tokens; a chunk is closed by the token that finds it full.
 """
@@ -8,12 +8,12 @@ import random
 
 import pytest
 import torch
-from comet_forms import B, C, G, K, comet, drawn_ids, twin_logits
+from comet_helpers import B, C, G, K, comet, drawn_ids, twin_logits
 
 from breviary.contract import Generation
 from breviary.memory.assembly import ROUND_TO
 from comet.layers import BACKENDS
-from comet.stream import Stream
+from comet.inference.stream import Stream
 from tests.tiny import compose_tiny, recorded_ids, row_ids, tiny_reader
 
 LENGTHS = [71, 5, 48]  # the last one fills three chunks

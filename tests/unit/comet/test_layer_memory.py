@@ -3,7 +3,7 @@
 import hypothesis.strategies as st
 import pytest
 import torch
-from comet_forms import B, C, G, S, comet, drawn_ids, states_of, text_of
+from comet_helpers import B, C, G, S, comet, drawn_ids, states_of, text_of
 from hypothesis import given, settings
 
 from comet.memory import STD, Adapter, LayerMemory, LayerState, MemoryState, Norm, newest

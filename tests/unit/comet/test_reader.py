@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from comet_forms import (
+from comet_helpers import (
     B,
     C,
     G,

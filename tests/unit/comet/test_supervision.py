@@ -4,14 +4,14 @@ import random
 
 import pytest
 import torch
-from comet_forms import B, C, G, S, comet, logits_of, nats, twin
+from comet_helpers import B, C, G, S, comet, logits_of, nats, twin
 
 from breviary.contract import Example
 from breviary.objectives.answer import AnswerAndCopy
 from breviary.training.engines import training_arguments
 from breviary.training.log import RunLog
 from breviary.training.trainer import ReaderTrainer
-from comet.plan import MIXED, fixed
+from comet.chunking import MIXED, fixed
 from comet.text import every_asked, joined, steps_of
 from data.collate import Collator
 from tests.tiny import row_ids, tiny_reader

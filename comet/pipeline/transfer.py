@@ -24,10 +24,10 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from breviary.training.pipeline import PipelineRank, deferred_gradients
+from breviary.training.pipeline import PipelineGroup, deferred_gradients
 from comet.memory import LayerState
-from comet.progress import BACKWARD, FORWARD, Event, Progress, not_finite, stands
-from comet.schedule import Cell
+from comet.pipeline.monitor import BACKWARD, FORWARD, Event, Progress, not_finite, stands
+from comet.pipeline.schedule import Cell
 
 NAMES = ("memory", "gradient")
 HEADER = 5  # int64
@@ -99,7 +99,7 @@ class Handoff:
     ) -> Passage:
         """One reading of a text.
 
-        owner, order  as in comet.schedule, of its chunks and of this rank
+        owner, order  as in comet.pipeline.schedule, of its chunks and of this rank
         crossings     what crosses into each chunk; a chunk into which nothing does is not there
         """
         return Passage()
@@ -144,7 +144,7 @@ class PipelineHandoff(Handoff):
     may go on. Not for gloo with memory on a GPU: gloo sends from the host.
     """
 
-    def __init__(self, place: PipelineRank):
+    def __init__(self, place: PipelineGroup):
         self.place, self.ranks, self.rank = place, place.ranks, place.index
         self.step = 0
         self.sent = [0, 0]
@@ -179,7 +179,7 @@ class PipelinePassage(Passage):
         super().__init__()
         self.handoff, self.step, self.layers = handoff, handoff.step, layers
         self.owner, self.crossings = owner, crossings
-        self.progress = Progress(handoff.place.watch, handoff.place.members[handoff.rank], handoff.step, handoff.events)
+        self.progress = Progress(handoff.place.watchdog, handoff.place.members[handoff.rank], handoff.step, handoff.events)
         self.answered = torch.is_grad_enabled()  # gradients will come for what is given
         self._leaves: list[Tensor] = []  # that a backward pass must reach, so that gradients are sent
         self._sends: dict[Cell, tuple[Any, Tensor]] = {}  # memories until their gradient is back
@@ -237,7 +237,7 @@ class PipelinePassage(Passage):
     def received(self, cell: Cell, direction: int) -> tuple[Tensor, Tensor]:
         """S and Q of a cell, or their gradients; waits for the message.
 
-        Raises: RuntimeError where another message came; Fault where its numbers are not finite.
+        Raises: RuntimeError where another message came; ProcessFailure where its numbers are not finite.
         """
         ends = self.owner[cell[0] - 1], self.owner[cell[0]]
         sender = self.handoff.place.members[ends[direction]]
@@ -272,7 +272,7 @@ class PipelinePassage(Passage):
         source, target = ends if direction == FORWARD else ends[::-1]
         place = self.handoff.place
         other = {"dst": place.members[target]} if sends else {"src": place.members[source]}
-        return other | {"group": place.rising if source < target else place.falling}
+        return other | {"group": place.to_higher if source < target else place.to_lower}
 
     def _tag(self, cell: Cell, direction: int) -> int:
         """Without the step: a rank that is a step behind gets the wrong message and says so, instead of none for ever."""

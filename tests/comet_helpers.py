@@ -8,7 +8,7 @@ from __future__ import annotations
 import torch
 
 from comet.layout import TEXT
-from comet.plan import fixed
+from comet.chunking import fixed
 from comet.reference import reference_states
 from comet.text import Text, steps_of
 from tests.tiny import compose_tiny, disturb, tiny_reader

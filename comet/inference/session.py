@@ -10,11 +10,11 @@ import torch
 from torch import Tensor
 
 from breviary.contract import Batch, EncodedContext, Generation
-from breviary.decoding.loop import decode, decode_stream
+from breviary.decoding.loop import decode_stream, decode_texts
 from breviary.readers.saved import read_saved, write_saved
-from breviary.runtime.files import tensors_hash
+from breviary.runtime.files import hash_tensors
 from comet.memory import LayerState, MemoryState
-from comet.stream import Stream
+from comet.inference.stream import Stream
 
 if TYPE_CHECKING:
     from comet.model import Comet
@@ -62,8 +62,8 @@ class Session(EncodedContext):
         """The answer to a question about what was read; the session stays as it is. A string is put into the template,
         tokens are read as they are."""
         asked = self._asked(question)
-        with self.reader.decoder.precision():
-            [answer] = decode(
+        with self.reader.decoder.mixed_precision():
+            [answer] = decode_texts(
                 asked._logits,
                 asked._stream.step,
                 generation or Generation(stop=("\n",)),
@@ -114,7 +114,7 @@ class Session(EncodedContext):
         for index, layer in enumerate(memory.layers):
             tensors |= {f"carried.{index}": layer.carried, f"queue.{index}": layer.queue}
         more = {"tokens_read": str(self.tokens_read), "template": self.template}
-        return write_saved(file, KIND, identity(self.reader), tensors, more)
+        return write_saved(file, KIND, reader_identity(self.reader), tensors, more)
 
     @classmethod
     def load(cls, reader: Comet, file: str | Path) -> Session:
@@ -122,7 +122,7 @@ class Session(EncodedContext):
 
         Raises: ValueError as kept_file.read_saved.
         """
-        header, tensors = read_saved(file, [KIND], identity(reader))
+        header, tensors = read_saved(file, [KIND], reader_identity(reader))
         session, open_ids = cls(reader.eval(), header["template"]), tensors["open"].tolist()
         device = session._device
         layers = tuple(
@@ -146,7 +146,7 @@ class Session(EncodedContext):
         ]
 
 
-def identity(reader: Comet) -> dict[str, Any]:
+def reader_identity(reader: Comet) -> dict[str, Any]:
     """What must be equal for one reader's memory to mean anything to another."""
     own = {
         name: weight for name, weight in reader.named_parameters() if weight.requires_grad or name.startswith("memory.")
@@ -159,5 +159,5 @@ def identity(reader: Comet) -> dict[str, Any]:
         "global_slots": reader.memory.global_slots,
         "queue_budget": reader.memory.queue_budget,
         "dtype": str(reader.decoder.dtype).removeprefix("torch."),
-        "weights": tensors_hash(own),
+        "weights": hash_tensors(own),
     }

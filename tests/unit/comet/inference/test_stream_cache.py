@@ -1,12 +1,12 @@
-"""comet.contexts: a context is read once, whatever is asked, and nothing else changes."""
+"""comet.inference.context_cache: a context is read once, whatever is asked, and nothing else changes."""
 
 import pytest
 import torch
-from comet_forms import comet
+from comet_helpers import comet
 
 from breviary.contract import Generation
-from comet.contexts import StreamCache
-from comet.stream import Stream
+from comet.inference.context_cache import StreamCache
+from comet.inference.stream import Stream
 from tests.tiny import disturb
 
 ASKED = Generation(max_new_tokens=20, min_new_tokens=20)  # beyond the end of a chunk

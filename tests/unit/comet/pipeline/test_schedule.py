@@ -1,10 +1,10 @@
-"""comet.schedule: who reads what and when (spec 2.6, 6: 14). C chunks, R ranks, L layers."""
+"""comet.pipeline.schedule: who reads what and when (spec 2.6, 6: 14). C chunks, R ranks, L layers."""
 
 import hypothesis.strategies as st
 import pytest
 from hypothesis import given, settings
 
-from comet.schedule import SCHEDULES, cells, owners, simulate
+from comet.pipeline.schedule import SCHEDULES, cells, owners, simulate
 
 few = settings(derandomize=True, deadline=None, max_examples=60)
 sizes = dict(

@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from comet_forms import comet
+from comet_helpers import comet
 from hypothesis import given
 from hypothesis import strategies as st
 

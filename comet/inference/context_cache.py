@@ -11,7 +11,7 @@ import torch
 
 from breviary.contract import Batch
 from breviary.readers.cache import ContextCacheBase
-from comet.stream import Stream
+from comet.inference.stream import Stream
 from comet.text import joined
 
 if TYPE_CHECKING:

@@ -1,4 +1,4 @@
-"""comet.plan: sizes of chunks, whatever the length and the draw (spec 3.3)."""
+"""comet.chunking: sizes of chunks, whatever the length and the draw (spec 3.3)."""
 
 import random
 from collections import Counter
@@ -7,7 +7,7 @@ import hypothesis.strategies as st
 import pytest
 from hypothesis import given, settings
 
-from comet.plan import MIXTURE, STRATEGIES, ChunkPlanner, fixed, random_sizes, right_aligned, semantic, uniform
+from comet.chunking import MIXTURE, STRATEGIES, ChunkPlanner, fixed, random_sizes, right_aligned, semantic, uniform
 
 many = settings(derandomize=True, deadline=None, max_examples=150)
 TOKENS = st.integers(1, 400)

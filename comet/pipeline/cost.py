@@ -13,9 +13,9 @@ from typing import Any
 import torch
 
 from breviary.memory.assembly import ROUND_TO
-from comet.handoff import Crossing
-from comet.plan import fixed
-from comet.schedule import owners, simulate
+from comet.pipeline.transfer import Crossing
+from comet.chunking import fixed
+from comet.pipeline.schedule import owners, simulate
 
 BACKWARD = (
     3  # a cell's backward pass by its forward pass, in multiplications: two for gradients, one for computing it again

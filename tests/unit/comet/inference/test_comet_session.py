@@ -1,14 +1,14 @@
-"""comet.session: a text read in pieces, asked about, written on, saved and loaded."""
+"""comet.inference.session: a text read in pieces, asked about, written on, saved and loaded."""
 
 from types import SimpleNamespace
 
 import pytest
 import torch
-from comet_forms import C, comet, twin_logits
+from comet_helpers import C, comet, twin_logits
 
 from breviary.contract import Generation
 from breviary.runs.checkpoints import save_trained
-from comet.session import TEMPLATE, Session
+from comet.inference.session import TEMPLATE, Session
 from tests.tiny import disturb, recorded_ids
 
 TEXT = (

@@ -9,8 +9,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from breviary.training.watchdog import Fault, Watchdog
-from comet.schedule import Cell
+from breviary.training.watchdog import ProcessFailure, Watchdog
+from comet.pipeline.schedule import Cell
 
 FORWARD, BACKWARD = 0, 1
 DIRECTIONS = ("forward", "backward")
@@ -41,17 +41,17 @@ class Progress:
 
     def begins(self, cell: Cell, direction: int) -> None:
         """The cell is computed from now on."""
-        self.watch.at(stands(self.step, *cell, direction), computes=True)
+        self.watch.set_state(stands(self.step, *cell, direction), is_computing=True)
         self._note(direction, cell)
 
     def waits(self, what: str, direction: int) -> None:
         """For a message, from now on."""
-        self.watch.at(f"waiting for {what}")
+        self.watch.set_state(f"waiting for {what}")
         self._note(direction, None)
 
     def rests(self, direction: int) -> None:
         """No cell is computed for now."""
-        self.watch.at(f"in step {self.step}, between two passes")
+        self.watch.set_state(f"in step {self.step}, between two passes")
         self._note(direction, None)
 
     def follows(self, cell: Cell, states: Tensor) -> None:
@@ -67,7 +67,7 @@ class Progress:
     def check(self) -> None:
         """The backward pass is through.
 
-        Raises: Fault naming the first cell whose numbers are not finite.
+        Raises: ProcessFailure naming the first cell whose numbers are not finite.
         """
         finite = torch.stack([flag for *_, flag in self._finite]).tolist() if self._finite else []
         for (direction, cell, _), well in zip(self._finite, finite):
@@ -100,6 +100,6 @@ def stands(step: int, chunk: int, layer: int, direction: int) -> str:
     return f"in step {step}, {DIRECTIONS[direction]}, chunk {chunk}, layer {layer}"
 
 
-def not_finite(rank: int, where: str) -> Fault:
+def not_finite(rank: int, where: str) -> ProcessFailure:
     """What is raised where numbers are not finite."""
-    return Fault(f"rank {rank} made numbers that are not finite {where}")
+    return ProcessFailure(f"rank {rank} made numbers that are not finite {where}")

@@ -1,10 +1,10 @@
-"""comet.handoff without a second process: messages, the order of receiving, and what stays in one process."""
+"""comet.pipeline.transfer without a second process: messages, the order of receiving, and what stays in one process."""
 
 import pytest
 import torch
 
-from breviary.training.pipeline import join_pipeline_group, mapping
-from comet.handoff import AHEAD, Crossing, Handoff, Inbox
+from breviary.training.pipeline import init_pipeline_group, describe_pipelines
+from comet.pipeline.transfer import AHEAD, Crossing, Handoff, Inbox
 from comet.memory import LayerState
 
 B, G, T, D = 2, 3, 5, 4
@@ -100,10 +100,10 @@ def test_processes_must_divide_into_pipelines():
         match=r"engine.ranks=2: the 1 processes do not divide into pipelines of so many; e.g. "
         r"engine.ranks=1",
     ):
-        join_pipeline_group(2)
-    alone = join_pipeline_group(1)
-    assert alone.counts_batch and list(alone.members) == [0]
+        init_pipeline_group(2)
+    alone = init_pipeline_group(1)
+    assert alone.reports_counts and list(alone.members) == [0]
 
 
 def test_neighbours_are_a_pipeline():
-    assert mapping(4, 2) == "pipeline 0: ranks 0, 1\npipeline 1: ranks 2, 3"
+    assert describe_pipelines(4, 2) == "pipeline 0: ranks 0, 1\npipeline 1: ranks 2, 3"

@@ -77,7 +77,7 @@ class Stream:
             self.last = torch.where(size_B[:, None] > 0, ends, earlier)
         if self.last is None:
             return None
-        with self.reader.decoder.precision():
+        with self.reader.decoder.mixed_precision():
             return self.reader.decoder.head(self.reader.decoder.norm(self.last))
 
     @torch.no_grad()
@@ -136,7 +136,7 @@ class Stream:
         )
         text = reader.decoder.embed(ids.gather(1, columns_Bn).masked_fill(~real_Bn, 0))
         still_open = any(not close and (size or filled) for size, close, filled in zip(sizes, closes, self.filled))
-        with reader.decoder.precision():
+        with reader.decoder.mixed_precision():
             states, self.memory, kept = reader.memory.run(
                 reader.decoder,
                 reader.memory.embeds(text, layout),

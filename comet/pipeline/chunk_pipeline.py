@@ -15,10 +15,10 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
-from comet.handoff import Crossing, Handoff
+from comet.pipeline.transfer import Crossing, Handoff
 from comet.layers import MemoryLayers, Piece
 from comet.memory import LayerState, MemoryState
-from comet.schedule import SCHEDULES, cells, owners
+from comet.pipeline.schedule import SCHEDULES, cells, owners
 from comet.text import Chunk, Text
 
 if TYPE_CHECKING:
@@ -29,13 +29,13 @@ class Pipeline:
     """What one process reads of every text.
 
     handoff       carries memory from chunk to chunk
-    schedule      contiguous | cyclic, see comet.schedule
-    counts_batch  whether this process's counts stand for the batch, which all ranks of a pipeline have
+    schedule      contiguous | cyclic, see comet.pipeline.schedule
+    reports_counts  whether this process's counts stand for the batch, which all ranks of a pipeline have
     """
 
-    def __init__(self, handoff: Handoff, schedule: str, counts_batch: bool = True):
+    def __init__(self, handoff: Handoff, schedule: str, reports_counts: bool = True):
         assert schedule in SCHEDULES, schedule
-        self.handoff, self.schedule, self.counts_batch = handoff, schedule, counts_batch
+        self.handoff, self.schedule, self.reports_counts = handoff, schedule, reports_counts
 
     def nll(self, reader: Comet, text: Text, nll_B: Tensor) -> Tensor:
         """`nll_B`, a number for each of the text's sums, and the nats of this rank's chunks. Called by every rank of the pipeline

@@ -1,12 +1,12 @@
-"""comet.cost: what is counted equals what is computed, sent and kept."""
+"""comet.pipeline.cost: what is counted equals what is computed, sent and kept."""
 
 import pytest
 import torch
-from comet_forms import B, C, G, S, comet, drawn_ids, text_of
+from comet_helpers import B, C, G, S, comet, drawn_ids, text_of
 
-from breviary.training.pipeline import PipelineRank
-from comet.cost import Memory, Part, Plan, Shape, kept_bytes, message_bytes, parts_of
-from comet.pipeline import crossings, pieces_of
+from breviary.training.pipeline import PipelineGroup
+from comet.pipeline.cost import Memory, Part, Plan, Shape, kept_bytes, message_bytes, parts_of
+from comet.pipeline.chunk_pipeline import crossings, pieces_of
 from scripts.bench.comet_length import PUBLISHED, SHAPES, multiplications_ratio
 
 SIZES = Memory(C, S, G, B)
@@ -17,7 +17,7 @@ PAPER = Memory(2048, 8, 512, 2048)
 def read(dtype, layers, chunks):
     reader = comet(dtype=dtype, layers=layers).train()
     reader.decoder.checkpointing = True
-    reader.join_pipeline(PipelineRank(), "cyclic")
+    reader.join_pipeline(PipelineGroup(), "cyclic")
     plan = [C] * (chunks - 1) + [5]
     return reader, text_of(drawn_ids(1, sum(plan)), [plan])
 
@@ -51,7 +51,7 @@ def test_kept_bytes_are_what_autograd_keeps(dtype):
                 seen[storage.data_ptr()] = storage.nbytes()
             return tensor
 
-        with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor), reader.decoder.precision():
+        with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor), reader.decoder.mixed_precision():
             alive = reader.nll(text)  # storages must not be freed and used anew
         kept[layers] = sum(seen.values())
         assert alive.requires_grad

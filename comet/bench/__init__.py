@@ -1,0 +1,1 @@
+"""Benchmarks of CoMeT, called by scripts/bench/. Not here: anything that training or inference needs."""

@@ -1,0 +1,1 @@
+"""Inference with constant memory: streams, cached contexts, sessions. Not here: training, and the layers themselves."""
