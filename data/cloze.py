@@ -13,10 +13,10 @@ from dataclasses import dataclass
 
 from breviary.contract import Document, Example
 from breviary.runtime.draws import choose, random_below, seeded_rng, shuffled
+from data.checks import SPLITS, check_split, integer_problems, raise_problems
+from data.cloze_spans import Frequencies, Span, occurrences, spans
 from data.jsonl import join_passages
-from data.spans import Frequencies, Span, occurrences, spans
-from data.splits import SPLITS, check_split, raise_all, whole_number_problem
-from data.texts import Texts
+from data.jsonl_contexts import JsonlContexts
 
 BLANK = "___"
 
@@ -71,7 +71,7 @@ class Cloze:
         question: str = "which words are missing: {text}",
         seed: int = 0,
     ) -> None:
-        self.texts = Texts(train, validation, test)
+        self.texts = JsonlContexts(train, validation, test)
         self.sizes = {"train": train_size, "validation": validation_size, "test": test_size}
         self.passages, self.near, self.min_words, self.max_words = passages, near, min_words, max_words
         self.max_span, self.min_window, self.max_window, self.rarity = max_span, min_window, max_window, rarity
@@ -85,14 +85,14 @@ class Cloze:
             [split for split in SPLITS if split in splits or any(split in self._later(other) for other in splits)]
         )
         for split in splits:
-            found += whole_number_problem(f"{split}_size", self.sizes[split], 1, None, 100)
-        found += whole_number_problem("passages", self.passages, 1, None, 5)
-        found += whole_number_problem("near", self.near, 0, None, 2)
-        found += whole_number_problem("min_words", self.min_words, 1, None, 40)
-        found += whole_number_problem("max_words", self.max_words, max(self.min_words, 1), None, 120)
-        found += whole_number_problem("max_span", self.max_span, 1, None, 5)
-        found += whole_number_problem("min_window", self.min_window, 1, None, 4)
-        found += whole_number_problem("max_window", self.max_window, max(self.min_window, 1), None, 12)
+            found += integer_problems(f"{split}_size", self.sizes[split], 1, None, 100)
+        found += integer_problems("passages", self.passages, 1, None, 5)
+        found += integer_problems("near", self.near, 0, None, 2)
+        found += integer_problems("min_words", self.min_words, 1, None, 40)
+        found += integer_problems("max_words", self.max_words, max(self.min_words, 1), None, 120)
+        found += integer_problems("max_span", self.max_span, 1, None, 5)
+        found += integer_problems("min_window", self.min_window, 1, None, 4)
+        found += integer_problems("max_window", self.max_window, max(self.min_window, 1), None, 12)
         if not (isinstance(self.rarity, (int, float)) and 0 <= self.rarity <= 1):
             found.append(f"dataset.rarity is {self.rarity!r}; it must be in 0..1, for example dataset.rarity=0.002")
         if "{text}" not in self.question:
@@ -100,11 +100,11 @@ class Cloze:
                 f"dataset.question is {self.question!r}; it must hold {{text}}, for example "
                 "'which words are missing: {text}'"
             )
-        return found + whole_number_problem("seed", self.seed, 0, None, 0)
+        return found + integer_problems("seed", self.seed, 0, None, 0)
 
     def examples(self, split: str) -> list[Example]:
         """Questions of `split`. Raises ValueError as `problems` tells, and where the texts give no question at all."""
-        raise_all(self.problems([split]))
+        raise_problems(self.problems([split]))
         passages = shuffled(seeded_rng("cloze", self.seed, split), self._passages(split))
         frequencies = Frequencies(passage.text for passage in passages)
         of_context: dict[int, list[Passage]] = {}
@@ -121,7 +121,7 @@ class Cloze:
                 examples.append(self._example(f"{split}-{self.seed}-{number}", passage, span, distractors, rng))
         if not examples:
             raise ValueError(
-                f"dataset.{split}: {len(passages)} passages of {self.texts.names(split)} give no question with "
+                f"dataset.{split}: {len(passages)} passages of {self.texts.file_names(split)} give no question with "
                 f"dataset.passages={self.passages} a context; give more texts (documents of later splits are "
                 "left out), fewer dataset.passages or dataset.min_words, or a larger dataset.rarity"
             )
@@ -131,18 +131,18 @@ class Cloze:
 
     def _later(self, split: str) -> list[str]:
         """The splits whose documents are left out of `split`."""
-        return [later for later in SPLITS[SPLITS.index(split) + 1 :] if self.texts.there(later)]
+        return [later for later in SPLITS[SPLITS.index(split) + 1 :] if self.texts.has_split(later)]
 
     def _passages(self, split: str) -> list[Passage]:
         """Every distinct passage of `split`, in the files' order."""
         taken = {
             name
             for later in self._later(split)
-            for example in self.texts.contexts(later)
+            for example in self.texts.examples(later)
             for name, _, _ in _documents(example)
         }
         found: dict[str, Passage] = {}
-        for number, example in enumerate(self.texts.contexts(split)):
+        for number, example in enumerate(self.texts.examples(split)):
             for name, title, text in _documents(example):
                 pieces = [] if name in taken else self._cut(text)
                 for i, piece in enumerate(pieces, 1):

@@ -10,7 +10,7 @@ import random
 
 from breviary.contract import Document, Example
 from breviary.runtime.draws import choose, random_below, seeded_rng
-from data.splits import SPLITS, check_split, raise_all, whole_number_problem
+from data.checks import SPLITS, check_split, integer_problems, raise_problems
 
 # Words of one or two tokens in common vocabularies; every relation has 12, so that guessing is equally hard in all.
 RELATIONS: dict[str, tuple[str, ...]] = {
@@ -63,15 +63,15 @@ class InventedFacts:
 
     def problems(self, splits: list[str]) -> list[str]:
         """What is wrong with the arguments, one sentence each; only the sizes of `splits` are looked at."""
-        found = whole_number_problem("facts", self.facts, 1, MOST_FACTS, 4)
+        found = integer_problems("facts", self.facts, 1, MOST_FACTS, 4)
         for split in splits:
             check_split(split)
-            found += whole_number_problem(f"{split}_size", self.sizes[split], 1, None, 200)
-        return found + whole_number_problem("seed", self.seed, 0, None, 0)
+            found += integer_problems(f"{split}_size", self.sizes[split], 1, None, 200)
+        return found + integer_problems("seed", self.seed, 0, None, 0)
 
     def examples(self, split: str) -> list[Example]:
         """Every example of `split`. Raises ValueError as `problems` tells."""
-        raise_all(self.problems([split]))
+        raise_problems(self.problems([split]))
         return [self._example(split, index) for index in range(self.sizes[split])]
 
     def _example(self, split: str, index: int) -> Example:

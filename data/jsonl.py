@@ -16,7 +16,7 @@ from typing import Any
 
 from breviary.contract import Document, Example
 from breviary.runtime.draws import seeded_rng, shuffled
-from data.splits import SPLITS, check_split, raise_all, whole_number_problem
+from data.checks import SPLITS, check_split, integer_problems, raise_problems
 
 FORMAT = (
     '{"id": str (optional), "context": str, "question": str, "answers": [str, ...] or str, '
@@ -57,9 +57,9 @@ class Jsonl:
             check_split(split)
             found += self._file_problems(split)
             if self.limits[split] is not None:
-                found += whole_number_problem(f"{split}_limit", self.limits[split], 1, None, 100)
+                found += integer_problems(f"{split}_limit", self.limits[split], 1, None, 100)
         if self.max_documents is not None:
-            found += whole_number_problem("max_documents", self.max_documents, 1, None, 20)
+            found += integer_problems("max_documents", self.max_documents, 1, None, 20)
         return found
 
     def _file_problems(self, split: str) -> list[str]:
@@ -88,7 +88,7 @@ class Jsonl:
 
         Raises ValueError as `problems` tells, and one naming every bad line (the first 10, and their number).
         """
-        raise_all(self.problems([split]))
+        raise_problems(self.problems([split]))
         name, limit = self.files[split], self.limits[split]
         examples: list[Example] = []
         bad: list[str] = []

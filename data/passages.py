@@ -7,8 +7,8 @@ from collections.abc import Sequence
 
 from breviary.contract import Example
 from breviary.runtime.draws import random_below, seeded_rng, shuffled
-from data.splits import raise_all, whole_number_problem
-from data.texts import Texts
+from data.checks import integer_problems, raise_problems
+from data.jsonl_contexts import JsonlContexts
 
 
 class Passages:
@@ -35,7 +35,7 @@ class Passages:
         question: str = "Restate the aforementioned text.",
         seed: int = 0,
     ) -> None:
-        self.texts = Texts(train, validation, test)
+        self.texts = JsonlContexts(train, validation, test)
         self.sizes = {"train": train_size, "validation": validation_size, "test": test_size}
         self.min_words, self.max_words, self.question, self.seed = min_words, max_words, question, seed
 
@@ -43,23 +43,23 @@ class Passages:
         """What is wrong with the arguments and files of `splits`, one sentence each."""
         found = self.texts.problems(splits)
         for split in splits:
-            found += whole_number_problem(f"{split}_size", self.sizes[split], 1, None, 100)
-        found += whole_number_problem("min_words", self.min_words, 1, None, 48)
-        found += whole_number_problem("max_words", self.max_words, max(self.min_words, 1), None, 160)
+            found += integer_problems(f"{split}_size", self.sizes[split], 1, None, 100)
+        found += integer_problems("min_words", self.min_words, 1, None, 48)
+        found += integer_problems("max_words", self.max_words, max(self.min_words, 1), None, 160)
         if not self.question.strip():
             found.append(
                 "dataset.question is empty; it must tell what to do, for example 'Restate the aforementioned text.'"
             )
-        return found + whole_number_problem("seed", self.seed, 0, None, 0)
+        return found + integer_problems("seed", self.seed, 0, None, 0)
 
     def examples(self, split: str) -> list[Example]:
         """Passages of `split`. Raises ValueError as `problems` tells, and where no context is long enough for one."""
-        raise_all(self.problems([split]))
+        raise_problems(self.problems([split]))
         rng = seeded_rng("passages", self.seed, split)
-        passages = [passage for example in self.texts.contexts(split) for passage in self._cut(example.context, rng)]
+        passages = [passage for example in self.texts.examples(split) for passage in self._cut(example.context, rng)]
         if not passages:
             raise ValueError(
-                f"dataset.{split}: no context in {self.texts.names(split)} has as many words as "
+                f"dataset.{split}: no context in {self.texts.file_names(split)} has as many words as "
                 f"dataset.min_words={self.min_words}; give longer texts, or fewer words"
             )
         passages = shuffled(rng, passages)[: self.sizes[split]]

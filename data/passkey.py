@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from breviary.contract import Document, Example
 from breviary.runtime.draws import random_below, seeded_rng
-from data.splits import check_split, raise_all, whole_number_problem
+from data.checks import check_split, integer_problems, raise_problems
 
 OPENING = (
     "There is an important info hidden inside a lot of irrelevant text. Find it and memorize it. "
@@ -43,21 +43,21 @@ class Passkey:
 
     def problems(self, splits: list[str]) -> list[str]:
         """What is wrong with the arguments, one sentence each; only the sizes of `splits` are looked at."""
-        found = whole_number_problem("context_words", self.context_words, FEWEST_WORDS, None, 1000)
+        found = integer_problems("context_words", self.context_words, FEWEST_WORDS, None, 1000)
         if self.least_words is not None:
             most = self.context_words if isinstance(self.context_words, int) else None
-            found += whole_number_problem("least_words", self.least_words, FEWEST_WORDS, most, FEWEST_WORDS)
+            found += integer_problems("least_words", self.least_words, FEWEST_WORDS, most, FEWEST_WORDS)
         if self.depth is not None and not (isinstance(self.depth, (int, float)) and 0 <= self.depth <= 1):
             found.append(f"dataset.depth is {self.depth!r}; it must be in 0..1 or null, for example dataset.depth=0.5")
-        found += whole_number_problem("digits", self.digits, 1, 15, 5)
+        found += integer_problems("digits", self.digits, 1, 15, 5)
         for split in splits:
             check_split(split)
-            found += whole_number_problem(f"{split}_size", self.sizes[split], 1, None, 100)
-        return found + whole_number_problem("seed", self.seed, 0, None, 0)
+            found += integer_problems(f"{split}_size", self.sizes[split], 1, None, 100)
+        return found + integer_problems("seed", self.seed, 0, None, 0)
 
     def examples(self, split: str) -> list[Example]:
         """Every example of `split`. Raises ValueError as `problems` tells."""
-        raise_all(self.problems([split]))
+        raise_problems(self.problems([split]))
         return [self._example(split, index) for index in range(self.sizes[split])]
 
     def _example(self, split: str, index: int) -> Example:

@@ -11,8 +11,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from breviary.runtime.draws import choose, random_below, seeded_rng, shuffled
-from data.splits import raise_all, whole_number_problem
-from data.texts import Texts
+from data.checks import integer_problems, raise_problems
+from data.jsonl_contexts import JsonlContexts
 
 _LARGEST = 200_000  # characters of a code file at most: longer ones are tables
 
@@ -33,7 +33,7 @@ class Contexts:
     """
 
     def __init__(self, files: str | Sequence[str], passages: bool = False) -> None:
-        self.files = [Texts(file, None, None) for file in ([files] if isinstance(files, str) else files)]
+        self.files = [JsonlContexts(file, None, None) for file in ([files] if isinstance(files, str) else files)]
         self.passages = passages
 
     def problems(self) -> list[str]:
@@ -44,17 +44,17 @@ class Contexts:
 
     def sources(self) -> list[Source]:
         """Every context or passage. Raises ValueError as `problems` tells, and where there are no passages."""
-        raise_all(self.problems())
+        raise_problems(self.problems())
         names: dict[str, str] = {}
         for file in self.files:
-            for example in file.contexts("train"):
+            for example in file.examples("train"):
                 if self.passages:
                     names |= {example.context[d.start : d.end]: d.title for d in example.documents}
                 else:
-                    names.setdefault(example.context, f"{Path(file.names('train')).parent.name}-{example.id}")
+                    names.setdefault(example.context, f"{Path(file.file_names('train')).parent.name}-{example.id}")
         if not names:
             raise ValueError(
-                f"{', '.join(file.names('train') for file in self.files)}: no example has 'documents'; "
+                f"{', '.join(file.file_names('train') for file in self.files)}: no example has 'documents'; "
                 "set passages=false"
             )
         return [Source(name, text) for text, name in names.items()]
@@ -79,11 +79,11 @@ class PythonCode:
         ]
         if not self.packages:
             found.append("packages is empty; name at least one package, e.g. scipy")
-        return found + whole_number_problem("max_files", self.max_files, 1, None, 400)
+        return found + integer_problems("max_files", self.max_files, 1, None, 400)
 
     def sources(self) -> list[Source]:
         """One source a file. Raises ValueError as `problems` tells."""
-        raise_all(self.problems())
+        raise_problems(self.problems())
         files = [
             (f"{name}/{file.relative_to(folder)}", file)
             for name in self.packages
@@ -112,12 +112,12 @@ class Arithmetic:
         return [
             problem
             for key, example in (("size", 200), ("lines", 40), ("largest", 99))
-            for problem in whole_number_problem(key, getattr(self, key), 1, None, example)
+            for problem in integer_problems(key, getattr(self, key), 1, None, example)
         ]
 
     def sources(self) -> list[Source]:
         """Texts of lines such as `(17 + 4) * 3 = 63`. Raises ValueError as `problems` tells."""
-        raise_all(self.problems())
+        raise_problems(self.problems())
         rng = seeded_rng("arithmetic", self.seed)
         texts = ["\n".join(self._line(rng) for _ in range(self.lines)) for _ in range(self.size)]
         return [Source(f"arithmetic-{i}", text) for i, text in enumerate(texts)]
@@ -144,12 +144,12 @@ class DrawnWords:
         return [
             problem
             for key, example in (("size", 200), ("words", 400), ("vocabulary", 120))
-            for problem in whole_number_problem(key, getattr(self, key), 1, None, example)
+            for problem in integer_problems(key, getattr(self, key), 1, None, example)
         ]
 
     def sources(self) -> list[Source]:
         """Texts of words in lower case. Raises ValueError as `problems` tells."""
-        raise_all(self.problems())
+        raise_problems(self.problems())
         rng = seeded_rng("drawn words", self.seed)
         words = [
             "".join(choose(rng, "bdfgklmnprstvz") + choose(rng, "aeiou") for _ in range(1 + random_below(rng, 3)))

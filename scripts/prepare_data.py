@@ -47,11 +47,11 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from breviary.contract import Example
+from data.checks import SPLITS, raise_problems
+from data.converters import CONVERTERS
+from data.converters.fields import Skipped
+from data.converters.files import BadFile, Rows
 from data.jsonl import Jsonl
-from data.sources import CONVERTERS
-from data.sources.files import BadFile, Rows
-from data.sources.rows import Skipped
-from data.splits import SPLITS, raise_all
 
 SHOWN = 10  # bad rows that a message shows
 FOLDERS = {"multi_news": "multinews", "kv_retrieval": None, "longbench": None}  # else the format's name
@@ -87,7 +87,7 @@ def prepare(
     """
     files = {split: [Path(file).expanduser() for file in files[split]] for split in SPLITS if files.get(split)}
     folder = _output(format, output)
-    raise_all(_problems(format, files, folder, max_words))
+    raise_problems(_problems(format, files, folder, max_words))
     folder.parent.mkdir(parents=True, exist_ok=True)
     taken: dict[bytes, str] = {}
     counts, digests = {}, {}
@@ -201,7 +201,7 @@ def _converted(rows: Rows) -> Iterator[dict[str, Any] | Skipped]:
         except ValueError as error:  # the converter is called again on the rows behind this one
             bad.append(f"{rows.where}: {error}")
     more = [f"... and {len(bad) - SHOWN} more bad rows"] if len(bad) > SHOWN else []
-    raise_all(bad[:SHOWN] + more)
+    raise_problems(bad[:SHOWN] + more)
 
 
 def _free(id: str, ids: dict[str, bytes]) -> str:

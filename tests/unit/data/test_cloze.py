@@ -6,7 +6,7 @@ import re
 import pytest
 
 from data.cloze import BLANK, Cloze
-from data.spans import occurrences
+from data.cloze_spans import occurrences
 
 SYLLABLES = ["Ka", "Ve", "Dru", "Qui", "Zor", "Mel", "Tas", "Bri", "Non", "Pel"]
 

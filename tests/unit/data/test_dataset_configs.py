@@ -8,7 +8,7 @@ import pytest
 from hydra.utils import get_class, instantiate
 from omegaconf import OmegaConf
 
-from data.splits import SPLITS
+from data.checks import SPLITS
 
 ROOT = Path(__file__).resolve().parents[3]
 FILES = sorted((ROOT / "configs" / "dataset").glob("*.yaml"))

@@ -6,9 +6,9 @@ import re
 import pytest
 
 from data import invented_facts
+from data.checks import SPLITS
 from data.invented_facts import HEADS, MIDDLES, RELATIONS, RESIDUES, TAILS, InventedFacts
 from data.passkey import FILLER, OPENING, Passkey
-from data.splits import SPLITS
 
 FACTS = {"train_size": 300, "validation_size": 100, "test_size": 100}
 KEYS = {"train_size": 20, "validation_size": 5, "test_size": 5}

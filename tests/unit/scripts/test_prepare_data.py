@@ -7,7 +7,7 @@ import json
 import pytest
 
 from data.jsonl import Jsonl
-from data.splits import SPLITS
+from data.checks import SPLITS
 from scripts import prepare_data
 
 

@@ -2,7 +2,7 @@
 
 import pytest
 
-from data.spans import Frequencies, occurrences, sentences, spans
+from data.cloze_spans import Frequencies, occurrences, sentences, spans
 
 SMALL = Frequencies(["the town stood on a river and was burned", "during the war it was rebuilt"])
 

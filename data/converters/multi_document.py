@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Any
 
-from data.sources.rows import Converted, Skipped, converter, identifier, kind_of, need, need_each, passage_example
+from data.converters.fields import Converted, Skipped, converter, identifier, kind_of, need, need_each, passage_example
 
 HIDDEN = Skipped("no answer in the row (a test file with hidden answers)")
 

@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from html.parser import HTMLParser
 from typing import Any
 
-from data.sources.rows import Converted, Skipped, converter, example, identifier, kind_of, need, need_each
+from data.converters.fields import Converted, Skipped, converter, example, identifier, kind_of, need, need_each
 
 ANSWERS = ("answer1", "answer4", "answer2", "answer3", "answer5", "answer6")  # first of each annotator, then the others
 OPTIONS = "ABCD"

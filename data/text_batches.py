@@ -1,4 +1,4 @@
-"""Texts of one's own as batches: what readers opened from Python read and are asked."""
+"""Batches from plain texts, for readers that are used from Python (breviary.load_reader)."""
 
 from __future__ import annotations
 
@@ -12,12 +12,12 @@ from data.collate import Collator
 from data.prompts import Prompt
 
 
-class Texts:
-    """Puts contexts and questions as a run's data set would: the same prefix, template and tokens.
+class TextBatches:
+    """Turns contexts and questions into batches with a run's prefix, template and tokenizer.
 
     tokenizer  the backbone's
     prompt     arguments of Prompt
-    Raises ValueError as Prompt.
+    Raises: ValueError as Prompt.
     """
 
     def __init__(self, tokenizer: PreTrainedTokenizerBase, prompt: dict[str, Any]) -> None:
@@ -25,7 +25,7 @@ class Texts:
         self._collate = Collator(tokenizer.pad_token_id or 0)
 
     def __call__(self, contexts: Sequence[str], questions: Sequence[str]) -> Batch:
-        """One row for each pair; either text may be empty. No answer is known, so the batch's are empty."""
+        """A batch with one row per (context, question); either text may be empty. Its answers are empty."""
         assert len(contexts) == len(questions), (len(contexts), len(questions))
         examples = [Example(str(i), *texts, ("",)) for i, texts in enumerate(zip(contexts, questions))]
         items = [{**self.prompt.tokenise(example, self.tokenizer), "example": example} for example in examples]

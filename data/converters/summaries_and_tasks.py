@@ -6,7 +6,7 @@ import re
 from collections.abc import Iterator
 from typing import Any
 
-from data.sources.rows import Converted, converter, example, identifier, need, need_each
+from data.converters.fields import Converted, converter, example, identifier, need, need_each
 
 SUMMARISE_NEWS = "Write a one-page summary of all the news."
 SEPARATOR = re.compile(r"story_separator_special_tag|\|\|\|\|\|")

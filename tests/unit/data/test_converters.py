@@ -4,9 +4,9 @@ import copy
 
 import pytest
 
+from data.converters import CONVERTERS, UNPACKED
+from data.converters.fields import Skipped
 from data.jsonl import join_passages
-from data.sources import CONVERTERS, UNPACKED
-from data.sources.rows import Skipped
 
 ID, KEY, VALUE = "5a8c75", "3f1c", "9b2e"
 NQ = {

@@ -6,7 +6,7 @@ import re
 from collections.abc import Iterator
 from typing import Any
 
-from data.sources.rows import Converted, Skipped, converter, example, identifier, kind_of, need, need_each
+from data.converters.fields import Converted, Skipped, converter, example, identifier, kind_of, need, need_each
 
 NOISE = re.compile(r"\{[a-z]+\}")  # {vocalsound}, {disfmarker}, {gap}, ...
 CHOICES = {"Entailment": "Entailment", "Contradiction": "Contradiction", "NotMentioned": "Not mentioned"}

@@ -12,7 +12,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from data.sources import UNPACKED
+from data.converters import UNPACKED
 
 SETS = {"train": "train", "validation": "valid", "test": "test"}  # of NarrativeQA
 ENDS = {"multi_news": (".src",), "fairytaleqa": (".csv",)}  # of the files of a folder that are read; else JSON
@@ -26,7 +26,7 @@ class BadFile(ValueError):
 class Rows:
     """An iterator of the rows of a split's files, one after the other; `where` names the last one given.
 
-    format    one of data.sources.CONVERTERS
+    format    one of data.converters.CONVERTERS
     files     files of it, or folders of them
     split     train, validation or test: which lines of narrativeqa are meant
     context   of narrativeqa: stories or summaries; `stories` is the folder of the former, None = as `narrativeqa_rows`

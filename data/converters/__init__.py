@@ -3,7 +3,7 @@
 CONVERTERS  format -> rows of that format -> examples as objects of the common format, and a Skipped for what has none
 UNPACKED    format -> one JSON value of its files -> rows, where a file holds one value and not a list or lines of rows
 
-scripts/prepare_data.py is what people call, data/sources/files.py reads their files. A converter raises ValueError at a
+scripts/prepare_data.py is what people call, data/converters/files.py reads their files. A converter raises ValueError at a
 row that is not of its format, and has read no further: called again on the same iterator, it goes on behind that row.
 """
 
@@ -12,11 +12,11 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
-from data.sources.meetings_and_contracts import contract_nli, contract_nli_rows, qmsum
-from data.sources.passages import hotpotqa, musique, nq, pivoted, two_wiki
-from data.sources.rows import Converted
-from data.sources.stories_and_papers import fairytaleqa, narrativeqa, qasper, qasper_rows, quality
-from data.sources.summaries_and_tasks import kv_retrieval, longbench, multi_news
+from data.converters.fields import Converted
+from data.converters.meetings_and_contracts import contract_nli, contract_nli_rows, qmsum
+from data.converters.multi_document import hotpotqa, musique, nq, pivoted, two_wiki
+from data.converters.stories_and_papers import fairytaleqa, narrativeqa, qasper, qasper_rows, quality
+from data.converters.summaries_and_tasks import kv_retrieval, longbench, multi_news
 
 CONVERTERS: dict[str, Callable[[Iterable[Any]], Iterator[Converted]]] = {
     "nq": nq,
