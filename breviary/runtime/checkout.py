@@ -1,4 +1,7 @@
-"""The process around a run: which checkout, which device and precision, how long each phase took."""
+"""Guards at the start of every entry point: our packages come from this checkout, other libraries stay quiet.
+
+Imports the standard library only, so that scripts without a model start fast.
+"""
 
 from __future__ import annotations
 
@@ -6,35 +9,33 @@ import importlib.util
 import os
 from pathlib import Path
 
-import datasets
-import torch
-import transformers
-
 ROOT = Path(__file__).resolve().parents[2]
 
 PACKAGES = ("breviary", "ram", "comi", "comet", "data")
 
 
 def require_checkout() -> None:
-    """Fails when one of our package names resolves outside this checkout.
+    """Raises RuntimeError when one of our package names resolves outside this checkout.
 
-    `data`, `comet` and `ram` are also other people's packages; an installed one must never be imported in
-    place of ours.
-
-    Raises: RuntimeError naming the package and where it came from.
+    `data`, `comet` and `ram` are also names of published packages. An installed one must not shadow ours.
+    The message names the package and its location.
     """
     for name in (name for name in PACKAGES if (ROOT / name).is_dir()):
         spec = importlib.util.find_spec(name)
-        places = [] if spec is None else [p for p in [spec.origin, *(spec.submodule_search_locations or [])] if p]
-        if not any(Path(place).resolve().is_relative_to(ROOT) for place in places):
+        paths = [] if spec is None else [p for p in [spec.origin, *(spec.submodule_search_locations or [])] if p]
+        if not any(Path(path).resolve().is_relative_to(ROOT) for path in paths):
             raise RuntimeError(
-                f"package '{name}' resolves to {places or 'nothing'}, not to {ROOT}: "
+                f"package '{name}' resolves to {paths or 'nothing'}, not to {ROOT}: "
                 "run train.py, eval.py and scripts from this checkout"
             )
 
 
 def quiet_libraries() -> None:
-    """Silences other libraries' bars and start-up notes; our own lines say what happens."""
+    """Disables the progress bars and start-up notes of other libraries. Imports torch, transformers and datasets."""
+    import datasets
+    import torch
+    import transformers
+
     if not torch.cuda.is_available():
         os.environ.setdefault("DS_ACCELERATOR", "cpu")
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")

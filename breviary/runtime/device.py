@@ -1,4 +1,4 @@
-"""TODO DOC"""
+"""Device, seeds, peak memory and the faster dtype of this machine."""
 
 from __future__ import annotations
 
@@ -11,13 +11,13 @@ import time
 import numpy as np
 import torch
 
-# Before torch starts its threads: on a machine that others use too, threads that spin while they wait cost several
-# times the work itself (measured here: 15 s against 5 s a step).
+# Set before torch starts its threads. On a shared machine, threads that spin while waiting slow a step down by several
+# times (measured: 15 s against 5 s).
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
 
 def resolve_device(device: str) -> torch.device:
-    """'auto' = the GPU of this process's LOCAL_RANK where there is one, else the CPU."""
+    """The named device; 'auto' is the GPU with index LOCAL_RANK if a GPU is available, else the CPU."""
     if device != "auto":
         return torch.device(device)
     if torch.cuda.is_available():
@@ -33,30 +33,32 @@ def seed_everything(seed: int) -> None:
 
 
 def peak_memory_bytes() -> int:
-    """Peak memory of this process: of the GPU where one is used, else resident memory."""
+    """Peak memory of this process in bytes: of the GPU if one is used, else resident memory."""
     if torch.cuda.is_available() and torch.cuda.max_memory_allocated():
         return torch.cuda.max_memory_allocated()
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
 
 
 def synchronise() -> None:
-    """Waits for the accelerator, where there is one."""
+    """Waits until the GPU, if any, has finished all queued work."""
     if torch.cuda.is_available():
         torch.cuda.synchronize()
 
 
 def fast_dtype() -> str:
-    """float32 or bfloat16, whichever this machine multiplies matrices in faster: a CPU that only emulates bfloat16 takes three
-    times as long with it. bfloat16 where there is a GPU."""
+    """Name of the dtype, float32 or bfloat16, in which this machine multiplies matrices faster; bfloat16 on a GPU.
+
+    A CPU that emulates bfloat16 takes three times as long with it as with float32.
+    """
     if torch.cuda.is_available():
         return "bfloat16"
     seconds = {}
     for name in ("bfloat16", "float32"):
         rows, weights = (torch.randn(*shape).to(getattr(torch, name)) for shape in ((512, 576), (576, 1536)))
-        taken = []
-        for _ in range(6):  # the first warms up
+        measured = []
+        for _ in range(6):  # the first is a warm-up
             start = time.perf_counter()
             rows @ weights
-            taken.append(time.perf_counter() - start)
-        seconds[name] = min(taken[1:])
+            measured.append(time.perf_counter() - start)
+        seconds[name] = min(measured[1:])
     return min(seconds, key=seconds.get)

@@ -1,4 +1,4 @@
-"""Ranks, and the few collectives that training and evaluation need."""
+"""Rank, world size, and the collectives that training and evaluation use."""
 
 from __future__ import annotations
 
@@ -22,14 +22,14 @@ def world_size() -> int:
 
 
 def sum_over_ranks(value: torch.Tensor) -> torch.Tensor:
-    """Sum of a tensor over all ranks (itself without a process group)."""
+    """Sum of a tensor over all ranks, in place; unchanged without a process group."""
     if dist.is_initialized():
         dist.all_reduce(value)
     return value
 
 
 def sum_scalars_over_ranks(values: dict[str, torch.Tensor | float]) -> dict[str, float]:
-    """Sums of named scalars over all ranks, which call this with equal names; one collective, one host sync."""
+    """Sums of named scalars over all ranks, in one collective with one host sync. All ranks pass the same names."""
     names = sorted(values)
     device = next((v.device for v in values.values() if isinstance(v, torch.Tensor)), None)
     sums = torch.stack([torch.as_tensor(values[name], dtype=torch.float64, device=device) for name in names])
@@ -46,7 +46,7 @@ def broadcast_from_rank_zero(value: Any) -> Any:
 
 
 def gather_rows(rows: list[Any]) -> list[Any]:
-    """The rows of all ranks, rank by rank, on every rank."""
+    """The rows of all ranks on every rank, in order of rank."""
     if not dist.is_initialized():
         return rows
     gathered: list[Any] = [None] * dist.get_world_size()
@@ -66,24 +66,26 @@ def print_rank0(text: str, end: str = "\n") -> None:
         print(text, end=end, flush=True)
 
 
-# ------------------------------------------------------------------ starting and ending
+# ------------------------------------------------------------------ start and end of a process
 
 
 def strip_launcher_arguments() -> None:
-    """Removes `--local_rank=N` from sys.argv, which the deepspeed launcher adds and Hydra does not know."""
-    kept, arguments = [], iter(sys.argv)
+    """Moves `--local_rank=N` from sys.argv to LOCAL_RANK: the deepspeed launcher adds it and Hydra rejects it."""
+    remaining, arguments = [], iter(sys.argv)
     for argument in arguments:
         name, equals, number = argument.partition("=")
         if name not in ("--local_rank", "--local-rank"):
-            kept.append(argument)
+            remaining.append(argument)
             continue
         os.environ.setdefault("LOCAL_RANK", number if equals else next(arguments))
-    sys.argv[:] = kept
+    sys.argv[:] = remaining
 
 
 def start_process_group(device: torch.device, timeout: float | None = None) -> None:
-    """Joins the process group that torchrun or deepspeed announced in the environment, if any. What ranks do together fails
-    after twice `timeout` seconds; None = after as long as the backend sees fit."""
+    """Joins the process group that torchrun or deepspeed declares in the environment, if any.
+
+    timeout  seconds; collectives fail after twice as long. None = the backend's default
+    """
     if int(os.environ.get("WORLD_SIZE", 1)) > 1 and not dist.is_initialized():
         if device.type == "cuda":
             torch.cuda.set_device(device)  # NCCL sends objects from the current device
@@ -92,7 +94,7 @@ def start_process_group(device: torch.device, timeout: float | None = None) -> N
 
 
 def end_process_group() -> None:
-    """Leaves the process group, if any, after all ranks have come so far."""
+    """Waits for all ranks, then leaves the process group, if any."""
     if dist.is_initialized():
         dist.barrier()
         dist.destroy_process_group()

@@ -1,4 +1,4 @@
-"""TODO DOC"""
+"""Atomic writes of text and JSON, and the hash of named tensors."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from torch import Tensor
 
 
 def hash_tensors(tensors: dict[str, Tensor]) -> str:
-    """sha256 over names, types, shapes and values, whatever their order."""
+    """sha256 over names, dtypes, shapes and values; independent of the order of `tensors`."""
     digest = hashlib.sha256()
     for name, tensor in sorted(tensors.items()):
         digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)} ".encode())
@@ -22,7 +22,7 @@ def hash_tensors(tensors: dict[str, Tensor]) -> str:
 
 
 def write_text(path: str | Path, text: str) -> None:
-    """Write a whole file or nothing: a killed process leaves the old file or the new one, never a part."""
+    """Writes a file atomically: a killed process leaves the old file or the new one, never a partial one."""
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     part = path.with_name(f"{path.name}.{os.getpid()}.part")
@@ -37,10 +37,10 @@ def write_text(path: str | Path, text: str) -> None:
 
 
 def write_json(path: str | Path, value: Any) -> None:
-    """Write `value` as indented JSON, atomically. Raises ValueError on NaN and infinity, which JSON has not."""
+    """Writes `value` as indented JSON, atomically. Raises ValueError for NaN and infinity, which JSON lacks."""
     write_text(path, json.dumps(value, ensure_ascii=False, indent=1, allow_nan=False) + "\n")
 
 
 def _encode(text: str) -> bytes:
-    # half a surrogate pair has no UTF-8; written as its escape it is valid JSON and reads back the same
+    # A lone surrogate has no UTF-8 encoding. Its escape is valid JSON and is parsed back to the same character.
     return text.encode("utf-8", "backslashreplace")

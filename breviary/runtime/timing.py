@@ -1,4 +1,4 @@
-"""TODO DOC"""
+"""Seconds per phase of an answer (encode, compress, prefill, decode), collected only inside `timed_phases`."""
 
 from __future__ import annotations
 
@@ -10,14 +10,12 @@ from collections.abc import Iterator
 
 from breviary.runtime.device import synchronise
 
-# ------------------------------------------------------------------ phases: where an answer's time goes
-
 _phases: contextvars.ContextVar[dict[str, float] | None] = contextvars.ContextVar("phases", default=None)
 
 
 @contextlib.contextmanager
 def timed_phases() -> Iterator[dict[str, float]]:
-    """Collects seconds per phase of everything that runs inside; costs nothing elsewhere."""
+    """Yields {phase: seconds} of the code inside the block, filled while it runs."""
     seconds: dict[str, float] = defaultdict(float)
     token = _phases.set(seconds)
     try:
@@ -28,7 +26,7 @@ def timed_phases() -> Iterator[dict[str, float]]:
 
 @contextlib.contextmanager
 def phase(name: str) -> Iterator[None]:
-    """Adds the time spent inside to phase `name`, devices synchronised, when somebody is timing."""
+    """Adds the time of the block to phase `name`, with the device synchronised; no effect outside `timed_phases`."""
     seconds = _phases.get()
     if seconds is None:
         yield
@@ -41,6 +39,6 @@ def phase(name: str) -> Iterator[None]:
 
 
 def add_phase_seconds(name: str, seconds: float) -> None:
-    """Adds `seconds` to phase `name` when somebody is timing: work whose result lies here already, from when it was done."""
+    """Adds `seconds`, measured when a cached result was computed, to phase `name`; no effect outside `timed_phases`."""
     if (phases := _phases.get()) is not None:
         phases[name] += seconds
