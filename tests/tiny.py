@@ -16,6 +16,9 @@ from torch import Tensor, nn
 from breviary.config.build import build_backbone, build_reader
 from breviary.config.keys import CONFIGS
 from breviary.contract import Batch, Generation, Reader
+from breviary.evaluation.resolve import resolve_run_config
+from breviary.evaluation.session import EvaluationSession
+from data.pipeline import TEXT
 
 LORA_TARGETS = ["q_proj", "v_proj", "down_proj"]  # three matrices of a layer in place of seven: half the time to build
 
@@ -113,3 +116,8 @@ def plain_nll(model: nn.Module, prompt_ids: Tensor, answer_ids: Tensor) -> Tenso
     """NLL of `answer_ids` (A,) after `prompt_ids` (N,) under a Hugging Face causal model: a scalar, nats."""
     logits = model(torch.cat([prompt_ids, answer_ids])[None]).logits[0, len(prompt_ids) - 1 : -1]
     return nn.functional.cross_entropy(logits.float(), answer_ids, reduction="sum")
+
+
+def evaluate_tiny(words: Sequence[str]) -> list[dict[str, Any]]:
+    """Results of `eval.py WORDS` on tiny shapes, one for each row of its table."""
+    return EvaluationSession(TEXT).evaluate(resolve_run_config(compose_tiny(words, "eval"), words))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import Any
 
 from hydra.utils import get_class, instantiate
@@ -11,60 +12,72 @@ from breviary.backbones.pretrained import Backbone
 from breviary.backbones.stack import Stack
 from breviary.backbones.tiny import TinyBackbone
 from breviary.backbones.trainable import set_trainable
+from breviary.config.keys import CONFIGS
 from breviary.contract import Compressor, Reader
 from breviary.objectives.answer import Answer
 from breviary.readers.compressed import CompressedReader
 from breviary.runtime.device import resolve_device, seed_everything
 
 
+@dataclass(frozen=True)
+class ReaderSpec:
+    """The classes that a configuration names for a reader, and their constructor arguments as plain values."""
+
+    compressor: type[Compressor] | type[Reader]
+    settings: dict[str, Any]  # of the compressor
+    objective: type[Answer]
+    objective_settings: dict[str, Any]
+
+    @classmethod
+    def of(cls, cfg: DictConfig) -> ReaderSpec:
+        """Raises hydra's InstantiationException where a `_target_` cannot be imported."""
+        settings = {name: OmegaConf.to_container(cfg[name], resolve=True) for name in ("compressor", "objective")}
+        classes = {name: get_class(section.pop("_target_")) for name, section in settings.items()}
+        return cls(classes["compressor"], settings["compressor"], classes["objective"], settings["objective"])
+
+
 def build_backbone(cfg: DictConfig) -> Backbone | TinyBackbone:
-    """The named backbone; nothing is loaded yet."""
+    """The backbone that `cfg.backbone` names; no weights are loaded yet."""
     return instantiate(cfg.backbone)
 
 
-def compressor_class(cfg: DictConfig) -> type[Compressor] | type[Reader]:
-    """The class that `compressor._target_` names: a compressor, or a whole reader."""
-    return get_class(cfg.compressor._target_)
-
-
-def compressor_settings(cfg: DictConfig) -> dict[str, Any]:
-    """The compressor's constructor arguments as plain values."""
-    settings = OmegaConf.to_container(cfg.compressor, resolve=True)
-    settings.pop("_target_")
-    return settings
-
-
-def objective_class(cfg: DictConfig) -> type[Answer]:
-    """The class that `objective._target_` names."""
-    return get_class(cfg.objective._target_)
-
-
-def objective_settings(cfg: DictConfig) -> dict[str, Any]:
-    """The objective's constructor arguments as plain values."""
-    settings = OmegaConf.to_container(cfg.objective, resolve=True)
-    settings.pop("_target_")
-    return settings
-
-
 def build_reader(cfg: DictConfig, backbone: Backbone | TinyBackbone, tokenizer: Any) -> Reader:
-    """Loads weights, declares what is trained, and joins compressor and decoder; on the backbone's device.
+    """Loads weights, sets what is trained, and joins compressor and decoder, on the backbone's device.
 
-    New weights (adapters, learned tokens) are drawn from `seed`.
+    New weights (adapters, learned tokens) are drawn from `cfg.seed`.
     """
     seed_everything(cfg.seed)
+    spec = ReaderSpec.of(cfg)
     decoder = Stack(backbone.load())
     set_trainable(decoder, **OmegaConf.to_container(cfg.decoder, resolve=True))
     # Called, not instantiated: Hydra would turn the backbone, a dataclass, into a configuration.
     settings = {
         key: instantiate(value) if isinstance(value, dict) and "_target_" in value else value
-        for key, value in compressor_settings(cfg).items()
+        for key, value in spec.settings.items()
     }
-    cls, objective = compressor_class(cfg), instantiate(cfg.objective)
-    if issubclass(cls, Reader):
-        reader = cls(backbone, decoder, objective, tokenizer, **settings)
+    objective = instantiate(cfg.objective)
+    if issubclass(spec.compressor, Reader):
+        reader: Reader = spec.compressor(backbone, decoder, objective, tokenizer, **settings)
     else:
-        reader = CompressedReader(cls(backbone, decoder, **settings), decoder, objective, tokenizer)
+        compressor = spec.compressor(backbone, decoder, **settings)
+        reader = CompressedReader(compressor, decoder, objective, tokenizer)
     for module in reader.modules():
         if isinstance(module, Stack):
             module.checkpointing = cfg.train.gradient_checkpointing
     return reader.to(resolve_device(backbone.device))
+
+
+def compressor_forms(only_compressors: bool = False) -> dict[str, list[str]]:
+    """{name: overrides} of every YAML in configs/compressor, at both joins where it has the key `join`.
+
+    only_compressors  leave out YAMLs that name a whole reader instead of a `Compressor`
+    """
+    forms = {}
+    for file in sorted((CONFIGS / "compressor").glob("*.yaml")):
+        settings = OmegaConf.load(file)
+        if only_compressors and not issubclass(get_class(settings._target_), Compressor):
+            continue
+        for join in ("input", "depth") if "join" in settings else (None,):
+            name = f"{file.stem}-{join}" if join else file.stem
+            forms[name] = [f"compressor={file.stem}"] + ([f"compressor.join={join}"] if join else [])
+    return forms

@@ -1,4 +1,4 @@
-"""Everything that can be wrong with a configuration, found before any weight is loaded, and told all at once."""
+"""Checks of a configuration that need no weights. Each returns error messages, so that all are reported at once."""
 
 from __future__ import annotations
 
@@ -7,55 +7,62 @@ from typing import Any
 from hydra.utils import instantiate
 from omegaconf import DictConfig
 
+from breviary.backbones.pretrained import Backbone
+from breviary.backbones.tiny import TinyBackbone
 from breviary.backbones.trainable import LINEAR, TRAIN_MODES
-from breviary.config.build import compressor_class, compressor_settings, objective_class, objective_settings
+from breviary.config.build import ReaderSpec
 from breviary.config.errors import collect_errors
 from breviary.contract import Example
 from breviary.memory.budget import check_budget
 from breviary.readers.chunked import ChunkedReader
 
 ENGINES = ("single", "ddp", "zero")
-
 BUDGET = ("ratio", "slots", "ratio_choices")
+CHOICES = {
+    "optimizer": ("adamw", "sgd"),
+    "schedule": ("cosine", "linear", "constant"),
+    "wandb": ("disabled", "offline", "online"),
+}
 
 
-def check_config(cfg: DictConfig, backbone: Any, world_size: int = 1) -> list[str]:
-    """Problems of a composed configuration; reads configuration files, no weights."""
-    found = backbone.problems()
-    cls, settings = compressor_class(cfg), compressor_settings(cfg)
+def check_config(
+    cfg: DictConfig, spec: ReaderSpec, backbone: Backbone | TinyBackbone, world_size: int = 1
+) -> list[str]:
+    """Checks every section of a resolved configuration. Reads the backbone's configuration files, no weights."""
+    problems = check_reader(spec, backbone)
+    problems += spec.objective.problems(spec.objective_settings, spec.compressor, cfg.decoder.train)
+    problems += check_decoder(cfg.decoder) + check_training(cfg.train) + check_limits(cfg.limits)
+    if cfg.eval_batch_size < 1:
+        problems.append(f"eval_batch_size={cfg.eval_batch_size}: must be at least 1, e.g. 16")
+    problems += check_generation(cfg.generation)
+    return problems + check_engine(cfg.engine, spec.compressor, world_size)
+
+
+def check_reader(spec: ReaderSpec, backbone: Backbone | TinyBackbone) -> list[str]:
+    """Checks the backbone, and the compressor's arguments against it."""
+    problems = backbone.problems()
     if collect_errors([], lambda: backbone.config) is not None:
-        found += cls.problems(settings, backbone)
-        collect_errors(found, backbone.tokenizer)
-    elif all(key in settings for key in BUDGET):  # all that can be said without the backbone's configuration
-        found += check_budget(settings)
-    found += objective_class(cfg).problems(objective_settings(cfg), cls, cfg.decoder.train)
-    found += _check_decoder(cfg) + _check_training(cfg) + _check_generation(cfg)
-    stage = cfg.engine.deepspeed.zero_optimization.stage if cfg.engine.deepspeed else 0
-    if stage == 3 and issubclass(cls, ChunkedReader):
-        found.append(
-            "engine=zero3: this compressor reads as many chunks as a text has, and ZeRO-3 needs equal calls on every "
-            "process; use engine=zero2"
-        )
-    found += _check_pipeline(cfg.engine, cls, stage, world_size)
-    if cfg.engine.kind == "single" and world_size > 1:
-        found.append(f"engine=single with {world_size} processes: use engine=ddp, zero1, zero2 or zero3")
-    return found
+        problems += spec.compressor.problems(spec.settings, backbone)
+        collect_errors(problems, backbone.tokenizer)
+    elif all(key in spec.settings for key in BUDGET):  # the only check that works without the backbone's configuration
+        problems += check_budget(spec.settings)
+    return problems
 
 
-def read_splits(cfg: DictConfig, splits: list[str], problems: list[str]) -> dict[str, list[Example]]:
-    """The examples of `splits`; where something is wrong with the data, its sentences go to `problems`."""
-    dataset = collect_errors(problems, instantiate, cfg.dataset)
-    if dataset is None:
+def read_splits(dataset: DictConfig, splits: list[str], problems: list[str]) -> dict[str, list[Example]]:
+    """The examples of each split. Appends to `problems` what is wrong with the data; the result is incomplete then."""
+    source = collect_errors(problems, instantiate, dataset)
+    if source is None:
         return {}
-    found = collect_errors(problems, dataset.problems, splits)
-    problems += found or []
-    if found != []:
+    before = len(problems)
+    problems += collect_errors(problems, source.problems, splits) or []
+    if len(problems) > before:
         return {}
-    return {split: collect_errors(problems, dataset.examples, split) or [] for split in splits}
+    return {split: collect_errors(problems, source.examples, split) or [] for split in splits}
 
 
 def check_process_count(examples: int, world_size: int, key: str) -> list[str]:
-    """More processes than examples leave some with nothing to do."""
+    """Refuses more processes than examples: some would have nothing to do. `key` is what the user can raise."""
     if examples >= world_size:
         return []
     return [f"{world_size} processes for {examples} examples: start at most {max(examples, 1)}, or raise {key}"]
@@ -64,59 +71,92 @@ def check_process_count(examples: int, world_size: int, key: str) -> list[str]:
 # ------------------------------------------------------------------ sections
 
 
-def _check_decoder(cfg: DictConfig) -> list[str]:
-    d, found = cfg.decoder, []
-    if d.train not in TRAIN_MODES:
-        found.append(f"decoder.train={d.train}: allowed are {', '.join(TRAIN_MODES)}")
-    if d.lora_rank < 1:
-        found.append(f"decoder.lora_rank={d.lora_rank}: must be at least 1, e.g. 16")
-    if not 0 <= d.lora_dropout < 1:
-        found.append(f"decoder.lora_dropout={d.lora_dropout}: must be from 0 to below 1, e.g. 0.05")
-    targets = d.lora_targets
+def check_decoder(decoder: DictConfig) -> list[str]:
+    """Checks section `decoder`: which weights are trained."""
+    problems = []
+    if decoder.train not in TRAIN_MODES:
+        problems.append(f"decoder.train={decoder.train}: allowed are {', '.join(TRAIN_MODES)}")
+    if decoder.lora_rank < 1:
+        problems.append(f"decoder.lora_rank={decoder.lora_rank}: must be at least 1, e.g. 16")
+    if not 0 <= decoder.lora_dropout < 1:
+        problems.append(f"decoder.lora_dropout={decoder.lora_dropout}: must be from 0 to below 1, e.g. 0.05")
+    targets = decoder.lora_targets
     if targets != "all-linear" and (isinstance(targets, str) or not targets or set(targets) - set(LINEAR)):
-        found.append(
+        problems.append(
             f"decoder.lora_targets={targets}: must be all-linear, or a list out of {', '.join(LINEAR)}, "
             "e.g. [q_proj,v_proj]"
         )
-    return found
+    return problems
 
 
-def _check_training(cfg: DictConfig) -> list[str]:
-    t, found = cfg.train, []
+def check_training(train: DictConfig) -> list[str]:
+    """Checks section `train`."""
+    problems = []
     for key in ("steps", "batch_size", "accumulation", "log_every"):
-        if t[key] < 1:
-            found.append(f"train.{key}={t[key]}: must be at least 1, e.g. {dict(steps=100, batch_size=8).get(key, 1)}")
+        if train[key] < 1:
+            example = {"steps": 100, "batch_size": 8}.get(key, 1)
+            problems.append(f"train.{key}={train[key]}: must be at least 1, e.g. {example}")
     for key in ("eval_every", "eval_examples", "max_grad_norm", "weight_decay", "workers"):
-        if t[key] < 0:
-            found.append(f"train.{key}={t[key]}: must be 0 or more")
-    if t.learning_rate <= 0:
-        found.append(f"train.learning_rate={t.learning_rate}: must be above 0, e.g. 1e-3")
-    if not 0 <= t.warmup < 1:
-        found.append(f"train.warmup={t.warmup}: a fraction of the steps from 0 to below 1, e.g. 0.1")
-    choices = {
-        "optimizer": ("adamw", "sgd"),
-        "schedule": ("cosine", "linear", "constant"),
-        "wandb": ("disabled", "offline", "online"),
-    }
-    for key, allowed in choices.items():
-        if t[key] not in allowed:
-            found.append(f"train.{key}={t[key]}: allowed are {', '.join(allowed)}")
-    if cfg.engine.kind not in ENGINES:
-        found.append(f"engine.kind={cfg.engine.kind}: allowed are {', '.join(ENGINES)}")
-    if cfg.engine.timeout <= 0:
-        found.append(f"engine.timeout={cfg.engine.timeout}: seconds, must be above 0, e.g. 900")
-    if cfg.eval_batch_size < 1:
-        found.append(f"eval_batch_size={cfg.eval_batch_size}: must be at least 1, e.g. 16")
-    limit = cfg.limits.max_context_tokens
+        if train[key] < 0:
+            problems.append(f"train.{key}={train[key]}: must be 0 or more")
+    if train.learning_rate <= 0:
+        problems.append(f"train.learning_rate={train.learning_rate}: must be above 0, e.g. 1e-3")
+    if not 0 <= train.warmup < 1:
+        problems.append(f"train.warmup={train.warmup}: a fraction of the steps from 0 to below 1, e.g. 0.1")
+    for key, allowed in CHOICES.items():
+        if train[key] not in allowed:
+            problems.append(f"train.{key}={train[key]}: allowed are {', '.join(allowed)}")
+    return problems
+
+
+def check_limits(limits: DictConfig) -> list[str]:
+    """Checks section `limits`: how long contexts are cut."""
+    problems = []
+    limit = limits.max_context_tokens
     if limit is not None and limit < 1:
-        found.append(f"limits.max_context_tokens={limit}: must be at least 1 token, or null for no limit")
-    if cfg.limits.truncation not in ("head", "tail", "middle"):
-        found.append(f"limits.truncation={cfg.limits.truncation}: allowed are head, tail, middle")
-    return found
+        problems.append(f"limits.max_context_tokens={limit}: must be at least 1 token, or null for no limit")
+    if limits.truncation not in ("head", "tail", "middle"):
+        problems.append(f"limits.truncation={limits.truncation}: allowed are head, tail, middle")
+    return problems
 
 
-def _check_pipeline(engine: DictConfig, cls: type, stage: int, world_size: int) -> list[str]:
-    """What keeps engine.ranks processes from reading one batch together."""
+def check_generation(generation: DictConfig) -> list[str]:
+    """Checks section `generation`."""
+    problems = []
+    most, least = generation.max_new_tokens, generation.min_new_tokens
+    if most < 1 or not 0 <= least <= most:
+        problems.append(
+            f"generation.max_new_tokens={most}, min_new_tokens={least}: must be at least 1, and 0 up to that"
+        )
+    if generation.temperature < 0 or not 0 < generation.top_p <= 1 or generation.repetition_penalty <= 0:
+        problems.append(
+            f"generation: temperature={generation.temperature} must be 0 or more, top_p={generation.top_p} "
+            f"above 0 up to 1, repetition_penalty={generation.repetition_penalty} above 0"
+        )
+    return problems
+
+
+def check_engine(engine: DictConfig, compressor: type, world_size: int) -> list[str]:
+    """Checks section `engine` against the number of processes and what the compressor's class supports."""
+    problems = []
+    if engine.kind not in ENGINES:
+        problems.append(f"engine.kind={engine.kind}: allowed are {', '.join(ENGINES)}")
+    if engine.timeout <= 0:
+        problems.append(f"engine.timeout={engine.timeout}: seconds, must be above 0, e.g. 900")
+    stage = engine.deepspeed.zero_optimization.stage if engine.deepspeed else 0
+    if stage == 3 and issubclass(compressor, ChunkedReader):
+        problems.append(
+            "engine=zero3: this compressor processes a data-dependent number of chunks, and ZeRO-3 needs equal module "
+            "calls on every process; use engine=zero2"
+        )
+    problems += _check_pipeline(engine, compressor, stage, world_size)
+    if engine.kind == "single" and world_size > 1:
+        problems.append(f"engine=single with {world_size} processes: use engine=ddp, zero1, zero2 or zero3")
+    return problems
+
+
+def _check_pipeline(engine: DictConfig, compressor: type[Any], stage: int, world_size: int) -> list[str]:
+    """Checks engine.ranks: whether that many processes can process one batch together."""
     if engine.ranks == 1:
         return []
     if engine.ranks < 1 or world_size % engine.ranks:
@@ -124,31 +164,15 @@ def _check_pipeline(engine: DictConfig, cls: type, stage: int, world_size: int) 
             f"engine.ranks={engine.ranks}: {world_size} process(es) do not divide into pipelines of so many; e.g. "
             f"engine.ranks={world_size}, or torchrun --nproc_per_node {max(engine.ranks, 1)}"
         ]
-    schedules = cls.schedules if issubclass(cls, ChunkedReader) else ()
+    schedules = compressor.schedules if issubclass(compressor, ChunkedReader) else ()
     if not schedules:
-        return [f"engine.ranks={engine.ranks}: this compressor reads a batch on one process; use engine.ranks=1"]
-    found = []
+        return [f"engine.ranks={engine.ranks}: this compressor needs a batch on one process; use engine.ranks=1"]
+    problems = []
     if engine.schedule not in schedules:
-        found.append(f"engine.schedule={engine.schedule}: allowed are {', '.join(schedules)}")
+        problems.append(f"engine.schedule={engine.schedule}: allowed are {', '.join(schedules)}")
     if stage == 3:
-        found.append(
-            f"engine.ranks={engine.ranks}: the ranks of a pipeline stand at different layers, and ZeRO's stage 3 has "
-            "all processes meet at every layer to gather its weights: they would wait for each other; use "
-            "engine=zero1, zero2 or pipeline"
+        problems.append(
+            f"engine.ranks={engine.ranks}: the ranks of a pipeline are at different layers, but ZeRO-3 gathers every "
+            "layer's weights on all processes at once: they would deadlock; use engine=zero1, zero2 or pipeline"
         )
-    return found
-
-
-def _check_generation(cfg: DictConfig) -> list[str]:
-    g, found = cfg.generation, []
-    if g.max_new_tokens < 1 or not 0 <= g.min_new_tokens <= g.max_new_tokens:
-        found.append(
-            f"generation.max_new_tokens={g.max_new_tokens}, min_new_tokens={g.min_new_tokens}: must be at least 1, "
-            "and 0 up to that"
-        )
-    if g.temperature < 0 or not 0 < g.top_p <= 1 or g.repetition_penalty <= 0:
-        found.append(
-            f"generation: temperature={g.temperature} must be 0 or more, top_p={g.top_p} above 0 up to 1, "
-            f"repetition_penalty={g.repetition_penalty} above 0"
-        )
-    return found
+    return problems

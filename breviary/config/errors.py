@@ -1,4 +1,4 @@
-"""TODO DOC"""
+"""User errors: collected, so that all are reported at once, and printed as messages without a traceback."""
 
 from __future__ import annotations
 
@@ -15,51 +15,62 @@ from hydra.errors import ConfigCompositionException, HydraException, Instantiati
 from omegaconf import DictConfig
 from omegaconf.errors import OmegaConfBaseException
 
-from breviary.config.keys import allow_run_keys, suggest
+from breviary.config.keys import allow_run_keys, known_keys, suggest
+from breviary.runtime.distributed import strip_launcher_arguments
 
 T = TypeVar("T")
 
 
 class ConfigError(ValueError):
-    """Several problems of one configuration, a sentence each."""
+    """All problems of one configuration, one message each."""
 
     def __init__(self, problems: Iterable[str]):
         self.problems = list(problems)
         super().__init__("\n".join(self.problems))
 
 
-def collect_errors(problems: list[str], make: Callable[..., T], *args: Any, **kwargs: Any) -> T | None:
-    """`make(*args, **kwargs)`; where that tells of a mistake (ValueError), None, and its sentences go to `problems`."""
+def raise_problems(problems: Iterable[str]) -> None:
+    """Raises ConfigError where there are problems; each is reported once."""
+    distinct = list(dict.fromkeys(problems))
+    if distinct:
+        raise ConfigError(distinct)
+
+
+def collect_errors(problems: list[str], function: Callable[..., T], *args: Any, **kwargs: Any) -> T | None:
+    """Returns `function(*args, **kwargs)`; on a user error, appends its messages to `problems` and returns None."""
     try:
-        return make(*args, **kwargs)
+        return function(*args, **kwargs)
     except (ValueError, InstantiationException) as error:
-        told = _user_messages(error)
-        if told is None:
+        messages = _user_messages(error)
+        if messages is None:
             raise
-        problems += told
+        problems += messages
         return None
 
 
-# ------------------------------------------------------------------ errors for people
+# ------------------------------------------------------------------ command lines
 
 
-def run_cli(main: Callable[[], Any], config_keys: Callable[[], list[str]]) -> None:
-    """Calls `main`; a mistake in the configuration or the data ends in its sentences on stderr and exit code 2.
+def run_cli(main: Callable[[], Any], config: str) -> None:
+    """Runs the `main` of a Hydra entry point; a user error prints its messages on stderr and exits with code 2.
 
-    config_keys gives every known key (a.b.c), for naming the nearest right one. Other errors keep their traceback.
+    config  name of the composed configuration, whose keys are suggested for unknown ones
+    Other errors keep their traceback.
     """
+    os.environ.setdefault("HYDRA_FULL_ERROR", "1")  # Hydra raises its errors instead of printing them
+    strip_launcher_arguments()
     sys.argv[1:] = allow_run_keys(sys.argv[1:])
     try:
         main()
     except (ValueError, HydraException, OmegaConfBaseException) as error:
-        _exit_with(error, config_keys)
+        _exit_with(error, config)
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)
         sys.exit(130)
 
 
 def report_user_errors(main: Callable[[DictConfig], Any]) -> Callable[[DictConfig], Any]:
-    """For the function under hydra.main, which would print lines of its own about an error that leaves it."""
+    """Decorator below @hydra.main, which would print its own lines about an exception."""
 
     @functools.wraps(main)
     def wrapped(cfg: DictConfig) -> Any:
@@ -73,10 +84,9 @@ def report_user_errors(main: Callable[[DictConfig], Any]) -> Callable[[DictConfi
 
 @contextlib.contextmanager
 def cli_errors() -> Iterator[None]:
-    """For scripts with argparse: a ValueError or a configuration error of Hydra ends the process with exit code 2.
+    """For scripts with argparse: a user error prints its messages on stderr and exits with code 2.
 
-    Each problem of a ConfigError is printed on stderr as `error: ...`, any other message once. Other errors keep their
-    traceback.
+    Other errors keep their traceback.
     """
     try:
         yield
@@ -86,39 +96,42 @@ def cli_errors() -> Iterator[None]:
         _exit_with(error)
 
 
-def _exit_with(error: Exception, config_keys: Callable[[], list[str]] = list) -> None:
-    """Prints the sentences and exits, or raises what is no mistake of a person."""
-    problems = _user_messages(error, config_keys)
-    if problems is None:
+# ------------------------------------------------------------------ messages
+
+
+def _exit_with(error: Exception, config: str | None = None) -> NoReturn:
+    """Prints the messages of a user error and exits; raises any other error."""
+    messages = _user_messages(error, config)
+    if messages is None:
         raise error
-    _print_and_exit(problems)
+    _print_and_exit(messages)
 
 
-def _print_and_exit(problems: Iterable[str]) -> NoReturn:
-    """Prints each problem as `error: ...` on stderr; exit code 2."""
-    if int(os.environ.get("LOCAL_RANK", 0)) == 0:  # the other processes of this machine found the same
-        for problem in problems:
-            print(f"error: {problem}", file=sys.stderr)
+def _print_and_exit(messages: Iterable[str]) -> NoReturn:
+    if int(os.environ.get("LOCAL_RANK", 0)) == 0:  # every process of this machine has the same messages
+        for message in messages:
+            print(f"error: {message}", file=sys.stderr)
     sys.exit(2)
 
 
-def _user_messages(error: Exception, config_keys: Callable[[], list[str]] = list) -> list[str] | None:
-    """The sentences of a mistake that a person made; None for any other error."""
+def _user_messages(error: BaseException, config: str | None = None) -> list[str] | None:
+    """The messages of an error that the user can fix; None for any other error."""
     if isinstance(error, ConfigError):
         return error.problems
-    if isinstance(error, InstantiationException):  # Hydra's wrapping of what a constructor raised
+    if isinstance(error, InstantiationException):  # Hydra wraps what a constructor raised
         return _user_messages(error.__cause__) if isinstance(error.__cause__, ValueError) else None
     if isinstance(error, ConfigCompositionException):
-        return _composition_messages(error, config_keys)
+        return _composition_messages(error, config)
     if isinstance(error, (HydraException, OmegaConfBaseException)):
         lines = str(error).splitlines()
         return [" ".join(line.strip() for line in lines if not re.match(r"\s*(full_key|object_type|See http)", line))]
     return None if _raised_by_library(error) else [str(error)]
 
 
-def _raised_by_library(error: Exception) -> bool:
-    """A ValueError of torch, say, is a defect, of theirs or ours, and its traceback is needed."""
+def _raised_by_library(error: BaseException) -> bool:
+    """True for an error raised inside an installed library or Python itself: a defect, whose traceback is needed."""
     trace = error.__traceback__
+    assert trace is not None, error
     while trace.tb_next:
         trace = trace.tb_next
     if trace.tb_frame.f_globals.get("__name__", "").partition(".")[0] in ("hydra", "omegaconf"):
@@ -127,16 +140,17 @@ def _raised_by_library(error: Exception) -> bool:
     return file.startswith(("<frozen", *(sysconfig.get_path(name) for name in ("stdlib", "purelib", "platlib"))))
 
 
-def _composition_messages(error: ConfigCompositionException, config_keys: Callable[[], list[str]]) -> list[str]:
+def _composition_messages(error: ConfigCompositionException, config: str | None) -> list[str]:
+    """Messages for unknown keys and unknown configuration files, each with the nearest known name."""
     text = str(error)
     unknown = re.search(r"Could not override '([^']+)'", text)
     if unknown:
-        known = config_keys()
-        asked = [word.partition("=")[0] for word in sys.argv[1:] if "=" in word and word[0] not in "+~-"]
-        # Hydra names the first only; of section={key: value} it tells in its cause alone what within is unknown.
+        known = known_keys(config) if config else []
+        keys = [word.partition("=")[0] for word in sys.argv[1:] if "=" in word and word[0] not in "+~-"]
+        # Hydra names the first unknown key only. For section={key: value} only its cause names the key within.
         wrong = [
             key
-            for key in asked
+            for key in keys
             if key not in known
             and not key.startswith("hydra.")
             and not any(name.startswith(f"{key}.") for name in known)
@@ -146,7 +160,7 @@ def _composition_messages(error: ConfigCompositionException, config_keys: Callab
     missing = re.search(r"Could not find '([^']+)'", text)
     if missing:
         options = [line.strip() for line in text.partition("Available options in")[2].splitlines()[1:] if line.strip()]
-        options = options[: next((i for i, o in enumerate(options) if " " in o), len(options))]
+        options = options[: next((i for i, option in enumerate(options) if " " in option), len(options))]
         return [
             f"no such configuration {missing[1]}{suggest(missing[1].rpartition('/')[2], options)}; "
             f"there are: {', '.join(options)}"

@@ -1,169 +1,170 @@
-"""TODO DOC"""
+"""Which context lengths fit: the backbone's positions must hold context or memory, question, answer and generated tokens."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
-from omegaconf import DictConfig
-
-from breviary.config.build import compressor_class, compressor_settings, objective_class, objective_settings
+from breviary.backbones.pretrained import Backbone
+from breviary.backbones.tiny import TinyBackbone
+from breviary.config.build import ReaderSpec
 from breviary.contract import Compressor
 
 
-def check_lengths(cfg: DictConfig, backbone: Any, splits: dict[str, Any]) -> list[str]:
-    """Examples whose tokens find no place in the backbone's positions; `splits` are tokenised."""
-    positions = backbone.config.max_position_embeddings
-    cls, settings = compressor_class(cfg), compressor_settings(cfg)
-    teacher_reads_context = objective_class(cfg).teacher_reads_context
-    found = []
-    for name, items in splits.items():
-        found += check_min_length(cfg, name, items) + check_group_size(cfg, name, items)
-        least = max_other_tokens(cfg, items, 0)
-        if least >= positions:
-            found.append(
-                f"dataset {name}: prefix, question and answer take up to {least} tokens, the backbone has "
-                f"{positions} positions; shorten prompt.template or generation.max_new_tokens"
+class ContextLimits:
+    """Checks tokenised splits against a reader and its backbone.
+
+    `items` of every method is a tokenised split: `lengths` of the contexts, `others` (prefix, question or prompt, and
+    answer) and `answers`, in tokens, one entry per example.
+    max_new_tokens  tokens reserved for generation
+    """
+
+    def __init__(self, spec: ReaderSpec, backbone: Backbone | TinyBackbone, max_new_tokens: int):
+        self.spec, self.backbone, self.max_new_tokens = spec, backbone, max_new_tokens
+        self.positions: int = backbone.config.max_position_embeddings
+
+    def other_tokens(self, items: Any, context_tokens: int) -> int:
+        """Largest number of tokens beside a context of at most `context_tokens` tokens, generated ones included."""
+        most = max(items.others, default=0)
+        if self.spec.objective.is_autoencoder:  # the answer is the context itself and the end token
+            most = max(
+                (
+                    other - answer + min(length, context_tokens) + 1
+                    for other, answer, length in zip(items.others, items.answers, items.lengths)
+                ),
+                default=0,
             )
-            continue
+        return most + self.max_new_tokens
+
+    def longest_fitting(self, items: Any, settings: dict[str, Any] | None = None) -> int:
+        """Tokens to which contexts must be cut so that every example fits; the longest length where all fit.
+
+        settings  constructor arguments of the compressor, where they differ from the configured ones
+        """
+        settings = self.spec.settings if settings is None else settings
+
+        def is_fitting(tokens: int) -> bool:
+            others = self.other_tokens(items, tokens)
+            if others >= self.positions:
+                return False
+            limit = self.spec.compressor.longest_context(settings, self.positions, others)
+            return limit is None or limit >= tokens
+
+        least, most = 0, max(items.lengths, default=0)
+        if is_fitting(most):
+            return most
+        while most - least > 1:  # fitting is monotonic in the length
+            middle = (least + most) // 2
+            least, most = (middle, most) if is_fitting(middle) else (least, middle)
+        return least
+
+    # -------------------------------------------------------------- checks, each returns error messages
+
+    def check(self, splits: dict[str, Any]) -> list[str]:
+        """Checks all splits of a training, {name: items}."""
+        return [problem for name, items in splits.items() for problem in self._check_split(name, items)]
+
+    def check_min_length(self, name: str, items: Any) -> list[str]:
+        """Contexts that are too short for the objective to supervise anything."""
+        fewest = self.spec.objective.min_context_tokens(self.spec.objective_settings)
+        few = sum(length < fewest for length in items.lengths)
+        if not few:
+            return []
+        return [
+            f"dataset {name}: {few} contexts of fewer than {fewest} tokens, of which the objective can supervise "
+            "nothing; remove them from the data, or use objective=answer"
+        ]
+
+    def _check_split(self, name: str, items: Any) -> list[str]:
+        problems = self.check_min_length(name, items) + self._check_group_size(name, items)
+        least = self.other_tokens(items, 0)
+        if least >= self.positions:
+            return [
+                *problems,
+                f"dataset {name}: prefix, question and answer take up to {least} tokens, the backbone has "
+                f"{self.positions} positions; shorten prompt.template or generation.max_new_tokens",
+            ]
         longest = max(items.lengths, default=0)
-        limit = max_context_length(cfg, cls, settings, positions, items)
-        room = positions - max_other_tokens(cfg, items, longest)
-        if teacher_reads_context and longest > room:
-            found.append(
-                f"dataset {name}: this objective's teacher reads whole contexts, and the longest of {longest} tokens does "
-                f"not fit beside {positions - room} further ones in the backbone's {positions} positions; set "
-                f"limits.max_context_tokens={room} to cut contexts, or shorter texts"
+        limit = self.longest_fitting(items)
+        room = self.positions - self.other_tokens(items, longest)
+        if self.spec.objective.teacher_reads_context and longest > room:
+            problems.append(
+                f"dataset {name}: this objective's teacher reads whole contexts, and the longest of {longest} tokens "
+                f"does not fit beside {self.positions - room} further ones in the backbone's {self.positions} "
+                f"positions; set limits.max_context_tokens={room} to cut contexts, or shorter texts"
             )
         if longest > limit:
-            others = positions - room
-            ways = [f"limits.max_context_tokens={limit} to cut contexts"] if limit else []
-            ways += _fitting_settings(cls, settings, positions, others, longest, limit) if others < positions else []
-            again = ", of which it is one itself, to be written down," if objective_class(cfg).is_autoencoder else ""
-            found.append(
-                f"dataset {name}: the longest context of {longest} tokens does not fit beside {others} "
-                f"further ones{again} in the backbone's {positions} positions (at most {limit} here); "
-                f"set {' or '.join(ways) or 'a backbone of more positions'}"
-            )
-        elif issubclass(cls, Compressor):
-            found += check_encoder_lengths(cls, settings, backbone, name, items, positions - room)
-    return found
+            problems.append(self._too_long(name, longest, limit, self.positions - room))
+        elif issubclass(self.spec.compressor, Compressor):
+            problems += self._check_encoder_tokens(self.spec.compressor, name, items, self.positions - room)
+        return problems
 
+    def _too_long(self, name: str, longest: int, limit: int, others: int) -> str:
+        ways = [f"limits.max_context_tokens={limit} to cut contexts"] if limit else []
+        ways += self._fitting_settings(others, longest, limit) if others < self.positions else []
+        again = ", which include the context itself as the answer," if self.spec.objective.is_autoencoder else ""
+        return (
+            f"dataset {name}: the longest context of {longest} tokens does not fit beside {others} further ones{again} "
+            f"in the backbone's {self.positions} positions (at most {limit} here); "
+            f"set {' or '.join(ways) or 'a backbone of more positions'}"
+        )
 
-def check_encoder_lengths(
-    cls: type[Compressor], settings: dict[str, Any], backbone: Any, name: str, items: Any, others: int
-) -> list[str]:
-    """Contexts that are too long in the tokens of an encoder with a tokenizer of its own."""
-    translation = cls.translation(settings, backbone)
-    limit = cls.longest_context(settings, backbone.config.max_position_embeddings, others) if translation else None
-    if limit is None:
+    def _fitting_settings(self, others: int, longest: int, limit: int) -> list[str]:
+        """Settings of the compressor under which `longest` tokens would fit, as key=value."""
+        settings, room = self.spec.settings, self.positions - others
+        segment = min(room, limit)
+        smaller = {"segment_size": segment} if settings.get("segment_size", 0) > segment > 0 else {}
+        is_fixed = settings.get("ratio") and not settings.get("ratio_choices")
+        larger = {"ratio": -(-longest // room)} if is_fixed else {}
+        for change in (smaller, larger, smaller | larger):
+            fitting = self.spec.compressor.longest_context(settings | change, self.positions, others)
+            if change and (fitting is None or fitting >= longest):
+                return [" ".join(f"compressor.{key}={value}" for key, value in change.items())]
         return []
-    longest = max((len(translation.rows([items[i]["context"]])[0]) for i in range(len(items))), default=0)
-    return (
-        [
-            f"dataset {name}: the longest context is {longest} tokens of the tokenizer of compressor.encoder, of which at most "
-            f"{limit} fit beside {others} further ones; set limits.max_context_tokens="
+
+    def _check_encoder_tokens(self, compressor: type[Compressor], name: str, items: Any, others: int) -> list[str]:
+        """Contexts that are too long in the tokens of an encoder with its own tokenizer."""
+        translation = compressor.translation(self.spec.settings, self.backbone)
+        limit = compressor.longest_context(self.spec.settings, self.positions, others) if translation else None
+        if limit is None:
+            return []
+        longest = max((len(translation.rows([items[i]["context"]])[0]) for i in range(len(items))), default=0)
+        if longest <= limit:
+            return []
+        return [
+            f"dataset {name}: the longest context is {longest} tokens of the tokenizer of compressor.encoder, of which "
+            f"at most {limit} fit beside {others} further ones; set limits.max_context_tokens="
             f"{max(max(items.lengths) * limit // longest, 1)}, or a higher compressor.ratio"
         ]
-        if longest > limit
-        else []
-    )
 
-
-def max_other_tokens(cfg: DictConfig, items: Any, context_tokens: int) -> int:
-    """Most tokens that stand beside a context of at most so many: prefix, question or prompt, what is asked, and room for
-    what is generated."""
-    most = max(items.others, default=0)
-    if objective_class(cfg).is_autoencoder:  # the context itself and the end token are asked for, in the answer's place
-        most = max(
-            (
-                other - answer + min(length, context_tokens) + 1
-                for other, answer, length in zip(items.others, items.answers, items.lengths)
-            ),
-            default=0,
-        )
-    return most + cfg.generation.max_new_tokens
-
-
-def max_context_length(cfg: DictConfig, cls: type, settings: dict[str, Any], positions: int, items: Any) -> int:
-    """Context tokens to which contexts must be cut so that all find a place; the longest one's where nothing is to be cut."""
-
-    def is_fitting(tokens: int) -> bool:
-        others = max_other_tokens(cfg, items, tokens)
-        limit = cls.longest_context(settings, positions, others) if others < positions else -1
-        return limit is None or limit >= tokens
-
-    least, most = 0, max(items.lengths, default=0)
-    if is_fitting(most):
-        return most
-    while most - least > 1:  # the longer the contexts, the less fits
-        middle = (least + most) // 2
-        least, most = (middle, most) if is_fitting(middle) else (least, middle)
-    return least
-
-
-def check_min_length(cfg: DictConfig, name: str, items: Any) -> list[str]:
-    """Contexts that are too short for what the objective asks; `items` are tokenised."""
-    fewest = objective_class(cfg).min_context_tokens(objective_settings(cfg))
-    few = sum(length < fewest for length in items.lengths)
-    return (
-        [
-            f"dataset {name}: {few} contexts of fewer than {fewest} tokens, of which the objective can ask nothing; leave them "
-            "out of the data, or use objective=answer"
+    def _check_group_size(self, name: str, items: Any) -> list[str]:
+        """Texts to reconstruct that are shorter than one group: nothing would be compressed."""
+        settings = self.spec.settings
+        ratio = max([settings.get("ratio") or 1, *(settings.get("ratio_choices") or [])])
+        short = [length for length in items.lengths if 0 < length < ratio]
+        if not self.spec.objective.is_autoencoder or not short:
+            return []
+        return [
+            f"dataset {name}: {len(short)} texts, the shortest of {min(short)} tokens, are shorter than a group of "
+            f"{ratio:g} tokens (compressor.ratio, ratio_choices); lower the ratio, or take longer texts, "
+            "e.g. dataset.min_words=48"
         ]
-        if few
-        else []
-    )
 
-
-def check_group_size(cfg: DictConfig, name: str, items: Any) -> list[str]:
-    """Texts to be restored that are shorter than what one slot is to stand for: nothing would be compressed."""
-    settings = compressor_settings(cfg)
-    asked = [settings.get("ratio") or 1, *(settings.get("ratio_choices") or [])]
-    short = [length for length in items.lengths if 0 < length < max(asked)]
-    if not objective_class(cfg).is_autoencoder or not short:
-        return []
-    return [
-        f"dataset {name}: {len(short)} texts, the shortest of {min(short)} tokens, are shorter than a group of "
-        f"{max(asked):g} tokens (compressor.ratio, ratio_choices); lower the ratio, or take longer texts, "
-        "e.g. dataset.min_words=48"
-    ]
-
-
-def generation_notes(cfg: DictConfig, items: Any) -> list[str]:
-    """What of `generation` keeps texts from being written down again as a whole."""
-    if not objective_class(cfg).is_autoencoder:
-        return []
-    most, stop = cfg.generation.max_new_tokens, list(cfg.generation.stop)
-    long = sum(length + 1 > most for length in items.lengths)  # the end token counts
-    stopped = sum(any(text in example.context for text in stop) for example in items.examples)
-    notes = (
-        [
-            f"{long} of {len(items)} texts are longer than generation.max_new_tokens={most}: what is written of them is cut; "
-            f"{max(items.lengths) + 16} would do"
-        ]
-        if long
-        else []
-    )
-    return notes + (
-        [
-            f"{stopped} of {len(items)} texts hold one of generation.stop={stop}, where writing ends; "
-            "generation.stop=[] waits for the end token"
-        ]
-        if stopped
-        else []
-    )
-
-
-def _fitting_settings(
-    cls: type[Compressor], settings: dict[str, Any], positions: int, others: int, longest: int, limit: int
-) -> list[str]:
-    """Settings of the compressor under which `longest` tokens would fit, as key=value."""
-    room = positions - others
-    segment = min(room, limit)
-    smaller = {"segment_size": segment} if settings.get("segment_size", 0) > segment > 0 else {}
-    larger = {"ratio": -(-longest // room)} if settings.get("ratio") and not settings.get("ratio_choices") else {}
-    for change in (smaller, larger, smaller | larger):
-        limit = cls.longest_context(settings | change, positions, others)
-        if change and (limit is None or limit >= longest):
-            return [" ".join(f"compressor.{key}={value}" for key, value in change.items())]
-    return []
+    def reconstruction_notes(self, items: Any, stop: Sequence[str]) -> list[str]:
+        """Generation settings that prevent texts from being reconstructed to their end; for autoencoders only."""
+        if not self.spec.objective.is_autoencoder:
+            return []
+        notes, most = [], self.max_new_tokens
+        long = sum(length + 1 > most for length in items.lengths)  # the end token counts
+        if long:
+            notes.append(
+                f"{long} of {len(items)} texts are longer than generation.max_new_tokens={most}: their reconstructions "
+                f"are cut; {max(items.lengths) + 16} would suffice"
+            )
+        stopped = sum(any(text in example.context for text in stop) for example in items.examples)
+        if stopped:
+            notes.append(
+                f"{stopped} of {len(items)} texts contain one of generation.stop={list(stop)}, where generation ends; "
+                "generation.stop=[] waits for the end token"
+            )
+        return notes

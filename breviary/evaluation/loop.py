@@ -1,4 +1,7 @@
-"""The one evaluation loop: answer, score, loss, footprint, times; one line of predictions per question."""
+"""The one evaluation loop: answers, scores, losses, footprint and times, one row of predictions per question.
+
+Shape letters: B examples of a batch, A answer tokens.
+"""
 
 from __future__ import annotations
 
@@ -16,10 +19,12 @@ from breviary.readers.compressed import CompressedReader
 from breviary.runtime.timing import timed_phases
 
 PHASES = ("encode", "compress", "prefill", "decode")
+Collate = Callable[[list[Any]], Batch]
+Scores = Callable[[str, Sequence[str]], dict[str, float]]
 
 
 def context_batches(lengths: Sequence[int], contexts: Sequence[str], batch_size: int) -> list[list[int]]:
-    """Indices in batches: questions on one context stand together, contexts of similar length follow each other."""
+    """Batches of indices: questions on one context are adjacent, contexts are sorted by length."""
     groups: dict[bytes, list[int]] = {}
     for index, context in enumerate(contexts):
         groups.setdefault(hashlib.sha256(context.encode()).digest(), []).append(index)
@@ -32,8 +37,8 @@ def context_batches(lengths: Sequence[int], contexts: Sequence[str], batch_size:
 def evaluate(
     reader: Reader,
     items: Any,
-    collate: Callable[[list[Any]], Batch],
-    scores: Callable[..., dict[str, float]],
+    collate: Collate,
+    scores: Scores,
     generation: Generation,
     batch_size: int,
     done: frozenset[str] = frozenset(),
@@ -41,40 +46,40 @@ def evaluate(
     world_size: int = 1,
     equal_calls: bool = False,
     unconditional: Mapping[str, float] | None = None,
-    others: Mapping[str, float] | None = None,
-    readings: EncodingStore | None = None,
+    shuffled: Mapping[str, float] | None = None,
+    store: EncodingStore | None = None,
 ) -> Iterator[list[dict[str, Any]]]:
     """Yields the prediction rows of one batch after another.
 
-    items        tokenised examples with `lengths` and items of `collate`; reader and items on one device afterwards
+    items        tokenised examples: `lengths`, `examples`, `cut`, and items for `collate`
     scores       (prediction, references) -> {metric: value}
     done         ids that already have a prediction
     rank, world_size  this process answers batches rank, rank + world_size, ...
-    equal_calls  ZeRO-3: every rank makes the same module calls; the last batch is repeated, its rows dropped
-    unconditional, others  as `unconditional_nll` and `shuffled_context_nll` give, for what the objective measures beside `scores`
-        (Answer.measures)
-    readings  what earlier evaluations of the same weights read; only for a CompressedReader
+    equal_calls  for ZeRO-3: every rank makes the same module calls; the last batch is repeated and its rows dropped
+    unconditional, shuffled  results of `unconditional_nll` and `shuffled_context_nll`, for the text metrics of an
+                 objective (Answer.text_metrics)
+    store        encodings of earlier evaluations of the same weights; CompressedReader only
     """
-    open_items = [i for i in range(len(items)) if items.examples[i].id not in done]
+    remaining = [i for i in range(len(items)) if items.examples[i].id not in done]
     batches = context_batches(
-        [items.lengths[i] for i in open_items], [items.examples[i].context for i in open_items], batch_size
+        [items.lengths[i] for i in remaining], [items.examples[i].context for i in remaining], batch_size
     )
-    mine = batches[rank::world_size]
-    missing = -(-len(batches) // world_size) - len(mine) if equal_calls else 0
+    own = batches[rank::world_size]
+    missing = -(-len(batches) // world_size) - len(own) if equal_calls else 0
     device = next(reader.parameters()).device
     training = reader.training
     reader.eval()
-    # Under equal calls nothing is cached: a hit on one rank would be a missing call on the others.
+    # No cache under equal calls: a hit on one rank would be a missing call on the others.
     if reader.context_cache_class is not None and not equal_calls:
-        reader.context_cache = reader.context_cache_class(batch_size, *([readings] if readings else []))
+        reader.context_cache = reader.context_cache_class(batch_size, *([store] if store else []))
     if isinstance(reader, CompressedReader):
         reader.all_steps = equal_calls
     try:
-        for number, batch_indices in enumerate(mine + (mine or batches)[-1:] * missing):
-            batch = collate([items[open_items[i]] for i in batch_indices]).to(device)
-            rows = _rows(reader, batch, scores, generation, (unconditional or {}, others or {}))
-            if number < len(mine):
-                yield [{**row, "truncated": items.cut[open_items[i]]} for row, i in zip(rows, batch_indices)]
+        for number, indices in enumerate(own + (own or batches)[-1:] * missing):
+            batch = collate([items[remaining[i]] for i in indices]).to(device)
+            rows = _prediction_rows(reader, batch, scores, generation, unconditional or {}, shuffled or {})
+            if number < len(own):
+                yield [{**row, "truncated": items.cut[remaining[i]]} for row, i in zip(rows, indices)]
     finally:
         reader.train(training)
         reader.context_cache = None
@@ -83,27 +88,25 @@ def evaluate(
 
 
 @torch.no_grad()
-def unconditional_nll(
-    reader: Reader, items: Any, collate: Callable[[list[Any]], Batch], batch_size: int
-) -> dict[str, float]:
-    """{id: nats that `reader` spends on what is asked, without the end token}.
+def unconditional_nll(reader: Reader, items: Any, collate: Collate, batch_size: int) -> dict[str, float]:
+    """{id: nats of the supervised tokens, end token excluded}.
 
-    reader  the untouched backbone without any context, with the objective of the reader that is to be compared
+    reader  the untouched backbone without any context, with the objective of the reader to compare with
     """
-    device, found = next(reader.parameters()).device, {}
+    device, losses = next(reader.parameters()).device, {}
     reader.eval()
     for indices in context_batches(items.lengths, [example.context for example in items.examples], batch_size):
         batch = collate([items[i] for i in indices]).to(device)
-        found |= _spent(batch, reader.loss(batch))
-    return found
+        losses |= _nll_without_end(batch, reader.loss(batch))
+    return losses
 
 
 @torch.no_grad()
-def shuffled_context_nll(
-    reader: Reader, items: Any, collate: Callable[[list[Any]], Batch], batch_size: int
-) -> dict[str, float]:
-    """{id: nats that `reader` spends on what is asked, without the end token, with the memory of another context}: of the next longer
-    one. Empty where there is but one context, or the reader does not tell single tokens."""
+def shuffled_context_nll(reader: Reader, items: Any, collate: Collate, batch_size: int) -> dict[str, float]:
+    """{id: nats of the supervised tokens, end token excluded, given the memory of another context}: the next longer one.
+
+    Empty where all examples share one context, or the reader does not report losses of single tokens.
+    """
     contexts = [example.context for example in items.examples]
     batches = context_batches(items.lengths, contexts, batch_size)
     order = [i for batch in batches for i in batch]
@@ -114,57 +117,58 @@ def shuffled_context_nll(
     }
     if None in other.values():
         return {}
-    device, found, objective = next(reader.parameters()).device, {}, reader.objective
+    device, losses, objective = next(reader.parameters()).device, {}, reader.objective
     reader.eval()
     try:
         for indices in batches:
-            asked, read = (
-                collate([items[i] for i in rows]).to(device) for rows in (indices, [other[i] for i in indices])
-            )
-            reader.objective = ShuffledContext(objective, read)
-            output = reader.loss(asked)
+            batch = collate([items[i] for i in indices]).to(device)
+            others = collate([items[other[i]] for i in indices]).to(device)
+            reader.objective = ShuffledContext(objective, others)
+            output = reader.loss(batch)
             if output.supervised is None:
                 return {}
-            found |= _spent(asked, output)
+            losses |= _nll_without_end(batch, output)
     finally:
         reader.objective = objective
-    return found
+    return losses
 
 
-def _spent(batch: Batch, output: LossOutput) -> dict[str, float]:
-    """{id: nats on its supervised tokens but the last, the end token}."""
+def _nll_without_end(batch: Batch, output: LossOutput) -> dict[str, float]:
+    """{id: nats of the supervised tokens but the last, the end token}."""
     return {
-        example.id: sum(nll[:-1]) for example, nll in zip(batch.examples, _texts_and_ends(output, output.token_nll))
+        example.id: sum(nll[:-1]) for example, nll in zip(batch.examples, _supervised_values(output, output.token_nll))
     }
 
 
-def _texts_and_ends(output: LossOutput, values: Tensor) -> list[list[Any]]:
+def _supervised_values(output: LossOutput, values: Tensor) -> list[list[Any]]:
     """The values (B, A) of each row's supervised tokens."""
     return [row[mask].tolist() for row, mask in zip(values, output.supervised.mask)]
 
 
-def _rows(
+def _prediction_rows(
     reader: Reader,
     batch: Batch,
-    scores: Callable[..., dict[str, float]],
+    scores: Scores,
     generation: Generation,
-    beside: tuple[Mapping[str, float], Mapping[str, float]],
+    unconditional: Mapping[str, float],
+    shuffled: Mapping[str, float],
 ) -> list[dict[str, Any]]:
     with timed_phases() as seconds:
-        written, output = reader.answer_with_loss(batch, generation)
+        answers, output = reader.answer_with_loss(batch, generation)
     reused = reader.context_cache.reused if reader.context_cache else [False] * len(batch)
-    output = reader.loss(batch) if output is None else output  # after: what answering reads is timed, then kept
+    if output is None:  # after answering, so that the times include encoding and the loss finds it in the cache
+        output = reader.loss(batch)
     footprint = reader.footprint_from_slots(batch, output.slots)
     times = {f"{phase}_ms": 1000 * seconds[phase] / len(batch) for phase in PHASES}
+    references, measured = _text_metrics(reader, batch, answers, output, unconditional, shuffled)
     rows = []
-    measured = _measured(reader, batch, written, output, beside)
-    for b, (example, own, (references, parts)) in enumerate(zip(batch.examples, written, measured)):
+    for b, (example, answer) in enumerate(zip(batch.examples, answers)):
         rows.append(
             {
                 "id": example.id,
                 "question": example.question,
-                "prediction": own.text,
-                "references": references,
+                "prediction": answer.text,
+                "references": references[b],
                 "nll": output.nll[b].item(),
                 "answer_tokens": int(output.tokens[b]),
                 "context_tokens": int(footprint.context_tokens[b]),
@@ -172,38 +176,44 @@ def _rows(
                 "memory_bytes": int(footprint.memory_bytes[b]),
                 "context_reused": reused[b],
                 "times": times,
-                **parts,
-                "scores": scores(own.text, references) | parts.get("scores", {}),
+                **measured[b],
+                "scores": scores(answer.text, references[b]) | measured[b].get("scores", {}),
             }
         )
     return rows
 
 
-def _measured(
+def _text_metrics(
     reader: Reader,
     batch: Batch,
-    written: list[Decoded],
+    answers: list[Decoded],
     output: LossOutput,
-    beside: tuple[Mapping[str, float], Mapping[str, float]],
-) -> list[tuple[list[str], dict[str, Any]]]:
-    """For each row the references that scores look at, and what the objective measures beside them."""
+    unconditional: Mapping[str, float],
+    shuffled: Mapping[str, float],
+) -> tuple[list[list[str]], list[dict[str, Any]]]:
+    """References for the scores, and the objective's text metrics, for each row."""
     objective = getattr(reader, "objective", None)
-    if objective is None or objective.measures is None:
-        return [(list(example.answers), {}) for example in batch.examples]
-    asked = objective.primary(batch).answer
-    targets = [ids[mask].tolist()[:-1] for ids, mask in zip(asked.ids, asked.mask)]  # without the end token
+    if objective is None or objective.text_metrics is None:
+        return [list(example.answers) for example in batch.examples], [{}] * len(batch)
+    target = objective.primary(batch).answer
+    targets = [ids[mask].tolist()[:-1] for ids, mask in zip(target.ids, target.mask)]  # without the end token
     texts = [text.strip() for text in reader.tokenizer.batch_decode(targets, skip_special_tokens=True)]
-    tells = output.supervised is not None
-    spent = [
-        _texts_and_ends(output, values) if tells else [None] * len(batch)
-        for values in (output.token_nll, output.token_hits)
-    ]
-    return [
-        (
-            [text],
-            objective.measures(
-                own.text, own.ids, own.is_ended, text, target, nll, hits, *(known.get(example.id) for known in beside)
-            ),
+    if output.supervised is None:
+        nll = hits = [None] * len(batch)
+    else:
+        nll, hits = (_supervised_values(output, values) for values in (output.token_nll, output.token_hits))
+    measured = [
+        objective.text_metrics(
+            answer.text,
+            answer.ids,
+            answer.is_ended,
+            texts[b],
+            targets[b],
+            nll[b],
+            hits[b],
+            unconditional.get(batch.examples[b].id),
+            shuffled.get(batch.examples[b].id),
         )
-        for example, own, text, target, nll, hits in zip(batch.examples, written, texts, targets, *spent)
+        for b, answer in enumerate(answers)
     ]
+    return [[text] for text in texts], measured

@@ -13,12 +13,17 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from omegaconf import DictConfig
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from breviary.backbones.trainable import former_names, learned_parameters, merge_adapters, rename_parameter, trained_state
+from breviary.backbones.trainable import (
+    former_names,
+    learned_parameters,
+    merge_adapters,
+    rename_parameter,
+    trained_state,
+)
 from breviary.config.errors import collect_errors
 from breviary.runtime.files import hash_tensors
 
@@ -148,13 +153,13 @@ def _difference(
     return lines[:most] + ([f"and {len(lines) - most} more"] if len(lines) > most else [])
 
 
-def check_start(cfg: DictConfig, backbone: Any) -> list[str]:
+def check_start(init_from: str | None, resume: str, backbone: Any) -> list[str]:
     """What keeps a training from starting from `init_from`, or from going on from the run folder `resume`."""
-    found = check_checkpoint("init_from", cfg.init_from, best_checkpoint, backbone) if cfg.init_from else []
-    if cfg.resume not in ("never", "auto"):
+    found = check_checkpoint("init_from", init_from, best_checkpoint, backbone) if init_from else []
+    if resume not in ("never", "auto"):
         found += [
             f"{problem} (resume takes never, auto or a run folder)"
-            for problem in check_checkpoint("resume", cfg.resume, last_checkpoint, backbone)
+            for problem in check_checkpoint("resume", resume, last_checkpoint, backbone)
         ]
     return found
 

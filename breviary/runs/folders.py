@@ -34,7 +34,7 @@ def config_hash(cfg: DictConfig, without: tuple[str, ...] = FREE_KEYS, extra: st
     return hashlib.sha256(text.encode()).hexdigest()[:12]
 
 
-def called(run: str) -> str:
+def normalise_run_path(run: str) -> str:
     """One name for a run folder however it was written, as an evaluation's hash holds it: relative where it lies below
     the working folder, without a last slash."""
     path = Path(os.path.abspath(run))

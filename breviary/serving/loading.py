@@ -12,12 +12,12 @@ from omegaconf import DictConfig, OmegaConf
 
 from breviary.backbones.pretrained import Backbone
 from breviary.backbones.tiny import TinyBackbone
-from breviary.config.build import build_backbone, build_reader, compressor_class, compressor_settings
-from breviary.config.errors import ConfigError, collect_errors
+from breviary.config.build import ReaderSpec, build_backbone, build_reader
+from breviary.config.errors import collect_errors, raise_problems
 from breviary.config.keys import CONFIGS, validate_keys
 from breviary.config.trusted import READER, untrusted_targets
 from breviary.contract import Generation
-from breviary.memory.budget import FIXED_RATIO
+from breviary.memory.budget import fixed_ratio
 from breviary.objectives.answer import Answer
 from breviary.runs.checkpoints import backbone_difference, best_checkpoint, load_trained, read_metadata
 from breviary.runs.folders import load_config
@@ -30,39 +30,46 @@ FILES = ["*.safetensors", "*.json", "*.yaml", "*.jinja", "*.txt", "*.md", "*.mod
 
 
 def load_reader(path: str | Path, backbone: str | Path | None = None, device: str | None = None) -> TextReader:
-    """As checkpoint.load_reader."""
+    """Opens a trained reader for use from Python: texts in, answers out.
+
+    path      a folder written by scripts/export.py, a run folder (its best checkpoint), or the hub name of an export
+    backbone  folder or hub name of the backbone, where the configured path does not lead to it; None = the configured
+              path, then the cache. Its hash must equal the stored one
+    device    auto | cpu | cuda[:i]; None = as configured
+    Needs a checkout of Breviary. No downloaded code is executed and no pickle is read.
+    Raises: ValueError with all problems: no such folder, damaged or untrusted files, unknown keys, another backbone,
+    weights that do not fit.
+    """
     require_checkout()
     quiet_libraries()
     folder = Path(path).expanduser() if Path(path).expanduser().exists() else hub_folder(str(path))
     cfg = load_config(folder)
     checkpoint = best_checkpoint(folder)
     stored = read_metadata(checkpoint)["backbone"]
-    # From Python a reader is asked questions, whatever it was trained to say; what measured that is not called either.
+    # From Python a reader answers questions, whatever its training objective; the objective's metrics are not loaded.
     cfg.objective = OmegaConf.create({"_target_": f"{Answer.__module__}.{Answer.__name__}"})
-    foreign = list(untrusted_targets(cfg, READER))
-    if foreign:
-        raise ConfigError(foreign)
+    raise_problems(untrusted_targets(cfg, READER))
     cfg, problems = validate_keys(cfg)
     if device is not None:
         cfg.backbone.device = device
     found = collect_errors(problems, find_backbone, cfg, stored, backbone, checkpoint)
-    settings = compressor_settings(cfg)
+    spec = ReaderSpec.of(cfg)
     if found is not None:
-        problems += found.problems() or compressor_class(cfg).problems(settings, found)
-    if problems:
-        raise ConfigError(problems)
+        problems += found.problems() or spec.compressor.problems(spec.settings, found)
+    raise_problems(problems)
+    assert found is not None
     tokenizer = found.tokenizer()
     reader = build_reader(cfg, found, tokenizer)
     load_trained(checkpoint, reader, found.fingerprint)
     reader.identity = {
         "method": FORMER_TARGETS.get(cfg.compressor._target_, cfg.compressor._target_),
         "backbone": stored["sha256"],
-        "settings": settings,
+        "settings": spec.settings,
     }
     texts = instantiate(OmegaConf.load(CONFIGS / "text.yaml"), tokenizer=tokenizer, prompt=dict(cfg.prompt))
     generation = OmegaConf.to_container(cfg.generation, resolve=True)
-    drawn_off = settings | {key: off for key, off in FIXED_RATIO.items() if key in settings}
-    limit = functools.partial(compressor_class(cfg).longest_context, drawn_off, found.config.max_position_embeddings)
+    positions = found.config.max_position_embeddings
+    limit = functools.partial(spec.compressor.longest_context, fixed_ratio(spec.settings), positions)
     return TextReader(reader, texts, Generation(**generation | {"stop": tuple(generation["stop"])}), limit)
 
 

@@ -117,7 +117,9 @@ class TrainingSession:
         """Loads the best weights of run `init_from`; the reader may have weights that it did not train."""
         fresh = load_trained(best_checkpoint(self.cfg.init_from), reader, self.backbone.fingerprint, is_start=True)
         if fresh:
-            print_rank0(f"init_from: {len(fresh)} weights are not in that run and start as initialised, e.g. {fresh[0]}")
+            print_rank0(
+                f"init_from: {len(fresh)} weights are not in that run and start as initialised, e.g. {fresh[0]}"
+            )
 
     def run(self, trainer: ReaderTrainer, folder: Path, checkpoint: Path | None) -> None:
         """Trains, from `checkpoint` where one is given, and marks the run as finished."""

@@ -7,12 +7,14 @@ from pathlib import Path
 import pytest
 from omegaconf import OmegaConf, open_dict
 
-import eval as evaluating
 import train
+from breviary.evaluation import session
 from breviary.evaluation.results import PREDICTIONS, RESULTS, Predictions
+from breviary.evaluation.session import EvaluationSession
 from breviary.memory.encoder import ContextEncoder
 from data.invented_facts import InventedFacts
-from tests.tiny import CONFIGS, compose_tiny
+from data.pipeline import TEXT
+from tests.tiny import CONFIGS, compose_tiny, evaluate_tiny
 
 EXPERIMENTS = sorted(file.stem for file in (CONFIGS / "experiment").glob("*.yaml"))
 # What costs time, and to what it is reduced where an experiment asks for more.
@@ -99,7 +101,7 @@ def trained(cfg):
 def evaluated(folder, home, *overrides):
     """The results of eval.py run=FOLDER examples=4 OVERRIDES."""
     words = [f"run={folder}", "examples=4", f"paths.outputs={home}/outputs", f"paths.cache={home}/cache", *overrides]
-    return evaluating.evaluate_all(evaluating.settle(compose_tiny(words, "eval"), words))
+    return evaluate_tiny(words)
 
 
 @pytest.mark.parametrize("name", EXPERIMENTS)
@@ -173,7 +175,7 @@ def test_a_variant_that_reads_otherwise_reads_anew(runs, home, monkeypatch):
 
 def test_an_evaluation_that_is_done_is_not_done_again(runs, home, monkeypatch):
     first = evaluated(runs[0], home, "baselines=[]", "generation.max_new_tokens=3")
-    monkeypatch.setattr(evaluating, "build_reader", None)
+    monkeypatch.setattr(session, "build_reader", None)
     assert evaluated(runs[0], home, "baselines=[]", "generation.max_new_tokens=3") == first
 
 
@@ -209,5 +211,5 @@ def test_a_killed_evaluation_goes_on_to_the_same_results(runs, home, monkeypatch
 def test_a_baseline_needs_no_run(home):
     words = ["compressor=truncate", "reader=truncate", "examples=4", "baselines=[truncate]"]
     cfg = reduced(compose_tiny(words, "eval"), home)
-    [results] = evaluating.evaluate_all(cfg)
+    [results] = EvaluationSession(TEXT).evaluate(cfg)
     assert results["reader"] == "truncate" and results["n"] == 4 and results["requested_ratio"] == 4

@@ -21,7 +21,7 @@ def call(monkeypatch, tmp_path, entry, *words):
     paths = [f"paths.outputs={tmp_path}/outputs", f"paths.cache={tmp_path}/cache"]
     monkeypatch.setattr(sys, "argv", [entry.__file__, *words, *paths])
     try:
-        run_cli(entry.main, entry.config_keys)
+        run_cli(entry.main, entry.CONFIG)
     except SystemExit as ended:
         return ended.code
     return 0

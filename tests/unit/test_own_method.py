@@ -53,7 +53,7 @@ def search(tmp_path, monkeypatch):
 
 def call(monkeypatch, entry, *words):
     monkeypatch.setattr(sys, "argv", [entry.__file__, *words])
-    run_cli(entry.main, entry.config_keys)
+    run_cli(entry.main, entry.CONFIG)
 
 
 def test_from_two_files_to_a_row_in_the_table(search, monkeypatch, tmp_path, capsys):

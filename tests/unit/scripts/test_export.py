@@ -16,7 +16,6 @@ from safetensors.torch import save_file
 from tiny_runs import ROOT, executed, page_blocks, tiny_run
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-import eval as evaluating
 from breviary import load_reader
 from breviary.backbones.tiny import TinyBackbone
 from breviary.evaluation.results import source_of
@@ -24,7 +23,7 @@ from breviary.runs.checkpoints import WEIGHTS, read_metadata
 from breviary.runs.folders import load_config, write_config
 from scripts import export
 from scripts.import_checkpoint import RECORD
-from tests.tiny import compose_tiny
+from tests.tiny import compose_tiny, evaluate_tiny
 
 FORMS = {"comi": ["compressor=comi", "compressor.encoder_train=lora"], "comet": ["compressor=comet"]}
 OPTIONS = {"weights": [], "backbone": ["--include-backbone"], "merged": ["--merge"]}
@@ -49,7 +48,7 @@ def runs(tmp_path_factory):
             f"paths.cache={home}/cache",
             f"baselines=[{'full_context' if name == 'comi' else ''}]",
         ]
-        evaluating.evaluate_all(evaluating.settle(compose_tiny(words, "eval"), words))
+        evaluate_tiny(words)
     return found
 
 
@@ -105,7 +104,7 @@ def test_eval_takes_an_exported_folder_for_a_run(runs, folders, tmp_path):
     predictions, *_ = evaluated(runs["comi"], "comi")
     shutil.copytree(folders("comi", "merged"), tmp_path / "given")
     words = [f"run={tmp_path}/given", f"paths.cache={tmp_path}/cache", "baselines=[]"]
-    evaluating.evaluate_all(evaluating.settle(compose_tiny(words, "eval"), words))
+    evaluate_tiny(words)
     assert evaluated(tmp_path / "given", "comi")[0] == predictions
 
 

@@ -6,8 +6,8 @@ import pytest
 import torch
 from omegaconf import OmegaConf
 
-from breviary.config.build import build_backbone
-from breviary.config.lengths import check_lengths, generation_notes
+from breviary.config.build import ReaderSpec, build_backbone
+from breviary.config.lengths import ContextLimits
 from breviary.contract import TASKS, Example
 from breviary.objectives.text import Reconstruct
 from data.prompts import Prompt
@@ -106,6 +106,10 @@ def test_icae_has_a_sign_for_each_of_them(build, ragged):
 # ------------------------------------------------------------------ lengths and mistakes
 
 
+def limits_of(cfg):
+    return ContextLimits(ReaderSpec.of(cfg), build_backbone(cfg), cfg.generation.max_new_tokens)
+
+
 def items_of(tokenizer, *words):
     text = "red blue green pink gold iron lion wolf dog cat " * 30
     examples = [Example(str(n), " ".join(text.split()[:n]), "Again.", ("x",)) for n in words]
@@ -116,13 +120,13 @@ def items_of(tokenizer, *words):
 def test_the_longest_text_that_fits_fits_with_its_own_copy(compose, tokenizer, join):
     """The refused length is told, and with it nothing is refused."""
     cfg = compose([*AUTOENCODER, "compressor=mean_pool", f"compressor.join={join}", "backbone.positions=100"])
-    backbone, items = build_backbone(cfg), items_of(tokenizer, 20, 90)
-    [sentence] = check_lengths(cfg, backbone, {"train": items})
-    assert "of which it is one itself, to be written down" in sentence and "100 positions" in sentence
+    items = items_of(tokenizer, 20, 90)
+    [sentence] = limits_of(cfg).check({"train": items})
+    assert "which include the context itself as the answer" in sentence and "100 positions" in sentence
     limit = int(sentence.split("limits.max_context_tokens=")[1].split(" ")[0])
     for tokens, is_fitting in ((limit, True), (limit + 1, False)):
         cut = tokenise_split(items.examples, tokenizer, Prompt(), tokens, None)
-        assert (check_lengths(cfg, backbone, {"train": cut}) == []) == is_fitting
+        assert (limits_of(cfg).check({"train": cut}) == []) == is_fitting
     beside = max(items.others) - max(items.answers) + cfg.generation.max_new_tokens + 1
     slots = -(-limit // 4) if join == "input" else limit
     assert limit > 20 and beside + limit + slots <= 100
@@ -130,13 +134,12 @@ def test_the_longest_text_that_fits_fits_with_its_own_copy(compose, tokenizer, j
 
 def test_empty_texts_and_texts_shorter_than_a_group_are_refused(compose, tokenizer):
     cfg = compose([*AUTOENCODER, "compressor=mean_pool", "compressor.ratio_choices=[4,8]"])
-    backbone = build_backbone(cfg)
-    assert check_lengths(cfg, backbone, {"train": items_of(tokenizer, 9, 12)}) == []
-    empty, short = check_lengths(cfg, backbone, {"train": items_of(tokenizer, 0, 4, 12)})
+    assert limits_of(cfg).check({"train": items_of(tokenizer, 9, 12)}) == []
+    empty, short = limits_of(cfg).check({"train": items_of(tokenizer, 0, 4, 12)})
     assert empty.startswith("dataset train: 1 contexts of fewer than 1 tokens")
     assert short.startswith("dataset train: 1 texts, the shortest of 6 tokens, are shorter than a group of 8 tokens")
     cfg.objective = OmegaConf.create({"_target_": "breviary.objectives.answer.Answer"})
-    assert check_lengths(cfg, backbone, {"train": items_of(tokenizer, 0, 5, 12)}) == []
+    assert limits_of(cfg).check({"train": items_of(tokenizer, 0, 5, 12)}) == []
 
 
 def test_what_keeps_texts_from_being_written_down_whole_is_told(compose, tokenizer):
@@ -144,12 +147,14 @@ def test_what_keeps_texts_from_being_written_down_whole_is_told(compose, tokeniz
         compose([*AUTOENCODER, "generation.max_new_tokens=15", 'generation.stop=["lion"]']),
         items_of(tokenizer, 5, 11, 13),
     )
-    assert [note.split(":")[0].split(",")[0] for note in generation_notes(cfg, items)] == [
+    assert [
+        note.split(":")[0].split(",")[0] for note in limits_of(cfg).reconstruction_notes(items, cfg.generation.stop)
+    ] == [
         "1 of 3 texts are longer than generation.max_new_tokens=15",
-        "2 of 3 texts hold one of generation.stop=['lion']",
+        "2 of 3 texts contain one of generation.stop=['lion']",
     ]
     cfg.generation.max_new_tokens, cfg.generation.stop = 18, []
-    assert generation_notes(cfg, items) == []
+    assert limits_of(cfg).reconstruction_notes(items, cfg.generation.stop) == []
 
 
 def test_wrong_settings_of_the_objective_are_told(compose):

@@ -8,13 +8,12 @@ import pytest
 from hydra.utils import instantiate
 from omegaconf import OmegaConf
 
-import eval as evaluating
 from breviary import load_reader
 from breviary.config.keys import validate_keys
 from breviary.evaluation.results import read_results
 from breviary.runs.folders import config_hash, load_config, write_config
 from breviary.runs.schema import SCHEMA, UPGRADES, upgrade_config
-from tests.tiny import compose_tiny
+from tests.tiny import compose_tiny, evaluate_tiny
 
 RUNS = Path(__file__).parents[3] / "data" / "runs"
 NAMES = sorted(folder.name for folder in RUNS.iterdir() if folder.is_dir())
@@ -49,7 +48,7 @@ def test_an_old_run_answers_as_it_did(run):
 def test_an_old_run_is_evaluated_to_the_same_likelihood(run, tmp_path):
     shutil.copytree(RUNS / run, tmp_path / "run")
     words = [f"run={tmp_path}/run", "baselines=[]", f"paths.cache={tmp_path}/cache", "eval_batch_size=1"]
-    [found] = evaluating.evaluate_all(evaluating.settle(compose_tiny(words, "eval"), words))
+    [found] = evaluate_tiny(words)
     before = [json.loads(line) for line in next((RUNS / run).rglob("predictions.jsonl")).read_text().splitlines()]
     nll = sum(row["nll"] for row in before) / sum(row["answer_tokens"] for row in before)
     assert found["metrics"]["nll"]["value"] == pytest.approx(nll, rel=1e-4)

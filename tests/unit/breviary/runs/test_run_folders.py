@@ -6,7 +6,7 @@ import pytest
 from omegaconf import OmegaConf
 
 from breviary.runs.checkpoints import WEIGHTS, best_checkpoint, checkpoints, last_checkpoint
-from breviary.runs.folders import called, config_hash, finish_run, load_config, open_run
+from breviary.runs.folders import config_hash, finish_run, load_config, normalise_run_path, open_run
 
 
 @pytest.fixture
@@ -121,5 +121,5 @@ def test_a_run_has_one_name_however_it_is_written(monkeypatch, tmp_path):
         "./outputs/demo/../demo/one",
         str(tmp_path / "outputs/demo/one"),
     ):
-        assert called(run) == "outputs/demo/one"
-    assert called("/elsewhere/one/") == "/elsewhere/one"
+        assert normalise_run_path(run) == "outputs/demo/one"
+    assert normalise_run_path("/elsewhere/one/") == "/elsewhere/one"

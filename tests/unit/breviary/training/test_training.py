@@ -243,7 +243,7 @@ def test_resumed_equals_uninterrupted(uninterrupted, killed, resume, step, capsy
     capsys.readouterr()
     assert train.train(cfg) == folder
     lines = capsys.readouterr().out.splitlines()
-    assert lines[0] == f"run {folder}, going on from checkpoint-{step - 2}" and lines[-1] == f"run {folder}"
+    assert lines[0] == f"run {folder}, resumes from checkpoint-{step - 2}" and lines[-1] == f"run {folder}"
     assert_same(folder, uninterrupted)
     assert (folder / FINISHED).exists()
     for ours, theirs in zip(metrics(folder), metrics(uninterrupted)):

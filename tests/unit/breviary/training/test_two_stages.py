@@ -4,10 +4,9 @@ import pytest
 import torch
 from safetensors import safe_open
 
-import eval as evaluating
 import train
 from breviary.runs.checkpoints import WEIGHTS, last_checkpoint
-from tests.tiny import compose_tiny
+from tests.tiny import evaluate_tiny
 
 SMALL = [
     "reader=two_stages",
@@ -47,12 +46,12 @@ def test_gmsa_s_second_stage_keeps_what_the_first_learned(compose, tmp_path, cap
     )
     assert all(name.startswith("compressor.context_encoder.") for name in weights(first))
     second = ran(compose, *shared, "compressor.frozen=true", "decoder.train=qkv", f"init_from={first}")
-    assert "weights that it did not train start as they are, decoder." in capsys.readouterr().out
+    assert "weights are not in that run and start as initialised, e.g. decoder." in capsys.readouterr().out
     before, after = weights(first), weights(second)
     assert before.keys() < after.keys()
     assert {name.split(".")[0] for name in changed(before, after)} == {"decoder"}
     words = [f"run={second}", f"paths.outputs={tmp_path}", f"paths.cache={tmp_path}", "baselines=[]"]
-    [results] = evaluating.evaluate_all(evaluating.settle(compose_tiny(words, "eval"), words))
+    [results] = evaluate_tiny(words)
     assert results["n"] == 2 and results["effective_ratio"] > 3
 
 

@@ -1,0 +1,34 @@
+"""Compose and resolve: from names and overrides to one configuration in which every key has a value."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from hydra import compose, initialize_config_dir
+from hydra.core.hydra_config import HydraConfig
+from omegaconf import DictConfig
+
+from breviary.config.keys import CONFIGS, drop_unused_keys
+from breviary.runtime.distributed import print_rank0
+
+
+def compose_config(name: str, overrides: Sequence[str] = ()) -> DictConfig:
+    """configs/NAME.yaml with overrides (`group=choice`, `key=value`), outside an @hydra.main function."""
+    with initialize_config_dir(str(CONFIGS), version_base="1.3"):
+        return compose(name, list(overrides))
+
+
+def resolve_choices(cfg: DictConfig) -> list[str]:
+    """Adapts what @hydra.main composed, in place, to the choices of the command line; returns its overrides.
+
+    `reader`, the row name in tables, defaults to the compressor's YAML. Keys that an experiment sets for another
+    compressor or dataset than the chosen one are dropped, with a note.
+    """
+    hydra = HydraConfig.get()
+    overrides = list(hydra.overrides.task)
+    if cfg.reader is None:
+        cfg.reader = hydra.runtime.choices["compressor"]
+    unused = drop_unused_keys(cfg, overrides)
+    if unused:
+        print_rank0(f"not used with the chosen compressor or data: {', '.join(unused)}")
+    return overrides

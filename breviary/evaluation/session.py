@@ -1,0 +1,252 @@
+"""An evaluation session: checks all rows of a table before any weight is loaded, then evaluates one reader after another.
+
+Readers of one session share what does not depend on the reader: the untouched backbone's unconditional losses, and
+encoded contexts where two rows encode alike.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from omegaconf import DictConfig, OmegaConf
+
+from breviary.backbones.pretrained import Backbone
+from breviary.backbones.tiny import TinyBackbone
+from breviary.config.build import ReaderSpec, build_backbone, build_reader
+from breviary.config.checks import check_config, check_process_count, read_splits
+from breviary.config.errors import collect_errors, raise_problems
+from breviary.config.keys import validate_keys
+from breviary.config.lengths import ContextLimits
+from breviary.config.text_pipeline import TextPipeline
+from breviary.config.trusted import ALL, untrusted_targets
+from breviary.contract import Compressor, Example, Generation, Reader
+from breviary.evaluation.loop import evaluate, shuffled_context_nll, unconditional_nll
+from breviary.evaluation.resolve import (
+    CHECKPOINTS,
+    NOT_HASHED,
+    baseline_config,
+    evaluation_folder,
+    find_checkpoint,
+    table_rows,
+)
+from breviary.evaluation.results import PREDICTIONS, Predictions, merge_ranks, read_results, summarise, write_results
+from breviary.memory.budget import fixed_ratio
+from breviary.readers.cache import EncodingStore
+from breviary.runs.checkpoints import check_checkpoint, last_checkpoint, load_trained
+from breviary.runs.folders import config_hash
+from breviary.runtime.device import peak_memory_bytes, resolve_device
+from breviary.runtime.distributed import barrier, print_rank0, rank, start_process_group, world_size
+
+
+class EvaluationSession:
+    """Evaluates readers given by resolved configurations (breviary.evaluation.resolve).
+
+    text  prompts, tokenising, collating and scoring (data.pipeline.TEXT)
+    """
+
+    def __init__(self, text: TextPipeline):
+        self.text = text
+        self._unconditional: dict[Any, dict[str, float]] = {}  # by backbone, prompt, objective and lengths
+
+    # -------------------------------------------------------------- check
+
+    def check(self, cfg: DictConfig, problems: Sequence[str] = ()) -> tuple[list[DictConfig], list[Example]]:
+        """The rows of the table, the reader of `cfg` first, and the examples; no weight is loaded.
+
+        problems  messages of the caller, reported with all others
+        Raises: ConfigError with every problem of every row.
+        """
+        cfg, found = validate_keys(cfg)
+        problems = [*problems, *found]
+        if cfg.checkpoint not in CHECKPOINTS:
+            problems.append(f"checkpoint={cfg.checkpoint}: allowed are {', '.join(CHECKPOINTS)}")
+        if cfg.examples is not None and cfg.examples < 1:
+            problems.append(f"examples={cfg.examples}: must be at least 1, or null for all")
+        readers = [self._check_row(cfg, row, problems) for row in table_rows(cfg, problems)]
+        examples = read_splits(readers[0].dataset, [cfg.split], problems).get(cfg.split, [])[: cfg.examples]
+        if not problems:
+            problems += check_process_count(len(examples), world_size(), "examples")
+            for reader in readers:
+                collect_errors(problems, self.tokenise, reader, examples)
+        raise_problems(problems)
+        return readers, examples
+
+    def _check_row(self, cfg: DictConfig, row: DictConfig, problems: list[str]) -> DictConfig:
+        """One row with every key validated; appends its problems."""
+        untrusted = list(untrusted_targets(row, ALL))
+        if untrusted:
+            raise_problems([*problems, *untrusted])
+        reader, found = validate_keys(row)
+        backbone = build_backbone(reader)
+        problems += found + check_config(reader, ReaderSpec.of(reader), backbone)
+        collect_errors(problems, self.text.prompt, reader.prompt)
+        if reader.run:
+            find = CHECKPOINTS.get(cfg.checkpoint, last_checkpoint)
+            problems += check_checkpoint("run", reader.run, find, backbone)
+        return reader
+
+    # -------------------------------------------------------------- parts of an evaluation
+
+    def tokenise(self, cfg: DictConfig, examples: Sequence[Example]) -> Any:
+        """The examples as tokens. Contexts that do not fit beside question and answer are cut in the middle and counted."""
+        backbone = build_backbone(cfg)
+        tokenizer, prompt = backbone.tokenizer(), self.text.prompt(cfg.prompt)
+        cache, limits = str(Path(cfg.paths.cache) / "tokenised"), cfg.limits
+        items = self.text.tokenise(examples, tokenizer, prompt, limits.max_context_tokens, cache, limits.truncation)
+        spec = ReaderSpec.of(cfg)
+        fitting = ContextLimits(spec, backbone, cfg.generation.max_new_tokens)
+        raise_problems(fitting.check_min_length(cfg.split, items))
+        limit = fitting.longest_fitting(items, fixed_ratio(spec.settings))
+        if max(items.lengths) <= limit:
+            return items
+        if limit < 1:
+            raise ValueError(
+                f"question and answer take up to {fitting.other_tokens(items, 0)} tokens of the backbone's "
+                f"{fitting.positions} positions; shorten prompt.template, generation.max_new_tokens or compressor.slots"
+            )
+        return self.text.tokenise(examples, tokenizer, prompt, limit, cache, "middle")
+
+    def load_reader(self, cfg: DictConfig, checkpoint: Path | None = None) -> Reader:
+        """The reader with a checkpoint's weights; None = the untouched backbone, new weights as initialised."""
+        backbone = build_backbone(cfg)
+        reader = build_reader(cfg, backbone, backbone.tokenizer())
+        if checkpoint is not None:
+            load_trained(checkpoint, reader, backbone.fingerprint)
+        return reader
+
+    def unconditional_nll(self, cfg: DictConfig, items: Any) -> dict[str, float]:
+        """{example id: nats of the untouched backbone on the supervised tokens, without the context}.
+
+        Empty where no measure of the objective needs it.
+        """
+        if cfg.objective.get("measures") is None:
+            return {}
+        backbone = build_backbone(cfg)
+        key = (backbone.fingerprint["sha256"], str(cfg.prompt), str(cfg.objective), tuple(items.lengths))
+        if key not in self._unconditional:
+            other = validate_keys(baseline_config(cfg, "no_context"))[0]
+            collate = self.text.collator(backbone.tokenizer())
+            self._unconditional[key] = unconditional_nll(self.load_reader(other), items, collate, cfg.eval_batch_size)
+        return self._unconditional[key]
+
+    # -------------------------------------------------------------- evaluate
+
+    def evaluate(self, cfg: DictConfig) -> list[dict[str, Any]]:
+        """Checks, then evaluates every row of the table on the same examples; returns their results, in order."""
+        readers, examples = self.check(cfg)
+        start_process_group(resolve_device(readers[0].backbone.device))
+        results: list[dict[str, Any]] = []
+        key, store = None, None
+        for reader in readers:
+            checkpoint = find_checkpoint(reader)
+            encoding = encoding_key(reader, checkpoint) if cfg.variants else None
+            if encoding != key:  # encodings of one reader at a time: they take gigabytes
+                key, store = encoding, EncodingStore() if encoding else None
+            folder = evaluation_folder(readers[0], reader, checkpoint)
+            results.append(self.evaluate_reader(reader, examples, folder, checkpoint, store))
+        return results
+
+    def evaluate_reader(
+        self,
+        cfg: DictConfig,
+        examples: Sequence[Example],
+        folder: Path,
+        checkpoint: Path | None,
+        store: EncodingStore | None = None,
+    ) -> dict[str, Any]:
+        """Answers every example with one reader and writes `folder`; returns the results.
+
+        Finished results are returned as they are; a killed evaluation continues from its predictions.
+        """
+        if (folder / "results.json").is_file():
+            print_rank0(f"{cfg.reader}: already evaluated, {folder}")
+            return read_results(folder)
+        backbone, items = build_backbone(cfg), self.tokenise(cfg, examples)
+        limits = ContextLimits(ReaderSpec.of(cfg), backbone, cfg.generation.max_new_tokens)
+        for line in [items.report(), *limits.reconstruction_notes(items, cfg.generation.stop)]:
+            print_rank0(f"{cfg.reader}: {line}")
+        unconditional = self.unconditional_nll(cfg, items)  # before loading: one backbone in memory at a time
+        reader = self.load_reader(cfg, checkpoint)
+        order = [example.id for example in examples]
+        if rank() == 0:
+            merge_ranks(folder, order)  # predictions of killed calls, of any number of processes
+        barrier()
+        self._answer_all(cfg, reader, items, folder, unconditional, store)
+        if rank() == 0:
+            self._summarise(cfg, reader, items, folder, backbone)
+        barrier()
+        return read_results(folder)
+
+    def _answer_all(
+        self,
+        cfg: DictConfig,
+        reader: Reader,
+        items: Any,
+        folder: Path,
+        unconditional: Mapping[str, float],
+        store: EncodingStore | None,
+    ) -> None:
+        """Answers the examples that have no prediction yet, this rank's share of them."""
+        done = frozenset(Predictions(folder / PREDICTIONS).done)
+        if done:
+            print_rank0(f"{cfg.reader}: continues after {len(done)} predictions")
+        collate = self.text.collator(build_backbone(cfg).tokenizer())
+        shuffled: dict[str, float] = {}
+        if reader.objective.text_metrics is not None:
+            shuffled = shuffled_context_nll(reader, items, collate, cfg.eval_batch_size)
+        name = PREDICTIONS if world_size() == 1 else f"predictions.rank{rank()}.jsonl"
+        predictions, count = Predictions(folder / name), len(items)
+        for rows in evaluate(
+            reader,
+            items,
+            collate,
+            self.text.scores,
+            Generation(**cfg.generation),
+            cfg.eval_batch_size,
+            done,
+            rank(),
+            world_size(),
+            unconditional=unconditional,
+            shuffled=shuffled,
+            store=store,
+        ):
+            predictions.append(rows)
+            answered = len(done) + world_size() * len(predictions.done - done)  # assumes equal progress on all ranks
+            print_rank0(f"  {cfg.reader}: {min(answered, count)}/{count} answered", end="\r")
+        barrier()
+        print_rank0(f"  {cfg.reader}: {count}/{count} answered")
+
+    def _summarise(
+        self, cfg: DictConfig, reader: Reader, items: Any, folder: Path, backbone: Backbone | TinyBackbone
+    ) -> None:
+        """Writes results.json from the predictions of all ranks."""
+        rows = merge_ranks(folder, [example.id for example in items.examples])
+        extra = {
+            "data_hash": items.data_hash,
+            "peak_memory_bytes": peak_memory_bytes(),
+            "backbone": backbone.description,
+            "run": str(cfg.run or folder),
+            "config": OmegaConf.to_container(cfg, resolve=True) if cfg.run else None,
+        }
+        summary = summarise(rows, reader.requested_ratio)
+        if reader.objective.text_metrics is not None:
+            extra |= reader.objective.text_metrics.corpus(rows)
+        write_results(folder, cfg.reader, summary, extra)
+        if summary["contexts_read"] < summary["n"]:
+            print_rank0(
+                f"  {cfg.reader}: {summary['contexts_read']} contexts encoded for {summary['n']} questions, "
+                f"{1 - summary['contexts_read'] / summary['n']:.0%} of the encoding saved"
+            )
+
+
+def encoding_key(cfg: DictConfig, checkpoint: Path | None) -> str | None:
+    """Equal for readers whose encoded contexts are equal; None where that is not known."""
+    compressor = ReaderSpec.of(cfg).compressor
+    compress_only = compressor.compress_only_keys if issubclass(compressor, Compressor) else frozenset()
+    if checkpoint is None or not compress_only:
+        return None
+    encoding = cfg.copy()
+    encoding.compressor = {key: value for key, value in cfg.compressor.items() if key not in compress_only}
+    return config_hash(encoding, without=(*NOT_HASHED, "reader", "generation"), extra=checkpoint.name)
