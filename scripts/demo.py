@@ -21,7 +21,7 @@ from omegaconf import open_dict
 
 from breviary.config.build import build_backbone
 from breviary.config.errors import run_cli
-from breviary.evaluation.table import print_table, row, write_table
+from breviary.evaluation.table import print_table, table_row, write_table
 from breviary.runs.checkpoints import last_checkpoint
 from breviary.runs.folders import config_hash
 from eval import evaluate_reader
@@ -64,7 +64,7 @@ def main() -> None:
         results = evaluate_reader(
             cfg, examples, folder / "eval" / config_hash(cfg) / reader, last_checkpoint(folder), known
         )
-        rows.append(row(results))
+        rows.append(table_row(results))
     minutes = (time.perf_counter() - start) / 60
     table = Path(cfg.paths.outputs) / "demo" / "table.json"
     write_table(table, rows)

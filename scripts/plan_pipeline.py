@@ -2,7 +2,7 @@
 
     python scripts/plan_pipeline.py --model qwen3_4b --cases 131072:16 1048576:64 [--gb 80] [--output results/comet/plan]
 
-MODEL is a YAML of configs/backbone, a folder or hub name in Hugging Face form, or a config.json. A case is TOKENS:PROCESSES; for
+MODEL is a YAML of configs/backbone, a folder or hub name in Hugging Face format, or a config.json. A case is TOKENS:PROCESSES; for
 each number of ranks R that divides the processes there is a row for each schedule. Chunks and memory are those of
 configs/compressor/comet.yaml unless given. Nothing is loaded or measured: schedules are simulated (comet/schedule.py), bytes
 counted (comet/cost.py); checkpointing is on. Writes OUTPUT.md and OUTPUT.json.

@@ -1,6 +1,7 @@
-"""Two readers' answers to the same questions, one minus the other, question by question.
+"""Paired comparison: two readers' answers to the same questions, subtracted question by question.
 
-A hard question is hard for both: what the two intervals, laid side by side, leave open, the paired difference may tell.
+Hard questions are hard for both readers. The interval of the paired difference is therefore narrower than the two
+separate intervals suggest.
 """
 
 from __future__ import annotations
@@ -8,6 +9,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import combinations
 from typing import Any
 
 import numpy as np
@@ -20,23 +22,23 @@ from breviary.evaluation.statistics import difference
 class EvaluatedReader:
     """One reader's evaluation.
 
-    name      the reader's, with its ratio, or the folder instead, where another one is called so too
-    results   of its results.json
-    rows      {id: prediction}
+    name         the reader; with its ratio, or replaced by the folder, where several have the same name
+    results      content of results.json
+    predictions  {id: row of predictions.jsonl}
     """
 
     name: str
     results: dict[str, Any]
-    rows: dict[str, dict[str, Any]]
+    predictions: dict[str, dict[str, Any]]
 
 
 def load_evaluations(folders: Sequence[str]) -> list[list[EvaluatedReader]]:
-    """The evaluation in each folder, or below it where there is only one there; those of the same questions together.
+    """The evaluations in the folders, grouped by their questions; groups and members keep the order of `folders`.
 
-    Both the sets of questions and the evaluations of one keep the order of `folders`.
-    Raises ValueError where there is none or are several, its predictions are missing, or no other one answers the same questions.
+    A folder may also be above the evaluation, if it holds only one. Raises ValueError where a folder holds none or
+    several, where predictions are missing, and where an evaluation shares its questions with no other.
     """
-    found: dict[tuple[str, frozenset[str]], list[EvaluatedReader]] = {}
+    groups: dict[tuple[str, frozenset[str]], list[EvaluatedReader]] = {}
     for folder in folders:
         files = find_results([folder])
         if len(files) > 1:
@@ -46,22 +48,26 @@ def load_evaluations(folders: Sequence[str]) -> list[list[EvaluatedReader]]:
             )
         path = files[0].with_name(PREDICTIONS)
         if not path.is_file():
-            raise ValueError(f"{path}: no such file; a comparison goes question by question and needs the predictions")
-        one = EvaluatedReader(folder, read_results(files[0]), {row["id"]: row for row in Predictions(path).rows})
-        found.setdefault((one.results["data_hash"], frozenset(one.rows)), []).append(one)
-    groups = list(found.values())
-    for group in groups:
+            raise ValueError(f"{path}: no such file; a comparison is made per question and needs the predictions")
+        evaluation = EvaluatedReader(folder, read_results(files[0]), {row["id"]: row for row in Predictions(path).rows})
+        key = (evaluation.results["data_hash"], frozenset(evaluation.predictions))
+        groups.setdefault(key, []).append(evaluation)
+    for group in groups.values():
         if len(group) == 1:
+            [single] = group
             raise ValueError(
-                f"{group[0].name} answers other questions than every other one given ({group[0].results['n']} of "
-                f"{data_name(group[0].results)}); evaluate both with the same dataset, split and examples"
+                f"{single.name} answers other questions than every other evaluation ({single.results['n']} of "
+                f"{dataset_name(single.results)}); evaluate both with the same dataset, split and examples"
             )
-        _name(group)
-    return groups
+        _assign_names(group)
+    return list(groups.values())
 
 
-def data_name(results: dict[str, Any]) -> str:
-    """ "nq/test.jsonl.gz" where the data is a file (several: all of them), else its class, e.g. "InventedFacts"; the hash's start where neither is known."""
+def dataset_name(results: dict[str, Any]) -> str:
+    """The data files as "nq/test.jsonl.gz", or the class that generates the examples, e.g. "InventedFacts".
+
+    Without a configuration in the results: the first digits of the data hash.
+    """
     config = results["config"] or {}
     data = config.get("dataset", {})
     if data.get(split := config.get("split", "test")):
@@ -69,41 +75,61 @@ def data_name(results: dict[str, Any]) -> str:
     return data.get("_target_", results["data_hash"][:12]).rpartition(".")[2]
 
 
-def _name(found: list[EvaluatedReader]) -> None:
-    """By the reader; those called alike by their ratio too, and those still alike by their folders."""
+def _assign_names(group: list[EvaluatedReader]) -> None:
+    """Names each evaluation by its reader, by reader and ratio where that is ambiguous, else by its folder."""
     with_ratio = [
         one.results["reader"]
         + (f", {one.results['requested_ratio']:g}x" if one.results["requested_ratio"] is not None else "")
-        for one in found
+        for one in group
     ]
-    readers, ratios = Counter(one.results["reader"] for one in found), Counter(with_ratio)
-    for one, longer in zip(found, with_ratio):
+    readers, ratios = Counter(one.results["reader"] for one in group), Counter(with_ratio)
+    for one, longer in zip(group, with_ratio):
         if readers[one.results["reader"]] == 1:
             one.name = one.results["reader"]
         elif ratios[longer] == 1:
             one.name = longer
 
 
-def differences(
-    ours: EvaluatedReader, other: EvaluatedReader, seed: int = 0, resamples: int = 2000
-) -> dict[str, dict[str, float]]:
-    """{metric: {"value", "low", "high"}} of ours minus the other's, with 95% bootstrap intervals, questions resampled.
+def comparison_rows(group: list[EvaluatedReader], all_pairs: bool) -> list[dict[str, Any]]:
+    """One row per pair: {"dataset", "n", "reader", "minus", "metrics": {metric: {"value", "low", "high"}}}.
 
-    Scores as differences of means, the likelihood and other ratios as differences of ratios of sums, as in each one's own results.
-    The likelihood a token is left out where the two count an answer's tokens differently (other tokenizers).
+    group      evaluations of the same questions
+    all_pairs  every evaluation minus every later one; otherwise the first minus each other one
     """
-    pairs = [(ours.rows[key], other.rows[key]) for key in ours.rows]
-    found = {}
-    for name in _shared(pairs[0], "scores"):
-        found[name] = [[(row["scores"][name], 1) for row in pair] for pair in pairs]
-    for name in _shared(pairs[0], "ratios"):
-        both = [[row.get("ratios", {}).get(name, (0, 0)) for row in pair] for pair in pairs]
-        found[name] = [pair for pair in both if pair[0][1] and pair[1][1]]
+    pairs = combinations(group, 2) if all_pairs else ((group[0], other) for other in group[1:])
+    dataset = dataset_name(group[0].results)
+    return [
+        {
+            "dataset": dataset,
+            "n": len(one.predictions),
+            "reader": one.name,
+            "minus": other.name,
+            "metrics": paired_differences(one, other),
+        }
+        for one, other in pairs
+    ]
+
+
+def paired_differences(
+    one: EvaluatedReader, other: EvaluatedReader, seed: int = 0, resamples: int = 2000
+) -> dict[str, dict[str, float]]:
+    """{metric: {"value", "low", "high"}} of `one` minus `other`, with 95% bootstrap intervals over the questions.
+
+    Scores are differences of means; NLL and other ratios are differences of ratios of sums, as in the results of each.
+    NLL per token is omitted where the token counts of an answer differ (different tokenizers).
+    """
+    pairs = [(one.predictions[key], other.predictions[key]) for key in one.predictions]
+    values = {}
+    for name in _common_keys(pairs[0], "scores"):
+        values[name] = [[(row["scores"][name], 1) for row in pair] for pair in pairs]
+    for name in _common_keys(pairs[0], "ratios"):
+        ratios = [[row.get("ratios", {}).get(name, (0, 0)) for row in pair] for pair in pairs]
+        values[name] = [pair for pair in ratios if pair[0][1] and pair[1][1]]
     if all(a["answer_tokens"] == b["answer_tokens"] for a, b in pairs):
-        found["nll"] = [[(row["nll"], row["answer_tokens"]) for row in pair] for pair in pairs]
-    columns = {name: np.array(values, dtype=np.float64).transpose(1, 2, 0) for name, values in found.items() if values}
+        values["nll"] = [[(row["nll"], row["answer_tokens"]) for row in pair] for pair in pairs]
+    columns = {name: np.array(rows, dtype=np.float64).transpose(1, 2, 0) for name, rows in values.items() if rows}
     return {name: difference(tuple(a), tuple(b), seed, resamples) for name, (a, b) in columns.items()}
 
 
-def _shared(pair: tuple[dict[str, Any], dict[str, Any]], key: str) -> list[str]:
+def _common_keys(pair: tuple[dict[str, Any], dict[str, Any]], key: str) -> list[str]:
     return [name for name in pair[0].get(key, {}) if name in pair[1].get(key, {})]

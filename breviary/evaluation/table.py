@@ -1,4 +1,4 @@
-"""Results as rows: on the terminal, as JSON, as markdown."""
+"""Result tables: one row per reader, on the terminal, as JSON and as Markdown."""
 
 from __future__ import annotations
 
@@ -16,9 +16,8 @@ from breviary.runtime.files import write_json
 
 METRICS = ("em", "em_contains", "f1", "rouge_l", "nll")
 
-TITLES = {"em": "EM", "em_contains": "EM contains", "f1": "F1", "rouge_l": "ROUGE-L", "nll": "NLL/token"}
-
-RESTORED = (
+# Metrics of reconstruction and continuation: the answer is a text of the data, not a short answer to a question.
+RECONSTRUCTION_METRICS = (
     "accuracy",
     "ce",
     "gain",
@@ -31,7 +30,12 @@ RESTORED = (
     "end_rate",
 )
 
-TITLES |= {
+TITLES = {
+    "em": "EM",
+    "em_contains": "EM contains",
+    "f1": "F1",
+    "rouge_l": "ROUGE-L",
+    "nll": "NLL/token",
     "accuracy": "accuracy",
     "ce": "CE/token",
     "gain": "gain/token",
@@ -46,64 +50,64 @@ TITLES |= {
 
 PHASES = ("encode_ms", "compress_ms", "prefill_ms", "decode_ms")
 
-COPIED = ("requested_ratio", "effective_ratio", "memory_slots", "memory_bytes", "truncated", "run")
+COST_KEYS = ("requested_ratio", "effective_ratio", "memory_slots", "memory_bytes")
 
-WIDE = 1000  # columns we lay out for: rich never folds or cuts a cell, a narrow terminal wraps by itself
+TABLE_WIDTH = 1000  # columns given to rich, which then never wraps or truncates a cell
 
-MANY_RUNS = 12  # more are told in sum
+MAX_LISTED_RUNS = 12  # more runs than this are summarised by their parent folder
 
-NOTHING = "-"
+MISSING = "-"
 
 
-def row(results: dict[str, Any]) -> dict[str, Any]:
-    """The results of one reader, flat.
+def table_row(results: dict[str, Any]) -> dict[str, Any]:
+    """The results of one reader as a flat dictionary.
 
-    Keys: reader, n, each of METRICS with _low and _high (95% interval), COPIED, PHASES in milliseconds; RESTORED where
-    a text was written down again. None stands for what was not measured.
+    Keys: reader, n, each of METRICS with NAME_low and NAME_high (95% interval), each of RECONSTRUCTION_METRICS that was
+    measured, COST_KEYS, PHASES in milliseconds, truncated, run. The value None marks what was not measured.
     """
     flat: dict[str, Any] = {"reader": results["reader"], "n": results["n"]}
-    for name in (*METRICS, *(name for name in RESTORED if name in results["metrics"])):
+    for name in (*METRICS, *(name for name in RECONSTRUCTION_METRICS if name in results["metrics"])):
         metric = results["metrics"].get(name, {})
         flat |= {name: metric.get("value"), f"{name}_low": metric.get("low"), f"{name}_high": metric.get("high")}
-    flat |= {key: results[key] for key in COPIED[:-2]}
+    flat |= {key: results[key] for key in COST_KEYS}
     flat |= {phase: results["times"].get(phase) for phase in PHASES}
-    return flat | {key: results[key] for key in COPIED[-2:]}
+    return flat | {"truncated": results["truncated"], "run": results["run"]}
 
 
 def write_table(path: str | Path, rows: list[dict[str, Any]]) -> None:
-    """The rows as a JSON list, written atomically."""
+    """Writes the rows as a JSON list, atomically."""
     write_json(path, rows)
 
 
-# ------------------------------------------------------------------ one cell
+# ---- cells ----
 
 
-def short(value: float | None, digits: int = 2) -> str:
+def format_number(value: float | None, digits: int = 2) -> str:
     """0.714 as ".71", 2.5 as "2.50", None as "-"."""
     if value is None:
-        return NOTHING
+        return MISSING
     text = f"{value:.{digits}f}"
     return text[1:] if text.startswith("0.") else text.replace("-0.", "-.", 1)
 
 
-def score_cell(flat: dict[str, Any], name: str) -> str:
-    """A metric with its spread: ".71 [.64, .77]" (95% interval), ".714 ± .020" (over seeds), ".71" (none)."""
+def format_score(flat: dict[str, Any], name: str) -> str:
+    """A metric with its spread: ".71 [.64, .77]" (95% interval), ".714 ± .020" (over seeds), ".71" (neither)."""
     if flat.get(f"{name}_std") is not None:
-        return f"{short(flat[name], 3)} ± {short(flat[f'{name}_std'], 3)}"
+        return f"{format_number(flat[name], 3)} ± {format_number(flat[f'{name}_std'], 3)}"
     if flat.get(f"{name}_low") is None:
-        return short(flat.get(name))
-    return f"{short(flat[name])} [{short(flat[f'{name}_low'])}, {short(flat[f'{name}_high'])}]"
+        return format_number(flat.get(name))
+    return f"{format_number(flat[name])} [{format_number(flat[f'{name}_low'])}, {format_number(flat[f'{name}_high'])}]"
 
 
-def ratio_cell(ratio: float | None) -> str:
+def format_ratio(ratio: float | None) -> str:
     """4.0 as "4.0x"."""
-    return NOTHING if ratio is None else f"{ratio:.1f}x"
+    return MISSING if ratio is None else f"{ratio:.1f}x"
 
 
-def bytes_cell(size: float | None) -> str:
+def format_bytes(size: float | None) -> str:
     """1258291 as "1.2 MiB"."""
     if size is None:
-        return NOTHING
+        return MISSING
     for unit in ("B", "KiB", "MiB", "GiB"):
         if size < 1024 or unit == "GiB":
             return f"{size:.0f} {unit}" if unit == "B" else f"{size:.1f} {unit}"
@@ -111,78 +115,79 @@ def bytes_cell(size: float | None) -> str:
     raise AssertionError(f"no unit for {size}")
 
 
-def number_cell(value: float | None) -> str:
-    """Three digits at least: 3.14, 31.4, 314, 3142; whole numbers without a point."""
+def format_significant(value: float | None) -> str:
+    """At least three significant digits: 3.14, 31.4, 314, 3142. Whole numbers have no decimal point."""
     if value is None:
-        return NOTHING
+        return MISSING
     if value == int(value) or abs(value) >= 100:
         return f"{value:.0f}"
     return f"{value:.1f}" if abs(value) >= 10 else f"{value:.2f}"
 
 
+# ---- columns: (title, row -> cell) ----
+
 Column = tuple[str, Callable[[dict[str, Any]], str]]
 
 SCORE_COLUMNS: tuple[Column, ...] = (
     ("reader", lambda r: r["reader"]),
-    ("ratio", lambda r: ratio_cell(r["effective_ratio"])),
-    *((TITLES[name], lambda r, name=name: score_cell(r, name)) for name in METRICS[:-1]),
+    ("achieved\nratio", lambda r: format_ratio(r["effective_ratio"])),
+    *((TITLES[name], lambda r, name=name: format_score(r, name)) for name in METRICS[:-1]),
 )
 
 COST_COLUMNS: tuple[Column, ...] = (
     ("reader", lambda r: r["reader"]),
-    (TITLES["nll"], lambda r: score_cell(r, "nll")),
-    ("n", lambda r: number_cell(r["n"])),
-    ("asked", lambda r: ratio_cell(r["requested_ratio"])),
-    ("slots", lambda r: number_cell(r["memory_slots"])),
-    ("memory", lambda r: bytes_cell(r["memory_bytes"])),
-    *((phase.replace("_ms", "\nms"), lambda r, phase=phase: number_cell(r[phase])) for phase in PHASES),
+    (TITLES["nll"], lambda r: format_score(r, "nll")),
+    ("n", lambda r: format_significant(r["n"])),
+    ("requested\nratio", lambda r: format_ratio(r["requested_ratio"])),
+    ("slots", lambda r: format_significant(r["memory_slots"])),
+    ("memory", lambda r: format_bytes(r["memory_bytes"])),
+    *((phase.replace("_ms", "\nms"), lambda r, phase=phase: format_significant(r[phase])) for phase in PHASES),
 )
 
-RESTORED_COLUMNS: tuple[Column, ...] = (
+RECONSTRUCTION_COLUMNS: tuple[Column, ...] = (
     ("reader", lambda r: r["reader"]),
-    *((TITLES[name], lambda r, name=name: score_cell(r, name)) for name in RESTORED),
+    *((TITLES[name], lambda r, name=name: format_score(r, name)) for name in RECONSTRUCTION_METRICS),
 )
 
-SEEDS_COLUMN: Column = ("seeds", lambda r: number_cell(r.get("seeds")))
+SEEDS_COLUMN: Column = ("seeds", lambda r: format_significant(r.get("seeds")))
 
 
-# ------------------------------------------------------------------ whole tables
+# ---- tables ----
 
 
 def print_table(rows: list[dict[str, Any]], title: str, caption: str = "", console: Console | None = None) -> None:
-    """Print the rows as one table in two blocks, scores above and likelihood, memory and times below; between them how
-    well texts were written down again, where some were.
+    """Prints the rows as one table in blocks of about 100 columns, then the caption and where the rows come from.
 
-    Each block takes about 100 columns, and no line is wrapped or cut, terminal or not. Below stand the
-    caption, which rows had prompts cut, and the run folders.
+    The blocks: scores; reconstruction metrics where any row has them; likelihood, memory and times. No line is wrapped
+    or truncated, whether the output is a terminal or not.
     """
-    console = console or Console(width=WIDE)
+    console = console or Console(width=TABLE_WIDTH)
     cost = COST_COLUMNS[:3] + ((SEEDS_COLUMN,) if _has_seeds(rows) else ()) + COST_COLUMNS[3:]
     _print_text(console, f"\n{title}", "bold")
-    restored = (RESTORED_COLUMNS,) if _is_restored(rows) else ()
-    for columns in (SCORE_COLUMNS, *restored, cost):
+    reconstruction = (RECONSTRUCTION_COLUMNS,) if _has_reconstruction(rows) else ()
+    for columns in (SCORE_COLUMNS, *reconstruction, cost):
         print_block(console, [name for name, _ in columns], [[cell(r) for _, cell in columns] for r in rows])
-    for line in [*caption.splitlines(), *notes(rows), *run_lines(rows)]:
+    for line in [*caption.splitlines(), *truncation_notes(rows), *run_summary(rows)]:
         _print_text(console, line)
 
 
 def print_block(console: Console, header: Sequence[str], cells: Iterable[Sequence[str]]) -> None:
-    """Print one block: the first column to the left, the others to the right, nothing wrapped."""
+    """Prints one block. The first column is left-aligned, the others right-aligned; nothing is wrapped."""
     table = Table(box=SIMPLE, show_edge=False, pad_edge=False, padding=(0, 1, 0, 0), header_style="bold")
     for i, name in enumerate(header):
         table.add_column(Text(name), justify="left" if i == 0 else "right", vertical="bottom", no_wrap=True)
     for line in cells:
-        table.add_row(*(Text(cell) for cell in line))  # Text: "[.64, .77]" is no markup
+        table.add_row(*(Text(cell) for cell in line))  # Text: rich would take "[.64, .77]" for markup
     console.print(table)
     console.print()
 
 
 def markdown_table(rows: list[dict[str, Any]]) -> str:
-    """All columns as one GitHub table, followed by which rows had prompts cut."""
-    restored = RESTORED_COLUMNS[1:] if _is_restored(rows) else ()
+    """All columns as one GitHub table, followed by the notes on truncated prompts."""
+    reconstruction = RECONSTRUCTION_COLUMNS[1:] if _has_reconstruction(rows) else ()
     columns = [
         *SCORE_COLUMNS,
-        *restored,
+        *reconstruction,
         *COST_COLUMNS[1:3],
         *([SEEDS_COLUMN] if _has_seeds(rows) else []),
         *COST_COLUMNS[3:],
@@ -192,24 +197,27 @@ def markdown_table(rows: list[dict[str, Any]]) -> str:
         "| :-- |" + " --: |" * (len(columns) - 1),
     ]
     lines += ["| " + " | ".join(cell(r).replace("|", "\\|") for _, cell in columns) + " |" for r in rows]
-    cut = notes(rows)
-    return "\n".join(lines + ([""] if cut else []) + [f"- {note}" for note in cut]) + "\n"
+    notes = truncation_notes(rows)
+    return "\n".join(lines + ([""] if notes else []) + [f"- {note}" for note in notes]) + "\n"
 
 
-def notes(rows: list[dict[str, Any]]) -> list[str]:
-    """One sentence for each row whose prompts did not all fit."""
-    return [f"{r['reader']}: {r['truncated']} of {r['n']} prompts were cut" for r in rows if r["truncated"]]
+def truncation_notes(rows: list[dict[str, Any]]) -> list[str]:
+    """One note for each row that has truncated prompts."""
+    return [f"{r['reader']}: {r['truncated']} of {r['n']} prompts were truncated" for r in rows if r["truncated"]]
 
 
-def run_lines(rows: list[dict[str, Any]]) -> list[str]:
-    """Which run each reader comes from, "run FOLDER: reader, reader"; of many runs, how many and where."""
+def run_summary(rows: list[dict[str, Any]]) -> list[str]:
+    """The readers of each run as "run FOLDER: reader, reader".
+
+    Above MAX_LISTED_RUNS runs: for each reader the number of its runs and their parent folders.
+    """
     readers: dict[str, dict[str, None]] = defaultdict(dict)
     runs: dict[str, dict[str, None]] = defaultdict(dict)
     for r in rows:
         for run in r.get("runs") or [r["run"]]:
             readers[str(run)][r["reader"]] = None
             runs[r["reader"]][str(run)] = None
-    if len(readers) <= MANY_RUNS:
+    if len(readers) <= MAX_LISTED_RUNS:
         return [f"run {run}: {', '.join(names)}" for run, names in readers.items()]
     return [
         f"{len(folders)} runs below {', '.join(dict.fromkeys(str(Path(f).parent) for f in folders))}: {reader}"
@@ -219,7 +227,7 @@ def run_lines(rows: list[dict[str, Any]]) -> list[str]:
     ]
 
 
-def _is_restored(rows: list[dict[str, Any]]) -> bool:
+def _has_reconstruction(rows: list[dict[str, Any]]) -> bool:
     return any("prefix_em" in r for r in rows)
 
 

@@ -46,12 +46,12 @@ from breviary.runs.environment import environment
 from breviary.runtime.distributed import gather_rows, rank
 from breviary.runtime.files import write_json
 from breviary.training.pipeline import init_pipeline_group
-from comet.pipeline.cost import Memory, Shape, parts_of
-from comet.pipeline.transfer import Passage, PipelineHandoff, PipelinePassage
 from comet.model import Comet
 from comet.pipeline.chunk_pipeline import Pipeline
+from comet.pipeline.cost import Memory, Shape, parts_of
 from comet.pipeline.monitor import BACKWARD, FORWARD, spans_of
 from comet.pipeline.schedule import Cell, owners, simulate
+from comet.pipeline.transfer import Passage, PipelineHandoff, PipelinePassage
 from comet.text import Text, steps_of
 
 VARIANTS = ("cyclic", "contiguous", "naive")

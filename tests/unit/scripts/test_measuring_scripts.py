@@ -10,6 +10,7 @@ from matplotlib import pyplot
 
 import eval as evaluating
 import train as training
+from breviary.report.curves import draw_curves, read_curve
 from ram.segments import select_segments
 from scripts import curves, gold_recall
 from scripts.bench import compress, end_to_end
@@ -129,10 +130,10 @@ def test_curves_hold_every_logged_number(run, tmp_path, capsys):
 
 
 def test_a_level_is_drawn_where_it_lies(monkeypatch, run, tmp_path):
-    assert curves.level_of("decoder=alone=3.5") == ("decoder=alone", 3.5)
+    assert curves.parse_level("decoder=alone=3.5") == ("decoder=alone", 3.5)
     drawn = {}
     monkeypatch.setattr(pyplot.Axes, "axhline", lambda axis, y, **style: drawn.update({style["label"]: y}))
-    curves.draw(tmp_path / "curves.png", {"run": curves.read(str(run))}, {"decoder alone": 3.5})
+    draw_curves(tmp_path / "curves.png", {"run": read_curve(run)}, {"decoder alone": 3.5})
     assert drawn == {"decoder alone": 3.5}
 
 

@@ -1,4 +1,4 @@
-"""Two readers, question by question: what is subtracted from what, how sure one may be, and what may not be compared."""
+"""Paired comparison of readers: differences, intervals, and the evaluations that cannot be compared."""
 
 from __future__ import annotations
 
@@ -8,11 +8,11 @@ from typing import Any
 
 import pytest
 
-from breviary.evaluation.comparison import EvaluatedReader, data_name, differences, load_evaluations
+from breviary.evaluation.comparison import EvaluatedReader, dataset_name, load_evaluations, paired_differences
 from breviary.evaluation.results import Predictions, summarise, write_results
 from scripts import compare
 
-HARD = [0, 1, 0, 1, 1, 0, 0, 1, 0, 1]  # which questions a weak reader answers
+HARD = [0, 1, 0, 1, 1, 0, 0, 1, 0, 1]  # exact matches of a weak reader
 
 
 def put(
@@ -25,7 +25,7 @@ def put(
     ratio: float = 4.0,
     **more: Any,
 ) -> str:
-    """An evaluation as eval.py leaves it; question i's answer has `tokens` + i tokens and costs nll + 3 (i mod 3) nats."""
+    """Writes an evaluation as eval.py does. Answer i has `tokens` + i tokens and `nll` + 3 (i mod 3) nats."""
     rows = [
         {
             "id": f"q{i}",
@@ -55,64 +55,67 @@ def put(
     return str(folder / reader)
 
 
-def alike(folders: list[str]) -> list[EvaluatedReader]:
-    """Evaluations that answer the same questions."""
+def same_questions(folders: list[str]) -> list[EvaluatedReader]:
+    """Evaluations of the same questions."""
     [group] = load_evaluations(folders)
     return group
 
 
-def test_the_first_minus_the_second_by_hand(tmp_path):
-    """Two hits more of ten; 12 nats less over answers of 2 to 11 tokens, 65 in all."""
+def test_differences_equal_hand_computed_values(tmp_path):
+    """Two more exact matches of ten; 12 nats less over 65 answer tokens."""
     ours = put(tmp_path / "a", "ours", [1, 1, 1, *HARD[3:]], nll=1.8)
-    found = differences(*alike([ours, put(tmp_path / "b", "other", HARD, nll=3.0)]))
+    found = paired_differences(*same_questions([ours, put(tmp_path / "b", "other", HARD, nll=3.0)]))
     assert found.keys() == {"em", "nll"}
     assert found["em"]["value"] == pytest.approx(0.2) and found["nll"]["value"] == pytest.approx(-12 / 65)
-    back = differences(*alike([str(tmp_path / "b"), ours]))  # a folder above a single one will do
+    # A folder above a single evaluation is accepted.
+    back = paired_differences(*same_questions([str(tmp_path / "b"), ours]))
     assert back["em"]["value"] == pytest.approx(-0.2) and back["nll"]["value"] == pytest.approx(12 / 65)
 
 
-def test_it_is_the_difference_of_what_the_two_results_say(tmp_path):
+def test_differences_equal_those_of_the_two_results(tmp_path):
     folders = [
         put(tmp_path / name, name, em, nll, ratios={"accuracy": [index + 1, 4]})
         for index, (name, em, nll) in enumerate([("a", HARD, 2.0), ("b", HARD[::-1], 5.0)])
     ]
-    one, two = alike(folders)
-    for name, metric in differences(one, two).items():
+    one, two = same_questions(folders)
+    for name, metric in paired_differences(one, two).items():
         assert metric["value"] == pytest.approx(
             one.results["metrics"][name]["value"] - two.results["metrics"][name]["value"]
         )
 
 
-def test_what_is_hard_for_both_does_not_widen_the_interval(tmp_path):
-    """Each reader's own NLL varies with its questions by far more than the two differ; the difference is the same everywhere."""
-    one, two = alike([put(tmp_path / "a", "a", HARD, nll=2.0), put(tmp_path / "b", "b", HARD, nll=2.5)])
-    nll, own = differences(one, two)["nll"], one.results["metrics"]["nll"]
+def test_variation_common_to_both_readers_does_not_widen_the_interval(tmp_path):
+    """The NLL varies between questions far more than between readers, and the difference is constant."""
+    one, two = same_questions([put(tmp_path / "a", "a", HARD, nll=2.0), put(tmp_path / "b", "b", HARD, nll=2.5)])
+    nll, own = paired_differences(one, two)["nll"], one.results["metrics"]["nll"]
     assert nll["high"] < 0 and nll["high"] - nll["low"] < (own["high"] - own["low"]) / 2
 
 
-def test_one_question_has_no_interval(tmp_path):
-    found = differences(*alike([put(tmp_path / "a", "a", [1]), put(tmp_path / "b", "b", [0])]))
+def test_the_interval_of_one_question_has_width_zero(tmp_path):
+    found = paired_differences(*same_questions([put(tmp_path / "a", "a", [1]), put(tmp_path / "b", "b", [0])]))
     assert found["em"] == {"value": 1.0, "low": 1.0, "high": 1.0}
 
 
-def test_tokens_of_other_tokenizers_are_not_subtracted(tmp_path):
-    found = differences(*alike([put(tmp_path / "a", "a", HARD), put(tmp_path / "b", "b", HARD, tokens=3)]))
+def test_nll_is_omitted_when_token_counts_differ(tmp_path):
+    found = paired_differences(
+        *same_questions([put(tmp_path / "a", "a", HARD), put(tmp_path / "b", "b", HARD, tokens=3)])
+    )
     assert found.keys() == {"em"}
 
 
-def test_readers_of_one_name_are_told_apart(tmp_path):
+def test_readers_with_the_same_name_get_distinct_labels(tmp_path):
     same = [put(tmp_path / "a", "comi", HARD), put(tmp_path / "b", "comi", HARD, ratio=8.0)]
-    assert [one.name for one in alike(same)] == ["comi, 4x", "comi, 8x"]
+    assert [one.name for one in same_questions(same)] == ["comi, 4x", "comi, 8x"]
     again = [same[0], put(tmp_path / "c", "comi", HARD)]
-    assert [one.name for one in alike(again)] == again
+    assert [one.name for one in same_questions(again)] == again
 
 
-def test_what_may_not_be_compared_is_refused_in_one_sentence(tmp_path, capsys):
+def test_evaluations_that_cannot_be_compared_raise_one_message(tmp_path, capsys):
     one, two = put(tmp_path / "a", "a", HARD), put(tmp_path / "b", "b", HARD[:5])
     put(tmp_path / "b", "c", HARD)
     gone = put(tmp_path / "d", "d", HARD)
     Path(gone, "predictions.jsonl").unlink()
-    for words, sentence in [
+    for arguments, message in [
         ([one], "at least two evaluations"),
         ([one, two], "answers other questions"),
         ([one, put(tmp_path / "e", "e", HARD, data="two")], "answers other questions"),
@@ -121,12 +124,12 @@ def test_what_may_not_be_compared_is_refused_in_one_sentence(tmp_path, capsys):
         ([one, str(tmp_path / "nowhere")], "no such folder"),
     ]:
         with pytest.raises(SystemExit) as ended:
-            compare.main(words)
-        said = capsys.readouterr().err
-        assert ended.value.code == 2 and sentence in said and said.count("\n") == 1
+            compare.main(arguments)
+        printed = capsys.readouterr().err
+        assert ended.value.code == 2 and message in printed and printed.count("\n") == 1
 
 
-def test_the_command_prints_signs_and_writes_json(tmp_path, capsys):
+def test_the_script_prints_signs_and_writes_json(tmp_path, capsys):
     ours, others = (
         put(tmp_path / "a", "ours", [1] * 10),
         [put(tmp_path / "b", "weak", HARD), put(tmp_path / "c", "none", [0] * 10)],
@@ -143,14 +146,14 @@ def test_the_command_prints_signs_and_writes_json(tmp_path, capsys):
     assert rows[0]["metrics"]["em"]["value"] == 0.5
 
 
-def test_several_data_sets_at_once_and_every_pair(tmp_path, capsys):
-    """The readers of one data set are compared with one another, never with those of another one."""
-    words = [
+def test_several_datasets_and_all_pairs(tmp_path, capsys):
+    """Readers are compared within a dataset, never across datasets."""
+    evaluations = [
         put(tmp_path / data / reader, reader, em, data=data)
         for reader, em in [("all", [1] * 10), ("some", HARD), ("none", [0] * 10)]
         for data in ("nq", "hotpotqa")
     ]
-    compare.main([*words, "--pairs", "--output", str(tmp_path / "out.json")])
+    compare.main([*evaluations, "--pairs", "--output", str(tmp_path / "out.json")])
     rows = json.loads((tmp_path / "out.json").read_text())["rows"]
     pairs = [("all", "some", 0.5), ("all", "none", 1.0), ("some", "none", 0.5)]
     assert [(row["dataset"], row["reader"], row["minus"], row["metrics"]["em"]["value"]) for row in rows] == [
@@ -161,13 +164,15 @@ def test_several_data_sets_at_once_and_every_pair(tmp_path, capsys):
     ]
 
 
-def test_the_data_is_named_by_its_file_or_its_class():
-    named = {
+def test_dataset_name_is_the_file_or_the_class():
+    datasets = {
         "jsonl": {"_target_": "data.jsonl.Jsonl", "test": "/data/nq/test.jsonl.gz"},
-        "made": {"_target_": "data.passkey.Passkey"},
+        "generated": {"_target_": "data.passkey.Passkey"},
     }
-    assert data_name({"config": {"dataset": named["jsonl"]}, "data_hash": "0"}) == "nq/test.jsonl.gz"
+    assert dataset_name({"config": {"dataset": datasets["jsonl"]}, "data_hash": "0"}) == "nq/test.jsonl.gz"
     several = {"_target_": "data.passages.Passages", "test": ["/data/nq/test.jsonl.gz", "/data/hotpotqa/test.jsonl.gz"]}
-    assert data_name({"config": {"dataset": several}, "data_hash": "0"}) == "nq/test.jsonl.gz, hotpotqa/test.jsonl.gz"
-    assert data_name({"config": {"dataset": named["made"], "split": "validation"}, "data_hash": "0"}) == "Passkey"
-    assert data_name({"config": None, "data_hash": "0123456789abcdef"}) == "0123456789ab"
+    several = {"config": {"dataset": several}, "data_hash": "0"}
+    assert dataset_name(several) == "nq/test.jsonl.gz, hotpotqa/test.jsonl.gz"
+    generated = {"config": {"dataset": datasets["generated"], "split": "validation"}, "data_hash": "0"}
+    assert dataset_name(generated) == "Passkey"
+    assert dataset_name({"config": None, "data_hash": "0123456789abcdef"}) == "0123456789ab"

@@ -1,4 +1,4 @@
-"""Rows, cells and tables: what is printed, and that nothing is wrapped, cut or read as markup."""
+"""Rows, cells and tables: nothing is wrapped, truncated or taken for markup. Published tables beside our results."""
 
 from __future__ import annotations
 
@@ -11,17 +11,18 @@ from rich.console import Console
 
 from breviary.evaluation.table import (
     METRICS,
-    bytes_cell,
+    format_bytes,
+    format_number,
+    format_ratio,
+    format_score,
+    format_significant,
     markdown_table,
-    number_cell,
     print_table,
-    ratio_cell,
-    row,
-    run_lines,
-    score_cell,
-    short,
+    run_summary,
+    table_row,
     write_table,
 )
+from breviary.report.published import cell_commands, load_published_table
 from breviary.runtime.files import write_json
 from scripts import table as script
 
@@ -59,8 +60,8 @@ def printed(rows, **arguments) -> list[str]:
 # ------------------------------------------------------------------ rows and cells
 
 
-def test_row_is_flat_and_has_exactly_these_keys():
-    flat = row(results())
+def test_table_row_is_flat_with_exactly_these_keys():
+    flat = table_row(results())
     assert set(flat) == {
         "reader",
         "n",
@@ -94,14 +95,14 @@ def test_row_is_flat_and_has_exactly_these_keys():
     assert (flat["f1"], flat["f1_low"], flat["f1_high"]) == pytest.approx((0.714, 0.644, 0.774))
 
 
-def test_metric_that_was_not_measured_is_none_and_printed_as_a_dash():
-    flat = row(results(metrics={"nll": {"value": 2.5, "low": 2.0, "high": 3.0}}))
+def test_a_missing_metric_is_none_and_printed_as_a_dash():
+    flat = table_row(results(metrics={"nll": {"value": 2.5, "low": 2.0, "high": 3.0}}))
     assert flat["f1"] is None and flat["f1_low"] is None
-    assert score_cell(flat, "f1") == "-" and score_cell(flat, "nll") == "2.50 [2.00, 3.00]"
+    assert format_score(flat, "f1") == "-" and format_score(flat, "nll") == "2.50 [2.00, 3.00]"
 
 
 def test_table_file_is_a_json_list_of_the_rows(tmp_path):
-    rows = [row(results()), row(results("no_context", ratio=None))]
+    rows = [table_row(results()), table_row(results("no_context", ratio=None))]
     write_table(tmp_path / "table.json", rows)
     assert json.loads((tmp_path / "table.json").read_text()) == rows
 
@@ -109,40 +110,40 @@ def test_table_file_is_a_json_list_of_the_rows(tmp_path):
 @pytest.mark.parametrize(
     ("cell", "expected"),
     [
-        (short(0.714), ".71"),
-        (short(0.999), "1.00"),
-        (short(0.0), ".00"),
-        (short(-0.25), "-.25"),
-        (short(None), "-"),
-        (ratio_cell(3.97), "4.0x"),
-        (ratio_cell(None), "-"),
-        (bytes_cell(0), "0 B"),
-        (bytes_cell(1023), "1023 B"),
-        (bytes_cell(1024), "1.0 KiB"),
-        (bytes_cell(1258291.2), "1.2 MiB"),
-        (bytes_cell(3 * 2**40), "3072.0 GiB"),
-        (bytes_cell(None), "-"),
-        (number_cell(200), "200"),
-        (number_cell(0.5), "0.50"),
-        (number_cell(12.34), "12.3"),
-        (number_cell(1234.5), "1234"),
+        (format_number(0.714), ".71"),
+        (format_number(0.999), "1.00"),
+        (format_number(0.0), ".00"),
+        (format_number(-0.25), "-.25"),
+        (format_number(None), "-"),
+        (format_ratio(3.97), "4.0x"),
+        (format_ratio(None), "-"),
+        (format_bytes(0), "0 B"),
+        (format_bytes(1023), "1023 B"),
+        (format_bytes(1024), "1.0 KiB"),
+        (format_bytes(1258291.2), "1.2 MiB"),
+        (format_bytes(3 * 2**40), "3072.0 GiB"),
+        (format_bytes(None), "-"),
+        (format_significant(200), "200"),
+        (format_significant(0.5), "0.50"),
+        (format_significant(12.34), "12.3"),
+        (format_significant(1234.5), "1234"),
     ],
 )
 def test_cells(cell, expected):
     assert cell == expected
 
 
-def test_score_cells_tell_intervals_from_deviations():
-    flat = row(results())
-    assert score_cell(flat, "em") == ".71 [.64, .77]"
-    assert score_cell(flat | {"em_std": 0.02}, "em") == ".714 ± .020"
+def test_format_score_shows_intervals_or_deviations():
+    flat = table_row(results())
+    assert format_score(flat, "em") == ".71 [.64, .77]"
+    assert format_score(flat | {"em_std": 0.02}, "em") == ".714 ± .020"
 
 
 # ------------------------------------------------------------------ tables
 
 
-def test_printed_table_holds_every_number_on_whole_lines():
-    rows = [row(results()), row(results("full_context (untrained)", 0.9, 1.0, truncated=12))]
+def test_the_printed_table_holds_every_number_on_unwrapped_lines():
+    rows = [table_row(results()), table_row(results("full_context (untrained)", 0.9, 1.0, truncated=12))]
     lines = printed(rows, title="test of nq", caption="first line\nsecond line")
     assert max(len(line.rstrip()) for line in lines) <= 120
     scores, cost = [line for line in lines if line.startswith("comi ")]
@@ -150,14 +151,14 @@ def test_printed_table_holds_every_number_on_whole_lines():
     for cell in (".71 [.64, .77]", "200", "4.0x", "123", "1.2 MiB", "12.3", "0.50", "33", "1234"):
         assert cell in cost
     assert lines.count("first line") == lines.count("second line") == 1
-    assert "full_context (untrained): 12 of 200 prompts were cut" in lines
+    assert "full_context (untrained): 12 of 200 prompts were truncated" in lines
     assert "run outputs/a/1: comi, full_context (untrained)" in lines
     assert "…" not in "".join(lines)
 
 
 @pytest.mark.parametrize("columns", ["40", "300"])
-def test_no_terminal_width_changes_what_goes_to_a_file(monkeypatch, capsys, columns):
-    rows = [row(results("a_reader_with_a_rather_long_name", run="outputs/" + "long/" * 40))]
+def test_the_output_to_a_file_does_not_depend_on_the_terminal_width(monkeypatch, capsys, columns):
+    rows = [table_row(results("a_reader_with_a_rather_long_name", run="outputs/" + "long/" * 40))]
     print_table(rows, "title")
     wanted = capsys.readouterr().out
     monkeypatch.setenv("COLUMNS", columns)
@@ -169,24 +170,29 @@ def test_no_terminal_width_changes_what_goes_to_a_file(monkeypatch, capsys, colu
     )
 
 
-def test_seeds_have_a_column_only_where_there_are_several():
-    flat = row(results())
+def test_the_seeds_column_appears_only_for_several_seeds():
+    flat = table_row(results())
     assert "seeds" not in "\n".join(printed([flat | {"seeds": 1}], title="t"))
     assert "seeds" in "\n".join(printed([flat | {"seeds": 3}], title="t"))
 
 
-def test_many_runs_are_told_in_sum():
-    rows = [row(results()) | {"runs": [f"outputs/a/{i}" for i in range(20)]}, row(results("ram", run="outputs/b/1"))]
-    assert run_lines(rows) == ["20 runs below outputs/a: comi", "run outputs/b/1: ram"]
-    assert run_lines(rows[1:]) == ["run outputs/b/1: ram"]
+def test_many_runs_are_summarised():
+    rows = [
+        table_row(results()) | {"runs": [f"outputs/a/{i}" for i in range(20)]},
+        table_row(results("ram", run="outputs/b/1")),
+    ]
+    assert run_summary(rows) == ["20 runs below outputs/a: comi", "run outputs/b/1: ram"]
+    assert run_summary(rows[1:]) == ["run outputs/b/1: ram"]
 
 
-def test_markdown_has_one_line_a_row_with_as_many_cells_as_the_header():
-    lines = markdown_table([row(results("a|b")), row(results("no_context", ratio=None, truncated=3))]).splitlines()
+def test_markdown_has_one_line_per_row_with_as_many_cells_as_the_header():
+    lines = markdown_table(
+        [table_row(results("a|b")), table_row(results("no_context", ratio=None, truncated=3))]
+    ).splitlines()
     header, rule, first, second, empty, note = lines
     assert first.startswith("| a\\|b | 4.0x | .71 [.64, .77] |") and "| 1.2 MiB | 12.3 | 0.50 | 33 | 1234 |" in first
     assert header.count("|") == rule.count("|") == first.count("|") - 1 == second.count("|")
-    assert empty == "" and note == "- no_context: 3 of 200 prompts were cut"
+    assert empty == "" and note == "- no_context: 3 of 200 prompts were truncated"
 
 
 # ------------------------------------------------------------------ published tables
@@ -215,7 +221,7 @@ def spec_file(tmp_path):
         ],
     }
     path = tmp_path / "t.yaml"
-    path.write_text(yaml.safe_dump(spec, sort_keys=False))  # the order of the datasets is that of the blocks
+    path.write_text(yaml.safe_dump(spec, sort_keys=False))  # the blocks keep the order of the datasets
     return path
 
 
@@ -238,12 +244,12 @@ def test_published_numbers_stand_beside_ours(spec_file, tmp_path, capsys):
     assert "- a note" in lines and "comi_16x  python train.py experiment=E compressor.ratio=4" in lines
 
 
-def test_every_published_cell_has_its_command(spec_file, capsys):
+def test_every_published_cell_has_a_command(spec_file, capsys):
     script.main([str(spec_file), "--commands"])
     lines = capsys.readouterr().out.splitlines()
     place = lines.index("# comi_16x/nq")
     assert lines[place + 1] == "python train.py experiment=comi_nq compressor.ratio=4"
-    assert "# comi_16x/hp" not in lines  # nothing is published there
+    assert "# comi_16x/hp" not in lines  # no published number
 
 
 @pytest.mark.parametrize(
@@ -254,13 +260,13 @@ def test_every_published_cell_has_its_command(spec_file, capsys):
         ({"datasets": {"hp": {"title": "HP", "experiment": "x"}}}, r"row comi_16x names \['nq'\]"),
     ],
 )
-def test_wrong_tables_are_told(spec_file, change, message):
+def test_wrong_keys_of_a_table_raise(spec_file, change, message):
     spec_file.write_text(yaml.safe_dump(yaml.safe_load(spec_file.read_text()) | change))
     with pytest.raises(ValueError, match=message):
-        script.load_table(str(spec_file))
+        load_published_table(str(spec_file))
 
 
-def test_wrong_runs_end_with_exit_code_2_and_a_sentence(spec_file, tmp_path, capsys):
+def test_wrong_runs_exit_with_code_2_and_a_message(spec_file, tmp_path, capsys):
     write_json(tmp_path / "other/comi/results.json", results(requested_ratio=8.0))
     write_json(tmp_path / "twice/1/comi/results.json", results())
     write_json(tmp_path / "twice/2/comi/results.json", results())
@@ -272,17 +278,17 @@ def test_wrong_runs_end_with_exit_code_2_and_a_sentence(spec_file, tmp_path, cap
     ):
         with pytest.raises(SystemExit) as stop:
             script.main([str(spec_file), "--run", run])
-        told = capsys.readouterr()
-        assert stop.value.code == 2 and message in told.err and told.out == ""
+        printed = capsys.readouterr()
+        assert stop.value.code == 2 and message in printed.err and printed.out == ""
     with pytest.raises(SystemExit) as stop:
         script.main(["no_such_table"])
     assert stop.value.code == 2 and "comi_main" in capsys.readouterr().err
 
 
-def test_comi_table_holds_the_published_headline():
-    spec = script.load_table("comi_main")
+def test_the_comi_table_holds_the_published_headline():
+    spec = load_published_table("comi_main")
     published = {entry["id"]: entry["published"] for entry in spec["rows"]}
     gain = published["comi_32x_qwen2_7b"]["nq"]["em"] - published["gmsa_32x_qwen2_7b"]["nq"]["em"]
     assert gain == pytest.approx(49.15 - 24.63)  # the paper's "+25 EM"
-    assert len(published) == 12 and len(script.commands(spec)) == 36
+    assert len(published) == 12 and len(cell_commands(spec)) == 36
     assert all(column in cell for entry in published.values() for cell in entry.values() for column in ("em", "f1"))

@@ -1,4 +1,4 @@
-"""Run folders to one table and one figure: what is one point, what is kept apart, what is drawn."""
+"""Reports on run folders: grouping of seeds, labels, the points of the figure, the files."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from matplotlib.image import imread
 
 from breviary.evaluation.results import find_results
 from breviary.evaluation.table import METRICS
-from breviary.report.sweep import figure_points, group, load_results, make_report, setting_row
+from breviary.report.sweep import figure_points, group_results, load_results, make_report, setting_row
 from breviary.runtime.files import write_json
 from scripts import report as script
 
@@ -32,7 +32,7 @@ def put(
     evaluation: str = "0a1b",
     n: int = 200,
 ) -> Path:
-    """One evaluated reader in a run folder of its own; seed None = an untouched baseline, without configuration."""
+    """Writes one evaluated reader in its own run folder; seed None = an untouched baseline, without configuration."""
     run = root / f"20260101T{number:06d}_{number:06x}"
     folder = run / "eval" / evaluation / reader.replace(" ", "_")
     if seed is not None:
@@ -92,7 +92,7 @@ def sweep(tmp_path) -> Path:
 
 
 def settings_of(root: Path, by: str | None = None):
-    return group(load_results(find_results([str(root)])), by)
+    return group_results(load_results(find_results([str(root)])), by)
 
 
 def labels(root: Path, by: str | None = None) -> list[str]:
@@ -102,7 +102,7 @@ def labels(root: Path, by: str | None = None) -> list[str]:
 # ------------------------------------------------------------------ finding
 
 
-def test_runs_are_found_by_folder_parent_and_glob_and_counted_once(sweep):
+def test_runs_are_found_by_folder_parent_and_glob_without_duplicates(sweep):
     run = sweep / "20260101T000000_000000"
     assert len(find_results([str(run)])) == 3
     assert len(find_results([str(sweep)])) == 15
@@ -110,7 +110,7 @@ def test_runs_are_found_by_folder_parent_and_glob_and_counted_once(sweep):
     assert len(find_results([str(run / "eval/0a1b/comi/results.json")])) == 1
 
 
-def test_folders_without_results_are_told(tmp_path):
+def test_folders_without_results_raise(tmp_path):
     (tmp_path / "20260101T000000_aaaaaa").mkdir()
     with pytest.raises(ValueError, match="no results.json below it"):
         find_results([str(tmp_path)])
@@ -137,7 +137,7 @@ def test_seeds_become_mean_and_standard_deviation(sweep):
     assert single["f1_std"] is None
 
 
-def test_untouched_baselines_of_many_runs_are_one_measurement(sweep):
+def test_untouched_baselines_of_many_runs_are_one_row(sweep):
     row = setting_row(settings_of(sweep)[0][0])
     assert row["seeds"] == 1 and row["f1"] == 0.9 and row["f1_low"] == pytest.approx(0.85)
 
@@ -149,7 +149,7 @@ def test_the_newest_result_of_a_setting_and_seed_counts(sweep):
     assert value == [0.30] and notes == ["1 older results of the same setting and seed were left out"]
 
 
-def test_whatever_differs_beside_the_seed_is_kept_apart_and_named(sweep):
+def test_other_differences_than_the_seed_make_rows_with_their_own_labels(sweep):
     put(sweep, 50, "comi", 0.30, 4.0, 1, {"train": {"learning_rate": 0.01}})
     assert labels(sweep) == [
         "full_context",
@@ -163,7 +163,7 @@ def test_whatever_differs_beside_the_seed_is_kept_apart_and_named(sweep):
     assert rows["comi, learning_rate=0.001"]["seeds"] == 3 and rows["comi, learning_rate=0.01"]["f1"] == 0.30
 
 
-def test_other_data_is_named_and_noted(sweep):
+def test_different_data_is_labelled_and_noted(sweep):
     put(sweep, 50, "comi", 0.30, 4.0, 1, {"dataset": {"test": "/somewhere/hotpotqa/test.jsonl.gz"}}, data="data2")
     put(sweep, 50, "full_context", 0.95, 1.0, None, data="data2")
     settings, notes = settings_of(sweep)
@@ -178,12 +178,12 @@ def test_other_data_is_named_and_noted(sweep):
     assert notes == ["the rows were measured on 2 different sets of examples"]
 
 
-def test_another_number_of_examples_is_another_setting(sweep):
+def test_different_numbers_of_examples_are_different_settings(sweep):
     put(sweep, 0, "comi", 0.30, 4.0, 1, evaluation="ffff", n=50)
     assert {"comi, n=200", "comi, n=50"} <= set(labels(sweep))
 
 
-def test_trained_and_untouched_baselines_of_one_name_are_told_apart(sweep):
+def test_trained_and_untouched_baselines_get_distinct_labels(sweep):
     put(sweep, 60, "full_context", 0.95, 1.0, 1)
     assert {"full_context", "full_context (untrained)"} <= set(labels(sweep))
 
@@ -194,7 +194,7 @@ def test_a_number_of_slots_is_a_budget_like_a_ratio(tmp_path):
     assert labels(tmp_path) == ["icae", "icae"]
 
 
-def test_by_names_every_value_of_a_key(sweep):
+def test_by_labels_every_value_of_a_key(sweep):
     put(
         sweep,
         50,
@@ -219,7 +219,7 @@ def test_by_names_every_value_of_a_key(sweep):
 # ------------------------------------------------------------------ the figure and the files
 
 
-def test_figure_data_are_the_points_drawn(sweep):
+def test_figure_csv_holds_the_points(sweep):
     folder = make_report([str(sweep)], metric="f1")
     with open(folder / "figure.csv", newline="") as file:
         points = list(csv.DictReader(file))
@@ -239,7 +239,7 @@ def test_figure_data_are_the_points_drawn(sweep):
     assert points[1]["effective_ratio"] == ""
 
 
-def test_report_writes_table_and_figure_beside_the_runs(sweep, capsys):
+def test_the_report_is_written_beside_the_runs(sweep, capsys):
     folder = make_report([str(sweep)])
     assert folder == sweep.resolve() / "report"
     assert sorted(path.name for path in folder.iterdir()) == [
@@ -261,7 +261,7 @@ def test_report_writes_table_and_figure_beside_the_runs(sweep, capsys):
     assert ".750 ± .050" in printed and "of 3 seeds: mean ± standard deviation" in printed
 
 
-def test_picture_is_drawn_in_the_colours_of_its_lines(sweep):
+def test_the_figure_uses_the_colours_of_its_lines(sweep):
     pixels = imread(make_report([str(sweep)]) / "figure.png")[..., :3]
     height, width = pixels.shape[:2]
     assert height > 600 and width > 1000
@@ -270,7 +270,7 @@ def test_picture_is_drawn_in_the_colours_of_its_lines(sweep):
 
 
 @pytest.mark.parametrize("readers", [("no_context",), ("comi",), ("full_context", "comi")])
-def test_any_part_of_the_readers_can_be_drawn(tmp_path, readers):
+def test_any_subset_of_readers_can_be_drawn(tmp_path, readers):
     for reader in readers:
         put(tmp_path, 1, reader, 0.5, {"no_context": None, "full_context": 1.0}.get(reader, 4.0), 1)
     folder = make_report([str(tmp_path)], tmp_path / "out", metric="nll")
@@ -284,7 +284,7 @@ def test_readers_without_the_metric_have_no_point(sweep):
     assert "mean_pool" not in {point["line"] for point in figure_points(settings, "rouge_l")}
 
 
-def test_command_line_ends_with_2_and_a_sentence_on_what_is_wrong(sweep, tmp_path, capsys):
+def test_the_script_exits_with_code_2_and_a_message(sweep, tmp_path, capsys):
     script.main([str(sweep), "--output", str(tmp_path / "out"), "--metric", "em"])
     assert capsys.readouterr().out.splitlines()[-1] == f"report {tmp_path / 'out'}"
     for arguments, message in (
