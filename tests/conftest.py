@@ -21,6 +21,7 @@ from breviary.contract import Example
 from data.collate import Collator
 from data.invented_facts import InventedFacts
 from data.prompts import Prompt
+from tests.padding import padded_left
 from tests.tiny import compose_tiny, tiny_reader
 
 datasets.disable_progress_bars()
@@ -65,9 +66,11 @@ def collate(tokenizer):
     """collate(examples, side="right", pad_id=the end token, **prompt) -> Batch."""
 
     def collated(examples, side="right", pad_id=tokenizer.eos_token_id, **prompt):
-        shown = Prompt(**prompt)
-        items = [{**shown.tokenise(example, tokenizer), "example": example} for example in examples]
-        return Collator(pad_id, side)(items)
+        assert side in ("right", "left"), side
+        template = Prompt(**prompt)
+        items = [{**template.tokenise(example, tokenizer), "example": example} for example in examples]
+        batch = Collator(pad_id)(items)
+        return batch if side == "right" else padded_left(batch)
 
     return collated
 
