@@ -24,11 +24,11 @@ from torch import Tensor
 
 from breviary.memory.merging import (
     consecutive_groups,
-    full_precision,
     groups_from_sizes,
+    max_slot_count,
     merge_slots,
     slot_count,
-    widest,
+    without_autocast,
 )
 
 TILE = 64  # tokens compared at once within groups: one tile against another is one small matrix product
@@ -50,7 +50,7 @@ class Compared:
     relevance: Tensor
 
 
-@full_precision
+@without_autocast
 def compare(states: Tensor, query: Tensor) -> Compared:
     """Norms and relevance of states (B, T, D) against query (B, D); pass it on as `compared` to save a second time."""
     wide = torch.promote_types(states.dtype, torch.float32)
@@ -61,7 +61,7 @@ def compare(states: Tensor, query: Tensor) -> Compared:
     return Compared(states, inverse_norm, relevance)
 
 
-@full_precision
+@without_autocast
 def marginal_information_gain(
     states: Tensor,
     mask: Tensor,
@@ -92,7 +92,7 @@ def marginal_information_gain(
     return gain.masked_fill(~mask, 0)
 
 
-@full_precision
+@without_autocast
 def reallocate_groups(
     states: Tensor,
     mask: Tensor,
@@ -117,7 +117,7 @@ def reallocate_groups(
     """
     if not isinstance(ratio, Tensor) and ratio < 1:
         raise ValueError(f"ratio={ratio}: must be at least 1 token per slot (compressor.ratio)")
-    slots = widest(mask.shape[1], ratio) if slots is None else slots
+    slots = max_slot_count(mask.shape[1], ratio) if slots is None else slots
     lengths = mask.sum(-1)
     with torch.no_grad():
         compared = compared or compare(states, query)
@@ -155,7 +155,7 @@ def allocate(
     return torch.where(valid, reserved[:, None] + whole.long() + (place < left[:, None]), 0)
 
 
-@full_precision
+@without_autocast
 def merge_weights(
     states: Tensor,
     mask: Tensor,

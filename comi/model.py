@@ -88,7 +88,7 @@ class COMI(MergingCompressor):
             quirks,
         )
 
-    def grouping(
+    def group_tokens(
         self, states: Tensor, mask: Tensor, query: Tensor | None, ratio: int | Tensor, slots: int
     ) -> tuple[Tensor, Tensor | None]:
         """As GainGrouping; without a question every token is as relevant as any other, 0."""

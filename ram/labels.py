@@ -1,8 +1,8 @@
-"""Which segments hold what answers the question: RAM's positives, from the data alone (spec 1.9).
+"""Positive segments of RAM's contrastive loss: those that hold the answer, determined from the data alone (spec 1.9).
 
-Gold passages where the data marks them (`Batch.evidence`), else every occurrence of any reference answer in the
-context's text, found by character offsets: where a word begins, a leading space and how the tokenizer cuts do not
-matter. B rows, T context tokens, S segments.
+Positives are gold passages where the data marks them (`Batch.evidence`). Elsewhere they are all occurrences of any
+reference answer in the context's text. Occurrences are located by character offsets, so the result does not depend on
+how the tokenizer splits words or treats leading spaces. Shapes: B rows, T context tokens, S segments.
 """
 
 from __future__ import annotations
@@ -11,54 +11,55 @@ import torch
 from torch import Tensor
 
 from breviary.contract import Batch, Example
-from ram.segments import cut
+from ram.segments import split_segments
 
 SOURCES = ("evidence", "answers")
 
 
 def answer_spans(example: Example, ignore_case: bool = True) -> list[tuple[int, int]]:
-    """Character spans (start, end) of every occurrence of any reference in the context, as whole words:
-    "10" is not found in "2010". Occurrences may overlap."""
+    """Character spans (start, end) of all occurrences of any reference in the context, sorted.
+
+    Occurrences are whole words: "10" does not match in "2010". They may overlap.
+    """
     fold = str.casefold if ignore_case else str
-    if len(fold(example.context)) != len(example.context):  # a few letters fold to two, and places would move
-        fold = _one_for_one
+    if len(fold(example.context)) != len(example.context):  # some letters fold to two, which would shift offsets
+        fold = _casefold_same_length
     text, spans = fold(example.context), set()
     for answer in example.answers:
-        wanted = fold(answer.strip())
-        start = text.find(wanted) if wanted else -1
+        pattern = fold(answer.strip())
+        start = text.find(pattern) if pattern else -1
         while start >= 0:
-            end = start + len(wanted)
+            end = start + len(pattern)
             if not _within_word(text[max(start - 1, 0) : start + 1]) and not _within_word(text[end - 1 : end + 1]):
                 spans.add((start, end))
-            start = text.find(wanted, start + 1)
+            start = text.find(pattern, start + 1)
     return sorted(spans)
 
 
-def _one_for_one(text: str) -> str:
-    """Case folded but for letters that would become two, such as the German sharp s."""
+def _casefold_same_length(text: str) -> str:
+    """Case folding that leaves letters unchanged whose folded form is longer, such as the German sharp s."""
     return "".join(folded if len(folded := letter.casefold()) == 1 else letter for letter in text)
 
 
 def _within_word(pair: str) -> bool:
-    """Whether two neighbouring characters belong to one word; scripts written without spaces have no such borders."""
+    """True where two neighbouring characters belong to one word. Scripts without spaces have no word borders."""
     return len(pair) == 2 and pair.isalnum() and max(pair) < "\u2e80"
 
 
 def answer_tokens(batch: Batch, ignore_case: bool = True) -> Tensor:
     """(B, T) bool: context tokens that overlap an occurrence of an answer.
 
-    The texts are searched on the host; comparing offsets runs on the batch's device.
-    Raises ValueError where the tokenizer gave no character offsets.
+    The texts are searched on the host; offsets are compared on the batch's device.
+    Raises ValueError where the batch has no character offsets.
     """
     if batch.offsets is None:
         raise ValueError(
-            "answers are found by character offsets, which this tokenizer does not give; use the fast "
+            "answers are located by character offsets, which this tokenizer does not provide; use the fast "
             "tokenizer of this backbone, or mark gold passages in the data (compressor.positives)"
         )
-    found = [answer_spans(example, ignore_case) for example in batch.examples]
-    most = max([1, *map(len, found)])
-    spans = torch.zeros(len(found), most, 2, dtype=torch.int64)
-    for b, row in enumerate(found):
+    rows = [answer_spans(example, ignore_case) for example in batch.examples]
+    spans = torch.zeros(len(rows), max([1, *map(len, rows)]), 2, dtype=torch.int64)
+    for b, row in enumerate(rows):
         if row:
             spans[b, : len(row)] = torch.tensor(row)
     spans = spans.to(batch.offsets.device)
@@ -68,19 +69,16 @@ def answer_tokens(batch: Batch, ignore_case: bool = True) -> Tensor:
 
 
 def positive_tokens(batch: Batch, source: str = "evidence", ignore_case: bool = True) -> Tensor:
-    """(B, T) bool: tokens of gold passages; in rows that mark none, and everywhere with source `answers`, of answers."""
+    """(B, T) bool: tokens of gold passages; in rows that mark none, or with source `answers`, tokens of answers."""
     evidence = batch.evidence if source == "evidence" else None
     if evidence is None:
         return answer_tokens(batch, ignore_case)
-    unmarked = ~evidence.any(1, keepdim=True)
     if batch.offsets is None:
         return evidence
+    unmarked = ~evidence.any(1, keepdim=True)
     return evidence | (unmarked & answer_tokens(batch, ignore_case))
 
 
 def positive_segments(tokens: Tensor, length: int) -> Tensor:
-    """Marks on left-packed tokens (B, T) -> marks on their segments of `length` tokens, (B, S).
-
-    A span across a border marks both segments.
-    """
-    return cut(tokens, length).any(-1)
+    """Left-packed positive tokens (B, T) -> segments of `length` tokens that hold at least one, (B, S) bool."""
+    return split_segments(tokens, length).any(-1)

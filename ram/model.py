@@ -17,44 +17,49 @@ from breviary.backbones.stack import Stack
 from breviary.backbones.tiny import TinyBackbone
 from breviary.contract import Batch, Encoded, Memory, Question
 from breviary.memory.assembly import Layout, token_index
-from breviary.memory.merging import MergingCompressor, last_position, merge_slots
+from breviary.memory.hashing import HASH_RANGE, hash_integers, hash_tokens
+from breviary.memory.merging import MergingCompressor, last_token_positions, merge_slots
 from ram.labels import SOURCES, positive_segments, positive_tokens
 from ram.losses import contrastive_loss
-from ram.segments import BUDGETS, MODES, cut, kept_segments, relevance, select_segments, skim_weights
+from ram.segments import BUDGETS, SKIM_MODES, floor_divide, relevance, select_segments, skim_weights, split_segments
 
-KEEPS = ("topk", "random", "none")
-READS = ("segments", "whole")
-WHOLE = 2**40  # tokens read at once: any context
-PRIME = 2**31 - 1  # its square fits int64
+KEEP_MODES = ("topk", "random", "none")
+READ_MODES = ("segments", "whole")
+UNLIMITED = 2**40  # segment size that holds any context
+
+ALLOWED_VALUES = {"read": READ_MODES, "keep": KEEP_MODES, "budget": BUDGETS, "skim": SKIM_MODES, "positives": SOURCES}
 
 
 class RAM(MergingCompressor):
-    """Of fixed-width segments the most relevant stay whole, each other one becomes a single vector; in document order.
+    """The most relevant fixed-width segments stay unchanged; each other one becomes one vector; in document order.
 
-    1. The first layers of the backbone read every segment by itself, and the question as a row of its own (spec 1.3).
-    2. Relevance is the cosine of a segment's mean state with the question's (1.4); the best are kept (1.5).
+    1. The first layers of the backbone encode every segment independently, and the question as its own row (spec 1.3).
+    2. Relevance is the cosine of a segment's mean state with the question's (1.4); the best segments are kept (1.5).
     3. A skimmed segment becomes the sum of its states, weighted by softmax of their cosines with the question (1.6).
     4. join: input  kept tokens enter as the decoder's own embeddings, skimmed vectors through a linear map (1.7, 1.8)
-       join: depth  the decoder's first layers read; kept states and skimmed vectors enter layer n as they are (ours)
-    5. In training a contrastive loss pulls the question towards segments that hold the answer (1.9).
+       join: depth  the decoder's first layers encode; kept states and skimmed vectors enter layer n unchanged (ours)
+    5. In training a contrastive loss raises the question's similarity with segments that hold the answer (1.9).
 
     segment_size         tokens of a segment (the paper's L_seg)
-    read                 segments: each by itself, as published; whole: the context at once, segments cut from its states
+    read                 segments: each is encoded by itself, as published | whole: the context is encoded at once, and
+                         its states are split into segments
     keep                 topk | random (by a hash of a segment's tokens, for comparison) | none (skim all)
-    budget               nominal: floor(segments / ratio) are kept, skimmed vectors come on top; strict: all slots
-                         together at most floor(tokens / ratio). A budget in `slots` is always strict
+    budget               nominal: floor(segments / ratio) are kept, skimmed vectors are not counted | strict: all slots
+                         together are at most floor(tokens / ratio). A budget in `slots` is always strict
     skim                 query_weighted | mean | drop (close reading only)
     skim_temperature     of the softmax over a segment's tokens (published: 1)
-    skimmer              in place of `skim`: any (states, mask, query, ratio, slots) -> (groups, weights) that merges each
+    skimmer              replaces `skim`: any (states, mask, query, ratio, slots) -> (groups, weights) that merges each
                          skimmed segment into several slots, such as COMI's grouping; None = one slot
     skim_ratio           tokens per slot of the skimmer
-    uniform_keep         training draws the kept share 1 / ratio anew each step, uniform in (0, 1]
+    uniform_keep         each training step draws the kept share 1 / ratio uniformly from (0, 1]
     contrastive_weight   of the loss of step 5; 0 = off
     contrastive_temperature  of that loss (training code 0.1)
-    positives            evidence: gold passages where the data marks them, else answers; answers: their occurrences
-    ignore_case          of letters, in finding answers
-    quirks               the published inference code: kept tokens from the encoder's table, contrastive temperature 0.05
-    Further arguments as in MergingCompressor and ContextEncoder. States never depend on the question: encoded once per context.
+    positives            evidence: gold passages where the data marks them, else answers | answers: their occurrences
+    ignore_case          when occurrences of answers are searched
+    quirks               the published inference code: kept tokens use the encoder's embedding; contrastive temperature
+                         0.05
+    Further arguments as in MergingCompressor and ContextEncoder. States never depend on the question, so each context
+    is encoded once.
     """
 
     compress_only_keys = MergingCompressor.compress_only_keys | {
@@ -93,11 +98,11 @@ class RAM(MergingCompressor):
         quirks: bool = False,
         **merging: Any,
     ):
-        reading_size = segment_size if read == "segments" else WHOLE
+        encoded_size = segment_size if read == "segments" else UNLIMITED
         super().__init__(
-            backbone, decoder, segment_size=reading_size, alignment=alignment, question=question, **merging
+            backbone, decoder, segment_size=encoded_size, alignment=alignment, question=question, **merging
         )
-        assert keep in KEEPS and skim in MODES, (keep, skim)
+        assert keep in KEEP_MODES and skim in SKIM_MODES, (keep, skim)
         self.budget.uniform_keep = uniform_keep and self.budget.slots is None
         self.segment_size, self.keep, self.budget_rule = segment_size, keep, budget
         self.skim, self.skim_temperature = skim, skim_temperature
@@ -107,28 +112,30 @@ class RAM(MergingCompressor):
         self.quirks = quirks
 
     def compress(self, encoded: Encoded, question: Question) -> Memory:
-        """Steps 2 to 5; every operation runs whatever is kept, so that all weights always receive a gradient."""
+        """Steps 2 to 5. Every operation runs for any selection, so that all weights always receive a gradient."""
         values_BTD, mask_BT = encoded.states.flatten(1, 2), encoded.mask.flatten(1, 2)
-        states_BNLD = cut(self.context_encoder.compared(encoded).flatten(1, 2), self.segment_size)
-        mask_BNL = cut(mask_BT, self.segment_size)
+        states_BNLD = split_segments(self.context_encoder.similarity_states(encoded).flatten(1, 2), self.segment_size)
+        mask_BNL = split_segments(mask_BT, self.segment_size)
         query_BD = self.context_encoder.query(encoded, question)[:, 0]
         relevance_BN = relevance(states_BNLD, mask_BNL, query_BD)
-        keep_BN = self.kept(relevance_BN, cut(encoded.ids.flatten(1, 2), self.segment_size), mask_BNL)
+        keep_BN = self.select(relevance_BN, split_segments(encoded.ids.flatten(1, 2), self.segment_size), mask_BNL)
 
-        groups_BT, weights_BT = self.groups(keep_BN, states_BNLD, mask_BNL, query_BD, mask_BT.shape[1])
-        G = self.most_slots(mask_BNL.shape[1])
+        groups_BT, weights_BT = self.assign_slots(keep_BN, states_BNLD, mask_BNL, query_BD, mask_BT.shape[1])
+        G = self.max_slots(mask_BNL.shape[1])
         slots_BGD, slot_mask_BG = merge_slots(values_BTD, groups_BT, G, weights_BT)
-        last_BG = last_position(token_index(mask_BT), groups_BT, G)
-        close_BG = keep_BN.gather(1, last_BG // self.segment_size) & slot_mask_BG
+        last_BG = last_token_positions(token_index(mask_BT), groups_BT, G)
+        kept_BG = keep_BN.gather(1, last_BG // self.segment_size) & slot_mask_BG
         memory = self.context_encoder.memory(
-            slots_BGD, slot_mask_BG, last_BG, encoded, close_BG, self.context_encoder.encoder if self.quirks else None
+            slots_BGD, slot_mask_BG, last_BG, encoded, kept_BG, self.context_encoder.encoder if self.quirks else None
         )
         memory.trace |= {"groups": groups_BT, "weights": weights_BT, "relevance": relevance_BN, "kept": keep_BN}
         if question.labels is not None:
             positives_BN = positive_segments(question.labels, self.segment_size)
+            # Padding beyond the context may add or remove segments.
+            missing = keep_BN.shape[1] - positives_BN.shape[1]
             loss = contrastive_loss(
                 relevance_BN,
-                _width(positives_BN, keep_BN.shape[1]),
+                nn.functional.pad(positives_BN, (0, missing)),
                 mask_BNL.any(-1),
                 self.contrastive_temperature,
                 "sum",
@@ -136,48 +143,46 @@ class RAM(MergingCompressor):
             memory.losses["contrastive"] = (self.contrastive_weight * loss, positives_BN.any(1).sum())
         return memory
 
-    def kept(self, relevance: Tensor, ids: Tensor, mask: Tensor) -> Tensor:
+    def select(self, relevance: Tensor, ids: Tensor, mask: Tensor) -> Tensor:
         """Segments to read closely: (B, N) bool. relevance (B, N), ids and mask (B, N, L)."""
         lengths_BN = mask.sum(-1)
         if self.keep == "none":
             return torch.zeros_like(lengths_BN, dtype=torch.bool)
         if self.keep == "random":
-            relevance = _hashed(ids, mask)
-        ratio = self.budget.asked(self.training)
+            relevance = hash_integers(hash_tokens(ids, mask)).double() / HASH_RANGE
+        ratio = self.budget.requested_ratio(self.training)
         slots = None if ratio is not None else torch.full_like(lengths_BN[:, 0], self.budget.slots)
         return select_segments(relevance, lengths_BN, ratio, self.budget_rule, slots, self.skimmed_slots(lengths_BN))
 
     def skimmed_slots(self, lengths: Tensor | int) -> Tensor | int:
-        """Slots that segments of so many tokens take at most where they are not kept."""
+        """Upper bound on the slots of skimmed segments of the given lengths."""
         if self.skim == "drop":
             return 0 * lengths
         return -(-lengths // (self.segment_size if self.skimmer is None else self.skim_ratio))
 
-    def groups(
+    def assign_slots(
         self, keep: Tensor, states: Tensor, mask: Tensor, query: Tensor, width: int
     ) -> tuple[Tensor, Tensor | None]:
-        """Which slot each token goes to, in document order, and with what weight: (B, T) both, T = width.
+        """Slot of each token, in document order, and its weight: (B, T) both, T = width.
 
-        keep (B, N), states (B, N, L, D), mask (B, N, L), query (B, D). Groups are -1 on pads and in dropped segments;
-        weights None = plain means (a kept token is the mean of itself).
+        keep (B, N), states (B, N, L, D), mask (B, N, L), query (B, D). Slots are -1 on padding and in dropped segments.
+        Weights None = plain means (a kept token is the mean of itself).
         """
         slots_BN = torch.where(keep, mask.sum(-1), self.skimmed_slots(mask.sum(-1)))
         first_BN1 = (slots_BN.cumsum(1) - slots_BN)[..., None]
-        inner_BNL, weights_BNL = self._skimmed(states, mask, query)
-        place_L = torch.arange(mask.shape[2], device=mask.device)
-        groups_BNL = first_BN1 + torch.where(keep[..., None], place_L, inner_BNL)
+        inner_BNL, weights_BNL = self._skim_groups(states, mask, query)
+        column_L = torch.arange(mask.shape[2], device=mask.device)
+        groups_BNL = first_BN1 + torch.where(keep[..., None], column_L, inner_BNL)
         groups_BNL = groups_BNL.masked_fill(~mask | (slots_BN == 0)[..., None], -1)
         if weights_BNL is not None:
             weights_BNL = torch.where(keep[..., None], 1.0, weights_BNL).flatten(1)[:, :width]
         return groups_BNL.flatten(1)[:, :width], weights_BNL
 
-    def _skimmed(self, states: Tensor, mask: Tensor, query: Tensor) -> tuple[Tensor, Tensor | None]:
-        """Slot of each token within its segment, were that skimmed, and its weight: (B, N, L) both."""
+    def _skim_groups(self, states: Tensor, mask: Tensor, query: Tensor) -> tuple[Tensor, Tensor | None]:
+        """Slot of each token within its segment if that is skimmed, and its weight: (B, N, L) both."""
         if self.skimmer is None:
-            return (
-                torch.zeros_like(mask, dtype=torch.int64),
-                skim_weights(states, mask, query, self.skim_temperature, self.skim),
-            )
+            weights = skim_weights(states, mask, query, self.skim_temperature, self.skim)
+            return torch.zeros_like(mask, dtype=torch.int64), weights
         B, N, L = mask.shape
         groups, weights = self.skimmer(
             states.flatten(0, 1),
@@ -188,88 +193,104 @@ class RAM(MergingCompressor):
         )
         return groups.view(B, N, L), None if weights is None else weights.view(B, N, L)
 
-    def most_slots(self, segments: int) -> int:
-        """Slots that hold any context of at most so many segments, known without looking at them."""
-        ratio, size = self.budget.asked(self.training), self.segment_size
-        skims = max(segments * self.skimmed_slots(size), 1)
+    def max_slots(self, segments: int) -> int:
+        """Upper bound on the slots of a context of at most `segments` segments, known without its tokens."""
+        ratio, size = self.budget.requested_ratio(self.training), self.segment_size
+        all_skimmed = max(segments * self.skimmed_slots(size), 1)
         if self.keep == "none":
-            return skims
+            return all_skimmed
         if ratio is None:
-            return max(min(self.budget.slots, segments * size), skims)
+            return max(min(self.budget.slots, segments * size), all_skimmed)
         if self.budget_rule == "strict":
-            return max(kept_segments(segments * size, ratio), skims)
-        kept = kept_segments(segments, ratio)
+            return max(floor_divide(segments * size, ratio), all_skimmed)
+        kept = floor_divide(segments, ratio)
         return max(kept * size + (segments - kept) * self.skimmed_slots(size), 1)
 
     def labels(self, batch: Batch) -> Tensor | None:
-        """Tokens (B, T) that positive segments hold, moved to the left as `encode` moves the context."""
+        """Positive tokens (B, T), left-packed as `encode` packs the context."""
         if not self.contrastive_weight:
             return None
         marks = positive_tokens(batch, self.positives, self.ignore_case)
-        return Layout.of([batch.context.mask], round_to=1).place([marks])
+        return Layout.of([batch.context.mask], round_to=1).pack([marks])
 
     def counts(self, batch: Batch) -> dict[str, Tensor]:
-        """Contexts with a positive segment."""
+        """Number of contexts with a positive segment."""
         if not self.contrastive_weight:
             return {}
         return {"contrastive": positive_tokens(batch, self.positives, self.ignore_case).any(1).sum()}
 
     @classmethod
     def problems(cls, settings: Mapping[str, Any], backbone: Any) -> list[str]:
-        """As MergingCompressor.problems, and RAM's own."""
-        found = super().problems(settings, backbone)
-        allowed = {"read": READS, "keep": KEEPS, "budget": BUDGETS, "skim": MODES, "positives": SOURCES}
-        for key, values in allowed.items():
-            if settings[key] not in values:
-                found.append(f"compressor.{key}={settings[key]}: allowed are {', '.join(values)}")
-        for key in ("skim_temperature", "contrastive_temperature"):
-            if settings[key] <= 0:
-                found.append(
-                    f"compressor.{key}={settings[key]}: must be above 0, e.g. {cls.__init__.__kwdefaults__[key]}"
-                )
-        if settings["skim_ratio"] < 1:
-            found.append(f"compressor.skim_ratio={settings['skim_ratio']}: must be at least 1 token, e.g. 10")
-        if settings["skimmer"] and settings["skim"] == "drop":
-            found.append("compressor.skimmer has nothing to merge with compressor.skim=drop; set one of them otherwise")
-        if settings["contrastive_weight"] < 0:
-            found.append(
-                f"compressor.contrastive_weight={settings['contrastive_weight']}: must be 0 (off) or more, e.g. 1.0"
-            )
-        if settings["segment_size"] < 2:
-            found.append(f"compressor.segment_size={settings['segment_size']}: must be at least 2 tokens, e.g. 50")
-        if settings["uniform_keep"] and settings["ratio_choices"]:
-            found.append(
-                "compressor.uniform_keep=true and compressor.ratio_choices exclude each other: both draw the "
-                "ratio of a training step; set compressor.uniform_keep=false or compressor.ratio_choices=null"
-            )
-        if settings["ratio_draw"] != "step":
-            found.append(
-                f"compressor.ratio_draw={settings['ratio_draw']}: RAM draws one kept share a step; set "
-                "compressor.ratio_draw=step"
-            )
-        if settings["quirks"] and (settings["join"] == "depth" or settings["encoder"]):
-            found.append(
-                "compressor.quirks=true is about the published form; set compressor.join=input and "
-                "compressor.encoder=null"
-            )
+        """As MergingCompressor.problems, and RAM's own arguments."""
+        problems = super().problems(settings, backbone)
+        problems += [
+            f"compressor.{key}={settings[key]}: allowed are {', '.join(values)}"
+            for key, values in ALLOWED_VALUES.items()
+            if settings[key] not in values
+        ]
+        problems += cls._check_numbers(settings) + cls._check_combinations(settings)
         if (
-            not found
+            not problems
             and settings["encoder"]
             and cls.translation(settings, backbone)
             and (settings["keep"] != "none" or settings["contrastive_weight"])
         ):
-            found.append(
-                f"compressor.encoder={settings['encoder']}: has another tokenizer than the decoder, whose tokens are what "
-                "is kept and marked; set compressor.keep=none compressor.contrastive_weight=0 (skim all), or give an "
+            problems.append(
+                f"compressor.encoder={settings['encoder']}: its tokenizer differs from the decoder's, whose tokens RAM "
+                "keeps and labels; set compressor.keep=none compressor.contrastive_weight=0 (skim all), or give an "
                 "encoder with the same tokenizer"
             )
         if settings["keep"] == "none" and settings["skim"] == "drop":
-            found.append("compressor.keep=none with compressor.skim=drop leaves nothing; that is compressor=no_context")
-        return found
+            problems.append(
+                "compressor.keep=none with compressor.skim=drop leaves no memory; use compressor=no_context instead"
+            )
+        return problems
+
+    @classmethod
+    def _check_numbers(cls, settings: Mapping[str, Any]) -> list[str]:
+        problems = []
+        for key in ("skim_temperature", "contrastive_temperature"):
+            if settings[key] <= 0:
+                example = cls.__init__.__kwdefaults__[key]
+                problems.append(f"compressor.{key}={settings[key]}: must be above 0, e.g. {example}")
+        if settings["skim_ratio"] < 1:
+            problems.append(f"compressor.skim_ratio={settings['skim_ratio']}: must be at least 1 token, e.g. 10")
+        if settings["contrastive_weight"] < 0:
+            problems.append(
+                f"compressor.contrastive_weight={settings['contrastive_weight']}: must be 0 (off) or more, e.g. 1.0"
+            )
+        if settings["segment_size"] < 2:
+            problems.append(f"compressor.segment_size={settings['segment_size']}: must be at least 2 tokens, e.g. 50")
+        return problems
+
+    @staticmethod
+    def _check_combinations(settings: Mapping[str, Any]) -> list[str]:
+        problems = []
+        if settings["skimmer"] and settings["skim"] == "drop":
+            problems.append(
+                "compressor.skimmer has nothing to merge with compressor.skim=drop; set compressor.skimmer=null or "
+                "compressor.skim=query_weighted"
+            )
+        if settings["uniform_keep"] and settings["ratio_choices"]:
+            problems.append(
+                "compressor.uniform_keep=true and compressor.ratio_choices exclude each other: both draw the "
+                "ratio of a training step; set compressor.uniform_keep=false or compressor.ratio_choices=null"
+            )
+        if settings["ratio_draw"] != "step":
+            problems.append(
+                f"compressor.ratio_draw={settings['ratio_draw']}: RAM draws one kept share per step; set "
+                "compressor.ratio_draw=step"
+            )
+        if settings["quirks"] and (settings["join"] == "depth" or settings["encoder"]):
+            problems.append(
+                "compressor.quirks=true applies to the published form only; set compressor.join=input and "
+                "compressor.encoder=null"
+            )
+        return problems
 
     @classmethod
     def longest_context(cls, settings: Mapping[str, Any], positions: int, others: int) -> int | None:
-        """At depth everything shares the positions; at the input kept tokens and skimmed vectors take them."""
+        """As `Compressor.longest_context`. At depth the context takes positions; at the input the slots do."""
         room, size = max(positions - others, 0), settings["segment_size"]
         if settings["join"] == "depth":
             return room
@@ -285,25 +306,7 @@ class RAM(MergingCompressor):
         else:  # N segments take at most N / ratio * (size - each) + N * each slots
             limit = int(room / ((size - each) / ratio + each)) * size
         if settings["read"] == "whole":
-            reads = Backbone(settings["encoder"]).config.max_position_embeddings if settings["encoder"] else positions
-            limit = min(limit, max(reads - others, 0))
+            encoder = settings["encoder"]
+            encoder_positions = Backbone(encoder).config.max_position_embeddings if encoder else positions
+            limit = min(limit, max(encoder_positions - others, 0))
         return limit
-
-
-def _width(marks: Tensor, segments: int) -> Tensor:
-    """(B, S) cut or widened to `segments` columns: padding beyond the context may open or close a segment."""
-    return torch.nn.functional.pad(marks, (0, segments - marks.shape[1]))
-
-
-def _hashed(ids: Tensor, mask: Tensor) -> Tensor:
-    """A number in [0, 1) for each segment from its tokens alone, (B, N, L) -> (B, N): random, yet the same in any batch."""
-    place_L = torch.arange(ids.shape[2], device=ids.device)
-    scrambled_BNL = _scrambled(ids * 48271 + place_L * 2654435761)
-    return _scrambled(scrambled_BNL.masked_fill(~mask, 0).sum(-1)).double() / PRIME
-
-
-def _scrambled(numbers: Tensor) -> Tensor:
-    """Squared, as without it two segments would be equal wherever their sums of token times place are."""
-    for _ in range(3):
-        numbers = (numbers % PRIME) ** 2 + 48271
-    return numbers % PRIME

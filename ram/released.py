@@ -1,61 +1,62 @@
-"""The names of RAM's released checkpoints (one file, safetensors or PyTorch), and where each key goes here."""
+"""Names in RAM's released checkpoints (one file, safetensors or PyTorch), and what each key becomes."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 from typing import Any
 
-from breviary.runs.released import Names, ReleasedFormat, stack_pairs
+from breviary.runs.released import NameMap, ReleasedFormat, stack_names
 
 ENCODER, LSA, LINEAR = (f"compressor.context_encoder.{part}." for part in ("encoder", "lsa", "linear"))
 FUSION = "memory_fusion_layer."
 SCALARS = ("alpha_merge", "alpha_select", "beta_merge", "beta_select", "adaptive_temperature")
-UNUSED = "stored by the released code, read by no part of it"
+UNUSED = "the released code stores it and never uses it"
 
 
 class ReleasedRAM(ReleasedFormat):
-    """The inference code's form; --alignment transformer_linear --segment-size 16 is the training code's."""
+    """Defaults of the inference code. The training code uses --alignment transformer_linear --segment-size 16."""
 
     title = "RAM"
     experiment = "ram_nq"
     defaults = {"ratio": 4, "segment_size": 50, "alignment": "linear"}
 
     @property
-    def decoder(self) -> str:
-        """As ReleasedFormat says."""
+    def decoder_prefix(self) -> str:
+        """As in ReleasedFormat."""
         return "llm."
 
-    def pairs(self, given: Mapping[str, Any]) -> Names:
-        """As ReleasedFormat says."""
-        aligned = given["alignment"]
-        pairs = stack_pairs("llm.", "decoder.") + stack_pairs("llm_encoder.", ENCODER, head=False)
-        if aligned in ("lsa", "transformer_linear"):
-            pairs += stack_pairs(FUSION, LSA, embedding=False, head=False)
-        if aligned in ("linear", "transformer_linear"):
-            pairs += (("semantic_alignment_layer.{rest}", LINEAR + "{rest}"),)
-        return pairs
+    def weight_names(self, arguments: Mapping[str, Any]) -> NameMap:
+        """As in ReleasedFormat."""
+        alignment = arguments["alignment"]
+        names = stack_names("llm.", "decoder.") + stack_names("llm_encoder.", ENCODER, head=False)
+        if alignment in ("lsa", "transformer_linear"):
+            names += stack_names(FUSION, LSA, embedding=False, head=False)
+        if alignment in ("linear", "transformer_linear"):
+            names += (("semantic_alignment_layer.{rest}", LINEAR + "{rest}"),)
+        return names
 
-    def apart(self, given: Mapping[str, Any]) -> Names:
-        """As ReleasedFormat says."""
+    def unused_names(self, arguments: Mapping[str, Any]) -> NameMap:
+        """As in ReleasedFormat."""
+        other_alignment = f"not part of --alignment {arguments['alignment']}"
         return (
-            ("llm_encoder.lm_head.weight", "the encoder's logits are never read"),
-            (FUSION + "lm_head.weight", "the alignment's logits are never read"),
-            (FUSION + "model.embed_tokens.weight", "the alignment reads vectors, no tokens"),
-            (FUSION + "{rest}", f"not part of --alignment {given['alignment']}"),
-            ("semantic_alignment_layer.{rest}", f"not part of --alignment {given['alignment']}"),
+            ("llm_encoder.lm_head.weight", "the encoder has no LM head"),
+            (FUSION + "lm_head.weight", "the alignment has no LM head"),
+            (FUSION + "model.embed_tokens.weight", "the input of the alignment is vectors, not tokens"),
+            (FUSION + "{rest}", other_alignment),
+            ("semantic_alignment_layer.{rest}", other_alignment),
             *((name, UNUSED) for name in SCALARS),
         )
 
-    def settings(self, given: Mapping[str, Any], backbone: Any) -> dict[str, Any]:
-        """As ReleasedFormat says."""
+    def settings(self, arguments: Mapping[str, Any], backbone: Any) -> dict[str, Any]:
+        """As in ReleasedFormat."""
         return {
-            "compressor.ratio": given["ratio"],
-            "compressor.segment_size": given["segment_size"],
-            "compressor.alignment": given["alignment"],
-            "compressor.encoder_layers": self.file.layers("llm_encoder.model.layers.{n}.{rest}"),
-            "compressor.lsa_layers": max(self.file.layers(FUSION + "model.layers.{n}.{rest}"), 1),
+            "compressor.ratio": arguments["ratio"],
+            "compressor.segment_size": arguments["segment_size"],
+            "compressor.alignment": arguments["alignment"],
+            "compressor.encoder_layers": self.file.layer_count("llm_encoder.model.layers.{n}.{rest}"),
+            "compressor.lsa_layers": max(self.file.layer_count(FUSION + "model.layers.{n}.{rest}"), 1),
         }
 
-    def trained(self) -> tuple[str, ...]:
-        """The decoder's query, key and value projections (inference code), or else everything (training code)."""
+    def train_modes(self) -> tuple[str, ...]:
+        """The decoder's query, key and value projections (inference code), then all weights (training code)."""
         return "qkv", "full"

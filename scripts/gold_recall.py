@@ -42,7 +42,7 @@ from breviary.runtime.files import write_json
 from data.collate import Collator
 from eval import checked, checkpoint_of, loaded, of_one_reader, say, settle, tokenised
 from ram.labels import positive_segments
-from ram.segments import cut, select_segments
+from ram.segments import select_segments, split_segments
 
 logging.getLogger("bm25s").setLevel(logging.WARNING)  # says of every index that it builds it, between our own lines
 
@@ -138,7 +138,7 @@ def rank_all(cfg: DictConfig, examples: list[Any], trained: bool, ratios: list[i
         if batch.evidence is None:
             continue  # nothing is marked as gold
         gold_S = positive_segments(batch.evidence, cfg.compressor.segment_size)
-        lengths_S = cut(batch.context.mask, cfg.compressor.segment_size).sum(-1)
+        lengths_S = split_segments(batch.context.mask, cfg.compressor.segment_size).sum(-1)
         relevance = reader.memory(batch).trace["relevance"][:, : gold_S.shape[1]]
         found.setdefault(name, []).append(recalls(relevance, gold_S, lengths_S, ratios))
         if not trained:

@@ -62,7 +62,7 @@ class Layout:
         column_BS.scatter_(1, order_BS, torch.arange(order_BS.shape[1], device=order_BS.device).expand_as(order_BS))
         return cls(order_BS, column_BS, valid_BS.gather(1, order_BS), tuple(m.shape[1] for m in masks))
 
-    def place(self, parts: list[Tensor]) -> Tensor:
+    def pack(self, parts: list[Tensor]) -> Tensor:
         """The parts, each (B, N) or (B, N, D), as one sequence (B, S[, D]); zeros on padding."""
         widths = tuple(part.shape[1] for part in parts)
         assert widths == self.widths, f"parts of widths {widths}, layout of {self.widths}"
@@ -77,7 +77,7 @@ class Layout:
         start = sum(self.widths[:part])
         return self.column[:, start : start + self.widths[part]]
 
-    def take(self, sequence: Tensor, part: int) -> Tensor:
+    def unpack(self, sequence: Tensor, part: int) -> Tensor:
         """The part's own rows out of a sequence (B, S, D) -> (B, N, D)."""
         return take_columns(sequence, self.columns_of(part))
 

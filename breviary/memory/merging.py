@@ -1,18 +1,12 @@
-"""Merging token states into memory slots: the one place that does it, for every method.
+"""Merging token states into memory slots: the tensor functions and the compressor that all merging methods share.
 
-A method says which group each token belongs to and how much it weighs; the values merged may be
-other states than those the groups and weights were made from. Batched tensor code: no loop over
-rows, tokens or slots, no host sync (but for a per-row ratio, see `widest`).
+A method decides only which tokens form a group and with what weights. The merged values may be other states than those
+from which groups and weights were computed. Batched tensor code: no loop over rows, tokens or slots, and no host sync,
+except for a ratio per row (`max_slot_count`).
 
-Shapes: B rows, T tokens, G groups, D width. `mask (B, T)` is True on real tokens, pads on any side.
-`groups (B, T)` int64 holds each token's group, -1 on pads. Ratios are tokens per slot, an int or,
-where a budget in slots gives every row its own, an int64 (B,) tensor of values >= 1.
-
-
-What every compressor that merges states has in common: a budget, a reading, one merge.
-
-A method says only which tokens belong together and with what weights.
-Shape letters: R segment rows, L tokens of a segment, G slots of a segment, D hidden width.
+Shapes: B rows, T tokens, G groups, D width; in `MergingCompressor` R segment rows, L tokens of a segment, G slots of a
+segment. `mask (B, T)` is True on real tokens, padding on any side. `groups (B, T)` int64 holds each token's group, -1
+on padding. A ratio is tokens per slot: an int, or (B,) int64 >= 1 where rows have different ratios.
 """
 
 from __future__ import annotations
@@ -28,16 +22,18 @@ from torch import Tensor
 from breviary.backbones.pretrained import Backbone
 from breviary.backbones.stack import Stack
 from breviary.backbones.tiny import TinyBackbone
-from breviary.backbones.trainable import TRAIN_MODES
-from breviary.backbones.translation import Translation, between
+from breviary.backbones.translation import Translation, translation_between
 from breviary.contract import Context, Encoded, Memory, Question
 from breviary.memory.assembly import token_index
 from breviary.memory.budget import Budget, BudgetedCompressor, check_budget, max_context_for_slots
-from breviary.memory.encoder import ALIGNMENTS, FINAL_NORMS, JOINS, LSA_INITS, QUESTIONS, SLOT_POSITIONS, ContextEncoder
+from breviary.memory.encoder import ContextEncoder, check_context_encoder
 
 
-def full_precision(function: Callable) -> Callable:
-    """For functions of states (their first argument): autocast would run the cosines' matrix products in bf16."""
+def without_autocast(function: Callable) -> Callable:
+    """Decorator: runs a function of states, its first argument, with autocast off.
+
+    Autocast would compute the matrix products of cosines in bf16.
+    """
 
     @functools.wraps(function)
     def wrapped(states: Tensor, *args, **kwargs):
@@ -48,27 +44,28 @@ def full_precision(function: Callable) -> Callable:
 
 
 def consecutive_groups(mask: Tensor, ratio: int | Tensor) -> Tensor:
-    """Groups of `ratio` consecutive real tokens, the last one short: (B, T) int64, -1 on pads."""
-    return torch.where(mask, token_index(mask) // _per_row(ratio, mask.device), -1)
+    """Groups of `ratio` consecutive real tokens, the last one short: (B, T) int64, -1 on padding."""
+    ratio = ratio.to(mask.device)[:, None] if isinstance(ratio, Tensor) else ratio
+    return torch.where(mask, token_index(mask) // ratio, -1)
 
 
 def groups_from_sizes(sizes: Tensor, mask: Tensor) -> Tensor:
-    """Groups laid out in order over the real tokens, `sizes (B, G)` of them each: (B, T) int64, -1 on pads.
+    """Consecutive groups of `sizes (B, G)` real tokens each: (B, T) int64, -1 on padding.
 
-    Each row of `sizes` sums to the row's real tokens; a group of size 0 gets no token.
+    Each row of `sizes` sums to the row's number of real tokens; a group of size 0 has no token.
     """
     ends = sizes.cumsum(-1)
     return torch.where(mask, torch.searchsorted(ends, token_index(mask), right=True), -1)
 
 
 def slot_count(lengths: Tensor, ratio: int | Tensor) -> Tensor:
-    """ceil(length / ratio) slots for each row, (B,) int64."""
+    """Slots of each row, ceil(length / ratio): (B,) int64."""
     ratio = ratio.to(lengths.device) if isinstance(ratio, Tensor) else ratio
     return -(-lengths // ratio)
 
 
-def widest(width: int, ratio: int | Tensor) -> int:
-    """Most slots that a row of `width` tokens can need; a ratio tensor on an accelerator costs one host sync."""
+def max_slot_count(width: int, ratio: int | Tensor) -> int:
+    """Upper bound on the slots of a row of `width` tokens. A ratio tensor on an accelerator costs one host sync."""
     smallest = int(ratio.min()) if isinstance(ratio, Tensor) else ratio
     return -(-width // smallest)
 
@@ -76,17 +73,19 @@ def widest(width: int, ratio: int | Tensor) -> int:
 def merge_slots(values: Tensor, groups: Tensor, slots: int, weights: Tensor | None = None) -> tuple[Tensor, Tensor]:
     """One vector per group: the sum of its values, each times its weight.
 
-    values (B, T, D); groups (B, T), every index below `slots`; weights (B, T) taken as they are, None = plain
-    mean of each group. Returns memory (B, slots, D) in the values' dtype and its mask (B, slots): groups without
-    a token are dropped, the others moved left in order, zeros where masked. Sums run in fp32 (fp64 for fp64
-    values), differentiably in values and weights. Costs one fp32 copy of values that are not fp32, none of fp32.
+    values   (B, T, D)
+    groups   (B, T), every index below `slots`
+    weights  (B, T), not normalised here; None = plain mean of each group
+    Returns memory (B, slots, D) in the values' dtype and its mask (B, slots). Groups without a token are dropped, the
+    others move left in order; masked slots are zero. Sums run in fp32 (fp64 for fp64 values), differentiable in values
+    and weights. Cost: one fp32 copy of the values unless they are fp32.
     """
     batch, width, dim = values.shape
     wide = torch.promote_types(values.dtype, torch.float32)
-    packed, counts, mask = _pack(groups, slots)
+    packed, counts, mask = _drop_empty_groups(groups, slots)
     if weights is None:
         weights = 1 / counts.gather(1, packed).clamp(min=1).to(wide)
-    # Pads take part with the row's spare last slot, which is cut off below: shapes stay known without a sync.
+    # Padding goes to one extra slot per row, which is cut off below, so that shapes are known without a sync.
     bags = (packed + torch.arange(batch, device=groups.device)[:, None] * (slots + 1)).flatten()
     order = bags.argsort(stable=True)
     flat_counts = counts.flatten()
@@ -101,30 +100,26 @@ def merge_slots(values: Tensor, groups: Tensor, slots: int, weights: Tensor | No
     return summed.view(batch, slots + 1, dim)[:, :slots].to(values.dtype), mask
 
 
-def last_position(positions: Tensor, groups: Tensor, slots: int) -> Tensor:
-    """Position of each group's last token, packed as `merge_slots` packs: (B, slots), 0 where masked.
+def last_token_positions(positions: Tensor, groups: Tensor, slots: int) -> Tensor:
+    """Position of each group's last token, in the slot order of `merge_slots`: (B, slots), 0 where masked.
 
-    positions (B, T) of any dtype; "last" is by column, whatever the positions say.
+    positions (B, T) of any dtype. The last token is the one in the last column, independent of the positions.
     """
-    packed, _, mask = _pack(groups, slots)
+    packed, _, mask = _drop_empty_groups(groups, slots)
     columns = torch.arange(groups.shape[1], device=groups.device).expand_as(groups)
     last = columns.new_zeros(len(groups), slots + 1).scatter_reduce(1, packed, columns, "amax")[:, :slots]
     return positions.gather(1, last).masked_fill(~mask, 0)
 
 
-def _per_row(ratio: int | Tensor, device: torch.device) -> int | Tensor:
-    return ratio.to(device)[:, None] if isinstance(ratio, Tensor) else ratio
-
-
-def _pack(groups: Tensor, slots: int) -> tuple[Tensor, Tensor, Tensor]:
-    """Each token's slot once empty groups are dropped, pads in slot `slots` (B, T); tokens of each slot
+def _drop_empty_groups(groups: Tensor, slots: int) -> tuple[Tensor, Tensor, Tensor]:
+    """Slot of each token (B, T) after empty groups are dropped, `slots` on padding; tokens of each slot
     (B, slots + 1); mask (B, slots) of the slots in use."""
     raw = torch.where(groups < 0, slots, groups)
     ones = torch.ones_like(raw)
     zeros = raw.new_zeros(len(raw), slots + 1)
     used = zeros.scatter_add(1, raw, ones)[:, :slots] > 0
-    place = F.pad(used.long().cumsum(1) - 1, (0, 1), value=slots)
-    packed = place.gather(1, raw)
+    new_index = F.pad(used.long().cumsum(1) - 1, (0, 1), value=slots)
+    packed = new_index.gather(1, raw)
     mask = torch.arange(slots, device=raw.device) < used.sum(1, keepdim=True)
     return packed, zeros.scatter_add(1, packed, ones), mask
 
@@ -133,11 +128,11 @@ class MergingCompressor(BudgetedCompressor):
     """Groups of context states, each merged into one slot.
 
     ratio, slots, ratio_choices, ratio_draw  as in Budget
-    **encoder                    as in ContextEncoder: join, encoder_layers, encoder_train, lsa_layers, segment_size, ...
-    A subclass gives `grouping`; where that does not look at the question, `needs_question` is False.
+    **encoder  as in ContextEncoder: join, encoder_layers, encoder_train, lsa_layers, segment_size, ...
+    A subclass implements `group_tokens`, and sets `needs_question` to False where that ignores the question.
     """
 
-    forwards_kwargs_to = ContextEncoder  # configuration keys of **encoder
+    forwards_kwargs_to = ContextEncoder  # its constructor arguments are configuration keys too
     former_names = {"reading": "context_encoder"}  # in checkpoints of earlier versions
     compress_only_keys = frozenset({"ratio", "slots", "ratio_choices", "ratio_draw", "slot_positions"})
 
@@ -156,20 +151,22 @@ class MergingCompressor(BudgetedCompressor):
         self.budget = Budget(ratio, slots, ratio_choices, ratio_draw=ratio_draw)
         self.context_encoder = ContextEncoder(backbone, decoder, **encoder)
 
-    def grouping(
+    def group_tokens(
         self, states: Tensor, mask: Tensor, query: Tensor | None, ratio: int | Tensor, slots: int
     ) -> tuple[Tensor, Tensor | None]:
-        """Which tokens make which slot.
+        """Group and weight of each token.
 
-        states  (R, L, D) to compare, mask (R, L) right-padded, query (R, D) or None
-        ratio   tokens per slot, an int or (R,); slots: the most groups a row can have
-        Gives groups (R, L) int64, -1 on padding, and weights (R, L) that sum to 1 in each group, or None for means.
+        states  (R, L, D) from which similarities are computed; mask (R, L) right-padded
+        query   (R, D) mean of the question's states; None where `needs_question` is False
+        ratio   tokens per slot, an int or (R,)
+        slots   upper bound on the groups of a row
+        Returns groups (R, L) int64, -1 on padding, and weights (R, L) that sum to 1 in each group, or None for means.
         """
         raise NotImplementedError
 
     @property
     def tokenizer(self) -> Any:
-        """As Compressor.tokenizer."""
+        """The encoder's tokenizer where it differs from the decoder's, else None."""
         return self.context_encoder.translation and self.context_encoder.translation.target
 
     @property
@@ -178,124 +175,47 @@ class MergingCompressor(BudgetedCompressor):
         return self.context_encoder.layer
 
     def encode(self, context: Context) -> Encoded:
-        """As ContextEncoder.encode; never depends on the question."""
+        """As `ContextEncoder.encode`."""
         return self.context_encoder.encode(context)
 
     def compress(self, encoded: Encoded, question: Question) -> Memory:
-        """Groups, weights, one merge, alignment where there is one."""
+        """Groups, weights, merge, alignment."""
         values_RLD, mask_RL = encoded.states.flatten(0, 1), encoded.mask.flatten(0, 1)
-        ratio = self.budget.segment_ratios(encoded.ids, encoded.mask, self.training)
-        G = self.budget.width(mask_RL.shape[1], self.training)
+        ratio = self.budget.ratio_per_segment(encoded.ids, encoded.mask, self.training)
+        G = max(self.budget.max_slots(mask_RL.shape[1], self.training), 1)
         query_RD = self.context_encoder.query(encoded, question).flatten(0, 1) if self.needs_question else None
         if isinstance(ratio, int) and ratio == 1:
             groups_RL, weights_RL = consecutive_groups(mask_RL, 1), None  # every token is its own slot
         else:
-            compared_RLD = self.context_encoder.compared(encoded).flatten(0, 1)
-            groups_RL, weights_RL = self.grouping(compared_RLD, mask_RL, query_RD, ratio, G)
+            states_RLD = self.context_encoder.similarity_states(encoded).flatten(0, 1)
+            groups_RL, weights_RL = self.group_tokens(states_RLD, mask_RL, query_RD, ratio, G)
         slots_RGD, slot_mask_RG = merge_slots(values_RLD, groups_RL, G, weights_RL)
-        last_RG = last_position(token_index(mask_RL), groups_RL, G)
+        last_RG = last_token_positions(token_index(mask_RL), groups_RL, G)
         memory = self.context_encoder.memory(slots_RGD, slot_mask_RG, last_RG, encoded)
         memory.trace |= {"groups": groups_RL, "weights": weights_RL}
         return memory
 
     @classmethod
     def problems(cls, settings: Mapping[str, Any], backbone: Any) -> list[str]:
-        """Budget, join, layers and widths."""
-        found = check_budget(settings)
-        allowed = {
-            "join": JOINS,
-            "slot_positions": SLOT_POSITIONS,
-            "final_norm": FINAL_NORMS,
-            "alignment": ALIGNMENTS,
-            "lsa_init": LSA_INITS,
-            "question": QUESTIONS,
-            "encoder_train": [mode for mode in TRAIN_MODES if mode not in ("attention", "qkv")],
-        }
-        for key, values in allowed.items():
-            if settings[key] not in values:
-                found.append(f"compressor.{key}={settings[key]}: allowed are {', '.join(values)}")
-        layers = backbone.config.num_hidden_layers
-        most = layers - (settings["join"] == "depth")  # at depth at least one layer must see the slots
-        its_own = settings["encoder"] is not None and settings["join"] == "input"  # whose layers are looked at below
-        if not its_own and not 1 <= settings["encoder_layers"] <= most:
-            found.append(
-                f"compressor.encoder_layers={settings['encoder_layers']}: must be from 1 to {most} "
-                f"for this backbone of {layers} layers, e.g. {min(8, most)}"
-            )
-        if settings["join"] == "input" and not 1 <= settings["lsa_layers"] <= layers:
-            found.append(
-                f"compressor.lsa_layers={settings['lsa_layers']}: must be from 1 to {layers}, e.g. 1; "
-                "compressor.alignment=none switches the alignment off"
-            )
-        if settings["lsa_init"] == "random" and settings["alignment"] in ("linear", "none"):
-            found.append(
-                f"compressor.lsa_init=random: compressor.alignment={settings['alignment']} has no decoder blocks to "
-                "draw anew; set compressor.lsa_init=pretrained, or compressor.alignment=lsa"
-            )
-        if settings["encoder_lora_rank"] < 1:
-            found.append(f"compressor.encoder_lora_rank={settings['encoder_lora_rank']}: must be at least 1, e.g. 16")
-        if not 0 <= settings["encoder_lora_dropout"] < 1:
-            found.append(
-                f"compressor.encoder_lora_dropout={settings['encoder_lora_dropout']}: must be from 0 to below 1, "
-                "e.g. 0.05"
-            )
-        if settings["frozen"] and settings["join"] == "depth":
-            found.append(
-                "compressor.frozen=true: with compressor.join=depth the decoder's own layers read, there is "
-                "nothing of the compressor's to freeze; set compressor.frozen=false, or compressor.join=input"
-            )
-        if settings["segment_size"] < 1:
-            found.append(f"compressor.segment_size={settings['segment_size']}: must be at least 1 token, e.g. 4096")
-        return found + cls._check_encoder(settings, backbone)
-
-    @staticmethod
-    def _check_encoder(settings: Mapping[str, Any], backbone: Any) -> list[str]:
-        if settings["encoder"] is None:
-            return []
-        if settings["join"] == "depth":
-            return [
-                f"compressor.encoder={settings['encoder']}: with compressor.join=depth the decoder's own layers "
-                "read the context; set compressor.encoder=null or compressor.join=input"
-            ]
-        encoder = Backbone(settings["encoder"])
-        found = encoder.problems()
-        if found:
-            return [problem.replace("backbone.path", "compressor.encoder") for problem in found]
-        if not 1 <= settings["encoder_layers"] <= encoder.config.num_hidden_layers:
-            found.append(
-                f"compressor.encoder_layers={settings['encoder_layers']}: must be from 1 to "
-                f"{encoder.config.num_hidden_layers}, the layers of compressor.encoder={settings['encoder']}"
-            )
-        widths = encoder.config.hidden_size, backbone.config.hidden_size
-        if widths[0] != widths[1] and settings["alignment"] not in ("linear", "linear_lsa"):
-            found.append(
-                f"compressor.encoder={settings['encoder']}: its width {widths[0]} differs from the decoder's "
-                f"{widths[1]}, which compressor.alignment={settings['alignment']} cannot bridge; give an encoder "
-                "of the same width, or compressor.alignment=linear_lsa (or linear)"
-            )
-        try:
-            tokens = len(encoder.tokenizer())
-        except ValueError as error:
-            return found + [str(error).replace("backbone.path", "compressor.encoder")]
-        if encoder.config.vocab_size < tokens:
-            found.append(
-                f"compressor.encoder={settings['encoder']}: embeds {encoder.config.vocab_size} tokens, and its tokenizer has "
-                f"{tokens}; give the folder the tokenizer that the model was trained with"
-            )
-        return found
+        """Error messages for the budget and the context encoder."""
+        return check_budget(settings) + check_context_encoder(settings, backbone)
 
     @classmethod
     def translation(cls, settings: Mapping[str, Any], backbone: Any) -> Translation | None:
-        """As Compressor.translation: of an encoder that has another tokenizer than the decoder."""
-        return between(backbone, Backbone(settings["encoder"])) if settings["encoder"] else None
+        """As `Compressor.translation`, for an encoder with another tokenizer than the decoder's."""
+        return translation_between(backbone, Backbone(settings["encoder"])) if settings["encoder"] else None
 
     @classmethod
     def longest_context(cls, settings: Mapping[str, Any], positions: int, others: int) -> int | None:
-        """At depth context and everything else share the positions; at the input only the slots take them."""
+        """As `Compressor.longest_context`.
+
+        At depth the context takes positions of the decoder. At the input its slots do, and one segment with the
+        question must fit the encoder's positions.
+        """
         if settings["join"] == "depth":
             return max(positions - others, 0)
         by_slots = max_context_for_slots(settings, max(positions - others, 0))
-        if settings["encoder"] is not None:  # it reads a segment and the question
+        if settings["encoder"] is not None:
             positions = min(positions, Backbone(settings["encoder"]).config.max_position_embeddings)
         by_segment = None if settings["segment_size"] + others <= positions else max(positions - others, 0)
         limits = [limit for limit in (by_slots, by_segment) if limit is not None]

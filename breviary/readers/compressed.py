@@ -38,7 +38,7 @@ from breviary.contract import (
     Reader,
     Tokens,
 )
-from breviary.decoding.loop import decode_stream, decode_batch
+from breviary.decoding.loop import decode_batch, decode_stream
 from breviary.decoding.state import DecodingState, PrefilledMemory
 from breviary.memory.assembly import Layout, take_columns
 from breviary.memory.encoded import split_contexts

@@ -51,7 +51,7 @@ class KeepTokens(BudgetedCompressor):
     def encode(self, context: Context) -> Encoded:
         """Token embeddings (B, 1, T, D)."""
         layout = Layout.of([context.mask])
-        ids, mask = layout.place([context.ids]), layout.mask
+        ids, mask = layout.pack([context.ids]), layout.mask
         if not ids.shape[1]:
             ids, mask = nn.functional.pad(ids, (0, 1)), nn.functional.pad(mask, (0, 1))
         states = self._decoder[0].embed(ids).masked_fill(~mask[..., None], 0)
@@ -63,20 +63,20 @@ class KeepTokens(BudgetedCompressor):
         kept = mask & self._kept(mask)
         layout, most = Layout.of([kept], round_to=1), self._most(mask.shape[1])
         # Without the columns that no row fills: the decoder would read them.
-        return Memory(layout.place([states])[:, :most], layout.mask[:, :most], trace={"kept": kept})
+        return Memory(layout.pack([states])[:, :most], layout.mask[:, :most], trace={"kept": kept})
 
     def _most(self, tokens: int) -> int:
         """No context of up to so many tokens keeps more; known without looking at any."""
         if self.keep in ("all", "none"):
             return tokens if self.keep == "all" else 0
-        return self.budget.most_slots(tokens, self.training)
+        return self.budget.max_slots(tokens, self.training)
 
     def _kept(self, mask: Tensor) -> Tensor:
         """(B, T) bool: which places are kept of right-padded rows."""
         if self.keep in ("all", "none"):
             return torch.full_like(mask, self.keep == "all")
         lengths = mask.sum(1, keepdim=True)
-        ratio = self.budget.row_ratios(mask.long(), mask, self.training)
+        ratio = self.budget.ratio_per_row(mask.long(), mask, self.training)
         ratio = ratio if isinstance(ratio, int) else ratio[:, None]
         slots = torch.div(lengths + ratio - 1, ratio, rounding_mode="floor")
         place = torch.arange(mask.shape[1], device=mask.device)

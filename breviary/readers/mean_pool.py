@@ -15,7 +15,7 @@ class MeanPool(MergingCompressor):
 
     needs_question = False
 
-    def grouping(
+    def group_tokens(
         self, states: Tensor, mask: Tensor, query: Tensor | None, ratio: int | Tensor, slots: int
     ) -> tuple[Tensor, Tensor | None]:
         """Consecutive groups, no weights."""

@@ -94,15 +94,15 @@ class MemoryTokens(BudgetedCompressor):
     def encode(self, context: Context) -> Encoded:
         """Rows of a segment and its memory tokens, which have id MEMORY: states (B, S, N, D) after the final norm."""
         layout = Layout.of([context.mask], round_to=1)
-        ids_RL, mask_RL, used_RK = self._segments(layout.place([context.ids]), layout.mask)
+        ids_RL, mask_RL, used_RK = self._segments(layout.pack([context.ids]), layout.mask)
         rows = Layout.of([mask_RL, used_RK])
         encoder = self._encoder[0]
         encoder.train(self.training)
         encoder.checkpointing = self.checkpointing
         memory_RKD = self.memory_embeds.to(encoder.dtype).expand(len(ids_RL), -1, -1)
-        states = rows.place([encoder.embed(ids_RL), memory_RKD])
+        states = rows.pack([encoder.embed(ids_RL), memory_RKD])
         states = encoder.norm(encoder.run(states, range(len(encoder)), rows.positions()))
-        ids_RN = rows.place([ids_RL, torch.full_like(used_RK, MEMORY, dtype=ids_RL.dtype)])
+        ids_RN = rows.pack([ids_RL, torch.full_like(used_RK, MEMORY, dtype=ids_RL.dtype)])
         B = len(context.ids)
         shape = (B, len(ids_RN) // B, ids_RN.shape[1])
         return Encoded(states.view(*shape, -1), rows.mask.view(shape), ids_RN.view(shape))
@@ -110,7 +110,7 @@ class MemoryTokens(BudgetedCompressor):
     def _segments(self, ids_BT: Tensor, mask_BT: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Left-packed ids as rows of segments: ids (R, L), their mask, and which memory tokens each row has (R, K)."""
         (B, T), K, lengths_B = ids_BT.shape, self.tokens_a_segment, mask_BT.sum(1)
-        ratio, least = self.budget.row_ratios(ids_BT, mask_BT, self.training), self.budget.least(self.training)
+        ratio, least = self.budget.ratio_per_row(ids_BT, mask_BT, self.training), self.budget.min_ratio(self.training)
         if least is None:
             S = self.budget.slots // K
             segments_B = lengths_B.clamp(min=1, max=S)
@@ -144,14 +144,14 @@ class MemoryTokens(BudgetedCompressor):
         is_memory_BN = (encoded.mask & (encoded.ids == MEMORY)).flatten(1)
         most = encoded.ids.shape[1] * self.tokens_a_segment
         layout = Layout.of([is_memory_BN], round_to=1)
-        slots_BMD = self.head(layout.place([encoded.states.flatten(1, 2)])[:, :most])
+        slots_BMD = self.head(layout.pack([encoded.states.flatten(1, 2)])[:, :most])
         mask_BM = layout.mask[:, :most]
         if self.task_embeds is None:
             return Memory(slots_BMD.masked_fill(~mask_BM[..., None], 0), mask_BM)
         B = len(slots_BMD)
         task_B1D = self.task_embeds[TASKS.index(question.task)].to(slots_BMD.dtype).expand(B, 1, -1)
         joined = Layout.of([mask_BM, mask_BM.any(1, keepdim=True)], round_to=1)
-        return Memory(joined.place([slots_BMD, task_B1D]), joined.mask)
+        return Memory(joined.pack([slots_BMD, task_B1D]), joined.mask)
 
     @classmethod
     def problems(cls, settings: Mapping[str, Any], backbone: Any) -> list[str]:

@@ -106,7 +106,7 @@ def test_selection_by_slots_and_with_several_for_a_skimmed_segment():
 
 
 @pytest.mark.parametrize("garbage", [0.0, 1e4, float("nan")])
-@pytest.mark.parametrize("mode", segments.MODES)
+@pytest.mark.parametrize("mode", segments.SKIM_MODES)
 @pytest.mark.parametrize("dtype", TOLERANCE)
 def test_weights_and_vectors(dtype, mode, garbage):
     for seed, temperature in ((0, 1.0), (1, 0.05), (2, 7.0)):

@@ -242,7 +242,7 @@ def test_a_backbone_folder_that_lacks_a_shard(refused, tmp_path):
 
 def test_a_folder_that_is_no_backbone(refused, tmp_path):
     assert refused(training, "backbone=smollm2_135m", f"backbone.path={tmp_path}") == [
-        f"backbone.path={tmp_path}: no config.json in this folder; give a folder in Hugging Face form"
+        f"backbone.path={tmp_path}: no config.json in this folder; give a folder in Hugging Face format"
     ]
 
 
@@ -252,8 +252,8 @@ def test_an_encoder_of_another_width(refused, tmp_path):
         f"compressor.encoder_layers=2: must be from 1 to 1, the layers of compressor.encoder={path}",
         f"compressor.encoder={path}: its width 128 differs from the decoder's 64, which compressor.alignment=lsa "
         "cannot bridge; give an encoder of the same width, or compressor.alignment=linear_lsa (or linear)",
-        f"compressor.encoder={path}: embeds 300 tokens, and its tokenizer has 512; give the folder the tokenizer that "
-        "the model was trained with",
+        f"compressor.encoder={path}: has embeddings for 300 tokens, but its tokenizer has 512; give the folder the "
+        "tokenizer that the model was trained with",
     ]
 
 

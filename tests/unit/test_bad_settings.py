@@ -194,9 +194,9 @@ LEARNED = (
                 "compressor.segment_size=1: must be at least 2 tokens, e.g. 50",
                 "compressor.uniform_keep=true and compressor.ratio_choices exclude each other: both draw the ratio of a training "
                 "step; set compressor.uniform_keep=false or compressor.ratio_choices=null",
-                "compressor.quirks=true is about the published form; set compressor.join=input and "
+                "compressor.quirks=true applies to the published form only; set compressor.join=input and "
                 "compressor.encoder=null",
-                "compressor.keep=none with compressor.skim=drop leaves nothing; that is compressor=no_context",
+                "compressor.keep=none with compressor.skim=drop leaves no memory; use compressor=no_context instead",
             ],
         ),
         (
@@ -210,7 +210,7 @@ LEARNED = (
         (
             ["compressor.alignment=none", "compressor.lsa_init=random"],
             [
-                "compressor.lsa_init=random: compressor.alignment=none has no decoder blocks to draw anew; set "
+                "compressor.lsa_init=random: compressor.alignment=none has no decoder blocks to initialise; set "
                 "compressor.lsa_init=pretrained, or compressor.alignment=lsa"
             ],
         ),

@@ -10,7 +10,7 @@ import torch
 from ram_forms import ALL, DEPTH, SIX, SKIMMED, SLOTS, WHOLE, close, memory_of, rows_of
 
 from breviary.backbones.tiny import TinyBackbone
-from breviary.config.build import compressor_settings
+from breviary.config.build import ReaderSpec
 from breviary.contract import Context, Example, Tokens
 from ram import reference
 from ram.model import RAM
@@ -280,7 +280,7 @@ def test_a_random_choice_prefers_no_place(build):
     compressor = build([*SIX, "compressor.keep=random"]).eval().compressor
     ids = torch.randint(0, 500, (1000, 8, 6), generator=torch.Generator().manual_seed(0))
     relevance, mask = torch.zeros(1000, 8), torch.ones(1000, 8, 6).bool()
-    keep, moved = (compressor.kept(relevance, x, mask) for x in (ids, ids.flip(1)))
+    keep, moved = (compressor.select(relevance, x, mask) for x in (ids, ids.flip(1)))
     assert (keep.sum(1) == 4).all() and ((keep.float().mean(0) - 0.5).abs() < 0.05).all()
     assert torch.equal(moved, keep.flip(1))
 
@@ -327,14 +327,14 @@ def test_half_precision_streams_train(build, ragged):
         (("compressor=ram_comi", "compressor.uniform_keep=false", "compressor.skim=drop"), "has nothing to merge"),
         ("compressor.ratio_choices=[2,4]", "set compressor.uniform_keep=false or compressor.ratio_choices=null"),
         (("compressor.quirks=true", DEPTH), "set compressor.join=input"),
-        ((SKIMMED, "compressor.skim=drop"), "that is compressor=no_context"),
+        ((SKIMMED, "compressor.skim=drop"), "use compressor=no_context"),
     ],
 )
 def test_wrong_settings_are_named(compose, override, words):
     overrides = [override] if isinstance(override, str) else list(override)
-    problems = RAM.problems(compressor_settings(compose([*SIX, *overrides])), TinyBackbone(layers=4))
+    problems = RAM.problems(ReaderSpec.of(compose([*SIX, *overrides])).settings, TinyBackbone(layers=4))
     assert len(problems) == 1 and words in problems[0]
-    assert RAM.problems(compressor_settings(compose(SIX)), TinyBackbone(layers=4)) == []
+    assert RAM.problems(ReaderSpec.of(compose(SIX)).settings, TinyBackbone(layers=4)) == []
 
 
 @pytest.mark.parametrize(
@@ -371,7 +371,7 @@ def test_wrong_settings_are_named(compose, override, words):
 def test_the_longest_context_fits(build, compose, overrides):
     """Its memory takes the room that is left, at most, however the short last segment fares."""
     overrides = [*SIX, "compressor.uniform_keep=false", *overrides]
-    settings, compressor = compressor_settings(compose(overrides)), build(overrides).compressor
+    settings, compressor = ReaderSpec.of(compose(overrides)).settings, build(overrides).compressor
     for room in (17, 40, 100, 101):
         longest = RAM.longest_context(settings, room + 20, 20)
         assert longest >= room - 5
@@ -379,7 +379,7 @@ def test_the_longest_context_fits(build, compose, overrides):
             lengths = torch.tensor([[6] * (tokens // 6) + [tokens % 6]])
             mask = torch.arange(6) < lengths[..., None]
             scores = torch.arange(lengths.shape[1], 0, -1)[None] / 100  # the short one last to be kept
-            keep = compressor.kept(scores, torch.zeros(mask.shape), mask)
+            keep = compressor.select(scores, torch.zeros(mask.shape), mask)
             assert int(torch.where(keep, lengths, compressor.skimmed_slots(lengths)).sum()) <= room
     settings["uniform_keep"] = True
     assert RAM.longest_context(settings, 80, 20) >= 60 - 5

@@ -7,7 +7,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 
-from ram.segments import cut, kept_segments, relevance, select_segments, skim, skim_weights
+from ram.segments import floor_divide, relevance, select_segments, skim, skim_weights, split_segments
 
 few = settings(derandomize=True, deadline=None, max_examples=40)
 many = settings(derandomize=True, deadline=None, max_examples=150)
@@ -44,10 +44,13 @@ def slots_taken(keep, lengths):
 
 def test_cut_pads_the_last_segment_only():
     rows = torch.arange(14).view(2, 7)
-    assert cut(rows, 3).tolist() == [[[0, 1, 2], [3, 4, 5], [6, 0, 0]], [[7, 8, 9], [10, 11, 12], [13, 0, 0]]]
-    assert torch.equal(cut(rows[..., None].expand(2, 7, 5), 3)[..., 4], cut(rows, 3))
-    assert cut(rows, 7).shape == (2, 1, 7) and cut(rows, 9).shape == (2, 1, 9)
-    assert cut(rows[:, :0], 4).tolist() == [[[0] * 4]] * 2
+    assert split_segments(rows, 3).tolist() == [
+        [[0, 1, 2], [3, 4, 5], [6, 0, 0]],
+        [[7, 8, 9], [10, 11, 12], [13, 0, 0]],
+    ]
+    assert torch.equal(split_segments(rows[..., None].expand(2, 7, 5), 3)[..., 4], split_segments(rows, 3))
+    assert split_segments(rows, 7).shape == (2, 1, 7) and split_segments(rows, 9).shape == (2, 1, 9)
+    assert split_segments(rows[:, :0], 4).tolist() == [[[0] * 4]] * 2
 
 
 # ---- how many are kept (invariant 3) ----
@@ -59,8 +62,8 @@ def test_kept_segments_are_the_exact_floor():
     for hundredths in range(1, 101):
         exact = [int(Fraction(hundredths, 100) * n) for n in range(201)]
         ratio = 1 / (hundredths / 100)
-        assert kept_segments(numbers, ratio).tolist() == exact
-        assert [kept_segments(n, ratio) for n in range(201)] == exact
+        assert floor_divide(numbers, ratio).tolist() == exact
+        assert [floor_divide(n, ratio) for n in range(201)] == exact
 
 
 @many
@@ -103,7 +106,7 @@ def test_a_ratio_of_1_keeps_everything():
 @given(SEEDS, LENGTHS, RATIOS)
 def test_slots_count_as_strict_does(seed, lengths, ratio):
     relevance, rows = scores_of(seed, len(lengths)), torch.tensor([lengths])
-    slots = kept_segments(rows.sum(1), ratio)
+    slots = floor_divide(rows.sum(1), ratio)
     assert torch.equal(select_segments(relevance, rows, slots=slots), select_segments(relevance, rows, ratio, "strict"))
     several = -(-rows // 3)  # slots of a segment that is not kept
     keep = select_segments(relevance, rows, slots=slots, skimmed=several)
@@ -322,8 +325,8 @@ def test_misuse_is_named():
     mask, lengths, scores = torch.ones(1, 2, 3).bool(), torch.tensor([[3, 3]]), torch.zeros(1, 2)
     for call, words in (
         (lambda: select_segments(scores, lengths, 2, "loose"), "'loose': allowed are nominal, strict"),
-        (lambda: select_segments(scores, lengths), "give exactly one of them"),
-        (lambda: select_segments(scores, lengths, 2, slots=torch.tensor([3])), "give exactly one of them"),
+        (lambda: select_segments(scores, lengths), "set exactly one of them"),
+        (lambda: select_segments(scores, lengths, 2, slots=torch.tensor([3])), "set exactly one of them"),
         (lambda: skim(states, mask, query, mode="max"), "'max': allowed are query_weighted, mean, drop"),
         (lambda: skim_weights(states, mask, query, 0.0), "temperature=0.0: must be above 0"),
     ):

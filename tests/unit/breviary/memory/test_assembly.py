@@ -17,7 +17,7 @@ IDS = [torch.tensor([[1, 2, 9], [9, 3, 9]]), torch.tensor([[9, 4], [9, 9]]), tor
 
 def test_right_padded():
     layout = Layout.of(MASKS)
-    placed, rest = layout.place(IDS).split([7, ROUND_TO - 7], 1)
+    placed, rest = layout.pack(IDS).split([7, ROUND_TO - 7], 1)
     assert placed.tolist() == [[1, 2, 4, 5, 0, 0, 0], [3, 6, 7, 0, 0, 0, 0]] and not rest.any()
     assert layout.mask[:, :7].tolist() == [[True] * 4 + [False] * 3, [True] * 3 + [False] * 4]
     assert layout.mask.sum() == 7
@@ -27,7 +27,7 @@ def test_right_padded():
 
 def test_left_padded():
     layout = Layout.of(MASKS, "left")
-    rest, placed = layout.place(IDS).split([ROUND_TO - 7, 7], 1)
+    rest, placed = layout.pack(IDS).split([ROUND_TO - 7, 7], 1)
     assert placed.tolist() == [[0, 0, 0, 1, 2, 4, 5], [0, 0, 0, 0, 3, 6, 7]] and not rest.any()
     assert layout.positions()[:, -7:].tolist() == [[0, 0, 0, 0, 1, 2, 3], [0, 0, 0, 0, 0, 1, 2]]
 
@@ -46,23 +46,23 @@ def test_unknown_side_is_our_own_mistake():
 
 def test_parts_of_other_widths_are_our_own_mistake():
     with pytest.raises(AssertionError, match=r"parts of widths \(3, 2\), layout of \(3, 2, 2\)"):
-        Layout.of(MASKS).place(IDS[:2])
+        Layout.of(MASKS).pack(IDS[:2])
 
 
 def test_states_are_placed_as_ids_are():
     layout = Layout.of(MASKS)
     states = [ids[..., None].expand(-1, -1, 4).float() for ids in IDS]
-    assert torch.equal(layout.place(states)[..., 2], layout.place(IDS).float())
+    assert torch.equal(layout.pack(states)[..., 2], layout.pack(IDS).float())
 
 
 def test_padding_holds_zeros_whatever_the_parts_hold():
     states = [torch.full((*mask.shape, 2), torch.nan).masked_fill(mask[..., None], 1.0) for mask in MASKS]
-    assert torch.equal(Layout.of(MASKS).place(states)[..., 0].bool(), Layout.of(MASKS).mask)
+    assert torch.equal(Layout.of(MASKS).pack(states)[..., 0].bool(), Layout.of(MASKS).mask)
 
 
 def test_no_column_at_all():
     layout = Layout.of([torch.zeros(2, 0, dtype=torch.bool)])
-    assert layout.place([torch.zeros(2, 0, dtype=torch.long)]).shape == layout.positions().shape == (2, 0)
+    assert layout.pack([torch.zeros(2, 0, dtype=torch.long)]).shape == layout.positions().shape == (2, 0)
 
 
 masks = st.lists(st.integers(0, 5), min_size=1, max_size=4).flatmap(
@@ -78,7 +78,7 @@ def test_every_token_is_placed_once_and_found_again(rows, side):
     parts = [torch.tensor(part, dtype=torch.bool).view(3, -1) for part in rows]
     values = [torch.arange(part.numel()).view(part.shape) + 100 * (i + 1) for i, part in enumerate(parts)]
     layout = Layout.of(parts, side)
-    placed = layout.place(values)
+    placed = layout.pack(values)
     for b in range(3):
         real = [value for ids, mask in zip(values, parts) for value in ids[b][mask[b]].tolist()]
         assert placed[b][layout.mask[b]].tolist() == real
@@ -88,7 +88,7 @@ def test_every_token_is_placed_once_and_found_again(rows, side):
         assert (step <= 0).all() if side == "right" else (step >= 0).all()  # one block of padding, on that side
     for i, (ids, mask) in enumerate(zip(values, parts)):
         assert torch.equal(placed.gather(1, layout.columns_of(i))[mask], ids[mask])
-        assert torch.equal(layout.take(placed[..., None], i)[..., 0][mask], ids[mask])
+        assert torch.equal(layout.unpack(placed[..., None], i)[..., 0][mask], ids[mask])
 
 
 def test_taking_passes_gradients_to_the_taken_rows_only():

@@ -1,4 +1,4 @@
-"""Slots per context: asked ratios, drawn ratios, a number of slots, and what is told of wrong ones."""
+"""Slots per context: fixed ratios, random ratios, a number of slots, and error messages for invalid settings."""
 
 import pytest
 import torch
@@ -13,85 +13,85 @@ def settings_of(ratio=4, slots=None, ratio_choices=None, ratio_draw="step"):
 
 
 def rows_of(lengths):
-    """ids and mask (B, T) of rows of so many tokens, no two alike."""
+    """ids and mask (B, T) of rows with the given numbers of tokens; all ids differ."""
     mask = torch.arange(max([*lengths, 1])) < torch.tensor(lengths)[:, None]
     return torch.arange(mask.numel()).view(mask.shape) * mask, mask
 
 
-def test_a_ratio_holds_for_every_row():
+def test_a_ratio_applies_to_every_row():
     budget = Budget(4)
-    assert budget.asked(True) == budget.asked(False) == 4
-    assert budget.row_ratios(*rows_of([1, 100]), False) == 4
-    assert budget.segment_ratios(torch.ones(2, 3, 5), torch.ones(2, 3, 5, dtype=torch.bool), False) == 4
-    assert [budget.width(tokens, False) for tokens in (0, 1, 4, 5)] == [1, 1, 1, 2]
+    assert budget.requested_ratio(True) == budget.requested_ratio(False) == 4
+    assert budget.ratio_per_row(*rows_of([1, 100]), False) == 4
+    assert budget.ratio_per_segment(torch.ones(2, 3, 5), torch.ones(2, 3, 5, dtype=torch.bool), False) == 4
+    assert [budget.max_slots(tokens, False) for tokens in (0, 1, 4, 5)] == [0, 1, 1, 2]
 
 
 @given(st.lists(st.integers(0, 5000), min_size=1, max_size=5), st.integers(1, 200))
-def test_a_number_of_slots_is_never_exceeded_and_used_as_far_as_whole_ratios_allow(lengths, slots):
+def test_slots_are_never_exceeded_and_the_ratio_is_the_smallest_that_fits(lengths, slots):
     budget = Budget(None, slots)
-    ratios, lengths = budget.row_ratios(*rows_of(lengths), True), torch.tensor(lengths)
+    ratios, lengths = budget.ratio_per_row(*rows_of(lengths), True), torch.tensor(lengths)
     used = -(-lengths // ratios)
     assert (ratios >= 1).all() and (used <= slots).all()
     smaller = (ratios - 1).clamp(min=1)
     assert ((-(-lengths // smaller) > slots) | (ratios == 1)).all()
-    assert int(used.max()) <= budget.width(int(lengths.max()), True)
-    assert budget.asked(True) is None
+    assert int(used.max()) <= budget.max_slots(int(lengths.max()), True)
+    assert budget.requested_ratio(True) is None
 
 
-def test_segments_share_their_context_s_ratio():
+def test_segments_have_the_ratio_of_their_context():
     mask = torch.zeros(2, 3, 4, dtype=torch.bool)
     mask[0] = True
     mask[1, 0, :2] = True
-    assert Budget(None, 2).segment_ratios(mask.long(), mask, False).tolist() == [6, 6, 6, 1, 1, 1]
+    assert Budget(None, 2).ratio_per_segment(mask.long(), mask, False).tolist() == [6, 6, 6, 1, 1, 1]
 
 
-def test_draws_are_a_function_of_seed_and_step():
-    def draws(seed, steps):
-        budget, found = Budget(2, None, [4, 8, 16]), []
+def test_random_ratios_are_a_function_of_seed_and_step():
+    def ratios(seed, steps):
+        budget, drawn = Budget(2, None, [4, 8, 16]), []
         for step in steps:
             budget.begin_step(step, seed)
-            found.append(budget.asked(True))
-        return found
+            drawn.append(budget.requested_ratio(True))
+        return drawn
 
-    whole = draws(1, range(40))
+    whole = ratios(1, range(40))
     assert set(whole) == {4, 8, 16}
-    assert whole[20:] == draws(1, range(20, 40))  # whatever was drawn before
-    assert whole != draws(2, range(40))
+    assert whole[20:] == ratios(1, range(20, 40))  # independent of earlier draws
+    assert whole != ratios(2, range(40))
 
 
-def test_drawn_ratios_are_not_for_evaluation():
+def test_evaluation_uses_the_fixed_ratio():
     budget = Budget(2, None, [8])
-    assert budget.asked(True) == 2  # before the first step
+    assert budget.requested_ratio(True) == 2  # before the first step
     budget.begin_step(0, 0)
-    assert budget.asked(True) == 8 and budget.asked(False) == 2
-    assert budget.row_ratios(*rows_of([9]), True) == 8 and budget.row_ratios(*rows_of([9]), False) == 2
-    assert (budget.width(16, True), budget.width(16, False)) == (2, 8)
+    assert budget.requested_ratio(True) == 8 and budget.requested_ratio(False) == 2
+    assert budget.ratio_per_row(*rows_of([9]), True) == 8 and budget.ratio_per_row(*rows_of([9]), False) == 2
+    assert (budget.max_slots(16, True), budget.max_slots(16, False)) == (2, 8)
 
 
 def test_a_ratio_can_be_drawn_for_every_context():
-    """From seed, step and the context's own tokens: neither batch-mates nor padding play a part."""
+    """From seed, step and the context's own tokens, independent of batch-mates and padding."""
     budget = Budget(2, None, [4, 8], ratio_draw="sample")
     ids, mask = rows_of([5, 9, 7] * 20)
-    assert budget.row_ratios(ids, mask, True) == 2  # before the first step
+    assert budget.ratio_per_row(ids, mask, True) == 2  # before the first step
     drawn = []
     for step, seed in ((0, 1), (1, 1), (0, 2), (0, 1)):
         budget.begin_step(step, seed)
-        drawn.append(budget.row_ratios(ids, mask, True))
+        drawn.append(budget.ratio_per_row(ids, mask, True))
         wider = torch.nn.functional.pad(ids, (0, 3), value=99), torch.nn.functional.pad(mask, (0, 3))
-        assert torch.equal(budget.row_ratios(*(x[7:8] for x in wider), True), drawn[-1][7:8])
-    assert (
-        torch.equal(drawn[0], drawn[3]) and not torch.equal(drawn[0], drawn[1]) and not torch.equal(drawn[0], drawn[2])
-    )
+        assert torch.equal(budget.ratio_per_row(*(x[7:8] for x in wider), True), drawn[-1][7:8])
+    assert torch.equal(drawn[0], drawn[3])
+    assert not torch.equal(drawn[0], drawn[1]) and not torch.equal(drawn[0], drawn[2])
     assert set(drawn[0].tolist()) == {4, 8} and 15 < (drawn[0] == 4).sum() < 45
-    assert budget.asked(True) is None and budget.asked(False) == 2 == budget.row_ratios(ids, mask, False)
-    assert (budget.least(True), budget.width(16, True), budget.width(16, False)) == (4, 4, 8)
-    assert torch.equal(budget.segment_ratios(ids[:, None], mask[:, None], True), drawn[3])
+    assert budget.requested_ratio(True) is None
+    assert budget.requested_ratio(False) == 2 == budget.ratio_per_row(ids, mask, False)
+    assert (budget.min_ratio(True), budget.max_slots(16, True), budget.max_slots(16, False)) == (4, 4, 8)
+    assert torch.equal(budget.ratio_per_segment(ids[:, None], mask[:, None], True), drawn[3])
 
 
 @pytest.mark.parametrize(
     "settings", [settings_of(), settings_of(None, 64), settings_of(4, None, [2, 4]), settings_of(8.0)]
 )
-def test_right_settings(settings):
+def test_valid_settings_have_no_problems(settings):
     assert check_budget(settings) == []
 
 
@@ -112,9 +112,9 @@ def test_right_settings(settings):
         (settings_of(-1, None, [0.5]), ["ratio", "ratio_choices"]),
     ],
 )
-def test_wrong_settings_are_told_with_their_keys(settings, keys):
-    found = check_budget(settings)
-    assert [sentence.split("compressor.")[1].split("=")[0].split(" ")[0] for sentence in found] == keys
+def test_problems_name_the_invalid_keys(settings, keys):
+    problems = check_budget(settings)
+    assert [problem.split("compressor.")[1].split("=")[0].split(" ")[0] for problem in problems] == keys
 
 
 @pytest.mark.parametrize(

@@ -8,10 +8,10 @@ from hypothesis import given, settings
 from breviary.memory.merging import (
     consecutive_groups,
     groups_from_sizes,
-    last_position,
+    last_token_positions,
+    max_slot_count,
     merge_slots,
     slot_count,
-    widest,
 )
 
 settings.register_profile("merge", derandomize=True, deadline=None, max_examples=60)
@@ -64,14 +64,14 @@ def test_slot_count():
     lengths = torch.tensor([0, 1, 15, 16, 17, 5000])
     assert slot_count(lengths, 16).tolist() == [0, 1, 1, 1, 2, 313]
     assert slot_count(lengths, torch.tensor([1, 1, 2, 3, 17, 4])).tolist() == [0, 1, 8, 6, 1, 1250]
-    assert (widest(17, 4), widest(17, torch.tensor([5, 3]))) == (5, 6)
+    assert (max_slot_count(17, 4), max_slot_count(17, torch.tensor([5, 3]))) == (5, 6)
 
 
 @settings(settings.get_profile("merge"))
 @given(rows_of_bools(), st.integers(1, 12))
 def test_consecutive_groups_agree_with_their_sizes(mask, ratio):
     groups = consecutive_groups(mask, ratio)
-    slots = widest(mask.shape[1], ratio)
+    slots = max_slot_count(mask.shape[1], ratio)
     sizes = torch.stack([(groups == g).sum(1) for g in range(slots)], 1)
     assert torch.equal(groups_from_sizes(sizes, mask), groups)
     assert torch.equal((sizes > 0).sum(1), slot_count(mask.sum(1), ratio))
@@ -92,13 +92,13 @@ def test_merge_against_loops(mask, seed, weighted):
     assert torch.equal(memory_mask, expected_mask)
     torch.testing.assert_close(memory.double(), expected, atol=1e-5, rtol=0)
     positions = torch.arange(mask.shape[1]).expand_as(mask)
-    assert torch.equal(last_position(positions, groups, slots), last)
+    assert torch.equal(last_token_positions(positions, groups, slots), last)
 
 
 def test_last_position_takes_the_last_column():
     groups = torch.tensor([[2, 2, 0, -1, 0, 3]])
     positions = torch.tensor([[9, 4, 7, 1, 3, 8]])
-    assert last_position(positions, groups, 5).tolist() == [[3, 4, 8, 0, 0]]
+    assert last_token_positions(positions, groups, 5).tolist() == [[3, 4, 8, 0, 0]]
 
 
 def test_gradients():
