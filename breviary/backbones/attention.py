@@ -1,6 +1,6 @@
-"""Causal attention that skips what it cannot see, block of queries by block.
+"""Causal attention computed in blocks of queries, which skips keys that no query of the block attends to.
 
-Shape letters: B rows, H heads, N queries, K keys (cached and new: the last N are the queries' own), W head width.
+Shape letters: B rows, H heads, N queries, K keys (cached, then the N new ones), W head width.
 """
 
 from __future__ import annotations
@@ -25,34 +25,35 @@ def blockwise_attention(
     scaling: float | None = None,
     **kwargs: Any,
 ) -> tuple[Tensor, None]:
-    """As transformers' `sdpa`, for masks that are causal by slot (all that `Stack` makes).
+    """Attention with the interface of transformers' `sdpa`, for masks that are causal by slot (all masks of `Stack`).
 
-    query (B, H, N, W), key and value (B, kv heads, K, W), attention_mask (B, 1, N, K) bool, True = seen; None = plain
-    causal over N = K, or one query that sees all K. Gives (B, N, H, W). With a mask torch's kernel multiplies every query
-    with every key; here a block of queries meets no key behind its last one: N/2 of K keys saved on average.
+    query           (B, H, N, W)
+    key, value      (B, key/value heads, K, W)
+    attention_mask  (B, 1, N, K) bool, True = visible; None = plain causal over N = K, or one query over K keys
+    Returns (B, N, H, W). With a mask, torch's kernel multiplies every query with every key. Here a block of queries
+    skips the keys after its last query: N/2 of K keys on average.
     """
-    call, shared = dict(dropout_p=dropout, scale=scaling), query.shape[1] // key.shape[1]
+    options, groups = dict(dropout_p=dropout, scale=scaling), query.shape[1] // key.shape[1]
     N, K = query.shape[2], key.shape[2]
     if attention_mask is None:
         assert N in (1, K), (query.shape, key.shape)
-        out = scaled_dot_product_attention(query, key, value, is_causal=N > 1, enable_gqa=shared > 1, **call)
+        out = scaled_dot_product_attention(query, key, value, is_causal=N > 1, enable_gqa=groups > 1, **options)
         return out.transpose(1, 2).contiguous(), None
-    if (
-        shared > 1 and query.device.type != "cpu"
-    ):  # torch's one kernel on CUDA for a mask and shared heads keeps all scores
-        key, value, shared = *(x.repeat_interleave(shared, 1) for x in (key, value)), 1
+    if groups > 1 and query.device.type != "cpu":
+        # On CUDA, torch's only kernel for a mask with grouped heads stores all scores.
+        key, value, groups = *(x.repeat_interleave(groups, 1) for x in (key, value)), 1
     blocks = []
     for start in range(0, N, BLOCK):
         end = min(start + BLOCK, N)
-        seen = K - N + end
+        visible = K - N + end
         blocks.append(
             scaled_dot_product_attention(
                 query[:, :, start:end],
-                key[:, :, :seen],
-                value[:, :, :seen],
-                attn_mask=attention_mask[:, :, start:end, :seen],
-                enable_gqa=shared > 1,
-                **call,
+                key[:, :, :visible],
+                value[:, :, :visible],
+                attn_mask=attention_mask[:, :, start:end, :visible],
+                enable_gqa=groups > 1,
+                **options,
             )
         )
     return torch.cat(blocks, 2).transpose(1, 2).contiguous(), None

@@ -1,9 +1,7 @@
-"""Which backbone: naming weights, checking and loading them, and declaring which are trained.
+"""A pretrained backbone: its configuration, tokenizer, weights and fingerprint, and the checks made before loading.
 
-What is done with a loaded model is in breviary/backbones/stack.py.
-
-
-What keeps a backbone from being used, one sentence each; no weights are read for it."""
+`stack.py` runs a loaded model, `trainable.py` declares its trained weights.
+"""
 
 from __future__ import annotations
 
@@ -21,18 +19,26 @@ from torch import nn
 from transformers import AutoConfig, AutoModel, AutoModelForCausalLM, AutoTokenizer, PretrainedConfig
 from transformers.utils import logging
 
+FAMILIES = ("llama", "qwen2", "qwen3")
+
+DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16, "float64": torch.float64}
+
+ATTENTION = ("sdpa", "eager")
+
+WEIGHT_FILES = ("model.safetensors", "model.safetensors.index.json", "pytorch_model.bin")
+
 
 @dataclass
 class Backbone:
-    """A pretrained causal language model: a folder in Hugging Face form, or a name of the hub.
+    """A pretrained causal language model: a folder in Hugging Face format, or a model of the hub.
 
-    Nothing is loaded before `load`; `problems` is asked first.
+    No weights are loaded before `load`; call `problems` first.
     path                 folder, or hub name
-    dtype                of frozen weights and of the stream; trained weights are kept in float32
+    dtype                of frozen weights and the residual stream; trained weights are float32
     device               auto | cpu | cuda[:i]
     attn_implementation  sdpa | eager
-    note                 printed beside every result; None = the folder's own provenance, where it has one (how the
-                         weights were quantised, say)
+    note                 printed next to every result; None = the note in the folder's provenance.json, if any
+                         (for example how the weights were quantised)
     """
 
     path: str
@@ -47,59 +53,62 @@ class Backbone:
 
     @property
     def description(self) -> str:
-        """Name and note, for tables."""
+        """Name and note, as printed in tables."""
         file = Path(self.path) / "provenance.json"
         note = json.loads(file.read_text())["note"] if self.note is None and file.is_file() else self.note
         return f"{Path(self.path).name} ({note})" if note else Path(self.path).name
 
     @cached_property
     def config(self) -> PretrainedConfig:
-        """The model's configuration; reads no weights."""
-        return self._read(AutoConfig, "configuration")
+        """The model's configuration; loads no weights."""
+        return self._from_pretrained(AutoConfig, "configuration")
 
     def tokenizer(self) -> Any:
         """The model's fast tokenizer."""
-        return self._read(AutoTokenizer, "tokenizer")
+        return self._from_pretrained(AutoTokenizer, "tokenizer")
 
-    def _read(self, loader: Any, what: str) -> Any:
+    def _from_pretrained(self, loader: Any, what: str) -> Any:
         try:
             return loader.from_pretrained(self.path)
         except (OSError, ValueError) as error:
             raise ValueError(
                 f"backbone.path={self.path}: no {what} can be read ({str(error).splitlines()[0]}); give a folder in "
-                "Hugging Face form, or a hub name that is in the cache or can be reached"
+                "Hugging Face format, or a hub name that is in the cache or can be reached"
             ) from error
 
     def problems(self) -> list[str]:
-        """What keeps this backbone from being used, one sentence each; reads no weights."""
-        found = check_choices(self.dtype, self.attn_implementation, self.device)
+        """Error messages for settings, a folder or an architecture that cannot be used; loads no weights."""
+        problems = check_choices(self.dtype, self.attn_implementation, self.device)
         folder = Path(self.path)
         looks_local = folder.is_absolute() or self.path.startswith(".")
         if looks_local and not folder.is_dir():
-            return found + [
+            return problems + [
                 f"backbone.path={self.path}: no such folder; "
                 "for SmolLM2 run `python scripts/get_backbone.py`, else give a folder or a hub name"
             ]
         if folder.is_dir():
             if not (folder / "config.json").is_file():
-                return found + [
-                    f"backbone.path={self.path}: no config.json in this folder; give a folder in Hugging Face form"
+                return problems + [
+                    f"backbone.path={self.path}: no config.json in this folder; give a folder in Hugging Face format"
                 ]
-            found += check_weight_files(folder)
+            problems += check_weight_files(folder)
         try:
-            return found + check_architecture(self.config)
+            return problems + check_architecture(self.config)
         except ValueError as error:
-            return found + [str(error)]
+            return problems + [str(error)]
 
     def load(self, layers: int | None = None, head: bool = True) -> nn.Module:
-        """The model, all layers or the first `layers`, with or without the language-model head."""
+        """The model with all layers or the first `layers`, with or without the language-model head.
+
+        Raises: ValueError where the folder's weights do not match its config.json.
+        """
         config = truncated_config(self.config, layers)
         config._attn_implementation = self.attn_implementation
         loader = AutoModelForCausalLM if head else AutoModel
         verbosity = logging.get_verbosity()
-        logging.set_verbosity_error()  # it lists every tensor of the layers that are left out; what is missing we check
+        logging.set_verbosity_error()  # no list of every tensor of the omitted layers; missing keys are checked below
         try:
-            model, found = loader.from_pretrained(
+            model, report = loader.from_pretrained(
                 self.path,
                 config=config,
                 dtype=DTYPES[self.dtype],
@@ -108,28 +117,28 @@ class Backbone:
             )
         finally:
             logging.set_verbosity(verbosity)
-        if found["missing_keys"] or found["mismatched_keys"]:
+        if report["missing_keys"] or report["mismatched_keys"]:
             raise ValueError(
-                f"backbone.path={self.path}: weights do not fit config.json: missing "
-                f"{sorted(found['missing_keys'])[:3]}, of another shape {found['mismatched_keys'][:3]}"
+                f"backbone.path={self.path}: weights do not match config.json: missing "
+                f"{sorted(report['missing_keys'])[:3]}, different shape {report['mismatched_keys'][:3]}"
             )
         model.config.dtype = DTYPES[self.dtype]
         return model
 
     @cached_property
     def fingerprint(self) -> dict[str, str]:
-        """Name and hash that a checkpoint carries: sha256 over the configuration and the weight files' bytes."""
-        digest = hashlib.sha256(json.dumps(_identity(self.config), sort_keys=True).encode())
+        """Name and sha256 that checkpoints store: a hash over the configuration and the bytes of the weight files."""
+        digest = hashlib.sha256(json.dumps(config_identity(self.config), sort_keys=True).encode())
         folder = Path(self.path)
         for file in sorted(folder.glob("*.safetensors")) or sorted(folder.glob("*.bin")):
             digest.update(_file_digest(file, file.stat().st_mtime_ns))
-        if not folder.is_dir():  # a name of the hub, whose files may not be here yet
+        if not folder.is_dir():  # a hub name, whose files may not be downloaded yet
             digest.update(f"{self.path}@{self.config._commit_hash}".encode())
         return {"name": Path(self.path).name, "sha256": digest.hexdigest()}
 
 
 def truncated_config(config: PretrainedConfig, layers: int | None) -> PretrainedConfig:
-    """A copy of `config` with the first `layers` layers; configurations are shared by models and never edited."""
+    """A copy of `config` for the first `layers` layers. Models share configurations, so the original is not edited."""
     config = copy.deepcopy(config)
     if layers is not None:
         config.num_hidden_layers = layers
@@ -139,13 +148,14 @@ def truncated_config(config: PretrainedConfig, layers: int | None) -> Pretrained
 
 
 @cache
-def _file_digest(file: Path, changed: int) -> bytes:
-    """sha256 of a file; `changed`, its time of change, makes a changed file another one."""
+def _file_digest(file: Path, modified_ns: int) -> bytes:
+    """sha256 of a file. `modified_ns`, its modification time, is part of the cache key."""
     with open(file, "rb") as stream:
         return hashlib.file_digest(stream, "sha256").digest()
 
 
-def _identity(config: PretrainedConfig) -> dict[str, Any]:
+def config_identity(config: PretrainedConfig) -> dict[str, Any]:
+    """The architecture keys of `config` that enter a fingerprint."""
     keys = (
         "model_type",
         "vocab_size",
@@ -159,49 +169,42 @@ def _identity(config: PretrainedConfig) -> dict[str, Any]:
     return {key: getattr(config, key, None) for key in keys}
 
 
-FAMILIES = ("llama", "qwen2", "qwen3")
-
-DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16, "float64": torch.float64}
-
-ATTENTION = ("sdpa", "eager")
-
-WEIGHT_FILES = ("model.safetensors", "model.safetensors.index.json", "pytorch_model.bin")
-
-
 def check_architecture(config: PretrainedConfig) -> list[str]:
-    """What the stack does not support of a model configuration, one sentence each."""
-    found = []
+    """Error messages for parts of a model configuration that `Stack` does not support."""
+    problems = []
     if config.model_type not in FAMILIES:
-        found.append(f"backbone of type '{config.model_type}': supported are {', '.join(FAMILIES)} (key backbone.path)")
+        problems.append(
+            f"backbone of type '{config.model_type}': supported are {', '.join(FAMILIES)} (key backbone.path)"
+        )
     other = sorted(set(getattr(config, "layer_types", None) or []) - {"full_attention"})
     if other:
-        found.append(
+        problems.append(
             f"backbone with layers of type {', '.join(other)}: only full_attention is supported (key backbone.path)"
         )
     rope = getattr(config, "rope_parameters", None) or getattr(config, "rope_scaling", None) or {}
     if rope.get("rope_type", "default") == "dynamic":
-        found.append(
-            "backbone with dynamic rope scaling, which depends on what was read before: not supported (key backbone.path)"
+        problems.append(
+            "backbone with dynamic rope scaling, which depends on earlier tokens: not supported (key backbone.path)"
         )
-    return found
+    return problems
 
 
 def check_choices(dtype: str, attn_implementation: str, device: str) -> list[str]:
-    """Keys of a backbone that are none of the allowed values."""
-    found = []
+    """Error messages for a dtype, attention implementation or device outside the allowed values."""
+    problems = []
     if not re.fullmatch(r"auto|cpu|cuda(:\d+)?", device):
-        found.append(f"backbone.device={device}: allowed are auto, cpu, cuda, cuda:0 and so on")
+        problems.append(f"backbone.device={device}: allowed are auto, cpu, cuda, cuda:0 and so on")
     elif device.startswith("cuda") and not torch.cuda.is_available():
-        found.append(f"backbone.device={device}: there is no GPU here; set backbone.device=auto or cpu")
+        problems.append(f"backbone.device={device}: there is no GPU here; set backbone.device=auto or cpu")
     if dtype not in DTYPES:
-        found.append(f"backbone.dtype={dtype}: allowed are {', '.join(DTYPES)}")
+        problems.append(f"backbone.dtype={dtype}: allowed are {', '.join(DTYPES)}")
     if attn_implementation not in ATTENTION:
-        found.append(f"backbone.attn_implementation={attn_implementation}: allowed are {', '.join(ATTENTION)}")
-    return found
+        problems.append(f"backbone.attn_implementation={attn_implementation}: allowed are {', '.join(ATTENTION)}")
+    return problems
 
 
 def check_weight_files(folder: Path) -> list[str]:
-    """A backbone's folder that lacks its weights, or some of their files."""
+    """Error messages for a folder without weights, or without some of the files that its index lists."""
     if not any((folder / name).is_file() for name in WEIGHT_FILES):
         return [f"backbone.path={folder}: folder without weights; it needs one of {', '.join(WEIGHT_FILES)}"]
     index = folder / "model.safetensors.index.json"

@@ -1,7 +1,7 @@
-"""A Hugging Face decoder as a stack that one may enter and leave at any layer.
+"""A Hugging Face decoder as a stack of layers that can be entered and left at any layer.
 
 Shape letters: B rows, N new tokens, K keys (cached + new), D hidden width, V vocabulary.
-This file alone knows the layer signatures of Llama, Qwen2 and Qwen3; all three share one.
+Only this file depends on the layer signatures of Llama, Qwen2 and Qwen3; all three share one.
 """
 
 from __future__ import annotations
@@ -17,11 +17,11 @@ from transformers import PretrainedConfig
 
 
 class Stack(nn.Module):
-    """embed -> run(layers i..j) -> norm -> head, each callable by itself.
+    """embed -> run(layers i..j) -> norm -> head, each callable on its own.
 
-    Every submodule is used by calling it, which is what ZeRO-3 hooks into. `checkpointing` recomputes each
-    layer's activations in the backward pass (non-reentrant: frozen memory that enters at a layer would break the
-    reentrant form).
+    Every submodule is called as a module, because ZeRO-3 gathers weights in hooks on calls. `checkpointing` recomputes
+    each layer's activations in the backward pass. It is non-reentrant: the reentrant form fails where a memory without
+    gradient enters at a layer.
     """
 
     def __init__(self, model: nn.Module, keep_embedding: bool = True):
@@ -34,24 +34,26 @@ class Stack(nn.Module):
         self.rotary = core.rotary_emb
         self.lm_head = getattr(model, "lm_head", None)
         self.checkpointing = False
-        # Chat models often end a turn with another token than the tokenizer's (Llama-3, Qwen).
+        # Chat models often end a turn with a token other than the tokenizer's end token (Llama-3, Qwen).
         ends = getattr(getattr(model, "generation_config", None), "eos_token_id", None)
         self.end_ids: tuple[int, ...] = tuple(ends) if isinstance(ends, list) else () if ends is None else (ends,)
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Stack:
-        # .to(bfloat16), and DeepSpeed's engine, which calls .bfloat16(), would round the rotary frequencies as well:
+        # .to(bfloat16) and DeepSpeed's engine, which calls .bfloat16(), would also round the rotary frequencies:
         # an error of 7% in the angle's cosine at position 2,000.
-        exact = dict(self.rotary.named_buffers())
+        buffers = dict(self.rotary.named_buffers())
         super()._apply(fn, recurse)
-        for name, buffer in exact.items():
+        for name, buffer in buffers.items():
             moved = self.rotary.get_buffer(name)
             if moved.dtype != buffer.dtype:
                 setattr(self.rotary, name, buffer.to(moved.device))
         return self
 
     def reinitialise(self) -> None:
-        """Draws every layer anew, as before pretraining (maps by the model's initializer_range, norms 1); embedding, final
-        norm and head stay as they are."""
+        """Re-initialises every layer as before pretraining: maps from the model's initializer_range, norms to 1.
+
+        The embedding, final norm and head are unchanged.
+        """
         for module in self.layers.modules():
             if isinstance(module, nn.Linear):
                 nn.init.normal_(module.weight, std=self.config.initializer_range)
@@ -70,51 +72,54 @@ class Stack(nn.Module):
 
     @property
     def dtype(self) -> torch.dtype:
-        """Type of the residual stream, as loaded; weights trained in float32 do not change it."""
+        """Dtype of the residual stream, as loaded; trained float32 weights do not change it."""
         return self.config.dtype
 
     def embed(self, ids: Tensor) -> Tensor:
-        """ids (B, N) -> stream before layer 0 (B, N, D)."""
+        """ids (B, N) -> input of layer 0, (B, N, D)."""
         return self.embed_tokens(ids).to(self.dtype)
 
     def run(
         self, states: Tensor, layers: range, positions: Tensor, key_mask: Tensor | None = None, cache: Any = None
     ) -> Tensor:
-        """Runs decoder layers `layers` on the stream.
+        """Runs decoder layers `layers` on the residual stream. Returns (B, N, D).
 
         states     (B, N, D)
         positions  (B, N) rotary positions
-        key_mask   (B, K) bool over cached keys and then the new ones, causal on top of it by slot;
-                   None = plain causal over N tokens padded on the right only, whose padding no valid token can see
-        cache      anything with `update(keys, values, layer) -> (keys, values)`; one that hands out earlier keys
-                   needs a key_mask (without one sdpa would drop keys)
+        key_mask   (B, K) bool, valid keys: cached ones, then the new ones; attention is also causal by slot.
+                   None = plain causal attention over N right-padded tokens, whose padding no valid token attends to
+        cache      any object with `update(keys, values, layer) -> (keys, values)`. A cache that returns earlier keys
+                   requires a key_mask: without one, sdpa would drop keys
         """
         if not len(layers):
             return states
         assert key_mask is not None or cache is None or isinstance(cache, CapturingCache), f"{cache} without a key mask"
-        attending = self.attention_inputs(states, positions, key_mask)
+        inputs = self.attention_inputs(states, positions, key_mask)
         for index in layers:
-            states = self.run_layer(index, states, attending, cache)
+            states = self.run_layer(index, states, inputs, cache)
         return states
 
     def attention_inputs(self, states: Tensor, positions: Tensor, key_mask: Tensor | None = None) -> dict[str, Any]:
-        """What every layer must know of where the states (B, N, D) stand and of what they see; arguments as in `run`."""
+        """Keyword arguments that all layers share: attention mask and rotary positions; arguments as in `run`."""
         return dict(
             attention_mask=self._attention_mask(states, key_mask),
             position_ids=positions,
             position_embeddings=self.rotary(states, positions),
         )
 
-    def run_layer(self, index: int, states: Tensor, attending: dict[str, Any], cache: Any = None) -> Tensor:
-        """Runs one decoder layer on the stream (B, N, D); `attending` is that method's result."""
-        call = dict(attending, past_key_values=cache, use_cache=cache is not None)
+    def run_layer(self, index: int, states: Tensor, inputs: dict[str, Any], cache: Any = None) -> Tensor:
+        """Runs one decoder layer on the residual stream (B, N, D). `inputs` is the result of `attention_inputs`."""
+        inputs = dict(inputs, past_key_values=cache, use_cache=cache is not None)
         if self.checkpointing and self.training and torch.is_grad_enabled():
-            return checkpoint(self.layers[index], states, use_reentrant=False, **call)
-        return self.layers[index](states, **call)
+            return checkpoint(self.layers[index], states, use_reentrant=False, **inputs)
+        return self.layers[index](states, **inputs)
 
     def keys_values(self, index: int, states: Tensor, positions: Tensor) -> tuple[Tensor, Tensor]:
-        """What layer `index` attends to where its input is `states` (B, N, D) at `positions` (B, N), without running it:
-        rotated keys and values, each (B, key/value heads, N, head width)."""
+        """Rotated keys and values of layer `index`, each (B, key/value heads, N, head width); does not run the layer.
+
+        states     (B, N, D) input of the layer
+        positions  (B, N)
+        """
         layer, attention = self.layers[index], self.layers[index].self_attn
         heads = (-1, attention.head_dim)
         normed = layer.input_layernorm(states)
@@ -123,12 +128,12 @@ class Stack(nn.Module):
         if hasattr(attention, "k_norm"):  # Qwen3
             keys = attention.k_norm(keys)
         keys = keys.transpose(1, 2)
-        cos, sin = (turn[:, None] for turn in self.rotary(states, positions))
+        cos, sin = (factor[:, None] for factor in self.rotary(states, positions))
         left, right = keys.chunk(2, -1)
         return keys * cos + torch.cat([-right, left], -1) * sin, values
 
     def mixed_precision(self) -> contextlib.AbstractContextManager:
-        """Mixed precision where the stream is not float32: trained weights are kept in float32."""
+        """Autocast to the stream's dtype where that is half precision: trained weights are float32."""
         half = self.dtype in (torch.bfloat16, torch.float16)
         return torch.autocast(self.embed_tokens.weight.device.type, self.dtype) if half else contextlib.nullcontext()
 
@@ -141,16 +146,16 @@ class Stack(nn.Module):
         return self.lm_head(rows)
 
     def key_value_bytes(self, layers: int) -> int:
-        """Bytes that one position's keys and values take in `layers` layers of cache."""
+        """Bytes of one position's keys and values in `layers` layers of a cache."""
         config = self.config
         head_dim = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
         return layers * 2 * config.num_key_value_heads * head_dim * self.dtype.itemsize
 
     def _attention_mask(self, states: Tensor, key_mask: Tensor | None) -> Tensor | None:
-        """Causal by slot, valid keys only; every slot sees itself, so that no row is fully masked (NaN).
+        """The mask for the attention kernel, (B or 1, 1, N, K): causal by slot, valid keys only.
 
-        None where that says no more than plain causal attention, so that a kernel passes over what a mask would only hide: half
-        of a long context read before answering.
+        Every slot attends to itself, so that no row is fully masked (NaN). None where the mask would equal plain causal
+        attention: the kernel then skips the masked half of a long context.
         """
         eager = self.config._attn_implementation == "eager"
         N = states.shape[1]
@@ -159,36 +164,36 @@ class Stack(nn.Module):
             return None
         slots_K = torch.arange(K, device=states.device)
         query_slots_N1 = slots_K[K - N :, None]
-        visible = (slots_K <= query_slots_N1)[None]  # (1, N, K)
+        visible = (slots_K <= query_slots_N1)[None]  # (B or 1, N, K)
         if key_mask is not None:
             visible = (visible & key_mask[:, None, :]) | (slots_K == query_slots_N1)[None]
         visible = visible[:, None]  # (B or 1, 1, N, K)
         if not eager:
-            return visible  # sdpa takes booleans in every type; eager would add them
+            return visible  # sdpa accepts a boolean mask for every dtype; eager would add it to the scores
         zeros = torch.zeros((), dtype=states.dtype, device=states.device)
         return zeros.masked_fill(~visible, torch.finfo(states.dtype).min)
 
 
 class CapturingCache:
-    """Keeps the keys and values of one pass over a context. Safe under recomputation: it never appends."""
+    """Stores the keys and values of one pass over a context. Safe under recomputation: it never appends."""
 
     def __init__(self) -> None:
         self.layers: dict[int, tuple[Tensor, Tensor]] = {}
 
     def update(self, keys: Tensor, values: Tensor, layer: int, *args: Any, **kwargs: Any) -> tuple[Tensor, Tensor]:
-        """Stores (B, heads, N, head width) and hands them on."""
+        """Stores keys and values, each (B, heads, N, head width), and returns them."""
         self.layers[layer] = (keys, values)
         return keys, values
 
 
 class ReadOnlyCache:
-    """Lets new tokens attend to stored keys and values without changing them, any number of times."""
+    """Stored keys and values that new tokens attend to; never modified, usable any number of times."""
 
     def __init__(self, layers: Sequence[tuple[Tensor, Tensor]] | Mapping[int, tuple[Tensor, Tensor]]) -> None:
         self.layers = layers
 
     def update(self, keys: Tensor, values: Tensor, layer: int, *args: Any, **kwargs: Any) -> tuple[Tensor, Tensor]:
-        """Stored and new keys (B, heads, K, head width), likewise values."""
+        """Stored and new keys, (B, heads, K, head width), and the values likewise."""
         stored_keys, stored_values = self.layers[layer]
         return (
             torch.cat([stored_keys.to(keys.dtype), keys], dim=2),

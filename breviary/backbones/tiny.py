@@ -1,4 +1,4 @@
-"""TODO DOC"""
+"""The tiny backbone of tests and smoke runs: random weights and a byte-level tokenizer, both built in code."""
 
 from __future__ import annotations
 
@@ -15,14 +15,14 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from torch import nn
 from transformers import AutoConfig, AutoModelForCausalLM, PretrainedConfig, PreTrainedTokenizerFast
 
-from breviary.backbones.pretrained import DTYPES, FAMILIES, _identity, check_choices
+from breviary.backbones.pretrained import DTYPES, FAMILIES, check_choices, config_identity
 
 
 @dataclass
 class TinyBackbone:
-    """Random weights, built in code from a seed: tests and plumbing, no download.
+    """A backbone with random weights drawn from `seed`, for tests and smoke runs without a download.
 
-    family is llama | qwen2 | qwen3. The tokenizer is byte-level, built in code as well.
+    family is llama | qwen2 | qwen3.
     """
 
     family: str = "llama"
@@ -38,12 +38,12 @@ class TinyBackbone:
 
     @property
     def description(self) -> str:
-        """Name and note, for tables."""
+        """Name and note, as printed in tables."""
         return f"tiny {self.family} (random weights)"
 
     @cached_property
     def config(self) -> PretrainedConfig:
-        """Configuration of the tiny model."""
+        """Configuration of the tiny model. Raises: ValueError listing the problems of the shape."""
         problems = self._shape_problems()
         if problems:
             raise ValueError("\n".join(problems))
@@ -65,7 +65,7 @@ class TinyBackbone:
         )
 
     def tokenizer(self) -> Any:
-        """The byte-level tokenizer of the tests."""
+        """See `tiny_tokenizer`."""
         return tiny_tokenizer()
 
     def problems(self) -> list[str]:
@@ -73,27 +73,27 @@ class TinyBackbone:
         return check_choices(self.dtype, self.attn_implementation, self.device) + self._shape_problems()
 
     def _shape_problems(self) -> list[str]:
-        found = []
+        problems = []
         for key in ("layers", "width", "heads", "kv_heads", "positions"):
             if getattr(self, key) < 1:
                 example = getattr(TinyBackbone, key)
-                found.append(f"backbone.{key}={getattr(self, key)}: must be at least 1, e.g. {example}")
-        if not found and (self.width % (2 * self.heads) or self.heads % self.kv_heads):
-            found.append(
+                problems.append(f"backbone.{key}={getattr(self, key)}: must be at least 1, e.g. {example}")
+        if not problems and (self.width % (2 * self.heads) or self.heads % self.kv_heads):
+            problems.append(
                 f"backbone.width={self.width}, heads={self.heads}, kv_heads={self.kv_heads}: width must be a "
-                "multiple of 2 * heads, heads of kv_heads; e.g. 64, 4, 2"
+                "multiple of 2 * heads, heads a multiple of kv_heads; e.g. 64, 4, 2"
             )
         if self.family not in FAMILIES:
-            found.append(f"backbone.family={self.family}: allowed are {', '.join(FAMILIES)}")
-        return found
+            problems.append(f"backbone.family={self.family}: allowed are {', '.join(FAMILIES)}")
+        return problems
 
     def load(self, layers: int | None = None, head: bool = True) -> nn.Module:
-        """As `Backbone.load`: the first layers are the full model's first layers."""
+        """As `Backbone.load`. A truncated model has the full model's first layers."""
         config = copy.deepcopy(self.config)
         config._attn_implementation = self.attn_implementation
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(self.seed)
-            # Weights are scaled up: at the default 0.02 a tiny model's logits are flat and hide bugs.
+            # Larger than the default 0.02, at which a tiny model's logits are nearly uniform and hide bugs.
             config.initializer_range = 0.15
             full = AutoModelForCausalLM.from_config(config, dtype=DTYPES[self.dtype])
         full.config.dtype = DTYPES[self.dtype]
@@ -105,7 +105,7 @@ class TinyBackbone:
     @cached_property
     def fingerprint(self) -> dict[str, str]:
         """As `Backbone.fingerprint`."""
-        identity = json.dumps([_identity(self.config), self.seed], sort_keys=True)
+        identity = json.dumps([config_identity(self.config), self.seed], sort_keys=True)
         return {"name": f"tiny_{self.family}", "sha256": hashlib.sha256(identity.encode()).hexdigest()}
 
 
@@ -121,12 +121,13 @@ _TEXT = (
 
 
 def tiny_tokenizer() -> PreTrainedTokenizerFast:
-    """A byte-level BPE of 512 entries trained on a fixed text: any text round-trips, common words are one token.
+    """A fast byte-level BPE tokenizer of 512 entries, trained on a fixed text.
 
-    BOS is <s>, the end token </s>, and padding equals the end token, as in many released models; fast, with offsets.
+    Every text round-trips; common words are one token. BOS is <s>, the end token is </s>. Padding equals the end token,
+    as in many released models.
     """
     return PreTrainedTokenizerFast(
-        tokenizer_object=Tokenizer.from_str(_trained_tokenizer()),
+        tokenizer_object=Tokenizer.from_str(_train_tokenizer()),
         bos_token="<s>",
         eos_token="</s>",
         pad_token="</s>",
@@ -135,8 +136,8 @@ def tiny_tokenizer() -> PreTrainedTokenizerFast:
 
 
 @functools.cache
-def _trained_tokenizer() -> str:
-    """As JSON, trained once: each caller makes a tokenizer of its own from it, as callers may change theirs."""
+def _train_tokenizer() -> str:
+    """The trained tokenizer as JSON. Callers build their own instance from it, because they may modify it."""
     tokenizer = Tokenizer(models.BPE())
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     tokenizer.decoder = decoders.ByteLevel()
@@ -146,6 +147,6 @@ def _trained_tokenizer() -> str:
         initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
         show_progress=False,
     )
-    # Said several times: pairs that occur once are merged too, in the order of the text.
+    # Repeated, so that pairs that occur once in the text are merged too, in the order of the text.
     tokenizer.train_from_iterator([f" {_TEXT}"] * 3, trainer=trainer)
     return tokenizer.to_str()

@@ -1,4 +1,4 @@
-"""TODO DOC"""
+"""Trained weights of a reader: which ones train, LoRA adapters, and their names in checkpoints."""
 
 from __future__ import annotations
 
@@ -18,9 +18,6 @@ TRAIN_MODES = ("lora", "attention", "qkv", "frozen", "full")
 LINEAR = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
 
 
-# ------------------------------------------------------------------ what is trained
-
-
 def set_trainable(
     stack: Stack,
     train: str,
@@ -30,10 +27,13 @@ def set_trainable(
     lora_targets: str | list[str] = "all-linear",
     adapter: str = "default",
 ) -> None:
-    """Declares which weights of a stack are trained, in place; trained weights become float32.
+    """Sets which weights of a stack are trained, in place, and converts these to float32.
 
-    train  lora: adapters on `lora_targets` of every layer ('all-linear' or projection names);
-           attention: q, k, v and o projections in full; qkv: without o; frozen: nothing; full: everything the stack holds
+    train  lora       adapters on `lora_targets` of every layer ('all-linear' or projection names)
+           attention  q, k, v and o projections
+           qkv        q, k and v projections
+           frozen     nothing
+           full       all weights of the stack
     """
     assert train in TRAIN_MODES, f"train={train!r} is none of {TRAIN_MODES}"
     stack.requires_grad_(train == "full")
@@ -48,34 +48,38 @@ def set_trainable(
         for name, parameter in stack.layers.named_parameters():
             parameter.requires_grad_(any(f"self_attn.{p}_proj." in name for p in projections))
     for parameter in stack.parameters():
-        # Updates of 1e-5 vanish in bfloat16 weights; DeepSpeed's bf16 engine keeps float32 masters by itself.
+        # Updates of 1e-5 are lost in bfloat16 weights. DeepSpeed's bf16 engine keeps its own float32 masters.
         if parameter.requires_grad and parameter.dtype in (torch.bfloat16, torch.float16):
             parameter.data = parameter.data.float()
 
 
 def inject_adapters(config: LoraConfig, layers: nn.Module, adapter: str) -> None:
-    """peft's adapters in every module that `config` names, in place."""
+    """Adds peft's adapters to every module that `config` names, in place."""
     inject_adapter_in_model(config, layers, adapter_name=adapter)
     for module in layers.modules():
         if isinstance(module, LoraLayer):
-            # peft would make the stream float32 for the adapters' weights, and autocast half again for their product:
-            # the same numbers for an eighth of a training step.
+            # peft would cast the stream to float32 for the adapters, and autocast back for their product: the same
+            # numbers, at the cost of an eighth of a training step.
             module.cast_input_dtype_enabled = False
 
 
 def freeze_learned(module: nn.Module) -> None:
-    """Freezes a module's trained weights, in place, and marks them as `held`: they are no pretrained ones, so that
-    checkpoints keep them with the trained (breviary.runs.checkpoints)."""
+    """Freezes a module's trained weights, in place, and marks them so that checkpoints still store them.
+
+    They are not the backbone's pretrained weights, so they cannot be loaded from the backbone.
+    """
     for parameter in module.parameters():
         if parameter.requires_grad:
             parameter.requires_grad_(False)
-            parameter.held = True
+            parameter.is_learned = True
 
 
 @contextlib.contextmanager
 def disable_adapters(stack: Stack) -> Iterator[None]:
-    """Within it the stack computes with its own weights alone; what is trained stays as it was. For use without gradient:
-    checkpointed layers would be recomputed with adapters."""
+    """Context manager: the stack computes without adapters. Restores `requires_grad` of all weights on exit.
+
+    Use it without gradients only: checkpointed layers would be recomputed with adapters.
+    """
     adapted = [module for module in stack.modules() if isinstance(module, BaseTunerLayer)]
     trained = [parameter for parameter in stack.parameters() if parameter.requires_grad]
     for module in adapted:
@@ -93,7 +97,7 @@ def disable_adapters(stack: Stack) -> Iterator[None]:
 
 @torch.no_grad()
 def merge_adapters(module: nn.Module) -> None:
-    """Adds every low-rank adapter to the weight it adapts, and takes it out, in place; rounded once, to the weight's type."""
+    """Merges every LoRA adapter into its base weight and removes it, in place; rounds once, to the weight's dtype."""
     for parent in list(module.modules()):
         for name, layer in list(parent.named_children()):
             if isinstance(layer, LoraLayer):
@@ -105,23 +109,23 @@ def merge_adapters(module: nn.Module) -> None:
 
 
 def learned_parameters(reader: nn.Module) -> dict[str, nn.Parameter]:
-    """{name: parameter} of the weights that are not the backbone's: what a checkpoint holds."""
+    """{name: parameter} of all weights that a checkpoint stores: those that training has changed or will change."""
     return {
         name: parameter
         for name, parameter in reader.named_parameters()
-        if parameter.requires_grad or getattr(parameter, "held", False)
+        if parameter.requires_grad or getattr(parameter, "is_learned", False)
     }
 
 
 def trained_state(reader: nn.Module, state: dict[str, Tensor] | None = None) -> dict[str, Tensor]:
-    """{name: tensor} of the learned weights; taken from `state` where a gathered state dict is given."""
+    """{name: float32 CPU tensor} of the learned weights; values from `state`, a gathered state dict, if given."""
     names = list(learned_parameters(reader))
     state = dict(reader.named_parameters()) if state is None else state
     return {name: state[name].detach().to("cpu", torch.float32).contiguous() for name in names}
 
 
 def former_names(reader: nn.Module) -> dict[str, str]:
-    """{former name: current name} of parameters and of modules, from the `former_names` that modules declare."""
+    """{former name: current name} of parameters and modules, from the `former_names` attributes of the modules."""
     return {
         f"{at}.{old}": f"{at}.{new}"
         for at, module in reader.named_modules()
@@ -130,7 +134,7 @@ def former_names(reader: nn.Module) -> dict[str, str]:
 
 
 def rename_parameter(name: str, names: dict[str, str]) -> str:
-    """A parameter's name with it, or the module that it belongs to, renamed by `names`."""
+    """The current name of a parameter, where `names` lists it or a module that contains it; else `name`."""
     for old, new in names.items():
         if name == old or name.startswith(f"{old}."):
             return new + name[len(old) :]

@@ -1,8 +1,8 @@
-"""The same text in the tokens of two tokenizers: for an encoder that was trained with another one than the decoder.
+"""Translates tokens of one tokenizer into tokens of another, for encoders whose tokenizer differs from the decoder's.
 
-Everything in the house is in the decoder's tokens; an encoder's own exist only between its door and its embedding. So cuts,
-objectives, kept contexts and the target that is to be restored mean the same stretch of text for both, whatever made it.
-B texts, N tokens of the longest.
+All interfaces use the decoder's tokens; an encoder translates them just before its embedding. Truncation, objectives,
+saved contexts and reconstruction targets therefore refer to the same text for both.
+Shape letters: B texts, N tokens of the longest.
 """
 
 from __future__ import annotations
@@ -17,11 +17,10 @@ from breviary.contract import Tokens
 
 
 class Translation:
-    """From tokens of `source` to tokens of `target`.
+    """Translates tokens of tokenizer `source` into tokens of tokenizer `target`, through the decoded text.
 
-    A text is what its tokens say: a character that a cut went through becomes U+FFFD. What looks like a special token is
-    plain text, as in data/prompts.py. Costs one copy to the host and both tokenizers' time, some milliseconds per thousand
-    tokens, whenever a context is read.
+    A character that truncation has split becomes U+FFFD. Text that looks like a special token stays plain text, as in
+    all prompts. Cost: one copy to the host and both tokenizers, some milliseconds per thousand tokens and call.
     """
 
     def __init__(self, source: Any, target: Any):
@@ -37,27 +36,25 @@ class Translation:
         return Tokens(ids_BN, mask_BN).to(tokens.ids.device)
 
     def rows(self, rows: Sequence[Sequence[int]]) -> list[list[int]]:
-        """As a call, of lists of ids."""
+        """As `__call__`, for lists of ids."""
         texts = self.source.batch_decode(rows, clean_up_tokenization_spaces=False)
-        # Some tokenizers make a token of nothing at all.
-        spoken = (
-            self.target(texts, add_special_tokens=False, split_special_tokens=True, verbose=False)["input_ids"]
-            if texts
-            else []
-        )
-        return [ids if text else [] for ids, text in zip(spoken, texts)]
+        if not texts:
+            return []
+        rows = self.target(texts, add_special_tokens=False, split_special_tokens=True, verbose=False)["input_ids"]
+        # Some tokenizers return a token for the empty text.
+        return [ids if text else [] for ids, text in zip(rows, texts)]
 
 
 def translation_between(decoder: Any, encoder: Any) -> Translation | None:
-    """From the tokens of one backbone to those of another, which reads for it; None where they are the same."""
-    ours, theirs = decoder.tokenizer(), encoder.tokenizer()
-    return None if same_tokenizer(ours, theirs) else Translation(ours, theirs)
+    """Translation from a decoder's tokens to an encoder's; None where both backbones tokenize alike."""
+    source, target = decoder.tokenizer(), encoder.tokenizer()
+    return None if same_tokenizer(source, target) else Translation(source, target)
 
 
 def same_tokenizer(one: Any, other: Any) -> bool:
-    """Whether two tokenizers make the same tokens of any text."""
+    """Whether two tokenizers return the same tokens for every text."""
     if not (one.is_fast and other.is_fast):
         return type(one) is type(other) and one.get_vocab() == other.get_vocab()
     first, second = (json.loads(tokenizer.backend_tokenizer.to_str()) for tokenizer in (one, other))
-    # Of the rest some hold what the latest call asked for, and special tokens are plain text here.
+    # The other parts hold settings of the latest call and special tokens, which are plain text here.
     return all(first[part] == second[part] for part in ("normalizer", "pre_tokenizer", "model"))
