@@ -1,35 +1,37 @@
-"""The names of CoMeT's released checkpoints (a Hugging Face folder), and where each key goes here."""
+"""Names in CoMeT's released checkpoints (a Hugging Face folder), and what each key becomes."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 from typing import Any
 
-from breviary.runs.released import OTHER_BACKBONE, Names, ReleasedFormat, Taken
+from breviary.runs.released import BACKBONE_HINT, NameMap, ReleasedFormat, TensorSource
 
 LAYER = "model.layers.{n}."
 MEMORY = "memory.layers.{n}."
 TABLE, HEAD = "model.embed_tokens.weight", "lm_head.weight"
-# Of config.json -> of our configuration.
+# Key of config.json -> key of the configuration.
 SIZES = {
     "chunk_size": "compressor.chunk_size",
     "temp_beacon_stride": "compressor.stride",
     "temp_mem_budget": "compressor.queue_budget",
 }
-# What no shape tells and yet changes every number.
-BACKBONE = ("num_attention_heads", "num_key_value_heads", "rms_norm_eps", "rope_parameters")
+# Settings of the backbone that change its outputs and do not follow from shapes.
+BACKBONE_KEYS = ("num_attention_heads", "num_key_value_heads", "rms_norm_eps", "rope_parameters")
 
 
 class ReleasedCoMeT(ReleasedFormat):
-    """New tokens are rows of the one table: readouts and compression token by the ids of config.json. Rows behind the
-    backbone's vocabulary, the placeholder's and padding among them, also count in the loss as logits."""
+    """New tokens are rows of the embedding matrix: readout and compression tokens, with their ids in config.json.
+
+    Rows beyond the backbone's vocabulary, including the placeholder's and padding, also count as logits in the loss.
+    """
 
     title = "CoMeT"
     experiment = "comet_nq"
-    decoder = ""
+    decoder_prefix = ""
 
-    def pairs(self, given: Mapping[str, Any]) -> Names:
-        """As ReleasedFormat says."""
+    def weight_names(self, arguments: Mapping[str, Any]) -> NameMap:
+        """As in ReleasedFormat."""
         memory = {
             "global_memory_net.norm.weight": "global_norm.weight",
             "global_memory_net.g_proj.weight": "gate.weight",
@@ -47,71 +49,73 @@ class ReleasedCoMeT(ReleasedFormat):
             *((LAYER + theirs, MEMORY + ours) for theirs, ours in memory.items()),
         )
 
-    def apart(self, given: Mapping[str, Any]) -> Names:
-        """As ReleasedFormat says; every key is a weight."""
+    def unused_names(self, arguments: Mapping[str, Any]) -> NameMap:
+        """None: every key is a weight."""
         return ()
 
-    def settings(self, given: Mapping[str, Any], backbone: Any) -> dict[str, Any]:
-        """As ReleasedFormat says; sizes are those of config.json."""
+    def settings(self, arguments: Mapping[str, Any], backbone: Any) -> dict[str, Any]:
+        """As in ReleasedFormat; sizes come from config.json."""
         down = self.file.shapes.get("model.layers.0.temp_memory_net.1.down_proj.weight", (8,))
         return {
             **{name: self.file.config[key] for key, name in SIZES.items()},
             "compressor.global_slots": len(self.file.config["global_beacon_ids"]),
             "compressor.adapter_rank": down[0],
             "compressor.new_token_logits": self.new_tokens(backbone),
-            "prompt.chat": bool(backbone.tokenizer().chat_template),
-        }  # published: its template, where it has one
+            "prompt.chat": bool(backbone.tokenizer().chat_template),  # as published
+        }
 
     def new_tokens(self, backbone: Any) -> int:
-        """Rows of the table behind the backbone's vocabulary."""
+        """Number of rows of the embedding matrix beyond the backbone's vocabulary."""
         return self.file.shapes[TABLE][0] - backbone.config.vocab_size
 
     def problems(self, backbone: Any) -> list[str]:
-        """As ReleasedFormat says; and what is wrong with config.json."""
-        config, place = self.file.config, self.file.folder / "config.json"
+        """As in ReleasedFormat, and errors of config.json."""
+        config, file = self.file.config, self.file.folder / "config.json"
         if config is None:
-            return [f"{place}: no such file; it holds sizes and the new tokens' ids: give the released folder whole"]
-        found = [
-            f"{place}: {key} must be a whole number"
+            return [
+                f"{file}: no such file; it contains sizes and the new tokens' ids: give the complete released folder"
+            ]
+        problems = [
+            f"{file}: {key} must be an integer"
             for key in (*SIZES, "temp_beacon_id")
             if not isinstance(config.get(key), int)
         ]
         readouts = config.get("global_beacon_ids")
         if not isinstance(readouts, list) or not all(isinstance(id, int) for id in readouts):
-            found.append(f"{place}: global_beacon_ids must be a list of whole numbers")
-        found = found or super().problems(backbone)
-        if found:
-            return found
+            problems.append(f"{file}: global_beacon_ids must be a list of integers")
+        problems = problems or super().problems(backbone)
+        if problems:
+            return problems
         outside = [id for id in (config["temp_beacon_id"], *readouts) if not 0 <= id < self.file.shapes[TABLE][0]]
         if outside:
             return [
-                f"{place}: temp_beacon_id and global_beacon_ids name row {outside[0]} of a table of "
+                f"{file}: temp_beacon_id and global_beacon_ids name row {outside[0]} of an embedding matrix of "
                 f"{self.file.shapes[TABLE][0]} rows"
             ]
-        theirs, own = type(backbone.config).from_dict(dict(config)), backbone.config
+        released, own = type(backbone.config).from_dict(dict(config)), backbone.config
         return [
-            f"{place}: {key}={getattr(theirs, key)}, of {backbone.path} {getattr(own, key)}; {OTHER_BACKBONE}"
-            for key in BACKBONE
-            if getattr(theirs, key) != getattr(own, key)
+            f"{file}: {key}={getattr(released, key)}, but {backbone.path} has {getattr(own, key)}; {BACKBONE_HINT}"
+            for key in BACKBONE_KEYS
+            if getattr(released, key) != getattr(own, key)
         ]
 
-    def fits(self, theirs: tuple[int, int, int], own: tuple[int, int, int]) -> bool:
-        """As ReleasedFormat says; its table may have further rows."""
-        return theirs[0] >= own[0] and theirs[1:] == own[1:]
+    def sizes_match(self, released: tuple[int, int, int], own: tuple[int, int, int]) -> bool:
+        """As in ReleasedFormat; the released embedding matrix may have additional rows."""
+        return released[0] >= own[0] and released[1:] == own[1:]
 
-    def trained(self) -> tuple[str, ...]:
-        """Everything, as published."""
+    def train_modes(self) -> tuple[str, ...]:
+        """All weights, as published."""
         return ("full",)
 
-    def parts(self, backbone: Any) -> dict[str, Taken]:
-        """As ReleasedFormat says."""
-        old, config = backbone.config.vocab_size, self.file.config
+    def row_sources(self, backbone: Any) -> dict[str, TensorSource]:
+        """As in ReleasedFormat."""
+        vocabulary, config = backbone.config.vocab_size, self.file.config
         head = TABLE if backbone.config.tie_word_embeddings and HEAD not in self.file.shapes else HEAD
-        parts = {
-            "decoder.embed_tokens.weight": Taken(TABLE, slice(old)),
-            "decoder.lm_head.weight": Taken(head, slice(old)),
-            "memory.tokens.weight": Taken(TABLE, (config["temp_beacon_id"], *config["global_beacon_ids"])),
+        sources = {
+            "decoder.embed_tokens.weight": TensorSource(TABLE, slice(vocabulary)),
+            "decoder.lm_head.weight": TensorSource(head, slice(vocabulary)),
+            "memory.tokens.weight": TensorSource(TABLE, (config["temp_beacon_id"], *config["global_beacon_ids"])),
         }
         if self.new_tokens(backbone):
-            parts["memory.new_token_head.weight"] = Taken(head, slice(old, None))
-        return parts
+            sources["memory.new_token_head.weight"] = TensorSource(head, slice(vocabulary, None))
+        return sources

@@ -1,5 +1,7 @@
-"""Tiny checkpoints under exactly the names that the authors' code writes, as modules of transformers and peft, and what
-the published forms compute with them, by hand: plain calls of those modules on one unpadded example, no code of ours.
+"""Tiny checkpoints with the names that the authors' code writes, and reference computations of the published forms.
+
+The modules are those of transformers and peft. The computations call them on one unpadded example and use no code of
+this framework.
 
 Shape letters: T context tokens, Q question tokens, A answer tokens, D width, V vocabulary.
 """
@@ -23,12 +25,12 @@ WIDTH, LAYERS = 64, 4
 
 
 def plain_model(family, tied=True, layers=LAYERS, width=WIDTH):
-    """A causal model of random weights."""
+    """A causal model with random weights."""
     config = copy.deepcopy(TinyBackbone(family=family, layers=layers, width=width).config)
     config.tie_word_embeddings, config.initializer_range = tied, 0.15
     torch.manual_seed(0)
     model = AutoModelForCausalLM.from_config(config, dtype=torch.float32).eval()
-    disturb(model, scale=0.03)  # norms and biases are 1 and 0 otherwise
+    disturb(model, scale=0.03)  # otherwise norms are 1 and biases 0
     return model
 
 
@@ -39,7 +41,7 @@ def save_backbone(model, folder):
 
 
 def first_layers(model, number, seed):
-    """A model of the first layers with the full model's final norm, all of it trained on."""
+    """A model with the first layers and the final norm of the full model, all weights changed as if trained."""
     part = copy.deepcopy(model)
     del part.model.layers[number:]
     disturb(part, scale=0.03, seed=seed)
@@ -47,13 +49,13 @@ def first_layers(model, number, seed):
 
 
 def state_of(module):
-    """What the released code saves: every tensor a copy of its own, ties written out."""
+    """The state dict as the released code saves it: every tensor is a copy, tied weights are stored twice."""
     return {key: value.detach().clone() for key, value in module.state_dict().items()}
 
 
 @dataclass
 class Computed:
-    """What a published form computes on one example: states (T, D), memory (M, D), logits (A, V), losses by name."""
+    """Results of a published form on one example: states (T, D), memory (M, D), logits (A, V), losses by name."""
 
     states: torch.Tensor
     memory: torch.Tensor
@@ -65,8 +67,8 @@ def cosine(a, b):
     return nn.functional.cosine_similarity(a, b, dim=-1)
 
 
-def answered(model, memory, prompt, answer):
-    """Logits (A, V) on the answer of a causal model that reads [memory ; prompt ; answer], and the mean loss."""
+def answer_logits(model, memory, prompt, answer):
+    """Logits (A, V) on the answer of a causal model with input [memory ; prompt ; answer], and the mean loss."""
     embeds = torch.cat([memory, model.get_input_embeddings()(torch.cat([prompt, answer]))])
     logits = model(inputs_embeds=embeds[None]).logits[0, -len(answer) - 1 : -1]
     return logits, nn.functional.cross_entropy(logits, answer)
@@ -76,7 +78,7 @@ def answered(model, memory, prompt, answer):
 
 
 class PublishedCOMI(nn.Module):
-    """Modules under the released names; `encoder` is called icae in older files."""
+    """Modules with the released names; `encoder` is named icae in older files."""
 
     def __init__(self, model, lora=True, encoder="encoder", scalars=(1.0, 1.0, 1.0, 1.0), lora_alpha=8):
         super().__init__()
@@ -96,31 +98,31 @@ class PublishedCOMI(nn.Module):
         names = ("alpha_select", "beta_select", "alpha_merge", "beta_merge")
         for name, value in zip(names, scalars):
             self.register_parameter(name, nn.Parameter(torch.tensor(value)))
-        self.reads = [getattr(self, encoder)]  # in a list: registered once
+        self.encoder_modules = [getattr(self, encoder)]  # in a list, so that it is registered once
         self.eval()
 
     @torch.no_grad()
     def compute(self, context, query, prompt, answer, ratio, segment_size):
         """Spec A1 to A5, segment by segment."""
-        found, memory = [], []
+        all_states, memory = [], []
         for piece in context.split(segment_size):
-            states = self.reads[0].model(torch.cat([piece, query])[None]).last_hidden_state[0]
+            states = self.encoder_modules[0].model(torch.cat([piece, query])[None]).last_hidden_state[0]
             own, q = states[: len(piece)], states[len(piece) :].mean(0)
             merged = self.merged(own, q, self.sizes(own, q, ratio))
             memory.append(self.memory_fusion_layer.model(inputs_embeds=merged[None]).last_hidden_state[0])
-            found.append(own)
-        logits, loss = answered(self.decoder, torch.cat(memory), prompt, answer)
-        return Computed(torch.cat(found), torch.cat(memory), logits, {"answer": loss})
+            all_states.append(own)
+        logits, loss = answer_logits(self.decoder, torch.cat(memory), prompt, answer)
+        return Computed(torch.cat(all_states), torch.cat(memory), logits, {"answer": loss})
 
     def sizes(self, states, q, ratio):
-        """Coarse: how many tokens each group swallows (A3)."""
+        """Coarse stage: number of tokens of each group (A3)."""
         groups = states.split(ratio)
         if len(groups) == 1:
             return [len(states)]
         relevance = [cosine(group, q) for group in groups]
         chosen = torch.stack([group[r.argmax()] for group, r in zip(groups, relevance)])
-        alike = cosine(chosen[:, None], chosen[None]).fill_diagonal_(-torch.inf)
-        gain = self.alpha_select * torch.stack([r.max() for r in relevance]) - self.beta_select * alike.amax(1)
+        similarity = cosine(chosen[:, None], chosen[None]).fill_diagonal_(-torch.inf)
+        gain = self.alpha_select * torch.stack([r.max() for r in relevance]) - self.beta_select * similarity.amax(1)
         quotas = len(states) * torch.softmax(-gain, 0)
         sizes = quotas.floor().long()
         order = (quotas - sizes).argsort(descending=True)
@@ -128,14 +130,14 @@ class PublishedCOMI(nn.Module):
         return [size for size in sizes.tolist() if size]
 
     def merged(self, states, q, sizes):
-        """Fine: one vector a group (A4); columns that pad a group to the longest one count as similarity 0 (E2)."""
+        """Fine stage: one vector per group (A4). Columns that pad a group to the longest one have similarity 0 (E2)."""
         vectors = []
         for group in states.split(sizes):
-            alike = cosine(group[:, None], group[None]).fill_diagonal_(-torch.inf).amax(1)
-            alike = torch.where(alike == -torch.inf, 0, alike)
+            similarity = cosine(group[:, None], group[None]).fill_diagonal_(-torch.inf).amax(1)
+            similarity = torch.where(similarity == -torch.inf, 0, similarity)
             if len(group) < max(sizes):
-                alike = alike.clamp(min=0)
-            gain = self.alpha_merge * cosine(group, q) - self.beta_merge * alike
+                similarity = similarity.clamp(min=0)
+            gain = self.alpha_merge * cosine(group, q) - self.beta_merge * similarity
             vectors.append(torch.softmax(gain, 0) @ group)
         return torch.stack(vectors)
 
@@ -144,7 +146,7 @@ class PublishedCOMI(nn.Module):
 
 
 class PublishedRAM(nn.Module):
-    """Modules under the released names, all of them, those too that nothing uses."""
+    """All modules with the released names, including those that nothing uses."""
 
     def __init__(self, model):
         super().__init__()
@@ -160,14 +162,14 @@ class PublishedRAM(nn.Module):
         self.adaptive_temperature = nn.Parameter(torch.ones(1))
         self.eval()
 
-    def read(self, ids):
+    def encode(self, ids):
         return self.llm_encoder.model(ids[None]).last_hidden_state[0]
 
     @torch.no_grad()
     def compute(self, context, query, prompt, answer, ratio, segment_size, positives):
-        """Spec 1.2 to 1.9 as in the inference code; positives = numbers of the segments that hold the answer."""
+        """Spec 1.2 to 1.9 as in the inference code; positives = indices of the segments that contain the answer."""
         pieces = context.split(segment_size)
-        states, q = [self.read(piece) for piece in pieces], self.read(query).mean(0)
+        states, q = [self.encode(piece) for piece in pieces], self.encode(query).mean(0)
         scores = torch.stack([cosine(own.mean(0), q) for own in states])
         kept = set(scores.topk(int(len(pieces) / ratio)).indices.tolist())
         memory = []
@@ -178,7 +180,7 @@ class PublishedRAM(nn.Module):
                 if number in kept
                 else self.semantic_alignment_layer(skimmed)[None]
             )
-        logits, loss = answered(self.llm, torch.cat(memory), prompt, answer)
+        logits, loss = answer_logits(self.llm, torch.cat(memory), prompt, answer)
         mass = torch.softmax(scores / 0.05, 0)
         return Computed(
             torch.cat(states),
@@ -203,7 +205,7 @@ class Adapter(nn.Module):
 
 
 class GlobalMemory(nn.Module):
-    """The gated slots of a layer; its norm has no eps of its own."""
+    """The gated slots of a layer. Its norm uses the default eps."""
 
     def __init__(self):
         super().__init__()
@@ -220,7 +222,7 @@ class GlobalMemory(nn.Module):
 
 
 class CometLayer(nn.Module):
-    """A decoder layer and the memory beside it."""
+    """A decoder layer with its memory modules."""
 
     def __init__(self, layer):
         super().__init__()
@@ -230,13 +232,13 @@ class CometLayer(nn.Module):
 
 
 class PublishedCoMeT(nn.Module):
-    """A Qwen3 model with memory; the new tokens' rows stand at the end of its table.
+    """A Qwen3 model with memory. The rows of the new tokens are at the end of the embedding matrix.
 
-    The first two of them take rows that the backbone has and no word uses, as in the release.
+    The first two new tokens use rows of the backbone that no token has, as in the release.
     """
 
     SIZES = {"chunk_size": 16, "temp_beacon_stride": 4, "temp_mem_budget": 8}
-    SPARE, NEW = 2, 6  # of the new tokens: rows of the backbone's, rows behind it (padding among them)
+    SPARE, NEW = 2, 6  # rows of new tokens within the backbone's vocabulary, and beyond it (with padding)
 
     def __init__(self, model):
         super().__init__()
@@ -253,7 +255,7 @@ class PublishedCoMeT(nn.Module):
         self.eval()
 
     def config(self):
-        """What config.json holds."""
+        """The content of config.json."""
         return {
             **self.hf_config.to_diff_dict(),
             "placeholder_id": self.placeholder,
@@ -263,7 +265,7 @@ class PublishedCoMeT(nn.Module):
         }
 
     def save(self, folder, tied_once=False):
-        """The released folder; tied_once = as save_pretrained does with a tied head: only the table."""
+        """Writes the released folder. tied_once = store a tied head once, as save_pretrained does."""
         folder.mkdir()
         state = state_of(self)
         if tied_once:
@@ -274,8 +276,11 @@ class PublishedCoMeT(nn.Module):
 
     @torch.no_grad()
     def compute(self, ids, answer):
-        """One text (N,) whose last `answer` tokens are supervised: states at its tokens (N, D) after the final norm;
-        memory [S ; Q] of every layer after the last closed chunk (L * slots, D)."""
+        """Results for one text (N,) whose last `answer` tokens are supervised.
+
+        states are those of the text tokens after the final norm, (N, D); memory is [S ; Q] of every layer after the
+        last complete chunk, (layers * slots, D).
+        """
         labels = torch.full_like(ids, -100)
         labels[-answer - 1 : -1] = ids[-answer:]  # shifted before anything is inserted
         memories = [(None, torch.zeros(0, WIDTH)) for _ in self.model.layers]
@@ -285,37 +290,37 @@ class PublishedCoMeT(nn.Module):
             states, after = self.chunk(chunk, memories)
             rows.append(states)
             memories = after if number + 1 < len(chunks) else memories
-        states, asked = self.model.norm(torch.cat(rows)), labels != -100
-        logits = self.lm_head(states[asked])
-        kept = torch.cat([torch.cat(pair) for pair in memories])
-        return Computed(states, kept, logits, {"answer": nn.functional.cross_entropy(logits, labels[asked])})
+        states, supervised = self.model.norm(torch.cat(rows)), labels != -100
+        logits = self.lm_head(states[supervised])
+        memory = torch.cat([torch.cat(pair) for pair in memories])
+        return Computed(states, memory, logits, {"answer": nn.functional.cross_entropy(logits, labels[supervised])})
 
     def chunk(self, text, memories):
-        """One chunk in the training layout: its text's states, and every layer's memory after it (spec 1.2 to 1.4)."""
+        """One chunk in the training layout: states of its text, memory of every layer after it (spec 1.2 to 1.4)."""
         ids, is_text = [], []
         for group in text.split(self.SIZES["temp_beacon_stride"]):
             ids += [*group.tolist(), self.beacon]
             is_text += [True] * len(group) + [False]
-        beacons = [place for place, own in enumerate(is_text) if not own]
+        beacons = [position for position, text in enumerate(is_text) if not text]
         ids, is_text = ids + self.readouts, torch.tensor(is_text + [False] * len(self.readouts))
         G = 0 if memories[0][0] is None else len(self.readouts)
-        seats = G + len(memories[0][1])
-        x = self.model.embed_tokens(torch.tensor([self.placeholder] * seats + ids))[None]
+        memory_slots = G + len(memories[0][1])
+        x = self.model.embed_tokens(torch.tensor([self.placeholder] * memory_slots + ids))[None]
         N = x.shape[1]
-        places = torch.arange(N)[None]
+        positions = torch.arange(N)[None]
         causal = torch.full((N, N), torch.finfo(x.dtype).min).triu(1)[None, None]
         after = []
         for layer, (state, queue) in zip(self.model.layers, memories):
             if state is not None:
-                x[0, :G], x[0, G:seats] = layer.global_memory_net.o_proj(state), queue
+                x[0, :G], x[0, G:memory_slots] = layer.global_memory_net.o_proj(state), queue
             x = layer.inner_layer(
                 x,
                 attention_mask=causal,
-                position_ids=places,
+                position_ids=positions,
                 use_cache=False,
-                position_embeddings=self.model.rotary_emb(x, places),
+                position_embeddings=self.model.rotary_emb(x, positions),
             )
-            own = x[0, seats:]
+            own = x[0, memory_slots:]
             new = layer.temp_memory_net(own[beacons])
             after.append(
                 (

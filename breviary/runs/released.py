@@ -1,7 +1,7 @@
-"""Checkpoints that a method's authors released: files read, names translated, every key accounted for.
+"""Checkpoints that a method's authors released: reads the files, translates the names, accounts for every key.
 
-A method's own names are a table in its folder (released.py); scripts/import_checkpoint.py does the rest.
-Names are templates: {n} stands for a layer's number, {rest} for everything that follows.
+A method lists its own names in a subclass of ReleasedFormat (released.py of its package). breviary.runs.importing turns
+such a checkpoint into a run. Names are templates: {n} stands for a layer number, {rest} for the remainder of the name.
 """
 
 from __future__ import annotations
@@ -18,70 +18,71 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 
-SHOWN = 10  # keys that a message lists
+MAX_LISTED = 10  # keys in one message
 
-OTHER_BACKBONE = "give the model that it was trained from with --backbone"
+BACKBONE_HINT = "give the model that it was trained from with --backbone"
 
-SINGLE = ("model.safetensors", "pytorch_model.bin")
+WEIGHT_FILES = ("model.safetensors", "pytorch_model.bin")
 
 FIELDS = {"{n}": r"(?P<n>\d+)", "{rest}": r"(?P<rest>.+)"}
 
-Names = tuple[tuple[str, str], ...]
+NameMap = tuple[tuple[str, str], ...]
 
 
 class ReleasedFile:
-    """The tensors of a checkpoint on disk: a .safetensors or PyTorch file, a folder with one or with its shards.
+    """The tensors of a checkpoint: a .safetensors or PyTorch file, or a folder with one or with its shards.
 
-    shapes  {key: shape}; nothing but headers is read before `tensor` is called (of PyTorch files all is mapped). Those
-            are opened with weights_only: tensors, no other objects.
-    config  config.json in `folder`, where the weights are; None = there is none
-    Raises: ValueError for what is not there, damaged, or holds anything but tensors.
+    Only headers are read before `tensor` is called. PyTorch files are memory-mapped and opened with weights_only=True.
+
+    shapes  {key: shape}
+    config  content of config.json in the folder of the weights; None = there is none
+    Raises: ValueError where the file is missing, damaged, or contains anything but tensors.
     """
 
     def __init__(self, path: str | Path):
         self.path = Path(path).expanduser()
         self.files = _weight_files(self.path)
         self.shapes: dict[str, tuple[int, ...]] = {}
-        self._home: dict[str, Any] = {}
+        self._containers: dict[str, Any] = {}
         for file in self.files:
-            for key, shape, home in _opened(file):
-                self.shapes[key], self._home[key] = shape, home
+            for key, shape, container in _open_tensors(file):
+                self.shapes[key], self._containers[key] = shape, container
         self.folder = self.path if self.path.is_dir() else self.path.parent
-        beside = self.folder / "config.json"
-        self.config: dict[str, Any] | None = _json(beside) if beside.is_file() else None
+        config_file = self.folder / "config.json"
+        self.config: dict[str, Any] | None = _read_json(config_file) if config_file.is_file() else None
 
     def tensor(self, key: str) -> Tensor:
-        """One tensor. Raises: ValueError where it is missing, or not all of it is finite numbers."""
-        if key not in self._home:
+        """The tensor stored under `key`. Raises: ValueError where it is missing, unreadable or not finite."""
+        if key not in self._containers:
             raise ValueError(f"{self.path}: missing: {key}")
-        home = self._home[key]
+        container = self._containers[key]
         try:
-            found = home[key] if isinstance(home, dict) else home.get_tensor(key)
+            tensor = container[key] if isinstance(container, dict) else container.get_tensor(key)
         except (SafetensorError, OSError) as error:
             raise ValueError(f"{self.path}: {key} cannot be read ({error}); the file is damaged") from error
-        if not found.isfinite().all():
-            raise ValueError(f"{self.path}: {key} holds values that are no finite numbers; the file is damaged")
-        return found
+        if not tensor.isfinite().all():
+            raise ValueError(f"{self.path}: {key} contains NaN or infinite values; the file is damaged")
+        return tensor
 
-    def starts(self, beginning: str) -> bool:
-        """Whether any key begins so."""
-        return any(key.startswith(beginning) for key in self.shapes)
+    def has_prefix(self, prefix: str) -> bool:
+        """Whether any key starts with `prefix`."""
+        return any(key.startswith(prefix) for key in self.shapes)
 
-    def layers(self, template: str) -> int:
-        """Layers that keys of this template, with {n}, are numbered for."""
-        found = (_fields(template, key) for key in self.shapes)
-        return max((int(match["n"]) + 1 for match in found if match), default=0)
+    def layer_count(self, template: str) -> int:
+        """Number of layers: one more than the largest {n} of the keys that match `template`; 0 without a match."""
+        matches = (_match(template, key) for key in self.shapes)
+        return max((int(match["n"]) + 1 for match in matches if match), default=0)
 
 
 @dataclass(frozen=True)
-class Taken:
-    """What one weight of the reader is made of: a key, and which of its rows (None = all)."""
+class TensorSource:
+    """Where a weight of the reader comes from: a key of the file, and the rows of its tensor (None = all)."""
 
     key: str
     rows: slice | tuple[int, ...] | None = None
 
     def shape(self, file: ReleasedFile) -> tuple[int, ...]:
-        """Its shape; a scalar counts as one element (DeepSpeed refuses scalars)."""
+        """The weight's shape. A scalar becomes a vector of one element, because DeepSpeed rejects scalars."""
         whole = file.shapes[self.key] or (1,)
         if self.rows is None:
             return whole
@@ -89,18 +90,20 @@ class Taken:
         return rows, *whole[1:]
 
     def tensor(self, file: ReleasedFile) -> Tensor:
-        """The tensor, of that shape."""
+        """The weight's values, in that shape."""
         whole = file.tensor(self.key)
         rows = list(self.rows) if isinstance(self.rows, tuple) else self.rows
         return (whole if rows is None else whole[rows]).reshape(self.shape(file))
 
 
 class ReleasedFormat:
-    """How the authors of one method name what they store; each method has a subclass.
+    """The names and settings in the checkpoints of one method; each method has a subclass.
 
     title       the method's name
-    experiment  configs/experiment/NAME.yaml, which has the published settings
-    defaults    what the file does not hold, as published: {argument: value}
+    experiment  configs/experiment/NAME.yaml with the published settings
+    defaults    published values of settings that the file does not contain: {argument: value}
+
+    `arguments` below has the keys of `defaults`.
     """
 
     title = experiment = ""
@@ -110,206 +113,221 @@ class ReleasedFormat:
         self.file = file
 
     @property
-    def decoder(self) -> str:
-        """What the decoder's keys begin with, up to `model.` and `lm_head.`."""
+    def decoder_prefix(self) -> str:
+        """Prefix of the decoder's keys, before `model.` and `lm_head.`."""
         raise NotImplementedError
 
-    def pairs(self, given: Mapping[str, Any]) -> Names:
-        """(their template, ours) of every key that is a weight of the reader; `given` = the arguments."""
+    def weight_names(self, arguments: Mapping[str, Any]) -> NameMap:
+        """(template in the file, template in the reader) of every key that is a weight of the reader."""
         raise NotImplementedError
 
-    def apart(self, given: Mapping[str, Any]) -> Names:
-        """(their template, what becomes of it) of every key that is no weight of the reader."""
+    def unused_names(self, arguments: Mapping[str, Any]) -> NameMap:
+        """(template in the file, reason) of every key that is not a weight of the reader."""
         raise NotImplementedError
 
-    def settings(self, given: Mapping[str, Any], backbone: Any) -> dict[str, Any]:
-        """{key of the configuration: value} that the file tells, and `given`."""
+    def settings(self, arguments: Mapping[str, Any], backbone: Any) -> dict[str, Any]:
+        """Values of the configuration that follow from the file and from `arguments`: {dotted key: value}."""
         raise NotImplementedError
 
-    def trained(self) -> tuple[str, ...]:
-        """Values of decoder.train to try in turn: the first under which all frozen weights are the backbone's."""
+    def train_modes(self) -> tuple[str, ...]:
+        """Values of decoder.train to try in turn, until all frozen weights equal the backbone's."""
         raise NotImplementedError
 
-    def parts(self, backbone: Any) -> dict[str, Taken]:
-        """Weights of the reader that are rows of a key, not a whole one."""
+    def row_sources(self, backbone: Any) -> dict[str, TensorSource]:
+        """Weights of the reader that are some rows of a key in the file, not all of it."""
         return {}
 
     def problems(self, backbone: Any) -> list[str]:
-        """Why the file is of another model than the backbone, from shapes alone; one sentence at most."""
-        key, config = f"{self.decoder}model.embed_tokens.weight", backbone.config
+        """Error message where the sizes of the file do not match the backbone; at most one."""
+        key, config = f"{self.decoder_prefix}model.embed_tokens.weight", backbone.config
         table = self.file.shapes.get(key)
-        if table is None or len(table) != 2:
-            return [f"{self.file.path}: {'missing' if table is None else f'shape of {table}, not a table'}: {key}"]
-        theirs = *table, self.file.layers(f"{self.decoder}model.layers.{{n}}.{{rest}}")
+        if table is None:
+            return [f"{self.file.path}: missing: {key}"]
+        if len(table) != 2:
+            return [f"{self.file.path}: {key} has shape {table}, must have two dimensions"]
+        released = *table, self.file.layer_count(f"{self.decoder_prefix}model.layers.{{n}}.{{rest}}")
         own = config.vocab_size, config.hidden_size, config.num_hidden_layers
-        if self.fits(theirs, own):
+        if self.sizes_match(released, own):
             return []
         return [
-            f"{self.file.path}: its decoder has {theirs[0]} tokens, width {theirs[1]} and {theirs[2]} layers, "
-            f"{backbone.path} has {own[0]}, {own[1]} and {own[2]}; {OTHER_BACKBONE}"
+            f"{self.file.path}: its decoder has {released[0]} tokens, width {released[1]} and {released[2]} layers, "
+            f"{backbone.path} has {own[0]}, {own[1]} and {own[2]}; {BACKBONE_HINT}"
         ]
 
-    def fits(self, theirs: tuple[int, int, int], own: tuple[int, int, int]) -> bool:
-        """Whether a decoder of (tokens, width, layers) can be the backbone's."""
-        return theirs == own
+    def sizes_match(self, released: tuple[int, int, int], own: tuple[int, int, int]) -> bool:
+        """Whether sizes (vocabulary, width, layers) of the released decoder are possible for this backbone."""
+        return released == own
 
-    def unknown(self, given: Mapping[str, Any]) -> list[str]:
-        """Keys of the file that the format has no place for."""
-        known = [theirs for theirs, _ in (*self.pairs(given), *self.apart(given))]
-        return [key for key in self.file.shapes if not any(_fields(template, key) for template in known)]
+    def unknown_keys(self, arguments: Mapping[str, Any]) -> list[str]:
+        """Keys of the file that match no template of this format."""
+        templates = [template for template, _ in (*self.weight_names(arguments), *self.unused_names(arguments))]
+        return [key for key in self.file.shapes if not any(_match(template, key) for template in templates)]
 
-    def left_out(self, given: Mapping[str, Any]) -> dict[str, str]:
-        """{key: what becomes of it} of the keys that are no weight of the reader."""
-        used = [theirs for theirs, _ in self.pairs(given)]
-        found = {}
+    def unused_keys(self, arguments: Mapping[str, Any]) -> dict[str, str]:
+        """{key: reason} of the keys of the file that are not weights of the reader."""
+        used = [template for template, _ in self.weight_names(arguments)]
+        reasons = {}
         for key in self.file.shapes:
-            if not any(_fields(template, key) for template in used):
-                found |= {key: told for template, told in reversed(self.apart(given)) if _fields(template, key)}
-        return found
+            if any(_match(template, key) for template in used):
+                continue
+            for template, reason in self.unused_names(arguments):
+                if _match(template, key):
+                    reasons[key] = reason
+                    break
+        return reasons
 
 
-def stack_pairs(theirs: str, ours: str, embedding: bool = True, head: bool = True) -> Names:
-    """Names of a Hugging Face decoder that begin with `theirs`, and of our Stack that begin with `ours`."""
-    pairs = [("model.layers.{n}.{rest}", "layers.{n}.{rest}"), ("model.norm.weight", "final_norm.weight")]
-    pairs += [("model.embed_tokens.weight", "embed_tokens.weight")] if embedding else []
-    pairs += [("lm_head.weight", "lm_head.weight")] if head else []
-    return tuple((theirs + name, ours + own) for name, own in pairs)
+def stack_names(released: str, own: str, embedding: bool = True, head: bool = True) -> NameMap:
+    """Names of a Hugging Face decoder with prefix `released`, and of a `Stack` with prefix `own`."""
+    names = [("model.layers.{n}.{rest}", "layers.{n}.{rest}"), ("model.norm.weight", "final_norm.weight")]
+    names += [("model.embed_tokens.weight", "embed_tokens.weight")] if embedding else []
+    names += [("lm_head.weight", "lm_head.weight")] if head else []
+    return tuple((released + theirs, own + ours) for theirs, ours in names)
 
 
-def account(form: ReleasedFormat, given: Mapping[str, Any], reader: nn.Module, backbone: Any) -> dict[str, Taken]:
-    """{weight of the reader: where it is in the file}; every weight has its place, of the same shape.
+def locate_weights(
+    checkpoint: ReleasedFormat, arguments: Mapping[str, Any], reader: nn.Module, backbone: Any
+) -> dict[str, TensorSource]:
+    """{weight of the reader: its source in the file}. Every weight has a source of the same shape.
 
     Raises: ValueError naming the missing, misshapen and unknown keys.
     """
+    file = checkpoint.file
     weights = dict(reader.named_parameters(remove_duplicate=False))
-    taken = form.parts(backbone)
-    cut = {part.key for part in taken.values()}
-    for key in form.file.shapes:
-        names = [_renamed(theirs, ours, key) for theirs, ours in form.pairs(given) if _fields(theirs, key)]
-        if names and key not in cut:
-            taken[names[0]] = Taken(key)
+    sources = checkpoint.row_sources(backbone)
+    split_keys = {source.key for source in sources.values()}
+    names = checkpoint.weight_names(arguments)
+    for key in file.shapes:
+        matches = [_translate(template, own, key) for template, own in names if _match(template, key)]
+        if matches and key not in split_keys:
+            sources[matches[0]] = TensorSource(key)
     problems = [
-        f"unknown: {part.key} (the reader has no {name})" for name, part in taken.items() if name not in weights
+        f"unknown: {source.key} (the reader has no {name})" for name, source in sources.items() if name not in weights
     ]
-    covered = {id(weights[name]) for name in taken if name in weights}  # a tied head and table are one weight
+    covered = {id(weights[name]) for name in sources if name in weights}  # a tied head and embedding are one weight
     missing = {id(weight): name for name, weight in reversed(weights.items()) if id(weight) not in covered}
-    problems += [f"missing: {_their_name(form, given, name)}" for name in reversed(missing.values())]
-    for name, part in taken.items():
-        if part.key not in form.file.shapes:
-            problems.append(f"missing: {part.key}")
-        elif name in weights and part.shape(form.file) != tuple(weights[name].shape):
+    problems += [f"missing: {_released_name(names, name)}" for name in reversed(missing.values())]
+    for name, source in sources.items():
+        if source.key not in file.shapes:
+            problems.append(f"missing: {source.key}")
+        elif name in weights and source.shape(file) != tuple(weights[name].shape):
             problems.append(
-                f"shape of {part.key}: {part.shape(form.file)} in the file, {tuple(weights[name].shape)} in the reader"
+                f"shape of {source.key}: {source.shape(file)} in the file, {tuple(weights[name].shape)} in the reader"
             )
     if problems:
-        heading = f"{form.file.path}: does not fit {form.title} on {backbone.path}:"
-        raise ValueError(listed(heading, dict.fromkeys(problems)))
-    return taken
+        heading = f"{file.path}: does not fit {checkpoint.title} on {backbone.path}:"
+        raise ValueError(list_message(heading, dict.fromkeys(problems)))
+    return sources
 
 
 @torch.no_grad()
-def fill(reader: nn.Module, file: ReleasedFile, taken: Mapping[str, Taken]) -> list[str]:
-    """Copies what is trained into the reader, in place; gives the keys of frozen weights that are not the reader's own,
-    bit by bit in the reader's type.
+def load_weights(reader: nn.Module, file: ReleasedFile, sources: Mapping[str, TensorSource]) -> list[str]:
+    """Copies the trained weights into the reader, in place.
 
-    Raises: ValueError where keys of one weight (a tied head and table) differ.
+    Returns the keys of frozen weights whose values differ from the reader's, compared exactly in the reader's dtype.
+    Raises: ValueError where two keys of one weight (a tied head and embedding) differ.
     """
     weights = dict(reader.named_parameters(remove_duplicate=False))
-    filled: dict[int, str] = {}
+    loaded: dict[int, str] = {}
     changed = []
-    for name, part in taken.items():
-        weight, tensor = weights[name], part.tensor(file)
-        if weight.requires_grad and id(weight) not in filled:
+    for name, source in sources.items():
+        weight, tensor = weights[name], source.tensor(file)
+        if weight.requires_grad and id(weight) not in loaded:
             weight.copy_(tensor)
-            filled[id(weight)] = part.key
+            loaded[id(weight)] = source.key
         elif not torch.equal(weight, tensor.to(weight)):
-            if id(weight) in filled:
+            if id(weight) in loaded:
                 raise ValueError(
-                    f"{file.path}: {part.key} differs from {filled[id(weight)]}, which are one weight in "
-                    f"the backbone (tie_word_embeddings); {OTHER_BACKBONE}"
+                    f"{file.path}: {source.key} differs from {loaded[id(weight)]}, which are one weight in "
+                    f"the backbone (tie_word_embeddings); {BACKBONE_HINT}"
                 )
-            changed.append(part.key)
+            changed.append(source.key)
     return changed
 
 
-def listed(heading: str, lines: Iterable[str]) -> str:
-    """One message of a heading and the first lines, with how many more there are."""
+def list_message(heading: str, lines: Iterable[str]) -> str:
+    """A heading and the first MAX_LISTED lines, indented, with the number of further ones."""
     lines = list(lines)
-    more = [f"and {len(lines) - SHOWN} more"] if len(lines) > SHOWN else []
-    return "\n  ".join([heading, *lines[:SHOWN], *more])
+    more = [f"and {len(lines) - MAX_LISTED} more"] if len(lines) > MAX_LISTED else []
+    return "\n  ".join([heading, *lines[:MAX_LISTED], *more])
 
 
 # ------------------------------------------------------------------ names
 
 
-def _fields(template: str, name: str) -> re.Match | None:
+def _match(template: str, name: str) -> re.Match | None:
     pattern = re.escape(template)
     for field, expression in FIELDS.items():
         pattern = pattern.replace(re.escape(field), expression)
     return re.fullmatch(pattern, name)
 
 
-def _renamed(template: str, other: str, name: str) -> str:
-    return other.format(**_fields(template, name).groupdict())
+def _translate(template: str, other: str, name: str) -> str:
+    """`name`, which matches `template`, under the template `other`."""
+    return other.format(**_match(template, name).groupdict())
 
 
-def _their_name(form: ReleasedFormat, given: Mapping[str, Any], name: str) -> str:
-    found = [_renamed(ours, theirs, name) for theirs, ours in form.pairs(given) if _fields(ours, name)]
-    return found[0] if found else name
+def _released_name(names: NameMap, name: str) -> str:
+    """The name in the file of a weight of the reader; its own name where it has none."""
+    translated = [_translate(own, template, name) for template, own in names if _match(own, name)]
+    return translated[0] if translated else name
 
 
 # ------------------------------------------------------------------ files
 
 
 def _weight_files(path: Path) -> list[Path]:
-    """The files that hold the tensors of a file or folder."""
+    """The files that contain the tensors of a checkpoint file or folder."""
     if path.is_file():
         if path.suffix not in (".safetensors", ".bin", ".pt", ".pth"):
-            raise ValueError(f"{path}: no checkpoint; give a .safetensors or .bin file, or a folder with one")
+            raise ValueError(f"{path}: not a checkpoint; give a .safetensors or .bin file, or a folder with one")
         return [path]
     if not path.is_dir():
         raise ValueError(f"{path}: no such file or folder")
-    for name in SINGLE:
+    for name in WEIGHT_FILES:
         if (path / name).is_file():
             return [path / name]
         if (path / f"{name}.index.json").is_file():
-            return _shards(path / f"{name}.index.json")
+            return _shard_files(path / f"{name}.index.json")
     raise ValueError(
-        f"{path}: no weights in this folder; it needs {' or '.join(SINGLE)}, or one's shards with their index"
+        f"{path}: no weights in this folder; it needs {' or '.join(WEIGHT_FILES)}, or its shards with their index"
     )
 
 
-def _shards(index: Path) -> list[Path]:
-    names = sorted(set(_json(index).get("weight_map", {}).values()))
-    absent = [name for name in names if not (index.parent / name).is_file()]
-    if absent or not names:
-        raise ValueError(f"{index}: shards that are not there: {', '.join(absent) or 'it names none'}")
+def _shard_files(index: Path) -> list[Path]:
+    names = sorted(set(_read_json(index).get("weight_map", {}).values()))
+    missing = [name for name in names if not (index.parent / name).is_file()]
+    if not names:
+        raise ValueError(f"{index}: lists no shards")
+    if missing:
+        raise ValueError(f"{index}: missing shards: {', '.join(missing)}")
     return [index.parent / name for name in names]
 
 
-def _json(file: Path) -> dict[str, Any]:
+def _read_json(file: Path) -> dict[str, Any]:
     try:
-        found = json.loads(file.read_text())
+        content = json.loads(file.read_text())
     except ValueError as error:
-        raise ValueError(f"{file}: no JSON ({error}); the file is damaged") from error
-    if not isinstance(found, dict):
-        raise ValueError(f"{file}: no JSON object; the file is damaged")
-    return found
+        raise ValueError(f"{file}: not valid JSON ({error}); the file is damaged") from error
+    if not isinstance(content, dict):
+        raise ValueError(f"{file}: not a JSON object; the file is damaged")
+    return content
 
 
-def _opened(file: Path) -> Iterable[tuple[str, tuple[int, ...], Any]]:
-    """(key, shape, where to get it) of each tensor of a file."""
+def _open_tensors(file: Path) -> list[tuple[str, tuple[int, ...], Any]]:
+    """(key, shape, container to read the tensor from) of each tensor of a file."""
     try:
         if file.suffix == ".safetensors":
             stream = safe_open(file, framework="pt")
-            return [(key, tuple(stream.get_slice(key).get_shape()), stream) for key in stream.keys()]
+            keys = stream.keys()  # a safe_open object is not iterable
+            return [(key, tuple(stream.get_slice(key).get_shape()), stream) for key in keys]
         tensors = torch.load(file, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(file))
-    except Exception as error:  # of damaged bytes the unpickler raises nearly every kind there is
-        told = (str(error).splitlines() or ["it ends too early"])[0]
+    except Exception as error:  # the unpickler raises errors of many types for damaged bytes
+        reason = (str(error).splitlines() or ["the file ends too early"])[0]
         raise ValueError(
-            f"{file}: cannot be read as tensors ({told}); the file is damaged, truncated, or "
-            "holds other objects, which are never loaded"
+            f"{file}: cannot be read as tensors ({reason}); the file is damaged, truncated, or "
+            "contains other objects, which are never loaded"
         ) from error
     if not isinstance(tensors, dict) or not all(isinstance(value, Tensor) for value in tensors.values()):
-        raise ValueError(f"{file}: holds no plain table of tensors (a state dict); give the file of the weights alone")
+        raise ValueError(f"{file}: not a plain state dict of tensors; give the file with the weights alone")
     return [(key, tuple(value.shape), tensors) for key, value in tensors.items()]

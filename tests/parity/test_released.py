@@ -1,7 +1,7 @@
-"""Released checkpoints, imported with --quirks, against the published forms computed by hand (tests/released_forms.py).
+"""Released checkpoints, imported with --quirks, against the reference computations of tests/released_forms.py.
 
-One unpadded example, fp32: states, memory, logits and losses within 2e-5. Ours reads the same numbers in another order
-of sums (kept keys and values, batched cosines, memory as keys and values alone), nothing else.
+One unpadded example, fp32: states, memory, logits and losses agree within 2e-5. Only the order of sums differs (cached
+keys and values, batched cosines, memory as keys and values alone).
 """
 
 import pytest
@@ -11,15 +11,17 @@ from safetensors.torch import save_file
 
 from breviary.backbones.pretrained import Backbone
 from breviary.contract import Context, Example
+from breviary.evaluation.session import EvaluationSession
 from breviary.runs.checkpoints import best_checkpoint
 from breviary.runs.folders import load_config
+from breviary.runs.importing import import_checkpoint
 from comet.layout import TEXT
 from comet.memory import MemoryState
 from data.collate import Collator
 from data.invented_facts import InventedFacts
+from data.pipeline import TEXT
 from data.prompts import Prompt
-from eval import loaded
-from scripts.import_checkpoint import import_checkpoint
+from scripts.import_checkpoint import FORMATS
 from tests.tiny import row_ids
 
 PARTS = ("context", "query", "prompt", "answer")
@@ -31,51 +33,51 @@ def example():
     return Example(fact.id, fact.context, fact.question, fact.answers)
 
 
-def close(found, wanted):
-    torch.testing.assert_close(found, wanted, rtol=2e-5, atol=2e-5)
+def assert_close(actual, expected):
+    torch.testing.assert_close(actual, expected, rtol=2e-5, atol=2e-5)
 
 
-def imported(folder, **changed):
-    """The reader of an imported run as eval.py opens it, in evaluation mode; keys of the compressor changed."""
+def load_imported(folder, **settings):
+    """The reader of an imported run as eval.py loads it, in evaluation mode; `settings` replace the compressor's."""
     cfg = load_config(folder)
-    for key, value in changed.items():
+    for key, value in settings.items():
         cfg.compressor[key] = value
-    return loaded(cfg, Backbone(cfg.backbone.path, cfg.backbone.dtype), best_checkpoint(folder)).eval()
+    return EvaluationSession(TEXT).load_reader(cfg, best_checkpoint(folder)).eval()
 
 
 def batch_of(folder, example):
-    """The example under the run's own prompt."""
-    shown = Prompt(**load_config(folder).prompt)
+    """The example with the run's prompt."""
+    prompt = Prompt(**load_config(folder).prompt)
     tokenizer = Backbone(load_config(folder).backbone.path).tokenizer()
-    return Collator(0)([{**shown.tokenise(example, tokenizer), "example": example}])
+    return Collator(0)([{**prompt.tokenise(example, tokenizer), "example": example}])
 
 
 def logits_of(reader, batch, *heads):
-    """Logits of the supervised rows (A, V) that the loss was computed from, and the loss output."""
-    seen = []
-    hooks = [head.register_forward_hook(lambda module, rows, out: seen.append(out)) for head in heads]
+    """Logits of the supervised positions (A, V), as computed for the loss, and the loss output."""
+    outputs = []
+    hooks = [head.register_forward_hook(lambda module, rows, out: outputs.append(out)) for head in heads]
     with torch.no_grad():
         output = reader.loss(batch)
     for hook in hooks:
         hook.remove()
-    return torch.cat(seen, -1)[0], output
+    return torch.cat(outputs, -1)[0], output
 
 
 def compare(reader, batch, published):
-    """Of a compressor: states, memory, logits, loss."""
+    """Compares states, memory, logits and loss of a compressor."""
     with torch.no_grad():
         encoded = reader.compressor.encode(Context(batch.context.ids, batch.context.mask, batch.prefix))
         memory = reader.memory(batch)
-    close(encoded.states[encoded.mask], published.states)
-    close(memory.embeds[memory.mask], published.memory)
+    assert_close(encoded.states[encoded.mask], published.states)
+    assert_close(memory.embeds[memory.mask], published.memory)
     logits, output = logits_of(reader, batch, reader.decoder.lm_head)
-    close(logits, published.logits)
-    close(output.nll.sum() / output.tokens.sum(), published.losses["answer"])
+    assert_close(logits, published.logits)
+    assert_close(output.nll.sum() / output.tokens.sum(), published.losses["answer"])
 
 
 # ------------------------------------------------------------------ COMI
 
-FORMS = {  # the published modules, tokens read at once
+FORMS = {  # arguments of PublishedCOMI, segment size
     "lora": (dict(lora=True), 10_000),
     "lora-learned-segments": (dict(lora=True, scalars=(0.8, 1.3, 2.1, -0.4)), 24),
     "whole-segments": (dict(lora=False), 24),
@@ -89,6 +91,7 @@ def test_comi(tmp_path, example, form, segment_size):
     published = PublishedCOMI(model, **form)
     save_file(state_of(published), tmp_path / "comi.safetensors")
     folder, _ = import_checkpoint(
+        FORMATS,
         "comi",
         tmp_path / "comi.safetensors",
         save_backbone(model, tmp_path / "backbone"),
@@ -98,13 +101,13 @@ def test_comi(tmp_path, example, form, segment_size):
         segment_size=segment_size,
         lora_alpha=8 if form["lora"] else None,
     )
-    batch, reader = batch_of(folder, example), imported(folder)
+    batch, reader = batch_of(folder, example), load_imported(folder)
     assert batch.prefix.mask.sum() == 0 and len(row_ids(batch, 0, "context")) > 40
-    wanted = published.compute(*(row_ids(batch, 0, part) for part in PARTS), 4, segment_size)
-    compare(reader, batch, wanted)
-    reader.compressor.gain.quirks = False  # the example has what E2 is about
-    ours = reader.memory(batch)
-    assert (ours.embeds[ours.mask] - wanted.memory).abs().max() > 1e-2
+    expected = published.compute(*(row_ids(batch, 0, part) for part in PARTS), 4, segment_size)
+    compare(reader, batch, expected)
+    reader.compressor.gain.quirks = False  # the example has padded groups, so that E2 matters
+    own = reader.memory(batch)
+    assert (own.embeds[own.mask] - expected.memory).abs().max() > 1e-2
 
 
 # ------------------------------------------------------------------ RAM
@@ -116,6 +119,7 @@ def test_ram(tmp_path, example, tied):
     published = PublishedRAM(model)
     torch.save(state_of(published), tmp_path / "pytorch_model.bin")
     folder, _ = import_checkpoint(
+        FORMATS,
         "ram",
         tmp_path / "pytorch_model.bin",
         save_backbone(model, tmp_path / "backbone"),
@@ -125,20 +129,20 @@ def test_ram(tmp_path, example, tied):
     )
     batch = batch_of(folder, example)
     positives = [1, 4]
-    wanted = published.compute(*(row_ids(batch, 0, part) for part in PARTS), 4, 6, positives)
-    reader = imported(folder)
-    compare(reader, batch, wanted)
+    expected = published.compute(*(row_ids(batch, 0, part) for part in PARTS), 4, 6, positives)
+    reader = load_imported(folder)
+    compare(reader, batch, expected)
     reader.train()
-    marks = torch.zeros_like(batch.context.mask)
-    for number in positives:
-        marks[0, 6 * number + 2] = True
-    batch.evidence = marks
+    evidence = torch.zeros_like(batch.context.mask)
+    for segment in positives:
+        evidence[0, 6 * segment + 2] = True
+    batch.evidence = evidence
     with torch.no_grad():
         loss, count = reader.loss(batch).parts["contrastive"]
     assert count == 1
-    close(loss, wanted.losses["contrastive"])
-    ours = imported(folder, quirks=False).memory(batch)
-    assert (ours.embeds[ours.mask] - wanted.memory).abs().max() > 1e-2
+    assert_close(loss, expected.losses["contrastive"])
+    own = load_imported(folder, quirks=False).memory(batch)
+    assert (own.embeds[own.mask] - expected.memory).abs().max() > 1e-2
 
 
 # ------------------------------------------------------------------ CoMeT
@@ -152,34 +156,34 @@ def test_comet(tmp_path, example, tied, once):
     published = PublishedCoMeT(model)
     source = published.save(tmp_path / "released", once)
     folder, _ = import_checkpoint(
-        "comet", source, save_backbone(model, tmp_path / "backbone"), tmp_path / "run", quirks=True
+        FORMATS, "comet", source, save_backbone(model, tmp_path / "backbone"), tmp_path / "run", quirks=True
     )
-    batch, reader = batch_of(folder, example), imported(folder)
+    batch, reader = batch_of(folder, example), load_imported(folder)
     ids = row_ids(batch, 0, "prefix", "context", "prompt", "answer")
-    assert len(ids) > 4 * published.SIZES["chunk_size"]  # the queue is full, the gate has mixed more than once
-    wanted = published.compute(ids, len(row_ids(batch, 0, "answer")))
+    assert len(ids) > 4 * published.SIZES["chunk_size"]  # the queue is full, the gate was applied more than once
+    expected = published.compute(ids, len(row_ids(batch, 0, "answer")))
     text, _, _ = reader._text(batch)
     with torch.no_grad():
-        states, memory = read(reader, text)
-    close(states, wanted.states)
-    close(memory, wanted.memory)
+        states, memory = encode(reader, text)
+    assert_close(states, expected.states)
+    assert_close(memory, expected.memory)
     logits, output = logits_of(reader, batch, reader.decoder.lm_head, reader.memory.new_token_head)
-    close(logits, wanted.logits)
-    close(output.nll.sum() / output.tokens.sum(), wanted.losses["answer"])
-    old = wanted.logits[:, : model.config.vocab_size]  # ours by default: no answer is a new token
-    nll = torch.nn.functional.cross_entropy(old, row_ids(batch, 0, "answer"))
-    ours = imported(folder, quirks=False).loss(batch)
-    assert abs(wanted.losses["answer"] - nll) > 1e-3
-    torch.testing.assert_close(ours.nll.sum() / ours.tokens.sum(), nll, rtol=0, atol=1e-3)  # another eps in the norms
+    assert_close(logits, expected.logits)
+    assert_close(output.nll.sum() / output.tokens.sum(), expected.losses["answer"])
+    logits = expected.logits[:, : model.config.vocab_size]  # the default: an answer has no new tokens
+    nll = torch.nn.functional.cross_entropy(logits, row_ids(batch, 0, "answer"))
+    own = load_imported(folder, quirks=False).loss(batch)
+    assert abs(expected.losses["answer"] - nll) > 1e-3
+    torch.testing.assert_close(own.nll.sum() / own.tokens.sum(), nll, rtol=0, atol=1e-3)  # the norms have another eps
 
 
-def read(reader, text):
-    """Normed states at every text token of one row (N, D), and [S ; Q] of every layer after the last closed chunk."""
+def encode(reader, text):
+    """Final states of every text token of one row (N, D), and [S ; Q] of every layer after the last complete chunk."""
     memory, rows = MemoryState.fresh(1, text.ids.device), []
     for chunk in reader.laid_out(text):
         states, memory, _ = reader.memory.run(
             reader.decoder, reader.embeds(text, chunk), chunk.layout, chunk.entered(memory), chunk.closes
         )
         rows.append(states[0, chunk.layout.columns_of(TEXT)[0, : chunk.step.sizes[0]]])
-    kept = [torch.cat([layer.carried[0], layer.queue[0, memory.queue_mask[0]]]) for layer in memory.layers]
-    return reader.decoder.norm(torch.cat(rows)), torch.cat(kept)
+    slots = [torch.cat([layer.carried[0], layer.queue[0, memory.queue_mask[0]]]) for layer in memory.layers]
+    return reader.decoder.norm(torch.cat(rows)), torch.cat(slots)
