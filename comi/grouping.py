@@ -1,4 +1,4 @@
-"""COMI's choice of groups and weights, apart from what reads and merges (arXiv 2602.01719, spec A3 and A4).
+"""COMI's groups and weights, independent of the encoder and of merging (arXiv 2602.01719, spec A3 and A4).
 
 Shape letters: R rows, L tokens of a row, G slots of a row, D width.
 """
@@ -9,13 +9,13 @@ import torch
 from torch import Tensor, nn
 
 from breviary.memory.merging import consecutive_groups, groups_from_sizes
-from comi.mig import compare, merge_weights, reallocate_groups
+from comi.mig import merge_weights, precompute, reallocate_groups
 
 
 class GainGrouping(nn.Module):
     """Tokens of high marginal information gain get short groups and large weights.
 
-    Arguments as in `comi.model.COMI`. Also of use inside another method: any that asks for a grouping of rows.
+    Arguments as in `comi.model.COMI`. Other methods that accept a grouping of rows can use it, e.g. as `skimmer` of RAM.
     """
 
     def __init__(
@@ -37,20 +37,23 @@ class GainGrouping(nn.Module):
         self.alpha, self.beta = alpha, beta
         self.temperature, self.min_group_size = temperature, min_group_size
         if learned_weights == "merge":
-            self.merge_alpha = nn.Parameter(torch.tensor([float(alpha)]))  # (1,): DeepSpeed refuses scalars
-            if redundancy_fine:  # else it would never receive a gradient
+            self.merge_alpha = nn.Parameter(torch.tensor([float(alpha)]))  # shape (1,): DeepSpeed rejects scalars
+            if redundancy_fine:  # otherwise it would never receive a gradient
                 self.merge_beta = nn.Parameter(torch.tensor([float(beta)]))
         self.learned_weights = learned_weights
 
     def forward(
         self, states: Tensor, mask: Tensor, query: Tensor, ratio: int | Tensor, slots: int
     ) -> tuple[Tensor, Tensor | None]:
-        """Groups (R, L) and weights (R, L) of states (R, L, D), mask (R, L), query (R, D), at most `slots` groups a row.
+        """Groups and weights, both (R, L), from states (R, L, D), mask (R, L) and query (R, D).
 
-        Group sizes by the coarse stage, weights by the fine one; None for plain means.
+        The coarse stage determines group sizes, the fine stage weights; weights None = plain means.
+
+        ratio  tokens per slot, an int or (R,)
+        slots  upper bound on the groups of a row
         """
         groups_RL = consecutive_groups(mask, ratio)
-        compared = compare(states, query)  # norms and relevance, once for both stages
+        precomputed = precompute(states, query)
         if self.coarse:
             beta = self.beta if self.redundancy_coarse else 0.0
             sizes_RG = reallocate_groups(
@@ -63,7 +66,7 @@ class GainGrouping(nn.Module):
                 self.temperature,
                 self.min_group_size,
                 slots=slots,
-                compared=compared,
+                precomputed=precomputed,
             )
             groups_RL = groups_from_sizes(sizes_RG, mask)
         if not self.fine:
@@ -72,5 +75,5 @@ class GainGrouping(nn.Module):
         alpha = self.merge_alpha if learned else self.alpha
         beta = 0.0 if not self.redundancy_fine else self.merge_beta if learned else self.beta
         return groups_RL, merge_weights(
-            states, mask, query, groups_RL, slots, alpha, beta, quirks=self.quirks, compared=compared
+            states, mask, query, groups_RL, slots, alpha, beta, quirks=self.quirks, precomputed=precomputed
         )

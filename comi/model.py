@@ -17,24 +17,24 @@ from breviary.backbones.tiny import TinyBackbone
 from breviary.memory.merging import MergingCompressor
 from comi.grouping import GainGrouping
 
-LEARNED = ("none", "merge")
+LEARNED_WEIGHTS = ("none", "merge")
 
 
 class COMI(MergingCompressor):
     """Tokens of high marginal information gain get short groups and large weights.
 
-    Coarse (spec A3): how many tokens each slot swallows, from the gain of each initial group's representative.
-    Fine (A4): how each group's tokens are weighted, softmax of their gains within the group.
+    Coarse (spec A3): number of tokens of each slot, from the gain of each initial group's representative.
+    Fine (A4): weights of each group's tokens, a softmax of their gains within the group.
 
-    coarse, fine         the two stages; off: consecutive groups of `ratio`, plain means; both off is GMSA's pooling
+    coarse, fine         the two stages; off: consecutive groups of `ratio`, plain means. Both off is GMSA's pooling
     redundancy_coarse, redundancy_fine  the gain's second term in each stage
     alpha, beta          weights of relevance and redundancy in the gain (the paper: 1, 1)
     temperature          of the coarse softmax (the paper: 1)
     min_group_size       tokens reserved for each group; 0 = the published rule, which may drop groups
-    learned_weights      none | merge: alpha and beta of the fine stage as parameters; the coarse stage's sizes are
-                         integers and pass no gradient
+    learned_weights      none | merge: alpha and beta of the fine stage are parameters. The coarse stage has none:
+                         its sizes are integers and pass no gradient
     quirks               the published numerics, see comi/README.md
-    query_free           no question is looked at: relevance is 0, the gain is redundancy alone (for autoencoding, say)
+    query_free           the question is ignored: relevance is 0 and the gain is redundancy alone, e.g. for autoencoding
     Further arguments as in MergingCompressor and ContextEncoder. Costs O(L) memory per segment beside its states.
     """
 
@@ -91,31 +91,31 @@ class COMI(MergingCompressor):
     def group_tokens(
         self, states: Tensor, mask: Tensor, query: Tensor | None, ratio: int | Tensor, slots: int
     ) -> tuple[Tensor, Tensor | None]:
-        """As GainGrouping; without a question every token is as relevant as any other, 0."""
+        """As `GainGrouping.forward`; without a question, relevance is 0 for every token."""
         query = torch.zeros_like(states[:, 0]) if query is None else query
         return self.gain(states, mask, query, ratio, slots)
 
     @classmethod
     def problems(cls, settings: Mapping[str, Any], backbone: Any) -> list[str]:
-        """As MergingCompressor.problems, and COMI's own."""
-        found = super().problems(settings, backbone)
-        if settings["learned_weights"] not in LEARNED:
-            found.append(
-                f"compressor.learned_weights={settings['learned_weights']}: allowed are {', '.join(LEARNED)}; "
+        """As MergingCompressor.problems, and COMI's own arguments."""
+        problems = super().problems(settings, backbone)
+        if settings["learned_weights"] not in LEARNED_WEIGHTS:
+            problems.append(
+                f"compressor.learned_weights={settings['learned_weights']}: allowed are {', '.join(LEARNED_WEIGHTS)}; "
                 "the coarse stage yields integer sizes, so its weights would never receive a gradient"
             )
         if settings["learned_weights"] == "merge" and not settings["fine"]:
-            found.append(
-                "compressor.learned_weights=merge: nothing to learn with compressor.fine=false; set one of "
-                "them otherwise, e.g. compressor.learned_weights=none"
+            problems.append(
+                "compressor.learned_weights=merge: has no weights to learn with compressor.fine=false; set "
+                "compressor.learned_weights=none or compressor.fine=true"
             )
         if settings["query_free"] and settings["learned_weights"] == "merge":
-            found.append(
-                "compressor.learned_weights=merge with compressor.query_free=true: the weight of relevance would never "
-                "receive a gradient; set one of them otherwise"
+            problems.append(
+                "compressor.learned_weights=merge: the weight of relevance would never receive a gradient with "
+                "compressor.query_free=true; set compressor.learned_weights=none or compressor.query_free=false"
             )
         if settings["temperature"] <= 0:
-            found.append(f"compressor.temperature={settings['temperature']}: must be above 0, e.g. 1.0")
+            problems.append(f"compressor.temperature={settings['temperature']}: must be above 0, e.g. 1.0")
         if settings["min_group_size"] < 0:
-            found.append(f"compressor.min_group_size={settings['min_group_size']}: must be 0 or more tokens, e.g. 0")
-        return found
+            problems.append(f"compressor.min_group_size={settings['min_group_size']}: must be 0 or more tokens, e.g. 0")
+        return problems

@@ -165,8 +165,8 @@ LEARNED = (
         (
             ["compressor.learned_weights=merge", "compressor.fine=false", "compressor.temperature=0"],
             [
-                "compressor.learned_weights=merge: nothing to learn with compressor.fine=false; set one of them otherwise, e.g. "
-                "compressor.learned_weights=none",
+                "compressor.learned_weights=merge: has no weights to learn with compressor.fine=false; set "
+                "compressor.learned_weights=none or compressor.fine=true",
                 "compressor.temperature=0: must be above 0, e.g. 1.0",
             ],
         ),

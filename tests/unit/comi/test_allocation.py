@@ -7,7 +7,7 @@ from drawn_states import batch_of, draw, right_padded
 from hypothesis import given, settings
 
 from breviary.memory.merging import slot_count
-from comi.mig import allocate, compare, reallocate_groups
+from comi.mig import allocate, precompute, reallocate_groups
 
 many = settings(derandomize=True, deadline=None, max_examples=150)
 SEEDS = st.integers(0, 2**31)
@@ -183,7 +183,7 @@ def test_the_first_of_equals_represents():
     sizes = {}
     for first, second in ((a, b), (b, a)):
         states = torch.tensor([[first, second, a, far, c, far]])
-        relevance = compare(states, query).relevance[0]
+        relevance = precompute(states, query).relevance[0]
         assert relevance[0] == relevance[1] > relevance[3]
         sizes[first is a] = reallocate_groups(states, torch.ones(1, 6).bool(), query, 2, temperature=0.2)[0].tolist()
     # Redundancies 1, 1, 0 make shares e^5 : e^5 : 1; redundancies 1/2 each make equal shares.

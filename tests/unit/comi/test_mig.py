@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from torch.nn.functional import normalize
 
 from breviary.memory.merging import consecutive_groups, groups_from_sizes, merge_slots
-from comi.mig import compare, marginal_information_gain, merge_groups, merge_weights, reallocate_groups
+from comi.mig import marginal_information_gain, merge_groups, merge_weights, precompute, reallocate_groups
 
 few = settings(derandomize=True, deadline=None, max_examples=40)
 SEEDS = st.integers(0, 2**31)
@@ -238,11 +238,11 @@ def test_autocast_does_not_lower_precision():
 
 def test_compared_once_or_twice_is_the_same():
     states, mask, query = batch_of(0, [60, 31], torch.bfloat16)
-    compared = compare(states, query)
-    sizes = reallocate_groups(states, mask, query, 7, compared=compared)
+    precomputed = precompute(states, query)
+    sizes = reallocate_groups(states, mask, query, 7, precomputed=precomputed)
     assert torch.equal(sizes, reallocate_groups(states, mask, query, 7))
     for once, twice in zip(
-        merge_groups(states, mask, query, sizes, compared=compared), merge_groups(states, mask, query, sizes)
+        merge_groups(states, mask, query, sizes, precomputed=precomputed), merge_groups(states, mask, query, sizes)
     ):
         assert torch.equal(once, twice)
 
