@@ -17,7 +17,7 @@ STAMP := $(VENV)/.installed
 TEST_ENV := OMP_NUM_THREADS=1 HF_HUB_OFFLINE=1 TRANSFORMERS_OFFLINE=1 HF_DATASETS_OFFLINE=1 WANDB_MODE=disabled \
             TOKENIZERS_PARALLELISM=false DS_ACCELERATOR=cpu
 
-.PHONY: help demo test test-slow clean-venv
+.PHONY: help demo check test test-slow clean-venv
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' Makefile
@@ -25,6 +25,12 @@ help: ## list the targets
 
 demo: $(STAMP) ## read, compress and answer with a small model
 	$(VENV)/bin/python scripts/demo.py
+
+check: $(STAMP) ## lint, format, types, links
+	$(VENV)/bin/ruff check .
+	$(VENV)/bin/ruff format --check .
+	$(VENV)/bin/mypy
+	$(VENV)/bin/python scripts/check_links.py
 
 test: $(STAMP) ## fast tests: CPU, no network
 	$(TEST_ENV) $(VENV)/bin/python -m pytest -n $(TEST_JOBS) --dist loadfile

@@ -1,6 +1,6 @@
-"""Which keys a configuration may have, and values of what type.
+"""Which keys a configuration may have, and the types of their values.
 
-For a section that names a class its constructor says it; for the others the YAML they come from.
+A section with a `_target_` has the constructor arguments of that class as keys; other sections those of their YAML.
 """
 
 from __future__ import annotations
@@ -25,13 +25,13 @@ from breviary.runtime.checkout import ROOT
 
 CONFIGS = ROOT / "configs"
 
-CLASSES = ("backbone", "compressor", "dataset", "objective")  # sections that name their class in _target_
+CLASSES = ("backbone", "compressor", "dataset", "objective")  # sections with a _target_
 
-GROUPS = {"engine": "engine/single.yaml", "paths": "paths/default.yaml"}  # others that have files of their own
+GROUPS = {"engine": "engine/single.yaml", "paths": "paths/default.yaml"}  # other config groups
 
-GIVEN = ("self", "backbone", "decoder", "objective", "tokenizer")  # what build.py gives, not a key
+GIVEN = ("self", "backbone", "decoder", "objective", "tokenizer")  # constructor arguments passed by build_reader
 
-# Keys of more than their default's own type.
+# Keys that accept more types than that of their default.
 TYPES = {
     "reader": str | None,
     "init_from": str | None,
@@ -57,60 +57,60 @@ MISSING = inspect.Parameter.empty
 
 @dataclass(frozen=True)
 class Key:
-    """What a key may hold: a type annotation, and the default, or MISSING."""
+    """The type annotation of a key's value, and its default, or MISSING."""
 
     hint: Any
     default: Any = MISSING
 
 
 def validate_keys(cfg: DictConfig) -> tuple[DictConfig, list[str]]:
-    """A copy of `cfg` in which everything else can be checked, and a sentence for each fault of a key.
+    """A copy of `cfg` that later checks can rely on, and an error message for each wrong key.
 
-    The copy lacks unknown keys, has every key of its classes' constructors, and has defaults in place of values of a
-    wrong type.
-    Raises: ValueError when a section is missing or its class cannot be imported: no more can be said then.
+    In the copy unknown keys are removed, every constructor argument is present, and values of a wrong type are replaced
+    by defaults.
+    Raises: ValueError when a section is missing or its class cannot be imported, which makes further checks impossible.
     """
     cfg = cfg.copy()
     with open_dict(cfg):
         plain = (plain_keys("eval.yaml") if "run" in cfg else {}) | plain_keys("train.yaml")
-        found = _settle(cfg, "", plain | {name: Key(dict) for name in (*CLASSES, *GROUPS)})
+        problems = _fix_section(cfg, "", plain | {name: Key(dict) for name in (*CLASSES, *GROUPS)})
         if any(cfg[name] is None for name in (*CLASSES, *GROUPS)):
-            raise ValueError("\n".join(found))
+            raise ValueError("\n".join(problems))
         for name, key in plain.items():
             if isinstance(key.default, Mapping):
-                found += _settle(cfg[name], f"{name}.", _keys_of(key.default, f"{name}."))
+                problems += _fix_section(cfg[name], f"{name}.", _keys_of(key.default, f"{name}."))
         for name, file in GROUPS.items():
-            found += _settle(cfg[name], f"{name}.", plain_keys(file, f"{name}."))
+            problems += _fix_section(cfg[name], f"{name}.", plain_keys(file, f"{name}."))
         for name in CLASSES:
-            found += _settle(cfg[name], f"{name}.", constructor_keys(target_class(cfg, name)))
+            problems += _fix_section(cfg[name], f"{name}.", constructor_keys(target_class(cfg, name)))
             for inner in [
                 key for key in cfg[name] if OmegaConf.is_dict(cfg[name][key]) and "_target_" in cfg[name][key]
             ]:
-                found += _settle(cfg[name][inner], f"{name}.{inner}.", constructor_keys(target_class(cfg[name], inner)))
-    return cfg, found
+                problems += _fix_section(
+                    cfg[name][inner], f"{name}.{inner}.", constructor_keys(target_class(cfg[name], inner))
+                )
+    return cfg, problems
 
 
 def drop_unused_keys(cfg: DictConfig, words: list[str]) -> list[str]:
-    """Removes, in place, keys that an experiment has for another choice than the command line's `words` made.
+    """Removes, in place, the keys of an experiment that the choices of the command line make meaningless.
 
-    experiment=X compressor=Y: X's keys that Y has not. Keys on the command line itself stay. Gives what was removed.
+    With experiment=X compressor=Y these are the keys of X that Y does not have. Keys set on the command line stay.
+    Returns the removed keys.
     """
-    asked = {word.lstrip("+").partition("=")[0] for word in words}
-    gone = []
+    overridden = {word.lstrip("+").partition("=")[0] for word in words}
+    removed = []
     with open_dict(cfg):
-        for section in asked.intersection(CLASSES):
+        for section in overridden.intersection(CLASSES):
             known = constructor_keys(target_class(cfg, section))
-            for name in [name for name in cfg[section] if name not in known and f"{section}.{name}" not in asked]:
+            for name in [name for name in cfg[section] if name not in known and f"{section}.{name}" not in overridden]:
                 del cfg[section][name]
-                gone.append(f"{section}.{name}")
-    return gone
+                removed.append(f"{section}.{name}")
+    return removed
 
 
 def target_class(cfg: DictConfig, section: str) -> type:
-    """The class that `section`._target_ names.
-
-    Raises: ValueError when there is none.
-    """
+    """The class that `section`._target_ names. Raises: ValueError when it cannot be imported."""
     path = cfg[section].get("_target_")
     try:
         module, _, name = str(path).rpartition(".")
@@ -143,41 +143,40 @@ def constructor_keys(cls: type) -> dict[str, Key]:
 
 
 def plain_keys(file: str, prefix: str = "") -> dict[str, Key]:
-    """Keys of a YAML of configs/, by the values it has."""
+    """The keys of configs/FILE, with the types of its values."""
     return _keys_of(
-        {name: value for name, value in _values_of(file).items() if name not in ("defaults", "hydra")}, prefix
+        {name: value for name, value in _yaml_values(file).items() if name not in ("defaults", "hydra")}, prefix
     )
 
 
 @functools.cache
-def _values_of(file: str) -> Mapping[str, Any]:
-    """Read once: a sweep and an evaluation of several readers check the same files again and again."""
+def _yaml_values(file: str) -> Mapping[str, Any]:
+    """The content of configs/FILE. Cached: evaluations of several readers check the same files repeatedly."""
     return types.MappingProxyType(OmegaConf.to_container(OmegaConf.load(CONFIGS / file), resolve=False))
 
 
 def known_keys(config: str) -> list[str]:
-    """Every key (a.b.c) of configuration `config` under the group choices of this process's command line."""
+    """Every key (a.b.c) of configs/CONFIG.yaml under the group choices of this process's command line."""
     choices = [
         word
         for word in sys.argv[1:]
         if word.startswith("hydra.searchpath=") or ("=" in word and (CONFIGS / word.partition("=")[0]).is_dir())
     ]
     with initialize_config_dir(str(CONFIGS), version_base="1.3"):
-        groups = [
-            folder.name for folder in CONFIGS.iterdir() if folder.is_dir()
-        ]  # experiment=NAME leaves no key behind
+        # experiment=NAME is valid, but composes to no key of that name.
+        groups = [folder.name for folder in CONFIGS.iterdir() if folder.is_dir()]
         return flat_keys(compose(config, choices)) + groups
 
 
 def allow_run_keys(words: list[str]) -> list[str]:
-    """Command-line words; those that set a key in a section of the run named by run=FOLDER may add it (++).
+    """Command-line words in which keys of the run's sections (run=FOLDER) are marked as additions (`++`).
 
-    Hydra composes before it is known what the run has: compressor.keep of a RAM run, say, is no key of its default. What
-    the run has not either is told later, with the nearest key that it has.
+    Hydra composes before the run's configuration is loaded: compressor.keep of a RAM run, for example, is no key of the
+    default compressor. Keys that the run does not have either are refused later (evaluation.resolve).
     """
     run = next((word.partition("=")[2] for word in words if word.startswith("run=")), "")
     file = Path(run) / "config.yaml"
-    if not run or not file.is_file():  # told where the run is opened
+    if not run or not file.is_file():  # reported where the run is opened
         return words
     sections = tuple(f"{name}." for name, value in OmegaConf.load(file).items() if OmegaConf.is_dict(value))
     return [f"++{word}" if word.startswith(sections) else word for word in words]
@@ -197,7 +196,7 @@ def flat_keys(cfg: DictConfig) -> list[str]:
 
 
 def suggest(key: str, known: Iterable[str]) -> str:
-    """'; the nearest right one is X': of the same name elsewhere, or near in its section; nothing where there is none."""
+    """'; the nearest right one is X': a key of that name elsewhere, or a similar one in its section; '' for none."""
     known = list(known)
     section, _, name = key.rpartition(".")
     beside = [other.rpartition(".")[2] for other in known if other.rpartition(".")[0] == section]
@@ -207,32 +206,32 @@ def suggest(key: str, known: Iterable[str]) -> str:
     return f"; the nearest right one is {near[0]}" if near else ""
 
 
-# ------------------------------------------------------------------ pieces
+# ------------------------------------------------------------------ sections and values
 
 
-def _settle(section: DictConfig, prefix: str, keys: dict[str, Key]) -> list[str]:
-    """Sentences on one section's keys; in place: unknown ones removed, missing and wrongly typed ones set right."""
-    found = []
-    for name in [name for name in section.keys() if name not in keys]:
-        found.append(f"{prefix}{name}: unknown key{suggest(f'{prefix}{name}', [f'{prefix}{key}' for key in keys])}")
+def _fix_section(section: DictConfig, prefix: str, keys: dict[str, Key]) -> list[str]:
+    """Error messages for one section; in place, removes unknown keys and sets missing and wrongly typed ones."""
+    problems = []
+    for name in [name for name in section if name not in keys]:
+        problems.append(f"{prefix}{name}: unknown key{suggest(f'{prefix}{name}', [f'{prefix}{key}' for key in keys])}")
         del section[name]
     for name in list(section.keys()):
         wrong = _value_problem(section, name, f"{prefix}{name}", keys[name])
         if wrong:
-            found.append(wrong)
+            problems.append(wrong)
             section[name] = None if keys[name].default is MISSING else keys[name].default
-    for name in [name for name in keys if name not in section.keys()]:
+    for name in [name for name in keys if name not in section]:
         if keys[name].default is MISSING:
-            found.append(f"{prefix}{name}: missing; it must be {_words(keys[name].hint)}")
+            problems.append(f"{prefix}{name}: missing; it must be {_words(keys[name].hint)}")
         section[name] = None if keys[name].default is MISSING else keys[name].default
-    return found
+    return problems
 
 
 def _value_problem(section: DictConfig, name: str, key: str, allowed: Key) -> str | None:
-    """What is wrong with a value's type; numbers where text is wanted become text, in place: a file's name, say."""
+    """The error message for a value of a wrong type, or None. In place, numbers become text where text is expected."""
     try:
         value = section[name]
-    except OmegaConfBaseException as error:  # ??? or an interpolation that leads nowhere
+    except OmegaConfBaseException as error:  # ??? or an interpolation that cannot be resolved
         return f"{key}: {str(error).splitlines()[0]}"
     if _fits(value, allowed.hint):
         return None
@@ -254,7 +253,7 @@ def _keys_of(values: Mapping[str, Any], prefix: str) -> dict[str, Key]:
 def _hints(function: Any) -> dict[str, Any]:
     try:
         return typing.get_type_hints(function)
-    except NameError:  # names that its module imports for type checkers only: anything goes
+    except NameError:  # a name imported under TYPE_CHECKING only: any value is accepted
         return {}
 
 

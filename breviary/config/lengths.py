@@ -1,4 +1,4 @@
-"""Which context lengths fit: the backbone's positions must hold context or memory, question, answer and generated tokens."""
+"""Which context lengths fit: the backbone's positions hold context or memory, question, answer and generated tokens."""
 
 from __future__ import annotations
 

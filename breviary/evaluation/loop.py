@@ -103,7 +103,7 @@ def unconditional_nll(reader: Reader, items: Any, collate: Collate, batch_size: 
 
 @torch.no_grad()
 def shuffled_context_nll(reader: Reader, items: Any, collate: Collate, batch_size: int) -> dict[str, float]:
-    """{id: nats of the supervised tokens, end token excluded, given the memory of another context}: the next longer one.
+    """{id: nats of the supervised tokens, end token excluded, given the memory of the next longer context}.
 
     Empty where all examples share one context, or the reader does not report losses of single tokens.
     """

@@ -1,4 +1,4 @@
-"""Resolves evaluation configurations: a run's own configuration, other runs, variants and baselines, one per table row."""
+"""Resolves the configurations of an evaluation: the run, other runs, variants and baselines, one per table row."""
 
 from __future__ import annotations
 
@@ -79,7 +79,10 @@ def baseline_config(cfg: DictConfig, name: str) -> DictConfig:
 
 
 def variant_config(cfg: DictConfig, changes: DictConfig) -> DictConfig:
-    """The same weights under other settings; the row's name lists them. Raises ValueError for keys a variant cannot set."""
+    """The same weights under other settings, which the row's name lists.
+
+    Raises: ValueError for keys that a variant cannot set.
+    """
     if not OmegaConf.is_dict(changes) or not changes:
         raise ValueError(f"variants: {changes} names no change; each is like {{compressor.ratio: 8}}")
     other, problems = cfg.copy(), []

@@ -1,8 +1,7 @@
-"""What an evaluation leaves on disk: predictions one by one, their summary, and where it was computed.
+"""Files of an evaluation: predictions and their summary.
 
-`predictions.jsonl` grows while an evaluation goes, so that a killed one continues; `results.json`
-is written once, atomically, when all predictions are there; `environment.json` says with which code
-and on which machine.
+`predictions.jsonl` grows during an evaluation, so that a killed one can continue. `results.json` is written once,
+atomically, when all predictions are complete.
 """
 
 from __future__ import annotations
@@ -20,29 +19,6 @@ import numpy as np
 from breviary.evaluation.statistics import interval
 from breviary.runs.environment import environment
 from breviary.runtime.files import _encode, write_json, write_text
-
-# ------------------------------------------------------------------ finding and reading
-
-
-def find_results(runs: Iterable[str]) -> list[Path]:
-    """Every results.json below the folders `runs`: run folders, their parents, or globs of either; sorted.
-
-    Raises ValueError where a name matches nothing or a folder holds no results.
-    """
-    found: dict[Path, Path] = {}
-    for name in runs:
-        folders = [Path(name)] if Path(name).exists() else [Path(match) for match in sorted(glob.glob(str(name)))]
-        if not folders:
-            raise ValueError(
-                f"RUN {name}: no such folder; give run folders that train.py or eval.py printed, "
-                "a folder of runs such as outputs/comi_nq, or a glob in quotes"
-            )
-        files = [file for folder in folders for file in ([folder] if folder.is_file() else folder.rglob(RESULTS))]
-        if not files:
-            raise ValueError(f"RUN {name}: no {RESULTS} below it; evaluate first, python eval.py run={folders[0]}")
-        found |= {file.resolve(): file for file in files}
-    return sorted(found.values())
-
 
 SCHEMA = 2
 FORMER_KEYS = {"asked_ratio": "requested_ratio"}  # of schema 1
@@ -94,7 +70,7 @@ RESULT_KEYS = frozenset(
 
 def _line(row: dict[str, Any]) -> str:
     missing = sorted(PREDICTION_KEYS - row.keys())
-    assert not missing, f"a prediction lacks {missing}; given were {sorted(row)}"
+    assert not missing, f"a prediction lacks {missing}; it has {sorted(row)}"
     if not math.isfinite(row["nll"]):
         raise ValueError(
             f"nll of example {row['id']!r} is {row['nll']}: the reader's logits are not finite "
@@ -103,14 +79,16 @@ def _line(row: dict[str, Any]) -> str:
     return json.dumps(row, ensure_ascii=False, allow_nan=False) + "\n"
 
 
+# ------------------------------------------------------------------ predictions.jsonl
+
+
 class Predictions:
-    """The predictions in one file, one JSON object a line, continued where an earlier process was killed.
+    """Predictions in a file, one JSON object per line; continues the file of a killed process.
 
     rows  every prediction of the file, in file order
     done  their ids
-
-    A last line without its end (the process was killed while writing) is dropped and the file cut there.
-    Raises ValueError where any other line is not JSON.
+    An incomplete last line (the process was killed while writing) is removed from the file.
+    Raises: ValueError where any other line is not JSON.
     """
 
     def __init__(self, path: str | Path) -> None:
@@ -122,11 +100,11 @@ class Predictions:
 
     @property
     def done(self) -> set[str]:
-        """Ids of the examples that need no answer any more."""
+        """Ids of the examples that have a prediction."""
         return self._done
 
     def append(self, rows: Iterable[dict[str, Any]]) -> None:
-        """Add predictions of examples not `done` yet; they are with the operating system on return."""
+        """Appends predictions of examples that are not `done`; they are handed to the operating system on return."""
         rows = list(rows)
         text = "".join(_line(row) for row in rows)
         for row in rows:
@@ -153,12 +131,12 @@ class Predictions:
 
 
 def merge_ranks(folder: str | Path, order: list[str]) -> list[dict[str, Any]]:
-    """Join `predictions.rank*.jsonl` and `predictions.jsonl` of `folder` into the latter, in the order of the data.
+    """Merges `predictions.rank*.jsonl` and `predictions.jsonl` of `folder` into the latter, in the order of the data.
 
-    order  the id of every example of the data; predictions may still be missing, so this also
-           serves at the start, when an evaluation goes on with another number of processes
-    Returns the merged predictions. The ranks' files are removed. Only one process may call this, with
-    no other reading or writing. Raises ValueError on a repeated id and on a prediction of other data.
+    order  the id of every example of the data. Predictions may be missing, so this also prepares an evaluation that
+           continues with another number of processes
+    Returns the merged predictions and removes the files of the ranks. Only one process may call this, while no other
+    process reads or writes. Raises: ValueError on a repeated id and on a prediction of other data.
     """
     folder = Path(folder)
     place = {example: i for i, example in enumerate(order)}
@@ -169,11 +147,11 @@ def merge_ranks(folder: str | Path, order: list[str]) -> list[dict[str, Any]]:
     rows: dict[str, dict[str, Any]] = {}
     for path in [folder / PREDICTIONS, *rank_files]:
         for row in Predictions(path).rows:
-            rows.setdefault(row["id"], row)  # twice only when killed between the two last steps below
-    strangers = sorted(rows.keys() - place.keys())
-    if strangers:
+            rows.setdefault(row["id"], row)  # repeated only after a kill between the last two steps below
+    foreign = sorted(rows.keys() - place.keys())
+    if foreign:
         raise ValueError(
-            f"{folder} holds predictions of examples that are not in the data: {strangers[:3]}; "
+            f"{folder} holds predictions of examples that are not in the data: {foreign[:3]}; "
             "evaluate other data in a folder of its own"
         )
     merged = sorted(rows.values(), key=lambda row: place[row["id"]])
@@ -186,19 +164,19 @@ def merge_ranks(folder: str | Path, order: list[str]) -> list[dict[str, Any]]:
 def summarise(
     rows: list[dict[str, Any]], requested_ratio: float | None, seed: int = 0, resamples: int = 2000
 ) -> dict[str, Any]:
-    """Predictions as numbers, in the form `write_results` takes.
+    """Summary of predictions, in the form that `write_results` expects.
 
-    metrics          {name: {"value", "low", "high"}} with 95% bootstrap intervals over the examples, for
-                     every score of the rows (a mean), every one of their "ratios" ({name: [top, bottom]}: sum of
-                     tops / sum of bottoms) and "nll" (nats a token: sum of nats / sum of tokens)
-    by_position      likewise for "by_position" of the rows, over those that are so long; absent where they have none
-    n                number of examples;     truncated  how many had their prompt cut
-    contexts_read    how many contexts were read for them: questions on one context share its reading
-    requested_ratio      as given;               effective_ratio  context tokens / slots, None where no slot is kept
-    memory_slots     mean per example;       memory_bytes  mean per example
-    times            {phase: median over the examples, milliseconds}; encode_ms over those whose context was
-                     read anew, since the others cost none
-    Raises ValueError where `rows` is empty.
+    metrics          {name: {"value", "low", "high"}} with 95% bootstrap intervals over the examples: every score of
+                     the rows (a mean), each of their "ratios" ({name: [numerator, denominator]}, a ratio of sums) and
+                     "nll" (nats per token, a ratio of sums)
+    by_position      likewise for "by_position" of the rows, over rows that are long enough; absent where there is none
+    n                number of examples;   truncated  number of examples whose prompt was cut
+    contexts_read    number of contexts encoded: questions on one context share its encoding
+    requested_ratio  as passed in;         effective_ratio  context tokens / slots, None without slots
+    memory_slots     mean per example;     memory_bytes  mean per example
+    times            {phase: median over the examples, milliseconds}; encode_ms over examples whose context was not in
+                     the cache
+    Raises: ValueError where `rows` is empty.
     """
     if not rows:
         raise ValueError("no predictions to summarise: the data has no example, or its limit is 0")
@@ -231,14 +209,17 @@ def summarise(
 
 
 def _ratios(rows: list[dict[str, Any]], key: str, seed: int, resamples: int) -> dict[str, dict[str, float]]:
-    """{name: interval} of the pairs in row[key], each over the rows that have it with something below the line."""
+    """{name: interval} of the pairs in row[key], each over the rows whose denominator is not zero."""
     pairs: dict[str, list[list[float]]] = {}
     for row in rows:
         for name, pair in row.get(key, {}).items():
             pairs.setdefault(name, []).extend([pair] if pair[1] else [])
-    return {
-        name: interval(*np.array(found, dtype=np.float64).T, seed, resamples) for name, found in pairs.items() if found
-    }
+    return {name: _ratio_interval(values, seed, resamples) for name, values in pairs.items() if values}
+
+
+def _ratio_interval(pairs: list[list[float]], seed: int, resamples: int) -> dict[str, float]:
+    numerators, denominators = np.array(pairs, dtype=np.float64).T
+    return interval(numerators, denominators, seed, resamples)
 
 
 def _median_time(rows: list[dict[str, Any]], phase: str) -> float:
@@ -246,13 +227,16 @@ def _median_time(rows: list[dict[str, Any]], phase: str) -> float:
     return float(np.median([row["times"][phase] for row in counted or rows]))
 
 
+# ------------------------------------------------------------------ results.json
+
+
 def write_results(folder: str | Path, reader: str, metrics: dict[str, Any], extra: dict[str, Any]) -> dict[str, Any]:
-    """Write `results.json` of one reader into `folder`, atomically, and return what was written.
+    """Writes `results.json` of one reader into `folder`, atomically; returns its content.
 
     metrics  from `summarise`
-    extra    data_hash, peak_memory_bytes, run (the run's folder), config (the resolved configuration of a
-             trained reader; None for an untouched baseline, which belongs to no run of its own), and
-             commit, dirty, hardware where they are not those of this process; further keys are kept
+    extra    data_hash, peak_memory_bytes, run (the run's folder), config (resolved configuration of a trained reader;
+             None for an untouched baseline, which has no run), and commit, dirty, hardware where they are not those of
+             this process; further keys are stored as well
     """
     here = environment()
     results = {
@@ -263,20 +247,20 @@ def write_results(folder: str | Path, reader: str, metrics: dict[str, Any], extr
         **extra,
     }
     missing = sorted(RESULT_KEYS - results.keys())
-    assert not missing, f"results lack {missing}; given were {sorted(results)}"
+    assert not missing, f"results lack {missing}; they have {sorted(results)}"
     write_json(Path(folder) / RESULTS, results)
     return results
 
 
 def read_results(folder: str | Path) -> dict[str, Any]:
-    """Results of one reader, from its folder or from the file itself.
+    """Results of one reader, from its folder or from the file itself; earlier schemas are upgraded.
 
-    Raises ValueError where there is no such file, it is not JSON, or of another schema.
+    Raises: ValueError where there is no such file, it is not JSON, or its schema is unknown.
     """
     path = Path(folder)
     path = path / RESULTS if path.is_dir() else path
     if not path.is_file():
-        raise ValueError(f"no results at {path}: the evaluation has not ended, or this is not a reader's folder")
+        raise ValueError(f"no results at {path}: the evaluation is not finished, or this is not a reader's folder")
     try:
         results = json.loads(path.read_bytes())
     except ValueError as error:
@@ -292,8 +276,28 @@ def read_results(folder: str | Path) -> dict[str, Any]:
     return results
 
 
+def find_results(runs: Iterable[str]) -> list[Path]:
+    """Every results.json below the folders `runs` (run folders, their parents, or globs of either), sorted.
+
+    Raises: ValueError where a name matches nothing or a folder holds no results.
+    """
+    found: dict[Path, Path] = {}
+    for name in runs:
+        folders = [Path(name)] if Path(name).exists() else [Path(match) for match in sorted(glob.glob(str(name)))]
+        if not folders:
+            raise ValueError(
+                f"RUN {name}: no such folder; give run folders that train.py or eval.py printed, "
+                "a folder of runs such as outputs/comi_nq, or a glob in quotes"
+            )
+        files = [file for folder in folders for file in ([folder] if folder.is_file() else folder.rglob(RESULTS))]
+        if not files:
+            raise ValueError(f"RUN {name}: no {RESULTS} below it; evaluate first, python eval.py run={folders[0]}")
+        found |= {file.resolve(): file for file in files}
+    return sorted(found.values())
+
+
 def source_of(dataset: Mapping[str, Any], split: str, parts: int = 0) -> str:
-    """Where the split's examples come from: files, `parts` last parts of each (0: whole), or the class that makes them."""
+    """Source of a split's examples: its files (`parts` last parts of each path, 0 = all), or the generating class."""
     files = dataset.get(split)
     if not files:
         return dataset["_target_"]

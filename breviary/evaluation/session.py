@@ -1,4 +1,4 @@
-"""An evaluation session: checks all rows of a table before any weight is loaded, then evaluates one reader after another.
+"""An evaluation session: checks all rows of a table before any weight is loaded, then evaluates reader by reader.
 
 Readers of one session share what does not depend on the reader: the untouched backbone's unconditional losses, and
 encoded contexts where two rows encode alike.
@@ -90,7 +90,7 @@ class EvaluationSession:
     # -------------------------------------------------------------- parts of an evaluation
 
     def tokenise(self, cfg: DictConfig, examples: Sequence[Example]) -> Any:
-        """The examples as tokens. Contexts that do not fit beside question and answer are cut in the middle and counted."""
+        """The examples as tokens. Contexts that do not fit beside question and answer are cut in the middle."""
         backbone = build_backbone(cfg)
         tokenizer, prompt = backbone.tokenizer(), self.text.prompt(cfg.prompt)
         cache, limits = str(Path(cfg.paths.cache) / "tokenised"), cfg.limits

@@ -1,4 +1,7 @@
-"""TODO DOC"""
+"""Bootstrap intervals over questions or documents.
+
+Pure functions of numpy arrays, one value per question, (N,). Intervals are 95% percentile bootstrap intervals.
+"""
 
 from __future__ import annotations
 
@@ -8,16 +11,14 @@ import numpy as np
 from numpy import ndarray
 from scipy import stats
 
-# ---- intervals by resampling questions or documents ----
-
 
 def resampled(
     columns: Sequence[ndarray], statistic: Callable[..., ndarray], seed: int, resamples: int
 ) -> dict[str, float]:
-    """statistic(*columns, axis) with its 95% percentile bootstrap interval: {"value", "low", "high"}; rows are resampled.
+    """statistic(*columns, axis) with its interval: {"value", "low", "high"}; rows are resampled.
 
-    columns  (N,) each, a row of all of them is one question or document; equal seeds resample the same rows
-    The three are equal where there is nothing to resample: one row, all alike, a value that is not finite.
+    columns  (N,) each; one row of all columns is one question or document. Equal seeds resample the same rows
+    All three are equal where resampling is pointless: one row, constant columns, or a value that is not finite.
     """
     value = float(statistic(*columns, axis=-1))
     if len(columns[0]) < 2 or not np.isfinite(value) or not any(np.ptp(column) for column in columns):
@@ -37,7 +38,7 @@ def resampled(
 
 
 def interval(numerator: ndarray, denominator: ndarray, seed: int, resamples: int) -> dict[str, float]:
-    """Ratio of sums (N,), (N,) with its interval, see `resampled`; a mean is the case of a denominator of ones."""
+    """Ratio of sums of numerator (N,) and denominator (N,), with its interval. A mean has a denominator of ones."""
     return resampled(
         (numerator, denominator), lambda top, bottom, axis: top.sum(axis) / bottom.sum(axis), seed, resamples
     )
@@ -46,7 +47,7 @@ def interval(numerator: ndarray, denominator: ndarray, seed: int, resamples: int
 def difference(
     ours: tuple[ndarray, ndarray], other: tuple[ndarray, ndarray], seed: int, resamples: int
 ) -> dict[str, float]:
-    """Ratio of sums minus ratio of sums on the same rows, each (top (N,), bottom (N,)), with its interval, see `resampled`."""
+    """Difference of two ratios of sums on the same rows, each (numerator (N,), denominator (N,)), with its interval."""
 
     def statistic(top, bottom, other_top, other_bottom, axis):
         return top.sum(axis) / bottom.sum(axis) - other_top.sum(axis) / other_bottom.sum(axis)
@@ -55,7 +56,7 @@ def difference(
 
 
 def paired_bootstrap(differences: ndarray, resamples: int, seed: int) -> dict[str, float]:
-    """Mean of paired differences (N,) with its interval, see `resampled`; nan where there is none."""
+    """Mean of paired differences (N,) with its interval; nan for an empty array."""
     if not len(differences):
         return dict.fromkeys(("value", "low", "high"), float("nan"))
     return interval(differences, np.ones(len(differences)), seed, resamples)

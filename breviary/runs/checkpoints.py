@@ -1,6 +1,7 @@
-"""Checkpoints: learned weights in safetensors, with the name and hash of the backbone they belong to.
+"""Checkpoints: learned weights in safetensors, with the name and hash of the backbone that they belong to.
 
-Learned are those that are trained, and those that an earlier run trained and this one keeps (breviary.backbone.hold).
+Learned weights are those trained in this run, and those trained in an earlier run and frozen in this one
+(breviary.backbones.trainable). Pretrained weights of the backbone are not stored.
 """
 
 from __future__ import annotations
@@ -35,14 +36,14 @@ WEIGHTS = "trained.safetensors"
 def save_trained(
     folder: str | Path, reader: nn.Module, fingerprint: dict[str, str], state: dict[str, Tensor] | None = None
 ) -> Path:
-    """Writes the trained weights into `folder`; gives the file."""
+    """Writes the learned weights into `folder`; returns the file."""
     return save_weights(folder, trained_state(reader, state), fingerprint)
 
 
 def save_weights(
     folder: str | Path, weights: dict[str, Tensor], fingerprint: dict[str, str], merged: bool = False
 ) -> Path:
-    """Writes named weights into `folder`, with their hash; gives the file. merged = adapters are in the backbone."""
+    """Writes named weights with their hash; returns the file. merged: adapters are in the backbone's weights."""
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
     metadata = {
@@ -52,14 +53,14 @@ def save_weights(
         "sha256": hash_tensors(weights),
     }
     save_file(weights, folder / WEIGHTS, metadata=metadata | ({"merged": "true"} if merged else {}))
-    (folder / WEIGHTS).chmod(0o644)  # safetensors writes private files; a run is to be shared
+    (folder / WEIGHTS).chmod(0o644)  # safetensors creates files that only their owner can read
     return folder / WEIGHTS
 
 
 def read_metadata(folder: str | Path) -> dict[str, Any]:
-    """Of a checkpoint: schema version, backbone, whether adapters are merged, hash of the weights (None in old ones).
+    """A checkpoint's schema, backbone, whether adapters are merged, and hash of the weights (None in old files).
 
-    Raises: ValueError when there is no checkpoint, or of a schema that this version does not know.
+    Raises: ValueError when there is no checkpoint, it is damaged, or its schema is unknown.
     """
     file = Path(folder) / WEIGHTS
     if not file.is_file():
@@ -68,7 +69,7 @@ def read_metadata(folder: str | Path) -> dict[str, Any]:
         with safe_open(file, framework="pt") as stream:
             metadata = stream.metadata() or {}
     except SafetensorError as error:
-        raise ValueError(f"{file}: damaged checkpoint ({error}); take another one, or train anew") from error
+        raise ValueError(f"{file}: damaged checkpoint ({error}); use another checkpoint, or train again") from error
     if metadata.get("schema") != str(SCHEMA):
         raise ValueError(f"{file}: checkpoint of schema {metadata.get('schema')}, this version reads {SCHEMA}")
     return {
@@ -80,7 +81,7 @@ def read_metadata(folder: str | Path) -> dict[str, Any]:
 
 
 def backbone_difference(folder: str | Path, stored: dict[str, str], fingerprint: dict[str, str]) -> list[str]:
-    """A sentence where the backbone that a checkpoint is of is not the one with `fingerprint`."""
+    """An error message where a checkpoint belongs to another backbone than that of `fingerprint`, else nothing."""
     if stored["sha256"] == fingerprint["sha256"]:
         return []
     return [
@@ -92,26 +93,28 @@ def backbone_difference(folder: str | Path, stored: dict[str, str], fingerprint:
 def load_trained(
     folder: str | Path, reader: nn.Module, fingerprint: dict[str, str], is_start: bool = False
 ) -> list[str]:
-    """Loads learned weights strictly, in place; gives the names of those that the checkpoint lacks.
+    """Loads learned weights strictly, in place; returns the names of those that are missing in the checkpoint.
 
-    is_start  a training starts from them: what the earlier run did not train (its decoder was frozen, say) stays as built
-    Raises: ValueError on another backbone, on damaged values, on unknown or misshapen weights, and, unless it is a start, on
-    missing ones, all of them listed; on a start that has nothing in common with the reader.
+    is_start  initialise a training: weights that the earlier run did not train (its decoder was frozen, for example)
+              keep their initial values
+    Raises: ValueError on another backbone, damaged values, unknown weights or other shapes, and missing weights, all of
+    them listed. With is_start missing weights are allowed, unless all are missing.
     """
     metadata = read_metadata(folder)
     for difference in backbone_difference(folder, metadata["backbone"], fingerprint):
         raise ValueError(difference)
     with safe_open(Path(folder) / WEIGHTS, framework="pt") as stream:
-        stored = {name: stream.get_tensor(name) for name in stream.keys()}
+        names = stream.keys()
+        stored = {name: stream.get_tensor(name) for name in names}
     if metadata["sha256"] not in (None, hash_tensors(stored)):
         raise ValueError(
-            f"{Path(folder) / WEIGHTS}: damaged checkpoint (its values are not those that were written); "
-            "take another copy, or train anew"
+            f"{Path(folder) / WEIGHTS}: damaged checkpoint (the values differ from the stored hash); "
+            "use another copy, or train again"
         )
     if metadata["merged"]:
         merge_adapters(reader)
     stored = _current_names(reader, stored)
-    # What was merged lies in the backbone; beside it there are learned weights, and frozen ones of an encoder's own.
+    # Merged adapters are in the backbone; the file holds other learned weights, and frozen ones of a separate encoder.
     own = dict(reader.named_parameters())
     needed = {} if metadata["merged"] else learned_parameters(reader)
     missing = sorted(needed.keys() - stored.keys())
@@ -154,24 +157,27 @@ def _difference(
 
 
 def check_start(init_from: str | None, resume: str, backbone: Any) -> list[str]:
-    """What keeps a training from starting from `init_from`, or from going on from the run folder `resume`."""
-    found = check_checkpoint("init_from", init_from, best_checkpoint, backbone) if init_from else []
+    """Checks keys `init_from` and `resume` of a training: each must lead to a checkpoint of this backbone."""
+    problems = check_checkpoint("init_from", init_from, best_checkpoint, backbone) if init_from else []
     if resume not in ("never", "auto"):
-        found += [
+        problems += [
             f"{problem} (resume takes never, auto or a run folder)"
             for problem in check_checkpoint("resume", resume, last_checkpoint, backbone)
         ]
-    return found
+    return problems
 
 
 def check_checkpoint(key: str, run: str, find: Callable[[str], Path], backbone: Any) -> list[str]:
-    """Whether `find(run)` gives a checkpoint of this backbone; reads its header, and hashes the backbone."""
-    found: list[str] = []
-    checkpoint = collect_errors(found, find, run)
-    stored = collect_errors(found, read_metadata, checkpoint) if checkpoint else None
-    if stored is not None and not backbone.problems():
-        found += backbone_difference(checkpoint, stored["backbone"], backbone.fingerprint)
-    return [f"{key}: {problem}" for problem in found]
+    """Checks that `find(run)` returns a checkpoint of this backbone; reads its header and hashes the backbone.
+
+    key  configuration key that names the run, for error messages
+    """
+    problems: list[str] = []
+    checkpoint = collect_errors(problems, find, run)
+    stored = collect_errors(problems, read_metadata, checkpoint) if checkpoint else None
+    if checkpoint is not None and stored is not None and not backbone.problems():
+        problems += backbone_difference(checkpoint, stored["backbone"], backbone.fingerprint)
+    return [f"{key}: {problem}" for problem in problems]
 
 
 def checkpoints(folder: str | Path) -> list[Path]:
@@ -187,9 +193,9 @@ def checkpoints(folder: str | Path) -> list[Path]:
 
 
 def last_checkpoint(folder: str | Path) -> Path:
-    """A run's newest checkpoint; an exported folder is its own.
+    """A run's newest checkpoint. An exported folder is its own checkpoint.
 
-    Raises: ValueError when the folder is no run or has none.
+    Raises: ValueError when there is none.
     """
     if (Path(folder) / WEIGHTS).is_file():
         return Path(folder)
@@ -203,7 +209,7 @@ def last_checkpoint(folder: str | Path) -> Path:
 
 
 def best_checkpoint(folder: str | Path) -> Path:
-    """A run's checkpoint of lowest validation NLL; the newest where nothing was validated."""
+    """A run's checkpoint of lowest validation NLL; the newest one without validation."""
     newest = last_checkpoint(folder)
     if newest == Path(folder):
         return newest

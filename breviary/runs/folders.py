@@ -6,7 +6,7 @@ import hashlib
 import json
 import os
 import secrets
-from datetime import datetime, timezone
+from datetime import UTC, datetime
 from pathlib import Path
 
 from omegaconf import DictConfig, OmegaConf
@@ -18,15 +18,15 @@ from breviary.runs.schema import FORMER_TARGETS, SCHEMA, rename_targets, upgrade
 from breviary.runtime.distributed import broadcast_from_rank_zero, rank
 from breviary.runtime.files import write_text
 
-# What may change between a run and its resumption without making it another run.
-FREE_KEYS = ("resume", "paths", "hydra")
+# Keys that may change when a run is resumed.
+NOT_COMPARED = ("resume", "paths", "hydra")
 
 FINISHED = "finished"
 
 CONFIG = "config.yaml"
 
 
-def config_hash(cfg: DictConfig, without: tuple[str, ...] = FREE_KEYS, extra: str = "") -> str:
+def config_hash(cfg: DictConfig, without: tuple[str, ...] = NOT_COMPARED, extra: str = "") -> str:
     """First 12 hex digits of the sha256 of the resolved configuration without the keys `without`, and of `extra`."""
     # Classes are hashed by the names of schema 2, so that evaluations of earlier versions are found again.
     plain = rename_targets(OmegaConf.to_container(cfg, resolve=True), FORMER_TARGETS)
@@ -35,18 +35,18 @@ def config_hash(cfg: DictConfig, without: tuple[str, ...] = FREE_KEYS, extra: st
 
 
 def normalise_run_path(run: str) -> str:
-    """One name for a run folder however it was written, as an evaluation's hash holds it: relative where it lies below
-    the working folder, without a last slash."""
+    """A run folder's path in one spelling, for hashes: relative to the working folder where it is below it, without a
+    trailing slash."""
     path = Path(os.path.abspath(run))
     return str(path.relative_to(Path.cwd()) if path.is_relative_to(Path.cwd()) else path)
 
 
 def open_run(cfg: DictConfig) -> tuple[Path, Path | None]:
-    """The folder of this run and the checkpoint to go on from, or None; equal on all ranks.
+    """The run's folder and the checkpoint to resume from, or None; equal on all ranks.
 
-    resume: never -> a new folder; auto -> the newest unfinished run of this very configuration, if any; else a run
-    folder.
-    Raises: ValueError when a run folder named by `resume` has no checkpoint.
+    cfg.resume  never: a new folder | auto: the newest unfinished run of an equal configuration, else a new folder |
+                a run folder
+    Raises: ValueError when the run folder has no checkpoint.
     """
     chosen = None
     if rank() == 0:
@@ -63,27 +63,27 @@ def open_run(cfg: DictConfig) -> tuple[Path, Path | None]:
 
 
 def write_run_metadata(folder: Path, cfg: DictConfig) -> None:
-    """Writes what says of what a run is: its resolved configuration, and where it is made."""
+    """Writes the resolved configuration, and the environment: commit, versions, hardware."""
     write_config(folder, cfg)
     write_environment(folder)
 
 
 def finish_run(folder: Path) -> None:
-    """Marks a run as complete: resume=auto passes it over."""
+    """Marks a run as complete, so that resume=auto ignores it."""
     write_text(folder / FINISHED, "")
 
 
 def write_config(folder: Path, cfg: DictConfig, resolve: bool = True) -> None:
-    """Writes `cfg` as the configuration of a run folder, with the schema of this version."""
+    """Writes `cfg` as a run folder's config.yaml, with the schema of this version."""
     text = OmegaConf.to_yaml(cfg, resolve=resolve)
     write_text(folder / CONFIG, f"schema: {SCHEMA}  # of run folders, see breviary/runs/schema.py\n{text}")
 
 
 def load_config(folder: str | Path) -> DictConfig:
-    """The configuration of a run or of an exported folder, in this version's terms.
+    """The configuration of a run or exported folder, upgraded to the schema of this version.
 
-    A backbone.path that begins with ./ is in that folder.
-    Raises: ValueError when the folder has none, or one that cannot be read.
+    A backbone.path that begins with ./ is relative to the folder.
+    Raises: ValueError when there is no configuration, or it cannot be read.
     """
     file = Path(folder) / CONFIG
     if not file.is_file():
@@ -94,7 +94,7 @@ def load_config(folder: str | Path) -> DictConfig:
         raise ValueError(f"{file}: damaged, no YAML ({' '.join(str(error).split())})") from error
     missing = [name for name in ("backbone", "compressor", "engine") if not OmegaConf.is_dict(cfg) or name not in cfg]
     if missing:
-        raise ValueError(f"{file}: no run's configuration, it lacks {', '.join(missing)}")
+        raise ValueError(f"{file}: not a run's configuration, missing:  {', '.join(missing)}")
     cfg = upgrade_config(cfg, str(file))
     if str(cfg.backbone.get("path", "")).startswith("./"):
         cfg.backbone.path = str(Path(folder).absolute() / cfg.backbone.path)
@@ -102,7 +102,7 @@ def load_config(folder: str | Path) -> DictConfig:
 
 
 def _new_folder(parent: Path) -> Path:
-    stamp = datetime.now(timezone.utc).strftime("%Y%m%dT%H%M%S")
+    stamp = datetime.now(UTC).strftime("%Y%m%dT%H%M%S")
     folder = parent / f"{stamp}_{secrets.token_hex(3)}"
     folder.mkdir(parents=True)
     return folder

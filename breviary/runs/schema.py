@@ -1,8 +1,8 @@
-"""Run folders of every version that was ever on main, read as if this version had written them.
+"""Schema versions of run folders: configurations of earlier versions are upgraded when they are loaded.
 
-A run's config.yaml begins with `schema`, counted up when a configuration of before no longer means the same without
-help; what is written now has SCHEMA. Runs from before there was a schema count as 1.
-Adding a key with a default that changes nothing needs no new schema: missing keys get their constructors' defaults.
+config.yaml of a run begins with `schema`. The number increases when an earlier configuration would no longer mean the
+same. Runs without a schema have schema 1. A new key whose default changes nothing needs no new schema: missing keys get
+the defaults of their constructors.
 """
 
 from __future__ import annotations
@@ -16,21 +16,21 @@ SCHEMA = 3
 
 
 def _from_1(cfg: DictConfig) -> None:
-    """Schema 1, from the first commit on; what changed within it, oldest first."""
-    # A note on made-up weights was a key of the tiny backbone, with nobody to read it.
+    """From schema 1, in which several forms exist; oldest first."""
+    # The tiny backbone had an unused key `note`.
     if cfg.backbone._target_.endswith(".TinyBackbone"):
         cfg.backbone.pop("note", None)
-    # No alignment was lsa_layers=0 before alignment could be of several kinds.
+    # lsa_layers=0 meant no alignment, before there were several kinds of alignment.
     if "lsa_layers" in cfg.compressor and "alignment" not in cfg.compressor:
         cfg.compressor.alignment = "lsa" if cfg.compressor.lsa_layers else "none"
         cfg.compressor.lsa_layers = cfg.compressor.lsa_layers or 1
         cfg.compressor.question = "after_context"
-    # A batch was read by one process.
+    # There was no pipeline: one process per batch.
     for key, value in (("ranks", 1), ("schedule", "cyclic")):
         cfg.engine.setdefault(key, value)
 
 
-# Classes by the name that schema 1 and 2 knew them by: {old _target_: new _target_}.
+# Classes that moved between schema 2 and 3: {old _target_: new _target_}.
 MOVED = {
     "breviary.backbone.Backbone": "breviary.backbones.pretrained.Backbone",
     "breviary.backbone.TinyBackbone": "breviary.backbones.tiny.TinyBackbone",
@@ -57,7 +57,7 @@ def rename_targets(node: Any, names: Mapping[str, str]) -> Any:
 
 
 def _from_2(cfg: DictConfig) -> None:
-    """Schema 2: classes of breviary have moved into sub-packages."""
+    """From schema 2: classes of breviary moved into sub-packages."""
     for section in ("backbone", "compressor", "dataset", "objective"):
         if section in cfg:
             cfg[section] = rename_targets(OmegaConf.to_container(cfg[section]), MOVED)
@@ -67,10 +67,10 @@ UPGRADES: dict[int, Callable[[DictConfig], None]] = {1: _from_1, 2: _from_2}
 
 
 def upgrade_config(cfg: DictConfig, source: str) -> DictConfig:
-    """A run's configuration as read from its file -> the same in this version's terms, without `schema`; in place.
+    """Upgrades a run's configuration in place to the schema of this version, and removes key `schema`.
 
-    source  named in errors
-    Raises: ValueError for a schema of a later version, or none at all.
+    source  file name for error messages
+    Raises: ValueError for an unknown schema.
     """
     with open_dict(cfg):
         schema = cfg.pop("schema", 1)
