@@ -8,7 +8,7 @@ Masks are boolean, True = a real token, and are made from lengths, never from to
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
@@ -45,7 +45,7 @@ class Dataset(Protocol):
     """What a YAML of configs/dataset instantiates. The constructor's arguments are the keys of the YAML."""
 
     def problems(self, splits: list[str]) -> list[str]:
-        """An error message for each wrong key or missing file, before anything is read."""
+        """Error messages for wrong keys and missing files, before anything is read."""
 
     def examples(self, split: str) -> list[Example]:
         """All examples of the train, validation or test split. Raises ValueError where there are none."""
@@ -103,19 +103,17 @@ class Batch:
 
     def to(self, device: torch.device | str) -> Batch:
         """The same batch with every tensor on `device`."""
-        moved = {f.name: getattr(self, f.name) for f in fields(self)}
-        for name, value in moved.items():
-            if isinstance(value, (Tokens, Tensor)):
-                moved[name] = value.to(device)
-        return Batch(**moved)
+        values = {f.name: getattr(self, f.name) for f in fields(self)}
+        moved = {name: value.to(device) for name, value in values.items() if isinstance(value, (Tokens, Tensor))}
+        return Batch(**values | moved)
 
     def rows(self, index: list[int]) -> Batch:
         """The examples selected by `index`, in that order; widths do not change."""
         rows = torch.tensor(index, device=self.context.ids.device)
-        parts = {name: getattr(self, name).rows(rows) for name in ("prefix", "context", "query", "prompt", "answer")}
-        marks = {name: getattr(self, name) for name in ("evidence", "offsets")}
-        marks = {name: None if value is None else value[rows] for name, value in marks.items()}
-        return Batch(**parts, **marks, examples=[self.examples[i] for i in index], task=self.task)
+        values = {f.name: getattr(self, f.name) for f in fields(self)} | {"examples": [self.examples[i] for i in index]}
+        tokens = {name: value.rows(rows) for name, value in values.items() if isinstance(value, Tokens)}
+        marks = {name: value[rows] for name, value in values.items() if isinstance(value, Tensor)}
+        return Batch(**values | tokens | marks)
 
 
 @dataclass
@@ -127,9 +125,7 @@ class Context(Tokens):
 
 @dataclass
 class Encoded:
-    """Encoded contexts, before a question is known; cacheable.
-
-    A long context is encoded in S segments of up to L tokens. Shorter contexts have empty segments at the end.
+    """Encoded contexts, before a question is known; cacheable. Shorter contexts have empty segments at the end.
 
     states       (B, S, L, D) states after the encoding layers
     mask         (B, S, L)
@@ -146,9 +142,8 @@ class Encoded:
 
 @dataclass
 class Question(Tokens):
-    """What `Compressor.compress` knows of the question.
+    """Input of `Compressor.compress`: ids and mask (B, Q) of the bare question, and
 
-    ids, mask    (B, Q) the bare question
     states       (B, P, D) the decoder's states of the prompt at the input of the joining layer
     states_mask  (B, P)
     labels       result of `Compressor.labels`, in training; None otherwise
@@ -202,12 +197,12 @@ class Footprint:
 class LossOutput:
     """Negative log likelihood in nats, summed per example, and the counts to divide by.
 
-    nll             (B,) sum over supervised tokens, differentiable; in training the objective's loss of these tokens
-    tokens          (B,) int64, number of supervised tokens
-    parts           {name: (weighted sum, count)}: further losses, each divided by its own count
-    slots           (B,) int64, memory slots used; context_tokens (B,) int64, tokens they replace
-    supervised      the supervised tokens, (B, A); token_nll (B, A) nats of each; token_hits (B, A) bool, True where the
-                    token was the most likely. All None in training
+    nll         (B,) sum over supervised tokens, differentiable; in training, the objective's loss of these tokens
+    tokens      (B,) int64, number of supervised tokens
+    parts       {name: (weighted sum, count)}: further losses, each divided by its own count
+    slots       (B,) int64, memory slots used; context_tokens (B,) int64, tokens they replace
+    supervised  the supervised tokens, (B, A); token_nll (B, A) nats of each; token_hits (B, A) bool, True where the
+                token was the most likely. All None in training
     """
 
     nll: Tensor
@@ -263,7 +258,7 @@ class EncodedContext:
     def memory(self, question: Batch) -> EncodedContext:
         """The memory for the question of a batch of one.
 
-        Raises: ValueError where the encoded context is independent of the question and so is the memory already.
+        Raises: ValueError where the encoded context is already the memory, for any question.
         """
         raise ValueError(f"{type(self).__name__} is already the memory, for any question: save it, or ask it")
 
@@ -279,18 +274,18 @@ class EncodedContext:
     @property
     def cache_bytes(self) -> int:
         """Bytes of the plain decoder's key/value cache for the same context."""
-        decoder: Any = self.reader.decoder
-        return self.tokens_read * decoder.key_value_bytes(len(decoder))
+        return self.tokens_read * self.reader.decoder.key_value_bytes(len(self.reader.decoder))
 
 
 class Reader(nn.Module):
     """Given a long context and a question, keeps a small memory of the context and answers from it."""
 
-    # Cache of encoded contexts, one entry per distinct context: None in training, an instance of `context_cache_class`
-    # in evaluation. `reused` of the cache states for each row of the last call whether it was a hit.
-    context_cache: Any = None
+    context_cache: Any = None  # in evaluation an instance of `context_cache_class`; its `reused` lists hits, row by row
     context_cache_class: type | None = None  # None = contexts are encoded again for every question
     identity: dict[str, Any] | None = None  # method, backbone and settings, stored in saved files; set by load_reader
+    decoder: Any  # backbones.stack.Stack
+    objective: Any  # breviary.objectives
+    tokenizer: Any
 
     def loss(self, batch: Batch) -> LossOutput:
         """Teacher-forced answer loss of every example."""
@@ -316,7 +311,7 @@ class Reader(nn.Module):
         """`footprint` for a known number of slots (B,) (LossOutput.slots), without encoding again."""
         raise NotImplementedError
 
-    def encode_contexts(self, batch: Batch) -> list[EncodedContext]:
+    def encode_contexts(self, batch: Batch) -> Sequence[EncodedContext]:
         """Each context, with its prefix, encoded for any question."""
         raise NotImplementedError
 
@@ -338,12 +333,12 @@ class Reader(nn.Module):
 
     @classmethod
     def problems(cls, settings: Mapping[str, Any], backbone: Any) -> list[str]:
-        """As `Compressor.problems`, for a reader that a YAML of configs/compressor names."""
+        """As `Compressor.problems`, for a reader named in configs/compressor."""
         return []
 
     @classmethod
     def longest_context(cls, settings: Mapping[str, Any], positions: int, others: int) -> int | None:
-        """As `Compressor.longest_context`, for a reader that a YAML of configs/compressor names."""
+        """As `Compressor.longest_context`, for a reader named in configs/compressor."""
         return None
 
     def forward(self, batch: Batch) -> dict[str, Any]:
@@ -397,8 +392,8 @@ class Compressor(nn.Module):
 
     @classmethod
     def translation(cls, settings: Mapping[str, Any], backbone: Any) -> Any:
-        """The `backbones.translation.Translation` from the backbone's tokens to those of the compressor's own tokenizer;
-        None where it has none. Lengths and ratios count the encoder's tokens."""
+        """From the backbone's tokens to those of the compressor's own tokenizer, which lengths and ratios count
+        (`backbones.translation.Translation`); None where it has none."""
         return None
 
     @classmethod

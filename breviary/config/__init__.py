@@ -1,1 +1,4 @@
-"""Configurations: keys and types, checks before any weight is loaded, and building a reader. Files of runs belong to `runs`."""
+"""Configurations: keys and types, checks before any weight is loaded, and building a reader.
+
+Files of runs belong to `runs`.
+"""

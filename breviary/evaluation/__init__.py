@@ -1,4 +1,4 @@
-"""Evaluates readers: configuration of table rows, the loop, predictions and results, intervals, tables, comparison, timing.
+"""Evaluates readers: table rows and their configurations, the loop, results, intervals, tables, comparison, timing.
 
 Figures and HTML pages belong to `report`.
 """

@@ -1,1 +1,4 @@
-"""Trains a reader: session, Trainer, data order, engines (DDP, ZeRO, pipeline), watchdog, log. Objectives have their own package."""
+"""Trains a reader: session, Trainer, data order, engines (DDP, ZeRO, pipeline), watchdog and log.
+
+What is supervised belongs to `objectives`.
+"""
