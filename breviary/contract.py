@@ -182,7 +182,7 @@ class Footprint:
     """Memory cost of an answer, per example, each (B,) int64."""
 
     context_tokens: Tensor
-    memory_slots: Tensor  # vectors or tokens that the decoder attends to in place of the context
+    memory_slots: Tensor  # vectors or tokens in place of the context
     memory_bytes: Tensor  # decoder keys and values of the context while answering
     requested_ratio: float | None  # context tokens per slot in the configuration; None = no ratio is configured
 
@@ -349,12 +349,9 @@ class Reader(nn.Module):
 
 
 class Compressor(nn.Module):
-    """Front half of a reader in the vector family: turns a context into memory slots for a decoder.
+    """Front half of a reader in the vector family: turns a context into memory slots for a decoder."""
 
-    `layer` is the decoder layer at which the slots join (see Memory), known before any forward pass.
-    """
-
-    layer: int = 0
+    layer: int = 0  # the decoder layer at which the slots join (see Memory), known before any forward pass
     tokenizer: Any = None  # the encoder's tokenizer, where it differs from the decoder's
     needs_question: bool = True  # False: the memory depends on the context alone and has no losses of its own
     compress_only_keys: frozenset[str] = frozenset()  # constructor arguments that `encode` does not depend on
@@ -386,8 +383,8 @@ class Compressor(nn.Module):
 
     @classmethod
     def problems(cls, settings: Mapping[str, Any], backbone: Any) -> list[str]:
-        """Error messages for constructor arguments `settings`, each with its key `compressor.X`, the allowed values and
-        an example. Called before any weight is loaded. `backbone.config` is Hugging Face's configuration."""
+        """Error messages for constructor arguments `settings`: key, value, what is allowed, an example. No weight is
+        loaded yet; `backbone.config` is Hugging Face's configuration."""
         return []
 
     @classmethod
@@ -398,5 +395,5 @@ class Compressor(nn.Module):
 
     @classmethod
     def longest_context(cls, settings: Mapping[str, Any], positions: int, others: int) -> int | None:
-        """Longest context in tokens for a decoder of `positions` positions, beside `others` further tokens; None = any."""
+        """Longest context that fits into `positions` positions beside `others` further tokens; None = any."""
         return None
