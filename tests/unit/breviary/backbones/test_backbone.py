@@ -1,4 +1,4 @@
-"""Backbones: loading, what is refused and what is trained."""
+"""Backbones: loading, rejected settings and architectures, trained weights."""
 
 import re
 
@@ -29,7 +29,7 @@ def logits_of(stack, ids, positions=None, key_mask=None):
 
 
 @EACH
-def test_the_first_layers_are_the_full_model_s(family):
+def test_a_truncated_model_has_the_first_layers_of_the_full_model(family):
     full, part = tiny(family).load(), tiny(family).load(layers=2, head=False)
     assert len(part.layers) == part.config.num_hidden_layers == 2 and not hasattr(part, "lm_head")
     for a, b in zip(part.layers.parameters(), full.model.layers[:2].parameters(), strict=True):
@@ -38,7 +38,7 @@ def test_the_first_layers_are_the_full_model_s(family):
 
 
 @EACH
-def test_a_folder_loads_as_it_was_saved(family, tmp_path):
+def test_a_saved_folder_loads_with_equal_outputs(family, tmp_path):
     plain = tiny(family).load()
     plain.save_pretrained(tmp_path)
     backbone = Backbone(str(tmp_path), dtype="float32")
@@ -48,24 +48,24 @@ def test_a_folder_loads_as_it_was_saved(family, tmp_path):
         assert torch.equal(loaded(IDS).logits, plain(IDS).logits)
         short = tiny(family).load(layers=1, head=False)
         assert torch.equal(part(IDS).last_hidden_state, short(IDS).last_hidden_state)
-    assert backbone.config.num_hidden_layers == 3  # the truncated copy is a copy
+    assert backbone.config.num_hidden_layers == 3  # truncation copied the configuration
     half = Backbone(str(tmp_path)).load()
     assert half.dtype == half.config.dtype == torch.bfloat16
     assert half.model.rotary_emb.inv_freq.dtype == torch.float32
 
 
-def test_the_fingerprint_is_that_of_the_weights(tmp_path):
+def test_the_fingerprint_depends_on_the_weights(tmp_path):
     folders = []
     for seed in (0, 0, 1):
         folders.append(tmp_path / f"{len(folders)}" / "backbone")
         tiny(seed=seed).load().save_pretrained(folders[-1])
-    prints = [Backbone(str(folder)).fingerprint for folder in folders]
-    assert prints[0] == prints[1] and prints[0]["name"] == "backbone"
-    assert prints[0]["sha256"] != prints[2]["sha256"]
+    fingerprints = [Backbone(str(folder)).fingerprint for folder in folders]
+    assert fingerprints[0] == fingerprints[1] and fingerprints[0]["name"] == "backbone"
+    assert fingerprints[0]["sha256"] != fingerprints[2]["sha256"]
     assert tiny(seed=0).fingerprint != tiny(seed=1).fingerprint != tiny("qwen2", seed=1).fingerprint
 
 
-def test_configurations_are_not_shared():
+def test_models_do_not_share_configurations():
     backbone = tiny()
     first, second = backbone.load(layers=1), backbone.load()
     assert first.config.num_hidden_layers == 1 and second.config.num_hidden_layers == 3
@@ -80,11 +80,11 @@ def test_truncated_config_cuts_layer_types():
     assert truncated_config(config, None).num_hidden_layers == 5
 
 
-# ------------------------------------------------------------------ what is refused
+# ------------------------------------------------------------------ rejected backbones
 
 
 @pytest.mark.parametrize(
-    ("config", "sentence"),
+    ("config", "message"),
     [
         (MistralConfig(), "backbone of type 'mistral': supported are llama, qwen2, qwen3"),
         (
@@ -98,9 +98,9 @@ def test_truncated_config_cuts_layer_types():
     ],
     ids=["family", "window", "dynamic"],
 )
-def test_architecture_problems(config, sentence):
-    [found] = check_architecture(config)
-    assert found.startswith(sentence) and "backbone.path" in found
+def test_unsupported_architectures_are_reported(config, message):
+    [problem] = check_architecture(config)
+    assert problem.startswith(message) and "backbone.path" in problem
 
 
 @EACH
@@ -108,27 +108,27 @@ def test_tiny_backbones_have_no_problems(family):
     assert tiny(family).problems() == []
 
 
-def test_every_problem_of_a_tiny_backbone_is_told():
-    found = TinyBackbone("gpt2", dtype="int8", attn_implementation="flash").problems()
-    assert [re.match(r"backbone\.\w+", sentence)[0] for sentence in found] == [
+def test_all_problems_of_a_tiny_backbone_are_reported():
+    problems = TinyBackbone("gpt2", dtype="int8", attn_implementation="flash").problems()
+    assert [re.match(r"backbone\.\w+", problem)[0] for problem in problems] == [
         "backbone.dtype",
         "backbone.attn_implementation",
         "backbone.family",
     ]
 
 
-def test_problems_of_folders(tmp_path):
+def test_incomplete_folders_are_reported(tmp_path):
     missing = tmp_path / "nothing"
-    [found] = Backbone(str(missing)).problems()
-    assert str(missing) in found and "no such folder" in found
-    [found] = Backbone(str(tmp_path)).problems()
-    assert "no config.json" in found
+    [problem] = Backbone(str(missing)).problems()
+    assert str(missing) in problem and "no such folder" in problem
+    [problem] = Backbone(str(tmp_path)).problems()
+    assert "no config.json" in problem
     tiny().config.save_pretrained(tmp_path)
-    [found] = Backbone(str(tmp_path)).problems()
-    assert "folder without weights" in found and "model.safetensors" in found
+    [problem] = Backbone(str(tmp_path)).problems()
+    assert "folder without weights" in problem and "model.safetensors" in problem
 
 
-# ------------------------------------------------------------------ what is trained
+# ------------------------------------------------------------------ trained weights
 
 
 @pytest.mark.parametrize(
@@ -141,7 +141,7 @@ def test_problems_of_folders(tmp_path):
     ],
 )
 @EACH
-def test_trainable_sets(family, mode, pattern):
+def test_train_modes_select_the_declared_weights(family, mode, pattern):
     stack = Stack(tiny(family, dtype="bfloat16").load())
     set_trainable(stack, mode)
     trained = {name for name, p in stack.named_parameters() if p.requires_grad}
@@ -160,13 +160,13 @@ def test_lora_targets_rank_and_scale():
     assert projection.lora_A["default"].weight.shape == (3, 64) and projection.scaling["default"] == 4
 
 
-def test_fresh_adapters_change_nothing():
+def test_new_adapters_leave_the_logits_unchanged():
     plain, adapted = Stack(tiny().load()), Stack(tiny().load())
     set_trainable(adapted, "lora")
     with torch.no_grad():
         assert torch.equal(logits_of(adapted, IDS), logits_of(plain, IDS))
 
 
-def test_unknown_mode_is_our_own_mistake():
+def test_unknown_train_mode_fails_an_assertion():
     with pytest.raises(AssertionError, match="'some'"):
         set_trainable(Stack(tiny().load()), "some")

@@ -1,4 +1,4 @@
-"""The stack against the plain model: masks, caches, blocks of queries, types, checkpointing."""
+"""Stack against the plain model: masks, caches, blocks of queries, dtypes, checkpointing."""
 
 import copy
 
@@ -27,7 +27,7 @@ def logits_of(stack, ids, positions=None, key_mask=None):
 
 
 def left_padded(ids, pads):
-    """Rows of `ids` moved right by their pads, with positions and mask; pads hold token 0."""
+    """Rows of `ids` shifted right by their padding (token 0), with positions and mask."""
     out = torch.zeros(len(ids), ids.shape[1] + max(pads), dtype=torch.long)
     mask = torch.zeros_like(out, dtype=torch.bool)
     for b, pad in enumerate(pads):
@@ -36,17 +36,17 @@ def left_padded(ids, pads):
     return out, (mask.long().cumsum(1) - 1).clamp(min=0), mask
 
 
-# ------------------------------------------------------------------ the stack is the model
+# ------------------------------------------------------------------ equality with the model
 
 
 @BOTH
 @EACH
-def test_logits_and_gradients_equal_the_model_s(family, attention):
+def test_logits_and_gradients_equal_those_of_the_model(family, attention):
     model = tiny(family, attention).load()
     stack = Stack(tiny(family, attention).load())
-    found, expected = logits_of(stack, IDS), model(IDS).logits
-    torch.testing.assert_close(found, expected, rtol=0, atol=1e-6)
-    found.logsumexp(-1).sum().backward()
+    actual, expected = logits_of(stack, IDS), model(IDS).logits
+    torch.testing.assert_close(actual, expected, rtol=0, atol=1e-6)
+    actual.logsumexp(-1).sum().backward()
     expected.logsumexp(-1).sum().backward()
     for own, plain in ((stack.embed_tokens, model.model.embed_tokens), (stack.layers[1], model.model.layers[1])):
         for a, b in zip(own.parameters(), plain.parameters(), strict=True):
@@ -55,7 +55,7 @@ def test_logits_and_gradients_equal_the_model_s(family, attention):
 
 @BOTH
 @EACH
-def test_padding_either_side_changes_nothing(family, attention):
+def test_padding_on_either_side_leaves_the_logits_unchanged(family, attention):
     stack = Stack(tiny(family, attention).load())
     with torch.no_grad():
         plain = logits_of(stack, IDS)
@@ -67,8 +67,8 @@ def test_padding_either_side_changes_nothing(family, attention):
 
 
 @BOTH
-def test_key_mask_hides_keys_and_nothing_else(attention):
-    """Without a hidden key the sequence is the same as never having had it, at the same positions."""
+def test_a_key_mask_equals_removing_the_keys(attention):
+    """Masking a key equals removing its token from the sequence, at the same positions."""
     stack = Stack(tiny(attention=attention).load())
     mask = torch.tensor([[1, 1, 0, 1, 1, 1], [0, 1, 1, 0, 1, 1]]).bool()
     positions = torch.arange(6).expand(2, 6)
@@ -81,7 +81,7 @@ def test_key_mask_hides_keys_and_nothing_else(attention):
 
 @BOTH
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16", "float16"])
-def test_a_fully_masked_row_is_finite_and_harmless(attention, dtype):
+def test_a_fully_masked_row_has_finite_outputs_and_gradients(attention, dtype):
     stack = Stack(tiny(attention=attention, dtype=dtype).load())
     mask = torch.ones_like(IDS, dtype=torch.bool)
     mask[1] = False
@@ -92,8 +92,8 @@ def test_a_fully_masked_row_is_finite_and_harmless(attention, dtype):
 
 
 @BOTH
-def test_every_slot_sees_itself(attention):
-    """Also a masked one, and nothing else: no row of scores is fully masked, which kernels answer with NaN."""
+def test_every_slot_attends_to_itself(attention):
+    """A masked slot attends only to itself: kernels return NaN for a fully masked row of scores."""
     stack = Stack(tiny(attention=attention).load())
     positions, mask = torch.arange(6).expand(2, 6), torch.zeros_like(IDS, dtype=torch.bool)
     with torch.no_grad():
@@ -104,7 +104,7 @@ def test_every_slot_sees_itself(attention):
 
 
 @EACH
-def test_one_may_leave_and_enter_at_any_layer(family):
+def test_runs_of_consecutive_layers_compose(family):
     stack = Stack(tiny(family).load())
     positions = torch.arange(6).expand(2, 6)
     with torch.no_grad():
@@ -116,23 +116,23 @@ def test_one_may_leave_and_enter_at_any_layer(family):
 
 @BOTH
 @EACH
-def test_read_only_keys_give_what_one_pass_gives(family, attention):
+def test_a_read_only_cache_equals_one_pass(family, attention):
     stack = Stack(tiny(family, attention).load())
     positions = torch.arange(6).expand(2, 6)
     with torch.no_grad():
         whole = stack.run(stack.embed(IDS), range(3), positions)
         capture = CapturingCache()
         stack.run(stack.embed(IDS[:, :4]), range(3), positions[:, :4], cache=capture)
-        kept = ReadOnlyCache([capture.layers[i] for i in range(3)])
+        cache = ReadOnlyCache([capture.layers[i] for i in range(3)])
         mask = torch.ones(2, 6, dtype=torch.bool)
         for _ in range(2):  # any number of times
-            rest = stack.run(stack.embed(IDS[:, 4:]), range(3), positions[:, 4:], mask, kept)
+            rest = stack.run(stack.embed(IDS[:, 4:]), range(3), positions[:, 4:], mask, cache)
             torch.testing.assert_close(rest, whole[:, 4:], rtol=1e-5, atol=1e-5)
-    assert kept.layers[0][0].shape[2] == 4
+    assert cache.layers[0][0].shape[2] == 4
 
 
-def test_a_mask_that_hides_nothing_does_not_reach_the_kernel(monkeypatch):
-    """A whole text, then one token behind it: causal attention passes over what a mask would make it compute and hide."""
+def test_an_all_true_mask_is_not_passed_to_the_kernel(monkeypatch):
+    """A whole text, then one more token: plain causal attention skips keys that a masked kernel would compute."""
     stack, masks, whole = Stack(tiny().load()), [], torch.ones_like(IDS, dtype=torch.bool)
     plain = torch.nn.functional.scaled_dot_product_attention
 
@@ -150,13 +150,13 @@ def test_a_mask_that_hides_nothing_does_not_reach_the_kernel(monkeypatch):
 
     positions = torch.arange(6).expand(2, 6)
     with torch.no_grad():
-        wanted = stack.run(stack.embed(IDS), range(3), positions)
+        expected = stack.run(stack.embed(IDS), range(3), positions)
         cache = DynamicCache()
         first, hidden = masked(IDS[:, :4], positions[:, :4], whole[:, :4], cache)
         assert not hidden
         last, hidden = masked(IDS[:, 4:5], positions[:, 4:5], whole[:, :5], cache)
         assert not hidden
-        torch.testing.assert_close(torch.cat([first, last], 1), wanted[:, :5], rtol=1e-5, atol=1e-5)
+        torch.testing.assert_close(torch.cat([first, last], 1), expected[:, :5], rtol=1e-5, atol=1e-5)
         assert masked(IDS[:, 5:], positions[:, 5:], whole.index_fill(1, torch.tensor(0), False), cache)[1]
         assert masked(IDS, positions, whole.index_fill(1, torch.tensor(0), False), None)[1]
 
@@ -175,8 +175,8 @@ def test_key_value_bytes_are_those_of_a_cache():
 
 
 @EACH
-def test_keys_and_values_are_those_that_a_layer_attends_to(family):
-    """Also with adapters, at any positions: `keys_values` repeats what the layer does without running it."""
+def test_keys_values_equals_what_the_layer_caches(family):
+    """Also with adapters and at non-consecutive positions."""
     stack = Stack(tiny(family).load())
     set_trainable(stack, "lora")
     for name, parameter in stack.named_parameters():
@@ -186,8 +186,8 @@ def test_keys_and_values_are_those_that_a_layer_attends_to(family):
     states = stack.run(stack.embed(IDS), range(1), positions)
     cache = CapturingCache()
     stack.run_layer(1, states, stack.attention_inputs(states, positions), cache)
-    for found, expected in zip(stack.keys_values(1, states, positions), cache.layers[1]):
-        torch.testing.assert_close(found, expected, rtol=0, atol=1e-6)
+    for actual, expected in zip(stack.keys_values(1, states, positions), cache.layers[1]):
+        torch.testing.assert_close(actual, expected, rtol=0, atol=1e-6)
 
 
 # ------------------------------------------------------------------ blocks of queries
@@ -195,25 +195,25 @@ def test_keys_and_values_are_those_that_a_layer_attends_to(family):
 
 @pytest.mark.parametrize("queries", [1, BLOCK - 1, BLOCK, 2 * BLOCK + 3])
 @pytest.mark.parametrize("earlier", [0, 5, 700])
-def test_blocks_of_queries_give_what_one_call_gives(queries, earlier):
+def test_blockwise_attention_equals_full_attention(queries, earlier):
     g = torch.Generator().manual_seed(queries + earlier)
     K = earlier + queries
     query = torch.randn(2, 4, queries, 8, generator=g, dtype=torch.float64, requires_grad=True)
     key, value = (torch.randn(2, 2, K, 8, generator=g, dtype=torch.float64, requires_grad=True) for _ in range(2))
-    places = torch.arange(K)
+    slots = torch.arange(K)
     valid = torch.rand(2, K, generator=g) < 0.7
-    seen = (places <= places[K - queries :, None]) & valid[:, None] | (places == places[K - queries :, None])
-    found = blockwise_attention(None, query, key, value, seen[:, None], scaling=0.3)[0]
+    seen = (slots <= slots[K - queries :, None]) & valid[:, None] | (slots == slots[K - queries :, None])
+    actual = blockwise_attention(None, query, key, value, seen[:, None], scaling=0.3)[0]
     wide = [x.repeat_interleave(2, 1) for x in (key, value)]
     scores = (query @ wide[0].transpose(2, 3) * 0.3).masked_fill(~seen[:, None], -torch.inf)
     expected = (scores.softmax(-1) @ wide[1]).transpose(1, 2)
-    torch.testing.assert_close(found, expected, rtol=0, atol=1e-10)
-    for mine, other in zip(*(torch.autograd.grad(out.sin().sum(), (query, key, value)) for out in (found, expected))):
-        torch.testing.assert_close(mine, other, rtol=0, atol=1e-10)
+    torch.testing.assert_close(actual, expected, rtol=0, atol=1e-10)
+    for one, other in zip(*(torch.autograd.grad(out.sin().sum(), (query, key, value)) for out in (actual, expected))):
+        torch.testing.assert_close(one, other, rtol=0, atol=1e-10)
 
 
 @pytest.mark.parametrize("device, shared", [("cpu", True), ("meta", False)])
-def test_blocks_share_heads_where_a_fast_kernel_takes_them_with_a_mask(monkeypatch, device, shared):
+def test_heads_are_repeated_where_no_fast_kernel_takes_grouped_heads_with_a_mask(monkeypatch, device, shared):
     calls = []
 
     def recorded(query, key, value, enable_gqa=False, **kwargs):
@@ -229,16 +229,16 @@ def test_blocks_share_heads_where_a_fast_kernel_takes_them_with_a_mask(monkeypat
 
 
 @EACH
-def test_a_stack_with_blocks_is_the_plain_model(family):
+def test_a_blockwise_stack_equals_the_plain_model(family):
     model, stack = tiny(family).load(), Stack(tiny(family).load())
     stack.config._attn_implementation = BLOCKWISE
     torch.testing.assert_close(logits_of(stack, IDS), model(IDS).logits, rtol=0, atol=1e-6)
     ids, positions, mask = left_padded(IDS, (2, 0))
-    found = logits_of(stack, ids, positions, mask)
-    torch.testing.assert_close(found[0, 2:], model(IDS).logits[0], rtol=0, atol=1e-5)
+    actual = logits_of(stack, ids, positions, mask)
+    torch.testing.assert_close(actual[0, 2:], model(IDS).logits[0], rtol=0, atol=1e-5)
 
 
-# ------------------------------------------------------------------ types and checkpointing
+# ------------------------------------------------------------------ dtypes and checkpointing
 
 
 @pytest.mark.parametrize(
@@ -270,18 +270,18 @@ def test_rotary_frequencies_move_with_the_stack():
 
 
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16", "float64"])
-def test_the_stream_has_the_backbone_s_type(dtype):
+def test_the_stream_has_the_dtype_of_the_backbone(dtype):
     stack = Stack(tiny(dtype=dtype).load())
-    wanted = getattr(torch, dtype)
+    expected = getattr(torch, dtype)
     states = stack.run(stack.embed(IDS), range(3), torch.arange(6).expand(2, 6))
-    assert stack.dtype == states.dtype == stack.embed_tokens.weight.dtype == wanted
+    assert stack.dtype == states.dtype == stack.embed_tokens.weight.dtype == expected
     assert {buffer.dtype for buffer in stack.rotary.buffers()} == {torch.float32}
 
 
 @BOTH
-def test_checkpointing_gives_identical_loss_and_gradients(attention):
-    """Through a context's kept keys and values as well, whose gradients reach the layers that made them."""
-    found = []
+def test_checkpointing_leaves_loss_and_gradients_unchanged(attention):
+    """Including gradients through cached keys and values of a context to the layers that computed them."""
+    results = []
     for checkpointing in (False, True):
         stack = Stack(tiny(attention=attention).load()).train()
         stack.checkpointing = checkpointing
@@ -291,15 +291,15 @@ def test_checkpointing_gives_identical_loss_and_gradients(attention):
         rest = stack.run(stack.embed(IDS[:, 4:]), range(3), positions[:, 4:], torch.ones(2, 6, dtype=torch.bool), kept)
         loss = stack.head(stack.norm(rest)).logsumexp(-1).sum() + read.square().mean()
         loss.backward()
-        found.append((loss.detach(), [p.grad for p in stack.parameters()]))
-    (loss, gradients), (again, recomputed) = found
+        results.append((loss.detach(), [p.grad for p in stack.parameters()]))
+    (loss, gradients), (again, recomputed) = results
     assert torch.equal(loss, again)
     for a, b in zip(gradients, recomputed, strict=True):
         torch.testing.assert_close(a, b, rtol=1e-6, atol=1e-6)
 
 
-def test_checkpointing_keeps_no_activations():
-    def kept_bytes(checkpointing):
+def test_checkpointing_stores_no_activations():
+    def stored_elements(checkpointing):
         stack, sizes = Stack(tiny().load()).train(), []
         stack.checkpointing = checkpointing
         states = stack.embed(IDS)
@@ -307,7 +307,7 @@ def test_checkpointing_keeps_no_activations():
             stack.run(states, range(3), torch.arange(6).expand(2, 6))
         return sum(sizes)
 
-    assert kept_bytes(True) < kept_bytes(False) / 5
+    assert stored_elements(True) < stored_elements(False) / 5
 
 
 def test_a_stack_can_be_copied():
@@ -316,8 +316,8 @@ def test_a_stack_can_be_copied():
         assert torch.equal(logits_of(copy.deepcopy(stack), IDS), logits_of(stack, IDS))
 
 
-@pytest.mark.parametrize("said, ends", [(None, ()), (7, (7,)), ([7, 9], (7, 9))])
-def test_a_stack_knows_every_token_that_ends_an_answer(said, ends):
+@pytest.mark.parametrize("configured, ends", [(None, ()), (7, (7,)), ([7, 9], (7, 9))])
+def test_end_ids_are_those_of_the_generation_config(configured, ends):
     model = TinyBackbone().load()
-    model.generation_config.eos_token_id = said
+    model.generation_config.eos_token_id = configured
     assert Stack(model).end_ids == ends

@@ -1,4 +1,4 @@
-"""An encoder with a tokenizer of its own reads the same text as the decoder, in its own tokens."""
+"""An encoder whose tokenizer differs from the decoder's encodes the same text in its own tokens."""
 
 from dataclasses import replace
 
@@ -23,7 +23,7 @@ THEIRS = train_tokenizer(["Seen from the tower, the river is a thread of tin; th
 
 @pytest.fixture(scope="module")
 def encoder(tmp_path_factory):
-    """A folder with two layers of width 32 and a vocabulary of 300, none of whose words are the decoder's."""
+    """A model folder: two layers of width 32, and a vocabulary of 300 that differs from the decoder's."""
     from transformers import AutoConfig, AutoModelForCausalLM
 
     folder = tmp_path_factory.mktemp("encoder")
@@ -50,7 +50,7 @@ def rows_of(tokens):
 
 
 @given(st.lists(st.text(max_size=40), min_size=1, max_size=4), st.booleans())
-def test_the_text_stays_the_text(texts, left):
+def test_translation_preserves_the_text(texts, left):
     ids = [OURS(text, add_special_tokens=False, split_special_tokens=True)["input_ids"] for text in texts]
     width = max(map(len, ids))
     pads = [[7] * (width - len(row)) for row in ids]
@@ -59,26 +59,26 @@ def test_the_text_stays_the_text(texts, left):
         [token < 0 for token in pad] + [True] * len(row) if left else [True] * len(row) + [False] * len(pad)
         for row, pad in zip(ids, pads)
     ]
-    found = Translation(OURS, THEIRS)(
+    actual = Translation(OURS, THEIRS)(
         Tokens(
             torch.tensor(padded, dtype=torch.int64).view(len(ids), width),
             torch.tensor(mask, dtype=torch.bool).view(len(ids), width),
         )
     )
-    assert [THEIRS.decode(row, clean_up_tokenization_spaces=False) for row in rows_of(found)] == texts
-    assert found.ids.shape[1] == max(map(len, rows_of(found)))  # no wider than the longest
-    assert torch.equal(found.mask, torch.arange(found.ids.shape[1]) < found.lengths[:, None])
+    assert [THEIRS.decode(row, clean_up_tokenization_spaces=False) for row in rows_of(actual)] == texts
+    assert actual.ids.shape[1] == max(map(len, rows_of(actual)))  # as wide as the longest row
+    assert torch.equal(actual.mask, torch.arange(actual.ids.shape[1]) < actual.lengths[:, None])
 
 
-def test_which_tokenizers_are_the_same():
+def test_same_tokenizer_ignores_the_settings_of_the_last_call():
     assert same_tokenizer(OURS, tiny_tokenizer()) and not same_tokenizer(OURS, THEIRS)
-    asked = tiny_tokenizer()
-    asked(["a text", "b"], padding=True, truncation=True, max_length=4)  # leaves what it was asked for in the tokenizer
-    assert same_tokenizer(OURS, asked)
+    used = tiny_tokenizer()
+    used(["a text", "b"], padding=True, truncation=True, max_length=4)  # the tokenizer stores these settings
+    assert same_tokenizer(OURS, used)
 
 
-def test_the_encoder_reads_its_own_tokens(build, settings, encoder, ragged_examples, collate):
-    """States are those of the encoder's model on the text as its tokenizer says it."""
+def test_the_encoder_encodes_its_own_tokens(build, settings, encoder, ragged_examples, collate):
+    """The states equal those of the encoder's model on its own tokens of the text."""
     reader = build(settings).eval()
     batch = collate(ragged_examples, "left")
     encoded = reader.compressor.encode(Context(batch.context.ids, batch.context.mask, batch.prefix))
@@ -87,29 +87,28 @@ def test_the_encoder_reads_its_own_tokens(build, settings, encoder, ragged_examp
         ids = THEIRS(example.context, add_special_tokens=False)["input_ids"]
         assert encoded.ids[row][encoded.mask[row]].tolist() == ids
         if ids:
-            wanted = model(torch.tensor([ids])).last_hidden_state[0]
-            torch.testing.assert_close(encoded.states[row, 0, : len(ids)], wanted, rtol=1e-4, atol=1e-4)
+            expected = model(torch.tensor([ids])).last_hidden_state[0]
+            torch.testing.assert_close(encoded.states[row, 0, : len(ids)], expected, rtol=1e-4, atol=1e-4)
 
 
-def test_batches_questions_and_gradients(build, settings, ragged_examples, collate):
-    """The contract, which is tested with one tokenizer, holds with two."""
+def test_batch_invariance_question_independence_and_gradients(build, settings, ragged_examples, collate):
+    """The contract holds with two tokenizers, too; tests/contract uses one."""
     reader = build(settings)
     batch = collate(ragged_examples)
     output = reader.loss(batch)
     alone = torch.cat([reader.loss(collate([example], "left")).nll for example in ragged_examples])
     torch.testing.assert_close(output.nll, alone, rtol=1e-5, atol=1e-5)
-    assert output.context_tokens.tolist() == batch.context.lengths.tolist()  # told in the decoder's tokens
+    assert output.context_tokens.tolist() == batch.context.lengths.tolist()  # counted in the decoder's tokens
     output.nll.sum().backward()
-    reading = reader.compressor.context_encoder
-    assert all(p.grad is not None and p.grad.any() for p in reading.parameters() if p.requires_grad)
+    encoder = reader.compressor.context_encoder
+    assert all(p.grad is not None and p.grad.any() for p in encoder.parameters() if p.requires_grad)
     other = replace(batch, query=collate(ragged_examples[::-1]).query)
     context = Context(batch.context.ids, batch.context.mask, batch.prefix)
     assert torch.equal(reader.compressor.encode(context).states, reader._encoded(other).states)
 
 
-def test_a_run_from_training_to_a_kept_document(compose, settings, tmp_path):
-    """Autoencoding: the target is the decoder's tokens of the text, and what is measured is told by the byte; from Python the
-    parts of a document are its text."""
+def test_training_evaluation_and_a_saved_document(compose, settings, tmp_path):
+    """With objective=reconstruct, evaluation reports bits per byte; the token spans of a document join to its text."""
     small = [
         "reader=translated",
         "train.steps=2",
@@ -127,8 +126,8 @@ def test_a_run_from_training_to_a_kept_document(compose, settings, tmp_path):
     reader = load_reader(run)
     text = "Seen from the tower, the town sleeps."
     document = reader.read(text)
-    parts = reader.memory(document, "Who sleeps?").token_spans()
-    assert "".join(words for _, words in parts) == text
-    assert sum(part.tokens for part, _ in parts) == len(THEIRS(text)["input_ids"])
-    document.save(tmp_path / "kept.document")
-    assert reader.answer_from(reader.load(tmp_path / "kept.document"), "Who?") == reader.answer_from(document, "Who?")
+    spans = reader.memory(document, "Who sleeps?").token_spans()
+    assert "".join(words for _, words in spans) == text
+    assert sum(span.tokens for span, _ in spans) == len(THEIRS(text)["input_ids"])
+    document.save(tmp_path / "saved.document")
+    assert reader.answer_from(reader.load(tmp_path / "saved.document"), "Who?") == reader.answer_from(document, "Who?")

@@ -1,4 +1,4 @@
-"""The decode loop on logits that are known: greedy, sampled, penalised, stopped."""
+"""The decode loop on known logits: greedy, sampling, repetition penalty, stop strings, streaming."""
 
 from collections import Counter
 
@@ -12,8 +12,8 @@ VOCABULARY = 512
 
 
 def scripted(rows):
-    """First logits and a step function under which row b says rows[b][n] as its n-th token."""
-    said = []
+    """First logits, a step function under which row b decodes rows[b][n] as its n-th token, and the steps' ids."""
+    steps = []
 
     def at(n):
         logits = torch.zeros(len(rows), VOCABULARY)
@@ -22,10 +22,10 @@ def scripted(rows):
         return logits
 
     def step(ids):
-        said.append(ids.tolist())
-        return at(len(said))
+        steps.append(ids.tolist())
+        return at(len(steps))
 
-    return at(0), step, said
+    return at(0), step, steps
 
 
 def constant(probabilities, rows=1):
@@ -41,9 +41,9 @@ def words(tokenizer):
     """Ids of the words, which are one token each."""
 
     def ids(*names):
-        found = [tokenizer(f" {name}")["input_ids"] for name in names]
-        assert all(len(one) == 1 for one in found), found
-        return [one[0] for one in found]
+        rows = [tokenizer(f" {name}")["input_ids"] for name in names]
+        assert all(len(one) == 1 for one in rows), rows
+        return [one[0] for one in rows]
 
     return ids
 
@@ -51,32 +51,32 @@ def words(tokenizer):
 def test_rows_end_at_their_own_end_token(words, tokenizer):
     red, pink, green = words("red", "pink", "green")
     end = tokenizer.eos_token_id
-    logits, step, said = scripted([[red, end, pink], [red, pink, green, end], [end]])
+    logits, step, steps = scripted([[red, end, pink], [red, pink, green, end], [end]])
     assert decode_texts(logits, step, Generation(max_new_tokens=9), tokenizer) == ["red", "red pink green", ""]
-    assert len(said) == 3
+    assert len(steps) == 3
 
 
-def test_at_most_max_new_tokens(words, tokenizer):
+def test_decoding_stops_at_max_new_tokens(words, tokenizer):
     [red] = words("red")
-    logits, step, said = scripted([[red]])
+    logits, step, steps = scripted([[red]])
     assert decode_texts(logits, step, Generation(max_new_tokens=3), tokenizer) == ["red red red"]
     red = int(logits[0].argmax())
     assert decode_texts(logits, step, Generation(max_new_tokens=3), tokenizer, end_ids=(red,)) == ["red"]
-    assert len(said) == 2  # nothing is computed after the last token
+    assert len(steps) == 2  # nothing is computed after the last token
 
 
-def test_all_steps_are_made_and_change_no_text(words, tokenizer):
+def test_all_steps_runs_every_step_and_leaves_the_text_unchanged(words, tokenizer):
     red, pink = words("red", "pink")
-    logits, step, said = scripted([[red, tokenizer.eos_token_id, pink]])
+    logits, step, steps = scripted([[red, tokenizer.eos_token_id, pink]])
     generation = Generation(max_new_tokens=6)
     text = decode_texts(logits, step, generation, tokenizer)
-    few = len(said)
-    logits, step, said = scripted([[red, tokenizer.eos_token_id, pink]])
+    few = len(steps)
+    logits, step, steps = scripted([[red, tokenizer.eos_token_id, pink]])
     assert decode_texts(logits, step, generation, tokenizer, all_steps=True) == text == ["red"]
-    assert (few, len(said)) == (1, 5)
+    assert (few, len(steps)) == (1, 5)
 
 
-def test_the_end_token_is_barred_before_min_new_tokens(words, tokenizer):
+def test_the_end_token_is_suppressed_before_min_new_tokens(words, tokenizer):
     red, end = words("red") + [tokenizer.eos_token_id]
     logits, step = constant({end: 0.9, red: 0.1})
     assert decode_texts(logits, step, Generation(max_new_tokens=5), tokenizer) == [""]
@@ -95,19 +95,22 @@ def test_the_end_token_is_barred_before_min_new_tokens(words, tokenizer):
 )
 def test_answers_end_before_the_first_stop_string(words, tokenizer, stop, text):
     red, pink, green = words("red", "pink", "green")
-    logits, step, said = scripted([[red, pink, green, red]])
+    logits, step, steps = scripted([[red, pink, green, red]])
     assert decode_texts(logits, step, Generation(max_new_tokens=4, stop=stop), tokenizer) == [text]
-    assert len(said) == (1 if len(text) <= 3 else 3)
+    assert len(steps) == (1 if len(text) <= 3 else 3)
 
 
 def test_a_stopped_row_does_not_stop_the_others(words, tokenizer):
     red, pink, green = words("red", "pink", "green")
     logits, step, _ = scripted([[red, pink, green], [green, red, red]])
-    assert decode_texts(logits, step, Generation(max_new_tokens=3, stop=("pink",)), tokenizer) == ["red", "green red red"]
+    assert decode_texts(logits, step, Generation(max_new_tokens=3, stop=("pink",)), tokenizer) == [
+        "red",
+        "green red red",
+    ]
 
 
-def test_repetition_penalty_divides_what_was_said(words, tokenizer):
-    """Scores above 0 are divided, others multiplied, for tokens that the row itself has said."""
+def test_repetition_penalty_lowers_the_scores_of_decoded_tokens(words, tokenizer):
+    """Positive scores are divided, others multiplied, for tokens that the row has decoded."""
     red, pink, green = words("red", "pink", "green")
     scores = torch.full((2, VOCABULARY), -10.0)
     scores[0, [red, pink, green]] = torch.tensor([3.0, 2.5, 1.4])
@@ -134,13 +137,13 @@ def test_sampling_is_reproducible_by_seed(words, tokenizer):
         return decode_texts(logits, step, Generation(max_new_tokens=12, temperature=1.0, seed=seed), tokenizer)
 
     assert run(0) == run(0) != run(1)
-    assert len(set(run(0))) == 3  # rows draw on their own
+    assert len(set(run(0))) == 3  # rows are sampled independently
     before = torch.random.get_rng_state()
     run(0)
     assert torch.equal(torch.random.get_rng_state(), before)
 
 
-def drawn(logits, step, tokenizer, **settings):
+def sampled_counts(logits, step, tokenizer, **settings):
     [text] = decode_texts(logits, step, Generation(max_new_tokens=400, seed=0, **settings), tokenizer)
     return Counter(text.split())
 
@@ -148,9 +151,9 @@ def drawn(logits, step, tokenizer, **settings):
 def test_temperature_flattens_and_sharpens(words, tokenizer):
     red, pink = words("red", "pink")
     logits, step = constant({red: 0.8, pink: 0.2})
-    assert drawn(logits, step, tokenizer, temperature=1.0)["red"] == pytest.approx(320, abs=25)
-    assert drawn(logits, step, tokenizer, temperature=2.0)["red"] == pytest.approx(400 * 2 / 3, abs=30)
-    assert drawn(logits, step, tokenizer, temperature=0.1)["red"] == 400
+    assert sampled_counts(logits, step, tokenizer, temperature=1.0)["red"] == pytest.approx(320, abs=25)
+    assert sampled_counts(logits, step, tokenizer, temperature=2.0)["red"] == pytest.approx(400 * 2 / 3, abs=30)
+    assert sampled_counts(logits, step, tokenizer, temperature=0.1)["red"] == 400
 
 
 @pytest.mark.parametrize(
@@ -159,10 +162,10 @@ def test_temperature_flattens_and_sharpens(words, tokenizer):
 def test_top_p_keeps_the_nucleus(words, tokenizer, top_p, kept):
     red, pink, green = words("red", "pink", "green")
     logits, step = constant({green: 0.2, red: 0.5, pink: 0.3})
-    assert set(drawn(logits, step, tokenizer, temperature=1.0, top_p=top_p)) == kept
+    assert set(sampled_counts(logits, step, tokenizer, temperature=1.0, top_p=top_p)) == kept
 
 
-# ---- piece by piece ----
+# ---- streaming ----
 
 
 @pytest.mark.parametrize(
@@ -179,8 +182,8 @@ def test_top_p_keeps_the_nucleus(words, tokenizer, top_p, kept):
         ("", ()),
     ],
 )
-def test_pieces_together_are_the_answer(text, stop, tokenizer):
-    """Nothing that is given is taken back: half a character, the beginning of a stop string, white space at the end."""
+def test_streamed_pieces_join_to_the_answer(text, stop, tokenizer):
+    """Pieces are final: no incomplete character, no beginning of a stop string, no trailing white space."""
     row = [*tokenizer(text)["input_ids"], tokenizer.eos_token_id]
     generation = Generation(max_new_tokens=40, stop=stop)
     [whole] = decode_texts(*scripted([row])[:2], generation, tokenizer)
@@ -189,13 +192,13 @@ def test_pieces_together_are_the_answer(text, stop, tokenizer):
     assert text != "red, green and blue" or len(pieces) >= 5
 
 
-def test_pieces_come_while_decoding_goes_on(words, tokenizer):
-    logits, step, said = scripted([[*words("red", "pink", "green"), tokenizer.eos_token_id]])
+def test_pieces_are_yielded_during_decoding(words, tokenizer):
+    logits, step, steps = scripted([[*words("red", "pink", "green"), tokenizer.eos_token_id]])
     pieces = decode_stream(logits, step, Generation(max_new_tokens=9), tokenizer)
-    assert (next(pieces), len(said)) == ("red", 0) and (next(pieces), len(said)) == (" pink", 1)
+    assert (next(pieces), len(steps)) == ("red", 0) and (next(pieces), len(steps)) == (" pink", 1)
 
 
-def test_between_two_pieces_the_caller_has_gradients(words, tokenizer):
+def test_gradients_are_enabled_between_two_pieces(words, tokenizer):
     logits, step, _ = scripted([words("red", "pink", "green")])
     for _ in decode_stream(logits, step, Generation(max_new_tokens=3), tokenizer):
         assert torch.is_grad_enabled()

@@ -1,5 +1,7 @@
-"""A memory that is the context's alone is read by the decoder once, however many questions follow. (That nothing changes by it is
-tests/contract: kept contexts equal contexts read anew.)"""
+"""A memory that does not depend on the question is prefilled once for all questions.
+
+tests/contract checks that answers from cached contexts equal answers from newly encoded ones.
+"""
 
 import pytest
 import torch
@@ -27,38 +29,38 @@ def reader(request, build):
 
 @pytest.fixture
 def widths(reader, monkeypatch):
-    """How many columns the decoder's last layer was given, call by call."""
-    seen, run = [], reader.decoder.run
+    """Number of columns that the decoder's last layer computes, for each call."""
+    widths, run = [], reader.decoder.run
 
-    def watched(states, layers, *args, **kwargs):
+    def recorded(states, layers, *args, **kwargs):
         if len(reader.decoder) - 1 in layers:
-            seen.append(states.shape[1])
+            widths.append(states.shape[1])
         return run(states, layers, *args, **kwargs)
 
-    monkeypatch.setattr(reader.decoder, "run", watched)
-    return seen
+    monkeypatch.setattr(reader.decoder, "run", recorded)
+    return widths
 
 
-def test_another_question_reads_its_own_tokens_alone(reader, widths, ragged, monkeypatch):
+def test_a_further_question_computes_its_own_tokens_only(reader, widths, ragged, monkeypatch):
     reader.context_cache = ContextCache(capacity=len(ragged))
     with torch.no_grad():
         reader.decode(ragged, GENERATION)
     columns = -(-ragged.prompt.ids.shape[1] // 16) * 16  # widths are rounded up
-    assert widths[1:] == [columns, 1, 1]  # after the memory: the questions, then token by token
+    assert widths[1:] == [columns, 1, 1]  # after the memory: the questions, then one token per step
     widths.clear()
-    monkeypatch.setattr(reader.compressor, "compress", lambda *given: pytest.fail("compressed again"))
+    monkeypatch.setattr(reader.compressor, "compress", lambda *args: pytest.fail("compressed again"))
     with torch.no_grad():
         reader.decode(ragged, GENERATION)
         assert reader.context_cache.reused == [True] * len(ragged)
         loss = reader.loss(ragged)
-    both = -(-(ragged.prompt.ids.shape[1] + ragged.answer.ids.shape[1]) // 16) * 16
-    assert widths == [columns, 1, 1, both]
+    prompt_and_answer = -(-(ragged.prompt.ids.shape[1] + ragged.answer.ids.shape[1]) // 16) * 16
+    assert widths == [columns, 1, 1, prompt_and_answer]
     reader.context_cache = None
     monkeypatch.undo()
     assert loss.slots.tolist() == reader.footprint(ragged).memory_slots.tolist()
 
 
-def test_a_document_is_read_by_the_decoder_at_its_first_question(reader, widths, ragged):
+def test_a_document_is_prefilled_at_its_first_question(reader, widths, ragged):
     document = reader.encode_contexts(ragged)[0]
     assert isinstance(document, EncodedDocument) and widths == []
     first = document.answer(ragged.rows([0, 1]), GENERATION)
@@ -69,11 +71,11 @@ def test_a_document_is_read_by_the_decoder_at_its_first_question(reader, widths,
         == first
         == ["".join(document.stream(ragged.rows([row]), GENERATION)) for row in (0, 1)]
     )
-    assert set(widths) == {-(-ragged.prompt.ids.shape[1] // 16) * 16, 1}  # questions, and token by token
+    assert set(widths) == {-(-ragged.prompt.ids.shape[1] // 16) * 16, 1}  # the questions, then one token per step
     assert first[0] == reader.answer(ragged.rows([0]), GENERATION)[0]
 
 
-def test_what_is_split_is_joined_again():
+def test_join_reverses_split():
     mask = torch.tensor([[True, True, False], [True, True, True], [False, False, False]])
     layers = {n: (torch.randn(3, 2, 3, 4), torch.randn(3, 2, 3, 4)) for n in (2, 3)}
     whole = PrefilledMemory(layers, mask, torch.tensor([1, 2, 0]))
@@ -86,7 +88,7 @@ def test_what_is_split_is_joined_again():
             assert torch.equal(one.transpose(1, 2)[mask], other.transpose(1, 2)[mask])
 
 
-def test_a_memory_that_looks_at_the_question_is_not_kept(build, ragged):
+def test_a_question_dependent_memory_is_not_prefilled(build, ragged):
     reader = build(["compressor=comi"]).eval()
     reader.context_cache = ContextCache()
     with torch.no_grad():

@@ -1,4 +1,4 @@
-"""The offline bundle: splitting, the installer's re-joining, missing and damaged parts. No network."""
+"""The offline bundle: splitting, joining by the installer, missing and damaged parts. No network."""
 
 from __future__ import annotations
 
@@ -13,15 +13,15 @@ from pathlib import Path
 
 import pytest
 
-from scripts.offline_bundle import MB, make_bundle
+from breviary.runtime.offline_bundle import MB, make_bundle
 
-ROOT = Path(__file__).resolve().parents[3]
+ROOT = Path(__file__).resolve().parents[4]
 PART_MB = 0.001  # 1,000 bytes
 
 
 @pytest.fixture
 def inputs(tmp_path):
-    """A wheel, a backbone file and a data folder; the last two are larger than a part."""
+    """A wheel, a backbone file and a data folder; backbone and data are larger than a part."""
     wheel = tmp_path / "in" / "wheels" / "breviary_probe-1.0-py3-none-any.whl"
     wheel.parent.mkdir(parents=True)
     with zipfile.ZipFile(wheel, "w") as archive:
@@ -49,7 +49,7 @@ def bundle(tmp_path, inputs):
 
 @pytest.fixture
 def checkout(tmp_path):
-    """A stand-in for the checkout on the other machine: it records how the backbone's script is called."""
+    """A fake checkout on the offline machine, whose get_backbone.py records its arguments."""
     script = tmp_path / "checkout" / "scripts" / "get_backbone.py"
     script.parent.mkdir(parents=True)
     script.write_text(
@@ -59,7 +59,7 @@ def checkout(tmp_path):
 
 
 def install(bundle: Path, checkout: Path, **environment: str) -> subprocess.CompletedProcess[str]:
-    """Runs the bundle's install.sh from the checkout, wheels going into a folder of their own."""
+    """Runs the bundle's install.sh from the checkout; wheels are installed into a separate folder."""
     settings = {
         "PYTHON": sys.executable,
         "BREVIARY_CACHE": str(checkout / "cache"),
@@ -98,7 +98,7 @@ def test_manifest_lists_every_file_with_its_parts_and_hashes(bundle, inputs):
         assert max(map(len, blocks)) <= PART_MB * MB
 
 
-def test_installer_joins_installs_and_places(bundle, checkout, inputs):
+def test_installer_joins_parts_installs_wheels_and_copies_data(bundle, checkout, inputs):
     done = install(bundle, checkout)
     assert done.returncode == 0, done.stderr
     assert (bundle / "backbone" / "model.gguf").read_bytes() == inputs["backbone"].read_bytes()
@@ -109,11 +109,11 @@ def test_installer_joins_installs_and_places(bundle, checkout, inputs):
     arguments, offline = json.loads((checkout / "called").read_text())
     assert arguments == ["--from", str(bundle / "backbone" / "model.gguf")] and offline == "1"
 
-    shutil.rmtree(bundle / "parts")  # what was joined needs its parts no more
+    shutil.rmtree(bundle / "parts")  # joined files no longer need their parts
     assert install(bundle, checkout).returncode == 0
 
 
-def test_data_goes_to_the_folder_that_the_project_reads(bundle, checkout, tmp_path):
+def test_data_is_copied_to_breviary_data(bundle, checkout, tmp_path):
     assert install(bundle, checkout, BREVIARY_DATA=str(tmp_path / "own")).returncode == 0
     assert (tmp_path / "own" / "nq" / "readme.txt").read_text() == "small"
 
@@ -133,7 +133,7 @@ def test_parts_may_arrive_in_several_trips(bundle, checkout, tmp_path):
     assert install(bundle, checkout).returncode == 0
 
 
-def test_damaged_part_is_named_and_nothing_is_installed(bundle, checkout):
+def test_a_damaged_part_is_reported_and_nothing_is_installed(bundle, checkout):
     part = bundle / "parts" / "data" / "nq" / "deep" / "test.jsonl.001-of-003"
     part.write_bytes(part.read_bytes()[:-1] + b"\0\0")
     done = install(bundle, checkout)
@@ -143,7 +143,7 @@ def test_damaged_part_is_named_and_nothing_is_installed(bundle, checkout):
     assert not (checkout / "site").exists()
 
 
-def test_manifest_that_disagrees_with_its_parts_is_refused(bundle, checkout):
+def test_a_manifest_that_does_not_match_its_parts_is_rejected(bundle, checkout):
     manifest = json.loads((bundle / "manifest.json").read_text())
     next(file for file in manifest["files"] if file["kind"] == "backbone")["sha256"] = "0" * 64
     (bundle / "manifest.json").write_text(json.dumps(manifest))
@@ -152,7 +152,7 @@ def test_manifest_that_disagrees_with_its_parts_is_refused(bundle, checkout):
     assert list((bundle / "backbone").iterdir()) == []
 
 
-def test_data_that_is_there_already_is_never_overwritten(bundle, checkout):
+def test_existing_data_is_never_overwritten(bundle, checkout):
     target = checkout / "cache" / "data" / "nq" / "readme.txt"
     target.parent.mkdir(parents=True)
     target.write_text("mine")
@@ -161,7 +161,7 @@ def test_data_that_is_there_already_is_never_overwritten(bundle, checkout):
     assert target.read_text() == "mine"
 
 
-def test_installer_says_what_its_surroundings_lack(bundle, checkout, tmp_path):
+def test_installer_reports_a_missing_interpreter_checkout_or_manifest(bundle, checkout, tmp_path):
     done = install(bundle, checkout, PYTHON="/no/such/python")
     assert done.returncode == 2 and "PYTHON=/no/such/python: no such interpreter" in done.stderr
     done = install(bundle, checkout, BREVIARY_ROOT=str(tmp_path))
@@ -172,7 +172,7 @@ def test_installer_says_what_its_surroundings_lack(bundle, checkout, tmp_path):
     assert done.returncode == 2 and "manifest.json is missing" in done.stderr
 
 
-def test_folder_backbone_is_rebuilt_below_one_name(tmp_path, checkout):
+def test_a_backbone_folder_is_rebuilt_under_its_name(tmp_path, checkout):
     folder = tmp_path / "smollm"
     folder.mkdir()
     (folder / "config.json").write_text("{}")
@@ -184,7 +184,7 @@ def test_folder_backbone_is_rebuilt_below_one_name(tmp_path, checkout):
     assert json.loads((checkout / "called").read_text())[0] == ["--from", str(joined)]
 
 
-def test_bad_input_names_the_argument(tmp_path, inputs):
+def test_errors_name_the_argument(tmp_path, inputs):
     source = tmp_path / "deepspeed-0.19.8.tar.gz"
     source.write_text("")
     empty = tmp_path / "empty"
@@ -213,7 +213,7 @@ def test_bad_input_names_the_argument(tmp_path, inputs):
     assert not out.exists()
 
 
-def test_command_line_ends_with_status_2_on_bad_input(tmp_path):
+def test_command_line_exits_with_2_on_a_user_error(tmp_path):
     done = subprocess.run(
         [sys.executable, "scripts/offline_bundle.py", str(tmp_path / "out"), "--data", str(tmp_path / "absent")],
         cwd=ROOT,
@@ -225,7 +225,7 @@ def test_command_line_ends_with_status_2_on_bad_input(tmp_path):
     assert done.stderr.startswith("error: --data") and "Traceback" not in done.stderr
 
 
-def test_git_ignores_what_is_made_here_and_shows_the_data_package(tmp_path):
+def test_git_ignores_generated_files_but_not_the_data_package(tmp_path):
     subprocess.run(["git", "init", "-q", str(tmp_path)], check=True)
     shutil.copyfile(ROOT / ".gitignore", tmp_path / ".gitignore")
     hidden = [

