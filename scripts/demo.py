@@ -25,7 +25,7 @@ from breviary.evaluation.table import print_table, table_row, write_table
 from breviary.runs.checkpoints import last_checkpoint
 from breviary.runs.folders import config_hash
 from eval import evaluate_reader
-from scripts.get_backbone import get_backbone
+from breviary.backbones.fetching import get_backbone
 from train import config_keys, train
 
 READERS = ("comi", "mean_pool", "full_context", "no_context")
