@@ -14,7 +14,7 @@ def check_split(split: str) -> None:
 
 
 def integer_problems(key: str, value: Any, lowest: int, highest: int | None, example: int) -> list[str]:
-    """No message where `value` is a whole number in [lowest, highest], else one with the key, the range and an example."""
+    """One message where `value` is not a whole number in [lowest, highest]: key, allowed range and an example."""
     is_integer = isinstance(value, int) and not isinstance(value, bool)
     if is_integer and value >= lowest and (highest is None or value <= highest):
         return []

@@ -1,10 +1,11 @@
-"""Other people's file formats, turned into the common one (data/jsonl.py): a pure function of rows for each.
+"""Converters of public data sets' formats into the common one (data/jsonl.py), each a pure function of rows.
 
-CONVERTERS  format -> rows of that format -> examples as objects of the common format, and a Skipped for what has none
-UNPACKED    format -> one JSON value of its files -> rows, where a file holds one value and not a list or lines of rows
+CONVERTERS  {format: function from rows of that format to examples, as objects of the common format, and Skipped}
+UNPACKERS   {format: function from one JSON value to rows}, for files that hold one value instead of a list or lines
 
-scripts/prepare_data.py is what people call, data/converters/files.py reads their files. A converter raises ValueError at a
-row that is not of its format, and has read no further: called again on the same iterator, it goes on behind that row.
+data/prepare.py uses them; data/converters/files.py reads the files. A converter raises ValueError at a row that does
+not fit its format. It has not consumed any later row by then, so calling it again on the same iterator continues after
+the bad row.
 """
 
 from __future__ import annotations
@@ -14,7 +15,7 @@ from typing import Any
 
 from data.converters.fields import Converted
 from data.converters.meetings_and_contracts import contract_nli, contract_nli_rows, qmsum
-from data.converters.multi_document import hotpotqa, musique, nq, pivoted, two_wiki
+from data.converters.multi_document import hotpotqa, musique, nq, rows_of_columns, two_wiki
 from data.converters.stories_and_papers import fairytaleqa, narrativeqa, qasper, qasper_rows, quality
 from data.converters.summaries_and_tasks import kv_retrieval, longbench, multi_news
 
@@ -33,9 +34,9 @@ CONVERTERS: dict[str, Callable[[Iterable[Any]], Iterator[Converted]]] = {
     "kv_retrieval": kv_retrieval,
     "longbench": longbench,
 }
-UNPACKED: dict[str, Callable[[Any], Iterator[Any]]] = {
-    "hotpotqa": pivoted,
-    "2wikimultihopqa": pivoted,
+UNPACKERS: dict[str, Callable[[Any], Iterator[Any]]] = {
+    "hotpotqa": rows_of_columns,
+    "2wikimultihopqa": rows_of_columns,
     "contract_nli": contract_nli_rows,
     "qasper": qasper_rows,
 }

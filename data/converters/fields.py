@@ -1,4 +1,4 @@
-"""What the converters share: a row's fields, checked, and the example made of them."""
+"""Checked access to the fields of source rows, and the examples that converters make of them."""
 
 from __future__ import annotations
 
@@ -9,12 +9,12 @@ from typing import Any
 
 from data.jsonl import join_passages
 
-_KINDS = {str: "a string", list: "a list", dict: "an object", bool: "true or false", int: "a whole number"}
+_TYPE_NAMES = {str: "a string", list: "a list", dict: "an object", bool: "true or false", int: "a whole number"}
 
 
 @dataclass(frozen=True)
 class Skipped:
-    """A question that makes no example, and why: nothing is wrong with its row."""
+    """A question of a valid row that yields no example, and the reason."""
 
     reason: str
 
@@ -23,63 +23,65 @@ Converted = dict[str, Any] | Skipped
 
 
 def converter(
-    one: Callable[[dict[str, Any], int], Iterator[Converted]],
+    convert_row: Callable[[dict[str, Any], int], Iterator[Converted]],
 ) -> Callable[[Iterable[Any]], Iterator[Converted]]:
-    """rows -> examples, of `one(row, number)`, which gives the examples of one row; numbers count from 0.
+    """Decorates `convert_row(row, number)`, which yields the examples of one row, as a function of all rows.
 
-    Raises ValueError for a row that is no object, and what `one` raises.
+    Rows are numbered from 0. Raises: ValueError for a row that is not an object, and what `convert_row` raises.
     """
 
-    @functools.wraps(one)
+    @functools.wraps(convert_row)
     def convert(rows: Iterable[Any]) -> Iterator[Converted]:
         for number, row in enumerate(rows):
             if not isinstance(row, dict):
-                raise ValueError(f"the row is {kind_of(row)}; it must be an object")
-            yield from one(row, number)
+                raise ValueError(f"the row is {type_name(row)}; it must be an object")
+            yield from convert_row(row, number)
 
     return convert
 
 
-def kind_of(value: Any) -> str:
-    """A value's type in words."""
-    return "null" if value is None else _KINDS.get(type(value), "a number")
+def type_name(value: Any) -> str:
+    """A value's JSON type, with its article."""
+    return "null" if value is None else _TYPE_NAMES.get(type(value), "a number")
 
 
-def need(row: Any, field: str, kind: type, of: str = "") -> Any:
-    """`row[field]`, which must be of `kind`; `of` says whose field it is where not the row's.
+def require(row: Any, field: str, kind: type, owner: str = "") -> Any:
+    """`row[field]`, which must be of type `kind`. `owner` names the object in messages, "" = the row itself.
 
-    Raises ValueError naming the field, what it is and what it must be.
+    Raises: ValueError with the field, its type and the required type.
     """
-    whose = f" of {of}" if of else ""
+    of_owner = f" of {owner}" if owner else ""
     if not isinstance(row, dict):
-        raise ValueError(f"{of or 'the row'} is {kind_of(row)}; it must be an object with the field {field!r}")
+        raise ValueError(f"{owner or 'the row'} is {type_name(row)}; it must be an object with the field {field!r}")
     if field not in row:
         fields = ", ".join(repr(name) for name in row) or "none"
-        raise ValueError(f"the field {field!r}{whose} is missing (fields: {fields})")
+        raise ValueError(f"the field {field!r}{of_owner} is missing (fields: {fields})")
     if type(row[field]) is not kind:
-        raise ValueError(f"{field!r}{whose} is {kind_of(row[field])}; it must be {_KINDS[kind]}")
+        raise ValueError(f"{field!r}{of_owner} is {type_name(row[field])}; it must be {_TYPE_NAMES[kind]}")
     return row[field]
 
 
-def need_each(row: Any, field: str, kind: type, of: str = "") -> list[Any]:
-    """`row[field]`, a list whose every item must be of `kind`. Raises ValueError as `need`."""
-    for place, item in enumerate(need(row, field, list, of), 1):
-        if type(item) is not kind:
-            whose = f" of {of}" if of else ""
-            raise ValueError(f"item {place} of {field!r}{whose} is {kind_of(item)}; it must be {_KINDS[kind]}")
+def require_list(row: Any, field: str, item_kind: type, owner: str = "") -> list[Any]:
+    """`row[field]`, a list whose items must be of type `item_kind`. Raises: ValueError as `require`."""
+    for place, item in enumerate(require(row, field, list, owner), 1):
+        if type(item) is not item_kind:
+            of_owner = f" of {owner}" if owner else ""
+            raise ValueError(
+                f"item {place} of {field!r}{of_owner} is {type_name(item)}; it must be {_TYPE_NAMES[item_kind]}"
+            )
     return row[field]
 
 
-def identifier(row: dict[str, Any], fields: Iterable[str], otherwise: str) -> str:
-    """The first of `fields` that the row has as a string or whole number, else `otherwise`."""
-    return next((str(row[field]) for field in fields if type(row.get(field)) in (str, int)), otherwise)
+def first_id(row: dict[str, Any], fields: Iterable[str], default: str) -> str:
+    """The first of `fields` that is a string or whole number in the row, else `default`."""
+    return next((str(row[field]) for field in fields if type(row.get(field)) in (str, int)), default)
 
 
-def example(id: str, context: str, question: str, answers: Iterable[str]) -> Converted:
-    """An object of the common format: question and answers trimmed, answers distinct and in their order.
+def make_example(id: str, context: str, question: str, answers: Iterable[str]) -> Converted:
+    """An object of the common format, with question and answers stripped and duplicate answers removed.
 
-    Skipped where context, question or every answer is empty. Raises ValueError for half a character (a lone surrogate,
-    which JSON can write and UTF-8 cannot).
+    Skipped where the context, the question or every answer is empty.
+    Raises: ValueError for a lone surrogate, which JSON can express and UTF-8 cannot.
     """
     answers = list(dict.fromkeys(answer.strip() for answer in answers if answer.strip()))
     for reason, text in (("no context", context.strip()), ("no question", question.strip()), ("no answer", answers)):
@@ -89,11 +91,11 @@ def example(id: str, context: str, question: str, answers: Iterable[str]) -> Con
         try:
             text.encode("utf-8")
         except UnicodeEncodeError as error:
-            raise ValueError(f"the {name} holds half a character ({ascii(text[error.start])})") from error
+            raise ValueError(f"the {name} holds a lone surrogate ({ascii(text[error.start])})") from error
     return {"id": id, "context": context, "question": question.strip(), "answers": answers}
 
 
-def passage_example(id: str, passages: list[dict[str, Any]], question: str, answers: Iterable[str]) -> Converted:
-    """As `example`, its context made of passages {"title", "text", "is_gold"}, which become its documents."""
-    found = example(id, join_passages(passages)[0], question, answers)
-    return found if isinstance(found, Skipped) else {**found, "documents": passages}
+def make_passage_example(id: str, passages: list[dict[str, Any]], question: str, answers: Iterable[str]) -> Converted:
+    """As `make_example`, with the context joined from passages {"title", "text", "is_gold"}, its documents."""
+    example = make_example(id, join_passages(passages)[0], question, answers)
+    return example if isinstance(example, Skipped) else {**example, "documents": passages}

@@ -1,89 +1,98 @@
-"""Questions on passages with gold labels: NaturalQuestions, HotpotQA, 2WikiMultihopQA, MuSiQue."""
+"""Converters of questions on passages with gold labels: NaturalQuestions, HotpotQA, 2WikiMultihopQA, MuSiQue."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
 from typing import Any
 
-from data.converters.fields import Converted, Skipped, converter, identifier, kind_of, need, need_each, passage_example
+from data.converters.fields import (
+    Converted,
+    Skipped,
+    converter,
+    first_id,
+    make_passage_example,
+    require,
+    require_list,
+    type_name,
+)
 
-HIDDEN = Skipped("no answer in the row (a test file with hidden answers)")
+HIDDEN_ANSWER = Skipped("no answer in the row (a test file with hidden answers)")
 
 
 @converter
 def nq(row: dict[str, Any], number: int) -> Iterator[Converted]:
-    """NaturalQuestions as lost-in-the-middle has it (arXiv 2307.03172): question, answers, ctxs.
+    """NaturalQuestions in the format of lost-in-the-middle (arXiv 2307.03172).
 
     {"question": str, "answers": [str], "ctxs": [{"title": str, "text": str, "isgold": bool}, ...]}; the rows have no
-    ids, so it is the row's number and, from 0, the place of the first gold passage.
+    ids. The id is nq-NUMBER-goldPLACE: the row's number and the place of the first gold passage, both from 0.
     """
     passages = []
-    for place, passage in enumerate(need(row, "ctxs", list), 1):
-        of = f"passage {place}"
+    for place, passage in enumerate(require(row, "ctxs", list), 1):
+        owner = f"passage {place}"
         passages.append(
             {
-                "title": need(passage, "title", str, of),
-                "text": need(passage, "text", str, of),
-                "is_gold": need(passage, "isgold", bool, of),
+                "title": require(passage, "title", str, owner),
+                "text": require(passage, "text", str, owner),
+                "is_gold": require(passage, "isgold", bool, owner),
             }
         )
     gold = [place for place, passage in enumerate(passages) if passage["is_gold"]]
     id = f"nq-{number}-gold{gold[0]}" if gold else f"nq-{number}"
-    yield passage_example(id, passages, need(row, "question", str), need_each(row, "answers", str))
+    yield make_passage_example(id, passages, require(row, "question", str), require_list(row, "answers", str))
 
 
 @converter
 def hotpotqa(row: dict[str, Any], number: int) -> Iterator[Converted]:
-    """HotpotQA (arXiv 1809.09600), the official form or the hub's.
+    """HotpotQA (arXiv 1809.09600), the official files or the Hugging Face hub's rows.
 
     {"_id": str, "question": str, "answer": str, "supporting_facts": [[title, sentence], ...],
-     "context": [[title, [sentence, ...]], ...]}; the hub has "id", supporting_facts {"title": [...], ...} and
-    context {"title": [...], "sentences": [[...], ...]}. Gold are the paragraphs of supporting facts.
+     "context": [[title, [sentence, ...]], ...]}; the hub's rows have "id", supporting_facts {"title": [...], ...} and
+    context {"title": [...], "sentences": [[...], ...]}. Paragraphs with supporting facts are gold.
     """
     yield _multihop(row, f"hotpotqa-{number}")
 
 
 @converter
 def two_wiki(row: dict[str, Any], number: int) -> Iterator[Converted]:
-    """2WikiMultihopQA (arXiv 2011.01060): HotpotQA's fields and others; "_id" is "_1" in the pandas form."""
+    """2WikiMultihopQA (arXiv 2011.01060): fields as HotpotQA; "_id" is "_1" in the pandas format."""
     yield _multihop(row, f"2wikimultihopqa-{number}")
 
 
-def _multihop(row: dict[str, Any], otherwise: str) -> Converted:
-    question, paragraphs = need(row, "question", str), _paragraphs(row)
+def _multihop(row: dict[str, Any], default_id: str) -> Converted:
+    question, paragraphs = require(row, "question", str), _paragraphs(row)
     if "answer" not in row:
-        return HIDDEN
+        return HIDDEN_ANSWER
     gold = _gold_titles(row)
     passages = [
         {"title": title, "text": " ".join(sentence.strip() for sentence in sentences), "is_gold": title in gold}
         for title, sentences in paragraphs
     ]
-    return passage_example(
-        identifier(row, ("_id", "id", "_1"), otherwise), passages, question, [need(row, "answer", str)]
+    return make_passage_example(
+        first_id(row, ("_id", "id", "_1"), default_id), passages, question, [require(row, "answer", str)]
     )
 
 
 def _paragraphs(row: dict[str, Any]) -> list[tuple[str, list[str]]]:
-    """(title, sentences) of each paragraph, from either form."""
+    """(title, sentences) of each paragraph, in either format."""
     if isinstance(row.get("context"), dict):
-        titles = need_each(row["context"], "title", str, "'context'")
-        texts = need_each(row["context"], "sentences", list, "'context'")
+        titles = require_list(row["context"], "title", str, "'context'")
+        texts = require_list(row["context"], "sentences", list, "'context'")
         if len(titles) != len(texts):
-            raise ValueError(f"'context' has {len(titles)} titles and lists of sentences for {len(texts)} paragraphs")
+            raise ValueError(f"'context' has {len(titles)} titles but {len(texts)} lists of sentences")
         pairs = list(zip(titles, texts))
     else:
-        pairs = need_each(row, "context", list)
+        pairs = require_list(row, "context", list)
     for place, pair in enumerate(pairs, 1):
         right = len(pair) == 2 and isinstance(pair[0], str) and isinstance(pair[1], list)
         if not right or not all(isinstance(sentence, str) for sentence in pair[1]):
-            raise ValueError(f"paragraph {place} of 'context' is no pair of a title and a list of sentences")
+            raise ValueError(f"paragraph {place} of 'context' is not a pair of a title and a list of sentences")
     return pairs
 
 
 def _gold_titles(row: dict[str, Any]) -> set[str]:
     if isinstance(row.get("supporting_facts"), dict):
-        return set(need_each(row["supporting_facts"], "title", str, "'supporting_facts'"))
-    facts = need_each(row, "supporting_facts", list)
+        return set(require_list(row["supporting_facts"], "title", str, "'supporting_facts'"))
+    facts = require_list(row, "supporting_facts", list)
     for place, fact in enumerate(facts, 1):
         if not fact or not isinstance(fact[0], str):
             raise ValueError(f"item {place} of 'supporting_facts' does not begin with a title")
@@ -92,40 +101,40 @@ def _gold_titles(row: dict[str, Any]) -> set[str]:
 
 @converter
 def musique(row: dict[str, Any], number: int) -> Iterator[Converted]:
-    """MuSiQue (arXiv 2108.00573): 20 paragraphs, the supporting ones gold; the full version's unanswerable are skipped.
+    """MuSiQue (arXiv 2108.00573): 20 paragraphs, the supporting ones gold. Unanswerable questions are skipped.
 
     {"id": str, "question": str, "answer": str, "answer_aliases": [str], "answerable": bool,
      "paragraphs": [{"title": str, "paragraph_text": str, "is_supporting": bool}, ...]}
     """
     passages, hidden = [], "answer" not in row
-    for place, passage in enumerate(need(row, "paragraphs", list), 1):
-        of = f"paragraph {place}"
+    for place, passage in enumerate(require(row, "paragraphs", list), 1):
+        owner = f"paragraph {place}"
         passages.append(
             {
-                "title": need(passage, "title", str, of),
-                "text": need(passage, "paragraph_text", str, of),
-                "is_gold": not hidden and need(passage, "is_supporting", bool, of),
+                "title": require(passage, "title", str, owner),
+                "text": require(passage, "paragraph_text", str, owner),
+                "is_gold": not hidden and require(passage, "is_supporting", bool, owner),
             }
         )
-    question = need(row, "question", str)
+    question = require(row, "question", str)
     if hidden:
-        yield HIDDEN
+        yield HIDDEN_ANSWER
     elif row.get("answerable") is False:
         yield Skipped("unanswerable")
     else:
-        aliases = need_each(row, "answer_aliases", str) if "answer_aliases" in row else []
-        yield passage_example(
-            identifier(row, ("id",), f"musique-{number}"), passages, question, [need(row, "answer", str), *aliases]
+        aliases = require_list(row, "answer_aliases", str) if "answer_aliases" in row else []
+        yield make_passage_example(
+            first_id(row, ("id",), f"musique-{number}"), passages, question, [require(row, "answer", str), *aliases]
         )
 
 
-def pivoted(value: Any) -> Iterator[Any]:
-    """Rows of a table that pandas wrote by columns, {column: {row: value}}; any other object is itself the one row.
+def rows_of_columns(value: Any) -> Iterator[Any]:
+    """Rows of a table in pandas' column format, {column: {row: value}}; any other object is itself the only row.
 
-    Raises ValueError where the columns have different rows.
+    Raises: ValueError where the columns have different rows.
     """
     if not isinstance(value, dict):
-        raise ValueError(f"the file is {kind_of(value)}; it must be a list of rows, lines of them, or columns")
+        raise ValueError(f"the file is {type_name(value)}; it must be a list of rows, lines of them, or columns")
     by_columns = value and all(isinstance(column, dict) for column in value.values())
     if not by_columns or "question" not in value:
         yield value
@@ -133,6 +142,8 @@ def pivoted(value: Any) -> Iterator[Any]:
     names = list(value["question"])
     for column, cells in value.items():
         if set(cells) != set(names):
-            raise ValueError(f"column {column!r} has other rows than 'question' ({len(cells)} and {len(names)})")
+            raise ValueError(
+                f"the rows of column {column!r} differ from those of 'question' ({len(cells)} and {len(names)} rows)"
+            )
     for name in names:
         yield {column: cells[name] for column, cells in value.items()}

@@ -1,4 +1,4 @@
-"""Summaries of several articles (Multi-News), exact look-ups (key-value retrieval), and LongBench's tasks."""
+"""Converters of Multi-News (summaries), key-value retrieval, and LongBench's tasks."""
 
 from __future__ import annotations
 
@@ -6,13 +6,13 @@ import re
 from collections.abc import Iterator
 from typing import Any
 
-from data.converters.fields import Converted, converter, example, identifier, need, need_each
+from data.converters.fields import Converted, converter, first_id, make_example, require, require_list
 
 SUMMARISE_NEWS = "Write a one-page summary of all the news."
 SEPARATOR = re.compile(r"story_separator_special_tag|\|\|\|\|\|")
 NEWLINE = re.compile(r" ?NEWLINE_CHAR ?")
-DASH = re.compile(r"^\s*[–-]\s*")  # every target begins with one
-# What LongBench's tasks without an `input` ask for.
+DASH = re.compile(r"^\s*[–-]\s*")  # every target starts with one
+# Questions for LongBench's tasks that have no `input`.
 QUESTIONS = {
     "gov_report": "Write a one-page summary of the report.",
     "multi_news": SUMMARISE_NEWS,
@@ -24,54 +24,55 @@ QUESTIONS = {
 
 @converter
 def multi_news(row: dict[str, Any], number: int) -> Iterator[Converted]:
-    """Multi-News (arXiv 1906.01749): a line of articles and the line of their summary.
+    """Multi-News (arXiv 1906.01749): several articles and their summary.
 
-    {"source": str, "target": str}; articles are divided by story_separator_special_tag (the authors' files) or |||||
-    (the hub's), and become `Passage [i]:` and their text, blank-line separated. The summary loses its leading dash.
+    {"source": str, "target": str}; articles are separated by story_separator_special_tag (the authors' files) or |||||
+    (the hub's). The context is `Passage i:` and the text of each, with blank lines between them. The summary's leading
+    dash is removed.
     """
-    articles = [NEWLINE.sub("\n", article).strip() for article in SEPARATOR.split(need(row, "source", str))]
+    articles = [NEWLINE.sub("\n", article).strip() for article in SEPARATOR.split(require(row, "source", str))]
     context = "\n\n".join(f"Passage {place}:\n{article}" for place, article in enumerate(filter(None, articles), 1))
-    target = DASH.sub("", NEWLINE.sub("\n", need(row, "target", str)))
-    yield example(f"multi_news-{number}", context, SUMMARISE_NEWS, [target])
+    target = DASH.sub("", NEWLINE.sub("\n", require(row, "target", str)))
+    yield make_example(f"multi_news-{number}", context, SUMMARISE_NEWS, [target])
 
 
 @converter
 def kv_retrieval(row: dict[str, Any], number: int) -> Iterator[Converted]:
-    """Key-value retrieval of lost-in-the-middle (arXiv 2307.03172): one JSON object of random pairs, one key asked for.
+    """Key-value retrieval of lost-in-the-middle (arXiv 2307.03172): a JSON object of random pairs, one of its keys.
 
     {"ordered_kv_records": [[key, value], ...], "key": str, "value": str}
     """
-    key, value = need(row, "key", str), need(row, "value", str)
-    records = need_each(row, "ordered_kv_records", list)
+    key, value = require(row, "key", str), require(row, "value", str)
+    records = require_list(row, "ordered_kv_records", list)
     for place, record in enumerate(records, 1):
         if len(record) != 2 or not all(isinstance(text, str) for text in record):
-            raise ValueError(f"item {place} of 'ordered_kv_records' is no pair of strings")
+            raise ValueError(f"item {place} of 'ordered_kv_records' is not a pair of strings")
     if [key, value] not in records:
-        raise ValueError(f"the pair of 'key' and 'value' ({key!r}, {value!r}) is none of 'ordered_kv_records'")
-    context = "{" + ",\n ".join(f'"{name}": "{held}"' for name, held in records) + "}"
+        raise ValueError(f"the pair of 'key' and 'value' ({key!r}, {value!r}) is not among 'ordered_kv_records'")
+    context = "{" + ",\n ".join(f'"{name}": "{content}"' for name, content in records) + "}"
     question = f'Extract the value corresponding to the key "{key}" in the JSON object above.'
-    yield example(f"kv{len(records)}-{number}", context, question, [value])
+    yield make_example(f"kv{len(records)}-{number}", context, question, [value])
 
 
 @converter
 def longbench(row: dict[str, Any], number: int) -> Iterator[Converted]:
-    """LongBench's tasks (arXiv 2308.14508); a task that asks nothing (QUESTIONS) gets a question.
+    """LongBench's tasks (arXiv 2308.14508). Tasks without an input get one from QUESTIONS.
 
     {"input": str, "context": str, "answers": [str], "length": int, "dataset": str, "language": str,
      "all_classes": [str] or null, "_id": str}
     """
-    question, task = need(row, "input", str), need(row, "dataset", str)
+    question, task = require(row, "input", str), require(row, "dataset", str)
     if not question.strip():
         name = task.removesuffix("_e")  # LongBench-E has the same tasks
         if name not in QUESTIONS:
             raise ValueError(
-                f"'input' is empty, and the data set {task!r} has no question of its own "
-                f"(those that have: {', '.join(QUESTIONS)})"
+                f"'input' is empty, and there is no default question for the data set {task!r} "
+                f"(there is one for {', '.join(QUESTIONS)})"
             )
         question = QUESTIONS[name]
-    yield example(
-        identifier(row, ("_id",), f"{task}-{number}"),
-        need(row, "context", str),
+    yield make_example(
+        first_id(row, ("_id",), f"{task}-{number}"),
+        require(row, "context", str),
         question,
-        need_each(row, "answers", str),
+        require_list(row, "answers", str),
     )

@@ -1,10 +1,10 @@
-"""Converters of other people's formats, on rows written here."""
+"""Converters of public data sets' formats, on rows written here."""
 
 import copy
 
 import pytest
 
-from data.converters import CONVERTERS, UNPACKED
+from data.converters import CONVERTERS, UNPACKERS
 from data.converters.fields import Skipped
 from data.jsonl import join_passages
 
@@ -191,7 +191,7 @@ def test_every_format_has_a_row_here():
 
 
 @pytest.mark.parametrize("format", sorted(ROWS))
-def test_a_row_becomes_examples_of_the_common_format_and_stays_as_it_was(format):
+def test_a_row_is_converted_to_the_common_format_and_not_modified(format):
     row = copy.deepcopy(ROWS[format])
     found = [example for example in convert(format, row) if not isinstance(example, Skipped)]
     assert row == ROWS[format] and found
@@ -203,7 +203,7 @@ def test_a_row_becomes_examples_of_the_common_format_and_stays_as_it_was(format)
             assert join_passages(example["documents"])[0] == example["context"]
 
 
-def test_nq_keeps_the_order_of_passages_and_names_the_gold_one():
+def test_nq_keeps_the_order_of_passages_and_its_id_holds_the_gold_place():
     _, found = convert("nq", NQ, NQ)
     assert (found["id"], found["answers"]) == ("nq-1-gold1", ["Ann", "Ann Lee"])
     assert found["context"] == "Document [1](Title: A) Nobody.\n\nDocument [2](Title: B) Ann wrote it."
@@ -212,7 +212,7 @@ def test_nq_keeps_the_order_of_passages_and_names_the_gold_one():
     assert found["id"] == "nq-0"
 
 
-def test_hotpotqa_reads_the_official_form_and_the_hub_s_alike():
+def test_hotpotqa_official_and_hub_rows_yield_equal_examples():
     [official], [hub] = convert("hotpotqa", HOTPOT), convert("hotpotqa", HUB)
     assert official == hub and official["id"] == ID and official["question"] == "Which town?"
     assert official["documents"] == [
@@ -224,24 +224,26 @@ def test_hotpotqa_reads_the_official_form_and_the_hub_s_alike():
     assert nameless == {**hub, "id": "hotpotqa-0"}
 
 
-def test_2wiki_columns_of_pandas_are_the_rows():
+def test_2wiki_pandas_columns_yield_the_rows():
     rows = [{**HOTPOT, "_id": str(number), "evidences": []} for number in range(3)]
     columns = {("_1" if key == "_id" else key): {str(n): row[key] for n, row in enumerate(rows)} for key in rows[0]}
-    assert convert("2wikimultihopqa", *UNPACKED["2wikimultihopqa"](columns)) == convert("2wikimultihopqa", *rows)
-    assert list(UNPACKED["hotpotqa"](HOTPOT)) == [HOTPOT] and list(UNPACKED["hotpotqa"](HUB)) == [HUB]
+    assert convert("2wikimultihopqa", *UNPACKERS["2wikimultihopqa"](columns)) == convert("2wikimultihopqa", *rows)
+    assert list(UNPACKERS["hotpotqa"](HOTPOT)) == [HOTPOT] and list(UNPACKERS["hotpotqa"](HUB)) == [HUB]
     del columns["answer"]["1"]
-    with pytest.raises(ValueError, match="column 'answer' has other rows than 'question' \\(2 and 3\\)"):
-        list(UNPACKED["2wikimultihopqa"](columns))
+    with pytest.raises(
+        ValueError, match="the rows of column 'answer' differ from those of 'question' \\(2 and 3 rows\\)"
+    ):
+        list(UNPACKERS["2wikimultihopqa"](columns))
 
 
-def test_musique_takes_aliases_and_leaves_out_the_unanswerable():
+def test_musique_uses_aliases_and_skips_unanswerable_questions():
     [found] = convert("musique", MUSIQUE)
     assert found["answers"] == ["Jo", "Joan"]
     assert [document["is_gold"] for document in found["documents"]] == [True, False]
     assert convert("musique", {**MUSIQUE, "answerable": False}) == [Skipped("unanswerable")]
 
 
-def test_qmsum_asks_general_then_specific_queries_of_a_meeting_without_noise():
+def test_qmsum_yields_general_then_specific_queries_and_removes_noise_marks():
     general, specific, empty = convert("qmsum", QMSUM)
     assert general["context"] == specific["context"] == "Grad C: Well , yes .\nPhD D: "
     assert (general["id"], general["answers"]) == ("Bed001-g0", ["They agreed."])
@@ -249,15 +251,15 @@ def test_qmsum_asks_general_then_specific_queries_of_a_meeting_without_noise():
     assert empty == Skipped("no answer")
 
 
-def test_contract_nli_states_every_label_of_the_file():
-    first, second = convert("contract_nli", *UNPACKED["contract_nli"](CONTRACT))
+def test_contract_nli_yields_an_example_for_every_label():
+    first, second = convert("contract_nli", *UNPACKERS["contract_nli"](CONTRACT))
     assert (first["id"], first["question"], first["answers"]) == ("3-nda-1", "No copies.", ["Not mentioned"])
     assert (second["id"], second["answers"]) == ("3-nda-2", ["Entailment"])
     bare = changed("contract_nli", lambda row: row["annotation_sets"].clear())
     assert convert("contract_nli", bare) == [Skipped("no annotations")]
 
 
-def test_narrativeqa_skips_a_missing_story_and_reads_pages_of_html():
+def test_narrativeqa_skips_a_missing_story_and_converts_html():
     [found] = convert("narrativeqa", NARRATIVE)
     assert (found["id"], found["answers"]) == ("00ff-0", ["A pupil."])
     page = "<HTML><head><style>p {}</style></head><body><pre>FADE IN: &amp; out</pre><script>1</script></body></HTML>"
@@ -266,14 +268,14 @@ def test_narrativeqa_skips_a_missing_story_and_reads_pages_of_html():
     assert shown["id"] == "00ff-1"
 
 
-def test_qasper_reads_the_paper_and_words_answers_as_the_official_evaluation():
-    [found] = convert("qasper", *UNPACKED["qasper"]({"1909.1": PAPER}))
+def test_qasper_answers_have_the_wording_of_the_official_evaluation():
+    [found] = convert("qasper", *UNPACKERS["qasper"]({"1909.1": PAPER}))
     assert found["context"] == "On words\n\nAbstract\nWe count.\n\nIntro\nFirst.\nSecond.\n\nThird."
     assert found["id"] == "q1" and found["answers"] == ["one, two", "Unanswerable", "No", "Four."]
 
 
 @pytest.mark.parametrize("separator", ["story_separator_special_tag", "|||||"])
-def test_multi_news_divides_articles_at_either_separator(separator):
+def test_multi_news_splits_articles_at_either_separator(separator):
     source = NEWS["source"].replace("story_separator_special_tag", separator)
     [found] = convert("multi_news", {**NEWS, "source": f"{source.strip()} {separator} \n"})
     assert found["context"] == "Passage 1:\nFirst.\nMore.\n\nPassage 2:\nSecond."
@@ -281,25 +283,25 @@ def test_multi_news_divides_articles_at_either_separator(separator):
     assert convert("multi_news", {**NEWS, "source": "\n"}) == [Skipped("no context")]
 
 
-def test_quality_shows_options_and_answers_with_the_option_s_text():
+def test_quality_question_holds_the_options_and_the_answer_is_an_option_s_text():
     [found] = convert("quality", QUALITY)
     assert found["question"] == "What is it?\n(A) song\n(B) tale\n(C) list\n(D) joke"
     assert (found["id"], found["answers"]) == ("5_X_1", ["tale"])
 
 
-def test_fairytaleqa_joins_sections_and_takes_both_annotators():
+def test_fairytaleqa_joins_sections_and_uses_both_annotators():
     [found] = convert("fairytaleqa", FAIRY)
     assert found["context"] == "A fox\nran.\n\nIt hid." and found["id"] == "fox-4"
     assert found["answers"] == ["a fox", "A fox.", "the fox"]
 
 
-def test_kv_retrieval_writes_one_json_object():
+def test_kv_retrieval_context_is_one_json_object():
     [found] = convert("kv_retrieval", KV)
     assert found["context"] == '{"aa": "bb",\n "3f1c": "9b2e"}' and found["answers"] == [VALUE]
     assert found["id"] == "kv2-0" and f'"{KEY}"' in found["question"]
 
 
-def test_longbench_asks_what_the_task_asks_where_the_row_does_not():
+def test_longbench_uses_the_task_s_question_where_the_row_has_none():
     [found], [asked] = convert("longbench", LONGBENCH), convert("longbench", {**LONGBENCH, "input": "Why?"})
     assert (found["id"], found["question"]) == ("c0ffee", "Write a one-page summary of the report.")
     assert asked["question"] == "Why?"
@@ -325,10 +327,14 @@ BAD = [
     ("nq", lambda row: row.update(answers="Ann"), "'answers' is a string; it must be a list"),
     ("nq", lambda row: row.update(answers=["Ann", None]), "item 2 of 'answers' is null; it must be a string"),
     ("nq", lambda row: row.update(ctxs=["text"]), "passage 1 is a string; it must be an object with the field 'title'"),
-    ("hotpotqa", lambda row: row["context"][1].pop(), "paragraph 2 of 'context' is no pair of a title and a list"),
+    ("hotpotqa", lambda row: row["context"][1].pop(), "paragraph 2 of 'context' is not a pair of a title and a list"),
     ("hotpotqa", lambda row: row.update(context="[]"), "'context' is a string; it must be a list"),
     ("hotpotqa", lambda row: row.update(supporting_facts=[[0, "Bath"]]), "item 1 of 'supporting_facts' does not begin"),
-    ("hotpotqa", lambda row: row.update(copy.deepcopy(HUB)) or row["context"]["title"].pop(), "2 titles and lists of"),
+    (
+        "hotpotqa",
+        lambda row: row.update(copy.deepcopy(HUB)) or row["context"]["title"].pop(),
+        "'context' has 2 titles but 3 lists of",
+    ),
     ("2wikimultihopqa", lambda row: row.update(answer=7), "'answer' is a whole number; it must be a string"),
     ("musique", lambda row: row["paragraphs"][0].pop("is_supporting"), "'is_supporting' of paragraph 1 is missing"),
     ("qmsum", lambda row: row["meeting_transcripts"][0].pop("content"), "the field 'content' of turn 1 is missing"),
@@ -338,7 +344,7 @@ BAD = [
         lambda row: row["annotation_sets"][0]["annotations"]["nda-2"].update(choice="Maybe"),
         "'choice' of the annotation 'nda-2' is 'Maybe'; allowed: Entailment, Contradiction, NotMentioned",
     ),
-    ("contract_nli", lambda row: row["labels"].pop("nda-1"), "'nda-1' is none of the file's 'labels' \\(nda-2\\)"),
+    ("contract_nli", lambda row: row["labels"].pop("nda-1"), "'nda-1' is not among the file's 'labels' \\(nda-2\\)"),
     ("narrativeqa", lambda row: row.pop("answer2"), "the field 'answer2' is missing"),
     ("qasper", lambda row: row["full_text"][1].pop("section_name"), "'section_name' of section 2 is missing"),
     ("qasper", lambda row: row["qas"][0]["answers"][0]["answer"].update(unanswerable="no"), "an answer of question 1"),
@@ -346,33 +352,37 @@ BAD = [
     ("quality", lambda row: row["questions"][0]["options"].pop(), "'options' of question 1 holds 3 options; it must"),
     ("quality", lambda row: row["questions"][0].update(gold_label=5), "is 5; it must be a whole number in 1..4"),
     ("fairytaleqa", lambda row: row.pop("answer6"), "the field 'answer6' is missing"),
-    ("kv_retrieval", lambda row: row.update(value="else"), "\\('3f1c', 'else'\\) is none of 'ordered_kv_records'"),
-    ("kv_retrieval", lambda row: row["ordered_kv_records"][0].pop(), "item 1 of 'ordered_kv_records' is no pair"),
-    ("longbench", lambda row: row.update(context="A \ud83d."), "the context holds half a character \\('\\\\ud83d'\\)"),
-    ("longbench", lambda row: row.update(dataset="qasper"), "'input' is empty, and the data set 'qasper' has no"),
+    ("kv_retrieval", lambda row: row.update(value="else"), "\\('3f1c', 'else'\\) is not among 'ordered_kv_records'"),
+    ("kv_retrieval", lambda row: row["ordered_kv_records"][0].pop(), "item 1 of 'ordered_kv_records' is not a pair"),
+    ("longbench", lambda row: row.update(context="A \ud83d."), "the context holds a lone surrogate \\('\\\\ud83d'\\)"),
+    (
+        "longbench",
+        lambda row: row.update(dataset="qasper"),
+        "'input' is empty, and there is no default question for the data set 'qasper'",
+    ),
 ]
 
 
-@pytest.mark.parametrize("format,change,sentence", BAD, ids=[f"{case[0]}-{n}" for n, case in enumerate(BAD)])
-def test_a_malformed_row_is_told_in_a_sentence(format, change, sentence):
-    with pytest.raises(ValueError, match=sentence) as caught:
+@pytest.mark.parametrize("format,change,message", BAD, ids=[f"{case[0]}-{n}" for n, case in enumerate(BAD)])
+def test_a_malformed_row_raises_one_line_with_its_cause(format, change, message):
+    with pytest.raises(ValueError, match=message) as caught:
         convert(format, changed(format, change))
     assert "\n" not in str(caught.value)
 
 
 @pytest.mark.parametrize("format", sorted(CONVERTERS))
-def test_a_row_that_is_no_object_is_refused(format):
+def test_a_row_that_is_not_an_object_is_an_error(format):
     with pytest.raises(ValueError, match="the row is a list; it must be an object"):
         convert(format, ["text"])
 
 
-@pytest.mark.parametrize("format", sorted(UNPACKED))
-def test_a_file_of_another_kind_is_refused(format):
+@pytest.mark.parametrize("format", sorted(UNPACKERS))
+def test_a_file_of_another_type_is_an_error(format):
     with pytest.raises(ValueError, match="the file is a string; it must be "):
-        list(UNPACKED[format]("text"))
+        list(UNPACKERS[format]("text"))
 
 
-def test_a_converter_goes_on_behind_a_bad_row():
+def test_a_converter_continues_after_a_bad_row():
     rows = iter([NQ, {**NQ, "ctxs": 3}, {**NQ, "question": "when?"}])
     with pytest.raises(ValueError, match="'ctxs' is a whole number"):
         list(CONVERTERS["nq"](rows))

@@ -1,4 +1,4 @@
-"""prepare_data.py: files of every kind in, prepared splits out, and every message about what does not suit."""
+"""prepare_data.py: files of every format, prepared splits, and every error message."""
 
 import csv
 import gzip
@@ -6,8 +6,9 @@ import json
 
 import pytest
 
-from data.jsonl import Jsonl
 from data.checks import SPLITS
+from data.jsonl import Jsonl
+from data.prepare import prepare
 from scripts import prepare_data
 
 
@@ -59,28 +60,28 @@ def call(tmp_path, monkeypatch, capsys):
 
 
 @pytest.fixture
-def refused(call, capsys, tmp_path):
-    """refused(*words) -> the sentences of a call that ends with exit code 2 and leaves nothing behind."""
+def error_lines(call, capsys, tmp_path):
+    """error_lines(*words) -> the error messages of a call that exits with code 2; it must leave no file behind."""
 
-    def refuse(*words, output=True):
+    def run(*words, output=True):
         before = sorted(tmp_path.rglob("*"))
         with pytest.raises(SystemExit) as ended:
             call(*words, output=output)
         printed = capsys.readouterr()
         assert (ended.value.code, printed.out) == (2, "") and sorted(tmp_path.rglob("*")) == before
-        sentences = printed.err.splitlines()
-        assert all(sentence.startswith("error: ") for sentence in sentences), printed.err
-        return [sentence.removeprefix("error: ") for sentence in sentences]
+        messages = printed.err.splitlines()
+        assert all(message.startswith("error: ") for message in messages), printed.err
+        return [message.removeprefix("error: ") for message in messages]
 
-    return refuse
+    return run
 
 
 def prepared(folder, split):
-    """The examples of a prepared split, read as training reads them."""
+    """The examples of a prepared split, loaded as in training."""
     return Jsonl(**{name: str(folder / f"{name}.jsonl.gz") for name in SPLITS}).examples(split)
 
 
-def test_splits_are_written_where_the_configuration_looks_and_load_as_examples(call, tmp_path):
+def test_splits_are_written_to_the_configured_folder_and_load_as_examples(call, tmp_path):
     files = {
         split: lines(tmp_path / f"{split}.jsonl.gz", [nq(f"q {split}", f"{split} a", f"{split} b", gold=1)])
         for split in SPLITS
@@ -88,7 +89,7 @@ def test_splits_are_written_where_the_configuration_looks_and_load_as_examples(c
     words = [word for split, file in files.items() for word in (f"--{split}", file)]
     printed = call("nq", *words, output=False)
     assert printed == [f"{split}: 1 examples, 1 contexts, 12 words on average" for split in SPLITS] + [
-        f"nq: ready: {tmp_path / 'data' / 'nq'} (read back and compared)"
+        f"nq: ready: {tmp_path / 'data' / 'nq'} (loaded and compared)"
     ]
     assert sorted(file.name for file in (tmp_path / "data/nq").iterdir()) == sorted(f"{s}.jsonl.gz" for s in SPLITS)
     [example] = prepared(tmp_path / "data/nq", "test")
@@ -97,7 +98,7 @@ def test_splits_are_written_where_the_configuration_looks_and_load_as_examples(c
     assert gold == ["test b."] and (tmp_path / "data").is_dir() and len(list((tmp_path / "data").iterdir())) == 1
 
 
-def test_the_same_files_give_the_same_bytes(call, tmp_path):
+def test_equal_files_yield_equal_bytes(call, tmp_path):
     file = lines(tmp_path / "a.jsonl", [nq("q", "a", "b")])
     call("nq", "--test", file)
     first = (tmp_path / "out/test.jsonl.gz").read_bytes()
@@ -106,15 +107,15 @@ def test_the_same_files_give_the_same_bytes(call, tmp_path):
     assert (tmp_path / "out/test.jsonl.gz").read_bytes() == first
 
 
-def test_contexts_of_test_leave_validation_and_train(call, tmp_path):
+def test_contexts_of_test_are_removed_from_validation_and_train(call, tmp_path):
     train = lines(tmp_path / "train.jsonl", [task("one"), task("two", id="b"), task("three", id="c")])
     validation = lines(tmp_path / "validation.jsonl", [task("two"), task("four", id="b")])
     test = lines(tmp_path / "test.jsonl", [task("four"), task("three", "who?", "b")])
     printed = call("longbench", "--train", train, "--validation", validation, "--test", test)
     shared = "context or question with its gold passages in"
-    assert printed[0].startswith("train: 1 examples") and f"left out: 1 {shared} validation" in printed[0]
+    assert printed[0].startswith("train: 1 examples") and f"skipped: 1 {shared} validation" in printed[0]
     assert f"1 {shared} test" in printed[0]
-    assert printed[1] == f"validation: 1 examples, 1 contexts, 1 words on average; left out: 1 {shared} test"
+    assert printed[1] == f"validation: 1 examples, 1 contexts, 1 words on average; skipped: 1 {shared} test"
     assert printed[2] == "test: 2 examples, 2 contexts, 1 words on average"
     assert [[e.context for e in prepared(tmp_path / "out", split)] for split in SPLITS] == [
         ["one"],
@@ -123,22 +124,22 @@ def test_contexts_of_test_leave_validation_and_train(call, tmp_path):
     ]
 
 
-def test_passages_in_another_order_or_with_other_distractors_are_no_new_context(call, tmp_path):
+def test_reordered_passages_and_gold_passages_with_other_distractors_count_as_shared(call, tmp_path):
     train = lines(
         tmp_path / "train.jsonl", [nq("q", "a", "b", gold=1), nq("r", "x", "b"), nq("q", "b", "e"), nq("s", "b", "f")]
     )
     test = lines(tmp_path / "test.jsonl", [nq("q", "b", "a"), nq("q", "b", "c"), nq("t", "b", "x", gold=1)])
-    assert "left out: 3 context or question with its gold" in call("nq", "--train", train, "--test", test)[0]
+    assert "skipped: 3 context or question with its gold" in call("nq", "--train", train, "--test", test)[0]
     assert [example.question for example in prepared(tmp_path / "out", "train")] == ["s"]
 
 
-def test_repeated_rows_go_and_repeated_ids_are_told_apart(call, tmp_path):
+def test_duplicate_rows_are_removed_and_duplicate_ids_renamed(call, tmp_path):
     one = lines(tmp_path / "one.jsonl", [task("x"), task("x"), task("x", "who?"), task("y", id="a~2")])
     two = lines(tmp_path / "two.jsonl.gz", [task("z")])
     printed = call("longbench", "--test", one, two)
     assert printed[0] == (
-        "test: 4 examples, 3 contexts, 1 words on average; left out: 1 repeated; "
-        "3 repeated ids of other content got ~2, ~3, ..."
+        "test: 4 examples, 3 contexts, 1 words on average; skipped: 1 duplicate; "
+        "3 duplicate ids renamed to ID~2, ID~3, ..."
     )
     found = prepared(tmp_path / "out", "test")
     assert [(example.id, example.context) for example in found] == [
@@ -153,7 +154,7 @@ def test_skipped_questions_and_long_contexts_are_counted(call, tmp_path):
     rows = [task("one two"), task("one two three", id="b"), task("", id="c"), {**task("d", id="d"), "answers": [""]}]
     printed = call("longbench", "--test", lines(tmp_path / "a.jsonl", rows), "--max-words", 2)
     assert printed[0] == (
-        "test: 1 examples, 1 contexts, 2 words on average; left out: 1 context above 2 words, 1 no context, 1 no answer"
+        "test: 1 examples, 1 contexts, 2 words on average; skipped: 1 context above 2 words, 1 no context, 1 no answer"
     )
 
 
@@ -167,13 +168,13 @@ def test_json_is_read_as_array_lines_columns_or_one_object(call, tmp_path):
     }
     for name, text in forms.items():
         (tmp_path / f"{name}.json").write_text(f"\ufeff{text}", encoding="utf-8")
-        prepare_data.prepare("2wikimultihopqa", {"test": [tmp_path / f"{name}.json"]}, tmp_path / f"out_{name}")
+        prepare("2wikimultihopqa", {"test": [tmp_path / f"{name}.json"]}, tmp_path / f"out_{name}")
         found = prepared(tmp_path / f"out_{name}", "test")
         assert [example.id for example in found] == (["1", "2"] if name == "lines" else ["1"])
         assert found[0].context == "Document [1](Title: T) A."
 
 
-def test_a_folder_of_meetings_is_read_and_files_name_them(call, tmp_path):
+def test_a_folder_of_meetings_is_read_and_file_names_become_ids(call, tmp_path):
     for name in ("Bed002", "Bed001"):
         lines(
             tmp_path / "val" / f"{name}.json",
@@ -189,13 +190,15 @@ def test_a_folder_of_meetings_is_read_and_files_name_them(call, tmp_path):
     assert [example.id for example in prepared(tmp_path / "out", "validation")] == ["Bed001-g0", "Bed002-g0"]
 
 
-def test_multi_news_pairs_lines_of_two_files(call, tmp_path, refused):
+def test_multi_news_pairs_lines_of_two_files(call, tmp_path, error_lines):
     (tmp_path / "train.src").write_text("a\u2028b ||||| c\nd\n", encoding="utf-8")
     (tmp_path / "train.tgt").write_text("– One.\n", encoding="utf-8")
-    assert "train.tgt ends before line 2 of train.src" in refused("multi_news", "--train", tmp_path / "train.src")[0]
+    assert (
+        "train.tgt ends before line 2 of train.src" in error_lines("multi_news", "--train", tmp_path / "train.src")[0]
+    )
     (tmp_path / "train.tgt").write_text("– One.\n– Two.\n", encoding="utf-8")
     assert call("multi_news", "--train", tmp_path / "train.src", output=False)[-1].endswith(
-        f"{tmp_path / 'data' / 'multinews'} (read back and compared)"
+        f"{tmp_path / 'data' / 'multinews'} (loaded and compared)"
     )
     found = prepared(tmp_path / "data/multinews", "train")
     assert [(example.context, example.answers) for example in found] == [
@@ -203,14 +206,14 @@ def test_multi_news_pairs_lines_of_two_files(call, tmp_path, refused):
         ("Passage 1:\nd", ("Two.",)),
     ]
     (tmp_path / "train.tgt").rename(tmp_path / "other.tgt")
-    assert "train.tgt is not beside it" in refused("multi_news", "--train", tmp_path / "train.src")[0]
-    assert "takes the .src file" in refused("multi_news", "--train", tmp_path / "other.tgt")[0]
+    assert "there is no train.tgt in the same folder" in error_lines("multi_news", "--train", tmp_path / "train.src")[0]
+    assert "takes the .src file" in error_lines("multi_news", "--train", tmp_path / "other.tgt")[0]
 
 
-def test_fairytaleqa_finds_the_story_of_its_questions(call, tmp_path, refused):
+def test_fairytaleqa_reads_the_story_of_its_questions(call, tmp_path, error_lines):
     head = "question_id,attribute1,question,answer1,answer2,answer3,answer4,answer5,answer6"
     file = table(tmp_path / "questions/val/fox-questions.csv", head, [1, "", "Who?", "fox", "", "", "a fox", "", ""])
-    assert "section-stories/val/fox-story.csv is not there" in refused("fairytaleqa", "--validation", file)[0]
+    assert "section-stories/val/fox-story.csv does not exist" in error_lines("fairytaleqa", "--validation", file)[0]
     table(tmp_path / "section-stories/val/fox-story.csv", "section,text", [1, "A fox,\nred."], [2, "It ran."])
     call("fairytaleqa", "--validation", tmp_path / "questions/val")
     [example] = prepared(tmp_path / "out", "validation")
@@ -239,7 +242,7 @@ def repository(tmp_path):
     return folder
 
 
-def test_narrativeqa_takes_the_lines_of_each_split_with_stories_or_summaries(call, tmp_path, repository, refused):
+def test_narrativeqa_selects_the_rows_of_each_split_with_stories_or_summaries(call, tmp_path, repository, error_lines):
     words = [word for split in SPLITS for word in (f"--{split}", repository)]
     call("narrativeqa", *words, "--context", "summaries", output=False)
     found = [prepared(tmp_path / "data/narrativeqa", split)[0] for split in SPLITS]
@@ -247,13 +250,13 @@ def test_narrativeqa_takes_the_lines_of_each_split_with_stories_or_summaries(cal
     assert found[0].answers == ("Mark.", "A pupil.")
     call("narrativeqa", *words[:4])
     assert [prepared(tmp_path / "out", split)[0].context for split in SPLITS[:2]] == ["Story one.", "Café."]
-    assert refused("narrativeqa", "--test", repository, "--output", tmp_path / "x", output=False) == [
-        "--test: no example is left (1 no story of that document)"
+    assert error_lines("narrativeqa", "--test", repository, "--output", tmp_path / "x", output=False) == [
+        "--test: no example remains (1 no story of that document)"
     ]
     (repository / "tmp").rename(tmp_path / "stories")
     assert (
         "name the folder of stories with --stories"
-        in refused("narrativeqa", "--train", repository, "--output", tmp_path / "x", output=False)[0]
+        in error_lines("narrativeqa", "--train", repository, "--output", tmp_path / "x", output=False)[0]
     )
     call(
         "narrativeqa",
@@ -268,61 +271,65 @@ def test_narrativeqa_takes_the_lines_of_each_split_with_stories_or_summaries(cal
     assert prepared(tmp_path / "y", "train")[0].context == "Story one."
 
 
-def test_narrativeqa_tables_must_fit_each_other(tmp_path, repository, refused):
+def test_narrativeqa_tables_must_be_consistent(tmp_path, repository, error_lines):
     table(repository / "documents.csv", "document_id,set", ["d1", "train"])
-    [sentence] = refused("narrativeqa", "--test", repository, "--context", "summaries")
-    assert sentence.endswith("qaps.csv, row 3: the document 'd3' has no line in documents.csv")
+    [message] = error_lines("narrativeqa", "--test", repository, "--context", "summaries")
+    assert message.endswith("qaps.csv, row 3: the document 'd3' has no row in documents.csv")
     (repository / "documents.csv").unlink()
-    assert "no documents.csv in this folder" in refused("narrativeqa", "--test", repository)[0]
-    assert "takes the folder" in refused("narrativeqa", "--test", repository / "qaps.csv")[0]
+    assert "no documents.csv in this folder" in error_lines("narrativeqa", "--test", repository)[0]
+    assert "takes the folder" in error_lines("narrativeqa", "--test", repository / "qaps.csv")[0]
 
 
-def test_every_bad_row_is_named_with_its_file_and_nothing_is_written(tmp_path, refused):
+def test_every_bad_row_is_reported_with_its_file_and_nothing_is_written(tmp_path, error_lines):
     good, bad = nq("q", "a"), {"question": "q", "answers": ["a"]}
     files = [lines(tmp_path / "a.jsonl", [good, bad, {**good, "answers": 3}]), lines(tmp_path / "b.jsonl.gz", [bad])]
     train = lines(tmp_path / "train.jsonl", [good])
-    found = refused("nq", "--train", train, "--test", *files)
-    assert [sentence.split(": ")[0] for sentence in found] == [
+    found = error_lines("nq", "--train", train, "--test", *files)
+    assert [message.split(": ")[0] for message in found] == [
         f"{files[0]}, row 2",
         f"{files[0]}, row 3",
         f"{files[1]}, row 1",
     ]
     assert found[1].endswith("'answers' is a whole number; it must be a list")
-    many = refused("nq", "--test", lines(tmp_path / "c.jsonl", [bad] * 13))
+    many = error_lines("nq", "--test", lines(tmp_path / "c.jsonl", [bad] * 13))
     assert len(many) == 11 and many[-1] == "... and 3 more bad rows"
 
 
-def test_files_that_cannot_be_read_are_named(tmp_path, refused):
+def test_unreadable_files_are_reported(tmp_path, error_lines):
     (tmp_path / "a.jsonl").write_text(f"{json.dumps(task('x'))}\n{{\n")
-    assert refused("longbench", "--test", tmp_path / "a.jsonl")[0].startswith(f"{tmp_path}/a.jsonl, line 2: not JSON (")
+    assert error_lines("longbench", "--test", tmp_path / "a.jsonl")[0].startswith(
+        f"{tmp_path}/a.jsonl, line 2: not JSON ("
+    )
     (tmp_path / "b.json").write_text('[{"a": 1},')
-    assert refused("hotpotqa", "--test", tmp_path / "b.json")[0].startswith(f"{tmp_path}/b.json: not JSON (")
+    assert error_lines("hotpotqa", "--test", tmp_path / "b.json")[0].startswith(f"{tmp_path}/b.json: not JSON (")
     (tmp_path / "c.jsonl.gz").write_bytes(b"plain")
-    assert "c.jsonl.gz cannot be read" in refused("longbench", "--test", tmp_path / "c.jsonl.gz")[0]
+    assert "c.jsonl.gz cannot be read" in error_lines("longbench", "--test", tmp_path / "c.jsonl.gz")[0]
     (tmp_path / "d.jsonl").write_bytes(b"\xff\xfe")
-    assert "must be whole UTF-8 text" in refused("longbench", "--test", tmp_path / "d.jsonl")[0]
+    assert "must be complete UTF-8 text" in error_lines("longbench", "--test", tmp_path / "d.jsonl")[0]
     (tmp_path / "e.json").write_text('{"documents": []}')
-    assert refused("contract_nli", "--test", tmp_path / "e.json") == [
+    assert error_lines("contract_nli", "--test", tmp_path / "e.json") == [
         f"{tmp_path}/e.json: the field 'labels' of the file is missing (fields: 'documents')"
     ]
     table(tmp_path / "questions/val/fox-questions.csv", "question,answer1", ["Who?", "fox"])
     table(tmp_path / "section-stories/val/fox-story.csv", "section,text", [1, "A fox."])
-    assert "no column 'answer2', 'answer3'" in refused("fairytaleqa", "--test", tmp_path / "questions/val")[0]
+    assert "no column 'answer2', 'answer3'" in error_lines("fairytaleqa", "--test", tmp_path / "questions/val")[0]
     table(tmp_path / "section-stories/val/fox-story.csv", "section,text", [1])
-    assert "fox-story.csv, row 1: not 2 cells" in refused("fairytaleqa", "--test", tmp_path / "questions/val")[0]
+    assert "fox-story.csv, row 1: not 2 cells" in error_lines("fairytaleqa", "--test", tmp_path / "questions/val")[0]
     (tmp_path / "empty").mkdir()
-    assert "no .json or .jsonl file in this folder" in refused("qmsum", "--test", tmp_path / "empty")[0]
+    assert "no .json or .jsonl file in this folder" in error_lines("qmsum", "--test", tmp_path / "empty")[0]
     (tmp_path / "f.jsonl").write_text("[]")
-    assert refused("nq", "--test", tmp_path / "f.jsonl") == ["--test: no example is left (the files hold no row)"]
+    assert error_lines("nq", "--test", tmp_path / "f.jsonl") == ["--test: no example remains (the files have no rows)"]
 
 
-def test_arguments_that_do_not_suit_are_told_all_at_once(call, tmp_path, refused):
-    assert refused("squad", "--test", "x")[0].startswith("format 'squad': allowed are nq, hotpotqa, ")
-    assert refused("nq") == ["no file is given: name the source's files with --train, --validation and --test"]
+def test_wrong_arguments_are_reported_together(call, tmp_path, error_lines):
+    assert error_lines("squad", "--test", "x")[0].startswith("format 'squad': allowed are nq, hotpotqa, ")
+    assert error_lines("nq") == ["no files: name the data set's files with --train, --validation and --test"]
     for format in ("longbench", "kv_retrieval"):
-        assert "say where this one goes, for example --output" in refused(format, "--test", "x", output=False)[0]
+        assert (
+            "name the folder of this one, for example --output" in error_lines(format, "--test", "x", output=False)[0]
+        )
     file = lines(tmp_path / "a.jsonl", [nq("q", "a")])
     call("nq", "--test", file)
-    found = refused("nq", "--test", file, "--train", tmp_path / "absent", "--max-words", "0")
+    found = error_lines("nq", "--test", file, "--train", tmp_path / "absent", "--max-words", "0")
     assert len(found) == 3 and found[0] == f"--train {tmp_path}/absent: no such file or folder"
-    assert "is there already: splits are checked against each other" in found[1] and "--max-words 0" in found[2]
+    assert "already exists: splits are checked against each other" in found[1] and "--max-words 0" in found[2]
