@@ -19,9 +19,10 @@ from breviary.runtime.checkout import ROOT, require_checkout
 require_checkout()
 
 from breviary.config.errors import cli_errors
+from breviary.report.figures import COLOURS
 from breviary.report.readme_figure import Curve, Mark, quality_rows, speed_rows, write_figure
 
-BLACK, BLUE, RED, GREEN, PURPLE, ORANGE, SKY = "k", "#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9"
+BLUE, RED, GREEN, PURPLE, ORANGE, SKY, BLACK = COLOURS
 MARKS = {  # label of a reader: file in results/ram_small, style
     "full context": Mark("full_context", BLACK, "*", offset=(-9, 10)),
     "RAM + COMI 4x": Mark("ram_comi_depth_4x", PURPLE, "D", offset=(8, 18), shift=1.06),
