@@ -1,4 +1,4 @@
-"""A split as token ids, cut to a length and kept on disk under a hash of all that made it."""
+"""A split as token ids, truncated to a length and cached on disk under a hash of its inputs."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from transformers import PreTrainedTokenizerBase
 from breviary.contract import Example
 from data.prompts import Prompt
 
-LAYOUT = 2  # counted up when what is stored changes, so that older folders are not read
+LAYOUT = 2  # increased when the stored columns or their meaning change, so that older folders are ignored
 TRUNCATIONS = ("head", "tail", "middle")
 _IDS = datasets.List(datasets.Value("int32"))
 _FEATURES = datasets.Features(
@@ -32,8 +32,8 @@ _FEATURES = datasets.Features(
         "evidence": datasets.List(datasets.Value("bool")),
         "starts": _IDS,
         "ends": _IDS,
-        "length": datasets.Value("int32"),  # context tokens kept
-        "cut": datasets.Value("bool"),
+        "length": datasets.Value("int32"),  # context tokens after truncation
+        "cut": datasets.Value("bool"),  # whether the context was truncated
         "gold_lost": datasets.Value("bool"),
     }
 )
@@ -42,12 +42,13 @@ _FEATURES = datasets.Features(
 class Tokenised(torch.utils.data.Dataset):
     """Tokenised examples.
 
-    data_hash  sha256 of the examples, before any cutting
-    lengths    context tokens of each example, as kept
-    others     tokens of each example beside its context: prefix, the longer of question and prompt, answer
-    answers    tokens of its answer among them
-    cut        whether each example's context was cut; truncated: how many were
-    gold_lost  examples that lost a whole gold passage by it, or, with no gold marks, every occurrence of an answer
+    data_hash       sha256 of the examples, before truncation
+    lengths         context tokens of each example, after truncation
+    other_lengths   further tokens of each example: prefix, the longer of question and prompt, answer
+    answer_lengths  answer tokens of each example
+    is_truncated    whether each example's context was truncated
+    num_truncated   number of truncated contexts
+    num_gold_lost   examples that lost a whole gold passage, or, without gold marks, every occurrence of an answer
     """
 
     def __init__(self, examples: Sequence[Example], rows: datasets.Dataset, data_hash: str) -> None:
@@ -55,14 +56,14 @@ class Tokenised(torch.utils.data.Dataset):
         self.examples = examples
         self.data_hash = data_hash
         self.lengths: list[int] = list(rows["length"])
-        self.cut: list[bool] = list(rows["cut"])
-        self.truncated = sum(self.cut)
-        self.gold_lost = sum(rows["gold_lost"])
-        self.others: list[int] = [
+        self.is_truncated: list[bool] = list(rows["cut"])
+        self.num_truncated = sum(self.is_truncated)
+        self.num_gold_lost = sum(rows["gold_lost"])
+        self.other_lengths: list[int] = [
             len(prefix) + max(len(query), len(prompt)) + len(answer)
             for prefix, query, prompt, answer in zip(rows["prefix"], rows["query"], rows["prompt"], rows["answer"])
         ]
-        self.answers: list[int] = [len(answer) for answer in rows["answer"]]
+        self.answer_lengths: list[int] = [len(answer) for answer in rows["answer"]]
         self._rows = rows.remove_columns(["length", "cut", "gold_lost"])
 
     def __len__(self) -> int:
@@ -73,11 +74,11 @@ class Tokenised(torch.utils.data.Dataset):
         return {**self._rows[index], "example": self.examples[index]}
 
     def report(self) -> str:
-        """One line: how many examples, how long, how many were cut and lost what they ask for."""
+        """Number of examples, their lengths, truncated contexts and lost gold passages, on one line."""
         mean = sum(self.lengths) / max(1, len(self.lengths))
         return (
             f"{len(self)} examples, {mean:.0f} context tokens on average, {max(self.lengths, default=0)} at most; "
-            f"{self.truncated} contexts cut, {self.gold_lost} lost their gold; data {self.data_hash[:12]}"
+            f"{self.num_truncated} contexts truncated, {self.num_gold_lost} lost their gold; data {self.data_hash[:12]}"
         )
 
 
@@ -89,13 +90,14 @@ def tokenise_split(
     cache_dir: str | None,
     truncation: str = "middle",
 ) -> Tokenised:
-    """Tokenises `examples`, or reads what an earlier call with equal arguments kept in `cache_dir`.
+    """Tokenises `examples`, or loads the result of an earlier call with equal arguments from `cache_dir`.
 
-    max_context_tokens  contexts are cut to so many; None = never. Questions and answers are never cut.
-    truncation          what is kept: head = the first tokens, tail = the last, middle = both ends (half each)
-    cache_dir           None = nothing is kept. Several processes may call at once: each writes a folder of its own,
-                        the first renames it into place.
-    Raises ValueError for a bad limit or truncation, and as `Prompt.tokenise`.
+    max_context_tokens  longest context; longer ones are truncated. None = no limit. Questions and answers are never
+                        truncated.
+    truncation          head keeps the first tokens, tail the last, middle both ends (half each)
+    cache_dir           None = no cache. Several processes may call at once: each writes a folder of its own, and the
+                        first one renames it into place.
+    Raises: ValueError for a wrong limit or truncation, and as `Prompt.tokenise`.
     """
     if truncation not in TRUNCATIONS:
         raise ValueError(f"truncation is {truncation!r}; allowed: {', '.join(TRUNCATIONS)}")
@@ -105,7 +107,7 @@ def tokenise_split(
             "for example max_context_tokens=2048"
         )
     data_hash = examples_hash(examples)
-    made_of = [
+    inputs = [
         LAYOUT,
         data_hash,
         tokenizer_hash(tokenizer),
@@ -113,15 +115,14 @@ def tokenise_split(
         max_context_tokens,
         truncation if max_context_tokens is not None else None,
     ]
-    key = _sha256(made_of)
+    key = _sha256(inputs)
     folder = None if cache_dir is None else Path(cache_dir) / f"tokenised-{key[:32]}"
     if folder is not None and folder.is_dir():
         return Tokenised(examples, datasets.load_from_disk(str(folder)), data_hash)
 
     def tokenise_row(index: int) -> dict[str, Any]:
-        return _cut(
-            prompt.tokenise(examples[index], tokenizer), examples[index], tokenizer, max_context_tokens, truncation
-        )
+        pieces = prompt.tokenise(examples[index], tokenizer)
+        return _truncate(pieces, examples[index], tokenizer, max_context_tokens, truncation)
 
     numbers = datasets.Dataset.from_dict({"index": list(range(len(examples)))})
     rows = numbers.map(
@@ -134,21 +135,21 @@ def tokenise_split(
         desc="tokenising",
     )
     if folder is not None:
-        _keep(rows, folder)
-        rows = datasets.load_from_disk(str(folder))  # mapped from disk, shared by the processes of a machine
+        _save(rows, folder)
+        rows = datasets.load_from_disk(str(folder))  # memory-mapped, shared by the processes of a machine
     return Tokenised(examples, rows, data_hash)
 
 
 def examples_hash(examples: Sequence[Example]) -> str:
-    """sha256 of the examples as canonical JSON: equal texts, ids and passages in equal order give equal hashes."""
+    """sha256 of the examples as canonical JSON: of texts, ids and passages in their order."""
     return _sha256([asdict(example) for example in examples])
 
 
 def tokenizer_hash(tokenizer: PreTrainedTokenizerBase) -> str:
-    """sha256 of what decides a tokenizer's output: its model, special tokens and chat template."""
+    """sha256 of everything that determines a tokenizer's output: model, special tokens and chat template."""
     if tokenizer.is_fast:
         model = json.loads(tokenizer.backend_tokenizer.to_str())
-        # These two hold what the latest call asked for, not what the tokenizer is.
+        # These two hold the arguments of the latest call.
         model = {part: value for part, value in model.items() if part not in ("truncation", "padding")}
     else:
         model = tokenizer.get_vocab()
@@ -160,44 +161,52 @@ def _sha256(value: Any) -> str:
     return hashlib.sha256(text.encode("ascii")).hexdigest()
 
 
-def _keep(rows: datasets.Dataset, folder: Path) -> None:
-    """Writes `rows` beside `folder`, then renames: nobody ever sees half a folder."""
+def _save(rows: datasets.Dataset, folder: Path) -> None:
+    """Writes `rows` into a temporary folder and renames it, so that `folder` is never incomplete."""
     folder.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(prefix="partial-", dir=folder.parent) as partial:
-        whole = Path(partial) / "rows"
-        rows.save_to_disk(str(whole))
+        complete = Path(partial) / "rows"
+        rows.save_to_disk(str(complete))
         try:
-            os.rename(whole, folder)
+            os.rename(complete, folder)
         except OSError:
-            # Another process came first; what it wrote has the same hash. Anything else is a real failure.
+            # Another process was first, and its folder has the same hash. Any other cause is an error.
             if not folder.is_dir():
                 raise
 
 
-def _cut(
+def _truncate(
     pieces: dict[str, Any], example: Example, tokenizer: PreTrainedTokenizerBase, limit: int | None, truncation: str
 ) -> dict[str, Any]:
-    """`pieces` with the context cut to `limit` tokens, and what the cut cost."""
+    """`pieces` with at most `limit` context tokens, and `length`, `cut` and `gold_lost` (see _FEATURES)."""
     context, evidence = pieces["context"], pieces["evidence"]
     if limit is None or len(context) <= limit:
         return {**pieces, "length": len(context), "cut": False, "gold_lost": False}
     first = {"head": limit, "tail": 0, "middle": (limit + 1) // 2}[truncation]
-    last = len(context) - (limit - first)  # tokens first .. last - 1 go
-    per_token = {name: pieces[name] for name in ("context", "evidence", "starts", "ends")}
+    last = len(context) - (limit - first)  # tokens [first, last) are removed
     if evidence is not None:
-        lost = _loses_gold(evidence, first, last)
+        gold_lost = _removes_gold(evidence, first, last)
     else:
-        # Decoded before and after, so that what a tokenizer changes in a text cannot look like a loss.
-        texts = [tokenizer.decode(ids).casefold() for ids in (context, context[:first], context[last:])]
-        whole, *kept = texts
-        answers = [answer.strip().casefold() for answer in example.answers]
-        lost = any(a in whole for a in answers) and not any(a in text for a in answers for text in kept)
-    kept = {name: values and values[:first] + values[last:] for name, values in per_token.items()}
-    return {**pieces, **kept, "length": limit, "cut": True, "gold_lost": lost}
+        gold_lost = _removes_answers(
+            example, [tokenizer.decode(ids) for ids in (context, context[:first], context[last:])]
+        )
+    per_token = {name: pieces[name] for name in ("context", "evidence", "starts", "ends")}
+    remaining = {name: values and values[:first] + values[last:] for name, values in per_token.items()}
+    return {**pieces, **remaining, "length": limit, "cut": True, "gold_lost": gold_lost}
 
 
-def _loses_gold(evidence: list[bool], first: int, last: int) -> bool:
-    """Whether some run of gold tokens (a passage) lies wholly in first .. last - 1."""
+def _removes_answers(example: Example, decoded: list[str]) -> bool:
+    """Whether the context holds an answer, but neither end that remains does. `decoded` is [context, head, tail].
+
+    All three are decoded from tokens, so that a text which the tokenizer changes does not count as lost.
+    """
+    context, *ends = (text.casefold() for text in decoded)
+    answers = [answer.strip().casefold() for answer in example.answers]
+    return any(a in context for a in answers) and not any(a in text for a in answers for text in ends)
+
+
+def _removes_gold(evidence: list[bool], first: int, last: int) -> bool:
+    """Whether a whole run of gold tokens (a passage) lies in [first, last)."""
     start = 0
     for is_gold, run in groupby(evidence):
         end = start + len(list(run))

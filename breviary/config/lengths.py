@@ -14,8 +14,8 @@ from breviary.contract import Compressor
 class ContextLimits:
     """Checks tokenised splits against a reader and its backbone.
 
-    `items` of every method is a tokenised split: `lengths` of the contexts, `others` (prefix, question or prompt, and
-    answer) and `answers`, in tokens, one entry per example.
+    `items` of every method is a tokenised split: `lengths` of the contexts, `other_lengths` (prefix, question or
+    prompt, and answer) and `answer_lengths`, in tokens, one entry per example.
     max_new_tokens  tokens reserved for generation
     """
 
@@ -25,12 +25,12 @@ class ContextLimits:
 
     def other_tokens(self, items: Any, context_tokens: int) -> int:
         """Largest number of tokens beside a context of at most `context_tokens` tokens, generated ones included."""
-        most = max(items.others, default=0)
+        most = max(items.other_lengths, default=0)
         if self.spec.objective.is_autoencoder:  # the answer is the context itself and the end token
             most = max(
                 (
                     other - answer + min(length, context_tokens) + 1
-                    for other, answer, length in zip(items.others, items.answers, items.lengths)
+                    for other, answer, length in zip(items.other_lengths, items.answer_lengths, items.lengths)
                 ),
                 default=0,
             )

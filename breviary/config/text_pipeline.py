@@ -23,7 +23,7 @@ class TextPipeline(Protocol):
         cache_dir: str | None,
         truncation: str,
     ) -> Any:
-        """Examples as tokens: a sequence of items for `collator`, with `lengths`, `examples`, `cut` and `data_hash`."""
+        """Examples as tokens: a sequence of items for `collator`, with the attributes of data.tokenised.Tokenised."""
 
     def collator(self, tokenizer: Any) -> Callable[[list[Any]], Batch]:
         """The function that turns tokenised items into a batch, padded for this tokenizer."""

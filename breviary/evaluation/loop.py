@@ -51,7 +51,7 @@ def evaluate(
 ) -> Iterator[list[dict[str, Any]]]:
     """Yields the prediction rows of one batch after another.
 
-    items        tokenised examples: `lengths`, `examples`, `cut`, and items for `collate`
+    items        tokenised examples: `lengths`, `examples`, `is_truncated`, and items for `collate`
     scores       (prediction, references) -> {metric: value}
     done         ids that already have a prediction
     rank, world_size  this process answers batches rank, rank + world_size, ...
@@ -79,7 +79,7 @@ def evaluate(
             batch = collate([items[remaining[i]] for i in indices]).to(device)
             rows = _prediction_rows(reader, batch, scores, generation, unconditional or {}, shuffled or {})
             if number < len(own):
-                yield [{**row, "truncated": items.cut[remaining[i]]} for row, i in zip(rows, indices)]
+                yield [{**row, "truncated": items.is_truncated[remaining[i]]} for row, i in zip(rows, indices)]
     finally:
         reader.train(training)
         reader.context_cache = None

@@ -1,4 +1,4 @@
-"""Tokenised splits: cutting, its accounting, and the folder that keeps them."""
+"""Tokenised splits: truncation, its statistics, and the cache on disk."""
 
 import os
 import shutil
@@ -10,11 +10,11 @@ import pytest
 from breviary.backbones.tiny import tiny_tokenizer
 from breviary.contract import Document, Example
 from data.prompts import Prompt
-from data.tokenised import _cut, examples_hash, tokenise_split, tokenizer_hash
+from data.tokenised import _truncate, examples_hash, tokenise_split, tokenizer_hash
 
 
 class Words:
-    """Enough of a tokenizer for `_cut`: token i of a context is its i-th word."""
+    """Enough of a tokenizer for `_truncate`: token i of a context is its i-th word."""
 
     def __init__(self, context: str) -> None:
         self.words = context.split()
@@ -23,17 +23,17 @@ class Words:
         return " ".join(self.words[i] for i in ids)
 
 
-def cut(
+def truncate(
     context: str, limit: int | None, truncation: str, answers: tuple[str, ...] = ("?",), evidence: str | None = None
 ) -> dict:
     ids = list(range(len(context.split())))
     marks = None if evidence is None else [mark == "x" for mark in evidence]
     pieces = {"context": ids, "evidence": marks, "starts": ids, "ends": ids, "prompt": [1, 2, 3], "answer": [4]}
-    return _cut(pieces, Example("a", context, "q", answers), Words(context), limit, truncation)
+    return _truncate(pieces, Example("a", context, "q", answers), Words(context), limit, truncation)
 
 
 @pytest.mark.parametrize(
-    ("limit", "truncation", "kept"),
+    ("limit", "truncation", "remaining"),
     [
         (4, "head", [0, 1, 2, 3]),
         (4, "tail", [6, 7, 8, 9]),
@@ -44,17 +44,17 @@ def cut(
         (9, "middle", [0, 1, 2, 3, 4, 6, 7, 8, 9]),
     ],
 )
-def test_truncation_says_what_is_kept(limit, truncation, kept):
-    out = cut("a b c d e f g h i j", limit, truncation, evidence="x.x.x.x.x.")
-    assert out["context"] == kept and out["evidence"] == [i % 2 == 0 for i in kept]
-    assert out["starts"] == out["ends"] == kept
+def test_truncation_keeps_head_tail_or_both_ends(limit, truncation, remaining):
+    out = truncate("a b c d e f g h i j", limit, truncation, evidence="x.x.x.x.x.")
+    assert out["context"] == remaining and out["evidence"] == [i % 2 == 0 for i in remaining]
+    assert out["starts"] == out["ends"] == remaining
     assert out["length"] == limit and out["cut"]
     assert out["prompt"] == [1, 2, 3] and out["answer"] == [4]
 
 
 @pytest.mark.parametrize("limit", [10, 11, None])
-def test_what_fits_stays_whole(limit):
-    out = cut("a b c d e f g h i j", limit, "middle", evidence="xxxxxxxxxx")
+def test_a_context_within_the_limit_is_not_truncated(limit):
+    out = truncate("a b c d e f g h i j", limit, "middle", evidence="xxxxxxxxxx")
     assert out["context"] == list(range(10)) and out["length"] == 10 and not out["cut"] and not out["gold_lost"]
 
 
@@ -64,9 +64,9 @@ def test_what_fits_stays_whole(limit):
         ("....xx....", 4, "middle", True),
         ("xx........", 4, "middle", False),
         ("........xx", 4, "middle", False),
-        ("..xx......", 3, "head", False),  # one token of the passage is left
+        ("..xx......", 3, "head", False),  # one token of the passage remains
         ("..xx......", 2, "head", True),
-        ("xx..xx....", 4, "middle", True),  # one passage of two is gone
+        ("xx..xx....", 4, "middle", True),  # one passage of two is removed
         ("xx......xx", 4, "middle", False),
         ("......xx..", 4, "tail", False),
         (".....xx...", 4, "tail", False),
@@ -75,27 +75,27 @@ def test_what_fits_stays_whole(limit):
         ("xxxxxxxxxx", 1, "tail", False),
     ],
 )
-def test_gold_is_lost_with_a_whole_passage(evidence, limit, truncation, lost):
-    assert cut("a b c d e f g h i j", limit, truncation, evidence=evidence)["gold_lost"] == lost
+def test_gold_is_lost_where_a_whole_passage_is_removed(evidence, limit, truncation, lost):
+    assert truncate("a b c d e f g h i j", limit, truncation, evidence=evidence)["gold_lost"] == lost
 
 
 @pytest.mark.parametrize(
     ("answers", "lost"),
     [
-        (("E",), True),  # in the cut middle, whatever its case
+        (("E",), True),  # in the removed middle, in any case
         (("a",), False),
-        (("e", "j"), False),  # one reference is left
-        (("b i",), False),  # touches only through the cut: it never stood there
-        (("b c",), True),  # broken by the cut
-        (("z",), False),  # never stood there, so it cannot be lost
+        (("e", "j"), False),  # one reference remains
+        (("b i",), False),  # adjacent only after truncation: not in the context
+        (("b c",), True),  # split by truncation
+        (("z",), False),  # not in the context, so it cannot be lost
     ],
 )
-def test_without_gold_marks_every_occurrence_counts(answers, lost):
-    assert cut("a b c d e f g h i j", 4, "middle", answers=answers)["gold_lost"] == lost
+def test_without_gold_marks_every_occurrence_of_an_answer_counts(answers, lost):
+    assert truncate("a b c d e f g h i j", 4, "middle", answers=answers)["gold_lost"] == lost
 
 
-def test_an_answer_that_the_cut_puts_together_is_not_kept():
-    assert cut("a su q sun r t n b", 4, "middle", answers=("sun",))["gold_lost"]  # "a su" and "n b" are left
+def test_an_answer_that_truncation_creates_does_not_count():
+    assert truncate("a su q sun r t n b", 4, "middle", answers=("sun",))["gold_lost"]  # "a su" and "n b" remain
 
 
 def examples() -> list[Example]:
@@ -117,31 +117,31 @@ def examples() -> list[Example]:
 
 
 @pytest.mark.parametrize(("truncation", "gold_lost"), [("head", 2), ("tail", 2), ("middle", 1)])
-def test_accounting_over_a_split(truncation, gold_lost):
+def test_statistics_of_a_split(truncation, gold_lost):
     data = tokenise_split(examples(), tiny_tokenizer(), Prompt(), 20, None, truncation)
-    assert (data.truncated, data.gold_lost) == (4, gold_lost)
+    assert (data.num_truncated, data.num_gold_lost) == (4, gold_lost)
     assert data.lengths == [len(data[i]["context"]) for i in range(5)] and max(data.lengths) == 20 > data.lengths[0]
     assert data.report().endswith(
-        f"20 at most; 4 contexts cut, {gold_lost} lost their gold; data {data.data_hash[:12]}"
+        f"20 at most; 4 contexts truncated, {gold_lost} lost their gold; data {data.data_hash[:12]}"
     )
     assert "\n" not in data.report() and data.report().startswith("5 examples, ")
 
 
-def test_items_are_the_pieces_and_the_example():
+def test_an_item_is_the_pieces_and_the_example():
     tokenizer, prompt = tiny_tokenizer(), Prompt(instruction="Read. ")
     data = tokenise_split(examples(), tokenizer, prompt, None, None)
-    assert len(data) == 5 and data.truncated == data.gold_lost == 0
+    assert len(data) == 5 and data.num_truncated == data.num_gold_lost == 0
     for i, example in enumerate(examples()):
         assert data[i] == {**prompt.tokenise(example, tokenizer), "example": example}
     assert data[0]["evidence"] == [True] * data.lengths[0] and data[4]["evidence"] is None
 
 
-def test_questions_and_answers_are_never_cut():
+def test_questions_and_answers_are_never_truncated():
     tokenizer = tiny_tokenizer()
-    whole, cut_ = (tokenise_split(examples(), tokenizer, Prompt(), limit, None) for limit in (None, 1))
+    complete, truncated = (tokenise_split(examples(), tokenizer, Prompt(), limit, None) for limit in (None, 1))
     for i in range(5):
-        assert len(cut_[i]["context"]) == 1
-        assert all(whole[i][k] == cut_[i][k] for k in ("prefix", "query", "prompt", "answer"))
+        assert len(truncated[i]["context"]) == 1
+        assert all(complete[i][k] == truncated[i][k] for k in ("prefix", "query", "prompt", "answer"))
 
 
 @pytest.mark.parametrize(
@@ -152,7 +152,7 @@ def test_questions_and_answers_are_never_cut():
         (5, "left", "truncation is 'left'; allowed: head, tail, middle"),
     ],
 )
-def test_bad_limits(limit, truncation, message):
+def test_wrong_limits_and_truncations(limit, truncation, message):
     with pytest.raises(ValueError, match=message):
         tokenise_split(examples(), tiny_tokenizer(), Prompt(), limit, None, truncation)
 
@@ -162,13 +162,13 @@ def folders(path: Path) -> list[str]:
 
 
 class Fails(Prompt):
-    """A prompt that must not be asked."""
+    """A prompt that must not be used."""
 
     def tokenise(self, example, tokenizer):
         raise AssertionError(f"tokenised again: {example.id}")
 
 
-def test_a_kept_split_is_read_not_made_again(tmp_path):
+def test_a_cached_split_is_loaded_and_not_tokenised_again(tmp_path):
     cache = tmp_path / "not" / "there" / "yet"
     made = tokenise_split(examples(), tiny_tokenizer(), Prompt(), 20, str(cache))
     assert len(folders(cache)) == 1 and folders(cache)[0].startswith("tokenised-")
@@ -176,16 +176,17 @@ def test_a_kept_split_is_read_not_made_again(tmp_path):
         tokenise_split(examples(), tiny_tokenizer(), Fails(), 20, None)
     read = tokenise_split(examples(), tiny_tokenizer(), Fails(), 20, str(cache))
     assert [read[i] for i in range(5)] == [made[i] for i in range(5)]
-    assert (read.lengths, read.truncated, read.gold_lost, read.report()) == (
+    assert (read.lengths, read.num_truncated, read.num_gold_lost, read.report()) == (
         made.lengths,
-        made.truncated,
-        made.gold_lost,
+        made.num_truncated,
+        made.num_gold_lost,
         made.report(),
     )
 
 
-def test_everything_that_matters_makes_another_folder(tmp_path):
-    def keep(items=None, tokenizer=None, prompt=Prompt(), limit=20, truncation="middle"):
+def test_every_input_that_changes_the_result_changes_the_folder(tmp_path):
+    def save(items=None, tokenizer=None, prompt=None, limit=20, truncation="middle"):
+        prompt = prompt or Prompt()
         tokenise_split(items or examples(), tokenizer or tiny_tokenizer(), prompt, limit, str(tmp_path), truncation)
         return len(folders(tmp_path))
 
@@ -193,19 +194,19 @@ def test_everything_that_matters_makes_another_folder(tmp_path):
     chatty.chat_template = "{{ messages[0].content }}"
     changed = [replace(examples()[0], question="Why?"), *examples()[1:]]
     assert [
-        keep(),
-        keep(),
-        keep(limit=21),
-        keep(limit=None),
-        keep(limit=None, truncation="head"),
-        keep(truncation="head"),
-        keep(prompt=Prompt(bos=False)),
-        keep(items=changed),
-        keep(tokenizer=chatty),
+        save(),
+        save(),
+        save(limit=21),
+        save(limit=None),
+        save(limit=None, truncation="head"),
+        save(truncation="head"),
+        save(prompt=Prompt(bos=False)),
+        save(items=changed),
+        save(tokenizer=chatty),
     ] == [1, 1, 2, 3, 3, 4, 5, 6, 7]
 
 
-def test_data_hash_is_of_the_examples_alone():
+def test_data_hash_depends_on_the_examples_only():
     tokenizer = tiny_tokenizer()
     one = tokenise_split(examples(), tokenizer, Prompt(), 20, None).data_hash
     assert one == tokenise_split(examples(), tokenizer, Prompt(bos=False), None, None).data_hash
@@ -214,7 +215,7 @@ def test_data_hash_is_of_the_examples_alone():
     assert one != examples_hash([replace(e, id=e.id + "x") for e in examples()])
 
 
-def test_tokenizer_hash_does_not_see_how_it_was_last_called():
+def test_tokenizer_hash_is_independent_of_earlier_calls():
     tokenizer = tiny_tokenizer()
     before = tokenizer_hash(tokenizer)
     tokenizer(["a", "b c d"], padding=True, truncation=True, max_length=5)
@@ -223,11 +224,11 @@ def test_tokenizer_hash_does_not_see_how_it_was_last_called():
     assert tokenizer_hash(tokenizer) != before
 
 
-def test_a_folder_that_appears_meanwhile_is_taken(tmp_path, monkeypatch):
+def test_a_folder_of_a_concurrent_process_is_used(tmp_path, monkeypatch):
     rename = os.rename
 
     def late(source, target):
-        shutil.copytree(source, target)  # another process was faster by a moment
+        shutil.copytree(source, target)  # another process was faster
         rename(source, target)
 
     monkeypatch.setattr(os, "rename", late)
@@ -235,11 +236,11 @@ def test_a_folder_that_appears_meanwhile_is_taken(tmp_path, monkeypatch):
     assert len(data) == 5 and len(folders(tmp_path)) == 1
 
 
-def test_a_folder_that_cannot_be_placed_is_an_error_and_leaves_nothing(tmp_path, monkeypatch):
-    def refused(source, target):
+def test_a_failed_rename_is_an_error_and_leaves_no_folder(tmp_path, monkeypatch):
+    def fail(source, target):
         raise PermissionError(f"no: {target}")
 
-    monkeypatch.setattr(os, "rename", refused)
+    monkeypatch.setattr(os, "rename", fail)
     with pytest.raises(PermissionError):
         tokenise_split(examples(), tiny_tokenizer(), Prompt(), 20, str(tmp_path))
     assert folders(tmp_path) == []
