@@ -1,4 +1,4 @@
-"""Pieces of a prompt: what is in each, and that they do not depend on one another."""
+"""The pieces of a prompt, which are tokenised independently of one another."""
 
 from dataclasses import replace
 
@@ -46,7 +46,7 @@ def test_pieces(tokenizer):
     assert pieces["answer"][-1] == tokenizer.eos_token_id
 
 
-def test_ids_are_those_of_the_pieces_alone(tokenizer):
+def test_ids_of_a_piece_are_independent_of_the_others(tokenizer):
     pieces = Prompt(instruction="Read.").tokenise(EXAMPLE, tokenizer)
     other = replace(EXAMPLE, question="Why?", answers=("x",))
     assert Prompt(instruction="Look!").tokenise(other, tokenizer)["context"] == pieces["context"]
@@ -54,14 +54,14 @@ def test_ids_are_those_of_the_pieces_alone(tokenizer):
     assert pieces["query"] == tokenizer("What is the sun?", add_special_tokens=False)["input_ids"]
 
 
-def test_bos_only_where_asked_and_there(tokenizer):
+def test_bos_only_where_configured_and_defined(tokenizer):
     assert Prompt().tokenise(EXAMPLE, tokenizer)["prefix"] == [tokenizer.bos_token_id]
     assert Prompt(bos=False).tokenise(EXAMPLE, tokenizer)["prefix"] == []
     tokenizer.bos_token = None
     assert Prompt().tokenise(EXAMPLE, tokenizer)["prefix"] == []
 
 
-def test_evidence_marks_the_tokens_of_gold_characters(tokenizer):
+def test_evidence_marks_tokens_with_gold_characters(tokenizer):
     pieces = Prompt().tokenise(EXAMPLE, tokenizer)
     offsets = tokenizer(CONTEXT, return_offsets_mapping=True, add_special_tokens=False)["offset_mapping"]
     gold_characters = set(range(19, 37))
@@ -70,7 +70,7 @@ def test_evidence_marks_the_tokens_of_gold_characters(tokenizer):
     assert text(tokenizer, marked).strip() == "The sun is yellow."
 
 
-def test_a_token_that_overlaps_in_part_is_evidence(tokenizer):
+def test_a_token_that_overlaps_partly_is_evidence(tokenizer):
     # " yellow" is one token; its last character alone is gold
     end = CONTEXT.index(" yellow") + len(" yellow")
     example = replace(EXAMPLE, documents=(Document("", end - 1, end, is_gold=True),))
@@ -82,11 +82,11 @@ def test_offsets_are_the_characters_of_each_token(tokenizer):
     pieces = Prompt().tokenise(EXAMPLE, tokenizer)
     assert len(pieces["starts"]) == len(pieces["ends"]) == len(pieces["context"])
     for token, start, end in zip(pieces["context"], pieces["starts"], pieces["ends"]):
-        said = text(tokenizer, [token]).strip()
-        assert said in (EXAMPLE.context[start:end].strip(), "\ufffd")  # the latter: one byte of a character
+        decoded = text(tokenizer, [token]).strip()
+        assert decoded in (EXAMPLE.context[start:end].strip(), "\ufffd")  # the latter: one byte of a character
 
 
-def test_no_gold_no_evidence(tokenizer):
+def test_evidence_is_none_without_gold_documents(tokenizer):
     for documents in ((), (Document("Moon", 0, 18),)):
         assert Prompt().tokenise(replace(EXAMPLE, documents=documents), tokenizer)["evidence"] is None
 
@@ -105,12 +105,12 @@ def test_special_tokens_in_the_data_are_plain_text(tokenizer):
     assert text(tokenizer, pieces["context"]) == "one </s> two <s>"
 
 
-def test_special_tokens_written_in_instruction_and_template_count(tokenizer):
+def test_special_tokens_in_instruction_and_template_are_special(tokenizer):
     pieces = Prompt(bos=False, instruction="<s>Go", template="</s>{question}").tokenise(EXAMPLE, tokenizer)
     assert pieces["prefix"][0] == tokenizer.bos_token_id and pieces["prompt"][0] == tokenizer.eos_token_id
 
 
-def test_braces_of_question_and_template_are_left_alone(tokenizer):
+def test_braces_of_question_and_template_are_unchanged(tokenizer):
     example = replace(EXAMPLE, question="What is {x}?", answers=("{answer} {}",))
     pieces = Prompt(template='{"q": "{question}"}').tokenise(example, tokenizer)
     assert text(tokenizer, pieces["prompt"]) == '{"q": "What is {x}?"}'
@@ -122,7 +122,7 @@ def test_chat_wraps_instruction_context_and_template(tokenizer):
     pieces = Prompt(chat=True, instruction="Read. ").tokenise(EXAMPLE, tokenizer)
     plain = Prompt(instruction="Read. ").tokenise(EXAMPLE, tokenizer)
     assert text(tokenizer, pieces["prefix"]) == "<s>[user] Read. "
-    assert pieces["prefix"].count(tokenizer.bos_token_id) == 1  # the template writes it, so we do not
+    assert pieces["prefix"].count(tokenizer.bos_token_id) == 1  # from the chat template, not added again
     assert text(tokenizer, pieces["prompt"]) == "\nQuestion: What is the sun?\nAnswer: [end]\n[assistant] <no thought>"
     assert all(pieces[k] == plain[k] for k in ("context", "query", "answer", "evidence"))
 
@@ -155,7 +155,7 @@ def test_chat_without_a_chat_template(tokenizer):
 def test_chat_template_that_repeats_or_drops_the_content(tokenizer):
     for template, times in (("{{ messages[0].content * 2 }}", 2), ("nothing", 0)):
         tokenizer.chat_template = template
-        with pytest.raises(ValueError, match=f"the user's words {times} times, not once"):
+        with pytest.raises(ValueError, match=f"the user's message {times} times, not once"):
             Prompt(chat=True).tokenise(EXAMPLE, tokenizer)
 
 
