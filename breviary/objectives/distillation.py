@@ -1,6 +1,6 @@
-"""Learning to say what the same backbone says that has read the whole context: distillation without labels.
+"""Context distillation: the reader learns the predictions of its own backbone on the uncompressed context.
 
-B rows, A answer tokens, V vocabulary, K = kept logits and one bucket for the others.
+Shape letters: B rows, A answer tokens, V vocabulary, K = the teacher's largest logits and one bucket for all others.
 """
 
 from __future__ import annotations
@@ -19,21 +19,22 @@ from breviary.objectives.text import Continue
 
 
 class Distill(Continue):
-    """Predict what the untouched backbone predicts that reads the whole context where the reader has its memory
-    (context distillation: Askell et al. 2112.00861, Snell et al. 2209.15189; soft targets: Hinton et al. 1503.02531).
+    """Match the predictions of the unmodified backbone, which has the whole context in place of the memory.
 
-    Loss of a token: T^2 KL(teacher | reader), both at temperature T. Of the teacher the `top` largest logits are kept, with
-    all others as one bucket of their summed probability. Renormalising the kept ones instead would ask nothing of what the
-    reader spends elsewhere: its loss could be 0 with nearly all mass on other tokens. With the bucket the loss is 0 only if
-    that mass is right as well; it is at most the whole KL, and equal to it where top is the vocabulary.
+    Context distillation: Askell et al. 2112.00861, Snell et al. 2209.15189. Soft targets: Hinton et al. 1503.02531.
 
-    context_share, hint_tokens  the text that is gone on with, as in Continue; context_share null: the data's first answer
-                                and the end token after its question (then hint_tokens means nothing)
-    top                         logits kept, >= 1
+    Loss of a token: T^2 KL(teacher | reader), both at temperature T, over the teacher's `top` largest logits and one
+    bucket with the summed probability of all other tokens. Renormalising over the `top` tokens instead would ignore the
+    reader's probability of other tokens: the loss could be 0 with nearly all mass there. With the bucket, the loss is 0
+    only if that mass matches too. It is at most the full KL, and equal to it where `top` is the vocabulary size.
+
+    context_share, hint_tokens  the supervised continuation, as in Continue. context_share null: the first reference and
+                                the end token after the question; hint_tokens is then unused
+    top                         number of teacher logits, >= 1
     temperature                 T, > 0
 
-    The teacher reads [prefix ; context ; prompt ; answer], adapters off, without gradient: one further forward over the
-    whole context. Its weights are the backbone's own, so decoder.train must leave them: lora or frozen.
+    The teacher processes [prefix ; context ; prompt ; answer] with adapters disabled and without gradient: one more
+    forward pass over the whole context. It shares the backbone's weights, so decoder.train must be lora or frozen.
     """
 
     teacher_reads_context = True
@@ -45,7 +46,7 @@ class Distill(Continue):
         self.top, self.temperature = top, temperature
 
     def primary(self, batch: Batch) -> Batch:
-        """The continuation, or what the data asks."""
+        """The continuation; with context_share null, the question and answer of the data."""
         return batch if self.context_share is None else super().primary(batch)
 
     def token_losses(self, batch: Batch, logits_BAV: Tensor, decoder: Stack) -> Tensor:
@@ -54,29 +55,29 @@ class Distill(Continue):
 
     @classmethod
     def problems(cls, settings: Mapping[str, Any], reader: type, train: str) -> list[str]:
-        """As Answer.problems; the decoder's own weights must stay as they are, and the memory must be slots."""
-        found = super().problems(settings, reader, train)
+        """As `Answer.problems`. The decoder's own weights must be frozen, and the memory must be slots."""
+        problems = super().problems(settings, reader, train)
         top, temperature = settings["top"], settings["temperature"]
         if top < 1:
-            found.append(f"objective.top={top}: must be at least 1, e.g. 64")
+            problems.append(f"objective.top={top}: must be at least 1, e.g. 64")
         if temperature <= 0:
-            found.append(f"objective.temperature={temperature}: must be above 0, e.g. 1.0")
+            problems.append(f"objective.temperature={temperature}: must be above 0, e.g. 1.0")
         if train not in ("lora", "frozen"):
-            found.append(
-                f"objective=distill with decoder.train={train}: the teacher is the same backbone with adapters off, "
-                "whose own weights must not change; use decoder.train=lora or frozen"
+            problems.append(
+                f"objective=distill with decoder.train={train}: the teacher is the same backbone without adapters, so "
+                "its weights must not change; use decoder.train=lora or frozen"
             )
         if not issubclass(reader, Compressor):
-            found.append(
-                "objective=distill: this compressor is a reader whose memory is no slots; use objective=continue, or "
-                "a compressor such as comi"
+            problems.append(
+                "objective=distill: the memory of this compressor does not consist of slots; use objective=continue, "
+                "or a compressor with slots, e.g. comi"
             )
-        return found
+        return problems
 
 
 @torch.no_grad()
 def teacher_logits(decoder: Stack, batch: Batch) -> Tensor:
-    """What the plain backbone predicts for each answer token after [prefix ; context ; prompt], (B, A, V) float32."""
+    """The unmodified backbone's logits of each answer token after [prefix ; context ; prompt], (B, A, V) float32."""
     parts = [batch.prefix, batch.context, batch.prompt, batch.answer]
     layout = Layout.of([part.mask for part in parts])
     with disable_adapters(decoder):
@@ -87,20 +88,20 @@ def teacher_logits(decoder: Stack, batch: Batch) -> Tensor:
 
 
 def topk_kl_divergence(logits_BAV: Tensor, teacher_BAV: Tensor, top: int, temperature: float = 1.0) -> Tensor:
-    """T^2 KL(teacher | logits), (B, A), over the teacher's `top` largest logits and a bucket of all others."""
+    """T^2 KL(teacher | logits), (B, A), over the teacher's `top` largest logits and one bucket of all others."""
     top = min(top, teacher_BAV.shape[-1])
     ids_BAK = teacher_BAV.topk(top, dim=-1).indices
-    target_BAK, said_BAK = (_bucketed(x / temperature, ids_BAK) for x in (teacher_BAV, logits_BAV))
-    nats_BAK = torch.nn.functional.kl_div(said_BAK, target_BAK, reduction="none", log_target=True)
+    target_BAK, reader_BAK = (_log_probs_with_rest(x / temperature, ids_BAK) for x in (teacher_BAV, logits_BAV))
+    nats_BAK = torch.nn.functional.kl_div(reader_BAK, target_BAK, reduction="none", log_target=True)
     return temperature**2 * nats_BAK.sum(-1)
 
 
-def _bucketed(logits_BAV: Tensor, ids_BAK: Tensor) -> Tensor:
-    """Log probabilities of `ids` and, where any other is left, of all others together, the last."""
+def _log_probs_with_rest(logits_BAV: Tensor, ids_BAK: Tensor) -> Tensor:
+    """Log probabilities of `ids`, followed by that of all other tokens together, if there are any."""
     total_BA1 = logits_BAV.logsumexp(-1, keepdim=True)
-    named_BAK = logits_BAV.gather(-1, ids_BAK) - total_BA1
+    log_probs_BAK = logits_BAV.gather(-1, ids_BAK) - total_BA1
     if ids_BAK.shape[-1] == logits_BAV.shape[-1]:
-        return named_BAK
-    # Summed over the others themselves: 1 - sum of the named ones is rounding error where they hold nearly all.
-    others_BA1 = logits_BAV.scatter(-1, ids_BAK, -torch.inf).logsumexp(-1, keepdim=True)
-    return torch.cat([named_BAK, others_BA1 - total_BA1], -1)
+        return log_probs_BAK
+    # Summed over the other tokens: 1 - sum(p) of the selected ones is mostly rounding error where their sum is near 1.
+    rest_BA1 = logits_BAV.scatter(-1, ids_BAK, -torch.inf).logsumexp(-1, keepdim=True)
+    return torch.cat([log_probs_BAK, rest_BA1 - total_BA1], -1)

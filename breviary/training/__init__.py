@@ -1,4 +1,4 @@
-"""Trains a reader: session, Trainer, data order, engines (DDP, ZeRO, pipeline), watchdog and log.
+"""Training: the Trainer, engines (DDP, ZeRO, pipeline), data order, the watchdog and the metrics log.
 
-What is supervised belongs to `objectives`.
+Losses live in breviary.objectives and the readers; validation uses the loop of breviary.evaluation.
 """

@@ -277,10 +277,10 @@ def test_what_an_objective_cannot_do_is_told(refused):
     ) == [
         "objective.top=0: must be at least 1, e.g. 64",
         "objective.temperature=0: must be above 0, e.g. 1.0",
-        "objective=distill with decoder.train=full: the teacher is the same backbone with adapters off, whose own weights must "
+        "objective=distill with decoder.train=full: the teacher is the same backbone without adapters, so its weights must "
         "not change; use decoder.train=lora or frozen",
-        "objective=distill: this compressor is a reader whose memory is no slots; use objective=continue, or a compressor such "
-        "as comi",
+        "objective=distill: the memory of this compressor does not consist of slots; use objective=continue, or "
+        "a compressor with slots, e.g. comi",
     ]
 
 

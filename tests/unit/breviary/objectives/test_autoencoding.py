@@ -1,4 +1,4 @@
-"""objective=reconstruct with every kind of compressor and every setting of the decoder; what is refused."""
+"""objective=reconstruct with every kind of compressor and every decoder.train; rejected lengths and settings."""
 
 from dataclasses import replace
 
@@ -29,9 +29,9 @@ def weights(module):
 
 @pytest.mark.parametrize("mode", ["frozen", "lora", "full", "attention"])
 @pytest.mark.parametrize("form", FORMS)
-def test_a_step_trains_what_is_to_be_trained_through_the_decoder(build, ragged, form, mode):
+def test_a_step_changes_exactly_the_trained_weights(build, ragged, form, mode):
     reader = build([*AUTOENCODER, *FORMS[form], f"decoder.train={mode}"])
-    disturb(reader)  # a fresh adapter's gradient is 0
+    disturb(reader)  # a new adapter has zero gradient
     before = weights(reader)
     optimizer = torch.optim.SGD([p for p in reader.parameters() if p.requires_grad], lr=1e-2)
     output = reader.loss(ragged)
@@ -46,14 +46,14 @@ def test_a_step_trains_what_is_to_be_trained_through_the_decoder(build, ragged, 
 
 
 @pytest.mark.parametrize("form", FORMS)
-def test_no_question_and_no_label_is_looked_at_by_what_compresses(build, ragged_examples, collate, form):
+def test_the_memory_depends_on_neither_question_nor_label(build, ragged_examples, collate, form):
     reader = build([*AUTOENCODER, *FORMS[form]]).eval()
-    asked = [replace(example, question=f"Say it, {i}.", answers=("x",)) for i, example in enumerate(ragged_examples)]
-    memories = [reader.memory(collate(examples)) for examples in (ragged_examples, asked)]
+    changed = [replace(example, question=f"Say it, {i}.", answers=("x",)) for i, example in enumerate(ragged_examples)]
+    memories = [reader.memory(collate(examples)) for examples in (ragged_examples, changed)]
     assert torch.equal(memories[0].embeds, memories[1].embeds)
 
 
-def test_a_query_free_gain_is_redundancy_alone(build, ragged):
+def test_a_query_free_gain_is_redundancy_only(build, ragged):
     free = build([*AUTOENCODER, *FORMS["comi"]]).eval()
     plain = build([*AUTOENCODER, "compressor=comi"]).eval()
     plain.compressor.context_encoder.query = lambda encoded, question: torch.zeros_like(encoded.states[:, :, 0])
@@ -67,22 +67,22 @@ MIXED = [*AUTOENCODER, "objective.continuation_weight=0.5", "objective.continuat
 
 
 @pytest.mark.parametrize("side", ["right", "left"])
-def test_the_second_half_is_what_follows_the_first(ragged_examples, collate, side):
+def test_the_continuation_is_the_second_half_of_the_context(ragged_examples, collate, side):
     batch = collate(ragged_examples, side)
     [(weight, other)] = Reconstruct(None, 0.5, 2).auxiliary(batch).values()
     assert weight == 0.5 and other.task == "continue" and Reconstruct().auxiliary(batch) == {}
     for b in range(len(batch)):
         text = batch.context.ids[b][batch.context.mask[b]].tolist()
         half = len(text) // 2
-        given = half + max(min(2, len(text) - half - 1), 0)  # one is left to predict
+        hint_end = half + max(min(2, len(text) - half - 1), 0)  # at least one token is predicted
         parts = [
             part.ids[b][part.mask[b]].tolist() for part in (other.context, other.query, other.prompt, other.answer)
         ]
-        assert parts == [text[:half], text[half:given], text[half:given], text[given:]]
+        assert parts == [text[:half], text[half:hint_end], text[half:hint_end], text[hint_end:]]
 
 
 @pytest.mark.parametrize("form", FORMS)
-def test_both_losses_are_counted_and_do_not_depend_on_batch_mates(build, ragged_examples, collate, form):
+def test_both_losses_are_counted_and_independent_of_the_batch(build, ragged_examples, collate, form):
     reader = build([*MIXED, *FORMS[form]])
     batch, alone = collate(ragged_examples), [collate([example]) for example in ragged_examples]
     terms = reader.loss(batch).terms()
@@ -91,19 +91,19 @@ def test_both_losses_are_counted_and_do_not_depend_on_batch_mates(build, ragged_
         name: int(count) for name, count in reader.counts(batch).items()
     }
     for name in terms:
-        found = sum(reader.loss(one).terms()[name][0] for one in alone)
-        torch.testing.assert_close(found, terms[name][0], rtol=1e-5, atol=1e-5)
+        actual = sum(reader.loss(one).terms()[name][0] for one in alone)
+        torch.testing.assert_close(actual, terms[name][0], rtol=1e-5, atol=1e-5)
     assert set(reader.eval().loss(batch).terms()) == {"answer"}
 
 
-def test_icae_has_a_sign_for_each_of_them(build, ragged):
+def test_icae_has_a_task_token_for_each_loss(build, ragged):
     reader = build([*MIXED, *FORMS["icae"]])
     sum(value for value, _ in reader.loss(ragged).terms().values()).backward()
     used = reader.compressor.task_embeds.grad.any(1).tolist()
     assert used == [task in ("reconstruct", "continue") for task in TASKS]
 
 
-# ------------------------------------------------------------------ lengths and mistakes
+# ------------------------------------------------------------------ lengths and user errors
 
 
 def limits_of(cfg):
@@ -117,8 +117,8 @@ def items_of(tokenizer, *words):
 
 
 @pytest.mark.parametrize("join", ["input", "depth"])
-def test_the_longest_text_that_fits_fits_with_its_own_copy(compose, tokenizer, join):
-    """The refused length is told, and with it nothing is refused."""
+def test_the_suggested_length_limit_is_the_largest_that_fits(compose, tokenizer, join):
+    """The error message suggests a limit; with it no text is rejected, with one token more some are."""
     cfg = compose([*AUTOENCODER, "compressor=mean_pool", f"compressor.join={join}", "backbone.positions=100"])
     items = items_of(tokenizer, 20, 90)
     [sentence] = limits_of(cfg).check({"train": items})
@@ -127,12 +127,12 @@ def test_the_longest_text_that_fits_fits_with_its_own_copy(compose, tokenizer, j
     for tokens, is_fitting in ((limit, True), (limit + 1, False)):
         cut = tokenise_split(items.examples, tokenizer, Prompt(), tokens, None)
         assert (limits_of(cfg).check({"train": cut}) == []) == is_fitting
-    beside = max(items.others) - max(items.answers) + cfg.generation.max_new_tokens + 1
+    other_tokens = max(items.other_lengths) - max(items.answer_lengths) + cfg.generation.max_new_tokens + 1
     slots = -(-limit // 4) if join == "input" else limit
-    assert limit > 20 and beside + limit + slots <= 100
+    assert limit > 20 and other_tokens + limit + slots <= 100
 
 
-def test_empty_texts_and_texts_shorter_than_a_group_are_refused(compose, tokenizer):
+def test_empty_texts_and_texts_shorter_than_a_group_are_rejected(compose, tokenizer):
     cfg = compose([*AUTOENCODER, "compressor=mean_pool", "compressor.ratio_choices=[4,8]"])
     assert limits_of(cfg).check({"train": items_of(tokenizer, 9, 12)}) == []
     empty, short = limits_of(cfg).check({"train": items_of(tokenizer, 0, 4, 12)})
@@ -142,7 +142,7 @@ def test_empty_texts_and_texts_shorter_than_a_group_are_refused(compose, tokeniz
     assert limits_of(cfg).check({"train": items_of(tokenizer, 0, 5, 12)}) == []
 
 
-def test_what_keeps_texts_from_being_written_down_whole_is_told(compose, tokenizer):
+def test_generation_settings_that_cut_reconstructions_are_reported(compose, tokenizer):
     cfg, items = (
         compose([*AUTOENCODER, "generation.max_new_tokens=15", 'generation.stop=["lion"]']),
         items_of(tokenizer, 5, 11, 13),
@@ -157,7 +157,7 @@ def test_what_keeps_texts_from_being_written_down_whole_is_told(compose, tokeniz
     assert limits_of(cfg).reconstruction_notes(items, cfg.generation.stop) == []
 
 
-def test_wrong_settings_of_the_objective_are_told(compose):
+def test_invalid_settings_of_the_objective_are_reported(compose):
     settings = {"measures": None, "continuation_weight": -1, "continuation_hint": 0}
     assert Reconstruct.problems(settings, object, "full") == [
         "objective.continuation_weight=-1: must be at least 0, e.g. 0.5",

@@ -1,4 +1,4 @@
-"""Distillation: the same backbone, adapters off, reading the whole context."""
+"""Distillation from the same backbone, adapters disabled, with the whole context."""
 
 import math
 
@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from breviary.backbones.trainable import disable_adapters
-from breviary.objectives.distillation import topk_kl_divergence, teacher_logits
+from breviary.objectives.distillation import teacher_logits, topk_kl_divergence
 from tests.tiny import disturb, row_ids
 
 DEPTH = ["compressor=mean_pool", "compressor.join=depth"]
@@ -18,42 +18,48 @@ def logits(*probabilities):
     return torch.tensor([[probabilities]]).log() + 3.0  # a constant changes no probability
 
 
-def test_divergence_by_hand():
-    teacher, said = logits(0.5, 0.25, 0.125, 0.125), logits(0.25, 0.25, 0.25, 0.25)
-    # EncodedContext .5 and .25, the others .25 together: .5 ln 2 + .25 ln 1 + .25 ln (1/2)
-    torch.testing.assert_close(topk_kl_divergence(said, teacher, top=2), torch.tensor([[0.25 * math.log(2)]]))
+def test_topk_kl_divergence_equals_values_by_hand():
+    teacher, reader_logits = logits(0.5, 0.25, 0.125, 0.125), logits(0.25, 0.25, 0.25, 0.25)
+    # Top 2: .5 and .25, the rest .25 together: .5 ln 2 + .25 ln 1 + .25 ln (1/2)
+    torch.testing.assert_close(topk_kl_divergence(reader_logits, teacher, top=2), torch.tensor([[0.25 * math.log(2)]]))
     # All four: .5 ln 2 + 0 + 2 * .125 ln (1/2)
-    torch.testing.assert_close(topk_kl_divergence(said, teacher, top=4), torch.tensor([[0.25 * math.log(2)]]))
-    assert torch.equal(topk_kl_divergence(said, teacher, top=99), topk_kl_divergence(said, teacher, top=4))
-    # One kept: .5 ln 2 + .5 ln (2/3)
-    torch.testing.assert_close(topk_kl_divergence(said, teacher, top=1), torch.tensor([[0.5 * math.log(4 / 3)]]))
-    # At T = 2 the odds 4 : 1 are 2 : 1, uniform stays: 4 (2/3 ln (4/3) + 1/3 ln (2/3))
+    torch.testing.assert_close(topk_kl_divergence(reader_logits, teacher, top=4), torch.tensor([[0.25 * math.log(2)]]))
+    assert torch.equal(
+        topk_kl_divergence(reader_logits, teacher, top=99), topk_kl_divergence(reader_logits, teacher, top=4)
+    )
+    # Top 1: .5 ln 2 + .5 ln (2/3)
+    torch.testing.assert_close(
+        topk_kl_divergence(reader_logits, teacher, top=1), torch.tensor([[0.5 * math.log(4 / 3)]])
+    )
+    # At T = 2 the odds 4 : 1 become 2 : 1, uniform stays: 4 (2/3 ln (4/3) + 1/3 ln (2/3))
     torch.testing.assert_close(
         topk_kl_divergence(logits(0.5, 0.5), logits(0.8, 0.2), top=1, temperature=2.0),
         torch.tensor([[4 * (2 / 3 * math.log(4 / 3) + 1 / 3 * math.log(2 / 3))]]),
     )
 
 
-def test_mass_on_tokens_that_were_not_kept_costs():
-    """Renormalised over the kept tokens these two would be equal."""
-    teacher, said = logits(0.6, 0.3, 0.06, 0.04), logits(0.06, 0.03, 0.9, 0.01)
-    assert topk_kl_divergence(said, teacher, top=2) > 1
+def test_probability_of_tokens_outside_the_top_is_penalised():
+    """Renormalised over the top tokens, the two distributions would be equal."""
+    teacher, reader_logits = logits(0.6, 0.3, 0.06, 0.04), logits(0.06, 0.03, 0.9, 0.01)
+    assert topk_kl_divergence(reader_logits, teacher, top=2) > 1
 
 
-def test_more_kept_logits_say_more_and_the_gradient_is_that_of_the_whole():
+def test_divergence_grows_with_top_and_its_gradient_is_that_of_the_full_kl():
     torch.manual_seed(0)
-    teacher, said = 3 * torch.randn(2, 3, 50), (3 * torch.randn(2, 3, 50)).requires_grad_()
-    found = [topk_kl_divergence(said, teacher, top) for top in (1, 5, 20, 50)]
-    assert all((few <= many + 1e-6).all() for few, many in zip(found, found[1:]))
-    found[-1].sum().backward()
-    torch.testing.assert_close(said.grad, (said.softmax(-1) - teacher.softmax(-1)).detach(), rtol=1e-4, atol=1e-6)
+    teacher, reader_logits = 3 * torch.randn(2, 3, 50), (3 * torch.randn(2, 3, 50)).requires_grad_()
+    losses = [topk_kl_divergence(reader_logits, teacher, top) for top in (1, 5, 20, 50)]
+    assert all((few <= many + 1e-6).all() for few, many in zip(losses, losses[1:]))
+    losses[-1].sum().backward()
+    torch.testing.assert_close(
+        reader_logits.grad, (reader_logits.softmax(-1) - teacher.softmax(-1)).detach(), rtol=1e-4, atol=1e-6
+    )
     sure = torch.tensor([[[200.0, 0.0, 0.0, 0.0]]]).requires_grad_()
     topk_kl_divergence(sure, sure.detach(), top=1).sum().backward()  # a bucket of probability e^-200
     assert torch.isfinite(sure.grad).all()
 
 
 @pytest.mark.parametrize("words", [DISTILL, ANSWERS], ids=["continuation", "answer"])
-def test_the_teacher_itself_has_nothing_to_learn(build, ragged, words):
+def test_the_loss_of_the_teacher_itself_is_zero(build, ragged, words):
     reader = build(["compressor=full_context", *words])
     torch.testing.assert_close(reader.loss(ragged).nll, torch.zeros(len(ragged)), rtol=0, atol=1e-5)
     disturb(reader)
@@ -61,7 +67,7 @@ def test_the_teacher_itself_has_nothing_to_learn(build, ragged, words):
 
 
 @pytest.mark.parametrize("words", [DISTILL, ANSWERS], ids=["continuation", "answer"])
-def test_the_teacher_is_the_plain_backbone_whatever_the_adapters_say(build, ragged, words):
+def test_the_teacher_is_the_plain_backbone_independent_of_the_adapters(build, ragged, words):
     reader, plain = build([*DEPTH, *words]), build(["compressor=full_context", "decoder.train=frozen"])
     before = teacher_logits(reader.decoder, ragged)
     disturb(reader, scale=1.0)
@@ -75,7 +81,7 @@ def test_the_teacher_is_the_plain_backbone_whatever_the_adapters_say(build, ragg
         torch.testing.assert_close(after[b, : len(answer)], expected, rtol=1e-4, atol=1e-4)
 
 
-def test_adapters_come_back_and_train_on(build, ragged):
+def test_disable_adapters_restores_adapters_and_trained_weights(build, ragged):
     reader = build([*DEPTH, *ANSWERS])
     disturb(reader)
     trained = {name for name, parameter in reader.named_parameters() if parameter.requires_grad}
@@ -91,13 +97,13 @@ def test_adapters_come_back_and_train_on(build, ragged):
     assert {name for name, parameter in reader.named_parameters() if parameter.requires_grad} == trained
 
 
-def test_evaluation_measures_the_likelihood(build, ragged):
+def test_evaluation_reports_the_negative_log_likelihood(build, ragged):
     distilled, plain = build([*DEPTH, *ANSWERS]), build(DEPTH)
     assert torch.equal(distilled.eval().loss(ragged).nll, plain.eval().loss(ragged).nll)
     assert not torch.equal(distilled.train().loss(ragged).nll, plain.train().loss(ragged).nll)
 
 
-def test_distillation_brings_the_reader_nearer(build, ragged):
+def test_distillation_training_reduces_the_loss(build, ragged):
     reader = build([*DEPTH, *ANSWERS])
     optimizer = torch.optim.Adam([p for p in reader.parameters() if p.requires_grad], lr=3e-3)
     losses = []

@@ -1,4 +1,4 @@
-"""What is asked: a passage beside the answer, the context again, what comes after its first part."""
+"""Objectives: answer and copied passage, reconstruction, continuation."""
 
 from dataclasses import replace
 
@@ -25,7 +25,7 @@ def passages(objective, batch):
 
 
 @pytest.mark.parametrize("side", ["right", "left"])
-def test_a_passage_stands_in_its_context(ragged_examples, collate, side):
+def test_hint_and_passage_are_consecutive_tokens_of_the_context(ragged_examples, collate, side):
     batch = collate(ragged_examples, side)
     for b, (hint, rest) in enumerate(passages(AnswerAndCopy(hint_tokens=3, copy_tokens=6), batch)):
         context = batch.context.ids[b][batch.context.mask[b]].tolist()
@@ -33,7 +33,7 @@ def test_a_passage_stands_in_its_context(ragged_examples, collate, side):
         assert any(context[i : i + len(hint + rest)] == hint + rest for i in range(len(context) + 1))
 
 
-def test_it_is_drawn_from_seed_step_and_example_alone(ragged_examples, collate):
+def test_a_passage_depends_on_seed_step_and_example_only(ragged_examples, collate):
     objective = AnswerAndCopy(hint_tokens=2, copy_tokens=3)
     batch, alone = collate(ragged_examples), collate(ragged_examples[2:3])
     drawn = []
@@ -47,7 +47,7 @@ def test_it_is_drawn_from_seed_step_and_example_alone(ragged_examples, collate):
 @pytest.mark.parametrize(
     "form", [["compressor=comi", "compressor.join=depth"], ["compressor=ram"], ["compressor=full_context"]]
 )
-def test_losses_are_counted_and_do_not_depend_on_batch_mates(build, ragged_examples, collate, form):
+def test_losses_are_counted_and_independent_of_the_batch(build, ragged_examples, collate, form):
     reader = build([*form, *COPY])
     reader.begin_step(3, seed=5)
     batch = collate(ragged_examples)
@@ -60,17 +60,17 @@ def test_losses_are_counted_and_do_not_depend_on_batch_mates(build, ragged_examp
     assert sum(count for _, count in alone) == terms["copy"][1] > 0
 
 
-def test_the_answer_s_loss_is_the_same_beside_it(build, ragged):
+def test_the_passage_leaves_the_answer_loss_unchanged(build, ragged):
     plain, both = build(["compressor=comi"]), build(["compressor=comi", *COPY])
     assert torch.equal(plain.loss(ragged).nll, both.loss(ragged).nll)
 
 
-def test_evaluation_asks_for_the_answer_alone(build, ragged):
+def test_evaluation_supervises_the_answer_only(build, ragged):
     reader = build(["compressor=comi", *COPY]).eval()
     assert set(reader.loss(ragged).terms()) == set(reader.counts(ragged)) == {"answer"}
 
 
-def test_a_batch_without_any_context(collate, ragged_examples):
+def test_an_empty_context_supervises_no_passage(collate, ragged_examples):
     batch = collate([ragged_examples[1]])
     assert passages(AnswerAndCopy(), batch) == [([], [])] and Answer().auxiliary(batch) == {}
 
@@ -78,14 +78,17 @@ def test_a_batch_without_any_context(collate, ragged_examples):
 @pytest.mark.parametrize("side", ["right", "left"])
 def test_a_reconstruction_is_the_context_and_an_end_token(ragged_examples, collate, tokenizer, side):
     batch = collate(ragged_examples, side)
-    asked = Reconstruct().primary(batch)
+    supervised_batch = Reconstruct().primary(batch)
     for b in range(len(batch)):
         context = batch.context.ids[b][batch.context.mask[b]].tolist()
-        assert asked.answer.ids[b][asked.answer.mask[b]].tolist() == [*context, tokenizer.eos_token_id]
-    assert asked.context is batch.context and asked.prompt is batch.prompt
+        assert supervised_batch.answer.ids[b][supervised_batch.answer.mask[b]].tolist() == [
+            *context,
+            tokenizer.eos_token_id,
+        ]
+    assert supervised_batch.context is batch.context and supervised_batch.prompt is batch.prompt
 
 
-def test_a_reconstruction_loss_looks_at_the_slots_and_at_no_label(build, ragged_examples, collate):
+def test_a_reconstruction_loss_depends_on_the_slots_and_not_on_labels(build, ragged_examples, collate):
     reader = build(["compressor=mean_pool", "compressor.join=depth", "objective=reconstruct"]).eval()
     batch, other = collate(ragged_examples), collate([replace(e, answers=("other",)) for e in ragged_examples])
     nll = reader.loss(batch).nll
@@ -95,32 +98,38 @@ def test_a_reconstruction_loss_looks_at_the_slots_and_at_no_label(build, ragged_
     assert not torch.isclose(nll[0], nothing[0], rtol=1e-3)
 
 
-# ------------------------------------------------------------------ what comes next
+# ------------------------------------------------------------------ continuation
 
 
 @pytest.mark.parametrize("share, hint", [(0.5, 3), (0.8, 1), (0.1, 20)])
 @pytest.mark.parametrize("side", ["right", "left"])
-def test_a_continuation_is_what_follows_first_part_and_hint(ragged_examples, collate, side, share, hint):
+def test_a_continuation_follows_the_first_part_and_the_hint(ragged_examples, collate, side, share, hint):
     batch = collate(ragged_examples, side)
     batch = replace(batch, evidence=torch.ones_like(batch.context.mask))
-    asked = Continue(share, hint).primary(batch)
+    supervised_batch = Continue(share, hint).primary(batch)
     for b in range(len(batch)):
         text = batch.context.ids[b][batch.context.mask[b]].tolist()
-        kept = int(len(text) * share)
-        start = kept + max(min(hint, len(text) - kept - 1), 0)
-        given, rest = text[kept:start], text[start:]
+        first = int(len(text) * share)
+        start = first + max(min(hint, len(text) - first - 1), 0)
+        given, rest = text[first:start], text[start:]
         assert rest or not text
         parts = [
-            part.ids[b][part.mask[b]].tolist() for part in (asked.context, asked.query, asked.prompt, asked.answer)
+            part.ids[b][part.mask[b]].tolist()
+            for part in (
+                supervised_batch.context,
+                supervised_batch.query,
+                supervised_batch.prompt,
+                supervised_batch.answer,
+            )
         ]
-        assert parts == [text[:kept], given, given, rest]
-        assert int(asked.evidence[b].sum()) == kept
-    assert asked.prefix is batch.prefix
+        assert parts == [text[:first], given, given, rest]
+        assert int(supervised_batch.evidence[b].sum()) == first
+    assert supervised_batch.prefix is batch.prefix
 
 
-def supervised(length, kept, hint=2):
-    """Tokens left behind the first `kept` and the hint, which leaves one."""
-    return length - kept - max(min(hint, length - kept - 1), 0)
+def supervised(length, first, hint=2):
+    """Number of tokens after the first `first` and the hint, which leaves at least one."""
+    return length - first - max(min(hint, length - first - 1), 0)
 
 
 VECTOR = compressor_forms(only_compressors=True)
@@ -128,7 +137,7 @@ VECTOR = compressor_forms(only_compressors=True)
 
 @pytest.mark.parametrize("form", VECTOR.values(), ids=VECTOR.keys())
 @pytest.mark.parametrize("objective", ["continue", "distill"])
-def test_what_follows_is_learned_by_every_compressor_whatever_its_batch_mates(
+def test_every_compressor_learns_continuations_independent_of_the_batch(
     build, ragged_examples, collate, form, objective
 ):
     words = [f"objective={objective}", "objective.hint_tokens=2", "objective.context_share=0.6"]
@@ -136,7 +145,7 @@ def test_what_follows_is_learned_by_every_compressor_whatever_its_batch_mates(
     disturb(reader)
     for module in reader.modules():
         if isinstance(module, torch.nn.Dropout):
-            module.p = 0.0  # drawn for each batch
+            module.p = 0.0  # dropout depends on the batch
     batch, alone = collate(ragged_examples), [collate([example]) for example in ragged_examples]
     output, single = reader.loss(batch), [reader.loss(one) for one in alone]
     torch.testing.assert_close(output.nll, torch.cat([one.nll for one in single]), rtol=1e-5, atol=1e-6)
@@ -148,7 +157,7 @@ def test_what_follows_is_learned_by_every_compressor_whatever_its_batch_mates(
     assert {name for name, parameter in reader.named_parameters() if parameter.grad is not None} == trained
 
 
-def test_a_continuation_looks_at_no_label_and_has_the_first_part_as_its_footprint(build, ragged_examples, collate):
+def test_a_continuation_ignores_labels_and_its_footprint_is_that_of_the_first_part(build, ragged_examples, collate):
     reader = build(
         ["compressor=mean_pool", "compressor.join=depth", "objective=continue", "objective.hint_tokens=2"]
     ).eval()
@@ -160,7 +169,7 @@ def test_a_continuation_looks_at_no_label_and_has_the_first_part_as_its_footprin
     assert footprint.memory_slots.tolist() == [-(-(n // 2) // 4) for n in batch.context.lengths.tolist()]
 
 
-def test_comet_reads_on_from_the_first_part(build, ragged_examples, collate):
+def test_comet_continues_the_first_part(build, ragged_examples, collate):
     reader = build(["compressor=comet", "objective=continue", "objective.hint_tokens=2"]).eval()
     batch = collate(ragged_examples)
     output = reader.loss(batch)

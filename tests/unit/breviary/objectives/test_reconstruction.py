@@ -1,4 +1,4 @@
-"""An autoencoder learns, and what is told of it is true: memory is what the text comes from."""
+"""An autoencoder trained on a few documents: reconstruction metrics, unconditional and shuffled-context losses."""
 
 import random
 from dataclasses import replace
@@ -17,10 +17,11 @@ from data.tokenised import tokenise_split
 from tests.tiny import compose_tiny, plain_nll, row_ids, tiny_reader
 
 AUTOENCODER = ["objective=reconstruct", "compressor=mean_pool"]
-WORDS = (
+TEXT = (
     "red blue green yellow black white brown pink purple orange grey gold copper iron silver tin zinc steel nickel "
     "lead bronze brass dog cat horse lion tiger bear wolf fox eagle snake rabbit mouse apple banana"
-).split()
+)
+WORDS = TEXT.split()
 
 
 @pytest.fixture(scope="module")
@@ -28,7 +29,7 @@ def items(tokenizer):
     """Eight documents of 16 to 20 words."""
     rng = random.Random(0)
     texts = [" ".join(rng.sample(WORDS, 16 + i % 5)) for i in range(8)]
-    examples = [Example(f"{i}", text, "Restate the text.", ("not looked at",)) for i, text in enumerate(texts)]
+    examples = [Example(f"{i}", text, "Restate the text.", ("not used",)) for i, text in enumerate(texts)]
     return tokenise_split(
         examples, tokenizer, Prompt(template="\n{question}\n", answer_template="{answer}"), None, None
     )
@@ -55,9 +56,9 @@ def unconditional(items, tokenizer):
     return unconditional_nll(base, items, Collator(tokenizer.pad_token_id), 4)
 
 
-def measured(reader, items, tokenizer, unconditional):
-    """The summary, as eval.py's, and one row."""
-    found = evaluate(
+def evaluated(reader, items, tokenizer, unconditional):
+    """The summary of eval.py, and one result row."""
+    actual = evaluate(
         reader,
         items,
         Collator(tokenizer.pad_token_id),
@@ -66,13 +67,13 @@ def measured(reader, items, tokenizer, unconditional):
         4,
         unconditional=unconditional,
     )
-    rows = [row for batch in found for row in batch]
+    rows = [row for batch in actual for row in batch]
     return summarise(rows, None, resamples=20), rows[0]
 
 
-def test_eight_documents_are_learned_by_heart_at_4x(items, tokenizer, unconditional):
+def test_eight_documents_are_memorised_at_ratio_4(items, tokenizer, unconditional):
     reader = trained(items, tokenizer, "decoder.train=full", "compressor.ratio=4", steps=30)
-    summary, row = measured(reader, items, tokenizer, unconditional)
+    summary, row = evaluated(reader, items, tokenizer, unconditional)
     value = {name: metric["value"] for name, metric in summary["metrics"].items()}
     assert value["accuracy"] > 0.99 and value["normalised_gain"] > 0.95
     assert value["prefix_em"] == value["bleu"] == value["edit_similarity"] == value["end_rate"] == value["em"] == 1
@@ -82,7 +83,7 @@ def test_eight_documents_are_learned_by_heart_at_4x(items, tokenizer, unconditio
 
 
 def altered(change):
-    """compress -> compress with its memory changed."""
+    """Maps `compress` to a function that changes the memory it returns."""
     return lambda compress: lambda encoded, question: change(compress(encoded, question))
 
 
@@ -94,24 +95,24 @@ def zeroed(memory):
     return replace(memory, embeds=torch.zeros_like(memory.embeds))
 
 
-def test_a_frozen_decoder_tells_nothing_without_its_memory(items, tokenizer, unconditional, monkeypatch):
-    """Of a memory of zeros, and of another document's, it knows as little as of none."""
+def test_a_frozen_decoder_gains_nothing_without_the_correct_memory(items, tokenizer, unconditional, monkeypatch):
+    """A memory of zeros, and that of another document, give as little gain as no memory."""
     reader = trained(items, tokenizer, "decoder.train=frozen", "compressor.ratio=4", steps=30)
     gains = {}
     compress = reader.compressor.compress
     for name, change in (("own", lambda memory: memory), ("zeroed", zeroed), ("other", rolled)):
         monkeypatch.setattr(reader.compressor, "compress", altered(change)(compress))
-        gains[name] = measured(reader, items, tokenizer, unconditional)[0]["metrics"]["normalised_gain"]["value"]
+        gains[name] = evaluated(reader, items, tokenizer, unconditional)[0]["metrics"]["normalised_gain"]["value"]
     assert gains["own"] > 0.2 and abs(gains["zeroed"]) < 0.1 and gains["other"] < 0.1
 
 
-def test_what_another_text_s_memory_is_worth_is_told(items, tokenizer, unconditional, monkeypatch):
-    """Equal to swapping the memories of two texts by hand; the rest of the gain is the text's own."""
+def test_the_shuffled_context_loss_equals_swapping_two_memories(items, tokenizer, unconditional, monkeypatch):
+    """The gain over it is the text's own gain."""
     reader = trained(items, tokenizer, "decoder.train=full", "compressor.ratio=4", steps=30)
     collate = Collator(tokenizer.pad_token_id)
-    for size in (4, 1):  # the next text lies in another batch as well
-        others = shuffled_context_nll(reader, items, collate, size)
-        found = evaluate(
+    for size in (4, 1):  # with 1, the next text is in another batch
+        shuffled = shuffled_context_nll(reader, items, collate, size)
+        actual = evaluate(
             reader,
             items,
             collate,
@@ -119,33 +120,35 @@ def test_what_another_text_s_memory_is_worth_is_told(items, tokenizer, unconditi
             Generation(max_new_tokens=8),
             size,
             unconditional=unconditional,
-            others=others,
+            shuffled=shuffled,
         )
         value = {
             name: metric["value"]
-            for name, metric in summarise([row for rows in found for row in rows], None)["metrics"].items()
+            for name, metric in summarise([row for rows in actual for row in rows], None)["metrics"].items()
         }
         assert value["ce_other"] > 1 > value["ce"] and value["own_gain"] == pytest.approx(
             value["ce_other"] - value["ce"]
         )
-        assert value["ce_other"] == pytest.approx(sum(others.values()) / sum(items.lengths))
+        assert value["ce_other"] == pytest.approx(sum(shuffled.values()) / sum(items.lengths))
     [shortest, longest] = [sorted(range(8), key=lambda i: (items.lengths[i], i))[end] for end in (0, -1)]
     monkeypatch.setattr(reader.compressor, "compress", altered(rolled)(reader.compressor.compress))
     with torch.no_grad():
         swapped = reader.eval().loss(collate([items[longest], items[shortest]]))
-    assert others[str(longest)] == pytest.approx(swapped.token_nll[0, : items.lengths[longest]].sum().item(), rel=1e-4)
-    assert reader.objective.is_autoencoder  # as before
+    assert shuffled[str(longest)] == pytest.approx(
+        swapped.token_nll[0, : items.lengths[longest]].sum().item(), rel=1e-4
+    )
+    assert reader.objective.is_autoencoder  # the objective is restored
 
 
-def test_there_is_no_other_text_among_one(items, tokenizer):
+def test_the_shuffled_context_loss_of_a_single_text_is_empty(items, tokenizer):
     reader = tiny_reader(compose_tiny(AUTOENCODER))
     alone = tokenise_split(items.examples[:1], tokenizer, Prompt(), None, None)
     assert shuffled_context_nll(reader, alone, Collator(tokenizer.pad_token_id), 4) == {}
 
 
-def test_the_unconditional_loss_is_the_plain_backbone_s(items, tokenizer, unconditional):
-    """Prompt and text, nothing of the context, nothing of the end token."""
+def test_the_unconditional_loss_is_that_of_the_plain_backbone(items, tokenizer, unconditional):
+    """Prompt and text, without the context and without the end token."""
     model = build_backbone(compose_tiny([])).load()
     batch = Collator(tokenizer.pad_token_id)([items[2]])
-    found = plain_nll(model, row_ids(batch, 0, "prefix", "prompt"), row_ids(batch, 0, "context"))
-    assert unconditional["2"] == pytest.approx(found.item(), rel=1e-5)
+    actual = plain_nll(model, row_ids(batch, 0, "prefix", "prompt"), row_ids(batch, 0, "context"))
+    assert unconditional["2"] == pytest.approx(actual.item(), rel=1e-5)
