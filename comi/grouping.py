@@ -15,7 +15,7 @@ from comi.mig import merge_weights, precompute, reallocate_groups
 class GainGrouping(nn.Module):
     """Tokens of high marginal information gain get short groups and large weights.
 
-    Arguments as in `comi.model.COMI`. Other methods that accept a grouping of rows can use it, e.g. as `skimmer` of RAM.
+    Arguments as in `comi.model.COMI`. Other methods that accept a grouping can use it, e.g. as `skimmer` of RAM.
     """
 
     def __init__(

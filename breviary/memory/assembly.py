@@ -1,10 +1,10 @@
-"""The one place where sequences are put together: parts in order, no holes, one block of padding per row.
+"""Packing of padded parts into one sequence per row: parts in order, no gaps, one block of padding.
 
 Shape letters: B rows, N width of a part, S = sum of all part widths, rounded up, D hidden width.
 
-Why here and nowhere else: the published codes pad each part by itself ([memory|pad|question|pad|answer|pad]),
-so that positions, first-answer logits and losses depend on batch-mates. Here every valid token of a row
-stands next to its neighbour, and a batch of N equals N batches of one.
+Every sequence of a decoder or encoder is made here. The published codes pad each part by itself ([memory|pad|question|pad|answer|pad]), so that positions, logits of the
+first answer token and losses depend on batch-mates. Here the valid tokens of a row are contiguous, and a batch of N
+equals N batches of one.
 """
 
 from __future__ import annotations
@@ -14,14 +14,14 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-# Sequences are padded to a multiple of this width. Every new shape costs: matrix libraries compile a kernel for it
-# (bfloat16 on CPUs: several times the work itself, and memory that grows with every shape) or run off their tiles.
+# Sequences are padded to a multiple of this width, as every new shape has a cost. Matrix libraries compile a kernel for
+# it (bfloat16 on CPUs: several times the work itself, and memory that grows with every shape) or use tiles partly.
 ROUND_TO = 16
 
 
 @dataclass
 class Layout:
-    """Where every token of several padded parts stands in one dense sequence.
+    """Column of every token of several padded parts in one packed sequence.
 
     order   (B, S) int64: sequence column -> column of the concatenated parts
     column  (B, S) int64: the inverse, column of the concatenated parts -> sequence column
@@ -40,24 +40,24 @@ class Layout:
     ) -> Layout:
         """Layout of parts with the given validity masks, each (B, N), any padding.
 
-        side: 'right' puts the padding last (training), 'left' first (generation).
-        keys: (B, N) or (N,) int64 for each part, >= 0: tokens stand in the order of their keys, so that parts may be
-        interleaved; None = one part after the other.
-        The sequence is as wide as all parts together, rounded up to a multiple of `round_to` (1 for what is put into
-        another sequence before any layer sees it): trimming it would need a host sync.
+        side      right: padding last (training) | left: padding first (generation)
+        round_to  the sequence is as wide as all parts together, rounded up to a multiple of this; trimming it would
+                  need a host sync. 1 for sequences that are packed into another one before any layer processes them
+        keys      (B, N) or (N,) int64 >= 0 for each part: tokens are sorted by key, which interleaves the parts;
+                  None = one part after the other
         """
         assert side in ("right", "left"), f"padding side {side!r} is neither 'right' nor 'left'"
         valid_BS = torch.cat(masks, dim=1)
-        valid_BS = _widened(valid_BS, -(-valid_BS.shape[1] // round_to) * round_to)
+        valid_BS = _pad_columns(valid_BS, -(-valid_BS.shape[1] // round_to) * round_to)
         if keys is None:
-            # A stable sort on validity moves the padding to one side and keeps the order of everything else.
-            places_BS = (valid_BS if side == "left" else ~valid_BS).to(torch.uint8)
+            # A stable sort by validity moves the padding to one side and preserves the order of the tokens.
+            keys_BS = (valid_BS if side == "left" else ~valid_BS).to(torch.uint8)
         else:
-            keys_BS = _widened(
+            keys_BS = _pad_columns(
                 torch.cat([key.expand(mask.shape) for key, mask in zip(keys, masks)], 1), valid_BS.shape[1]
             )
-            places_BS = keys_BS.masked_fill(~valid_BS, -1 if side == "left" else torch.iinfo(torch.int64).max)
-        order_BS = places_BS.argsort(dim=1, stable=True)
+            keys_BS = keys_BS.masked_fill(~valid_BS, -1 if side == "left" else torch.iinfo(torch.int64).max)
+        order_BS = keys_BS.argsort(dim=1, stable=True)
         column_BS = torch.empty_like(order_BS)
         column_BS.scatter_(1, order_BS, torch.arange(order_BS.shape[1], device=order_BS.device).expand_as(order_BS))
         return cls(order_BS, column_BS, valid_BS.gather(1, order_BS), tuple(m.shape[1] for m in masks))
@@ -66,37 +66,37 @@ class Layout:
         """The parts, each (B, N) or (B, N, D), as one sequence (B, S[, D]); zeros on padding."""
         widths = tuple(part.shape[1] for part in parts)
         assert widths == self.widths, f"parts of widths {widths}, layout of {self.widths}"
-        joined = _widened(torch.cat(parts, dim=1), self.mask.shape[1])
+        joined = _pad_columns(torch.cat(parts, dim=1), self.mask.shape[1])
         if joined.dim() == 2:
             return joined.gather(1, self.order).masked_fill(~self.mask, 0)
         index = self.order[..., None].expand(-1, -1, joined.shape[-1])
         return joined.gather(1, index).masked_fill(~self.mask[..., None], 0)
 
     def columns_of(self, part: int) -> Tensor:
-        """Sequence column of each token of part number `part`, (B, N); meaningless on the part's padding."""
+        """Sequence column of each token of part number `part`, (B, N); arbitrary on the part's padding."""
         start = sum(self.widths[:part])
         return self.column[:, start : start + self.widths[part]]
 
     def unpack(self, sequence: Tensor, part: int) -> Tensor:
-        """The part's own rows out of a sequence (B, S, D) -> (B, N, D)."""
+        """The columns of part number `part` of a sequence: (B, S, D) -> (B, N, D)."""
         return take_columns(sequence, self.columns_of(part))
 
     def positions(self) -> Tensor:
-        """Consecutive positions of the real tokens, (B, S), 0 on padding."""
-        return (self.mask.long().cumsum(1) - 1).clamp(min=0)
+        """Consecutive positions of the real tokens, (B, S)."""
+        return token_index(self.mask)
 
 
-def _widened(joined: Tensor, width: int) -> Tensor:
-    """(B, S[, D]) with columns of zeros up to `width`."""
+def _pad_columns(joined: Tensor, width: int) -> Tensor:
+    """(B, S[, D]) padded with columns of zeros to `width`."""
     missing = width - joined.shape[1]
     return torch.nn.functional.pad(joined, [0, 0] * (joined.dim() - 2) + [0, missing]) if missing else joined
 
 
 def take_columns(sequence: Tensor, columns: Tensor) -> Tensor:
-    """Rows `columns` (B, N) of a sequence (B, S, D) -> (B, N, D)."""
+    """The given columns (B, N) of a sequence: (B, S, D) -> (B, N, D)."""
     return sequence.gather(1, columns[..., None].expand(-1, -1, sequence.shape[-1]))
 
 
 def token_index(mask: Tensor) -> Tensor:
-    """Rank of every real token among its row's real tokens, (B, N) int64, 0 on padding."""
+    """Index of every real token among its row's real tokens, (B, N) int64; arbitrary but >= 0 on padding."""
     return (mask.long().cumsum(1) - 1).clamp(min=0)

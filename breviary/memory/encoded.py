@@ -1,4 +1,4 @@
-"""Batches of encoded contexts taken apart and put together, for caches of encoded contexts.
+"""Splitting and joining batches of encoded contexts, for caches.
 
 Shape letters: B contexts, S segments of a context, L tokens of a segment.
 """
@@ -14,16 +14,16 @@ from breviary.contract import Encoded
 
 
 def split_contexts(encoded: Encoded) -> list[Encoded]:
-    """One `Encoded` of batch size 1 for each of B contexts, cut to its own segments and length."""
+    """One `Encoded` of batch size 1 per context, cut to its number of segments and longest segment."""
     segments = encoded.mask.any(-1).sum(-1).clamp(min=1).tolist()
     widths = encoded.mask.sum(-1).amax(-1).clamp(min=1).tolist()
-    out = []
+    parts = []
     for b, (s, width) in enumerate(zip(segments, widths)):
         row = slice(b, b + 1)
         pairs = [(k[row, :s, :, :width].clone(), v[row, :s, :, :width].clone()) for k, v in encoded.keys_values]
         states, mask, ids = (x[row, :s, :width].clone() for x in (encoded.states, encoded.mask, encoded.ids))
-        out.append(Encoded(states, mask, ids, pairs))
-    return out
+        parts.append(Encoded(states, mask, ids, pairs))
+    return parts
 
 
 def join_contexts(parts: list[Encoded]) -> Encoded:
@@ -50,7 +50,7 @@ def join_contexts(parts: list[Encoded]) -> Encoded:
 
 
 def move_encoded(encoded: Encoded, device: torch.device | str) -> Encoded:
-    """The same on `device`."""
+    """The same encoded contexts on `device`."""
     pairs = [(k.to(device), v.to(device)) for k, v in encoded.keys_values]
     return replace(
         encoded,

@@ -1,7 +1,7 @@
-"""Caches of encoded contexts: each distinct context is encoded once for all questions on it (evaluation, serving).
+"""Caches of encoded contexts: each distinct context is encoded once for all its questions.
 
-`ContextCache` serves the questions of one evaluation. `EncodingStore` shares encoded contexts between several
-evaluations of the same weights in one process (`variants` of eval.py).
+`ContextCache` is for the questions of one evaluation. `EncodingStore` shares encoded contexts between evaluations of
+the same weights in one process (`variants` of eval.py).
 """
 
 from __future__ import annotations
@@ -22,17 +22,17 @@ from breviary.runtime.timing import add_phase_seconds
 
 
 def context_keys(prefix: Tokens, context: Tokens) -> list[bytes]:
-    """A key for each row's context and prefix, from their token ids; independent of padding."""
-    parts = [
+    """A key for each row, from the token ids of its prefix and context; independent of padding."""
+    prefixes, contexts = (
         [ids[mask].cpu().numpy().tobytes() for ids, mask in zip(part.ids, part.mask)] for part in (prefix, context)
-    ]
-    return [first + b"|" + own for first, own in zip(*parts)]
+    )
+    return [first + b"|" + second for first, second in zip(prefixes, contexts)]
 
 
 class ContextCacheBase:
-    """Least-recently-used cache of whatever a method computes from a context, keyed by the ids of prefix and context.
+    """Least-recently-used cache of values that a method computes from contexts, keyed by the ids of prefix and context.
 
-    capacity  number of contexts kept
+    capacity  maximum number of contexts
     reused    for each row of the last call: True where its context was already in the cache
     """
 
@@ -42,64 +42,64 @@ class ContextCacheBase:
         self._entries: OrderedDict[bytes, Any] = OrderedDict()
 
     def lookup(self, prefix: Tokens, context: Tokens, compute: Callable[[list[int]], Sequence[Any]]) -> list[Any]:
-        """The entry of each row; `compute` returns those of the row indices that are missing, in order."""
+        """The entry of each row. `compute` returns, in order, the entries of the row indices that are missing."""
         keys = context_keys(prefix, context)
         missing = list({key: b for b, key in reversed(list(enumerate(keys))) if key not in self._entries}.values())
         self.reused = [b not in missing for b in range(len(keys))]
-        found = {key: self._entries[key] for key in keys if key in self._entries}
+        entries = {key: self._entries[key] for key in keys if key in self._entries}
         if missing:
-            found |= zip((keys[b] for b in missing), compute(missing))
+            entries |= zip((keys[b] for b in missing), compute(missing))
         for key in keys:
-            self._entries[key] = found[key]
+            self._entries[key] = entries[key]
             self._entries.move_to_end(key)
         while len(self._entries) > self.capacity:
             self._entries.popitem(last=False)
-        return [found[key] for key in keys]
+        return [entries[key] for key in keys]
 
 
-LIMIT_BYTES = 4 * 2**30  # a context of 3,000 tokens takes 7 MB (SmolLM2-135M, float32, join: depth)
+LIMIT_BYTES = 4 * 2**30  # for comparison: a context of 3,000 tokens takes 7 MB (SmolLM2-135M, float32, join: depth)
 
 
 class EncodingStore:
     """Encoded contexts in CPU memory, up to `limit_bytes`.
 
-    A full store evicts nothing: every evaluation visits all contexts in the same order, so evicting the oldest entry
-    would never produce a hit. For compressors with the same `encode` only: equal weights, and settings that differ in
-    `compress_only_keys` alone.
+    A full store evicts nothing: every evaluation visits all contexts in the same order, so a store that evicts its
+    oldest entry would have no hits. All compressors that use a store must have the same `encode`: equal weights, and
+    settings that differ only in `compress_only_keys`.
     """
 
     def __init__(self, limit_bytes: int = LIMIT_BYTES) -> None:
         self.limit_bytes = limit_bytes
-        self._kept: dict[bytes, tuple[Encoded, float]] = {}
+        self._entries: dict[bytes, tuple[Encoded, float]] = {}  # with the seconds that encoding took
         self._bytes = 0
 
     def encode(self, compressor: Compressor, context: Context) -> list[Encoded]:
         """`compressor.encode` of each of B rows, as B encodings of batch size 1.
 
-        A hit adds the seconds of its first encoding to phase "encode": tables report the cost of encoding, not of the cache.
+        A hit adds the seconds of its first encoding to phase "encode", so that tables report the cost of encoding.
         """
         keys, device = context_keys(context.prefix, context), context.ids.device
-        missing = [b for b, key in enumerate(keys) if key not in self._kept]
-        add_phase_seconds("encode", sum(self._kept[key][1] for key in keys if key in self._kept))
-        found = {b: move_encoded(self._kept[key][0], device) for b, key in enumerate(keys) if key in self._kept}
+        missing = [b for b, key in enumerate(keys) if key not in self._entries]
+        add_phase_seconds("encode", sum(self._entries[key][1] for key in keys if key in self._entries))
+        result = {b: move_encoded(self._entries[key][0], device) for b, key in enumerate(keys) if key in self._entries}
         if missing:
             rows = torch.tensor(missing, device=device)
-            own = context.rows(rows)
+            part = Context(context.ids[rows], context.mask[rows], context.prefix.rows(rows))
             synchronise()
             start = perf_counter()
-            encoded = split_contexts(compressor.encode(Context(own.ids, own.mask, context.prefix.rows(rows))))
+            encoded = split_contexts(compressor.encode(part))
             synchronise()
             seconds = (perf_counter() - start) / len(missing)
             for b, one in zip(missing, encoded):
-                self._keep(keys[b], one, seconds)
-            found |= zip(missing, encoded)
-        return [found[b] for b in range(len(keys))]
+                self._insert(keys[b], one, seconds)
+            result |= zip(missing, encoded)
+        return [result[b] for b in range(len(keys))]
 
-    def _keep(self, key: bytes, one: Encoded, seconds: float) -> None:
+    def _insert(self, key: bytes, one: Encoded, seconds: float) -> None:
         tensors = chain((one.states, one.mask, one.ids), *one.keys_values)
         size = sum(tensor.numel() * tensor.element_size() for tensor in tensors)
         if self._bytes + size <= self.limit_bytes:
-            self._kept[key] = move_encoded(one, "cpu"), seconds
+            self._entries[key] = move_encoded(one, "cpu"), seconds
             self._bytes += size
 
 
@@ -114,13 +114,13 @@ class ContextCache(ContextCacheBase):
         self.prefills, self.store = ContextCacheBase(capacity), store
 
     def prefilled(self, batch: Batch, prefill: Callable[[list[int]], Sequence[PrefilledMemory]]) -> PrefilledMemory:
-        """The prefilled memory of every row; `prefill` computes that of the row indices that are missing."""
-        found = self.prefills.lookup(batch.prefix, batch.context, prefill)
+        """The prefilled memory of every row. `prefill` takes the row indices that are missing."""
+        rows = self.prefills.lookup(batch.prefix, batch.context, prefill)
         self.reused = self.prefills.reused
-        return PrefilledMemory.join(found)
+        return PrefilledMemory.join(rows)
 
     def encode(self, compressor: Compressor, context: Context) -> Encoded:
-        """`compressor.encode(context)`, which encodes only contexts that are not in the cache."""
+        """`compressor.encode(context)`; contexts in the cache are not encoded again."""
 
         def encode_missing(missing: list[int]) -> list[Encoded]:
             rows = torch.tensor(missing, device=context.ids.device)

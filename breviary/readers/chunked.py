@@ -1,4 +1,4 @@
-"""What a reader must declare whose forward pass takes a number of chunks that depends on the data."""
+"""Mixin of readers that process a batch in a number of chunks that depends on the data."""
 
 from __future__ import annotations
 
@@ -8,18 +8,18 @@ from typing import Any
 class ChunkedReader:
     """Mixin of readers that process a batch in a data-dependent number of chunks (CoMeT).
 
-    Such a reader calls its modules a different number of times on each rank, which ZeRO-3 cannot follow: configuration
-    checks refuse engine=zero3 for it. In return, several ranks can process one batch together, as a pipeline.
-    The Trainer and the configuration checks look for this class.
+    Such a reader calls its modules a different number of times on each rank, so configuration checks reject
+    engine=zero3. Several ranks can process one batch together, as a pipeline.
     """
 
     schedules: tuple[str, ...] = ()  # values of engine.schedule; () = a batch is processed by one rank
 
     def join_pipeline(self, rank: Any, schedule: str) -> None:
-        """From now on, in training, this rank processes every batch together with the other ranks of its pipeline.
+        """Makes this rank, in training, process every batch together with the other ranks of its pipeline.
 
-        All ranks of a pipeline get the same batch. `loss`, its gradients and `counts` of one rank are its share: their
-        sums over the pipeline are those of the batch.
+        All ranks of a pipeline receive the same batch. `loss`, its gradients and `counts` are partial: their sums over
+        the ranks are those of the batch.
+
         rank      a `training.pipeline.PipelineGroup`
         schedule  one of `schedules`
         """

@@ -1,8 +1,8 @@
-"""What a reader holds of one text: asked any number of times, saved to a file, loaded in another process.
+"""A single context as a reader holds it: answers any number of questions, is saved to a file and loaded elsewhere.
 
-A compressor's memory depends on the question, so what serves every question is the document as it was encoded
-(`EncodedDocument`); what is kept for one question is far smaller (`QuestionMemory`). Files are safetensors whose header
-says of which reader they are. Shape letters: B questions, T context tokens, M slots, D width.
+A compressor's memory depends on the question. So the encoded context serves every question (`EncodedDocument`), and the
+much smaller memory of one question is a class of its own (`QuestionMemory`). Files are safetensors with a header that
+identifies the reader (readers/saved.py). Shape letters: B questions, T context tokens, M slots, D width.
 """
 
 from __future__ import annotations
@@ -24,33 +24,22 @@ from breviary.memory.trace import TokenSpan, spans_from_trace, trace_row
 from breviary.readers.saved import read_saved, write_saved
 from breviary.runtime.files import hash_tensors
 
+# A batch of contexts after one of the steps that a reader can start from.
+ContextState = Encoded | Memory | PrefilledMemory
+
 
 class SlotReader(Protocol):
-    """What a document needs of the reader that encoded it (readers/compressed.py)."""
+    """What a document requires of its reader (readers/compressed.py)."""
 
     compressor: Compressor
     decoder: Stack
     tokenizer: Any
     identity: dict[str, Any] | None
 
-    def decode(
-        self,
-        batch: Batch,
-        generation: Generation,
-        encoded: Encoded | None = None,
-        memory: Memory | None = None,
-        prefilled: PrefilledMemory | None = None,
-    ) -> list[Decoded]:
+    def decode(self, batch: Batch, generation: Generation, contexts: ContextState | None = None) -> list[Decoded]:
         """As CompressedReader.decode."""
 
-    def stream(
-        self,
-        batch: Batch,
-        generation: Generation,
-        encoded: Encoded | None = None,
-        memory: Memory | None = None,
-        prefilled: PrefilledMemory | None = None,
-    ) -> Iterator[str]:
+    def stream(self, batch: Batch, generation: Generation, contexts: ContextState | None = None) -> Iterator[str]:
         """As CompressedReader.stream."""
 
     def memory(self, batch: Batch, encoded: Encoded | None = None) -> Memory:
@@ -64,40 +53,39 @@ class SlotReader(Protocol):
 
 
 class EncodedDocument(EncodedContext):
-    """A document as its compressor encoded it, whatever will be asked; encoded of batch size 1."""
+    """A context encoded by a compressor, for any question. `encoded` has batch size 1."""
 
     def __init__(self, reader: SlotReader, encoded: Encoded):
         self.reader, self.encoded = reader, encoded
         self.tokens_read = int((encoded.mask & (encoded.ids >= 0)).sum())
-        self._prefilled: PrefilledMemory | None = None  # what the decoder holds, from the first question on
+        self._prefilled: PrefilledMemory | None = None  # computed with the first question
 
     def answer(self, questions: Batch, generation: Generation) -> list[str]:
         """As EncodedContext; all questions in one batch."""
-        asked = _asked(self._tokens(), questions)
-        return [one.text for one in self.reader.decode(asked, generation, **self._read(asked))]
+        batch = _with_context(questions, self._tokens())
+        return [answer.text for answer in self.reader.decode(batch, generation, self._context_state(batch))]
 
     def stream(self, questions: Batch, generation: Generation) -> Iterator[str]:
         """As EncodedContext."""
-        asked = _asked(self._tokens(), questions)
-        return self.reader.stream(asked, generation, **self._read(asked))
+        batch = _with_context(questions, self._tokens())
+        return self.reader.stream(batch, generation, self._context_state(batch))
 
-    def _read(self, asked: Batch) -> dict[str, Any]:
-        """What of the document is read already, for as many questions: where its memory needs none of them, the decoder reads it
-        once."""
+    def _context_state(self, batch: Batch) -> ContextState:
+        """This context for each row of the batch; prefilled where its memory does not depend on the question."""
         if self.reader.compressor.needs_question:
-            return {"encoded": join_contexts([self.encoded] * len(asked))}
+            return join_contexts([self.encoded] * len(batch))
         if self._prefilled is None:
-            self._prefilled = self.reader.prefill(asked.rows([0]), self.encoded)
-        return {"prefilled": PrefilledMemory.join([self._prefilled] * len(asked))}
+            self._prefilled = self.reader.prefill(batch.rows([0]), self.encoded)
+        return PrefilledMemory.join([self._prefilled] * len(batch))
 
     def memory(self, question: Batch) -> QuestionMemory:
-        """The slots that this question's answer is read from, and why these."""
+        """The memory for the question of a batch of one."""
         [example] = question.examples
-        memory = self.reader.memory(_asked(self._tokens(), question), self.encoded)
+        memory = self.reader.memory(_with_context(question, self._tokens()), self.encoded)
         return QuestionMemory(self.reader, memory, self.tokens_read, example.question, self._tokens().ids[0].tolist())
 
     def save(self, file: str | Path) -> int:
-        """As EncodedContext: states, tokens and, where questions read on from the context, the encoder's keys and values."""
+        """As EncodedContext: states, tokens and, where questions attend to them, the encoder's keys and values."""
         encoded = self.encoded
         tensors = {"states": encoded.states, "mask": encoded.mask, "ids": encoded.ids.int()}
         for layer, pair in enumerate(encoded.keys_values):
@@ -105,8 +93,8 @@ class EncodedDocument(EncodedContext):
         return write_saved(file, "document", reader_identity(self.reader), tensors, {})
 
     @classmethod
-    def restored(cls, reader: SlotReader, tensors: dict[str, Tensor], header: Mapping[str, str]) -> EncodedDocument:
-        """From a file's tensors, on the reader's device."""
+    def from_saved(cls, reader: SlotReader, tensors: dict[str, Tensor], header: Mapping[str, str]) -> EncodedDocument:
+        """From a file's tensors, which are on the reader's device."""
         layers = sum(name.startswith("keys.") for name in tensors)
         pairs = [(tensors[f"keys.{i}"], tensors[f"values.{i}"]) for i in range(layers)]
         return cls(reader, Encoded(tensors["states"], tensors["mask"], tensors["ids"].long(), pairs))
@@ -114,8 +102,8 @@ class EncodedDocument(EncodedContext):
     @property
     def bytes(self) -> int:
         """As EncodedContext."""
-        parts = [self.encoded.states, self.encoded.mask, self.encoded.ids]
-        return _size([*parts, *(x for pair in self.encoded.keys_values for x in pair)])
+        tensors = [self.encoded.states, self.encoded.mask, self.encoded.ids]
+        return _total_bytes([*tensors, *(x for pair in self.encoded.keys_values for x in pair)])
 
     def _tokens(self) -> Tokens:
         ids_1T = self.encoded.ids[self.encoded.mask & (self.encoded.ids >= 0)][None]
@@ -123,10 +111,10 @@ class EncodedDocument(EncodedContext):
 
 
 class QuestionMemory(EncodedContext):
-    """What is kept of a document for one question: slots (of batch size 1) and the question.
+    """The memory of a context for one question: slots (batch size 1) and the question.
 
-    Another question may be asked too; the slots were chosen for this one. ids: of the document's tokens, where it was
-    read in this process; parts says with them what became of the document.
+    It answers other questions too, from slots that were computed for its own.
+    ids  of the context's tokens, for `token_spans`; None for a memory from a file
     """
 
     def __init__(
@@ -134,7 +122,7 @@ class QuestionMemory(EncodedContext):
     ):
         slots = int(memory.mask.sum())  # left-packed
         positions = None if memory.positions is None else memory.positions[:, :slots]
-        embeds = memory.embeds[:, :slots].to(reader.decoder.dtype)  # as they enter the stream
+        embeds = memory.embeds[:, :slots].to(reader.decoder.dtype)  # the dtype in which they enter the stream
         self.slots = Memory(embeds, memory.mask[:, :slots], memory.layer, positions, trace=memory.trace)
         self.reader, self.tokens_read, self.question, self._ids = reader, tokens_read, question, ids
 
@@ -146,43 +134,45 @@ class QuestionMemory(EncodedContext):
         B, slots = len(questions), self.slots
         positions = None if slots.positions is None else slots.positions.expand(B, -1)
         memory = Memory(slots.embeds.expand(B, -1, -1), slots.mask.expand(B, -1), slots.layer, positions)
-        written = self.reader.decode(_asked(self._lengths(), questions), generation, memory=memory)
-        return [one.text for one in written]
+        batch = _with_context(questions, self._placeholder_tokens())
+        return [answer.text for answer in self.reader.decode(batch, generation, memory)]
 
     def stream(self, questions: Batch, generation: Generation) -> Iterator[str]:
         """As EncodedContext."""
-        return self.reader.stream(_asked(self._lengths(), questions), generation, memory=self.slots)
+        return self.reader.stream(_with_context(questions, self._placeholder_tokens()), generation, self.slots)
 
     def memory(self, question: Batch) -> QuestionMemory:
-        """Raises: ValueError, as it was made for a question already."""
+        """Raises: ValueError, as this is the memory for a question already."""
         raise ValueError(f"this memory was made for the question {self.question!r}; another one needs the document")
 
     def token_spans(self) -> list[tuple[TokenSpan, str]]:
-        """What became of the document, in order: how each stretch of it was treated, and its text.
+        """How each span of the context was compressed, and its text, in order.
 
         Raises: ValueError for a memory from a file, which holds no tokens.
         """
         if self._ids is None:
-            raise ValueError("a memory from a file holds no tokens of its document: look at it where it is made")
+            raise ValueError(
+                "a memory from a file holds no tokens of its document; call token_spans on the memory before saving it"
+            )
         segment_size = getattr(self.reader.compressor, "segment_size", None)
         tokenizer = self.reader.compressor.tokenizer or self.reader.tokenizer
-        found, start = [], 0
-        for part in spans_from_trace(self.tokens_read, trace_row(self.slots.trace, 0, 1), segment_size):
-            found.append((part, tokenizer.decode(self._ids[start : start + part.tokens])))
-            start += part.tokens
-        return found
+        spans, start = [], 0
+        for span in spans_from_trace(self.tokens_read, trace_row(self.slots.trace, 0, 1), segment_size):
+            spans.append((span, tokenizer.decode(self._ids[start : start + span.tokens])))
+            start += span.tokens
+        return spans
 
     def save(self, file: str | Path) -> int:
-        """As EncodedContext: the slots alone."""
+        """As EncodedContext: the slots, without the context's tokens."""
         tensors = {"embeds": self.slots.embeds}
         if self.slots.positions is not None:
             tensors["positions"] = self.slots.positions.int()
-        more = {"tokens_read": str(self.tokens_read), "question": self.question}
-        return write_saved(file, "memory", reader_identity(self.reader), tensors, more)
+        header_entries = {"tokens_read": str(self.tokens_read), "question": self.question}
+        return write_saved(file, "memory", reader_identity(self.reader), tensors, header_entries)
 
     @classmethod
-    def restored(cls, reader: SlotReader, tensors: dict[str, Tensor], header: Mapping[str, str]) -> QuestionMemory:
-        """From a file's tensors, on the reader's device."""
+    def from_saved(cls, reader: SlotReader, tensors: dict[str, Tensor], header: Mapping[str, str]) -> QuestionMemory:
+        """From a file's tensors, which are on the reader's device."""
         embeds, positions = tensors["embeds"], tensors.get("positions")
         mask = torch.ones(embeds.shape[:2], dtype=torch.bool, device=embeds.device)
         memory = Memory(embeds, mask, reader.compressor.layer, None if positions is None else positions.long())
@@ -191,44 +181,44 @@ class QuestionMemory(EncodedContext):
     @property
     def bytes(self) -> int:
         """As EncodedContext."""
-        return _size([self.slots.embeds] + ([] if self.slots.positions is None else [self.slots.positions]))
+        return _total_bytes([self.slots.embeds] + ([] if self.slots.positions is None else [self.slots.positions]))
 
-    def _lengths(self) -> Tokens:
-        """Tokens of which nothing is known but their number, which says where the question stands."""
+    def _placeholder_tokens(self) -> Tokens:
+        """Tokens (1, T) in place of the context's, whose number determines the positions of the question."""
         ids_1T = torch.zeros(1, self.tokens_read, dtype=torch.int64, device=self.slots.mask.device)
         return Tokens(ids_1T, torch.ones_like(ids_1T, dtype=torch.bool))
 
 
-KINDS = {"document": EncodedDocument, "memory": QuestionMemory}
+CLASSES = {"document": EncodedDocument, "memory": QuestionMemory}
 
 
 def load_saved(reader: SlotReader, file: str | Path) -> EncodedDocument | QuestionMemory:
-    """What a document or a memory of this very reader saved.
+    """A document or memory that this reader saved.
 
-    Raises: ValueError as kept_file.read_saved.
+    Raises: ValueError as in `saved.read_saved`.
     """
-    header, tensors = read_saved(file, KINDS, reader_identity(reader))
+    header, tensors = read_saved(file, CLASSES, reader_identity(reader))
     device = next(reader.parameters()).device
-    return KINDS[header["kept"]].restored(reader, {name: x.to(device) for name, x in tensors.items()}, header)
+    return CLASSES[header["kept"]].from_saved(reader, {name: x.to(device) for name, x in tensors.items()}, header)
 
 
 def reader_identity(reader: SlotReader) -> dict[str, Any]:
-    """What must be equal for what one reader kept to mean anything to another."""
-    assert reader.identity is not None, "a reader that breviary.load_reader did not open"
-    # Hashed under their first names, so that files of earlier versions still open.
-    first = {new: old for old, new in former_names(reader).items()}
-    weights = {rename_parameter(name, first): tensor for name, tensor in trained_state(reader).items()}
+    """What must be equal for two readers to exchange saved documents and memories."""
+    assert reader.identity is not None, "reader.identity is set by breviary.load_reader only"
+    # Weights are hashed under their first names, so that files of earlier versions still load.
+    first_names = {new: old for old, new in former_names(reader).items()}
+    weights = {rename_parameter(name, first_names): tensor for name, tensor in trained_state(reader).items()}
     return reader.identity | {
         "dtype": str(reader.decoder.dtype).removeprefix("torch."),
         "weights": hash_tensors(weights),
     }
 
 
-def _asked(context: Tokens, questions: Batch) -> Batch:
+def _with_context(questions: Batch, context: Tokens) -> Batch:
     """The questions, each on the same context (1, T)."""
     rows = torch.zeros(len(questions), dtype=torch.int64, device=context.ids.device)
     return replace(questions, context=context.rows(rows))
 
 
-def _size(tensors: list[Tensor]) -> int:
+def _total_bytes(tensors: list[Tensor]) -> int:
     return sum(tensor.numel() * tensor.element_size() for tensor in tensors)

@@ -1,7 +1,7 @@
-"""Readers that compress nothing: every token, no token, or some tokens as they are.
+"""Text selection: readers that keep all, none or some of the context's tokens, uncompressed.
 
-They are compressors whose slots are the decoder's own input embeddings, so that they share assembly, loss, decoding
-and evaluation with every method; with every token kept the reader is exactly the plain backbone.
+They are compressors whose slots are the decoder's own input embeddings, so that they share assembly, loss, decoding and
+evaluation with all methods. With every token kept, the reader is exactly the plain backbone.
 """
 
 from __future__ import annotations
@@ -23,13 +23,13 @@ KEEP = ("all", "none", "head", "tail", "middle")
 
 
 class KeepTokens(BudgetedCompressor):
-    """Keeps some of the context's tokens, chosen by place alone.
+    """Keeps some of the context's tokens, selected by position alone.
 
-    keep    all: full context; none: closed book; head, tail: the first or last tokens; middle: both ends, the
-            middle cut out
-    ratio, slots, ratio_choices: as in Budget, for head, tail and middle: as many tokens as another compressor has
-            slots, ceil(T / ratio)
-    Costs nothing beyond the embedding. Position of a kept token: consecutive.
+    keep    all: full context | none: closed book | head, tail: the first or last tokens | middle: both ends, with the
+            middle removed
+    ratio, slots, ratio_choices  as in Budget; head, tail and middle keep ceil(T / ratio) tokens, the number of slots of
+            any other compressor at that ratio
+    Costs the embedding only. Kept tokens have consecutive positions.
     """
 
     needs_question = False
@@ -58,49 +58,49 @@ class KeepTokens(BudgetedCompressor):
         return Encoded(states[:, None], mask[:, None], ids[:, None])
 
     def compress(self, encoded: Encoded, question: Question) -> Memory:
-        """The kept embeddings, in order."""
+        """Embeddings of the kept tokens, in order."""
         states, mask = encoded.states[:, 0], encoded.mask[:, 0]
-        kept = mask & self._kept(mask)
-        layout, most = Layout.of([kept], round_to=1), self._most(mask.shape[1])
-        # Without the columns that no row fills: the decoder would read them.
-        return Memory(layout.pack([states])[:, :most], layout.mask[:, :most], trace={"kept": kept})
+        kept = mask & self._selection(mask)
+        # Columns that no row can use are removed: the decoder would process them.
+        layout, width = Layout.of([kept], round_to=1), self._max_slots(mask.shape[1])
+        return Memory(layout.pack([states])[:, :width], layout.mask[:, :width], trace={"kept": kept})
 
-    def _most(self, tokens: int) -> int:
-        """No context of up to so many tokens keeps more; known without looking at any."""
+    def _max_slots(self, tokens: int) -> int:
+        """Upper bound on the tokens kept of a context of at most `tokens` tokens, known without the tokens."""
         if self.keep in ("all", "none"):
             return tokens if self.keep == "all" else 0
         return self.budget.max_slots(tokens, self.training)
 
-    def _kept(self, mask: Tensor) -> Tensor:
-        """(B, T) bool: which places are kept of right-padded rows."""
+    def _selection(self, mask: Tensor) -> Tensor:
+        """Columns of right-padded rows to keep, (B, T) bool."""
         if self.keep in ("all", "none"):
             return torch.full_like(mask, self.keep == "all")
         lengths = mask.sum(1, keepdim=True)
         ratio = self.budget.ratio_per_row(mask.long(), mask, self.training)
         ratio = ratio if isinstance(ratio, int) else ratio[:, None]
         slots = torch.div(lengths + ratio - 1, ratio, rounding_mode="floor")
-        place = torch.arange(mask.shape[1], device=mask.device)
+        column = torch.arange(mask.shape[1], device=mask.device)
         head = {"head": slots, "tail": 0 * slots, "middle": slots - slots // 2}[self.keep]
-        return (place < head) | (place >= lengths - (slots - head))
+        return (column < head) | (column >= lengths - (slots - head))
 
     @property
     def requested_ratio(self) -> float | None:
-        """1 for every token, None for no token."""
+        """1 with keep=all, None with keep=none; otherwise the budget's."""
         if self.keep in ("all", "none"):
             return 1.0 if self.keep == "all" else None
         return super().requested_ratio
 
     @classmethod
     def problems(cls, settings: Mapping[str, Any], backbone: Any) -> list[str]:
-        """As Budget.problems, and the allowed places."""
-        found = check_budget(settings) if settings["keep"] not in ("all", "none") else []
+        """Error messages for the budget, and for `keep`."""
+        problems = check_budget(settings) if settings["keep"] not in ("all", "none") else []
         if settings["keep"] not in KEEP:
-            found.append(f"compressor.keep={settings['keep']}: allowed are {', '.join(KEEP)}")
-        return found
+            problems.append(f"compressor.keep={settings['keep']}: allowed are {', '.join(KEEP)}")
+        return problems
 
     @classmethod
     def longest_context(cls, settings: Mapping[str, Any], positions: int, others: int) -> int | None:
-        """With every token kept, what is left of the decoder's positions; else a slot each."""
+        """As `Compressor.longest_context`: every slot takes one position of the decoder."""
         if settings["keep"] == "none":
             return None
         return positions - others if settings["keep"] == "all" else max_context_for_slots(settings, positions - others)

@@ -10,7 +10,7 @@ from breviary.memory.merging import MergingCompressor, consecutive_groups
 class MeanPool(MergingCompressor):
     """Groups of `ratio` consecutive tokens, the last one short, each merged into the plain mean of its tokens.
 
-    Constructor as MergingCompressor. Does not look at the question. Costs one pass over the states.
+    Constructor arguments as in MergingCompressor. Independent of the question. Costs one pass over the states.
     """
 
     needs_question = False

@@ -1,8 +1,8 @@
-"""Memory tokens: learned vectors are read after a segment, and the states they end in are the memory.
+"""Memory tokens: learned vectors follow each segment, and their final states are the memory.
 
 ICAE (arXiv 2307.06945, spec C1), and GMSA's control for its group merging (2505.12215, "TCP-AE").
-Shape letters: B contexts, T context tokens, S segments of a context, L tokens of a segment, K memory tokens of a segment,
-R = B*S segment rows, N width of a row of tokens and memory tokens, M slots of a context, D width.
+Shape letters: B contexts, T context tokens, S segments of a context, L tokens of a segment, K memory tokens of a
+segment, R = B*S segment rows, N width of a row of tokens and memory tokens, M slots of a context, D width.
 """
 
 from __future__ import annotations
@@ -24,31 +24,28 @@ from breviary.memory.assembly import Layout
 from breviary.memory.budget import Budget, BudgetedCompressor, check_budget
 
 COUNTS = ("fixed", "by_ratio")
-
 HEADS = ("none", "mlp")
-
-MEMORY = -1  # stands for a memory token in Encoded.ids
-
-ADAPTER = "encoder"
+MEMORY_ID = -1  # id of memory tokens in Encoded.ids
+ADAPTER = "encoder"  # name of the encoder's adapters in peft
 
 
 class MemoryTokens(BudgetedCompressor):
-    """Every segment is followed by learned memory tokens; their last states, after the final norm, are the slots.
+    """Learned memory tokens follow every segment; their states after the last layer and final norm are the slots.
 
-    The encoder is the decoder's own weights with adapters of its own (LoRA), which the decoder never sees; the decoder's
-    adapters, where it has some, are not the encoder's. With decoder.train=full both train the same weights.
-    A context of T tokens is cut into ceil(T / (memory_tokens * ratio)) segments of equal length (ICAE); slots of all
-    segments stand side by side as input embeddings, then one vector for what is asked (ICAE's [AE], [LM], [FT]).
+    The encoder uses the decoder's weights with separate LoRA adapters: the decoder does not use the encoder's adapters,
+    nor the encoder the decoder's. With decoder.train=full both train the same weights. A context of T tokens is split
+    into ceil(T / (memory_tokens * ratio)) segments of equal length (ICAE). The slots of all segments are concatenated
+    as input embeddings and followed by one vector for the task (ICAE's [AE], [LM], [FT]).
 
-    ratio, slots, ratio_choices, ratio_draw  as in Budget. `slots` are shared out evenly to the segments
-    memory_tokens   tokens after a segment, at most
-    count           fixed: always all of them, so that the true ratio is the asked one of full segments only (ICAE);
-                    by_ratio: ceil(tokens of the segment / ratio) of them
-    task_tokens     whether that last vector is there; it counts as a slot. An empty context has none at all
+    ratio, slots, ratio_choices, ratio_draw  as in Budget. `slots` are divided evenly among the segments
+    memory_tokens   maximum number of memory tokens after a segment
+    count           fixed: always all of them, so that only full segments reach the requested ratio (ICAE) |
+                    by_ratio: ceil(tokens of the segment / ratio)
+    task_tokens     True: append the task's vector, which counts as a slot; an empty context has no slots at all
     head            none | mlp: two linear maps with a GELU between them, on each slot
-    encoder_layers  layers that read; None = all
+    encoder_layers  layers of the encoder; None = all
     lora_rank, lora_alpha, lora_dropout, lora_targets  of the encoder's adapters ('all-linear', or projection names)
-    Costs the layers' pass over all tokens and memory tokens. Does not look at the question.
+    Costs the layers' pass over all tokens and memory tokens. Independent of the question.
     """
 
     supports_merge = False
@@ -75,24 +72,24 @@ class MemoryTokens(BudgetedCompressor):
         super().__init__()
         assert count in COUNTS and head in HEADS, (count, head)
         self.budget, self.count = Budget(ratio, slots, ratio_choices, ratio_draw=ratio_draw), count
-        self.tokens_a_segment = _tokens_a_segment(memory_tokens, slots)
+        self.tokens_per_segment = _memory_tokens_per_segment(memory_tokens, slots)
         targets = list(LINEAR if lora_targets == "all-linear" else lora_targets)
         config = LoraConfig(r=lora_rank, lora_alpha=lora_alpha, lora_dropout=lora_dropout, target_modules=targets)
-        encoder, self.adapters = with_own_adapters(
+        encoder, self.adapters = stack_with_own_adapters(
             decoder, len(decoder) if encoder_layers is None else encoder_layers, config
         )
-        # In a tuple: the weights belong to the decoder, and must not be registered twice.
+        # In tuples: the weights belong to the decoder and must not be registered twice.
         self._encoder, self._decoder = (encoder,), (decoder,)
-        scale = decoder.embed_tokens.weight.float().std().item()  # new vectors as large as words
+        scale = decoder.embed_tokens.weight.float().std().item()  # same scale as word embeddings
         D = decoder.width
-        self.memory_embeds = nn.Parameter(scale * torch.randn(self.tokens_a_segment, D))
+        self.memory_embeds = nn.Parameter(scale * torch.randn(self.tokens_per_segment, D))
         self.task_embeds = nn.Parameter(scale * torch.randn(len(TASKS), D)) if task_tokens else None
         self.head = nn.Identity() if head == "none" else nn.Sequential(nn.Linear(D, D), nn.GELU(), nn.Linear(D, D))
 
     # -------------------------------------------------------------- context
 
     def encode(self, context: Context) -> Encoded:
-        """Rows of a segment and its memory tokens, which have id MEMORY: states (B, S, N, D) after the final norm."""
+        """States (B, S, N, D) after the final norm, of each segment and its memory tokens (id MEMORY_ID)."""
         layout = Layout.of([context.mask], round_to=1)
         ids_RL, mask_RL, used_RK = self._segments(layout.pack([context.ids]), layout.mask)
         rows = Layout.of([mask_RL, used_RK])
@@ -102,50 +99,51 @@ class MemoryTokens(BudgetedCompressor):
         memory_RKD = self.memory_embeds.to(encoder.dtype).expand(len(ids_RL), -1, -1)
         states = rows.pack([encoder.embed(ids_RL), memory_RKD])
         states = encoder.norm(encoder.run(states, range(len(encoder)), rows.positions()))
-        ids_RN = rows.pack([ids_RL, torch.full_like(used_RK, MEMORY, dtype=ids_RL.dtype)])
+        ids_RN = rows.pack([ids_RL, torch.full_like(used_RK, MEMORY_ID, dtype=ids_RL.dtype)])
         B = len(context.ids)
         shape = (B, len(ids_RN) // B, ids_RN.shape[1])
         return Encoded(states.view(*shape, -1), rows.mask.view(shape), ids_RN.view(shape))
 
     def _segments(self, ids_BT: Tensor, mask_BT: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """Left-packed ids as rows of segments: ids (R, L), their mask, and which memory tokens each row has (R, K)."""
-        (B, T), K, lengths_B = ids_BT.shape, self.tokens_a_segment, mask_BT.sum(1)
-        ratio, least = self.budget.ratio_per_row(ids_BT, mask_BT, self.training), self.budget.min_ratio(self.training)
-        if least is None:
+        """Left-packed ids as segment rows: ids (R, L), mask (R, L), and mask (R, K) of each row's memory tokens."""
+        (B, T), K, lengths_B = ids_BT.shape, self.tokens_per_segment, mask_BT.sum(1)
+        ratio = self.budget.ratio_per_row(ids_BT, mask_BT, self.training)
+        min_ratio = self.budget.min_ratio(self.training)
+        if min_ratio is None:
             S = self.budget.slots // K
             segments_B = lengths_B.clamp(min=1, max=S)
         else:
-            S = max(-(-T // (K * least)), 1)
+            S = max(-(-T // (K * min_ratio)), 1)
             segments_B = (-(-lengths_B // (K * ratio))).clamp(min=1)
         L = max(min(T, K * ratio) if isinstance(ratio, int) else T, 1)
-        own_B11 = (-(-lengths_B // segments_B))[:, None, None]  # tokens of each of the context's segments
+        size_B11 = (-(-lengths_B // segments_B))[:, None, None]  # tokens of each of the context's segments
         column_1SL = torch.arange(L, device=ids_BT.device)
-        index_BSL = torch.arange(S, device=ids_BT.device)[:, None] * own_B11 + column_1SL
-        mask_BSL = (column_1SL < own_B11) & (index_BSL < lengths_B[:, None, None])
+        index_BSL = torch.arange(S, device=ids_BT.device)[:, None] * size_B11 + column_1SL
+        mask_BSL = (column_1SL < size_B11) & (index_BSL < lengths_B[:, None, None])
         ids_BT = nn.functional.pad(ids_BT, (0, max(1 - T, 0)))
         ids_BSL = (
             ids_BT.gather(1, index_BSL.clamp(max=max(T, 1) - 1).flatten(1)).view(B, S, L).masked_fill(~mask_BSL, 0)
         )
-        read_BS1 = mask_BSL.sum(-1, keepdim=True)
-        each = ratio if isinstance(ratio, int) else ratio[:, None, None]
-        used_BS1 = K * (read_BS1 > 0) if self.count == "fixed" else -(-read_BS1 // each)
+        tokens_BS1 = mask_BSL.sum(-1, keepdim=True)
+        ratio_B11 = ratio if isinstance(ratio, int) else ratio[:, None, None]
+        used_BS1 = K * (tokens_BS1 > 0) if self.count == "fixed" else -(-tokens_BS1 // ratio_B11)
         used_BSK = torch.arange(K, device=ids_BT.device) < used_BS1
         return ids_BSL.flatten(0, 1), mask_BSL.flatten(0, 1), used_BSK.flatten(0, 1)
 
     @property
     def checkpointing(self) -> bool:
-        """The decoder's own: the encoder is made of its layers."""
+        """The decoder's setting, as the encoder consists of its layers."""
         return self._decoder[0].checkpointing
 
     # -------------------------------------------------------------- slots
 
     def compress(self, encoded: Encoded, question: Question) -> Memory:
-        """The memory tokens' states, side by side, through the head; then the vector of what is asked."""
-        is_memory_BN = (encoded.mask & (encoded.ids == MEMORY)).flatten(1)
-        most = encoded.ids.shape[1] * self.tokens_a_segment
+        """The states of all memory tokens through the head, then the task's vector."""
+        is_memory_BN = (encoded.mask & (encoded.ids == MEMORY_ID)).flatten(1)
+        max_slots = encoded.ids.shape[1] * self.tokens_per_segment
         layout = Layout.of([is_memory_BN], round_to=1)
-        slots_BMD = self.head(layout.pack([encoded.states.flatten(1, 2)])[:, :most])
-        mask_BM = layout.mask[:, :most]
+        slots_BMD = self.head(layout.pack([encoded.states.flatten(1, 2)])[:, :max_slots])
+        mask_BM = layout.mask[:, :max_slots]
         if self.task_embeds is None:
             return Memory(slots_BMD.masked_fill(~mask_BM[..., None], 0), mask_BM)
         B = len(slots_BMD)
@@ -155,64 +153,68 @@ class MemoryTokens(BudgetedCompressor):
 
     @classmethod
     def problems(cls, settings: Mapping[str, Any], backbone: Any) -> list[str]:
-        """Budget, counts, layers and adapters."""
-        found = check_budget(settings)
+        """Error messages for budget, counts, layers and adapters."""
+        problems = check_budget(settings)
         for key, values in {"count": COUNTS, "head": HEADS}.items():
             if settings[key] not in values:
-                found.append(f"compressor.{key}={settings[key]}: allowed are {', '.join(values)}")
+                problems.append(f"compressor.{key}={settings[key]}: allowed are {', '.join(values)}")
         for key, example in (("memory_tokens", 128), ("lora_rank", 128)):
             if settings[key] < 1:
-                found.append(f"compressor.{key}={settings[key]}: must be at least 1, e.g. {example}")
+                problems.append(f"compressor.{key}={settings[key]}: must be at least 1, e.g. {example}")
         layers, own = backbone.config.num_hidden_layers, settings["encoder_layers"]
         if own is not None and not 1 <= own <= layers:
-            found.append(
+            problems.append(
                 f"compressor.encoder_layers={own}: must be from 1 to {layers} for this backbone, or null for all"
             )
         if not 0 <= settings["lora_dropout"] < 1:
-            found.append(f"compressor.lora_dropout={settings['lora_dropout']}: must be from 0 to below 1, e.g. 0.05")
+            problems.append(f"compressor.lora_dropout={settings['lora_dropout']}: must be from 0 to below 1, e.g. 0.05")
         targets = settings["lora_targets"]
         if targets != "all-linear" and (isinstance(targets, str) or not targets or set(targets) - set(LINEAR)):
-            found.append(
-                f"compressor.lora_targets={targets}: must be all-linear, or a list out of {', '.join(LINEAR)}, "
+            problems.append(
+                f"compressor.lora_targets={targets}: must be all-linear, or a list of {', '.join(LINEAR)}, "
                 "e.g. [q_proj,v_proj]"
             )
-        return found
+        return problems
 
     @classmethod
     def longest_context(cls, settings: Mapping[str, Any], positions: int, others: int) -> int | None:
-        """The slots take the decoder's positions; a segment and its memory tokens the encoder's, which are as many."""
+        """As `Compressor.longest_context`.
+
+        Slots take positions of the decoder. A segment and its memory tokens take positions of the encoder, which has as
+        many.
+        """
         room = max(positions - others - settings["task_tokens"], 0)
-        K = _tokens_a_segment(settings["memory_tokens"], settings["slots"])
+        K = _memory_tokens_per_segment(settings["memory_tokens"], settings["slots"])
         if settings["slots"] is not None:
             return max(positions - K, 0) if settings["slots"] <= room else 0
         ratio = int(min([settings["ratio"], *(settings["ratio_choices"] or [])]))
-        most = int(max([settings["ratio"], *(settings["ratio_choices"] or [])]))
+        max_ratio = int(max([settings["ratio"], *(settings["ratio_choices"] or [])]))
         slots = room // K * K or (room if settings["count"] == "by_ratio" else 0)
-        return slots * ratio if K * most + K <= positions else min(slots * ratio, max(positions - K, 0))
+        return slots * ratio if K * max_ratio + K <= positions else min(slots * ratio, max(positions - K, 0))
 
 
-def _tokens_a_segment(memory_tokens: int, slots: int | None) -> int:
-    """Memory tokens of a segment; a budget in slots is shared out evenly to as many segments as it takes."""
+def _memory_tokens_per_segment(memory_tokens: int, slots: int | None) -> int:
+    """Memory tokens per segment. A budget in slots is divided evenly among the fewest segments that hold it."""
     return memory_tokens if slots is None else slots // -(-slots // memory_tokens)
 
 
-# ------------------------------------------------------------------ one set of weights, two readers
+# ------------------------------------------------------------------ two stacks on one set of weights
 
 
-def with_own_adapters(stack: Stack, layers: int, config: LoraConfig) -> tuple[Stack, nn.ModuleDict]:
-    """A second stack of the first `layers` layers on the same weights, with adapters of its own.
+def stack_with_own_adapters(stack: Stack, layers: int, config: LoraConfig) -> tuple[Stack, nn.ModuleDict]:
+    """A second stack of the first `layers` layers on the same weights, with separate adapters.
 
-    Modules that hold weights are the very same ones (whoever moves, gathers or trains them does so for both), what
-    contains them is new, and so are the adapters. Adapters that `stack` has are left out.
-    Returns the stack, which belongs nowhere, and its adapters by module, which are to be registered: float32, trained.
+    Modules that hold weights are shared, so that moving, gathering or training them affects both stacks. Their
+    containers and the adapters are new; adapters of `stack` are left out. Returns the stack, which must not be
+    registered, and its adapters by module name, which must be: float32, trainable.
     """
-    twin = _twin(stack)
+    twin = _copy_containers(stack)
     twin.layers = twin.layers[:layers]
     twin.lm_head = None
-    trained = {parameter: parameter.requires_grad for parameter in twin.parameters()}
+    requires_grad = {parameter: parameter.requires_grad for parameter in twin.parameters()}
     inject_adapters(config, twin.layers, ADAPTER)  # freezes all other weights
-    for parameter, is_trained in trained.items():
-        parameter.requires_grad_(is_trained)
+    for parameter, value in requires_grad.items():
+        parameter.requires_grad_(value)
     adapters = nn.ModuleDict()
     for name, module in twin.layers.named_modules():
         if isinstance(module, BaseTunerLayer):
@@ -225,8 +227,8 @@ def with_own_adapters(stack: Stack, layers: int, config: LoraConfig) -> tuple[St
     return twin, adapters
 
 
-def _twin(module: nn.Module) -> nn.Module:
-    """A module of the same leaves: containers are made anew, without hooks; an adapter's base stands for it."""
+def _copy_containers(module: nn.Module) -> nn.Module:
+    """A copy of the module tree with shared leaves: containers are new, without hooks; adapters become their base."""
     if isinstance(module, BaseTunerLayer):
         return module.get_base_layer()
     children = dict(module.named_children())
@@ -238,5 +240,5 @@ def _twin(module: nn.Module) -> nn.Module:
     twin._parameters |= module._parameters
     twin._buffers |= module._buffers
     for name, child in module._modules.items():
-        twin._modules[name] = None if child is None else _twin(child)
+        twin._modules[name] = None if child is None else _copy_containers(child)
     return twin

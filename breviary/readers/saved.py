@@ -1,6 +1,6 @@
-"""Files of what a reader keeps of a text: tensors in safetensors, whose header says what they are and of which reader.
+"""Files of encoded contexts and memories: tensors in safetensors, with a header that names their kind and reader.
 
-Every kind of kept thing (a document, a memory, a session) is written and read here, so that all are checked alike.
+All kinds (document, memory, session) are written and read here, with the same checks.
 """
 
 from __future__ import annotations
@@ -20,12 +20,16 @@ SCHEMA = 1
 
 
 def write_saved(
-    file: str | Path, kind: str, identity: Mapping[str, Any], tensors: Mapping[str, Tensor], more: Mapping[str, str]
+    file: str | Path,
+    kind: str,
+    identity: Mapping[str, Any],
+    tensors: Mapping[str, Tensor],
+    header_entries: Mapping[str, str],
 ) -> int:
-    """Writes tensors of one `kind`; gives the file's bytes.
+    """Writes tensors of one `kind`; returns the size of the file in bytes.
 
-    identity  what must be equal for one reader's memory to mean anything to another
-    more      further entries of the header
+    identity        what must be equal for another reader to use the tensors
+    header_entries  further entries of the header
     """
     stored = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
     header = {
@@ -35,40 +39,41 @@ def write_saved(
         "reader": json.dumps(identity),
         "sha256": hash_tensors(stored),
     }
-    save_file(stored, file, metadata=header | more)
-    Path(file).chmod(0o644)  # safetensors writes private files
+    save_file(stored, file, metadata={**header, **header_entries})
+    Path(file).chmod(0o644)  # safetensors creates files that only their owner can read
     return Path(file).stat().st_size
 
 
 def read_saved(
     file: str | Path, kinds: Collection[str], identity: Mapping[str, Any]
 ) -> tuple[dict[str, str], dict[str, Tensor]]:
-    """Header and tensors of a file that is one of `kinds` (its header's `kept`) and of the reader with this identity.
+    """Header and tensors of a file of one of `kinds` (the header's `kept`), written by a reader with this identity.
 
-    Raises: ValueError for a file that is none of them, is damaged, of a later version or of another reader.
+    Raises: ValueError for a file of another kind, schema or reader, and for a damaged one.
     """
-    wanted = " or ".join(kinds)
+    expected = " or ".join(kinds)
     try:
         with safe_open(file, framework="pt") as stored:
             header = stored.metadata() or {}
-            tensors = {name: stored.get_tensor(name) for name in stored.keys()}
+            tensors = {name: stored.get_tensor(name) for name in stored.keys()}  # noqa: SIM118 - no iterator
     except (OSError, SafetensorError) as error:
-        raise ValueError(f"{file}: no {wanted} can be read from it ({error}); give a file that save wrote") from error
+        raise ValueError(f"{file}: cannot be read as {expected} ({error}); give a file that save wrote") from error
     kind = header.get("kept")
     if kind not in kinds:
         raise ValueError(
-            f"{file}: no {wanted}, but {kind or 'something else'}; give a file that save wrote for this method"
+            f"{file}: contains {kind or 'no saved context'}, expected {expected}; give a file that save wrote for this "
+            "method"
         )
     if header["schema"] != str(SCHEMA):
         raise ValueError(f"{file}: a {kind} of schema {header['schema']}, this version reads {SCHEMA}")
-    theirs = json.loads(header["reader"])
-    different = [
-        f"{key} {theirs.get(key)}, here {identity.get(key)}"
-        for key in {**identity, **theirs}
-        if theirs.get(key) != identity.get(key)
+    stored_identity = json.loads(header["reader"])
+    differences = [
+        f"{key} {stored_identity.get(key)}, here {identity.get(key)}"
+        for key in {**identity, **stored_identity}
+        if stored_identity.get(key) != identity.get(key)
     ]
-    if different:
-        raise ValueError(f"{file}: a {kind} of another reader: " + "; ".join(different))
+    if differences:
+        raise ValueError(f"{file}: a {kind} of another reader: " + "; ".join(differences))
     if header["sha256"] != hash_tensors(tensors):
-        raise ValueError(f"{file}: a damaged {kind} (its values are not those that were written); save it anew")
+        raise ValueError(f"{file}: damaged {kind} (checksum does not match its values); save it again")
     return header, tensors

@@ -150,7 +150,7 @@ def test_cached_decoding_equals_reading_everything_again(build, overrides, promp
     steps, rows = 5, len(batch)
     written = torch.zeros(rows, 0, dtype=torch.long)
     with torch.no_grad():
-        stream, logits = reader.open(batch)
+        stream, logits = reader.start_decoding(batch)
         for _ in range(steps):
             chosen = logits.argmax(-1, keepdim=True)
             written = torch.cat([written, chosen], 1)
@@ -165,7 +165,7 @@ def test_cached_decoding_equals_reading_everything_again(build, overrides, promp
 def test_keys_below_the_join_hold_no_memory(build, ragged):
     reader = build(["compressor=mean_pool", *DEPTH]).eval()
     with torch.no_grad():
-        stream, logits = reader.open(ragged)
+        stream, logits = reader.start_decoding(ragged)
         stream.step(logits.argmax(-1))
     lower = ragged.prefix.lengths + ragged.prompt.lengths + 1
     slots = (ragged.context.lengths + 3) // 4

@@ -104,7 +104,7 @@ def test_batch_invariance_question_independence_and_gradients(build, settings, r
     assert all(p.grad is not None and p.grad.any() for p in encoder.parameters() if p.requires_grad)
     other = replace(batch, query=collate(ragged_examples[::-1]).query)
     context = Context(batch.context.ids, batch.context.mask, batch.prefix)
-    assert torch.equal(reader.compressor.encode(context).states, reader._encoded(other).states)
+    assert torch.equal(reader.compressor.encode(context).states, reader._encode(other).states)
 
 
 def test_training_evaluation_and_a_saved_document(compose, settings, tmp_path):

@@ -31,7 +31,7 @@ def test_the_prefix_belongs_to_the_context():
 def test_what_was_read_before_takes_as_long_again():
     store, compressor = EncodingStore(), Counting()
     store.encode(compressor, contexts([5], [6, 6]))
-    store._kept = {key: (one, seconds) for (key, (one, _)), seconds in zip(store._kept.items(), (3.0, 4.0))}
+    store._entries = {key: (one, seconds) for (key, (one, _)), seconds in zip(store._entries.items(), (3.0, 4.0))}
     with timed_phases() as seconds, phase("encode"):
         store.encode(compressor, contexts([6, 6], [5], [6, 6]))
     assert seconds["encode"] == pytest.approx(11, abs=0.5)

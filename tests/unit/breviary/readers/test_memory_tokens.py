@@ -5,10 +5,10 @@ from dataclasses import replace
 import pytest
 import torch
 
-from breviary.config.build import build_backbone, compressor_class
+from breviary.config.build import ReaderSpec, build_backbone
 from breviary.contract import TASKS, Context
 from breviary.objectives.text import Reconstruct
-from breviary.readers.memory_tokens import MEMORY
+from breviary.readers.memory_tokens import MEMORY_ID
 from tests.tiny import disturb
 
 ICAE = ["compressor=icae", "compressor.memory_tokens=4", "decoder.train=frozen"]
@@ -36,14 +36,14 @@ def test_a_fresh_encoder_reads_as_the_backbone_does(build, ragged):
     found, model = encoded(reader, ragged), reader.decoder
     ids = found.ids[0, 0][found.mask[0, 0]]
     own = torch.where(
-        ids[:, None] == MEMORY,
+        ids[:, None] == MEMORY_ID,
         reader.compressor.memory_embeds.repeat(len(ids), 1)[: len(ids)],
         model.embed(ids.clamp(min=0)),
     )
-    own[ids == MEMORY] = reader.compressor.memory_embeds
+    own[ids == MEMORY_ID] = reader.compressor.memory_embeds
     states = model.run(own[None], range(2), torch.arange(len(ids))[None])
     torch.testing.assert_close(found.states[0, 0][found.mask[0, 0]], model.norm(states)[0])
-    assert (ids == MEMORY).sum() == 4 and (ids[-4:] == MEMORY).all()
+    assert (ids == MEMORY_ID).sum() == 4 and (ids[-4:] == MEMORY_ID).all()
 
 
 def test_the_decoder_never_sees_the_encoder_s_adapters_nor_the_encoder_the_decoder_s(build, ragged):
@@ -105,7 +105,7 @@ def test_icae_s_segments_are_of_equal_length_and_always_have_all_their_tokens(bu
         assert len(own) == segments
         each = ceil(length, segments) if segments else 0
         assert [len(row) - 4 for row in own[:-1]] == [each] * (segments - 1)
-        read = torch.cat([row[row != MEMORY] for row in own]).tolist() if own else []
+        read = torch.cat([row[row != MEMORY_ID] for row in own]).tolist() if own else []
         assert read == ragged.context.ids[b][ragged.context.mask[b]].tolist()
     assert slots(reader, ragged) == [4 * ceil(length, 12) + (length > 0) for length in lengths]
     footprint = reader.footprint(ragged)
@@ -145,7 +145,7 @@ def test_the_longest_context_takes_no_more_positions_than_there_are(compose, wor
     cfg = compose([*ICAE, *words])
     settings = {key: value for key, value in cfg.compressor.items() if key != "_target_"}
     for room in (0, 3, 5, 29, 64):
-        limit = compressor_class(cfg).longest_context(settings, room + 10, 10)
+        limit = ReaderSpec.of(cfg).compressor.longest_context(settings, room + 10, 10)
         segments = ceil(limit, 16) if settings["ratio"] else 9 // 3
         taken = (
             4 * segments + 1
@@ -193,6 +193,6 @@ def test_mistakes_are_told_all_at_once(compose):
         ]
     )
     settings = {key: value for key, value in cfg.compressor.items() if key != "_target_"}
-    found = compressor_class(cfg).problems(settings, build_backbone(cfg))
+    found = ReaderSpec.of(cfg).compressor.problems(settings, build_backbone(cfg))
     keys = ("ratio", "count", "head", "memory_tokens", "lora_rank", "encoder_layers", "lora_dropout", "lora_targets")
     assert [sentence.startswith(f"compressor.{key}=") for key, sentence in zip(keys, found, strict=True)] == [True] * 8

@@ -136,15 +136,15 @@ def test_what_another_reader_kept_is_refused(files, tmp_path, words, told):
 def test_comet_and_compressors_refuse_each_other_s_files(comi, files, tmp_path):
     comet = opened(tmp_path, "compressor=comet")
     comet.read(TEXT).save(tmp_path / "session")
-    with pytest.raises(ValueError, match="session: no document or memory, but session; "):
+    with pytest.raises(ValueError, match="session: contains session, expected document or memory; "):
         comi.load(tmp_path / "session")
-    with pytest.raises(ValueError, match="memory: no session, but memory; "):
+    with pytest.raises(ValueError, match="memory: contains memory, expected session; "):
         comet.load(files / "memory")
 
 
 def test_another_reader_s_object_is_refused(comi, tmp_path):
     other = opened(tmp_path, "compressor=comi", "compressor.join=depth")
-    with pytest.raises(ValueError, match="^this was read by another reader; save it and load it here"):
+    with pytest.raises(ValueError, match="^this context was encoded by another reader; save it and load it here"):
         other.answer_from(comi.read(TEXT), QUESTIONS)
 
 
@@ -153,7 +153,7 @@ def test_a_damaged_file(comi, files, spoil):
     for kind in ("document", "memory"):
         (files / kind).write_bytes(spoil((files / kind).read_bytes()))
         with pytest.raises(
-            ValueError, match=rf"{kind}: no document or memory can be read from it \(.+\); give a file that save wrote"
+            ValueError, match=rf"{kind}: cannot be read as document or memory \(.+\); give a file that save wrote"
         ):
             comi.load(files / kind)
 
@@ -162,9 +162,9 @@ def test_one_wrong_bit_a_missing_file_and_a_later_schema(comi, files):
     content = bytearray((files / "memory").read_bytes())
     content[-1] ^= 64
     (files / "memory").write_bytes(content)
-    with pytest.raises(ValueError, match="memory: a damaged memory "):
+    with pytest.raises(ValueError, match="memory: damaged memory "):
         comi.load(files / "memory")
-    with pytest.raises(ValueError, match="gone: no document or memory can be read from it"):
+    with pytest.raises(ValueError, match="gone: cannot be read as document or memory"):
         comi.load(files / "gone")
     with safe_open(files / "document", framework="pt") as stream:
         header = stream.metadata() | {"schema": str(SCHEMA + 1)}
@@ -187,10 +187,10 @@ def test_a_question_that_leaves_no_room_is_told(tmp_path):
     reader = opened(tmp_path, "compressor=comi", "compressor.join=depth", "backbone.positions=128")
     kept = reader.read(TEXT)
     with pytest.raises(
-        ValueError, match=r"^a text of \d+ tokens: this reader reads at most \d+ beside prefix, question and"
+        ValueError, match=r"^a text of \d+ tokens: this reader accepts at most \d+ beside prefix, question and"
     ):
         reader.answer_from(kept, "blue " * 90)
-    with pytest.raises(ValueError, match="this reader reads at most"):
+    with pytest.raises(ValueError, match="this reader accepts at most"):
         reader.answer_from(kept, QUESTIONS[0], Generation(max_new_tokens=100))
-    with pytest.raises(ValueError, match="this reader reads at most"):
+    with pytest.raises(ValueError, match="this reader accepts at most"):
         reader.answer(["", TEXT * 9], QUESTIONS)

@@ -4,7 +4,7 @@ from types import SimpleNamespace
 
 import pytest
 import torch
-from comet_helpers import C, comet, twin_logits
+from comet_helpers import C, expected_logits, tiny_comet
 
 from breviary.contract import Generation
 from breviary.runs.checkpoints import save_trained
@@ -21,7 +21,7 @@ SHORT = Generation(max_new_tokens=6, min_new_tokens=6)
 
 @pytest.fixture(scope="module")
 def reader():
-    return comet(dtype="float32")
+    return tiny_comet(dtype="float32")
 
 
 def ids_of(reader, text):
@@ -44,7 +44,7 @@ def greedy(reader, ids, count):
     written = list(ids)
     with torch.no_grad():
         for _ in range(count):
-            written.append(int(twin_logits(reader, torch.tensor(written))[-1].argmax()))
+            written.append(int(expected_logits(reader, torch.tensor(written))[-1].argmax()))
     return written[len(ids) :]
 
 
@@ -59,7 +59,8 @@ def test_a_text_may_be_read_in_pieces(reader, size):
         pieces.read(ids[start : start + size])
     torch.testing.assert_close(pieces._logits, whole._logits, atol=1e-5, rtol=1e-5)
     assert (
-        pieces.tokens_read == whole.tokens_read == len(ids) and pieces._open == whole._open == ids[-len(whole._open) :]
+        pieces.tokens_read == whole.tokens_read == len(ids)
+        and pieces._open_ids == whole._open_ids == ids[-len(whole._open_ids) :]
     )
     assert pieces.ask(QUESTION, SHORT) == whole.ask(QUESTION, SHORT)
 
@@ -113,7 +114,7 @@ def test_writing_rolls_over_into_new_chunks(reader):
     session.read(ids)
     written = list(session.generate(3 * C))
     assert written == greedy(reader, ids, 3 * C) and len(written) == 3 * C
-    assert session.tokens_read == 10 + 3 * C and session._open == written[-10:]
+    assert session.tokens_read == 10 + 3 * C and session._open_ids == written[-10:]
     again = opened(reader, [*ids, *written])
     torch.testing.assert_close(session._logits, again._logits, atol=1e-5, rtol=1e-5)
 
@@ -161,12 +162,12 @@ def test_opening_leaves_training_behind(reader):
 @pytest.mark.parametrize("length", [0, 9, 16, 17, 60])
 @pytest.mark.parametrize("overrides", [[], ["compressor.global_slots=0"], ["compressor.queue_budget=0"]], ids=" ".join)
 def test_a_session_is_saved_and_loaded(overrides, length, tmp_path):
-    reader = comet(*overrides, dtype="float32")
+    reader = tiny_comet(*overrides, dtype="float32")
     ids, session = ids_of(reader, TEXT), reader.open(template=" {question}:")
     session.read(ids[:length])
     assert session.save(tmp_path / "s.safetensors") == (tmp_path / "s.safetensors").stat().st_size
     loaded = Session.load(reader, tmp_path / "s.safetensors")
-    assert (loaded.tokens_read, loaded._open, loaded.template) == (length, session._open, " {question}:")
+    assert (loaded.tokens_read, loaded._open_ids, loaded.template) == (length, session._open_ids, " {question}:")
     for one in (session, loaded):
         one.read(ids[length : length + 30])
     torch.testing.assert_close(loaded._logits, session._logits, atol=1e-5, rtol=1e-5)
@@ -197,18 +198,18 @@ def saved(reader, tmp_path):
 )
 def test_a_session_of_other_settings_is_refused(saved, overrides, told):
     with pytest.raises(ValueError) as error:
-        Session.load(comet(*overrides, dtype="float32"), saved)
+        Session.load(tiny_comet(*overrides, dtype="float32"), saved)
     assert str(error.value).startswith(f"{saved}: a session of another reader: ") and told in str(error.value)
 
 
 def test_a_session_of_another_type_is_refused(saved):
     with pytest.raises(ValueError, match="a session of another reader: dtype float32, here float64"):
-        Session.load(comet(), saved)
+        Session.load(tiny_comet(), saved)
 
 
 def test_a_session_of_other_weights_is_refused(saved):
     for part in ("memory", "decoder"):
-        other = comet(dtype="float32")
+        other = tiny_comet(dtype="float32")
         disturb(getattr(other, part), 1e-4)
         with pytest.raises(ValueError, match=r"a session of another reader: weights \w{64}, here \w{64}$"):
             Session.load(other, saved)
@@ -219,13 +220,11 @@ def test_a_file_that_is_no_session_is_refused(reader, saved, tmp_path):
     (tmp_path / "half").write_bytes(saved.read_bytes()[:-200])
     (tmp_path / "none").write_bytes(b"")
     for name in ("text", "half", "none", "missing"):
-        with pytest.raises(
-            ValueError, match=rf"{name}: no session can be read from it \(.+\); give a file that save wrote"
-        ):
+        with pytest.raises(ValueError, match=rf"{name}: cannot be read as session \(.+\); give a file that save wrote"):
             Session.load(reader, tmp_path / name)
     checkpoint = save_trained(tmp_path / "run", reader, reader.fingerprint)
     with pytest.raises(
-        ValueError, match="trained.safetensors: no session, but something else; give a file that save wrote"
+        ValueError, match="trained.safetensors: contains no saved context, expected session; give a file"
     ):
         Session.load(reader, checkpoint)
 
@@ -234,7 +233,7 @@ def test_a_session_with_other_values_is_refused(reader, saved):
     values = bytearray(saved.read_bytes())
     values[-1] ^= 1
     saved.write_bytes(values)
-    with pytest.raises(ValueError, match="a damaged session .its values are not those that were written"):
+    with pytest.raises(ValueError, match="damaged session .checksum does not match"):
         Session.load(reader, saved)
 
 

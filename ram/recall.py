@@ -1,0 +1,144 @@
+"""Recall of gold segments: the share of segments with evidence that a ranking keeps, at several ratios.
+
+Compares the relevance of a RAM reader with the same reader untrained, BM25 on the same segments, chance, and the best
+possible ranking. With few kept segments even the best ranking cannot keep all gold segments.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import bm25s
+import numpy as np
+import torch
+from omegaconf import DictConfig
+from torch import Tensor
+
+from breviary.config.build import build_backbone
+from breviary.contract import Batch, Example, Reader
+from breviary.evaluation.resolve import find_checkpoint
+from breviary.evaluation.session import EvaluationSession
+from breviary.evaluation.statistics import interval, paired_bootstrap
+from breviary.runtime.distributed import print_rank0
+from ram.labels import positive_segments
+from ram.segments import select_segments, split_segments
+
+logging.getLogger("bm25s").setLevel(logging.WARNING)  # it logs every index that it builds
+
+RESAMPLES, SEED = 2000, 0  # of the bootstrap
+BM25, CHANCE, BEST = "BM25", "chance", "best possible"
+
+Recall = dict[int, float]  # ratio -> share of the gold segments that are kept
+
+
+def measure_recall(
+    session: EvaluationSession, cfg: DictConfig, examples: Sequence[Example], ratios: Sequence[int]
+) -> list[dict[str, Any]]:
+    """Recall of every ranker on the examples that mark gold passages, one row per ranker; the trained reader first.
+
+    cfg  a checked configuration of a RAM run, as from `session.check`
+    A row is {"ranker", "run", "n", "segment_size", "recall": {ratio: {"value", "low", "high"}}}. The trained reader's
+    also has "over": {other ranker: {ratio: paired difference from it}}, for the untrained reader and BM25.
+    Raises: ValueError where no example marks gold passages.
+    """
+    size = cfg.compressor.segment_size
+    batches = list(_gold_batches(session, cfg, examples))
+    if not batches:
+        raise ValueError(f"{cfg.run}: no example marks gold passages; choose another dataset, e.g. dataset=nq_gold4")
+    trained, untrained = cfg.reader, f"{cfg.reader} (untrained)"
+    recalls = {
+        trained: _reader_recalls(trained, session.load_reader(cfg, find_checkpoint(cfg)), batches, size, ratios),
+        untrained: _reader_recalls(untrained, session.load_reader(cfg), batches, size, ratios),
+        **_baseline_recalls(batches, size, ratios),
+    }
+    columns = {name: {r: np.array([recall[r] for recall in rows]) for r in ratios} for name, rows in recalls.items()}
+    rows = [
+        {
+            "ranker": name,
+            "run": cfg.run,
+            "n": len(batches),
+            "segment_size": size,
+            "recall": {
+                r: interval(values, np.ones(len(values)), seed=SEED, resamples=RESAMPLES)
+                for r, values in column.items()
+            },
+        }
+        for name, column in columns.items()
+    ]
+    rows[0]["over"] = {
+        other: {
+            r: paired_bootstrap(columns[trained][r] - columns[other][r], resamples=RESAMPLES, seed=SEED) for r in ratios
+        }
+        for other in (untrained, BM25)
+    }
+    return rows
+
+
+def segment_recall(relevance: Tensor, gold: Tensor, lengths: Tensor, ratios: Sequence[int]) -> Recall:
+    """Share of the gold segments that are kept at each ratio: floor(segments / ratio) segments, at least one.
+
+    relevance, gold, lengths  (1, S)
+    """
+    recall = {}
+    for ratio in ratios:
+        keep = select_segments(relevance, lengths, min(float(ratio), float(gold.shape[1])))
+        recall[ratio] = float((keep & gold).sum() / gold.sum())
+    return recall
+
+
+def bm25_scores(batch: Batch, segment_size: int) -> np.ndarray:
+    """BM25 score (Lucene's variant) of each segment's text for the question, (S,), in a batch of one example."""
+    [example] = batch.examples
+    offsets = batch.offsets[0][batch.context.mask[0]].tolist()
+    segments = [offsets[start : start + segment_size] for start in range(0, len(offsets), segment_size)]
+    texts = [example.context[segment[0][0] : segment[-1][1]] for segment in segments]
+    words = bm25s.tokenize([*texts, example.question], stopwords="en", return_ids=False, show_progress=False)
+    ranker = bm25s.BM25()
+    ranker.index(words[:-1], show_progress=False)
+    return ranker.get_scores(words[-1])
+
+
+def _gold_batches(session: EvaluationSession, cfg: DictConfig, examples: Sequence[Example]) -> Iterator[Batch]:
+    """A batch of one for each example that marks gold passages."""
+    collate = session.text.collator(build_backbone(cfg).tokenizer())
+    for item in session.tokenise(cfg, examples):
+        batch = collate([item])
+        if batch.evidence is not None:
+            yield batch
+
+
+def _gold_segments(batch: Batch, segment_size: int) -> tuple[Tensor, Tensor]:
+    """(1, S) bool, segments with a token of a gold passage; (1, S) int64, tokens of each segment."""
+    gold = positive_segments(batch.evidence, segment_size)
+    return gold, split_segments(batch.context.mask, segment_size).sum(-1)
+
+
+@torch.no_grad()
+def _reader_recalls(
+    name: str, reader: Reader, batches: Sequence[Batch], segment_size: int, ratios: Sequence[int]
+) -> list[Recall]:
+    """Recall of the reader's own relevance, for each batch."""
+    reader.eval()
+    device, recalls = next(reader.parameters()).device, []
+    for batch in batches:
+        gold, lengths = _gold_segments(batch, segment_size)
+        relevance = reader.memory(batch.to(device)).trace["relevance"][:, : gold.shape[1]].cpu()
+        recalls.append(segment_recall(relevance, gold, lengths, ratios))
+        print_rank0(f"  {name}: {len(recalls)}/{len(batches)} ranked", end="\r")
+    print_rank0("")
+    return recalls
+
+
+def _baseline_recalls(batches: Sequence[Batch], segment_size: int, ratios: Sequence[int]) -> dict[str, list[Recall]]:
+    """Recall of BM25, of a random ranking, and of a ranking with all gold segments first, for each batch."""
+    recalls: dict[str, list[Recall]] = {BM25: [], CHANCE: [], BEST: []}
+    for batch in batches:
+        gold, lengths = _gold_segments(batch, segment_size)
+        segments = gold.shape[1]
+        scores = torch.tensor(bm25_scores(batch, segment_size))[None]
+        recalls[BM25].append(segment_recall(scores, gold, lengths, ratios))
+        recalls[CHANCE].append({ratio: max(int(segments / ratio), 1) / segments for ratio in ratios})
+        recalls[BEST].append(segment_recall(gold.float(), gold, lengths, ratios))
+    return recalls
