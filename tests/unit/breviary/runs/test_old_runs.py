@@ -1,4 +1,4 @@
-"""Runs of every version that was ever on main open, and answer as they did: tests/data/runs, made with the commits themselves."""
+"""Runs of every schema version open and answer as they did: tests/data/runs, made by the commits themselves."""
 
 import json
 import shutil
@@ -82,3 +82,26 @@ def test_a_later_schema_is_refused(schema):
         ValueError, match=f"^here: a run of schema {schema}, this version reads 1 to {SCHEMA}; open it with"
     ):
         upgrade_config(cfg, "here")
+
+
+@pytest.mark.parametrize(
+    "run, digest",
+    [
+        ("first_comet", "a7f56684924e"),
+        ("first_comi", "920739e60d6d"),
+        ("first_ram", "8fb1835224cc"),
+        ("no_alignment_comi", "b51c4b39294d"),
+        ("schema_1_mean_pool", "7aff86a7cf21"),
+        ("schema_2_ram_comi", "6970d6db6f99"),
+    ],
+)
+def test_an_old_run_has_the_hash_that_its_evaluations_are_found_by(run, digest):
+    """The values of 2411d6e, before classes moved into sub-packages (schema 3)."""
+    assert config_hash(load_config(RUNS / run)) == digest
+
+
+def test_a_document_saved_by_an_earlier_version_is_loaded():
+    reader = load_reader(RUNS / "schema_2_ram_comi")
+    document = reader.load(RUNS / "schema_2_ram_comi" / "document.safetensors")
+    answer = reader.answer_from(document, "What is the official metal of the town of Velkeld?")
+    assert answer == "violinelloogrr violin Qu"  # as 2411d6e answered
