@@ -93,7 +93,8 @@ def unconditional_nll(reader: Reader, items: Any, collate: Collate, batch_size: 
 
     reader  the untouched backbone without any context, with the objective of the reader to compare with
     """
-    device, losses = next(reader.parameters()).device, {}
+    device = next(reader.parameters()).device
+    losses: dict[str, float] = {}
     reader.eval()
     for indices in context_batches(items.lengths, [example.context for example in items.examples], batch_size):
         batch = collate([items[i] for i in indices]).to(device)
@@ -117,7 +118,8 @@ def shuffled_context_nll(reader: Reader, items: Any, collate: Collate, batch_siz
     }
     if None in other.values():
         return {}
-    device, losses, objective = next(reader.parameters()).device, {}, reader.objective
+    device, objective = next(reader.parameters()).device, reader.objective
+    losses: dict[str, float] = {}
     reader.eval()
     try:
         for indices in batches:
@@ -142,6 +144,7 @@ def _nll_without_end(batch: Batch, output: LossOutput) -> dict[str, float]:
 
 def _supervised_values(output: LossOutput, values: Tensor) -> list[list[Any]]:
     """The values (B, A) of each row's supervised tokens."""
+    assert output.supervised is not None, "a reader that reports no losses of single tokens"
     return [row[mask].tolist() for row, mask in zip(values, output.supervised.mask)]
 
 
@@ -198,9 +201,9 @@ def _text_metrics(
     target = objective.primary(batch).answer
     targets = [ids[mask].tolist()[:-1] for ids, mask in zip(target.ids, target.mask)]  # without the end token
     texts = [text.strip() for text in reader.tokenizer.batch_decode(targets, skip_special_tokens=True)]
-    if output.supervised is None:
-        nll = hits = [None] * len(batch)
-    else:
+    nll: list[Any] = [None] * len(batch)
+    hits: list[Any] = [None] * len(batch)
+    if output.supervised is not None:
         nll, hits = (_supervised_values(output, values) for values in (output.token_nll, output.token_hits))
     measured = [
         objective.text_metrics(

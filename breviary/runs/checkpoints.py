@@ -101,8 +101,8 @@ def load_trained(
     them listed. With is_start missing weights are allowed, unless all are missing.
     """
     metadata = read_metadata(folder)
-    for difference in backbone_difference(folder, metadata["backbone"], fingerprint):
-        raise ValueError(difference)
+    for message in backbone_difference(folder, metadata["backbone"], fingerprint):
+        raise ValueError(message)
     with safe_open(Path(folder) / WEIGHTS, framework="pt") as stream:
         names = stream.keys()
         stored = {name: stream.get_tensor(name) for name in names}

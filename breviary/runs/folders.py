@@ -48,18 +48,18 @@ def open_run(cfg: DictConfig) -> tuple[Path, Path | None]:
                 a run folder
     Raises: ValueError when the run folder has no checkpoint.
     """
-    chosen = None
-    if rank() == 0:
-        if cfg.resume == "never":
-            chosen = (None, None)
-        elif cfg.resume == "auto":
-            chosen = _newest_unfinished(Path(cfg.paths.outputs) / cfg.name, config_hash(cfg))
-        else:
-            chosen = (Path(cfg.resume), last_checkpoint(cfg.resume))
-        if chosen[0] is None:
-            chosen = (_new_folder(Path(cfg.paths.outputs) / cfg.name), None)
-            write_run_metadata(chosen[0], cfg)
-    return broadcast_from_rank_zero(chosen)
+    if rank() != 0:
+        return broadcast_from_rank_zero(None)
+    home = Path(cfg.paths.outputs) / cfg.name
+    folder, checkpoint = None, None
+    if cfg.resume == "auto":
+        folder, checkpoint = _newest_unfinished(home, config_hash(cfg))
+    elif cfg.resume != "never":
+        folder, checkpoint = Path(cfg.resume), last_checkpoint(cfg.resume)
+    if folder is None:
+        folder = _new_folder(home)
+        write_run_metadata(folder, cfg)
+    return broadcast_from_rank_zero((folder, checkpoint))
 
 
 def write_run_metadata(folder: Path, cfg: DictConfig) -> None:
@@ -94,7 +94,7 @@ def load_config(folder: str | Path) -> DictConfig:
         raise ValueError(f"{file}: damaged, no YAML ({' '.join(str(error).split())})") from error
     missing = [name for name in ("backbone", "compressor", "engine") if not OmegaConf.is_dict(cfg) or name not in cfg]
     if missing:
-        raise ValueError(f"{file}: not a run's configuration, missing:  {', '.join(missing)}")
+        raise ValueError(f"{file}: not a run's configuration, missing: {', '.join(missing)}")
     cfg = upgrade_config(cfg, str(file))
     if str(cfg.backbone.get("path", "")).startswith("./"):
         cfg.backbone.path = str(Path(folder).absolute() / cfg.backbone.path)
