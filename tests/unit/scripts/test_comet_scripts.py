@@ -4,9 +4,8 @@ import json
 import sys
 
 import pytest
-from calling import call
+from tiny_runs import tiny_run
 
-import train as training
 from scripts import ask_text, passkey_map
 from scripts.bench import comet_length
 
@@ -17,84 +16,72 @@ COMET = [
     "backbone.layers=2",
     "dataset=passkey",
     "dataset.context_words=60",
-    "train.steps=2",
-    "train.batch_size=2",
-    "train.log_every=1",
-    "train.eval_examples=0",
     "eval_batch_size=2",
     "generation.max_new_tokens=3",
+    "generation.min_new_tokens=0",
 ]
 
 
-@pytest.fixture
-def run(monkeypatch, tmp_path, capsys):
-    assert call(monkeypatch, tmp_path, training, *COMET) == 0, capsys.readouterr().err
-    [folder] = (tmp_path / "outputs" / "default").iterdir()
-    capsys.readouterr()
-    return folder
+@pytest.fixture(scope="module")
+def run(tmp_path_factory):
+    return tiny_run(tmp_path_factory.mktemp("comet"), *COMET)
 
 
-def test_a_map_has_a_cell_for_every_length_and_depth(run, tmp_path, capsys):
-    passkey_map.main(
-        [
-            str(run),
-            "--words",
-            "60",
-            "90",
-            "--depths",
-            "0",
-            "1",
-            "--examples",
-            "3",
-            "--output",
-            str(tmp_path / "map"),
-            f"paths.cache={tmp_path}/cache",
-        ]
-    )
-    [found] = json.loads((tmp_path / "map.json").read_text())["runs"]
-    assert [(cell["words"], cell["depth"]) for cell in found["cells"]] == [(60, 0), (60, 1), (90, 0), (90, 1)]
-    assert all(0 <= cell["em"]["low"] <= cell["em"]["value"] <= cell["em"]["high"] <= 1 for cell in found["cells"])
-    assert found["cells"][0]["tokens"] < found["cells"][2]["tokens"] and found["trained_words"] == 60
+@pytest.fixture(scope="module")
+def other_run(tmp_path_factory):
+    """A run of another compressor on another dataset."""
+    return tiny_run(tmp_path_factory.mktemp("other"), "compressor=no_context")
+
+
+def exit_message(capsys, main, arguments):
+    """The error message of a call that exits with code 2."""
+    with pytest.raises(SystemExit) as exit:
+        main(arguments)
+    assert exit.value.code == 2
+    return capsys.readouterr().err
+
+
+def test_passkey_map_measures_every_length_and_depth(run, tmp_path, capsys):
+    options = ["--words", "60", "90", "--depths", "0", "1", "--examples", "3", "--output", str(tmp_path / "map")]
+    passkey_map.main([str(run), *options, f"paths.cache={tmp_path}/cache"])
+    [measured] = json.loads((tmp_path / "map.json").read_text())["runs"]
+    cells = measured["cells"]
+    assert [(cell["words"], cell["depth"]) for cell in cells] == [(60, 0), (60, 1), (90, 0), (90, 1)]
+    assert all(0 <= cell["em"]["low"] <= cell["em"]["value"] <= cell["em"]["high"] <= 1 for cell in cells)
+    assert cells[0]["tokens"] < cells[2]["tokens"] and measured["trained_words"] == 60
     assert (tmp_path / "map.png").read_bytes().startswith(b"\x89PNG")
-    with pytest.raises(SystemExit):
-        passkey_map.main([str(run), "compare=[a/run]"])
-    assert "compare=['a/run']: name further runs, or call this again" in capsys.readouterr().err
+    assert "compare=['a/run']: name further runs, or call this again" in exit_message(
+        capsys, passkey_map.main, [str(run), "compare=[a/run]"]
+    )
 
 
-def test_a_text_is_read_kept_and_asked_again(run, tmp_path, capsys):
-    book, kept = tmp_path / "book.txt", tmp_path / "book.session"
+def test_a_saved_memory_gives_the_same_answers(run, tmp_path, capsys):
+    book, saved = tmp_path / "book.txt", tmp_path / "book.session"
     book.write_text("The grass is green. The pass key is 12345. " * 20)
-    ask_text.main([str(run), "--text", str(book), "--save", str(kept), "What is the pass key?", "What is green?"])
-    first = capsys.readouterr().out
-    assert "tokens in" in first and first.count("Q: ") == first.count("A: ") == 2 and "cache would be" in first
-    ask_text.main([str(run), "--load", str(kept), "What is the pass key?", "What is green?"])
-    assert capsys.readouterr().out == first[first.index("Q: ") :]
+    questions = ["What is the pass key?", "What is green?"]
+    ask_text.main([str(run), "--text", str(book), "--save", str(saved), *questions])
+    output = capsys.readouterr().out
+    assert "tokens in" in output and output.count("Q: ") == output.count("A: ") == 2 and "would be" in output
+    ask_text.main([str(run), "--load", str(saved), *questions])
+    assert capsys.readouterr().out == output[output.index("Q: ") :]
 
 
 @pytest.mark.parametrize(
-    "words, sentence",
+    "options, error",
     [
-        ([], "nothing to read: give --text FILE, or --load FILE"),
-        (["--text", "gone.txt"], "--text gone.txt: no such file"),
-        (["--load", "gone.session"], "--load gone.session: no such file"),
+        ([], "no text: give --text FILE or --load FILE"),
+        (["--text", "missing.txt"], "--text missing.txt: no such file"),
+        (["--load", "missing.session"], "--load missing.session: no such file"),
     ],
 )
-def test_what_cannot_be_read_is_told(run, capsys, words, sentence):
-    with pytest.raises(SystemExit) as ended:
-        ask_text.main([str(run), *words, "Who?"])
-    assert ended.value.code == 2 and sentence in capsys.readouterr().err
+def test_ask_text_reports_missing_input(run, capsys, options, error):
+    assert error in exit_message(capsys, ask_text.main, [str(run), *options, "Who?"])
 
 
-def test_other_runs_are_refused(monkeypatch, tmp_path, capsys):
-    words = ["compressor=no_context", *(word for word in COMET if not word.startswith(("compressor", "dataset")))]
-    assert call(monkeypatch, tmp_path, training, *words) == 0, capsys.readouterr().err
-    [folder] = (tmp_path / "outputs" / "default").iterdir()
-    for main, arguments in ((ask_text.main, ["Who?", "--text", __file__]), (passkey_map.main, [])):
-        with pytest.raises(SystemExit) as ended:
-            main([str(folder), *arguments])
-        assert ended.value.code == 2
-    told = capsys.readouterr().err
-    assert "keeps no running memory" in told and "give a run of dataset=passkey" in told
+def test_runs_of_other_readers_and_datasets_are_rejected(other_run, capsys):
+    message = exit_message(capsys, ask_text.main, [str(other_run), "Who?", "--text", __file__])
+    assert "has no running memory" in message
+    assert "give a run of dataset=passkey" in exit_message(capsys, passkey_map.main, [str(other_run)])
 
 
 def test_the_bench_measures_both_readers_at_every_length(monkeypatch, tmp_path):

@@ -1,17 +1,17 @@
-"""gold_recall.py, curves.py and bench/end_to_end.py on runs of the tiny backbone."""
+"""gold_recall.py, curves.py, bench/compress.py and bench/end_to_end.py on the tiny backbone."""
 
 import csv
 import json
 
 import pytest
-import torch
 from calling import call
 from matplotlib import pyplot
+from tiny_runs import tiny_run
 
 import eval as evaluating
 import train as training
+from breviary.evaluation import bench
 from breviary.report.curves import draw_curves, read_curve
-from ram.segments import select_segments
 from scripts import curves, gold_recall
 from scripts.bench import compress, end_to_end
 
@@ -30,86 +30,69 @@ RAM = [
 ]
 
 
-@pytest.fixture
-def run(monkeypatch, tmp_path, capsys):
-    assert call(monkeypatch, tmp_path, training, *RAM) == 0, capsys.readouterr().err
-    [folder] = (tmp_path / "outputs" / "default").iterdir()
+@pytest.fixture(scope="module")
+def run(tmp_path_factory):
+    """A run that train.py made, for its log."""
+    home = tmp_path_factory.mktemp("ram")
+    with pytest.MonkeyPatch.context() as monkeypatch:
+        assert call(monkeypatch, home, training, *RAM) == 0
+    [folder] = (home / "outputs" / "default").iterdir()
     return folder
 
 
-def test_recall_of_gold_segments(run, tmp_path):
+@pytest.fixture(scope="module")
+def mean_pool_run(tmp_path_factory):
+    return tiny_run(tmp_path_factory.mktemp("mean_pool"), "compressor=mean_pool")
+
+
+def exit_message(capsys, main, arguments):
+    """The error message of a call that exits with code 2."""
+    with pytest.raises(SystemExit) as exit:
+        main(arguments)
+    assert exit.value.code == 2
+    return capsys.readouterr().err
+
+
+def test_gold_recall_compares_with_every_ranker(run, tmp_path):
     file = tmp_path / "recall.json"
-    gold_recall.main(
-        [
-            str(run),
-            "--examples",
-            "12",
-            "--ratios",
-            "1",
-            "2",
-            "100",
-            "--output",
-            str(file),
-            f"paths.cache={tmp_path}/cache",
-        ]
-    )
-    found = json.loads(file.read_text())
-    rows = {row["ranker"]: row["recall"] for row in found["rows"]}
+    options = ["--examples", "12", "--ratios", "1", "2", "100", "--output", str(file)]
+    gold_recall.main([str(run), *options, f"paths.cache={tmp_path}/cache"])
+    content = json.loads(file.read_text())
+    rows = {row["ranker"]: row["recall"] for row in content["rows"]}
     assert list(rows) == ["ram", "ram (untrained)", "BM25", "chance", "best possible"]
-    assert all(recall["1"]["value"] == 1 for recall in rows.values())  # everything is kept
+    assert all(recall["1"]["value"] == 1 for recall in rows.values())  # ratio 1 keeps every segment
     best = rows["best possible"]
     assert best["2"]["value"] == 1 and all(best["100"]["value"] >= recall["100"]["value"] for recall in rows.values())
-    over = found["rows"][0]["over"]
-    assert list(over) == ["ram (untrained)", "BM25"] and all("over" not in row for row in found["rows"][1:])
+    over = content["rows"][0]["over"]
+    assert list(over) == ["ram (untrained)", "BM25"] and all("over" not in row for row in content["rows"][1:])
     for other, differences in over.items():
         assert differences["1"] == {"value": 0, "low": 0, "high": 0}
         assert differences["2"]["value"] == pytest.approx(rows["ram"]["2"]["value"] - rows[other]["2"]["value"])
         assert differences["2"]["low"] <= differences["2"]["value"] <= differences["2"]["high"]
-    # The name asked for stands in the gold sentence alone, and one segment is always kept.
+    # Only the gold sentence contains the name in the question, and at least one segment is kept.
     assert rows["BM25"]["2"]["value"] > rows["chance"]["2"]["value"] and rows["BM25"]["100"]["value"] > 0
     assert all(recall["100"]["low"] <= recall["100"]["value"] <= recall["100"]["high"] for recall in rows.values())
 
 
-def test_a_key_that_only_the_run_has_is_set_as_any_other(run, monkeypatch, tmp_path, capsys):
-    """compressor.keep is no key of what eval.py composes before it knows the run."""
-    words = [f"run={run}", "examples=2", "baselines=[]", "compressor.keep=none", "compressor.ratio=2"]
-    assert call(monkeypatch, tmp_path, evaluating, *words) == 0, capsys.readouterr().err
+def test_overrides_may_set_keys_that_only_the_run_has(run, monkeypatch, tmp_path, capsys):
+    """compressor.keep is not a key of configs/eval.yaml with its default compressor."""
+    overrides = [f"run={run}", "examples=2", "baselines=[]", "compressor.keep=none", "compressor.ratio=2"]
+    assert call(monkeypatch, tmp_path, evaluating, *overrides) == 0, capsys.readouterr().err
     [file] = run.glob("eval/*/*/results.json")
-    assert {key: json.loads(file.read_text())["config"]["compressor"][key] for key in ("keep", "ratio")} == {
-        "keep": "none",
-        "ratio": 2,
-    }
+    compressor = json.loads(file.read_text())["config"]["compressor"]
+    assert (compressor["keep"], compressor["ratio"]) == ("none", 2)
     assert call(monkeypatch, tmp_path, evaluating, f"run={run}", "compressor.kep=none") == 2
     assert "the nearest right one is compressor.keep" in capsys.readouterr().err
     gold_recall.main([str(run), "--examples", "2", "compressor.keep=none", f"paths.cache={tmp_path}/cache"])
 
 
-def test_recall_counts_gold_segments_that_are_kept():
-    relevance, gold = torch.tensor([[0.9, 0.1, 0.8, 0.7]]), torch.tensor([[True, True, False, True]])
-    lengths = torch.full((1, 4), 8)
-    assert gold_recall.recalls(relevance, gold, lengths, [1, 2, 9]) == {
-        1: 1.0,
-        2: pytest.approx(1 / 3),
-        9: pytest.approx(1 / 3),
-    }
-    assert select_segments(relevance, lengths, 4.0).tolist() == [[True, False, False, False]]
+def test_gold_recall_rejects_a_run_that_ranks_no_segments(mean_pool_run, capsys):
+    assert "ranks no segments" in exit_message(capsys, gold_recall.main, [str(mean_pool_run)])
 
 
-def test_a_run_that_ranks_no_segments_is_refused(monkeypatch, tmp_path, capsys):
-    words = ["compressor=mean_pool", *RAM[1:2], *RAM[3:]]
-    assert call(monkeypatch, tmp_path, training, *words) == 0, capsys.readouterr().err
-    [folder] = (tmp_path / "outputs" / "default").iterdir()
-    capsys.readouterr()
-    with pytest.raises(SystemExit) as ended:
-        gold_recall.main([str(folder)])
-    assert ended.value.code == 2 and "ranks no segments" in capsys.readouterr().err
-
-
-def test_further_readers_are_refused(run, capsys):
-    with pytest.raises(SystemExit) as ended:
-        gold_recall.main([str(run), "variants=[{compressor.ratio: 8}]"])
-    assert ended.value.code == 2
-    assert "variants=[{'compressor.ratio': 8}]: name further runs, or call this again" in capsys.readouterr().err
+def test_gold_recall_rejects_variants(run, capsys):
+    message = exit_message(capsys, gold_recall.main, [str(run), "variants=[{compressor.ratio: 8}]"])
+    assert "variants=[{'compressor.ratio': 8}]: name further runs, or call this again" in message
 
 
 def test_curves_hold_every_logged_number(run, tmp_path, capsys):
@@ -137,36 +120,13 @@ def test_a_level_is_drawn_where_it_lies(monkeypatch, run, tmp_path):
     assert drawn == {"decoder alone": 3.5}
 
 
-def test_every_reader_is_timed_beside_full_context(monkeypatch, tmp_path, capsys):
-    """The benchmark's rows: one for each ratio that a reader can be asked for, slots and both times as they must be."""
+def test_end_to_end_times_every_reader_against_full_context(tmp_path, capsys):
+    """One row per ratio of each reader that has a ratio, with the expected slots and plausible times."""
     file = tmp_path / "end_to_end.json"
-    monkeypatch.setattr(
-        "sys.argv",
-        [
-            "end_to_end.py",
-            "--backbone",
-            "tiny",
-            "--dtype",
-            "float32",
-            "--lengths",
-            "90",
-            "--runs",
-            "1",
-            "--output",
-            str(file),
-            "--readers",
-            "comet",
-            "no_context",
-            "mean_pool-depth",
-            "icae",
-            "--keys",
-            "backbone.layers=9",
-        ],
-    )
-    with torch.no_grad():
-        end_to_end.main()
+    readers = ["comet", "no_context", "mean_pool-depth", "icae"]
+    options = ["--backbone", "tiny", "--dtype", "float32", "--lengths", "90", "--runs", "1", "--output", str(file)]
+    end_to_end.main([*options, "--readers", *readers, "--keys", "backbone.layers=9"])
     rows = json.loads(file.read_text())["rows"]
-    context = 90 - compress.QUESTION
     assert [(row["reader"], row["ratio"]) for row in rows] == [
         ("comet", None),
         ("no_context", None),
@@ -175,11 +135,22 @@ def test_every_reader_is_timed_beside_full_context(monkeypatch, tmp_path, capsys
         ("icae", 4),
         ("icae", 8),
     ]
-    assert [row["slots"] for row in rows[:4]] == [
-        context,
-        0,
-        -(-context // 4),
-        -(-context // 8),
-    ]  # one chunk: all tokens
+    context = 90 - bench.QUESTION
+    slots = [context, 0, -(-context // 4), -(-context // 8)]  # comet: one chunk, all tokens
+    assert [row["slots"] for row in rows[:4]] == slots
     assert all(0 < row["ours_1_s"] < row["ours_32_s"] and 0 < row["full_1_s"] < row["full_32_s"] for row in rows)
     assert len({row["full_32_s"] for row in rows}) == 1 and "mean_pool-depth" in capsys.readouterr().out
+
+
+def test_compress_measures_both_joins(tmp_path, capsys):
+    file = tmp_path / "compress.json"
+    options = ["--backbone", "tiny", "--dtype", "float32", "--lengths", "90", "--ratios", "4", "--runs", "1"]
+    compress.main([*options, "--output", str(file)])
+    content = json.loads(file.read_text())
+    for part in ("compression", "training_step"):
+        assert [(row["join"], row["tokens"], row["ratio"]) for row in content[part]] == [
+            ("input", 90, 4),
+            ("depth", 90, 4),
+        ]
+        assert all(row["floor_s"] > 0 < row["ours_s"] and row["time_ratio"] > 0 for row in content[part])
+    assert "Training step" in capsys.readouterr().out
