@@ -1,4 +1,4 @@
-"""Opens a run folder, an exported folder or one of the hub as a reader of texts; see checkpoint.load_reader."""
+"""Opens a run folder, an exported folder or an export on the hub: `breviary.load_reader`."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from breviary.backbones.tiny import TinyBackbone
 from breviary.config.build import ReaderSpec, build_backbone, build_reader
 from breviary.config.errors import collect_errors, raise_problems
 from breviary.config.keys import CONFIGS, validate_keys
-from breviary.config.trusted import READER, untrusted_targets
+from breviary.config.trusted import READER_SECTIONS, untrusted_targets
 from breviary.contract import Generation
 from breviary.memory.budget import fixed_ratio
 from breviary.objectives.answer import Answer
@@ -23,10 +23,10 @@ from breviary.runs.checkpoints import backbone_difference, best_checkpoint, load
 from breviary.runs.folders import load_config
 from breviary.runs.schema import FORMER_TARGETS
 from breviary.runtime.checkout import quiet_libraries, require_checkout
-from breviary.serving.text_reader import TextReader
+from breviary.serving.text_interface import TextReader
 
-# Of a folder of the hub; no code, no pickle.
-FILES = ["*.safetensors", "*.json", "*.yaml", "*.jinja", "*.txt", "*.md", "*.model"]
+# Files downloaded from the hub: no code, no pickle.
+HUB_FILES = ["*.safetensors", "*.json", "*.yaml", "*.jinja", "*.txt", "*.md", "*.model"]
 
 
 def load_reader(path: str | Path, backbone: str | Path | None = None, device: str | None = None) -> TextReader:
@@ -48,19 +48,19 @@ def load_reader(path: str | Path, backbone: str | Path | None = None, device: st
     stored = read_metadata(checkpoint)["backbone"]
     # From Python a reader answers questions, whatever its training objective; the objective's metrics are not loaded.
     cfg.objective = OmegaConf.create({"_target_": f"{Answer.__module__}.{Answer.__name__}"})
-    raise_problems(untrusted_targets(cfg, READER))
+    raise_problems(untrusted_targets(cfg, READER_SECTIONS))
     cfg, problems = validate_keys(cfg)
     if device is not None:
         cfg.backbone.device = device
-    found = collect_errors(problems, find_backbone, cfg, stored, backbone, checkpoint)
+    located = collect_errors(problems, find_backbone, cfg, stored, backbone, checkpoint)
     spec = ReaderSpec.of(cfg)
-    if found is not None:
-        problems += found.problems() or spec.compressor.problems(spec.settings, found)
+    if located is not None:
+        problems += located.problems() or spec.compressor.problems(spec.settings, located)
     raise_problems(problems)
-    assert found is not None
-    tokenizer = found.tokenizer()
-    reader = build_reader(cfg, found, tokenizer)
-    load_trained(checkpoint, reader, found.fingerprint)
+    assert located is not None
+    tokenizer = located.tokenizer()
+    reader = build_reader(cfg, located, tokenizer)
+    load_trained(checkpoint, reader, located.fingerprint)
     reader.identity = {
         "method": FORMER_TARGETS.get(cfg.compressor._target_, cfg.compressor._target_),
         "backbone": stored["sha256"],
@@ -68,63 +68,58 @@ def load_reader(path: str | Path, backbone: str | Path | None = None, device: st
     }
     texts = instantiate(OmegaConf.load(CONFIGS / "text.yaml"), tokenizer=tokenizer, prompt=dict(cfg.prompt))
     generation = OmegaConf.to_container(cfg.generation, resolve=True)
-    positions = found.config.max_position_embeddings
-    limit = functools.partial(spec.compressor.longest_context, fixed_ratio(spec.settings), positions)
-    return TextReader(reader, texts, Generation(**generation | {"stop": tuple(generation["stop"])}), limit)
+    positions = located.config.max_position_embeddings
+    longest = functools.partial(spec.compressor.longest_context, fixed_ratio(spec.settings), positions)
+    return TextReader(reader, texts, Generation(**generation | {"stop": tuple(generation["stop"])}), longest)
 
 
 def find_backbone(
     cfg: DictConfig, stored: dict[str, str], given: str | Path | None, checkpoint: Path
 ) -> Backbone | TinyBackbone:
-    """The backbone with the stored hash: the one given, else where the configuration says, else in the cache.
+    """The backbone whose hash equals the stored one: at `given`, else at the configured path, else in the cache.
 
-    Raises: ValueError with what was tried.
+    stored  name and sha256 of the backbone in the checkpoint
+    Raises: ValueError with the differences of every place tried.
     """
     if given is None and not cfg.backbone.get("path"):
-        places: list[str | None] = [None]  # made in code
+        places: list[str | None] = [None]  # built in code, without files
     else:
         cache = OmegaConf.load(CONFIGS / "paths" / "default.yaml").cache
         places = [str(given)] if given else [cfg.backbone.path, f"{cache}/backbones/{stored['name']}"]
-    tried = []
+    tried: list[str] = []
     for place in dict.fromkeys(places):
-        backbone = build_backbone(cfg) if place is None else _at(cfg, place)
+        backbone = build_backbone(cfg) if place is None else _backbone_at(cfg, place)
         problems = backbone.problems()
         difference = problems or backbone_difference(checkpoint, stored, backbone.fingerprint)
         if difference and not problems and place is not None and not Path(place).is_dir():
-            # The hash is of a folder's files, and this is a name: the same files may be what it names.
+            # The stored hash may be that of a folder, and `place` the hub name of the same files.
             folder = collect_errors(difference, hub_folder, place)
             if folder is not None:
-                backbone = _at(cfg, str(folder))
+                backbone = _backbone_at(cfg, str(folder))
                 difference = backbone_difference(checkpoint, stored, backbone.fingerprint)
         if not difference:
             return backbone
         tried += difference
-    wanted = f"{stored['name']} ({stored['sha256'][:12]})"
-    raise ValueError(
-        "\n".join(
-            [
-                *tried,
-                f'the backbone {wanted} was not found; give its folder or hub name: load_reader(path, backbone="...")',
-            ]
-        )
-    )
+    name = f"{stored['name']} ({stored['sha256'][:12]})"
+    hint = f'the backbone {name} was not found; give its folder or hub name: load_reader(path, backbone="...")'
+    raise ValueError("\n".join([*tried, hint]))
 
 
-def _at(cfg: DictConfig, place: str) -> Backbone:
-    """The configured backbone, read from another place."""
+def _backbone_at(cfg: DictConfig, place: str) -> Backbone:
+    """The configured backbone with its files at another folder or hub name."""
     keys = ("dtype", "device", "attn_implementation")
     return Backbone(place, **{key: cfg.backbone[key] for key in keys})
 
 
 def hub_folder(name: str) -> Path:
-    """The folder of a hub name, from the cache or the hub.
+    """The local folder of a hub name, downloaded where the cache does not have it.
 
-    Raises: ValueError where it is in neither.
+    Raises: ValueError where neither the cache nor the hub has it.
     """
     try:
-        return Path(snapshot_download(name, allow_patterns=FILES))
+        return Path(snapshot_download(name, allow_patterns=HUB_FILES))
     except (HFValidationError, HfHubHTTPError, LocalEntryNotFoundError, OSError) as error:
         raise ValueError(
-            f"{name}: no such folder, and nothing of that name in the hub's cache or within reach "
+            f"{name}: no such folder, and neither the hub's cache nor a reachable hub has this name "
             f"({str(error).splitlines()[0]})"
         ) from error

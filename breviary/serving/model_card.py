@@ -1,18 +1,19 @@
-"""The model card of an exported folder: plain values to Markdown."""
+"""The model card of an exported folder: from plain values to Markdown."""
 
 from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 from breviary.evaluation.table import markdown_table
 
-UNKNOWN = "not said by the backbone's folder; look it up before you pass this on"
+UNKNOWN_LICENCE = "not stated in the backbone's folder; look it up before you share this folder"
 
-USE = """from breviary import load_reader
+USAGE = """import breviary
 
-reader = load_reader("{folder}")
+reader = breviary.load_reader("{folder}")
 document = reader.read("The official metal of the town of Velkeld is tin. The lucky fruit of the ship Quiloth is fig.")
 questions = ["What is the official metal of the town of Velkeld?", "What is the lucky fruit of the ship Quiloth?"]
 for question, answer in zip(questions, reader.answer_from(document, questions)):
@@ -22,89 +23,107 @@ print(reader.answer_from(reader.load("velkeld.safetensors"), questions[0]))
 print("".join(reader.stream(document, questions[1])))"""
 
 
-def card(
-    cfg: Mapping[str, Any],
-    backbone: Mapping[str, str],
-    description: str,
-    hub: str | None,
-    licence: str | None,
-    environment: Mapping[str, Any],
-    steps: int,
-    form: str,
-    data: str,
-    imported: Mapping[str, Any] | None,
-    tables: Sequence[tuple[str, list[dict[str, Any]]]],
-) -> str:
-    """Markdown with Hugging Face's front matter.
+@dataclass(frozen=True)
+class CardContent:
+    """What a model card states.
 
-    cfg          the run's configuration;  backbone  its backbone's name and sha256;  description  the same in words
-    hub          hub name of the backbone, where it has one;  licence  of the backbone; None = not known
-    environment  of the training (environment.json);  steps  of the exported checkpoint
-    form         what of the backbone is in the folder;  data  where the training examples come from
-    imported     what scripts/import_checkpoint.py noted of weights that others trained
-    tables       for each evaluation its title and its rows (breviary.tables.row)
+    config       the run's configuration
+    environment  of the training (environment.json)
+    steps        optimizer steps of the exported checkpoint
+    data         source of the training examples
+    imported     content of imported.json for weights released by a method's authors; None = trained here
+    backbone     name and sha256 of the backbone
+    description  the backbone in words
+    hub          hub name of the backbone; None = unknown
+    licence      of the backbone; None = unknown
+    contents     what the folder holds of the backbone
+    tables       title and rows (breviary.evaluation.table.table_row) of each evaluation
     """
-    compressor = cfg["compressor"]
+
+    config: Mapping[str, Any]
+    environment: Mapping[str, Any]
+    steps: int
+    data: str
+    imported: Mapping[str, Any] | None
+    backbone: Mapping[str, str]
+    description: str
+    hub: str | None
+    licence: str | None
+    contents: str
+    tables: Sequence[tuple[str, list[dict[str, Any]]]]
+
+
+def model_card(content: CardContent) -> str:
+    """Markdown with Hugging Face's front matter."""
+    config = content.config
+    compressor = config["compressor"]
     settings = ", ".join(f"{key}={value}" for key, value in compressor.items() if key != "_target_")
-    front = ["---", "library_name: breviary", "pipeline_tag: question-answering"]
-    front += [f"license: {json.dumps(licence or 'unknown')}"]
-    front += [f"base_model: {json.dumps(hub)}"] if hub else []
-    commit = environment["commit"] or "unknown"
-    changed = {True: ", with changes that are not in it", False: "", None: " (whether it was changed is not known)"}
     lines = [
-        *front,
+        "---",
+        "library_name: breviary",
+        "pipeline_tag: question-answering",
+        f"license: {json.dumps(content.licence or 'unknown')}",
+        *([f"base_model: {json.dumps(content.hub)}"] if content.hub else []),
         "---",
         "",
-        f"# {cfg['reader']}: {compressor['_target_']}",
+        f"# {config['reader']}: {compressor['_target_']}",
         "",
-        "A reader made with Breviary: it keeps a small memory of a long context and answers from it.",
+        "A reader trained with Breviary: it compresses a long context into a small memory and answers from it.",
         "",
         "## Use",
         "",
-        "From a checkout of Breviary, installed as its README says, with the path of this folder:",
+        "From a checkout of Breviary, installed as its README describes, with the path of this folder:",
         "",
         "```python",
-        USE.format(folder="path/to/this/folder"),
+        USAGE.format(folder="path/to/this/folder"),
         "```",
         "",
         "`python eval.py run=path/to/this/folder dataset=...` evaluates it. More: docs/python.md of the checkout.",
         "",
-        "## What it is",
+        "## Model",
         "",
-        f"- Form: {form}.",
-        f"- Backbone: {description}; name {backbone['name']}, sha256 {backbone['sha256']}.",
-        f"- Licence of the backbone: {licence or UNKNOWN}.",
+        f"- Contents: {content.contents}.",
+        f"- Backbone: {content.description}; name {content.backbone['name']}, sha256 {content.backbone['sha256']}.",
+        f"- Licence of the backbone: {content.licence or UNKNOWN_LICENCE}.",
         f"- Compressor: {settings or 'no settings'}.",
-        f"- Trained of the decoder: {cfg['decoder']['train']}.",
+        f"- Trained weights of the decoder: {config['decoder']['train']}.",
         "",
-        "## Where it comes from",
+        "## Training",
         "",
-        f"- Code: commit {commit}{changed[environment['dirty']]}.",
-        *_training(cfg, steps, data, imported),
+        f"- Code: {_commit(content.environment)}.",
+        *_training(content),
         "",
         "## Results",
         "",
     ]
-    if not tables:
+    if not content.tables:
         lines += ["Not evaluated: the run has no evaluation of this checkpoint.", ""]
-    for title, rows in tables:
-        lines += [
-            f"{title}; 95% bootstrap intervals, NLL in nats a token, times in milliseconds a question.",
-            "",
-            markdown_table(rows),
-        ]
+    for title, rows in content.tables:
+        note = "95% bootstrap intervals, NLL in nats per token, times in milliseconds per question."
+        lines += [f"{title}; {note}", "", markdown_table(rows)]
     return "\n".join(lines)
 
 
-def _training(cfg: Mapping[str, Any], steps: int, data: str, imported: Mapping[str, Any] | None) -> list[str]:
-    """How the weights came about."""
+def _commit(environment: Mapping[str, Any]) -> str:
+    """The commit of the code, and whether there were uncommitted changes."""
+    dirty = {
+        True: ", with uncommitted changes",
+        False: "",
+        None: " (whether there were uncommitted changes is unknown)",
+    }
+    return f"commit {environment['commit'] or 'unknown'}{dirty[environment['dirty']]}"
+
+
+def _training(content: CardContent) -> list[str]:
+    """The origin of the weights: training data and steps, or the imported files."""
+    config, imported = content.config, content.imported
     if imported is not None:
         files = ", ".join(f"{name} (sha256 {digest[:12]})" for name, digest in imported["files"].items())
         return [f"- Weights: not trained here; imported from the authors' files, format {imported['format']}: {files}."]
-    train = cfg["train"]
+    train = config["train"]
     batch = train["batch_size"] * train["accumulation"]
     return [
-        f"- Data: {data}.",
-        f"- Steps: {steps} of {batch} examples a process, {train['optimizer']}, "
-        f"learning rate {train['learning_rate']}, objective {cfg['objective']['_target_']}, seed {cfg['seed']}.",
+        f"- Data: {content.data}.",
+        f"- Steps: {content.steps} of {batch} examples per process, {train['optimizer']}, learning rate "
+        f"{train['learning_rate']}, objective {config['objective']['_target_']}, seed {config['seed']}.",
     ]

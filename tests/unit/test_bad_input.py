@@ -60,7 +60,7 @@ def test_a_file_that_breaks_off(refused, tmp_path):
     [sentence] = refused(training, "dataset=jsonl", f"dataset.train={tmp_path}/cut.jsonl.gz", "train.eval_examples=0")
     assert sentence == (
         f"dataset.train: {tmp_path}/cut.jsonl.gz breaks off after 0 examples (Compressed file ended "
-        "before the end-of-stream marker was reached); it must be whole UTF-8 text, gzipped if and "
+        "before the end-of-stream marker was reached); it must be complete UTF-8 text, gzipped if and "
         "only if its name ends in .gz"
     )
 
@@ -287,7 +287,7 @@ def test_an_encoder_with_another_tokenizer(refused, tmp_path):
     [sentence] = refused(training, *long, *SMALL, *ram)
     assert "set compressor.keep=none compressor.contrastive_weight=0" in sentence
     [sentence] = refused(mapping, *SMALL, *ram, "compressor.keep=none", "compressor.contrastive_weight=0")
-    assert "reads with another tokenizer" in sentence
+    assert "uses another tokenizer" in sentence
 
 
 @pytest.fixture

@@ -78,7 +78,7 @@ def test_what_is_longer_than_the_positions_is_read_in_segments_or_refused(place,
     assert tokens > positions > slots and positions == 224
     assert session.startswith(f"{tokens + 1} tokens read")  # with BOS
     assert re.fullmatch(
-        rf"a text of {tokens} tokens: this reader reads at most \d+ beside prefix, question and answer; .*", refused
+        rf"a text of {tokens} tokens: this reader accepts at most \d+ beside prefix, question and answer; .*", refused
     )
 
 

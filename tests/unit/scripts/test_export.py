@@ -1,4 +1,4 @@
-"""scripts/export.py: one folder that answers as the run does, in another process, and says what it is."""
+"""scripts/export.py: one folder that gives the run's answers, in another process too, and describes itself."""
 
 import json
 import os
@@ -21,17 +21,18 @@ from breviary.backbones.tiny import TinyBackbone
 from breviary.evaluation.results import source_of
 from breviary.runs.checkpoints import WEIGHTS, read_metadata
 from breviary.runs.folders import load_config, write_config
+from breviary.runs.importing import RECORD
+from breviary.serving.export import ExportSource, dataset_source
 from scripts import export
-from scripts.import_checkpoint import RECORD
 from tests.tiny import compose_tiny, evaluate_tiny
 
 FORMS = {"comi": ["compressor=comi", "compressor.encoder_train=lora"], "comet": ["compressor=comet"]}
 OPTIONS = {"weights": [], "backbone": ["--include-backbone"], "merged": ["--merge"]}
 CODE = """import json, sys
 sys.path.insert(0, {root!r})
-from breviary import load_reader
-texts, questions = json.load(open("asked.json"))
-json.dump(load_reader("outputs/comi/RUN").answer(texts, questions), open("answers.json", "w"))
+import breviary
+texts, questions = json.load(open("questions.json"))
+json.dump(breviary.load_reader("outputs/comi/RUN").answer(texts, questions), open("answers.json", "w"))
 {block}"""
 
 
@@ -54,7 +55,7 @@ def runs(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def folders(runs, tmp_path_factory):
-    """exported(name, form) -> the exported folder, made once."""
+    """exported(name, form) -> the exported folder, made once per module."""
     home, made = tmp_path_factory.mktemp("exported"), {}
 
     def exported(name, form):
@@ -67,31 +68,31 @@ def folders(runs, tmp_path_factory):
 
 
 def evaluated(run, name):
-    """The run's own predictions, and the texts and questions that they answer."""
+    """The run's own predictions, with their texts and questions."""
     [file] = run.glob(f"eval/*/{name}/predictions.jsonl")
     rows = [json.loads(line) for line in file.read_text().splitlines()]
     examples = {example.id: example for example in instantiate(load_config(run).dataset).examples("test")}
-    asked = [examples[row["id"]] for row in rows]
+    answered = [examples[row["id"]] for row in rows]
     predictions = [row["prediction"] for row in rows]
     assert len(set(predictions)) > 1 and all(predictions)
-    return predictions, [example.context for example in asked], [example.question for example in asked]
+    return predictions, [example.context for example in answered], [example.question for example in answered]
 
 
 @pytest.mark.parametrize("name, form", [*(("comi", form) for form in OPTIONS), ("comet", "merged")])
-def test_an_exported_folder_answers_as_the_run(runs, folders, name, form):
-    predictions, *asked = evaluated(runs[name], name)
-    assert load_reader(folders(name, form)).answer(*asked) == predictions
+def test_an_exported_folder_gives_the_answers_of_the_run(runs, folders, name, form):
+    predictions, *batch = evaluated(runs[name], name)
+    assert load_reader(folders(name, form)).answer(*batch) == predictions
 
 
-def test_it_does_so_in_another_checkout_in_a_clean_process(runs, folders, tmp_path, monkeypatch):
-    """The page's COMI section: what the first block saves here is answered from there by the second."""
-    predictions, *asked = evaluated(runs["comi"], "comi")
-    (tmp_path / "asked.json").write_text(json.dumps(asked))
+def test_another_checkout_gives_the_same_answers_in_a_clean_process(runs, folders, tmp_path, monkeypatch):
+    """The COMI section of docs/python.md: the second block answers there from the memory that the first saved here."""
+    predictions, *batch = evaluated(runs["comi"], "comi")
+    (tmp_path / "questions.json").write_text(json.dumps(batch))
     shutil.copytree(folders("comi", "backbone"), tmp_path / "outputs" / "comi" / "RUN")
     monkeypatch.chdir(tmp_path)
     names = executed(page_blocks()["COMI-0"])
-    for room in ("breviary", "comi", "ram", "comet", "data", "configs"):
-        shutil.copytree(ROOT / room, tmp_path / "checkout" / room, ignore=shutil.ignore_patterns("__pycache__"))
+    for package in ("breviary", "comi", "ram", "comet", "data", "configs"):
+        shutil.copytree(ROOT / package, tmp_path / "checkout" / package, ignore=shutil.ignore_patterns("__pycache__"))
     code = CODE.format(root=str(tmp_path / "checkout"), block=page_blocks()["COMI-1"])
     clean = {key: os.environ[key] for key in ("PATH", "HOME", "HF_HUB_OFFLINE", "OMP_NUM_THREADS") if key in os.environ}
     done = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, env=clean, capture_output=True, timeout=300)
@@ -100,7 +101,7 @@ def test_it_does_so_in_another_checkout_in_a_clean_process(runs, folders, tmp_pa
     assert done.stdout.decode() == f"{names['questions'][0]} {names['answers'][0]}\n"
 
 
-def test_eval_takes_an_exported_folder_for_a_run(runs, folders, tmp_path):
+def test_eval_accepts_an_exported_folder_as_a_run(runs, folders, tmp_path):
     predictions, *_ = evaluated(runs["comi"], "comi")
     shutil.copytree(folders("comi", "merged"), tmp_path / "given")
     words = [f"run={tmp_path}/given", f"paths.cache={tmp_path}/cache", "baselines=[]"]
@@ -109,7 +110,7 @@ def test_eval_takes_an_exported_folder_for_a_run(runs, folders, tmp_path):
 
 
 @pytest.mark.parametrize("form", OPTIONS)
-def test_what_a_folder_holds(folders, form):
+def test_the_files_of_an_exported_folder(folders, form):
     folder = folders("comi", form)
     names = {str(file.relative_to(folder)) for file in folder.rglob("*") if file.is_file()}
     own = {"config.yaml", "environment.json", "README.md", WEIGHTS, "tokenizer.json", "tokenizer_config.json"}
@@ -119,11 +120,11 @@ def test_what_a_folder_holds(folders, form):
     texts = "".join((folder / name).read_text() for name in own - {WEIGHTS})
     assert str(folder.parent.parent) not in texts and str(Path.home()) not in texts
     with pytest.raises(ValueError, match="is an exported folder already"):
-        export.Source.of(str(folder), "best", "elsewhere")
+        ExportSource.open(str(folder), "best", "elsewhere")
 
 
-def test_merged_weights_are_a_model_of_its_own(runs, folders):
-    """Adapters are in them: the plain model gives the decoder's logits."""
+def test_merged_weights_are_a_plain_model(runs, folders):
+    """Adapters are merged: the plain model computes the decoder's logits."""
     folder = folders("comi", "merged")
     ids = AutoTokenizer.from_pretrained(folder)("The moon is white.", return_tensors="pt")["input_ids"]
     model, reader = AutoModelForCausalLM.from_pretrained(folder / "backbone"), load_reader(runs["comi"]).reader
@@ -137,7 +138,7 @@ def test_merged_weights_are_a_model_of_its_own(runs, folders):
     assert (model(ids).logits - plain).abs().max() > 0.1 and read_metadata(folder)["merged"]
 
 
-def test_the_card_says_where_it_comes_from(runs, folders):
+def test_the_card_states_code_data_training_and_results(runs, folders):
     card = (folders("comi", "weights") / "README.md").read_text()
     front, text = card.split("---\n")[1:3]
     assert OmegaConf.create(front).license == "none: random weights, made in code"
@@ -156,7 +157,7 @@ def test_the_card_says_where_it_comes_from(runs, folders):
     assert len(re.findall(r"\d\.\d\d \[\d\.\d\d, \d+\.\d\d\]", text)) >= 2  # NLL with its interval, two rows
 
 
-def test_the_card_names_every_file_of_several():
+def test_dataset_source_names_every_file():
     cfg = compose_tiny(
         [
             "dataset=passages",
@@ -164,16 +165,16 @@ def test_the_card_names_every_file_of_several():
             "dataset.test=/data/nq/test.jsonl",
         ]
     )
-    assert export.data_source(cfg.dataset, "train") == "nq/train.jsonl, hotpotqa/train.jsonl"
-    assert export.data_source(cfg.dataset, "test") == "nq/test.jsonl"
+    assert dataset_source(cfg.dataset, "train") == "nq/train.jsonl, hotpotqa/train.jsonl"
+    assert dataset_source(cfg.dataset, "test") == "nq/test.jsonl"
     assert source_of(cfg.dataset, "train") == "/data/nq/train.jsonl, /data/hotpotqa/train.jsonl"
     generated = compose_tiny(["dataset=invented_facts"]).dataset
-    assert export.data_source(generated, "test") == "data.invented_facts.InventedFacts (generated)"
+    assert dataset_source(generated, "test") == "data.invented_facts.InventedFacts (generated)"
     assert source_of(generated, "test") == "data.invented_facts.InventedFacts"
 
 
-def test_no_path_of_this_machine_goes_along(runs, tmp_path):
-    """Nor among several files of a data set."""
+def test_the_configuration_holds_no_path_of_this_machine(runs, tmp_path):
+    """Also for a dataset of several files."""
     run = shutil.copytree(runs["comi"], tmp_path / "run")
     cfg = load_config(run)
     cfg.dataset = {
@@ -189,7 +190,7 @@ def test_no_path_of_this_machine_goes_along(runs, tmp_path):
     assert stored["test"] == "${paths.data}/nq/test.jsonl"
 
 
-def test_the_card_s_lines_run(folders, tmp_path, monkeypatch, capsys):
+def test_the_code_of_the_card_runs(folders, tmp_path, monkeypatch, capsys):
     [code] = re.findall(r"^```python\n(.*?)^```$", (folders("comi", "backbone") / "README.md").read_text(), re.M | re.S)
     assert len(code.splitlines()) <= 10 + 2 and "path/to/this/folder" in code
     monkeypatch.chdir(tmp_path)
@@ -199,7 +200,7 @@ def test_the_card_s_lines_run(folders, tmp_path, monkeypatch, capsys):
     assert lines[0].endswith(lines[3]) and lines[1].endswith(lines[4])
 
 
-def test_an_evaluation_of_another_checkpoint_is_not_told(runs, tmp_path):
+def test_an_evaluation_of_another_checkpoint_is_not_on_the_card(runs, tmp_path):
     shutil.copytree(runs["comi"], tmp_path / "run")
     [checkpoint] = (tmp_path / "run" / "checkpoints").glob("checkpoint-*")
     checkpoint.rename(checkpoint.with_name("checkpoint-1"))
@@ -208,7 +209,7 @@ def test_an_evaluation_of_another_checkpoint_is_not_told(runs, tmp_path):
     assert "Not evaluated" in card and "Licence of the backbone: mit." in card
 
 
-def test_the_card_of_imported_weights_says_whose_they_are(runs, tmp_path):
+def test_the_card_of_imported_weights_names_their_source(runs, tmp_path):
     run = shutil.copytree(runs["comi"], tmp_path / "run")
     record = {"format": "comi", "source": str(tmp_path), "files": {"model.safetensors": "ab" * 32}}
     (run / RECORD).write_text(json.dumps(record))
@@ -222,11 +223,11 @@ def test_the_card_of_imported_weights_says_whose_they_are(runs, tmp_path):
 
 
 @pytest.mark.parametrize(
-    "spoil, sentence",
+    "spoil, message",
     [
         (lambda run: (run / "config.yaml").unlink(), "no run folder (no config.yaml in it)"),
         (lambda run: shutil.rmtree(run / "checkpoints"), "no run folder with a complete checkpoint"),
-        (lambda run: (run / "config.yaml").write_text("schema: 2\nname: x\n"), "it lacks backbone, compressor, engine"),
+        (lambda run: (run / "config.yaml").write_text("schema: 2\nname: x\n"), "missing: backbone, compressor, engine"),
         (
             lambda run: save_file(
                 {},
@@ -237,27 +238,27 @@ def test_the_card_of_imported_weights_says_whose_they_are(runs, tmp_path):
         ),
     ],
 )
-def test_what_cannot_be_exported_is_told_and_nothing_written(runs, tmp_path, capsys, spoil, sentence):
+def test_a_run_that_cannot_be_exported_raises_and_nothing_is_written(runs, tmp_path, capsys, spoil, message):
     shutil.copytree(runs["comi"], tmp_path / "run")
     spoil(tmp_path / "run")
     with pytest.raises(SystemExit) as ended:
         export.main([str(tmp_path / "run"), "--output", str(tmp_path / "out")])
-    assert ended.value.code == 2 and sentence in capsys.readouterr().err
+    assert ended.value.code == 2 and message in capsys.readouterr().err
     assert {path.name for path in tmp_path.iterdir()} == {"run"}
 
 
-def test_shared_weights_are_not_merged(tmp_path, capsys):
-    """The encoder of memory tokens reads with the decoder's weights as they were."""
+def test_weights_shared_with_an_encoder_are_not_merged(tmp_path, capsys):
+    """The encoder of memory tokens uses the decoder's weights without adapters."""
     run = tiny_run(tmp_path, "compressor=icae", "compressor.memory_tokens=4")
     with pytest.raises(SystemExit):
         export.main([str(run), "--output", str(tmp_path / "out"), "--merge"])
-    assert "--merge: the encoder of breviary.readers.memory_tokens.MemoryTokens reads" in capsys.readouterr().err
+    assert "--merge: the encoder of breviary.readers.memory_tokens.MemoryTokens uses" in capsys.readouterr().err
     export.main([str(run), "--output", str(tmp_path / "out"), "--include-backbone"])
     assert load_reader(tmp_path / "out").answer(["red"], ["Who?"]) == load_reader(run).answer(["red"], ["Who?"])
 
 
-def test_a_folder_that_is_there_is_left_alone(runs, tmp_path, capsys):
+def test_an_existing_folder_is_not_overwritten(runs, tmp_path, capsys):
     (tmp_path / "mine").write_text("mine")
     with pytest.raises(SystemExit):
         export.main([str(runs["comi"]), "--output", str(tmp_path / "mine")])
-    assert "is there already" in capsys.readouterr().err and (tmp_path / "mine").read_text() == "mine"
+    assert "exists already" in capsys.readouterr().err and (tmp_path / "mine").read_text() == "mine"

@@ -1,4 +1,4 @@
-"""From the command line to the page, on the tiny backbone: the map tells what the reader did."""
+"""scripts/reading_map.py on the tiny backbone: the page shows how the reader compressed the context."""
 
 import json
 from html.parser import HTMLParser
@@ -9,6 +9,7 @@ from calling import call
 import train as training
 from breviary.backbones.tiny import TinyBackbone
 from breviary.contract import Example
+from breviary.report import reading_map
 from data.invented_facts import InventedFacts
 from scripts import reading_map as script
 
@@ -56,7 +57,7 @@ FORMS = {
 
 
 class Page(HTMLParser):
-    """Text of every document of a page; fails where tags do not balance."""
+    """The text of every document of a page; fails where tags do not balance."""
 
     def __init__(self, text):
         super().__init__(convert_charrefs=True)
@@ -75,24 +76,24 @@ class Page(HTMLParser):
 
     def handle_data(self, data):
         self.text += data
-        if any(marked == "document" for _, marked in self.open):
+        if any(classes == "document" for _, classes in self.open):
             self.documents[-1] += data
 
 
 @pytest.fixture
 def mapped(monkeypatch, tmp_path, capsys):
-    """mapped(*words) -> (the page, its cards, its facts) of a call that succeeds."""
+    """mapped(*words) -> (page, {"facts", "cards", "file"}) of a successful call."""
 
     def make(*words):
         seen = {}
 
         def recorded(facts, cards):
             seen["facts"], seen["cards"] = dict(facts), cards
-            return page(facts, cards)
+            return render_page(facts, cards)
 
-        page = script.page
+        render_page = reading_map.render_page
         with monkeypatch.context() as patch:
-            patch.setattr(script, "page", recorded)
+            patch.setattr(reading_map, "render_page", recorded)
             code = call(patch, tmp_path, script, *words)
         printed = capsys.readouterr()
         assert code == 0, printed.err
@@ -105,14 +106,14 @@ def mapped(monkeypatch, tmp_path, capsys):
 
 
 def slots_of(card):
-    """Slots by what the map shows: kept tokens, and one for each skimmed segment and each group."""
-    kept = sum(part.tokens for part in card.parts if part.kind == "kept")
-    skimmed = sum(len(part.slot_sizes) or 1 for part in card.parts if part.kind == "skimmed")
-    return kept + skimmed + len({part.number for part in card.parts if part.kind == "group"})
+    """Slots according to the marks: kept tokens, and those of each skimmed segment and each group."""
+    kept = sum(span.tokens for span in card.spans if span.kind == "kept")
+    skimmed = sum(len(span.slot_sizes) or 1 for span in card.spans if span.kind == "skimmed")
+    return kept + skimmed + len({span.number for span in card.spans if span.kind == "group"})
 
 
 @pytest.mark.parametrize("overrides", FORMS.values(), ids=FORMS)
-def test_the_map_shows_as_many_slots_as_the_decoder_reads(mapped, overrides):
+def test_the_map_shows_as_many_slots_as_the_memory_has(mapped, overrides):
     page, seen = mapped(*overrides, *SMALL, "n=3")
     examples = InventedFacts().examples("test")[:3]
     assert page.documents == [example.context for example in examples]
@@ -123,13 +124,13 @@ def test_the_map_shows_as_many_slots_as_the_decoder_reads(mapped, overrides):
         gold = [example.context[start:end] for (start, end), gold in zip(card.offsets, card.gold) if gold]
         [document] = [document for document in example.documents if document.is_gold]
         assert "".join(gold).strip() == example.context[document.start : document.end]
-        relevances = [part.relevance for part in card.parts if part.relevance is not None]
+        relevances = [span.relevance for span in card.spans if span.relevance is not None]
         if overrides[0].startswith("compressor=ram"):
-            kept = [part.relevance for part in card.parts if part.kind == "kept"]
+            kept = [span.relevance for span in card.spans if span.kind == "kept"]
             assert min(kept) >= sorted(relevances)[-len(kept)] and len(set(relevances)) == len(relevances)
         else:
             assert relevances == []
-    asked = {
+    requested = {
         "ram-input": "2x",
         "ram-depth": "2x",
         "ram-comi": "2x",
@@ -138,18 +139,18 @@ def test_the_map_shows_as_many_slots_as_the_decoder_reads(mapped, overrides):
         "ram-whole": "3x",
     }
     name = next(name for name, words in FORMS.items() if words is overrides)
-    assert {card.asked for card in seen["cards"]} == {asked.get(name, "4x")}
+    assert {card.requested for card in seen["cards"]} == {requested.get(name, "4x")}
 
 
 @pytest.mark.parametrize("overrides", [FORMS["ram-input"], FORMS["comi-segments"]], ids=["ram", "comi"])
-def test_what_a_card_says_does_not_depend_on_its_batch(mapped, overrides):
+def test_cards_do_not_depend_on_the_batch_size(mapped, overrides):
     _, one = mapped(*overrides, *SMALL, "n=3", "eval_batch_size=1")
     _, all_at_once = mapped(*overrides, *SMALL, "n=3", "eval_batch_size=3")
     for alone, together in zip(one["cards"], all_at_once["cards"], strict=True):
-        assert [(p.kind, p.tokens, p.number, p.size) for p in alone.parts] == [
-            (p.kind, p.tokens, p.number, p.size) for p in together.parts
+        assert [(p.kind, p.tokens, p.number, p.size) for p in alone.spans] == [
+            (p.kind, p.tokens, p.number, p.size) for p in together.spans
         ]
-        for p, q in zip(alone.parts, together.parts):
+        for p, q in zip(alone.spans, together.spans):
             assert q.weights == pytest.approx(p.weights, rel=1e-4)
             assert p.relevance is None or q.relevance == pytest.approx(p.relevance, abs=1e-5)
 
@@ -170,12 +171,12 @@ def test_empty_cut_and_foreign_contexts(mapped, tmp_path, overrides):
     page, seen = mapped(*overrides, *SMALL, *given, "limits.max_context_tokens=40")
     assert page.documents == [foreign] and "The context is empty." in page.text
     empty, cut = seen["cards"]
-    assert empty.slots == 0 and empty.parts == () and len(cut.offsets) == 40 and slots_of(cut) == cut.slots
+    assert empty.slots == 0 and empty.spans == () and len(cut.offsets) == 40 and slots_of(cut) == cut.slots
     assert f"of {len(foreign)} characters not read" in page.text and cut.gold == ()
     assert seen["facts"]["Data"] == f"test split of {tmp_path}/some.jsonl, first 2 questions"
 
 
-def test_a_trained_run_is_read_with_its_own_weights_and_settings(mapped, monkeypatch, tmp_path, capsys):
+def test_a_trained_run_uses_its_own_weights_and_settings(mapped, monkeypatch, tmp_path, capsys):
     words = [
         *FORMS["ram-depth"],
         *SMALL,
@@ -196,10 +197,10 @@ def test_a_trained_run_is_read_with_its_own_weights_and_settings(mapped, monkeyp
     _, untrained = mapped(*FORMS["ram-depth"], *SMALL, "n=2", "split=validation", f"output={tmp_path}/a/b.html")
     assert untrained["file"] == f"{tmp_path}/a/b.html"
     assert untrained["facts"]["Run"] == "none: the untouched backbone"
-    assert [p.relevance for p in seen["cards"][0].parts] != [p.relevance for p in untrained["cards"][0].parts]
+    assert [p.relevance for p in seen["cards"][0].spans] != [p.relevance for p in untrained["cards"][0].spans]
 
 
-def test_mistakes_are_told_together_before_any_weight_is_loaded(monkeypatch, capsys, tmp_path):
+def test_all_problems_are_reported_before_any_weight_is_loaded(monkeypatch, capsys, tmp_path):
     def loaded(*args, **kwargs):
         raise AssertionError("weights were loaded")
 
@@ -216,8 +217,8 @@ def test_mistakes_are_told_together_before_any_weight_is_loaded(monkeypatch, cap
     )
     assert code == 2
     assert capsys.readouterr().err.splitlines() == [
-        f"error: {sentence}"
-        for sentence in (
+        f"error: {message}"
+        for message in (
             "n=0: must be a whole number of at least 1, e.g. n=20",
             f"output={tmp_path}: is a folder; name a file, e.g. output={tmp_path}/map.html",
             "compare=['a/run']: a map shows one reader; make one map for each run",
@@ -225,6 +226,8 @@ def test_mistakes_are_told_together_before_any_weight_is_loaded(monkeypatch, cap
             "compressor.ratio=0: must be a whole number of at least 1, e.g. 4",
         )
     ]
+    assert call(monkeypatch, tmp_path, script, *SMALL, "compressor=comet") == 2
+    assert "compressor=Comet: has no slots that a map could show" in capsys.readouterr().err
     assert call(monkeypatch, tmp_path, script, "outptu=x") == 2
     assert capsys.readouterr().err == "error: outptu: unknown key; the nearest right one is output\n"
     assert call(monkeypatch, tmp_path, script, f"run={tmp_path}/none") == 2

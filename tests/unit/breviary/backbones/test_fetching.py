@@ -159,7 +159,7 @@ def test_copy_of_a_converted_folder_keeps_its_note(tmp_path, tiny):
 
 
 def test_licence_of_the_pinned_weights_is_in_copies_and_model_cards(tmp_path, tiny, monkeypatch):
-    from scripts.export import licence_of
+    from breviary.serving.export import backbone_licence
 
     write_gguf(tmp_path / "model.gguf")
     recipe = replace(tiny, gguf_sha256=digest(tmp_path / "model.gguf"))
@@ -167,7 +167,7 @@ def test_licence_of_the_pinned_weights_is_in_copies_and_model_cards(tmp_path, ti
     first = get_backbone("tiny", tmp_path / "model.gguf", tmp_path / "first")
     second = get_backbone("tiny", first, tmp_path / "second")
     for folder in (first, second):
-        assert read_provenance(folder)["license"] == "apache-2.0" == licence_of(Backbone(str(folder)))
+        assert read_provenance(folder)["license"] == "apache-2.0" == backbone_licence(Backbone(str(folder)))
 
 
 def test_changed_weights_raise_value_error(tmp_path, tiny):

@@ -1,4 +1,4 @@
-"""The reading map's page: the whole text once and in order, marks on the right characters, foreign text harmless."""
+"""The page of a reading map: the whole text in order, marks on the right characters, foreign text escaped."""
 
 import re
 from dataclasses import replace
@@ -9,8 +9,17 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from breviary.memory.trace import TokenSpan, spans_from_trace
-from breviary.report.reading_map import LEVELS, STYLE, Card, _element, character_spans, page, shown
+from breviary.report.reading_map_page import (
+    LEVELS,
+    TEMPLATES,
+    Card,
+    character_spans,
+    render_page,
+    template_environment,
+    visible_text,
+)
 
+STYLE = TEMPLATES / "reading_map.css"
 VOID = {"meta", "br", "hr", "img", "link", "input"}
 HOSTILE = (
     "<script>alert(1)</script>",
@@ -23,15 +32,16 @@ HOSTILE = (
     "\u202eleft",
     "]]><![CDATA[",
     "javascript:x",
+    "{{ 7 * 6 }}{% raw %}{#",
     "   ",
     "",
 )
 
 
 class Parsed(HTMLParser):
-    """A page as a browser's tree would have it: fails where tags do not balance.
+    """The elements of a page; fails where tags do not balance.
 
-    characters: of each document in turn, (character, {class: title} of everything around it within the document)
+    characters  for each document: (character, {class: title} of all elements around it within the document)
     """
 
     def __init__(self, text):
@@ -66,21 +76,21 @@ class Parsed(HTMLParser):
             self.characters[-1] += [(character, marks) for character in data]
 
     def marked(self, name, document=0):
-        """The characters of a document that stand within something of class `name`, as one text."""
+        """The characters of a document inside elements of class `name`, as one text."""
         return "".join(character for character, marks in self.characters[document] if name in marks)
 
     def document(self, number=0):
         return "".join(character for character, _ in self.characters[number])
 
 
-def by_byte(text):
-    """Offsets of a byte-level tokenizer: as many tokens for a character as it has bytes."""
+def byte_offsets(text):
+    """Offsets of a byte-level tokenizer: a character has as many tokens as bytes."""
     return tuple((i, i + 1) for i, c in enumerate(text) for _ in c.encode("utf-8", "surrogatepass"))
 
 
-def card(context="one two three", offsets=None, parts=None, **values):
-    offsets = by_byte(context) if offsets is None else offsets
-    parts = spans_from_trace(len(offsets), {}) if parts is None else parts
+def card(context="one two three", offsets=None, spans=None, **values):
+    offsets = byte_offsets(context) if offsets is None else offsets
+    spans = spans_from_trace(len(offsets), {}) if spans is None else spans
     return Card(
         **{
             "question": "Which?",
@@ -91,16 +101,16 @@ def card(context="one two three", offsets=None, parts=None, **values):
             "context": context,
             "offsets": offsets,
             "gold": (),
-            "parts": parts,
+            "spans": spans,
             "slots": 3,
-            "asked": "4x",
+            "requested": "4x",
         }
         | values
     )
 
 
 def parsed(*cards, facts=(("Reader", "ram"),)):
-    return Parsed(page(facts, cards))
+    return Parsed(render_page(facts, cards))
 
 
 def ram_trace(kept, relevance, tokens, size, dropped=False):
@@ -122,8 +132,8 @@ def ram_trace(kept, relevance, tokens, size, dropped=False):
 
 
 @given(st.text(max_size=30), st.data())
-def test_spans_are_the_text_once_and_in_order(text, data):
-    bytes_of = by_byte(text)
+def test_character_spans_cover_the_text_in_order(text, data):
+    bytes_of = byte_offsets(text)
     cuts = sorted(data.draw(st.sets(st.integers(1, max(len(bytes_of) - 1, 1)), max_size=8)) | {0, len(bytes_of)})
     cuts = [cut for cut in cuts if cut <= len(bytes_of)]
     offsets = [(bytes_of[a][0], bytes_of[b - 1][1]) for a, b in zip(cuts, cuts[1:])]  # tokens of several bytes
@@ -136,21 +146,21 @@ def test_spans_are_the_text_once_and_in_order(text, data):
 
 
 def test_a_character_of_several_tokens_belongs_to_the_first():
-    assert by_byte("a😀b") == ((0, 1), (1, 2), (1, 2), (1, 2), (1, 2), (2, 3))
-    assert character_spans("a😀b", by_byte("a😀b")) == [(0, 1, 0), (1, 2, 1), (2, 3, 5)]
+    assert byte_offsets("a😀b") == ((0, 1), (1, 2), (1, 2), (1, 2), (1, 2), (2, 3))
+    assert character_spans("a😀b", byte_offsets("a😀b")) == [(0, 1, 0), (1, 2, 1), (2, 3, 5)]
     assert character_spans("é!", [(0, 1), (0, 2)]) == [(0, 1, 0), (1, 2, 1)]  # a token that begins within a character
 
 
-def test_white_space_of_no_token_goes_with_the_next_and_at_the_end_with_the_last():
+def test_white_space_without_token_belongs_to_the_next_token_and_at_the_end_to_the_last():
     assert character_spans(" ab  cd \n", [(1, 3), (5, 7)]) == [(0, 3, 0), (3, 7, 1), (7, 9, 1)]
 
 
-def test_other_characters_of_no_token_are_told_as_such():
+def test_other_characters_without_token_are_marked():
     assert character_spans("ab cut cd", [(0, 2), (7, 9)]) == [(0, 2, 0), (2, 7, None), (7, 9, 1)]
     assert character_spans("ab", []) == [(0, 2, None)] and character_spans("", []) == []
 
 
-# ------------------------------------------------------------------ parts of traces
+# ------------------------------------------------------------------ spans from traces
 
 
 def test_spans_of_segments():
@@ -161,10 +171,10 @@ def test_spans_of_segments():
         TokenSpan("skimmed", 2, 3, relevance=-0.2),
     )
     dropped = spans_from_trace(8, ram_trace([False, True, False], [0.1, 0.9, -0.2], 8, 3, dropped=True), 3)
-    assert [part.kind for part in dropped] == ["dropped", "kept", "dropped"]
+    assert [span.kind for span in dropped] == ["dropped", "kept", "dropped"]
 
 
-def test_spans_of_groups_are_numbered_through_the_rows():
+def test_groups_are_numbered_across_rows():
     trace = {"groups": [[0, 0, 1], [0, 1, -1]], "weights": [[0.25, 0.75, 1.0], [1.0, 1.0, 0.0]]}
     assert spans_from_trace(5, trace) == (
         TokenSpan("group", 2, 1, 2, weights=(0.25, 0.75)),
@@ -174,9 +184,9 @@ def test_spans_of_groups_are_numbered_through_the_rows():
     )
 
 
-def test_a_group_may_lie_apart_and_tokens_in_none():
-    parts = spans_from_trace(5, {"groups": [[0, 1, 0, -1, -1]], "weights": None})
-    assert parts == (
+def test_a_group_may_be_interrupted_and_tokens_may_have_no_group():
+    spans = spans_from_trace(5, {"groups": [[0, 1, 0, -1, -1]], "weights": None})
+    assert spans == (
         TokenSpan("group", 1, 1, 2),
         TokenSpan("group", 1, 2, 1),
         TokenSpan("group", 1, 1, 2),
@@ -184,7 +194,7 @@ def test_a_group_may_lie_apart_and_tokens_in_none():
     )
 
 
-def test_spans_of_kept_tokens_of_nothing_known_and_of_an_empty_context():
+def test_spans_of_kept_tokens_of_an_unknown_trace_and_of_an_empty_context():
     assert spans_from_trace(4, {"kept": [True, True, False, True, False]}) == (
         TokenSpan("kept", 2),
         TokenSpan("dropped", 1),
@@ -194,9 +204,9 @@ def test_spans_of_kept_tokens_of_nothing_known_and_of_an_empty_context():
     assert spans_from_trace(0, {"groups": [[-1]], "kept": [False]}) == ()
 
 
-def test_parts_and_gold_must_be_of_the_tokens():
+def test_spans_and_gold_must_match_the_tokens():
     with pytest.raises(AssertionError):
-        card("abc", parts=(TokenSpan("kept", 2),))
+        card("abc", spans=(TokenSpan("kept", 2),))
     with pytest.raises(AssertionError):
         card("abc", gold=(True,))
 
@@ -208,15 +218,15 @@ TEXT = "Süß 日本 😀😀 end of\n\n the\ttext"
 
 
 @pytest.mark.parametrize("size", [1, 3, 4, 50])
-def test_kept_and_skimmed_are_marked_where_their_first_bytes_are(size):
-    tokens = len(by_byte(TEXT))
+def test_marks_start_at_the_first_byte_of_a_character(size):
+    tokens = len(byte_offsets(TEXT))
     segments = -(-tokens // size)
     kept = [i % 3 == 1 for i in range(segments)]
     gold = tuple(t % 7 < 3 for t in range(tokens))
     trace = ram_trace(kept, [i / 100 for i in range(segments)], tokens, size)
-    found = parsed(card(TEXT, parts=spans_from_trace(tokens, trace, size), gold=gold))
+    found = parsed(card(TEXT, spans=spans_from_trace(tokens, trace, size), gold=gold))
     assert found.document() == TEXT
-    first_token = {start: t for t, (start, _) in reversed(list(enumerate(by_byte(TEXT))))}
+    first_token = {start: t for t, (start, _) in reversed(list(enumerate(byte_offsets(TEXT))))}
     for i, (_, marks) in enumerate(found.characters[0]):
         number = first_token[i] // size
         assert ("kept" in marks) == kept[number] and ("skimmed" in marks) == (not kept[number])
@@ -229,12 +239,12 @@ def test_kept_and_skimmed_are_marked_where_their_first_bytes_are(size):
 
 def test_a_skimmed_segment_of_several_slots():
     trace = {"kept": [False, True], "relevance": [0.0, 1.0], "groups": [[0, 0, 1, 1, 2, 3, 4]], "weights": None}
-    parts = spans_from_trace(7, trace, 5)
-    assert parts == (
+    spans = spans_from_trace(7, trace, 5)
+    assert spans == (
         TokenSpan("skimmed", 5, 1, relevance=0.0, slot_sizes=(2, 2, 1)),
         TokenSpan("kept", 2, 2, relevance=1.0),
     )
-    found = parsed(card("abcdefg", parts=parts, gold=(False,) * 3 + (True,) * 4))
+    found = parsed(card("abcdefg", spans=spans, gold=(False,) * 3 + (True,) * 4))
     assert found.document() == "abcdefg" and found.marked("gold") == "defg" and found.marked("kept") == "fg"
     assert found.marked("slot") == "ce"  # what begins a further slot; "d" follows under its own underline
     assert found.characters[0][0][1]["skimmed"] == "segment 1 of 2: skimmed into 3 slots, relevance 0.000, 5 tokens"
@@ -242,8 +252,8 @@ def test_a_skimmed_segment_of_several_slots():
 
 def test_skimmed_segments_are_shaded_by_the_rank_of_their_relevance():
     def shades(*relevance):
-        parts = tuple(TokenSpan("skimmed", 1, i + 1, relevance=value) for i, value in enumerate(relevance))
-        found = parsed(card("abcde"[: len(parts)], parts=parts))
+        spans = tuple(TokenSpan("skimmed", 1, i + 1, relevance=value) for i, value in enumerate(relevance))
+        found = parsed(card("abcde"[: len(spans)], spans=spans))
         return [next(name for name in marks if re.fullmatch(r"s\d", name)) for _, marks in found.characters[0]]
 
     assert shades(0.75, 0.25, 0.5) == [f"s{LEVELS - 1}", "s0", "s4"]
@@ -253,7 +263,7 @@ def test_skimmed_segments_are_shaded_by_the_rank_of_their_relevance():
 
 def test_groups_are_shaded_by_size_and_their_tokens_by_weight():
     trace = {"groups": [[0, 1, 1, 1, 1, 2, 2, 2, 2, 2]], "weights": [[1.0, 0.1, 0.2, 0.3, 0.4, *[0.2] * 5]]}
-    found = parsed(card("abcdefghij", parts=spans_from_trace(10, trace), gold=(False,) * 4 + (True,) + (False,) * 5))
+    found = parsed(card("abcdefghij", spans=spans_from_trace(10, trace), gold=(False,) * 4 + (True,) + (False,) * 5))
     marks = [marks for _, marks in found.characters[0]]
     shades = ["".join(name for name in mark if re.fullmatch(r"s\d", name)) for mark in marks]
     assert shades[0] == f"s{LEVELS - 1}" and shades[0] > shades[1] > shades[5]
@@ -265,17 +275,17 @@ def test_groups_are_shaded_by_size_and_their_tokens_by_weight():
 
 
 def test_groups_without_weights():
-    found = parsed(card("abcd", parts=spans_from_trace(4, {"groups": [[0, 0, 1, 1]], "weights": None})))
+    found = parsed(card("abcd", spans=spans_from_trace(4, {"groups": [[0, 0, 1, 1]], "weights": None})))
     assert found.marked("group") == "abcd" and found.characters[0][0][1]["group"] == "group of 2, weighted equally"
     assert not any(re.fullmatch(r"i\d", name) for _, marks in found.characters[0] for name in marks)
 
 
 def test_weights_that_are_all_zero():
-    found = parsed(card("ab", parts=spans_from_trace(2, {"groups": [[0, 0]], "weights": [[0.0, 0.0]]})))
+    found = parsed(card("ab", spans=spans_from_trace(2, {"groups": [[0, 0]], "weights": [[0.0, 0.0]]})))
     assert found.marked("i0") == "ab"
 
 
-def test_a_cut_within_a_segment_stands_outside_it():
+def test_truncated_text_inside_a_segment_is_marked_as_cut():
     context = "start of it, the middle, the end"
     offsets = tuple((i, i + 1) for i in range(len(context)) if i < 5 or i >= len(context) - 5)
     found = parsed(card(context, offsets, (TokenSpan("kept", 10, 1, relevance=0.5),)))
@@ -285,20 +295,20 @@ def test_a_cut_within_a_segment_stands_outside_it():
     assert f"{len(context) - 10} of {len(context)} characters not read" in text and "cut: not read" in text
 
 
-def test_segments_also_stand_in_a_list_for_those_who_cannot_hover():
+def test_segments_are_also_listed_in_a_table():
     trace = ram_trace([False, True], [0.125, 0.5], 5, 3)
-    text = page((), [card("abcde", parts=spans_from_trace(5, trace, 3), gold=(True,) + (False,) * 4)])
+    text = render_page((), [card("abcde", spans=spans_from_trace(5, trace, 3), gold=(True,) + (False,) * 4)])
     rows = re.findall(r"<tr class=\"\w+\">(.*?)</tr>", text)
     assert [re.findall(r"<td>(?:<bdi>)?(.*?)(?:</bdi>)?</td>", row) for row in rows] == [
         ["1", "skimmed", "0.125", "gold", "abc"],
-        ["2", "closely", "0.500", "", "de"],
+        ["2", "read closely", "0.500", "", "de"],
     ]
 
 
 # ------------------------------------------------------------------ words
 
 
-def test_right_and_wrong_in_words():
+def test_verdicts():
     cards = [card(), card(exact=False, f1=0.5), card(exact=False, f1=0.0)]
     assert [c.verdict for c in cards] == ["right", "partly right", "wrong"]
     text = "".join(parsed(*cards).text)
@@ -308,18 +318,19 @@ def test_right_and_wrong_in_words():
 
 def test_budget_and_evidence_lines():
     def text(trace, size=None, gold=(True, True) + (False,) * 6, **values):
-        return "".join(parsed(card("abcdefgh", parts=spans_from_trace(8, trace, size), gold=gold, **values)).text)
+        return "".join(parsed(card("abcdefgh", spans=spans_from_trace(8, trace, size), gold=gold, **values)).text)
 
     segments = text(ram_trace([False, True, False], [0, 1, 0.5], 8, 3), 3, slots=5)
-    assert "8 context tokens in 5 slots · asked 4x · reached 1.6x · 1 of 3 segments read closely" in segments
-    assert "0 of 1 segments that hold gold evidence read closely" in segments
+    assert "8 context tokens in 5 slots · requested 4x · achieved 1.6x · 1 of 3 segments read closely" in segments
+    assert "0 of 1 segments with gold evidence read closely" in segments
     groups = text({"groups": [[0, 1, 2, 2, 2, 3, 3, 3]], "weights": None}, slots=4)
-    assert "reached 2.0x · 4 groups of 1 to 3 tokens" in groups
-    assert "in: 1.0 for gold evidence, 3.0 elsewhere" in groups
+    assert "achieved 2.0x · 4 groups of 1 to 3 tokens" in groups
+    assert "mean size of a token's group: 1.0 for gold evidence, 3.0 elsewhere" in groups
     kept = text({"kept": [True] * 3 + [False] * 5}, slots=3)
     assert "3 of 8 tokens kept" in kept and "2 of 2 gold tokens kept" in kept
     nothing = text({"kept": [False] * 8}, slots=0, gold=())
     assert "nothing kept · 0 of 8 tokens kept" in nothing and "gold" not in nothing.lower()
+    assert "slots · no requested budget · achieved" in text({}, requested=None)
 
 
 def test_an_empty_context():
@@ -328,16 +339,16 @@ def test_an_empty_context():
     assert "(empty answer)" in "".join(found.text)
 
 
-def test_the_legend_has_what_occurs_and_no_more():
+def test_the_legend_explains_only_what_occurs():
     def legend(one):
-        return re.search(r'<section class="legend">(.*?)</section>', page((), [one]), re.DOTALL)[1]
+        return re.search(r'<section class="legend">(.*?)</section>', render_page((), [one]), re.DOTALL)[1]
 
     segments = legend(
-        card("abc", parts=(TokenSpan("kept", 1, 1, relevance=1.0), TokenSpan("skimmed", 2, 2, relevance=0.0)))
+        card("abc", spans=(TokenSpan("kept", 1, 1, relevance=1.0), TokenSpan("skimmed", 2, 2, relevance=0.0)))
     )
     assert "read closely" in segments and "skimmed" in segments and "group" not in segments and "gold" not in segments
     groups = legend(
-        card("ab", parts=spans_from_trace(2, {"groups": [[0, 0]], "weights": [[0.5, 0.5]]}), gold=(True, False))
+        card("ab", spans=spans_from_trace(2, {"groups": [[0, 0]], "weights": [[0.5, 0.5]]}), gold=(True, False))
     )
     assert all(f'class="{name}{level}"' in groups for name in "si" for level in range(LEVELS))
     assert "merge weight" in groups and "gold" in groups and "skimmed" not in groups and "dropped" not in groups
@@ -347,17 +358,17 @@ def test_the_legend_has_what_occurs_and_no_more():
 
 
 @pytest.mark.parametrize("text", HOSTILE)
-def test_foreign_text_stays_text_everywhere(text):
-    tokens = len(by_byte(text))
+def test_foreign_text_is_escaped_everywhere(text):
+    tokens = len(byte_offsets(text))
     segments = -(-tokens // 3)
     trace = ram_trace([i % 2 == 0 for i in range(segments)], [0.1 * i for i in range(segments)], tokens, 3)
     groups = {"groups": [[t // 2 for t in range(tokens)]], "weights": [[0.5] * tokens]}
     gold = tuple(t % 2 == 0 for t in range(tokens))
     cards = [
-        card(text, parts=parts, question=text, prediction=text, references=(text, text), asked=text, gold=gold)
-        for parts in (spans_from_trace(tokens, trace, 3), spans_from_trace(tokens, groups))
+        card(text, spans=spans, question=text, prediction=text, references=(text, text), requested=text, gold=gold)
+        for spans in (spans_from_trace(tokens, trace, 3), spans_from_trace(tokens, groups))
     ]
-    html = page([(text, text)], cards)
+    html = render_page([(text, text)], cards)
     html.encode("utf-8")
     assert not re.search(r"[\x00-\x08\x0b-\x1f\x7f-\x9f\ud800-\udfff]", html)
     found = Parsed(html)
@@ -366,31 +377,40 @@ def test_foreign_text_stays_text_everywhere(text):
         plain = "x" * len(text)
         harmless = parsed(
             *[
-                replace(c, question=plain, prediction=plain, references=(plain, plain), asked=plain, context=plain)
+                replace(c, question=plain, prediction=plain, references=(plain, plain), requested=plain, context=plain)
                 for c in cards
             ],
             facts=[(plain, plain)],
         )
         assert found.tags == harmless.tags
     if text:
-        assert found.document(0) == found.document(1) == shown(text)
+        assert found.document(0) == found.document(1) == visible_text(text)
     if text.strip():
-        assert "".join(found.text).count(shown(text)) >= 2 * 6 + 3  # each card's six, title, fact, its name
+        assert "".join(found.text).count(visible_text(text)) >= 2 * 6 + 3  # six per card; title, fact and its name
 
 
-def test_attributes_are_escaped_too():
-    text = _element("a", "", href="\"><script>' onclick=x", class_=None, aria_label="&")
-    assert Parsed(text).attributes == [("a", "href", "\"><script>' onclick=x"), ("a", "aria-label", "&")]
+def test_attributes_are_escaped():
+    hostile = "\"><script>' onclick=x \x1b &"
+    macros = template_environment().get_template("reading_map_macros.html.jinja").module
+    found = Parsed(macros.text_run({"text": hostile, "classes": hostile, "title": hostile, "is_gold": False}))
+    assert found.attributes == [("span", "class", visible_text(hostile)), ("span", "title", visible_text(hostile))]
+    assert "".join(found.text) == visible_text(hostile)
 
 
-def test_shown_keeps_every_other_character_and_the_length():
+def test_no_template_exempts_a_value_from_escaping():
+    assert template_environment().autoescape is True
+    for file in TEMPLATES.glob("*.jinja"):
+        assert not re.search(r"\|\s*safe|\{%-?\s*autoescape", file.read_text()), file.name
+
+
+def test_visible_text_changes_only_control_characters():
     for text in (*HOSTILE, TEXT, "\u2028\u200d\ufeffא"):
-        assert len(shown(text)) == len(text)
-    assert shown(TEXT) == TEXT and shown("\x00\r\t\n\x7f\x80") == "␀␍\t\n␡\ufffd"
+        assert len(visible_text(text)) == len(text)
+    assert visible_text(TEXT) == TEXT and visible_text("\x00\r\t\n\x7f\x80") == "␀␍\t\n␡\ufffd"
 
 
-def test_the_page_loads_nothing_and_runs_nothing():
-    found = Parsed(page([("Reader", "ram")], [card()]))
+def test_the_page_loads_no_resource_and_runs_no_script():
+    found = Parsed(render_page([("Reader", "ram")], [card()]))
     assert not {"script", "link", "img", "iframe", "object", "base"} & set(found.tags)
     links = [value for _, name, value in found.attributes if name in ("src", "href", "action", "data")]
     assert links == ["#question-1"] and ("h2", "id", "question-1") in found.attributes
@@ -426,7 +446,7 @@ def contrast(one, other):
 
 
 @pytest.mark.parametrize("scheme", ["light", "dark"])
-def test_text_and_marks_have_contrast_on_every_ground(scheme):
+def test_text_and_marks_have_sufficient_contrast_on_every_background(scheme):
     colours = schemes()[scheme]
     assert schemes()["light"].keys() == schemes()["dark"].keys()
     grounds = ["page", "card", *(f"s{i}" for i in range(LEVELS))]
@@ -438,11 +458,11 @@ def test_text_and_marks_have_contrast_on_every_ground(scheme):
         assert all(contrast(colours[name], colours[ground]) >= 4.5 for name in ("bar", "right", "partly", "wrong"))
 
 
-def test_every_class_of_the_page_has_a_rule():
+def test_every_class_of_the_page_has_a_style_rule():
     trace = {"groups": [[0, 0, 1]], "weights": [[0.1, 0.9, 1.0]]}
     cards = [
-        card("abc", parts=spans_from_trace(3, ram_trace([True, False], [0, 1], 3, 2), 2), gold=(True, False, True)),
-        card("abc", parts=spans_from_trace(3, trace), exact=False, f1=0.5),
+        card("abc", spans=spans_from_trace(3, ram_trace([True, False], [0, 1], 3, 2), 2), gold=(True, False, True)),
+        card("abc", spans=spans_from_trace(3, trace), exact=False, f1=0.5),
         card("", exact=False, f1=0.0),
         card("ab-cut-cd", ((0, 2), (7, 9)), (TokenSpan("kept", 1), TokenSpan("dropped", 1))),
     ]

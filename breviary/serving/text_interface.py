@@ -1,0 +1,109 @@
+"""The Python interface to a trained reader: texts in, answers out. `breviary.load_reader` returns it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
+from pathlib import Path
+
+from breviary.contract import Batch, EncodedContext, Generation, Reader
+from breviary.readers.documents import QuestionMemory
+
+
+class TextReader:
+    """Encodes texts with a trained reader and answers questions about them.
+
+    reader           the reader itself, for batches of tokens
+    texts            (contexts, questions) -> Batch, as the run's dataset would make it (configs/text.yaml)
+    generation       default decoding settings
+    longest_context  number of other tokens -> the longest context in tokens that fits beside them; None = any length
+    """
+
+    def __init__(
+        self,
+        reader: Reader,
+        texts: Callable[[Sequence[str], Sequence[str]], Batch],
+        generation: Generation,
+        longest_context: Callable[[int], int | None],
+    ):
+        self.reader, self.texts, self.generation = reader.eval(), texts, generation
+        self._longest_context = longest_context
+
+    def read(self, text: str) -> EncodedContext:
+        """Encodes a text once, for any number of questions.
+
+        Raises: ValueError for a text that is too long for this reader.
+        """
+        batch = self._batch([text], [""])
+        self._check_length(int(batch.context.lengths[0]), batch, self.generation)
+        [context] = self.reader.encode_contexts(batch)
+        return context
+
+    def answer_from(
+        self, context: EncodedContext, questions: str | Sequence[str], generation: Generation | None = None
+    ) -> str | list[str]:
+        """The answer to a question about an encoded text or from a memory; a list of answers for several questions."""
+        several = [questions] if isinstance(questions, str) else list(questions)
+        if not several:
+            return []
+        answers = context.answer(*self._questions(context, several, generation))
+        return answers[0] if isinstance(questions, str) else answers
+
+    def stream(self, context: EncodedContext, question: str, generation: Generation | None = None) -> Iterator[str]:
+        """The same answer as `answer_from`, in pieces of text while it is decoded."""
+        return context.stream(*self._questions(context, [question], generation))
+
+    def memory(self, context: EncodedContext, question: str) -> QuestionMemory:
+        """The memory of a text for one question; `token_spans()` describes it, `save(file)` writes it.
+
+        Raises: ValueError for a reader whose memory does not depend on the question: `read` returns it already.
+        """
+        return context.memory(self._questions(context, [question], None)[0])
+
+    def answer(self, texts: Sequence[str], questions: Sequence[str], generation: Generation | None = None) -> list[str]:
+        """Encodes and answers a batch: one question about each text."""
+        if len(texts) != len(questions):
+            raise ValueError(f"{len(texts)} texts and {len(questions)} questions: give one question for each text")
+        if not texts:
+            return []
+        batch, generation = self._batch(texts, questions), _checked(generation or self.generation)
+        self._check_length(int(batch.context.lengths.max()), batch, generation)
+        return self.reader.answer(batch, generation)
+
+    def load(self, file: str | Path) -> EncodedContext:
+        """An encoded text or a memory that this reader saved, in this or another process.
+
+        Raises: ValueError for a damaged file and for a file of another reader, with the difference.
+        """
+        return self.reader.load_saved(file)
+
+    def _batch(self, texts: Sequence[str], questions: Sequence[str]) -> Batch:
+        return self.texts(texts, questions).to(next(self.reader.parameters()).device)
+
+    def _questions(
+        self, context: EncodedContext, questions: list[str], generation: Generation | None
+    ) -> tuple[Batch, Generation]:
+        """The questions as a batch without contexts, and the decoding settings."""
+        if context.reader is not self.reader:
+            raise ValueError(
+                "this context was encoded by another reader; save it and load it here, which checks that both are equal"
+            )
+        batch, generation = self._batch([""] * len(questions), questions), _checked(generation or self.generation)
+        self._check_length(context.tokens_read, batch, generation)
+        return batch, generation
+
+    def _check_length(self, tokens: int, batch: Batch, generation: Generation) -> None:
+        """Raises ValueError where a context of `tokens` tokens does not fit beside question and answer."""
+        others = max(part.ids.shape[1] for part in (batch.prompt, batch.query)) + batch.prefix.ids.shape[1]
+        limit = self._longest_context(others + generation.max_new_tokens)
+        if limit is not None and tokens > limit:
+            raise ValueError(
+                f"a text of {tokens} tokens: this reader accepts at most {limit} beside prefix, question "
+                "and answer; give a shorter text, or train with another backbone, segment_size or ratio"
+            )
+
+
+def _checked(generation: Generation) -> Generation:
+    if generation.max_new_tokens < 1:
+        raise ValueError(f"generation.max_new_tokens={generation.max_new_tokens}: must be at least 1, e.g. 32")
+    return replace(generation, stop=tuple(generation.stop))
