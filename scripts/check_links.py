@@ -18,7 +18,7 @@ from urllib.parse import unquote
 
 ROOT = Path(__file__).resolve().parents[1]
 PAGES = ("*.md", "[!.]*/README.md", "docs/**/*.md", "results/**/*.md")
-LINK = re.compile(r"\[[^\]]*\]\(\s*<?([^)\s>]+)>?[^)]*\)")  # [text](target "title") and ![text](target)
+LINK = re.compile(r"\]\(\s*<?([^)\s>]+)>?[^)]*\)")  # [text](target "title") and ![text](target); text of many lines
 CODE = re.compile(r"`[^`]*`")
 SCHEME = re.compile(r"[a-z][a-z0-9+.-]*:", re.IGNORECASE)
 
