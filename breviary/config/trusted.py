@@ -1,4 +1,8 @@
-"""Files from elsewhere must not choose what is called here: which classes a run's configuration may name."""
+"""Which classes the configuration of a run may name.
+
+A run folder may come from somebody else, and Hydra imports and calls whatever `_target_` names. Each section is
+therefore limited to subclasses of the types that belong there.
+"""
 
 from __future__ import annotations
 
@@ -16,51 +20,51 @@ from breviary.objectives.answer import Answer
 
 
 @runtime_checkable
-class Measures(Protocol):
-    """What an objective measures beside the scores of answers, such as data.restoration.Restoration."""
+class TextMetrics(Protocol):
+    """Metrics of an objective in addition to the answer scores, such as data.restoration.Restoration."""
 
     def __call__(self, *args: Any, **kwargs: Any) -> dict[str, Any]:
-        """One example's parts."""
+        """The metrics of one example."""
 
     def corpus(self, rows: Sequence[dict[str, Any]]) -> dict[str, float]:
-        """What is measured over all examples."""
+        """The metrics over all examples."""
 
 
-READER = ("backbone", "compressor")  # what a reader of texts is made of
+READER_SECTIONS = ("backbone", "compressor")  # sections that a reader is built from
+ALL_SECTIONS = (*READER_SECTIONS, "dataset", "objective")
 
-ALL = (*READER, "dataset", "objective")
-
-MADE_OF: dict[str, tuple[type, ...]] = {
+# Allowed base classes of a section's own `_target_`.
+SECTION_CLASSES: dict[str, tuple[type, ...]] = {
     "backbone": (Backbone, TinyBackbone),
     "compressor": (Compressor, Reader),
     "dataset": (Dataset,),
     "objective": (Answer,),
 }
-
-WITHIN: dict[str, tuple[type, ...]] = {"objective": (Measures,)}  # elsewhere: modules
+# Allowed base classes of a `_target_` nested in a section; torch modules in every other section.
+NESTED_CLASSES: dict[str, tuple[type, ...]] = {"objective": (TextMetrics,)}
 
 
 def untrusted_targets(cfg: DictConfig, sections: Sequence[str]) -> Iterator[str]:
-    """A sentence for each class that `sections` name and that has no business there; nothing is called but imports."""
+    """An error message for each `_target_` in `sections` that is not allowed there. Imports modules, calls nothing."""
     for section in sections:
-        for key, node in _named(OmegaConf.to_container(cfg[section], resolve=True), section):
-            allowed = MADE_OF[section] if key == section else WITHIN.get(section, (nn.Module,))
+        for key, target in _targets(OmegaConf.to_container(cfg[section], resolve=True), section):
+            allowed = SECTION_CLASSES[section] if key == section else NESTED_CLASSES.get(section, (nn.Module,))
             try:
-                found = get_class(str(node["_target_"]))
-            except Exception as error:  # whatever importing a module that somebody named raises
-                yield f"{key}._target_={node['_target_']}: cannot be imported ({error})"
+                cls = get_class(target)
+            except Exception as error:  # importing an arbitrary module may raise anything
+                yield f"{key}._target_={target}: cannot be imported ({error})"
                 continue
-            if not issubclass(found, allowed):
-                yield f"{key}._target_={node['_target_']}: is no {' or '.join(base.__name__ for base in allowed)}"
+            if not issubclass(cls, allowed):
+                yield f"{key}._target_={target}: must be a subclass of {' or '.join(base.__name__ for base in allowed)}"
 
 
-def _named(node: Any, key: str) -> Iterator[tuple[str, dict[str, Any]]]:
-    """Every dictionary with a _target_ in a section, with its key."""
+def _targets(node: Any, key: str) -> Iterator[tuple[str, str]]:
+    """(key, value of `_target_`) of every dictionary below `node`."""
     if isinstance(node, dict):
         if "_target_" in node:
-            yield key, node
+            yield key, str(node["_target_"])
         for name, value in node.items():
-            yield from _named(value, f"{key}.{name}")
+            yield from _targets(value, f"{key}.{name}")
     elif isinstance(node, list):
-        for number, value in enumerate(node):
-            yield from _named(value, f"{key}.{number}")
+        for index, value in enumerate(node):
+            yield from _targets(value, f"{key}.{index}")

@@ -20,7 +20,7 @@ from breviary.config.errors import collect_errors, raise_problems
 from breviary.config.keys import validate_keys
 from breviary.config.lengths import ContextLimits
 from breviary.config.text_pipeline import TextPipeline
-from breviary.config.trusted import ALL, untrusted_targets
+from breviary.config.trusted import ALL_SECTIONS, untrusted_targets
 from breviary.contract import Compressor, Example, Generation, Reader
 from breviary.evaluation.loop import evaluate, shuffled_context_nll, unconditional_nll
 from breviary.evaluation.resolve import (
@@ -75,7 +75,7 @@ class EvaluationSession:
 
     def _check_row(self, cfg: DictConfig, row: DictConfig, problems: list[str]) -> DictConfig:
         """One row with every key validated; appends its problems."""
-        untrusted = list(untrusted_targets(row, ALL))
+        untrusted = list(untrusted_targets(row, ALL_SECTIONS))
         if untrusted:
             raise_problems([*problems, *untrusted])
         reader, found = validate_keys(row)

@@ -229,7 +229,7 @@ def test_only_classes_of_readers_may_be_named_as_targets(runs, tmp_path, key):
     assert line.startswith(f"{key}._target_=pathlib.Path.write_text: ") and not target.exists()
     set_key(run, key, {"_target_": "subprocess.Popen", "args": ["touch", str(target)]})
     [line] = error_lines(run)
-    assert line.startswith(f"{key}._target_=subprocess.Popen: is no ") and not target.exists()
+    assert line.startswith(f"{key}._target_=subprocess.Popen: must be a subclass of ") and not target.exists()
 
 
 def test_the_configured_objective_is_never_instantiated(runs, tmp_path):
