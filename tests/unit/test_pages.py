@@ -1,0 +1,49 @@
+"""The pages: commands exist, README is short, and CONTRIBUTING.md names existing functions, classes and constants."""
+
+import re
+
+import pytest
+
+from breviary.runtime.checkout import ROOT
+from breviary.serving.text_interface import TextReader
+
+PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("*.md"))]
+GROUPS = ("experiment", "dataset", "compressor", "objective", "engine", "backbone")
+MAX_README_LINES = 160
+
+WHERE_TO_EDIT = PAGES[1].read_text(encoding="utf-8").partition("## Where to edit\n")[2].partition("\n## ")[0]
+PLACES = [
+    (file, name)
+    for file, names in re.findall(r"\[`[^`]+`\]\(([^)]+\.py)\): ((?:(?:, | or | and )?`\w+`)+)", WHERE_TO_EDIT)
+    for name in re.findall(r"`(\w+)`", names)
+]
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_every_script_and_configuration_of_a_page_exists(page):
+    text = page.read_text(encoding="utf-8")
+    scripts = re.findall(r"\bscripts/[\w/]+\.(?:py|sh|sbatch)", text)
+    choices = re.findall(rf"(?<![\w.])({'|'.join(GROUPS)})=([a-z0-9]\w*)", text)
+    named = [*scripts, *(f"configs/{group}/{name}.yaml" for group, name in choices)]
+    assert {file for file in named if not (ROOT / file).is_file()} <= {"configs/compressor/every_kth.yaml"}
+
+
+def test_readme_is_two_screens_and_links():
+    assert len(PAGES[0].read_text(encoding="utf-8").splitlines()) <= MAX_README_LINES
+
+
+def test_readme_s_python_block_calls_methods_of_a_reader():
+    [code] = re.findall(r"^```python\n(.*?)^```$", PAGES[0].read_text(encoding="utf-8"), re.MULTILINE | re.DOTALL)
+    compile(code, "README.md", "exec")
+    called = set(re.findall(r"\breader\.(\w+)\(", code))
+    assert called and all(hasattr(TextReader, name) for name in called)
+
+
+def test_where_to_edit_names_places():
+    assert len(PLACES) >= 10 and ("comi/mig.py", "merge_weights") in PLACES
+
+
+@pytest.mark.parametrize("file, name", PLACES)
+def test_a_place_to_edit_exists(file, name):
+    code = (ROOT / file).read_text(encoding="utf-8")
+    assert re.search(rf"^(def |class )?{name}\b", code, re.MULTILINE), f"{file} defines no {name}"
