@@ -1,4 +1,4 @@
-"""TODO DOC"""
+"""The environment of a run: commit, package versions and hardware, stored as environment.json in the run folder."""
 
 from __future__ import annotations
 
@@ -9,6 +9,8 @@ import subprocess
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from breviary.runtime.checkout import ROOT
 from breviary.runtime.files import write_json
 
@@ -18,7 +20,7 @@ PACKAGES = ("torch", "transformers", "peft", "deepspeed")
 
 
 def git_state(root: Path) -> tuple[str | None, bool | None]:
-    """(commit, dirty) of the checkout at `root`; an untracked file that git does not ignore makes it dirty too.
+    """(commit, dirty) of the checkout at `root`. Untracked files that git does not ignore count as changes.
 
     (None, None) where `root` is not the top of a git checkout, e.g. an unpacked archive inside another project.
     """
@@ -26,7 +28,7 @@ def git_state(root: Path) -> tuple[str | None, bool | None]:
     def git(*arguments: str) -> str | None:
         try:
             done = subprocess.run(["git", "-C", str(root), *arguments], capture_output=True, text=True, timeout=30)
-        except FileNotFoundError:  # no git on this machine
+        except FileNotFoundError:  # git is not installed
             return None
         return done.stdout.strip() if done.returncode == 0 else None
 
@@ -45,18 +47,20 @@ def _version(package: str) -> str | None:
 
 
 def _cpu_model() -> str:
-    listing = Path("/proc/cpuinfo")
-    if listing.exists():
-        for line in listing.read_text().splitlines():
+    cpuinfo = Path("/proc/cpuinfo")
+    if cpuinfo.exists():
+        for line in cpuinfo.read_text().splitlines():
             if line.startswith("model name"):
                 return line.split(":", 1)[1].strip()
     return platform.processor() or platform.machine()
 
 
 def environment() -> dict[str, Any]:
-    """What this process runs with: commit, dirty, versions (None = not installed), hardware (memory in bytes)."""
-    import torch  # here, because reports on finished runs need no torch and it takes seconds to import
+    """The environment of this process.
 
+    {"commit", "dirty", "versions": {package: version, None = not installed}, "hardware": {"cpu", "cores", "threads",
+    "memory_bytes", "gpus"}}
+    """
     commit, dirty = git_state(ROOT)
     return {
         "commit": commit,
@@ -73,7 +77,7 @@ def environment() -> dict[str, Any]:
 
 
 def write_environment(folder: str | Path) -> dict[str, Any]:
-    """Write `environment.json` into `folder` and return what was written."""
-    found = environment()
-    write_json(Path(folder) / ENVIRONMENT, found)
-    return found
+    """Writes `environment.json` into `folder`; returns its content."""
+    content = environment()
+    write_json(Path(folder) / ENVIRONMENT, content)
+    return content
