@@ -115,7 +115,7 @@ def dataset_block(table: dict[str, Any], dataset: str) -> tuple[list[str], list[
 
 def row_command(row: dict[str, Any], experiment: str) -> str:
     """The command that reproduces a cell of this row, or a note where there is none."""
-    return row["command"].format(experiment=experiment) if row["command"] else "(published only; not here yet)"
+    return row["command"].format(experiment=experiment) if row["command"] else "(no command: published number only)"
 
 
 def cell_commands(table: dict[str, Any]) -> list[tuple[str, str]]:

@@ -1,11 +1,11 @@
-"""docs/python.md, carried out: every block of the page runs on tiny runs of the readers that it names."""
+"""docs/python.md: every block of the page runs, on tiny runs of the readers that it names."""
 
 import re
 
 import pytest
 from tiny_runs import QUESTIONS, TEXT, executed, page_blocks, tiny_run
 
-from breviary import load_reader
+import breviary
 
 FORMS = {
     "comi": ["compressor=comi"],
@@ -21,7 +21,7 @@ FORMS = {
 
 
 BLOCKS = page_blocks()
-OTHERS = ("COMI-1", "Longer than the backbone's positions-0")  # the first in scripts/test_export.py, in another process
+OTHERS = ("COMI-1", "Longer than the backbone's positions-0")  # the first is tested by scripts/test_export.py
 
 
 @pytest.fixture(scope="module")
@@ -32,7 +32,7 @@ def runs(tmp_path_factory):
 
 @pytest.fixture
 def place(runs, tmp_path, monkeypatch):
-    """An empty working folder in which outputs/NAME/RUN are the runs."""
+    """A working folder with the runs as outputs/NAME/RUN."""
     for name, folder in runs.items():
         (tmp_path / "outputs" / name).mkdir(parents=True)
         (tmp_path / "outputs" / name / "RUN").symlink_to(folder)
@@ -40,7 +40,7 @@ def place(runs, tmp_path, monkeypatch):
     return tmp_path
 
 
-def test_every_reader_has_a_section_of_ten_lines():
+def test_every_reader_has_a_short_block():
     named = {name for code in BLOCKS.values() for name in re.findall(r"outputs/(\w+)/RUN", code)}
     assert named == set(FORMS)
     assert all(
@@ -57,7 +57,7 @@ def test_a_block_of_the_page_runs(name, place, capsys):
         now = [names["reader"].answer_from(kept, question) for question in QUESTIONS]
         assert all(now) and (now == names["answers"]) == (
             "session" not in names or "comet" in names
-        )  # a session read on
+        )  # a session has read more since
     if again is not None:
         assert again == (now[0] if isinstance(again, str) else now)
     if "bytes on disk" in printed or "bytes the memory" in printed:
@@ -71,19 +71,19 @@ def test_a_block_of_the_page_runs(name, place, capsys):
     assert printed.strip()
 
 
-def test_what_is_longer_than_the_positions_is_read_in_segments_or_refused(place, capsys):
+def test_a_text_longer_than_the_positions_is_encoded_in_segments_or_rejected(place, capsys):
     executed(BLOCKS["Longer than the backbone's positions-0"])
-    segments, session, refused = capsys.readouterr().out.splitlines()
+    segments, session, error = capsys.readouterr().out.splitlines()
     tokens, positions, slots = map(int, re.findall(r"\d+", segments))
     assert tokens > positions > slots and positions == 224
     assert session.startswith(f"{tokens + 1} tokens read")  # with BOS
     assert re.fullmatch(
-        rf"a text of {tokens} tokens: this reader accepts at most \d+ beside prefix, question and answer; .*", refused
+        rf"a text of {tokens} tokens: this reader accepts at most \d+ beside prefix, question and answer; .*", error
     )
 
 
-def test_a_batch_of_documents_is_each_by_itself(place):
-    reader = load_reader("outputs/comi/RUN")
+def test_a_batch_gives_the_answers_of_single_calls(place):
+    reader = breviary.load_reader("outputs/comi/RUN")
     texts = [TEXT, TEXT + " The moon is white.", ""]
     assert reader.answer(texts, QUESTIONS) == [reader.answer([t], [q])[0] for t, q in zip(texts, QUESTIONS)]
     assert reader.answer([], []) == []
