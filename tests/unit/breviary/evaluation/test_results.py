@@ -4,13 +4,11 @@ from __future__ import annotations
 
 import json
 import math
-import subprocess
 import warnings
 
 import pytest
 
 from breviary.evaluation.results import Predictions, merge_ranks, read_results, summarise, write_results
-from breviary.runs.environment import ROOT, environment, git_state, write_environment
 from breviary.runtime.files import write_json
 
 EXTRA = {"data_hash": "abc", "peak_memory_bytes": 5, "run": "outputs/x/1", "config": {"seed": 1}}
@@ -241,33 +239,3 @@ def test_unreadable_results_are_told(tmp_path, text, message):
         read_results(tmp_path)
     with pytest.raises(ValueError, match="no results at"):
         read_results(tmp_path / "elsewhere")
-
-
-def test_git_state_tells_commit_and_changes(tmp_path):
-    def git(*arguments: str) -> str:
-        identity = ["-c", "user.name=a", "-c", "user.email=a@b", "-c", "commit.gpgsign=false"]
-        return subprocess.run(
-            ["git", *identity, *arguments], cwd=tmp_path, check=True, capture_output=True, text=True
-        ).stdout.strip()
-
-    git("init", "-q")
-    assert git_state(tmp_path) == (None, False)  # no commit yet
-    (tmp_path / "file").write_text("1")
-    git("add", "file")
-    git("commit", "-q", "-m", "first")
-    head = git("rev-parse", "HEAD")
-    assert git_state(tmp_path) == (head, False)
-    (tmp_path / "new").write_text("untracked code runs as well")
-    assert git_state(tmp_path) == (head, True)
-    (tmp_path / "inner").mkdir()
-    assert git_state(tmp_path / "inner") == (None, None)  # an archive unpacked inside another project
-
-
-def test_environment_names_versions_and_hardware(tmp_path):
-    found = write_environment(tmp_path)
-    assert json.loads((tmp_path / "environment.json").read_text()) == found == environment()
-    assert set(found) == {"commit", "dirty", "versions", "hardware"}
-    assert set(found["versions"]) == {"python", "torch", "transformers", "peft", "deepspeed"}
-    assert set(found["hardware"]) == {"cpu", "cores", "threads", "memory_bytes", "gpus"}
-    assert found["hardware"]["cpu"] and found["hardware"]["cores"] >= 1 and found["hardware"]["memory_bytes"] > 2**28
-    assert (found["commit"], found["dirty"]) == git_state(ROOT)
