@@ -108,8 +108,8 @@ def dataset_block(table: dict[str, Any], dataset: str) -> tuple[list[str], list[
         for column in table["columns"]:
             published = row["published"].get(dataset, {}).get(column["published"])
             line.append(MISSING if published is None else f"{published:.2f}")
-            line += [format_percent(ours and ours["metrics"][name]) for name in column["ours"]]
-        lines.append([*line, format_significant(ours and ours["n"])])
+            line += [format_percent(ours["metrics"][name] if ours else None) for name in column["ours"]]
+        lines.append([*line, format_significant(ours["n"] if ours else None)])
     return [*header, "n\nours"], lines
 
 

@@ -114,6 +114,7 @@ def batch_cards(
     session: EvaluationSession, cfg: DictConfig, batch: Batch, answers: list[str], memory: Memory, requested: str | None
 ) -> Iterator[Card]:
     """A card for each example of a batch."""
+    assert batch.offsets is not None  # `require_token_spans` has checked the tokenizer
     for b, (example, answer) in enumerate(zip(batch.examples, answers)):
         mask = batch.context.mask[b]
         offsets = tuple((start, end) for start, end in batch.offsets[b][mask].tolist())

@@ -30,7 +30,8 @@ _VISIBLE = (
     | dict.fromkeys([*range(0x80, 0xA0), *range(0xD800, 0xE000), 0xFFFE, 0xFFFF], 0xFFFD)
 )
 
-CharacterSpan = tuple[int, int, int | None]  # start, end, token
+CharacterSpan = tuple[int, int, int | None]  # start, end, token; None = of no token
+TokenCharacters = tuple[int, int, int]
 
 
 @dataclass(frozen=True)
@@ -143,37 +144,53 @@ def card_view(card: Card) -> dict[str, Any]:
     }
 
 
-def document_pieces(card: Card) -> list[dict[str, Any]]:
-    """The whole context in order: one piece per span, and one per stretch of characters without tokens.
+@dataclass(frozen=True)
+class TextRun:
+    """Characters with the same marks: CSS classes, the title shown when the pointer is on them, gold evidence."""
 
-    A piece is {"classes", "title", "runs"}, and a run {"text", "classes", "title", "is_gold"}.
-    """
+    text: str
+    classes: str = ""
+    title: str | None = None
+    is_gold: bool = False
+
+
+@dataclass(frozen=True)
+class Piece:
+    """The text of a token span, or characters without tokens."""
+
+    classes: str
+    title: str | None
+    runs: list[TextRun]
+
+
+def document_pieces(card: Card) -> list[Piece]:
+    """The whole context in order: one piece per span, and one per stretch of characters without tokens."""
     span_of, firsts, shades = card.span_of_token, card.first_tokens, _shades(card.spans)
     segments = len(card.segments)
-    pieces = []
+    pieces: list[Piece] = []
     for index, run in groupby(
         character_spans(card.context, card.offsets), key=lambda item: None if item[2] is None else span_of[item[2]]
     ):
         characters = list(run)
         if index is None:
             text = card.context[characters[0][0] : characters[-1][1]]
-            runs = [{"text": text, "classes": "", "title": None, "is_gold": False}]
-            pieces.append({"classes": "cut", "title": "not read: truncated from the context", "runs": runs})
+            pieces.append(Piece("cut", "not read: truncated from the context", [TextRun(text)]))
             continue
         span, shade = card.spans[index], shades[index]
         classes = [span.kind, *(["odd"] if span.number % 2 else []), *([] if shade is None else [f"s{shade}"])]
-        runs = _text_runs(card, span, firsts[index], characters)
-        pieces.append({"classes": " ".join(classes), "title": _span_title(span, segments), "runs": runs})
+        of_tokens = [(start, end, token) for start, end, token in characters if token is not None]
+        runs = _text_runs(card, span, firsts[index], of_tokens)
+        pieces.append(Piece(" ".join(classes), _span_title(span, segments), runs))
     return pieces
 
 
-def _text_runs(card: Card, span: TokenSpan, first: int, characters: list[CharacterSpan]) -> list[dict[str, Any]]:
+def _text_runs(card: Card, span: TokenSpan, first: int, characters: list[TokenCharacters]) -> list[TextRun]:
     """The characters of a span, whose first token is number `first`, in runs of equal marks.
 
     With merge weights every token is a run; otherwise a run ends where the slot or the gold evidence changes.
     """
 
-    def is_gold(item: CharacterSpan) -> bool:
+    def is_gold(item: TokenCharacters) -> bool:
         return bool(card.gold) and card.gold[item[2]]
 
     slot_of = [i for i, size in enumerate(span.slot_sizes) for _ in range(size)] or [0] * span.tokens
@@ -192,7 +209,7 @@ def _text_runs(card: Card, span: TokenSpan, first: int, characters: list[Charact
             seen.add(slot_of[token])
             classes.append("slot")
         text = card.context[run[0][0] : run[-1][1]]
-        runs.append({"text": text, "classes": " ".join(classes), "title": title, "is_gold": is_gold(run[0])})
+        runs.append(TextRun(text, " ".join(classes), title, is_gold(run[0])))
     return runs
 
 
@@ -313,12 +330,12 @@ def _shades(spans: Sequence[TokenSpan]) -> list[int | None]:
     Skimmed segments by the rank of their relevance in the document, because cosines of means lie close together. Groups
     from twice the mean size (weakest) to half of it (strongest), on a logarithmic scale.
     """
-    ranked = sorted({span.relevance for span in spans if span.kind == "skimmed"})
+    ranked = sorted({span.relevance for span in spans if span.kind == "skimmed" and span.relevance is not None})
     sizes = {span.number: span.size for span in spans if span.kind == "group"}
     mean = sum(sizes.values()) / max(len(sizes), 1)
     shades: list[int | None] = []
     for span in spans:
-        if span.kind == "skimmed":
+        if span.kind == "skimmed" and span.relevance is not None:
             shades.append(_level(ranked.index(span.relevance) / (len(ranked) - 1) if len(ranked) > 1 else 0.5))
         elif span.kind == "group":
             shades.append(_level(0.5 + math.log2(mean / span.size) / 2))

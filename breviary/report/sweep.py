@@ -205,7 +205,7 @@ def setting_row(setting: Setting) -> dict[str, Any]:
     rows = [table_row(r) for r in setting.results]
     merged = rows[0] | {"reader": setting.label, "seeds": len(rows), "runs": sorted({r["run"] for r in rows})}
     for name in (*METRICS, *(name for name in RECONSTRUCTION_METRICS if name in merged)):
-        values = [r.get(name) for r in rows]
+        values: list[Any] = [r.get(name) for r in rows]
         several = len(rows) > 1 and None not in values
         merged[f"{name}_std"] = statistics.stdev(values) if several else None
         if several:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
+from typing import cast
 
 from breviary.contract import Batch, EncodedContext, Generation, Reader
 from breviary.readers.documents import QuestionMemory
@@ -58,7 +59,7 @@ class TextReader:
 
         Raises: ValueError for a reader whose memory does not depend on the question: `read` returns it already.
         """
-        return context.memory(self._questions(context, [question], None)[0])
+        return cast(QuestionMemory, context.memory(self._questions(context, [question], None)[0]))
 
     def answer(self, texts: Sequence[str], questions: Sequence[str], generation: Generation | None = None) -> list[str]:
         """Encodes and answers a batch: one question about each text."""

@@ -13,6 +13,7 @@ from breviary.report.reading_map_page import (
     LEVELS,
     TEMPLATES,
     Card,
+    TextRun,
     character_spans,
     render_page,
     template_environment,
@@ -392,7 +393,7 @@ def test_foreign_text_is_escaped_everywhere(text):
 def test_attributes_are_escaped():
     hostile = "\"><script>' onclick=x \x1b &"
     macros = template_environment().get_template("reading_map_macros.html.jinja").module
-    found = Parsed(macros.text_run({"text": hostile, "classes": hostile, "title": hostile, "is_gold": False}))
+    found = Parsed(macros.text_run(TextRun(text=hostile, classes=hostile, title=hostile)))
     assert found.attributes == [("span", "class", visible_text(hostile)), ("span", "title", visible_text(hostile))]
     assert "".join(found.text) == visible_text(hostile)
 
