@@ -1,16 +1,16 @@
 """COMI's two steps as slow, readable code: one row, one group, one token at a time (arXiv 2602.01719).
 
-Same names and meaning as `comi.mig`, which the tests hold to this file in values and gradients. Computes in the
-dtype that comes in. Per row, with x_k its real tokens in order, q the query and L the number of tokens:
+Same names and meaning as `comi.mig`. Tests compare `comi.mig` with this file in values and gradients. Computes in the
+dtype of its input. Per row, with x_k its real tokens in order, q the query and L the number of tokens:
 
     (1) cos(a, b)  = a.b / (|a| |b|)
-    (2) g_k        = alpha cos(x_k, q) - beta max_{j != k} cos(x_k, x_j)     j in the group of k; alone: no second term
+    (2) g_k        = alpha cos(x_k, q) - beta max_{j != k} cos(x_k, x_j)     j in the group of k; 0 if there is none
 coarse, groups i of r consecutive tokens:
     (3) p_i        = x_k with k = argmax_{k in group i} cos(x_k, q), the first of equals
     (4) G_i        = alpha cos(p_i, q) - beta max_{j != i} cos(p_i, p_j)
     (5) P          = softmax(-G / temperature)
-    (6) sizes      = n + rounding by largest remainder of (L - n m) P            m groups, n tokens kept for each
-fine, groups laid out in order with those sizes:
+    (6) sizes      = n + rounding by largest remainder of (L - n m) P        m groups, n tokens reserved for each
+fine, consecutive groups of those sizes:
     (7) w          = softmax of g within the group
     (8) z_i        = sum_k w_k v_k                                            v = x unless other values are given
 """
@@ -32,7 +32,7 @@ def cosine(a: Tensor, b: Tensor) -> Tensor:
 def gain_among(
     vectors: list[Tensor], query: Tensor, alpha: float | Tensor, beta: float | Tensor, floor: bool = False
 ) -> list[Tensor]:
-    """(2) and (4): gain of each vector among the others. `floor`: redundancy not below 0 (the released code's pads)."""
+    """(2) and (4): gain of each vector among the others. `floor`: redundancy is at least 0, as in the released code."""
     gains = []
     for k, vector in enumerate(vectors):
         others = [cosine(vector, other) for j, other in enumerate(vectors) if j != k]
@@ -61,7 +61,7 @@ def marginal_information_gain(
     beta: float | Tensor = 1.0,
     quirks: bool = False,
 ) -> Tensor:
-    """(2) for every token: (B, T), 0 on pads."""
+    """(2) for every token: (B, T), 0 on padding."""
     rows = []
     for b in range(len(states)):
         row = [torch.zeros_like(states[b, 0, 0])] * states.shape[1]
@@ -95,10 +95,10 @@ def allocate(
         if not groups:
             continue
         shares = torch.softmax(-gains[b, groups].double() / temperature, 0).tolist()
-        kept = min(min_group_size, length // len(groups))
-        rest = length - kept * len(groups)
+        reserved = min(min_group_size, length // len(groups))
+        rest = length - reserved * len(groups)
         for i, size in zip(groups, largest_remainder([rest * share for share in shares], rest)):
-            sizes[b, i] = kept + size
+            sizes[b, i] = reserved + size
     return sizes
 
 
@@ -138,7 +138,7 @@ def merge_weights(
     beta: float | Tensor = 1.0,
     quirks: bool = False,
 ) -> Tensor:
-    """(7) for every token: (B, T), 0 on pads."""
+    """(7) for every token: (B, T), 0 on padding."""
     gains = marginal_information_gain(states, mask, query, groups, alpha, beta, quirks)
     rows = []
     for b in range(len(states)):
@@ -151,7 +151,7 @@ def merge_weights(
 
 
 def layout(sizes: Tensor, mask: Tensor) -> Tensor:
-    """Groups of the given sizes in order over each row's real tokens: (B, T), -1 on pads."""
+    """Consecutive groups of the given sizes over each row's real tokens: (B, T), -1 on padding."""
     groups = torch.full(mask.shape, -1)
     for b in range(len(mask)):
         columns = [k for k in range(mask.shape[1]) if mask[b, k]]

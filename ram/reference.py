@@ -1,21 +1,21 @@
 """RAM's steps as slow, readable code: one row, one segment, one token at a time (arXiv 2602.01840).
 
-Same names, argument order and meaning as `ram.segments`, `ram.losses` and `ram.labels.positive_segments`, which the
-tests hold to this file in values and gradients. Computes in the dtype that comes in. Per row, with h_ij the valid
+Same names, argument order and meaning as `ram.segments`, `ram.losses` and `ram.labels.positive_segments`. Tests
+compare these with this file in values and gradients. Computes in the dtype of its input. Per row, with h_ij the valid
 tokens of segment i, q the query, n segments that have a token, T tokens in them:
 
     (1) cos(a, b) = a.b / (|a| |b|)
-which segments are read closely:
+selection of the segments to read closely:
     (2) r_i       = mean_j h_ij
     (3) s_i       = cos(r_i, q)
     (4) k         = floor(n / ratio)                                                                         nominal
-                  = the greatest k for which the tokens of the k best and a slot (or as many as are told)   strict
-                    for each other segment are at most floor(T / ratio), or slots; 0 where there is none
-    (5) kept      = the k segments with the largest s_i, the earlier of equals first
-how the others are skimmed:
+                  = the largest k for which the tokens of the k best, plus one slot (or `skimmed` slots)    strict
+                    for each other segment, are at most floor(T / ratio), or slots; 0 where there is none
+    (5) kept      = the k segments with the largest s_i; ties go to the earlier segment
+skimming of the others:
     (6) w_ij      = softmax_j of cos(h_ij, q) / temperature within the segment;  mean: 1 / its tokens;  drop: 0
     (7) z_i       = sum_j w_ij v_ij                                            v = h unless other values are given
-what is learned, P segments that hold the answer, t the temperature:
+contrastive loss, P segments that hold the answer, t the temperature:
     (8) loss      = -log( sum_{i in P} exp(s_i / t) / sum_i exp(s_i / t) )       over the rows that have a P
     (9) P         = segments with a marked token
 """
@@ -27,7 +27,7 @@ import math
 import torch
 from torch import Tensor
 
-EPSILON = 1e-9  # int(0.29 * 100) is 28
+EPSILON = 1e-9  # without it int(0.29 * 100) is 28
 
 
 def cosine(a: Tensor, b: Tensor) -> Tensor:
@@ -74,10 +74,10 @@ def select_segments(
         if slots is None and budget == "nominal":
             kept = math.floor(len(segments) / ratio + EPSILON)
         else:
-            allowed = math.floor(sum(tokens) / ratio + EPSILON) if slots is None else int(slots[b])
+            limit = math.floor(sum(tokens) / ratio + EPSILON) if slots is None else int(slots[b])
             skims = [1] * len(tokens) if skimmed is None else skimmed[b].tolist()
-            taken = [sum(tokens[i] for i in best[:k]) + sum(skims[i] for i in best[k:]) for k in range(len(best) + 1)]
-            kept = max((k for k in range(len(best) + 1) if taken[k] <= allowed), default=0)
+            totals = [sum(tokens[i] for i in best[:k]) + sum(skims[i] for i in best[k:]) for k in range(len(best) + 1)]
+            kept = max((k for k in range(len(best) + 1) if totals[k] <= limit), default=0)
         keep[b, best[:kept]] = True
     return keep
 
@@ -85,7 +85,7 @@ def select_segments(
 def skim_weights(
     states: Tensor, mask: Tensor, query: Tensor, temperature: float = 1.0, mode: str = "query_weighted"
 ) -> Tensor:
-    """(6) for every token: (B, S, L), 0 on pads."""
+    """(6) for every token: (B, S, L), 0 on padding."""
     rows = []
     for b in range(len(states)):
         row = []
@@ -134,10 +134,10 @@ def contrastive_loss(
     losses = []
     for b in range(len(relevance)):
         segments = [i for i in range(relevance.shape[1]) if valid[b, i]]
-        holding = [n for n, i in enumerate(segments) if positives[b, i]]
-        if holding:
+        positive = [n for n, i in enumerate(segments) if positives[b, i]]
+        if positive:
             shares = torch.softmax(relevance[b, segments] / temperature, 0)
-            losses.append(-shares[holding].sum().log())
+            losses.append(-shares[positive].sum().log())
     total = sum(losses, (relevance * 0).sum())
     return total / max(len(losses), 1) if reduction == "mean" else total
 

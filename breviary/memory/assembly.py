@@ -2,9 +2,9 @@
 
 Shape letters: B rows, N width of a part, S = sum of all part widths, rounded up, D hidden width.
 
-Every sequence of a decoder or encoder is made here. The published codes pad each part by itself ([memory|pad|question|pad|answer|pad]), so that positions, logits of the
-first answer token and losses depend on batch-mates. Here the valid tokens of a row are contiguous, and a batch of N
-equals N batches of one.
+Every input sequence of a decoder or encoder is packed here. The published codes pad each part by itself
+([memory|pad|question|pad|answer|pad]), so that positions, logits of the first answer token and losses depend on
+batch-mates. Here the valid tokens of a row are contiguous, and a batch of N equals N batches of one.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""What every reader of configs/compressor keeps to, at every join it has."""
+"""Requirements that every reader of configs/compressor meets, with every join it supports."""
 
 from dataclasses import replace
 
@@ -15,7 +15,7 @@ from tests.tiny import disturb, greedy_ids
 
 ALL, VECTOR = compressor_forms(), compressor_forms(only_compressors=True)
 MERGING = {name: overrides for name, overrides in VECTOR.items() if name.split("-")[0] in ("comi", "mean_pool")}
-# COMI's published rule may drop groups; with a token reserved for each its budget is exact.
+# COMI's published rule may drop groups; with one token reserved per group, the number of slots is exact.
 EXACT = {
     name: overrides + (["compressor.min_group_size=1"] if name.startswith("comi") else [])
     for name, overrides in MERGING.items()
@@ -35,7 +35,7 @@ VARIANTS = {
     "truncate-slots": ["compressor=truncate", "compressor.ratio=null", "compressor.slots=3"],
 }
 ANY = {**ALL, **VARIANTS}
-FROZEN = ["decoder.train=frozen"]  # adapters take time to build, and count for nothing where only slots are counted
+FROZEN = ["decoder.train=frozen"]  # saves the time to build adapters, where they have no effect
 
 
 def each(forms):
@@ -103,7 +103,7 @@ def declared(reader, mode):
 
 @pytest.mark.parametrize("mode", ["lora", "attention", "frozen", "full"])
 @each({**ALL, "comi-learned": VARIANTS["comi-learned"]})
-def test_gradients_reach_exactly_what_is_declared(build, overrides, mode, ragged):
+def test_gradients_reach_exactly_the_declared_weights(build, overrides, mode, ragged):
     reader = build([*overrides, f"decoder.train={mode}"])
     disturb(reader)
     trained = {name for name, parameter in reader.named_parameters() if parameter.requires_grad}
@@ -120,13 +120,13 @@ def test_gradients_reach_exactly_what_is_declared(build, overrides, mode, ragged
 
 @pytest.mark.parametrize("name", ["mean_pool", "comi"])
 @pytest.mark.parametrize("mode", ["full", "lora", "frozen"])
-def test_the_encoder_is_trained_as_told(build, name, mode, ragged):
+def test_encoder_train_selects_the_trained_weights(build, name, mode, ragged):
     reader = build([f"compressor={name}", f"compressor.encoder_train={mode}", "decoder.train=frozen"])
-    reading = reader.compressor.context_encoder
-    encoder = {name: parameter.requires_grad for name, parameter in reading.encoder.named_parameters()}
+    context_encoder = reader.compressor.context_encoder
+    encoder = {name: parameter.requires_grad for name, parameter in context_encoder.encoder.named_parameters()}
     assert encoder and any(encoder.values()) == (mode != "frozen")
     assert all(on == (mode == "full" or (mode == "lora" and "lora_" in name)) for name, on in encoder.items())
-    assert all(parameter.requires_grad for parameter in reading.lsa.parameters())
+    assert all(parameter.requires_grad for parameter in context_encoder.lsa.parameters())
 
 
 # ------------------------------------------------------------------ checkpoints
@@ -144,7 +144,7 @@ def test_saved_and_loaded_is_the_same_reader(build, overrides, ragged, tmp_path)
     assert greedy_ids(fresh, ragged) == greedy_ids(reader, ragged)
 
 
-# ------------------------------------------------------------------ reading
+# ------------------------------------------------------------------ encoding
 
 
 @each(VECTOR)
@@ -155,7 +155,7 @@ def test_states_of_a_context_do_not_depend_on_the_question(build, overrides, rag
 
 
 @each(VECTOR)
-def test_states_before_a_changed_token_stay(build, overrides, ragged):
+def test_states_before_a_changed_token_do_not_change(build, overrides, ragged):
     reader = build(overrides).eval()
     before = encoded_states(reader, ragged)
     t = 9
@@ -168,11 +168,11 @@ def test_states_before_a_changed_token_stay(build, overrides, ragged):
 
 
 @each({name: overrides for name, overrides in MERGING.items() if name.startswith("comi")})
-def test_comi_looks_at_the_question(build, overrides, ragged_examples, collate):
+def test_comi_depends_on_the_question(build, overrides, ragged_examples, collate):
     reader = build(overrides).eval()
     memories = []
-    for asked in ("Which bell of the ship?", "What is yellow?"):
-        batch = collate([replace(example, question=asked) for example in ragged_examples])
+    for text in ("Which bell of the ship?", "What is yellow?"):
+        batch = collate([replace(example, question=text) for example in ragged_examples])
         with torch.no_grad():
             states = reader.decoder.embed(batch.prompt.ids)
             question = Question(batch.query.ids, batch.query.mask, states, batch.prompt.mask)
@@ -181,8 +181,8 @@ def test_comi_looks_at_the_question(build, overrides, ragged_examples, collate):
 
 
 @each(VECTOR | VARIANTS)
-def test_kept_contexts_equal_contexts_read_anew(build, overrides, ragged_examples, collate):
-    """Mixed lengths, a context asked twice in one batch, and batches that find some, all or none kept."""
+def test_cached_contexts_equal_newly_encoded_ones(build, overrides, ragged_examples, collate):
+    """With mixed lengths, a context that occurs twice in a batch, and batches with some, all or no contexts cached."""
     reader = build(overrides).eval()
     disturb(reader)
     rows = [ragged_examples[i] for i in (3, 0, 3, 4)], [ragged_examples[i] for i in (0, 1, 2)], ragged_examples
@@ -200,25 +200,25 @@ def test_kept_contexts_equal_contexts_read_anew(build, overrides, ragged_example
 
 
 @each(ANY)
-def test_an_answer_comes_with_the_likelihood_that_the_loss_tells(build, overrides, ragged_examples, collate):
-    """Both sides of padding, contexts kept and not; None where a reader must be asked for its loss."""
+def test_answer_with_loss_equals_decode_and_loss(build, overrides, ragged_examples, collate):
+    """With both padding sides, with and without a context cache. The loss is None for readers of other kinds."""
     reader = build(overrides).eval()
     disturb(reader)
     generation = Generation(max_new_tokens=4)
     for side in ("right", "left"):
         batch = collate(ragged_examples, side=side)
         with torch.no_grad():
-            wanted, ids = reader.loss(batch), [one.ids for one in reader.decode(batch, generation)]
+            expected, ids = reader.loss(batch), [one.ids for one in reader.decode(batch, generation)]
             for cache in (None, reader.context_cache_class and reader.context_cache_class(len(batch))):
                 reader.context_cache = cache
-                written, told = reader.answer_with_loss(batch, generation)
-                assert [one.ids for one in written] == ids
-                assert (told is None) != isinstance(reader, CompressedReader)
-                if told is not None:
-                    torch.testing.assert_close(told.nll, wanted.nll, rtol=1e-5, atol=1e-6)
-                    torch.testing.assert_close(told.token_nll, wanted.token_nll, rtol=1e-4, atol=1e-5)
+                decoded, loss = reader.answer_with_loss(batch, generation)
+                assert [one.ids for one in decoded] == ids
+                assert (loss is None) != isinstance(reader, CompressedReader)
+                if loss is not None:
+                    torch.testing.assert_close(loss.nll, expected.nll, rtol=1e-5, atol=1e-6)
+                    torch.testing.assert_close(loss.token_nll, expected.token_nll, rtol=1e-4, atol=1e-5)
                     for name in ("tokens", "slots", "context_tokens", "token_hits"):
-                        assert torch.equal(getattr(told, name), getattr(wanted, name)), name
+                        assert torch.equal(getattr(loss, name), getattr(expected, name)), name
             reader.context_cache = None
 
 
@@ -247,17 +247,17 @@ def test_slots_are_the_ceiling_of_tokens_by_ratio(build, overrides, ratio, ragge
 
 @each({**MERGING, "truncate": VECTOR["truncate"]})
 @pytest.mark.parametrize("slots", [1, 3, 64])
-def test_a_budget_in_slots_is_kept(build, overrides, slots, ragged):
+def test_a_budget_in_slots_is_not_exceeded(build, overrides, slots, ragged):
     reader = build([*overrides, *FROZEN, "compressor.ratio=null", f"compressor.slots={slots}"]).eval()
-    found = reader.footprint(ragged)
-    assert (found.memory_slots <= slots).all() and (found.memory_slots <= found.context_tokens).all()
-    assert (found.memory_slots[found.context_tokens > 0] > 0).all()
-    assert found.requested_ratio is None and reader.requested_ratio is None
+    footprint = reader.footprint(ragged)
+    assert (footprint.memory_slots <= slots).all() and (footprint.memory_slots <= footprint.context_tokens).all()
+    assert (footprint.memory_slots[footprint.context_tokens > 0] > 0).all()
+    assert footprint.requested_ratio is None and reader.requested_ratio is None
 
 
 @each(EXACT)
 def test_a_budget_in_slots_counts_the_whole_context(build, overrides, ragged):
-    """Segments share it: at most one slot more per further segment."""
+    """Segments share the budget, with at most one more slot per further segment."""
     reader = build(
         [*overrides, *FROZEN, "compressor.ratio=null", "compressor.slots=3", "compressor.segment_size=16"]
     ).eval()
@@ -268,14 +268,14 @@ def test_a_budget_in_slots_counts_the_whole_context(build, overrides, ragged):
 
 
 @each(EXACT)
-def test_segments_have_slots_of_their_own(build, overrides, ragged):
+def test_a_ratio_applies_to_each_segment(build, overrides, ragged):
     reader = build([*overrides, *FROZEN, "compressor.segment_size=10", "compressor.ratio=4"]).eval()
     expected = [sum(ceil(min(10, n - start), 4) for start in range(0, n, 10)) for n in ragged.context.lengths.tolist()]
     assert reader.footprint(ragged).memory_slots.tolist() == expected
 
 
 @each(MERGING)
-def test_no_segment_holds_padding_alone(build, overrides, ragged):
+def test_no_segment_is_padding_alone(build, overrides, ragged):
     longest = ragged.context.ids.shape[1]
     for size in (longest + 1, longest, longest - 1, longest // 2, 1):
         reader = build([*overrides, *FROZEN, f"compressor.segment_size={size}"])
@@ -284,7 +284,7 @@ def test_no_segment_holds_padding_alone(build, overrides, ragged):
 
 
 @each(MERGING)
-def test_a_context_within_one_segment_is_read_as_without_segments(build, overrides, ragged):
+def test_a_context_within_one_segment_is_encoded_as_without_segments(build, overrides, ragged):
     longest = ragged.context.ids.shape[1]
     with torch.no_grad():
         nll = [build([*overrides, f"compressor.segment_size={size}"]).loss(ragged).nll for size in (longest, 10_000)]
@@ -293,7 +293,7 @@ def test_a_context_within_one_segment_is_read_as_without_segments(build, overrid
     assert not torch.allclose(cut[0], nll[0][0], rtol=1e-4)
 
 
-def test_drawn_ratios_are_for_training_only(build, ragged):
+def test_random_ratios_apply_in_training_only(build, ragged):
     reader = build(["compressor=mean_pool", "compressor.ratio=2", "compressor.ratio_choices=[8,16]"])
     reader.begin_step(3, 42)
     drawn = Budget(2, None, [8, 16])
@@ -306,10 +306,10 @@ def test_drawn_ratios_are_for_training_only(build, ragged):
     assert reader.loss(ragged).slots.tolist() == [ceil(n, 2) for n in ragged.context.lengths.tolist()]
 
 
-# ------------------------------------------------------------------ what reading looks at
+# ------------------------------------------------------------------ arguments that encoding depends on
 
-# Another value of every argument that some compressor declares in `compress_only_keys`.
-OTHERWISE = {
+# A different value for every argument that some compressor declares in `compress_only_keys`.
+OTHER_VALUES = {
     "ratio": "2",
     "slots": "3",
     "ratio_choices": "[2,8]",
@@ -334,16 +334,17 @@ OTHERWISE = {
     "temperature": "2.0",
     "min_group_size": "1",
 }
-TOGETHER = {"slots": ["compressor.ratio=null"], "ratio_draw": ["compressor.ratio_choices=[2,8]"]}
+REQUIRED_WITH = {"slots": ["compressor.ratio=null"], "ratio_draw": ["compressor.ratio_choices=[2,8]"]}
 
 
 @each({name: words for name, words in VECTOR.items() if name.split("-")[0] in ("comi", "mean_pool", "ram")})
-def test_arguments_after_reading_change_nothing_that_is_read(build, overrides, ragged):
+def test_compress_only_keys_do_not_change_encoded_states(build, overrides, ragged):
     plain = build([*overrides, *FROZEN]).eval()
-    read = encoded_states(plain, ragged)
+    expected = encoded_states(plain, ragged)
     declared = type(plain.compressor).compress_only_keys
     assert declared
     for key in sorted(declared):
-        other = build([*overrides, *FROZEN, f"compressor.{key}={OTHERWISE[key]}", *TOGETHER.get(key, [])]).eval()
+        changed = [f"compressor.{key}={OTHER_VALUES[key]}", *REQUIRED_WITH.get(key, [])]
+        other = build([*overrides, *FROZEN, *changed]).eval()
         other.load_state_dict(plain.state_dict())
-        assert torch.equal(encoded_states(other, ragged), read), key
+        assert torch.equal(encoded_states(other, ragged), expected), key

@@ -1,4 +1,4 @@
-"""Where memory joins the decoder: off is the identity, at both joins, and decoding equals re-reading."""
+"""Both joins of memory and decoder: off is the identity, and cached decoding equals a full forward pass."""
 
 import pytest
 import torch
@@ -49,7 +49,7 @@ def test_full_context_is_the_plain_model(build, family, attention, ragged):
 
 @pytest.mark.parametrize("attention", ["sdpa", "eager"])
 @pytest.mark.parametrize("family", FAMILIES)
-def test_full_context_answers_as_generate_does(build, family, attention, ragged, tokenizer):
+def test_full_context_decodes_as_generate_does(build, family, attention, ragged, tokenizer):
     reader = build(
         [
             "compressor=full_context",
@@ -59,18 +59,18 @@ def test_full_context_answers_as_generate_does(build, family, attention, ragged,
         ]
     ).eval()
     model = tiny(family, attention).load().eval()
-    asked = GenerationConfig(
+    config = GenerationConfig(
         max_new_tokens=8, do_sample=False, eos_token_id=tokenizer.eos_token_id, pad_token_id=tokenizer.eos_token_id
     )
     found = greedy_ids(reader, ragged, 8)
     for b, ids in enumerate(found):
         prompt = row_ids(ragged, b, "prefix", "context", "prompt")
-        generated = model.generate(prompt[None], attention_mask=torch.ones_like(prompt)[None], generation_config=asked)
+        generated = model.generate(prompt[None], attention_mask=torch.ones_like(prompt)[None], generation_config=config)
         assert ids == generated[0, len(prompt) :].tolist()
     assert len({tuple(ids) for ids in found}) > 1
 
 
-def test_no_context_is_the_plain_model_without_it(build, ragged):
+def test_no_context_is_the_plain_model_without_the_context(build, ragged):
     reader = build(["compressor=no_context", "decoder.train=frozen"]).eval()
     model = tiny().load().eval()
     with torch.no_grad():
@@ -80,16 +80,16 @@ def test_no_context_is_the_plain_model_without_it(build, ragged):
         torch.testing.assert_close(nll[b], plain, rtol=2e-6, atol=0)
 
 
-def read_unmerged(decoder, batch, row, n):
-    """NLL of one example by hand: lower layers over the context and over everything else apart, all states above."""
+def unmerged_nll(decoder, batch, row, n):
+    """NLL of one example by hand: lower layers separately on the context and the rest, upper layers on all states."""
     prefix, context = row_ids(batch, row, "prefix"), row_ids(batch, row, "context")
     tail, answer = row_ids(batch, row, "prompt", "answer"), row_ids(batch, row, "answer")
     P, T = len(prefix), len(context)
-    near = torch.arange(P + T)[None]
-    away = torch.cat([torch.arange(P), P + T + torch.arange(len(tail))])[None]
-    read = decoder.run(decoder.embed(torch.cat([prefix, context])[None]), range(n), near)
-    own = decoder.run(decoder.embed(torch.cat([prefix, tail])[None]), range(n), away)
-    stream = torch.cat([own[:, :P], read[:, P:], own[:, P:]], 1)
+    context_positions = torch.arange(P + T)[None]
+    tail_positions = torch.cat([torch.arange(P), P + T + torch.arange(len(tail))])[None]
+    context_states = decoder.run(decoder.embed(torch.cat([prefix, context])[None]), range(n), context_positions)
+    tail_states = decoder.run(decoder.embed(torch.cat([prefix, tail])[None]), range(n), tail_positions)
+    stream = torch.cat([tail_states[:, :P], context_states[:, P:], tail_states[:, P:]], 1)
     states = decoder.run(stream, range(n, len(decoder)), torch.arange(stream.shape[1])[None])
     logits = decoder.head(decoder.norm(states))[0, -len(answer) - 1 : -1]
     return torch.nn.functional.cross_entropy(logits, answer, reduction="sum")
@@ -98,8 +98,8 @@ def read_unmerged(decoder, batch, row, n):
 @pytest.mark.parametrize("positions", ["last", "consecutive"])
 @pytest.mark.parametrize("family", FAMILIES)
 @pytest.mark.parametrize("name", ["comi", "mean_pool"])
-def test_at_depth_ratio_1_reads_unmerged_states(build, name, family, positions, ragged):
-    sharp = ["compressor.alpha=20"] if name == "comi" else []  # gains that would move tokens between groups of 1
+def test_at_depth_ratio_1_uses_unmerged_states(build, name, family, positions, ragged):
+    sharp = ["compressor.alpha=20"] if name == "comi" else []  # gains large enough to move tokens between groups of 1
     reader = build(
         [
             f"compressor={name}",
@@ -114,7 +114,7 @@ def test_at_depth_ratio_1_reads_unmerged_states(build, name, family, positions, 
     with torch.no_grad():
         nll = reader.loss(ragged).nll
         for b in range(len(ragged)):
-            torch.testing.assert_close(nll[b], read_unmerged(reader.decoder, ragged, b, 2), rtol=1e-5, atol=0)
+            torch.testing.assert_close(nll[b], unmerged_nll(reader.decoder, ragged, b, 2), rtol=1e-5, atol=0)
 
 
 @pytest.mark.parametrize("join", ["input", "depth"])
@@ -140,29 +140,29 @@ def test_comi_switched_off_is_mean_pooling(build, join, ragged):
     [["compressor=comi", *DEPTH], ["compressor=mean_pool", *DEPTH], ["compressor=comi"], ["compressor=full_context"]],
     ids=["comi-depth", "mean-depth", "comi-input", "full"],
 )
-def test_cached_decoding_equals_reading_everything_again(build, overrides, prompt, ragged_examples, collate):
+def test_cached_decoding_equals_a_full_forward_pass(build, overrides, prompt, ragged_examples, collate):
     reader = build(overrides).eval()
     disturb(reader)
     batch = collate(ragged_examples, **prompt)
     assert batch.prefix.ids.shape[1] == 0 or prompt != {"bos": False}
-    seen = []
-    handle = reader.decoder.lm_head.register_forward_hook(lambda module, inputs, output: seen.append(output))
+    outputs = []
+    handle = reader.decoder.lm_head.register_forward_hook(lambda module, inputs, output: outputs.append(output))
     steps, rows = 5, len(batch)
-    written = torch.zeros(rows, 0, dtype=torch.long)
+    decoded = torch.zeros(rows, 0, dtype=torch.long)
     with torch.no_grad():
         stream, logits = reader.start_decoding(batch)
         for _ in range(steps):
             chosen = logits.argmax(-1, keepdim=True)
-            written = torch.cat([written, chosen], 1)
-            batch.answer = Tokens(written, torch.ones_like(written, dtype=torch.bool))
-            seen.clear()
+            decoded = torch.cat([decoded, chosen], 1)
+            batch.answer = Tokens(decoded, torch.ones_like(decoded, dtype=torch.bool))
+            outputs.clear()
             reader.loss(batch)
-            torch.testing.assert_close(seen[0][:, -1], logits, rtol=1e-5, atol=1e-4)
+            torch.testing.assert_close(outputs[0][:, -1], logits, rtol=1e-5, atol=1e-4)
             logits = stream.step(chosen[:, 0])
     handle.remove()
 
 
-def test_keys_below_the_join_hold_no_memory(build, ragged):
+def test_layers_below_the_join_hold_no_memory(build, ragged):
     reader = build(["compressor=mean_pool", *DEPTH]).eval()
     with torch.no_grad():
         stream, logits = reader.start_decoding(ragged)
@@ -176,7 +176,7 @@ def test_keys_below_the_join_hold_no_memory(build, ragged):
 
 
 @pytest.mark.parametrize("overrides", [["compressor=comi", *DEPTH], ["compressor=comi"]], ids=["depth", "input"])
-def test_all_steps_give_the_same_texts(build, overrides, ragged):
+def test_all_steps_do_not_change_the_texts(build, overrides, ragged):
     reader = build(overrides).eval()
     with recorded_ids(reader) as recorder:
         texts = reader.answer(ragged, Generation(max_new_tokens=12, stop=("e",)))
@@ -195,7 +195,7 @@ def truncated(family, layers):
 
 
 def mean_question(batch, states_of):
-    """(B, D): mean of each row's question states, where `states_of(ids)` gives those of [context ; question]."""
+    """(B, D): mean of each row's question states, where `states_of(ids)` returns those of [context ; question]."""
     means = []
     for b in range(len(batch)):
         ids = row_ids(batch, b, "context", "query")
@@ -205,9 +205,9 @@ def mean_question(batch, states_of):
 
 @pytest.mark.parametrize("norm", ["pretrained", "none"])
 @pytest.mark.parametrize("family", FAMILIES)
-def test_the_question_reads_on_from_the_kept_context(build, family, norm, ragged):
+def test_the_question_continues_from_the_cached_context(build, family, norm, ragged):
     reader = build([f"backbone.family={family}", "compressor=comi", f"compressor.final_norm={norm}"]).eval()
-    reading = reader.compressor.context_encoder
+    encoder = reader.compressor.context_encoder
     plain = truncated(family, 2)
     if norm == "none":
         plain.norm = torch.nn.Identity()
@@ -216,21 +216,21 @@ def test_the_question_reads_on_from_the_kept_context(build, family, norm, ragged
         def states_of(ids):
             return plain(ids[None]).last_hidden_state[0]
 
-        encoded = reading.encode(context_of(ragged))
+        encoded = encoder.encode(context_of(ragged))
         question = Question(ragged.query.ids, ragged.query.mask, None, None)
-        close(reading.query(encoded, question)[:, 0], mean_question(ragged, states_of))
+        close(encoder.query(encoded, question)[:, 0], mean_question(ragged, states_of))
         for b, length in enumerate(ragged.context.lengths.tolist()):
             if length:
                 own = states_of(row_ids(ragged, b, "context"))
                 close(encoded.states[b, 0, :length], own)
 
 
-def test_each_segment_is_read_with_the_question_by_itself(build, ragged):
-    reading = build(["compressor=comi", "compressor.segment_size=12"]).eval().compressor.context_encoder
+def test_each_segment_is_encoded_with_the_question_independently(build, ragged):
+    encoder = build(["compressor=comi", "compressor.segment_size=12"]).eval().compressor.context_encoder
     plain = truncated("llama", 2)
     with torch.no_grad():
-        encoded = reading.encode(context_of(ragged))
-        queries = reading.query(encoded, Question(ragged.query.ids, ragged.query.mask, None, None))
+        encoded = encoder.encode(context_of(ragged))
+        queries = encoder.query(encoded, Question(ragged.query.ids, ragged.query.mask, None, None))
         context, query = row_ids(ragged, 0, "context"), row_ids(ragged, 0, "query")
         assert len(context) > 24
         for s, start in enumerate(range(0, len(context), 12)):
@@ -241,7 +241,7 @@ def test_each_segment_is_read_with_the_question_by_itself(build, ragged):
 
 
 @pytest.mark.parametrize("layers", [1, 2])
-def test_the_alignment_counts_slots_from_0_in_every_segment(build, layers, ragged):
+def test_alignment_positions_start_at_0_in_every_segment(build, layers, ragged):
     overrides = ["compressor=mean_pool", "compressor.segment_size=12"]
     reader = build([*overrides, f"compressor.lsa_layers={layers}"]).eval()
     bare = build([*overrides, "compressor.alignment=none"]).eval()
@@ -279,13 +279,13 @@ def test_positions_of_slots_at_depth(build, positions, ragged):
         assert memory.positions[b][memory.mask[b]].tolist() == expected
 
 
-def test_a_segment_at_depth_stands_at_its_own_place(build, ragged):
-    """Positions go on through the segments; attention does not."""
-    reading = build(["compressor=mean_pool", *DEPTH, "compressor.segment_size=12"]).eval().compressor.context_encoder
-    decoder: Stack = reading.decoder
+def test_positions_of_segments_at_depth(build, ragged):
+    """Positions continue from segment to segment; attention does not."""
+    encoder = build(["compressor=mean_pool", *DEPTH, "compressor.segment_size=12"]).eval().compressor.context_encoder
+    decoder: Stack = encoder.decoder
     prefix, context = row_ids(ragged, 0, "prefix"), row_ids(ragged, 0, "context")
     with torch.no_grad():
-        encoded = reading.encode(context_of(ragged))
+        encoded = encoder.encode(context_of(ragged))
         for s, start in enumerate(range(0, len(context), 12)):
             segment = context[start : start + 12]
             places = torch.cat([torch.arange(len(prefix)), len(prefix) + start + torch.arange(len(segment))])
@@ -294,7 +294,7 @@ def test_a_segment_at_depth_stands_at_its_own_place(build, ragged):
 
 
 @pytest.mark.parametrize("join", ["input", "depth"])
-def test_the_published_numerics_run(build, join, ragged):
+def test_quirks_yield_finite_losses_and_gradients(build, join, ragged):
     reader = build(["compressor=comi", f"compressor.join={join}", "compressor.quirks=true"])
     loss = reader.loss(ragged).nll.sum()
     loss.backward()
@@ -331,7 +331,7 @@ def test_bfloat16_streams_with_float32_trained_weights(build, overrides, ragged)
     ids=["depth", "input", "segments"],
 )
 def test_checkpointing_changes_neither_loss_nor_gradients(build, overrides, ragged):
-    """At the input join through the kept keys and values of the context as well."""
+    """Includes gradients through the cached keys and values of the context, with join: input."""
     found = []
     for checkpointing in ("false", "true"):
         reader = build([*overrides, f"train.gradient_checkpointing={checkpointing}"])

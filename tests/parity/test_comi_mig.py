@@ -1,9 +1,9 @@
-"""comi.mig against its slow twin comi.reference: values and gradients.
+"""comi.mig equals its readable twin comi.reference, in values and gradients.
 
-Tolerances. fp64: 1e-10, sums of tens of terms in another order. fp32: 1e-5 for values of order 1, the reference
-divides by the product of norms where the fast path multiplies by inverses, a few ulp each way; 1e-4 for gradients,
-which pass two softmaxes. bf16 states are compared with the reference on the same numbers upcast to fp32, so only
-the memory's final rounding is left: 1/256 of its size.
+Tolerances. fp64: 1e-10, as sums of tens of terms run in another order. fp32: 1e-5 for values of order 1, as the
+reference divides by the product of norms where the fast path multiplies by inverses (a few ulp); 1e-4 for gradients,
+which pass two softmaxes. bf16 states are compared with the reference on the same numbers in fp32, so only the memory's
+final rounding remains: 1/256 of its size.
 """
 
 import itertools
@@ -19,7 +19,7 @@ GRADIENT = {torch.float64: 1e-9, torch.float32: 1e-4}
 
 
 def make(dtype, seed=0, width=23, shared=0.5, dim=12):
-    """States with a common direction, as those of language models; pads right, left, both sides, and none."""
+    """States with a common direction, as in language models; padding on the right, left, both sides, and none."""
     g = torch.Generator().manual_seed(seed)
     states = torch.randn(4, width, dim, generator=g, dtype=torch.float64)
     states = states + shared * torch.randn(4, 1, dim, generator=g, dtype=torch.float64)
@@ -83,7 +83,7 @@ def test_gradients_with_states_as_values():
 
 
 def test_half_precision_states():
-    """bf16 in: everything but the result's rounding is the fp32 computation on the same numbers."""
+    """With bf16 states, everything but the final rounding equals the fp32 computation on the same numbers."""
     for seed, ratio in itertools.product(range(3), (2, 5)):
         states, mask, query = make(torch.bfloat16, seed)
         exact, exact_query = states.float(), query.float()
@@ -104,7 +104,7 @@ def test_half_precision_states():
 
 @pytest.mark.parametrize("sizes", [[1] * 5 + [195], [60, 9, 70, 61], [64, 64, 72], [63, 65, 0, 1, 71], [200]])
 def test_groups_beyond_a_tile(sizes):
-    """Groups that straddle, fill and exceed tiles of 64 columns, with pads on either side, against one big product."""
+    """Groups that straddle, fill and exceed tiles of 64 columns, padded on either side; expected from all pairs."""
     width = 230
     states, _, query = (part[:2] for part in make(torch.float64, 5, width=width))
     mask = torch.zeros(2, width, dtype=torch.bool)
@@ -116,13 +116,13 @@ def test_groups_beyond_a_tile(sizes):
     redundancy = torch.where(cosines == -torch.inf, 0.0, cosines)
     relevance = (unit @ torch.nn.functional.normalize(query, dim=-1)[:, :, None])[..., 0]
     expected = (relevance - redundancy).masked_fill(~mask, 0)
-    for requires_grad in (False, True):  # the value is recomputed where a gradient is wanted
+    for requires_grad in (False, True):  # values are recomputed where gradients are required
         ours = mig.marginal_information_gain(states.clone().requires_grad_(requires_grad), mask, query, groups)
         torch.testing.assert_close(ours.detach(), expected, atol=1e-12, rtol=0)
 
 
-def test_representatives_beyond_a_chunk():
-    """More groups than are compared at once (256), against one big product, with a short row beside."""
+def test_representatives_beyond_a_block():
+    """More groups than one block of 256, beside a shorter row; expected from all pairs."""
     states, _, query = (part[:2] for part in make(torch.float64, 6, width=700))
     mask = torch.ones(2, 700, dtype=torch.bool)
     mask[1, 300:] = False
@@ -132,7 +132,9 @@ def test_representatives_beyond_a_chunk():
         cosines = (unit[b, :length] @ unit[b, :length].T).fill_diagonal_(-torch.inf).amax(-1)
         gains = (relevance[b, :length] - cosines)[None]
         expected = mig.allocate(gains, torch.tensor([length]), torch.ones_like(gains, dtype=torch.bool), 0.1)
-        ours = mig.reallocate_groups(states, mask, query, 1, temperature=0.1)  # ratio 1: every token stands for itself
+        ours = mig.reallocate_groups(
+            states, mask, query, 1, temperature=0.1
+        )  # ratio 1: every token is a representative
         assert torch.equal(ours[b, :length], expected[0])
         assert ours[b, length:].sum() == 0
 

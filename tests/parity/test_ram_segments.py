@@ -1,9 +1,9 @@
-"""ram.segments, ram.losses and ram.labels against their slow twin ram.reference: values and gradients.
+"""ram.segments, ram.losses and ram.labels equal their readable twin ram.reference, in values and gradients.
 
-Tolerances. fp64: 1e-10, sums of tens of terms in another order. fp32: 1e-5 for values and gradients of order 1, the
-reference divides by the product of norms where the fast path normalises the query first, a few ulp each way; a low
-temperature multiplies what goes into the softmax, and with it these ulp. bf16 states are compared with the reference on
-the same numbers upcast to fp32, so only a result's rounding to bf16 is left: 1/256 of its size.
+Tolerances. fp64: 1e-10, as sums of tens of terms run in another order. fp32: 1e-5 for values and gradients of order
+1, as the reference divides by the product of norms where the fast path normalises the query first (a few ulp). A low
+temperature multiplies the input of the softmax, and these ulp with it. bf16 states are compared with the reference on
+the same numbers in fp32, so only the result's rounding to bf16 remains: 1/256 of its size.
 """
 
 import contextlib
@@ -19,8 +19,11 @@ RATIOS = (1, 1.5, 2, 1 / 0.29, 4, 1 / 0.07, 50)
 
 
 def make(dtype, seed=0, garbage=0.0):
-    """States with a common direction, as those of language models. Rows: full; padded on the right, last segment short;
-    pads anywhere, an empty segment between others; one token; none. Pads hold `garbage`."""
+    """States with a common direction, as in language models; padding holds `garbage`.
+
+    Rows: full; padded on the right with a short last segment; padding anywhere and an empty segment between others;
+    one token; none.
+    """
     g = torch.Generator().manual_seed(seed)
     states = torch.randn(5, 6, 4, 9, generator=g, dtype=torch.float64)
     states = states + 0.5 * torch.randn(5, 1, 1, 9, generator=g, dtype=torch.float64)
@@ -40,7 +43,7 @@ def close(ours, theirs, dtype=torch.float32, scale=1.0):
 
 
 def compare(dtype, call, ours, reference, *leaves, scale=1.0):
-    """`call(function, *leaves)` with both functions: equal values and gradients."""
+    """Asserts that `call(function, *leaves)` has equal values and gradients for both functions."""
     found = []
     for function in (ours, reference):
         copies = [leaf.clone().requires_grad_() for leaf in leaves]
@@ -65,7 +68,7 @@ def test_relevance(dtype, garbage):
         states, mask, query = make(dtype, seed, garbage)
         _, grads = compare(
             dtype,
-            lambda f, states, query: f(states, mask, query),
+            lambda f, states, query, mask=mask: f(states, mask, query),
             segments.relevance,
             reference.relevance,
             states,
@@ -86,7 +89,7 @@ def test_selection(budget):
         assert torch.equal(ours, reference.select_segments(relevance, lengths, ratio, budget))
 
 
-def test_selection_by_slots_and_with_several_for_a_skimmed_segment():
+def test_selection_with_a_budget_in_slots_and_several_slots_per_skimmed_segment():
     g = torch.Generator().manual_seed(0)
     kept = 0
     for _ in range(100):
@@ -115,14 +118,14 @@ def test_weights_and_vectors(dtype, mode, garbage):
         if mode == "query_weighted":
             compare(
                 dtype,
-                lambda f, states, query: f(states, mask, query, temperature),
+                lambda f, states, query, mask=mask, t=temperature: f(states, mask, query, t),
                 segments.skim_weights,
                 reference.skim_weights,
                 states,
                 query,
                 scale=scale,
             )
-        else:  # made of no state: nothing to differentiate
+        else:  # these weights do not depend on the states
             close(
                 segments.skim_weights(states, mask, query, temperature, mode),
                 reference.skim_weights(states, mask, query, temperature, mode),
@@ -132,7 +135,7 @@ def test_weights_and_vectors(dtype, mode, garbage):
         values = torch.randn(5, 6, 4, 3, generator=g, dtype=torch.float64).masked_fill(~mask[..., None], garbage)
         pooled, _ = compare(
             dtype,
-            lambda f, *leaves: f(leaves[0], mask, leaves[1], temperature, leaves[2], mode),
+            lambda f, *leaves, mask=mask, t=temperature: f(leaves[0], mask, leaves[1], t, leaves[2], mode),
             segments.skim,
             reference.skim,
             states,
@@ -149,7 +152,7 @@ def test_vectors_of_the_states_themselves(dtype):
         states, mask, query = make(dtype, seed, float("nan"))
         _, grads = compare(
             dtype,
-            lambda f, states, query: f(states, mask, query, temperature),
+            lambda f, states, query, mask=mask, t=temperature: f(states, mask, query, t),
             segments.skim,
             reference.skim,
             states,
@@ -165,7 +168,7 @@ def test_vectors_of_the_states_themselves(dtype):
 @pytest.mark.parametrize("reduction", losses.REDUCTIONS)
 @pytest.mark.parametrize("dtype", TOLERANCE)
 def test_contrastive_loss(dtype, reduction):
-    """Rows without a positive, without a segment, with positives on padding, and batches of nothing else."""
+    """Rows without a positive, without a segment, with positives on padding, and batches of such rows only."""
     g = torch.Generator().manual_seed(0)
     for trial, temperature in itertools.product(range(6), (0.05, 0.1, 1.0)):
         relevance = (2 * torch.rand(6, 7, generator=g, dtype=torch.float64) - 1).to(dtype)
@@ -174,7 +177,7 @@ def test_contrastive_loss(dtype, reduction):
         valid[0], positives[1] = False, False
         value, (grad,) = compare(
             dtype,
-            lambda f, relevance: f(relevance, positives, valid, temperature, reduction),
+            lambda f, r, p=positives, v=valid, t=temperature: f(r, p, v, t, reduction),
             losses.contrastive_loss,
             reference.contrastive_loss,
             relevance,
@@ -196,7 +199,7 @@ def test_positive_segments():
 
 @pytest.mark.parametrize("autocast", [False, True], ids=["plain", "autocast"])
 def test_half_precision_states(autocast):
-    """bf16 in, also under autocast: all but the result's rounding is the fp32 computation on the same numbers."""
+    """With bf16 states, also under autocast, only the final rounding differs from the fp32 computation."""
     context = torch.autocast("cpu", torch.bfloat16) if autocast else contextlib.nullcontext()
     for seed, temperature in itertools.product(range(3), (1.0, 0.05)):
         states, mask, query = make(torch.bfloat16, seed, float("nan"))
@@ -215,8 +218,8 @@ def test_half_precision_states(autocast):
         close(loss, reference.contrastive_loss(relevance.bfloat16().float(), keep, mask.any(-1), 0.05), scale=20)
 
 
-def test_autocast_lowers_no_precision():
-    """fp32 in: nothing is rounded to bf16 on the way, forward or backward."""
+def test_autocast_does_not_lower_precision():
+    """With fp32 states, nothing is rounded to bf16, forward or backward."""
     states, mask, query = make(torch.float32, 4)
     found = []
     for context in (contextlib.nullcontext(), torch.autocast("cpu", torch.bfloat16)):

@@ -1,4 +1,4 @@
-"""States, queries and masks that the tests of COMI's functions share."""
+"""Random states, queries and masks, shared by the tests of COMI's functions."""
 
 import torch
 

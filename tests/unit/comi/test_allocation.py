@@ -1,4 +1,4 @@
-"""comi.mig: sizes of groups, from given scores (`allocate`) and from states (`reallocate_groups`)."""
+"""comi.mig: group sizes, from given gains (`allocate`) and from states (`reallocate_groups`)."""
 
 import hypothesis.strategies as st
 import pytest
@@ -39,7 +39,7 @@ def test_allocation_rounds_quotas_and_is_monotone(seed, groups, length, temperat
 @many
 @given(SEEDS, st.integers(2, 40), st.integers(1, 2000))
 def test_a_higher_gain_never_earns_a_larger_quota(seed, groups, length):
-    """Sizes may still move up by one (largest remainder's paradox), so at most quota + 1 is asked of them."""
+    """Sizes may still grow by one, a paradox of largest-remainder rounding, so the test allows quota + 1."""
     g = torch.Generator().manual_seed(seed)
     gains = torch.randn(1, groups, generator=g)
     raised = gains.clone()
@@ -53,7 +53,7 @@ def test_a_higher_gain_never_earns_a_larger_quota(seed, groups, length):
 @many
 @given(SEEDS, st.integers(1, 40), st.integers(0, 400), st.integers(1, 6))
 def test_reserved_tokens(seed, groups, length, smallest):
-    """Every group keeps min(min_group_size, length // groups) tokens, the shares divide the rest."""
+    """Every group gets min(min_group_size, length // groups) tokens, and the shares divide the rest."""
     g = torch.Generator().manual_seed(seed)
     gains = torch.randn(1, groups + 3, generator=g)
     valid = (torch.arange(groups + 3) < groups)[None]
@@ -106,7 +106,7 @@ def test_ratio_must_be_positive():
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 @pytest.mark.parametrize("kind", ["random", "identical"])
 def test_sizes_sum_to_the_length_for_any_length(dtype, kind):
-    """E1: in bf16 the published arithmetic hands out more tokens than there are for 549 of 3,283 lengths."""
+    """E1: in bf16 the published arithmetic assigns more tokens than the context has, for 549 of 3,283 lengths."""
     states, query = draw(1, 1, 5000, dim=4, dtype=dtype)
     states = states[:, :1].expand_as(states) if kind == "identical" else states
     lengths = list(range(1, 150)) + list(range(150, 5001, 97)) + [16 * k - 1 for k in range(13, 313, 23)] + [207, 5000]
@@ -157,7 +157,7 @@ def test_sizes_of_batches(seed, lengths, ratio, dtype, temperature, smallest):
 
 
 def test_relevant_groups_get_fewer_tokens():
-    """The direction of the shares: what matters most is squeezed least."""
+    """The most relevant group is compressed least."""
     states, query = draw(3, 1, 64, dim=32, shared=0.0)
     states[0, 20] = 4 * query[0]
     sizes = reallocate_groups(states, torch.ones(1, 64).bool(), query, 16, temperature=0.3)[0]
@@ -176,7 +176,7 @@ def test_a_repeated_representative_gets_more_tokens():
     assert off.max() - off.min() <= 2
 
 
-def test_the_first_of_equals_represents():
+def test_the_first_of_equally_relevant_tokens_represents_its_group():
     """Tokens a and b are equally relevant; only where a comes first do groups 0 and 1 look the same."""
     a, b, c, far = [1.0, 1.0, 0.0], [1.0, 0.0, 1.0], [1.0, -1.0, 0.0], [-1.0, 0.1, 0.0]
     query = torch.tensor([[1.0, 0.0, 0.0]])

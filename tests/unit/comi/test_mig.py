@@ -1,4 +1,4 @@
-"""comi.mig: what must hold of gains, weights and memories, whatever the states (sizes: test_allocation.py)."""
+"""comi.mig: properties of gains, weights and memories (sizes: test_allocation.py)."""
 
 import hypothesis.strategies as st
 import pytest
@@ -18,7 +18,7 @@ SEEDS = st.integers(0, 2**31)
 
 
 def test_redundancy_of_opposed_tokens_is_negative():
-    """E2: three states at 120 degrees, every cosine -1/2; no pad may raise the maximum to 0."""
+    """E2: three states at 120 degrees, all cosines -1/2; padding must not raise the maximum to 0."""
     angles = torch.tensor([0.0, 2.0, 4.0]) * torch.pi / 3
     states = torch.zeros(1, 9, 2)
     states[0, :3] = torch.stack([angles.cos(), angles.sin()], -1)
@@ -29,7 +29,7 @@ def test_redundancy_of_opposed_tokens_is_negative():
 
 
 def test_quirks_by_hand():
-    """Released numerics: shorter groups are padded with similarity 0, the row's longest is not; rows are apart."""
+    """Released numerics: groups shorter than the row's longest one are padded with similarity 0."""
     states = torch.tensor([[1.0, 0.0], [-1.0, 0.0], [0.0, 1.0], [0.0, 1.0], [0.0, 1.0]]).expand(2, 5, 2)
     groups = torch.tensor([[0, 0, 1, 1, 1], [0, 0, 1, 2, 2]])
     mask = torch.ones(2, 5).bool()
@@ -40,7 +40,7 @@ def test_quirks_by_hand():
 
 
 def test_quirks_change_weights():
-    """Cosines of {u, v, w}: u with v and w -0.6, v with w 1; a longer group beside makes u's redundancy 0."""
+    """Cosines: u with v and w -0.6, v with w 1. A longer group in the row makes the redundancy of u 0."""
     states = torch.tensor([[[1.0, 0.0], [-0.6, 0.8], [-0.6, 0.8], *[[0.0, 1.0]] * 4]])
     groups = torch.tensor([[0, 0, 0, 1, 1, 1, 1]])
     for quirks, gain in ((False, 0.6), (True, 0.0)):
@@ -103,7 +103,7 @@ def test_weights_are_convex(seed, lengths, ratio, dtype):
     torch.testing.assert_close(sums, (sizes > 0).float())
 
 
-def test_lone_tokens_are_kept_as_they_are():
+def test_groups_of_one_token_are_unchanged():
     states, mask, query = batch_of(0, [9, 4], torch.bfloat16)
     sizes = torch.tensor([[1] * 9, [1] * 4 + [0] * 5])
     memory, memory_mask = merge_groups(states, mask, query, sizes)
@@ -112,7 +112,7 @@ def test_lone_tokens_are_kept_as_they_are():
 
 @pytest.mark.parametrize("identical", [False, True])
 def test_plain_means(identical):
-    """Weights off, or nothing to tell tokens apart: the mean of each group."""
+    """With gains of 0, or with identical tokens, the result is the mean of each group."""
     states, mask, query = batch_of(1, [50, 33, 20])
     states = states[:, :1].expand_as(states) if identical else states
     sizes = reallocate_groups(states, mask, query, 6, temperature=0.1)
@@ -126,7 +126,7 @@ def test_plain_means(identical):
 @few
 @given(SEEDS, st.lists(st.integers(1, 90), min_size=1, max_size=3), st.integers(1, 20))
 def test_both_steps_off_is_mean_pooling(seed, lengths, ratio):
-    """F7: consecutive groups of `ratio`, the last one short, as many as with the coarse step on."""
+    """F7: consecutive groups of `ratio`, the last one short; the number of slots equals that of the coarse step."""
     states, mask, query = batch_of(seed, lengths)
     slots = -(-mask.shape[1] // ratio)
     groups = consecutive_groups(mask, ratio)
@@ -140,7 +140,7 @@ def test_both_steps_off_is_mean_pooling(seed, lengths, ratio):
 
 
 def test_empty_groups_are_dropped():
-    """E5: the published rule may give no token to a group; its slot goes, the others close up."""
+    """E5: the published rule may assign no token to a group; its slot is dropped and the others move left."""
     states, mask, query = batch_of(0, [6, 3])
     memory, memory_mask = merge_groups(states, mask, query, torch.tensor([[2, 0, 4], [0, 0, 3]]), 0.0, 0.0)
     assert memory_mask.tolist() == [[True, True, False], [True, False, False]]
@@ -159,7 +159,7 @@ def test_duplicates_are_suppressed():
     torch.testing.assert_close(merge_weights(*arguments, beta=0.0)[0], torch.full((3,), 1 / 3))
 
 
-def test_values_may_differ_from_the_states_compared():
+def test_values_may_differ_from_the_states():
     states, mask, query = batch_of(2, [20, 11])
     sizes = reallocate_groups(states, mask, query, 5)
     values = torch.randn(2, 20, 3, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
@@ -199,9 +199,9 @@ def test_scale(seed, by, query_by, dtype):
     st.sampled_from(["left", "right", "holes"]),
 )
 def test_padding_and_batch(seed, lengths, ratio, extra, side):
-    """A row's result does not depend on its padding, what the pads hold, or the rows beside it.
+    """A row's result depends neither on its padding and the values there nor on the other rows.
 
-    The examples are the same in every run: quotas nearer to a tie than fp32 noise could round to either neighbour.
+    The examples are the same in every run, as quotas closer to a tie than fp32 noise could round either way.
     """
     states, query = draw(seed, len(lengths), max(lengths), dim=16)
     g = torch.Generator().manual_seed(seed)
@@ -236,7 +236,7 @@ def test_autocast_does_not_lower_precision():
         assert torch.equal(merge_groups(states, mask, query, sizes)[0], memory)
 
 
-def test_compared_once_or_twice_is_the_same():
+def test_precomputed_values_do_not_change_the_result():
     states, mask, query = batch_of(0, [60, 31], torch.bfloat16)
     precomputed = precompute(states, query)
     sizes = reallocate_groups(states, mask, query, 7, precomputed=precomputed)
@@ -264,7 +264,7 @@ def test_learned_weights_get_a_gradient():
 
 
 def test_gradient_of_identical_tokens_is_finite():
-    """Cosine 1 and ties everywhere; a zero state has no direction at all."""
+    """All cosines are 1 and tie; a zero state has no direction."""
     states = torch.ones(1, 12, 4)
     states[0, 5] = 0
     states.requires_grad_()
@@ -273,17 +273,17 @@ def test_gradient_of_identical_tokens_is_finite():
     assert torch.isfinite(states.grad).all()
 
 
-def test_search_keeps_nothing_for_the_backward_pass():
-    """Cost: what autograd keeps grows with tokens, not with tokens times the group's size."""
-    kept = []
+def test_memory_for_the_backward_pass_is_linear_in_tokens():
+    """Tensors saved by autograd grow with tokens, not with tokens times the group's size."""
+    saved = []
 
-    def keep(tensor):
-        kept.append(tensor.numel())
+    def record(tensor):
+        saved.append(tensor.numel())
         return tensor
 
     width = 640
     states, mask, query = batch_of(0, [width], dim=4)
     states.requires_grad_()
-    with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
+    with torch.autograd.graph.saved_tensors_hooks(record, lambda tensor: tensor):
         merge_groups(states, mask, query, torch.tensor([[width]]))
-    assert kept and max(kept) <= 4 * width
+    assert saved and max(saved) <= 4 * width

@@ -1,11 +1,11 @@
-"""Forms of RAM, and its memory, for the tests of the whole compressor.
+"""Configurations of RAM and helpers, for the tests of the whole compressor.
 
-Segments of 6 tokens cut the ragged contexts of 50, 0, 14, 2 and 32 tokens into 9, 0, 3, 1 and 6 of them.
+Segments of 6 tokens split the ragged contexts of 50, 0, 14, 2 and 32 tokens into 9, 0, 3, 1 and 6 of them.
 """
 
 import torch
 
-FROZEN = ["decoder.train=frozen"]  # adapters take time to build
+FROZEN = ["decoder.train=frozen"]  # saves the time to build adapters
 SIX = ["compressor=ram", "compressor.segment_size=6", "compressor.ratio=2", *FROZEN]
 ALL = ["compressor=ram", "compressor.segment_size=6", "compressor.ratio=1", *FROZEN]
 DEPTH, WHOLE = "compressor.join=depth", "compressor.read=whole"
@@ -18,19 +18,19 @@ def close(found, expected):
 
 
 def memory_of(reader, batch):
-    """The memory that the reader makes of a batch on its way to the loss, and that loss."""
-    made, compress = [], reader.compressor.compress
+    """The memory that `reader.loss` computes for a batch, and its result."""
+    memories, compress = [], reader.compressor.compress
 
-    def watched(*args):
-        made.append(compress(*args))
-        return made[0]
+    def recorded(*args):
+        memories.append(compress(*args))
+        return memories[0]
 
-    reader.compressor.compress = watched
+    reader.compressor.compress = recorded
     try:
         output = reader.loss(batch)
     finally:
         del reader.compressor.compress
-    return made[0], output
+    return memories[0], output
 
 
 def rows_of(memory):

@@ -1,4 +1,4 @@
-"""ram.labels: which segments are known to hold the answer (spec 5: 11)."""
+"""ram.labels: tokens and segments that hold the answer (spec 5: 11)."""
 
 import hypothesis.strategies as st
 import pytest
@@ -12,22 +12,22 @@ from data.tokenised import tokenise_split
 from ram.labels import answer_spans, answer_tokens, positive_segments, positive_tokens
 
 WORDS = (" red", " green", " copper", " iron", " horse", " plum")  # one token each
-LETTERS = "aAbB1 .-\u00df\u0130\u6771"  # of both cases, some that fold to two, one of a script without spaces
+LETTERS = "aAbB1 .-\u00df\u0130\u6771"  # both cases, letters that fold to two, a script without spaces
 
 
 def example(context, *answers, gold=()):
     documents = tuple(Document("", start, end, is_gold=True) for start, end in gold)
-    return Example("0", context, "Which?", answers or ("nothing of it",), documents)
+    return Example("0", context, "Which?", answers or ("absent",), documents)
 
 
-def found(context, *answers, ignore_case=True):
-    """The occurrences as text."""
+def occurrences(context, *answers, ignore_case=True):
+    """The text of every occurrence."""
     spans = answer_spans(example(context, *answers), ignore_case)
     return [context[start:end] for start, end in spans]
 
 
 def marked(batch, marks, tokenizer, row=0):
-    """The marked tokens as text."""
+    """The text of the marked tokens."""
     return tokenizer.decode(batch.context.ids[row][marks[row]])
 
 
@@ -37,46 +37,46 @@ def marked(batch, marks, tokenizer, row=0):
 def test_every_occurrence_of_every_answer_is_found():
     text = "red blue red, and (red) or copper"
     assert answer_spans(example(text, "red")) == [(0, 3), (9, 12), (19, 22)]
-    assert found(text, "copper", "red") == ["red", "red", "red", "copper"]
+    assert occurrences(text, "copper", "red") == ["red", "red", "red", "copper"]
     assert answer_spans(example("ana ana ana", "ana ana")) == [(0, 7), (4, 11)]
 
 
 def test_absent_and_empty_answers_are_not_found():
-    assert found("red blue", "green") == found("red blue", "", "  ") == found("", "red") == []
+    assert occurrences("red blue", "green") == occurrences("red blue", "", "  ") == occurrences("", "red") == []
 
 
-def test_space_around_an_answer_is_no_part_of_it():
+def test_space_around_an_answer_is_ignored():
     assert answer_spans(example("red blue", " red", "red ", "\nred")) == [(0, 3)]
 
 
-def test_an_answer_is_whole_words():
-    assert found("2010 and 10, 100", "10") == ["10"]
+def test_occurrences_are_whole_words():
+    assert occurrences("2010 and 10, 100", "10") == ["10"]
     assert answer_spans(example("redo the red-hot bored", "red")) == [(9, 12)]
-    assert found("it is 5.5% or 5", "5.5%") == ["5.5%"]
-    assert found("from the U.S.A. to Peru", "U.S.A.") == ["U.S.A."]
+    assert occurrences("it is 5.5% or 5", "5.5%") == ["5.5%"]
+    assert occurrences("from the U.S.A. to Peru", "U.S.A.") == ["U.S.A."]
 
 
 def test_scripts_without_spaces_have_no_word_borders():
-    assert found("\u79c1\u306f\u6771\u4eac\u306b\u4f4f\u3080", "\u6771\u4eac") == ["\u6771\u4eac"]
+    assert occurrences("\u79c1\u306f\u6771\u4eac\u306b\u4f4f\u3080", "\u6771\u4eac") == ["\u6771\u4eac"]
 
 
-def test_case_counts_as_asked():
+def test_ignore_case():
     text = "The RED one, the Red one, the red one"
-    assert found(text, "Red") == ["RED", "Red", "red"]
-    assert found(text, "Red", ignore_case=False) == ["Red"]
+    assert occurrences(text, "Red") == ["RED", "Red", "red"]
+    assert occurrences(text, "Red", ignore_case=False) == ["Red"]
 
 
 @pytest.mark.parametrize("text", ["STRASSE und Stra\u00dfe, Istanbul", "\u0130zmir und die Stra\u00dfe"])
-def test_letters_that_fold_to_two_move_no_place(text):
-    assert found(text, "Stra\u00dfe")[-1] == "Stra\u00dfe"
-    assert found(text, "stra\u00dfe") == found(text, "Stra\u00dfe")
-    assert found(text, "UND") == ["und"]
+def test_letters_that_fold_to_two_do_not_shift_offsets(text):
+    assert occurrences(text, "Stra\u00dfe")[-1] == "Stra\u00dfe"
+    assert occurrences(text, "stra\u00dfe") == occurrences(text, "Stra\u00dfe")
+    assert occurrences(text, "UND") == ["und"]
 
 
 @settings(derandomize=True, deadline=None, max_examples=60)
 @given(st.text(LETTERS, max_size=30), st.text(LETTERS, max_size=3), st.booleans())
-def test_what_is_found_is_the_answer(text, answer, ignore_case):
-    for occurrence in found(text, answer, ignore_case=ignore_case):
+def test_occurrences_equal_the_answer(text, answer, ignore_case):
+    for occurrence in occurrences(text, answer, ignore_case=ignore_case):
         assert occurrence.casefold() == answer.strip().casefold()
         assert ignore_case or occurrence == answer.strip()
 
@@ -84,8 +84,8 @@ def test_what_is_found_is_the_answer(text, answer, ignore_case):
 # ---- tokens ----
 
 
-def test_tokens_of_an_answer_are_those_that_overlap_it(collate, tokenizer):
-    """However the tokenizer cuts: an answer within a token, of many tokens, behind a bracket, at either end."""
+def test_answer_tokens_overlap_an_occurrence(collate, tokenizer):
+    """For an answer within a token, one of many tokens, one after a bracket, and answers at either end."""
     context = "Zorvane (Zorvane) saw Zorvane"
     batch = collate([example(context, "Zorvane"), example(context, "saw"), example(context, "green")])
     marks = answer_tokens(batch)
@@ -96,14 +96,14 @@ def test_tokens_of_an_answer_are_those_that_overlap_it(collate, tokenizer):
             for s, e in zip(starts[row].tolist(), ends[row].tolist())
         ]
         assert marks[row].tolist() == overlap
-    assert marks[0].sum() > 3  # a name that this tokenizer has no token for
+    assert marks[0].sum() > 3  # the tokenizer has no token for this name
     assert marked(batch, marks, tokenizer, 1).strip() == "saw" and not marks[2].any()
 
 
 @pytest.mark.parametrize("side", ["right", "left"])
-def test_pads_are_never_marked(collate, tokenizer, side):
+def test_padding_is_never_marked(collate, tokenizer, side):
     batch = collate([example(" red", "red"), example("".join(WORDS * 3), "red"), example("", "red")], side)
-    batch.offsets[~batch.context.mask] = torch.tensor([0, 99])  # whatever stands there
+    batch.offsets[~batch.context.mask] = torch.tensor([0, 99])  # padding may hold any offsets
     marks = answer_tokens(batch)
     assert not marks[~batch.context.mask].any() and marks.sum(1).tolist() == [1, 3, 0]
     assert marked(batch, marks, tokenizer) == " red" and marked(batch, marks, tokenizer, 1) == " red red red"
@@ -139,20 +139,20 @@ def test_every_occurrence_marks_its_segment(collate):
 
 
 @pytest.mark.parametrize("tokens, length, segments", [(8, 4, 2), (9, 4, 3), (3, 4, 1), (0, 4, 1), (5, 1, 5)])
-def test_there_are_as_many_marks_as_segments(tokens, length, segments):
+def test_there_is_one_mark_per_segment(tokens, length, segments):
     marks = torch.ones(2, tokens, dtype=torch.bool)
     assert positive_segments(marks, length).tolist() == [[tokens > 0] * segments] * 2
 
 
-# ---- where marks come from ----
+# ---- sources of positives ----
 
 
 def gold_and_bare():
-    """Words as context: gold passages green copper, plum, beside answer red; and no passage, answer iron."""
+    """Two examples: gold passages "green copper" and "plum" with answer "red"; no gold passage, answer "iron"."""
     return [example("".join(WORDS), "red", gold=[(5, 17), (29, 33)]), example("".join(WORDS), "iron")]
 
 
-def test_gold_passages_come_first_and_rows_without_them_by_their_answers(collate, tokenizer):
+def test_rows_without_gold_passages_use_answers(collate, tokenizer):
     batch = collate(gold_and_bare())
     marks = positive_tokens(batch, "evidence")
     assert marked(batch, marks, tokenizer).split() == ["green", "copper", "plum"]
@@ -163,7 +163,7 @@ def test_gold_passages_come_first_and_rows_without_them_by_their_answers(collate
     assert torch.equal(positive_tokens(batch.rows([1])), marks[1:])
 
 
-def test_without_offsets_only_gold_passages_are_known(collate):
+def test_without_offsets_only_gold_passages_are_positive(collate):
     batch = collate(gold_and_bare())
     batch.offsets = None
     assert torch.equal(positive_tokens(batch, "evidence"), batch.evidence)
@@ -172,8 +172,8 @@ def test_without_offsets_only_gold_passages_are_known(collate):
 
 
 @pytest.mark.parametrize("truncation", ["head", "tail", "middle"])
-def test_a_cut_context_is_marked_as_the_whole_one(tokenizer, truncation):
-    """Offsets go on pointing into the text that was not cut."""
+def test_a_truncated_context_has_the_marks_of_the_whole_one(tokenizer, truncation):
+    """Offsets refer to the untruncated text."""
     words = "".join(WORDS * 4)
     examples = [example(words, "horse plum red"), example(words, "red", gold=[(5, 17), (29, 37), (95, 110)])]
     whole, cut = (

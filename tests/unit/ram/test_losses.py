@@ -1,4 +1,4 @@
-"""ram.losses: facts of the contrastive loss, whatever the scores (spec 5: 10)."""
+"""ram.losses: properties of the contrastive loss (spec 5: 10)."""
 
 import hypothesis.strategies as st
 import pytest
@@ -21,22 +21,22 @@ def draw(seed, rows=4, segments=7, share=0.3):
 
 @few
 @given(SEEDS, TEMPERATURES)
-def test_it_is_the_surprise_at_the_positives_mass(seed, temperature):
-    """In fp64, row by row; `mean` is the sum over the rows that have a positive, by their number."""
+def test_the_loss_is_the_negative_log_probability_of_the_positives(seed, temperature):
+    """In fp64, row by row; `mean` divides the sum by the number of rows that have a positive."""
     relevance, positives, valid = draw(seed)
     exact = relevance.double()
-    found = contrastive_loss(exact, positives, valid, temperature, "sum")
+    total = contrastive_loss(exact, positives, valid, temperature, "sum")
     masses = (exact / temperature).exp() * valid
     rows = -((masses * positives).sum(1) / masses.sum(1)).log()
     counted = positives.any(1)
-    torch.testing.assert_close(found, rows[counted].sum(), atol=1e-10, rtol=1e-10)
+    torch.testing.assert_close(total, rows[counted].sum(), atol=1e-10, rtol=1e-10)
     mean = contrastive_loss(exact, positives, valid, temperature)
-    torch.testing.assert_close(mean, found / max(int(counted.sum()), 1), atol=1e-10, rtol=1e-10)
+    torch.testing.assert_close(mean, total / max(int(counted.sum()), 1), atol=1e-10, rtol=1e-10)
 
 
 @few
 @given(SEEDS, TEMPERATURES)
-def test_it_is_never_negative_and_a_further_positive_never_raises_it(seed, temperature):
+def test_the_loss_is_not_negative_and_decreases_with_more_positives(seed, temperature):
     relevance, positives, valid = draw(seed)
     last = None
     for further in range(positives.shape[1]):
@@ -51,15 +51,15 @@ def test_it_is_never_negative_and_a_further_positive_never_raises_it(seed, tempe
 
 @few
 @given(SEEDS, st.floats(-1e4, 1e4))
-def test_padding_never_alters_it(seed, garbage):
-    """Further segments that are padding, whatever they score, and marked as positive at that."""
+def test_padding_does_not_change_the_loss(seed, garbage):
+    """Padding segments with arbitrary scores, marked as positive."""
     relevance, positives, valid = draw(seed)
     pads, marked = torch.full((4, 3), garbage), torch.ones(4, 3, dtype=torch.bool)
     wide = (torch.cat([relevance, pads], 1), torch.cat([positives, marked], 1), torch.cat([valid, ~marked], 1))
     torch.testing.assert_close(contrastive_loss(*wide), contrastive_loss(relevance, positives, valid))
 
 
-def test_rows_without_a_positive_count_for_nothing():
+def test_rows_without_a_positive_are_ignored():
     relevance, positives, valid = draw(0)
     positives[0, 0] = valid[0, 0] = True
     positives[2:] = False
@@ -72,7 +72,7 @@ def test_rows_without_a_positive_count_for_nothing():
 
 
 def test_sums_over_parts_of_a_batch_add_up():
-    """What makes accumulation and world size change nothing."""
+    """Therefore gradient accumulation and world size do not change the loss."""
     relevance, positives, valid = draw(1, rows=8)
     whole = contrastive_loss(relevance, positives, valid, reduction="sum")
     parts = [
@@ -83,7 +83,7 @@ def test_sums_over_parts_of_a_batch_add_up():
     torch.testing.assert_close(whole / positives.any(1).sum(), contrastive_loss(relevance, positives, valid))
 
 
-def test_without_any_positive_it_is_0_with_a_gradient_of_0():
+def test_without_positives_loss_and_gradient_are_0():
     relevance, positives, valid = draw(2)
     for rows_valid in (valid, torch.zeros_like(valid)):
         leaf = relevance.clone().requires_grad_()
@@ -92,7 +92,7 @@ def test_without_any_positive_it_is_0_with_a_gradient_of_0():
         assert loss == 0 and not leaf.grad.any()
 
 
-def test_its_gradient_raises_positives_and_lowers_the_others():
+def test_the_gradient_raises_positives_and_lowers_the_others():
     relevance, positives, valid = draw(3, share=0.5)
     leaf = relevance.requires_grad_()
     contrastive_loss(leaf, positives, valid, 1.0).backward()
@@ -103,7 +103,7 @@ def test_its_gradient_raises_positives_and_lowers_the_others():
 
 
 def test_any_positive_suffices():
-    """The sum is inside the logarithm: one positive found makes another one not found cheap."""
+    """The sum is inside the logarithm, so one relevant positive is enough."""
     relevance, valid = torch.tensor([[0.9, -0.9, 0.0]]), torch.ones(1, 3).bool()
     both, first, second = (
         contrastive_loss(relevance, torch.tensor([marks]), valid)

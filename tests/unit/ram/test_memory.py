@@ -1,6 +1,6 @@
-"""RAM's memory, slot by slot: against the plain model where all is kept, and by hand (spec 5: 1 to 3, 5, 13).
+"""RAM's memory, slot by slot: with everything kept the plain model, otherwise by hand (spec 5: 1 to 3, 5, 13).
 
-Segments of 6 tokens cut the ragged contexts of 50, 0, 14, 2 and 32 tokens into 9, 0, 3, 1 and 6 of them.
+Segments of 6 tokens split the ragged contexts of 50, 0, 14, 2 and 32 tokens into 9, 0, 3, 1 and 6 of them.
 """
 
 import pytest
@@ -44,9 +44,9 @@ EACH = pytest.mark.parametrize("overrides", FORMS.values(), ids=FORMS.keys())
     ],
     ids=["nominal", "whole", "strict", "slots", "transformer"],
 )
-def test_all_kept_is_the_plain_model(build, overrides, ragged):
+def test_with_everything_kept_it_is_the_plain_model(build, overrides, ragged):
     reader = build([*ALL, *overrides]).eval()
-    disturb(reader)  # the encoder and the alignment, of which nothing may be left
+    disturb(reader)  # encoder and alignment, which must have no effect
     model = TinyBackbone(layers=4).load().eval()
     with torch.no_grad():
         memory, output = memory_of(reader, ragged)
@@ -57,7 +57,7 @@ def test_all_kept_is_the_plain_model(build, overrides, ragged):
             torch.testing.assert_close(output.nll[b], plain, rtol=2e-6, atol=0)
 
 
-def test_all_kept_answers_as_generate_does(build, ragged, tokenizer):
+def test_with_everything_kept_it_decodes_as_generate_does(build, ragged, tokenizer):
     reader, model = build(ALL).eval(), TinyBackbone(layers=4).load().eval()
     settings = GenerationConfig(
         max_new_tokens=8, do_sample=False, eos_token_id=tokenizer.eos_token_id, pad_token_id=tokenizer.eos_token_id
@@ -73,7 +73,7 @@ def test_all_kept_answers_as_generate_does(build, ragged, tokenizer):
 
 
 @pytest.mark.parametrize("read", ["segments", "whole"])
-def test_at_depth_all_kept_is_mean_pooling_of_single_tokens(build, read, ragged):
+def test_at_depth_with_everything_kept_it_is_mean_pooling_at_ratio_1(build, read, ragged):
     size = 6 if read == "segments" else 10_000
     pooled = build(["compressor=mean_pool", DEPTH, "compressor.ratio=1", f"compressor.segment_size={size}"]).eval()
     reader = build([*ALL, DEPTH, f"compressor.read={read}"]).eval()
@@ -85,7 +85,7 @@ def test_at_depth_all_kept_is_mean_pooling_of_single_tokens(build, read, ragged)
 
 
 def states_by_hand(reader, batch, row):
-    """Of one context: states that are merged and states that are compared (T, D), and the question's mean (D,)."""
+    """For one context: merged states and states for similarities, both (T, D), and the question's mean (D,)."""
     compressor = reader.compressor
     context, prefix, prompt = (row_ids(batch, row, part) for part in ("context", "prefix", "prompt"))
     T, P = len(context), len(prefix)
@@ -93,26 +93,26 @@ def states_by_hand(reader, batch, row):
     if compressor.layer == 0:
         encoder = compressor.context_encoder.encoder
 
-        def read(ids):
+        def encode(ids):
             return encoder.norm(encoder.run(encoder.embed(ids[None]), range(2), torch.arange(len(ids))[None]))[0]
 
-        states = torch.cat([read(piece) for piece in pieces])
-        return states, states, read(row_ids(batch, row, "query")).mean(0)
-    decoder, found, start = reader.decoder, [], P
+        states = torch.cat([encode(piece) for piece in pieces])
+        return states, states, encode(row_ids(batch, row, "query")).mean(0)
+    decoder, parts, start = reader.decoder, [], P
 
-    def read_after_prefix(ids, first):
+    def encode_after_prefix(ids, first):
         places = torch.cat([torch.arange(P), first + torch.arange(len(ids))])
         return decoder.run(decoder.embed(torch.cat([prefix, ids])[None]), range(2), places[None])[0, P:]
 
     for piece in pieces:
-        found.append(read_after_prefix(piece, start))
+        parts.append(encode_after_prefix(piece, start))
         start += len(piece)
-    states = torch.cat(found)
-    return states, decoder.norm(states), decoder.norm(read_after_prefix(prompt, P + T)).mean(0)
+    states = torch.cat(parts)
+    return states, decoder.norm(states), decoder.norm(encode_after_prefix(prompt, P + T)).mean(0)
 
 
 def skimmed_by_hand(compressor, states, mask, values, query):
-    """One segment's vectors (K, D) and the last token of each, were it skimmed: states, values (L, D), mask (L,)."""
+    """Vectors (K, D) of one skimmed segment, and the last token of each; states, values (L, D), mask (L,)."""
     if compressor.skim == "drop":
         return values[:0], []
     if compressor.skimmer is None:
@@ -126,7 +126,7 @@ def skimmed_by_hand(compressor, states, mask, values, query):
 
 
 def kept_by_hand(compressor, relevance, lengths):
-    """Which segments are read closely; relevance and lengths (1, N)."""
+    """Segments that are read closely; relevance and lengths (1, N)."""
     if compressor.keep == "none":
         return [False] * lengths.shape[1]
     slots = None if compressor.budget.slots is None else torch.tensor([compressor.budget.slots])
@@ -139,7 +139,7 @@ def kept_by_hand(compressor, relevance, lengths):
 
 
 def memory_by_hand(reader, batch, row):
-    """One context's slots (M, D), the last token of each, and which segments are kept, by the reference."""
+    """Slots (M, D) of one context, the last token of each, and the kept segments, by the reference."""
     c, T = reader.compressor, int(batch.context.lengths[row])
     values, compared, query = states_by_hand(reader, batch, row)
     parts = [range(start, min(start + 6, T)) for start in range(0, T, 6)]
@@ -153,13 +153,13 @@ def memory_by_hand(reader, batch, row):
         for i in range(len(parts))
         if not keep[i]
     }
-    vectors = torch.cat([values[:0], *(found for found, _ in skimmed.values())])
-    if c.context_encoder.lsa is not None:  # skimmed vectors see one another, none of the kept tokens
+    vectors = torch.cat([values[:0], *(own for own, _ in skimmed.values())])
+    if c.context_encoder.lsa is not None:  # skimmed vectors attend to one another, not to kept tokens
         vectors = c.context_encoder.lsa.norm(
             c.context_encoder.lsa.run(vectors[None], range(2), torch.arange(len(vectors))[None])
         )[0]
     vectors = vectors if c.layer else c.context_encoder.linear(vectors)
-    vectors = dict(zip(skimmed, vectors.split([len(found) for found, _ in skimmed.values()])))
+    vectors = dict(zip(skimmed, vectors.split([len(own) for own, _ in skimmed.values()])))
     own = values if c.layer else reader.decoder.embed(row_ids(batch, row, "context"))
     slots, ends = [], []
     for i, part in enumerate(parts):
@@ -169,8 +169,8 @@ def memory_by_hand(reader, batch, row):
 
 
 @EACH
-def test_the_memory_is_the_papers_step_by_step(build, overrides, ragged):
-    """EncodedContext tokens and skimmed vectors in document order, their number, their places; contexts of any length."""
+def test_the_memory_equals_the_paper_s_steps(build, overrides, ragged):
+    """Kept tokens and skimmed vectors in document order, their number and positions, for contexts of any length."""
     reader = build([*SIX, *overrides]).eval()
     disturb(reader)
     seen = []
@@ -194,8 +194,8 @@ def test_the_memory_is_the_papers_step_by_step(build, overrides, ragged):
 
 
 @EACH
-def test_slots_follow_the_document(build, overrides, ragged):
-    """Groups never decrease, hold one kept token, or a skimmed segment, or its share of one; so many are the slots."""
+def test_slots_are_in_document_order(build, overrides, ragged):
+    """Groups never decrease; each holds one kept token, a skimmed segment or a part of one, and makes one slot."""
     reader = build([*SIX, *overrides]).eval()
     with torch.no_grad():
         memory, output = memory_of(reader, ragged)
@@ -211,7 +211,7 @@ def test_slots_follow_the_document(build, overrides, ragged):
             assert (segment == -1).all() == (dropped and not kept)
 
 
-def test_a_strict_budget_is_kept_wherever_skimming_alone_fits(build, ragged):
+def test_a_strict_budget_holds_wherever_skimming_alone_fits(build, ragged):
     lengths, segments = [50, 0, 14, 2, 32], [9, 0, 3, 1, 6]
     assert ragged.context.lengths.tolist() == lengths
     for ratio in (2, 4, 50):
@@ -219,6 +219,6 @@ def test_a_strict_budget_is_kept_wherever_skimming_alone_fits(build, ragged):
         slots = reader.footprint(ragged).memory_slots.tolist()
         assert all(n <= max(tokens // ratio, fewest) for n, tokens, fewest in zip(slots, lengths, segments))
         assert all(n >= fewest for n, fewest in zip(slots, segments))
-    found = build([*SIX, *SLOTS]).eval().footprint(ragged)
-    assert (found.memory_slots <= 17).all() and found.requested_ratio is None
-    assert found.memory_slots[2:4].tolist() == lengths[2:4]  # short contexts are kept whole
+    footprint = build([*SIX, *SLOTS]).eval().footprint(ragged)
+    assert (footprint.memory_slots <= 17).all() and footprint.requested_ratio is None
+    assert footprint.memory_slots[2:4].tolist() == lengths[2:4]  # short contexts are kept whole

@@ -1,6 +1,6 @@
-"""RAM as a reader: batches, questions, losses, gradients, drawn ratios, variants (spec 5: 4, 6, 7, 12).
+"""RAM as a reader: batches, questions, losses, gradients, random ratios, variants (spec 5: 4, 6, 7, 12).
 
-Segments of 6 tokens cut the ragged contexts of 50, 0, 14, 2 and 32 tokens into 9, 0, 3, 1 and 6 of them.
+Segments of 6 tokens split the ragged contexts of 50, 0, 14, 2 and 32 tokens into 9, 0, 3, 1 and 6 of them.
 """
 
 from dataclasses import replace
@@ -19,11 +19,11 @@ from tests.tiny import disturb, greedy_ids, row_ids
 SEVERAL = ["compressor=ram_comi", "compressor.join=input", "compressor.read=segments", "compressor.skim_ratio=2"]
 
 
-def asked(examples, question):
+def with_question(examples, question):
     return [replace(example, question=question) for example in examples]
 
 
-# ------------------------------------------------------------------ batches, places, questions (4, 6, 7)
+# ------------------------------------------------------------------ batches, order of segments, questions (4, 6, 7)
 
 
 @pytest.mark.parametrize(
@@ -40,8 +40,8 @@ def asked(examples, question):
     ],
     ids=["input", "depth", "strict-whole", "slots", "random", "transformer", "drop", "several"],
 )
-def test_a_context_alone_is_as_in_any_batch(build, overrides, ragged_examples, collate):
-    """Ragged numbers of segments, pads on either side and of any token; in training, with its contrastive loss."""
+def test_a_batch_of_n_equals_n_batches_of_one(build, overrides, ragged_examples, collate):
+    """In training, with the contrastive loss: ragged numbers of segments, padding on either side and of any token."""
     reader = build([*SIX, *overrides])
     disturb(reader)
     with torch.no_grad():
@@ -63,8 +63,8 @@ def test_a_context_alone_is_as_in_any_batch(build, overrides, ragged_examples, c
     assert contrastive > 0
 
 
-def test_a_segment_is_read_by_itself(build, ragged):
-    """Changing tokens of one segment changes no bit of the others, in states, scores and vectors."""
+def test_segments_are_encoded_independently(build, ragged):
+    """Changing tokens of one segment changes no bit of the others' states, scores and vectors."""
     reader = build([*SIX, SKIMMED]).eval()
     context = Context(ragged.context.ids, ragged.context.mask, ragged.prefix)
     with torch.no_grad():
@@ -81,8 +81,8 @@ def test_a_segment_is_read_by_itself(build, ragged):
         assert torch.equal(before[same], after[same]) and not torch.equal(before[0, 2], after[0, 2])
 
 
-def test_segments_may_change_places(build, ragged):
-    """Nothing but the order of the memory follows that of the segments."""
+def test_the_memory_is_equivariant_to_the_order_of_segments(build, ragged):
+    """Reordering segments only reorders the memory."""
     order = torch.tensor([3, 0, 7, 1, 6, 5, 2, 4])
     batch = ragged.rows([0])
     plain = batch.context.ids[:, :48]
@@ -99,8 +99,10 @@ def test_segments_may_change_places(build, ragged):
 
 
 @pytest.mark.parametrize("overrides", [[], [DEPTH]], ids=["input", "depth"])
-def test_the_question_decides_what_is_kept_and_how_it_is_skimmed(build, overrides, ragged_examples, collate):
-    batches = [collate(asked(ragged_examples[:1], words)) for words in ("Which bell of the ship?", "What is yellow?")]
+def test_selection_and_skimming_depend_on_the_question(build, overrides, ragged_examples, collate):
+    batches = [
+        collate(with_question(ragged_examples[:1], words)) for words in ("Which bell of the ship?", "What is yellow?")
+    ]
     for keep in ("topk", "none"):
         reader = build([*SIX, *overrides, f"compressor.keep={keep}", "compressor.skim_temperature=0.1"]).eval()
         with torch.no_grad():
@@ -111,14 +113,14 @@ def test_the_question_decides_what_is_kept_and_how_it_is_skimmed(build, override
             assert not torch.allclose(first.embeds, second.embeds, atol=1e-3)
 
 
-def test_reading_whole_differs_from_the_second_segment_on(build, ragged):
-    """The first segment has nothing before it; a context within one segment is read alike."""
+def test_read_whole_differs_from_the_second_segment_on(build, ragged):
+    """The first segment has no predecessor; contexts of one segment are encoded equally."""
     with torch.no_grad():
         apart, whole = (
             memory_of(build([*SIX, SKIMMED, f"compressor.read={read}"]).eval(), ragged)
             for read in ("segments", "whole")
         )
-    for b, (one, other) in enumerate(zip(rows_of(apart[0]), rows_of(whole[0]))):
+    for one, other in zip(rows_of(apart[0]), rows_of(whole[0])):
         assert one.shape == other.shape
         close(one[:1], other[:1])
         assert all(not torch.allclose(x, y, atol=1e-3) for x, y in zip(one[1:], other[1:]))
@@ -135,7 +137,9 @@ def test_reading_whole_differs_from_the_second_segment_on(build, ragged):
     ids=["default", "own", "quirks", "depth"],
 )
 @pytest.mark.parametrize("side", ["right", "left"])
-def test_the_contrastive_loss_is_of_gold_segments(build, overrides, temperature, side, ragged_examples, collate):
+def test_positives_of_the_contrastive_loss_are_gold_segments(
+    build, overrides, temperature, side, ragged_examples, collate
+):
     batch = collate(ragged_examples, side=side)
     reader = build([*SIX, *overrides, "compressor.contrastive_weight=0.5"])
     memory, output = memory_of(reader, batch)
@@ -153,14 +157,14 @@ def test_the_contrastive_loss_is_of_gold_segments(build, overrides, temperature,
     assert reader.eval().loss(batch).parts == {}
 
 
-def test_a_contrastive_weight_of_0_asks_for_no_labels(build, ragged):
+def test_a_contrastive_weight_of_0_requires_no_labels(build, ragged):
     reader = build([*SIX, "compressor.contrastive_weight=0"])
     ragged.offsets = ragged.evidence = None
     assert reader.loss(ragged).parts == {} and reader.counts(ragged).keys() == {"answer"}
 
 
 def gradients(reader, loss):
-    """{which part of the compressor: largest gradient}; every trained weight has one."""
+    """{part of the compressor: largest gradient}; every trained weight must have a gradient."""
     reader.zero_grad()
     loss.backward()
     found = {}
@@ -172,7 +176,7 @@ def gradients(reader, loss):
     return found
 
 
-def test_the_answer_teaches_the_encoder_through_skimmed_segments_only(build, ragged):
+def test_the_answer_loss_reaches_the_encoder_through_skimmed_segments_only(build, ragged):
     for ratio, reached in ((1, False), (2, True)):
         reader = build([*SIX, f"compressor.ratio={ratio}", "compressor.alignment=transformer_linear"])
         found = gradients(reader, reader.loss(ragged).nll.sum())
@@ -180,7 +184,7 @@ def test_the_answer_teaches_the_encoder_through_skimmed_segments_only(build, rag
         assert all((size > 0) == reached for size in found.values()), found
 
 
-def test_with_all_kept_the_contrastive_loss_alone_teaches_the_encoder(build, ragged):
+def test_with_everything_kept_only_the_contrastive_loss_reaches_the_encoder(build, ragged):
     reader = build(ALL)
     found = gradients(reader, sum(value for value, _ in reader.loss(ragged).terms().values()))
     assert found["encoder"] > 0 and found["linear"] == 0
@@ -191,8 +195,8 @@ def test_with_all_kept_the_contrastive_loss_alone_teaches_the_encoder(build, rag
     [[], [DEPTH, "decoder.train=lora"], ["compressor.alignment=transformer_linear"], ["compressor.quirks=true"]],
     ids=["input", "depth", "transformer", "quirks"],
 )
-def test_a_step_that_teaches_nothing_still_reaches_every_weight(build, overrides, collate):
-    """All kept and no positive anywhere: DDP and ZeRO wait for a gradient of each trained weight."""
+def test_every_weight_has_a_gradient_even_where_all_are_0(build, overrides, collate):
+    """Everything kept and no positive: DDP and ZeRO still wait for a gradient of each trained weight."""
     batch = collate([Example("a", "red copper iron horse", "Which?", ("green",)), Example("b", "", "Which?", ("tin",))])
     reader = build([*ALL, *overrides])
     terms = reader.loss(batch).terms()
@@ -202,12 +206,12 @@ def test_a_step_that_teaches_nothing_still_reaches_every_weight(build, overrides
     assert any(found.values()) == decoded
 
 
-# ------------------------------------------------------------------ drawn ratios (12)
+# ------------------------------------------------------------------ random ratios (12)
 
 
-def test_ratios_are_drawn_from_seed_and_step_in_training_only(build, ragged):
+def test_random_ratios_follow_from_seed_and_step_in_training_only(build, ragged):
     reader, other = build(SIX), build([*SIX, "compressor.keep=random"])
-    assert reader.requested_ratio == 2  # no step begun yet
+    assert reader.requested_ratio == 2  # before the first step
     shares = []
     for step in range(300):
         for each in (reader, other):
@@ -224,7 +228,7 @@ def test_ratios_are_drawn_from_seed_and_step_in_training_only(build, ragged):
     assert reader.requested_ratio == 2 and torch.equal(reader.loss(ragged).slots, build(SIX).loss(ragged).slots)
 
 
-def test_any_drawn_ratio_can_be_trained(build, ragged):
+def test_training_works_at_any_drawn_ratio(build, ragged):
     reader = build(SIX)
     lengths, slots = ragged.context.lengths, []
     for step in range(8):
@@ -240,7 +244,7 @@ def test_any_drawn_ratio_can_be_trained(build, ragged):
 
 
 @pytest.mark.parametrize("overrides", [SLOTS, ["compressor.uniform_keep=false"]], ids=["slots", "fixed"])
-def test_nothing_is_drawn_where_nothing_is_to_be_drawn(build, overrides):
+def test_a_fixed_budget_draws_no_ratio(build, overrides):
     reader = build([*SIX, *overrides])
     before = reader.requested_ratio
     reader.begin_step(3, 42)
@@ -250,7 +254,7 @@ def test_nothing_is_drawn_where_nothing_is_to_be_drawn(build, overrides):
 # ------------------------------------------------------------------ variants
 
 
-def test_quirks_take_kept_tokens_from_the_encoders_table(build, ragged):
+def test_quirks_embed_kept_tokens_with_the_encoder(build, ragged):
     reader = build([*ALL, "compressor.quirks=true"]).eval()
     disturb(reader)
     with torch.no_grad():
@@ -261,22 +265,22 @@ def test_quirks_take_kept_tokens_from_the_encoders_table(build, ragged):
     assert reader.compressor.contrastive_temperature == 0.05
 
 
-def test_a_random_choice_looks_at_a_segments_tokens_alone(build, ragged_examples, collate):
-    """Neither at the question nor at the batch (see above); as many as the best, other ones."""
+def test_random_selection_depends_on_the_tokens_of_a_segment_alone(build, ragged_examples, collate):
+    """Not on the question, nor on the batch (see above). It keeps as many segments as topk, but different ones."""
     with torch.no_grad():
         best, chosen, again = (
             memory_of(build([*SIX, f"compressor.keep={keep}"]).eval(), collate(examples))[0].trace["kept"]
             for keep, examples in (
                 ("topk", ragged_examples),
                 ("random", ragged_examples),
-                ("random", asked(ragged_examples, "What is yellow?")),
+                ("random", with_question(ragged_examples, "What is yellow?")),
             )
         )
     assert torch.equal(chosen, again) and torch.equal(chosen.sum(1), best.sum(1)) and not torch.equal(chosen, best)
 
 
-def test_a_random_choice_prefers_no_place(build):
-    """Each of 8 segments is kept half the time, and moves with its tokens."""
+def test_random_selection_is_uniform_over_places(build):
+    """Each of 8 segments is kept half the time, and the selection follows the tokens when segments are reordered."""
     compressor = build([*SIX, "compressor.keep=random"]).eval().compressor
     ids = torch.randint(0, 500, (1000, 8, 6), generator=torch.Generator().manual_seed(0))
     relevance, mask = torch.zeros(1000, 8), torch.ones(1000, 8, 6).bool()
@@ -285,7 +289,7 @@ def test_a_random_choice_prefers_no_place(build):
     assert torch.equal(moved, keep.flip(1))
 
 
-def test_dropping_leaves_kept_tokens_only(build, ragged):
+def test_skim_drop_leaves_kept_tokens_only(build, ragged):
     reader = build([*SIX, "compressor.skim=drop"]).eval()
     with torch.no_grad():
         memory, output = memory_of(reader, ragged)
@@ -308,7 +312,7 @@ def test_half_precision_streams_train(build, ragged):
         torch.testing.assert_close(output.nll, exact.loss(ragged).nll, rtol=0.05, atol=0)
 
 
-# ------------------------------------------------------------------ what is asked before any weight is loaded
+# ------------------------------------------------------------------ checks before any weight is loaded
 
 
 @pytest.mark.parametrize(
@@ -330,7 +334,7 @@ def test_half_precision_streams_train(build, ragged):
         ((SKIMMED, "compressor.skim=drop"), "use compressor=no_context"),
     ],
 )
-def test_wrong_settings_are_named(compose, override, words):
+def test_invalid_settings_are_named(compose, override, words):
     overrides = [override] if isinstance(override, str) else list(override)
     problems = RAM.problems(ReaderSpec.of(compose([*SIX, *overrides])).settings, TinyBackbone(layers=4))
     assert len(problems) == 1 and words in problems[0]
@@ -369,7 +373,7 @@ def test_wrong_settings_are_named(compose, override, words):
     ],
 )
 def test_the_longest_context_fits(build, compose, overrides):
-    """Its memory takes the room that is left, at most, however the short last segment fares."""
+    """Its memory fits the remaining positions, whether or not the short last segment is kept."""
     overrides = [*SIX, "compressor.uniform_keep=false", *overrides]
     settings, compressor = ReaderSpec.of(compose(overrides)).settings, build(overrides).compressor
     for room in (17, 40, 100, 101):
@@ -378,7 +382,7 @@ def test_the_longest_context_fits(build, compose, overrides):
         for tokens in (longest, longest - 4):
             lengths = torch.tensor([[6] * (tokens // 6) + [tokens % 6]])
             mask = torch.arange(6) < lengths[..., None]
-            scores = torch.arange(lengths.shape[1], 0, -1)[None] / 100  # the short one last to be kept
+            scores = torch.arange(lengths.shape[1], 0, -1)[None] / 100  # the short segment is the least relevant
             keep = compressor.select(scores, torch.zeros(mask.shape), mask)
             assert int(torch.where(keep, lengths, compressor.skimmed_slots(lengths)).sum()) <= room
     settings["uniform_keep"] = True

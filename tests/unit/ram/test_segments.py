@@ -1,4 +1,4 @@
-"""ram.segments: what must hold of relevance, choice and skimming, whatever the states (spec 5: 3, 5, 8, 9)."""
+"""ram.segments: properties of relevance, selection and skimming (spec 5: 3, 5, 8, 9)."""
 
 from fractions import Fraction
 
@@ -29,20 +29,20 @@ def mask_of(lengths, length):
 
 
 def scores_of(seed, segments):
-    """(1, S) on a coarse grid: many equal ones."""
+    """(1, S) on a coarse grid, so that many are equal."""
     return torch.randint(0, 6, (1, segments), generator=torch.Generator().manual_seed(seed)) / 6
 
 
 def slots_taken(keep, lengths):
-    """Slots of one row: kept tokens, and one for each other segment."""
+    """Slots of one row: its kept tokens plus one per other segment."""
     lengths = torch.tensor(lengths)
     return int(torch.where(keep[0], lengths, (lengths > 0).long()).sum())
 
 
-# ---- cutting ----
+# ---- splitting ----
 
 
-def test_cut_pads_the_last_segment_only():
+def test_only_the_last_segment_is_padded():
     rows = torch.arange(14).view(2, 7)
     assert split_segments(rows, 3).tolist() == [
         [[0, 1, 2], [3, 4, 5], [6, 0, 0]],
@@ -53,11 +53,11 @@ def test_cut_pads_the_last_segment_only():
     assert split_segments(rows[:, :0], 4).tolist() == [[[0] * 4]] * 2
 
 
-# ---- how many are kept (invariant 3) ----
+# ---- number of kept segments (invariant 3) ----
 
 
-def test_kept_segments_are_the_exact_floor():
-    """Shares in hundredths of up to 200 segments: int(0.29 * 100) would be 28."""
+def test_floor_divide_is_exact():
+    """For shares in hundredths of up to 200 segments; int(0.29 * 100) is 28."""
     numbers = torch.arange(201)
     for hundredths in range(1, 101):
         exact = [int(Fraction(hundredths, 100) * n) for n in range(201)]
@@ -80,20 +80,20 @@ def test_nominal_keeps_the_floor_of_segments_by_ratio(seed, lengths, ratio):
 @many
 @given(SEEDS, LENGTHS, RATIOS)
 def test_strict_keeps_as_many_as_fit(seed, lengths, ratio):
-    """All slots within the budget wherever skimming alone fits, none kept where not; one more would not have fitted."""
+    """Slots fit the budget wherever skimming alone fits, else no segment is kept. One more segment would not fit."""
     relevance, rows = scores_of(seed, len(lengths)), torch.tensor([lengths])
     keep = select_segments(relevance, rows, ratio, "strict")
-    allowed, n = int(sum(lengths) / ratio + 1e-9), sum(length > 0 for length in lengths)
-    if n > allowed:
+    limit, n = int(sum(lengths) / ratio + 1e-9), sum(length > 0 for length in lengths)
+    if n > limit:
         assert not keep.any()
         return
-    assert slots_taken(keep, lengths) <= allowed
-    left = (~keep & (rows > 0))[0].nonzero()[:, 0].tolist()
-    if left:
-        following = max(left, key=lambda i: (relevance[0, i].item(), -i))
+    assert slots_taken(keep, lengths) <= limit
+    others = (~keep & (rows > 0))[0].nonzero()[:, 0].tolist()
+    if others:
+        following = max(others, key=lambda i: (relevance[0, i].item(), -i))
         one_more = keep.clone()
         one_more[0, following] = True
-        assert slots_taken(one_more, lengths) > allowed
+        assert slots_taken(one_more, lengths) > limit
 
 
 def test_a_ratio_of_1_keeps_everything():
@@ -104,7 +104,7 @@ def test_a_ratio_of_1_keeps_everything():
 
 @few
 @given(SEEDS, LENGTHS, RATIOS)
-def test_slots_count_as_strict_does(seed, lengths, ratio):
+def test_a_budget_in_slots_is_strict(seed, lengths, ratio):
     relevance, rows = scores_of(seed, len(lengths)), torch.tensor([lengths])
     slots = floor_divide(rows.sum(1), ratio)
     assert torch.equal(select_segments(relevance, rows, slots=slots), select_segments(relevance, rows, ratio, "strict"))
@@ -130,18 +130,18 @@ def test_larger_budgets_keep_supersets(seed, lengths):
         assert ladder[-1].sum() == sum(length > 0 for length in lengths)
 
 
-# ---- which are kept (invariants 4, 5) ----
+# ---- selection (invariants 4, 5) ----
 
 
-def test_the_earlier_of_equals_is_kept():
+def test_ties_go_to_the_earlier_segment():
     relevance = torch.tensor([[0.5, 0.7, 0.7, 0.5, 0.7]])
     keep = select_segments(relevance, torch.full((1, 5), 3), 5 / 2)
     assert keep.tolist() == [[False, True, True, False, False]]
     assert select_segments(torch.zeros(1, 5), torch.full((1, 5), 3), 5 / 3).tolist() == [[True] * 3 + [False] * 2]
 
 
-def test_padding_is_never_kept_however_relevant():
-    """Cosines of real segments are below padding's 0 here."""
+def test_padding_is_never_kept():
+    """Here the cosines of real segments are below the 0 of padding."""
     relevance, lengths = torch.tensor([[-0.9, 0.0, -0.1, 0.0]]), torch.tensor([[5, 0, 5, 0]])
     assert select_segments(relevance, lengths, 2).tolist() == [[False, False, True, False]]
     assert select_segments(relevance, lengths, 1.5, "strict").tolist() == [[False, False, True, False]]
@@ -149,8 +149,8 @@ def test_padding_is_never_kept_however_relevant():
 
 @many
 @given(SEEDS, LENGTHS, st.integers(0, 9), RATIOS, st.sampled_from(["nominal", "strict", "slots"]))
-def test_a_choice_depends_on_no_padding(seed, lengths, padding, ratio, budget):
-    """Empty segments behind, and further rows, change nothing."""
+def test_selection_does_not_depend_on_padding(seed, lengths, padding, ratio, budget):
+    """Neither trailing empty segments nor other rows change the selection."""
     g = torch.Generator().manual_seed(seed)
     relevance = torch.rand(1, len(lengths), generator=g) - 0.5
     wide = torch.cat([relevance, torch.rand(1, padding, generator=g)], 1)
@@ -168,7 +168,7 @@ def test_a_choice_depends_on_no_padding(seed, lengths, padding, ratio, budget):
 
 @few
 @given(SEEDS, st.integers(2, 12), RATIOS)
-def test_a_choice_moves_with_its_segments(seed, segments, ratio):
+def test_selection_is_equivariant_to_the_order_of_segments(seed, segments, ratio):
     g = torch.Generator().manual_seed(seed)
     relevance, order = torch.rand(1, segments, generator=g), torch.randperm(segments, generator=g)
     lengths = torch.randint(1, 7, (1, segments), generator=g)
@@ -177,10 +177,10 @@ def test_a_choice_moves_with_its_segments(seed, segments, ratio):
         assert torch.equal(select_segments(relevance[:, order], lengths[:, order], ratio, budget), keep[:, order])
 
 
-def test_no_gradient_passes_through_the_choice():
+def test_no_gradient_passes_through_selection():
     states, query = draw(0, 1, 5, 4)
-    found = relevance(states.requires_grad_(), torch.ones(1, 5, 4).bool(), query)
-    assert found.requires_grad and not select_segments(found, torch.full((1, 5), 4), 2).requires_grad
+    scores = relevance(states.requires_grad_(), torch.ones(1, 5, 4).bool(), query)
+    assert scores.requires_grad and not select_segments(scores, torch.full((1, 5), 4), 2).requires_grad
 
 
 # ---- relevance and skimming (invariants 8, 9) ----
@@ -204,27 +204,27 @@ def test_weights_are_convex(seed, lengths, dtype, temperature):
 
 
 def test_without_a_temperature_weights_are_close_to_a_mean():
-    """Cosines lie in [-1, 1]: the published softmax of raw ones can tell tokens apart by e^2 at most."""
+    """Cosines are in [-1, 1], so weights of the published softmax differ by a factor of at most e^2."""
     states, query = torch.tensor([[[[1.0, 0.0], [-1.0, 0.0]]]]), torch.tensor([[3.0, 0.0]])
     for temperature, spread in ((1.0, 2.0), (0.25, 8.0)):
         weights = skim_weights(states, torch.ones(1, 1, 2).bool(), query, temperature)[0, 0]
         torch.testing.assert_close(weights[0] / weights[1], torch.tensor(spread).exp())
 
 
-def test_a_segment_of_one_token_is_that_token():
+def test_a_skimmed_segment_of_one_token_is_that_token():
     states, query = draw(1, 2, 3, 5)
     mask = torch.zeros(2, 3, 5).bool()
     mask[:, :, 2] = True
     assert torch.equal(skim(states, mask, query, 0.1), states[:, :, 2])
 
 
-def test_equal_tokens_are_kept_as_they_are():
+def test_equal_tokens_are_unchanged():
     states, query = draw(2, 2, 3, 1)
     pooled = skim(states.expand(2, 3, 6, 8), torch.ones(2, 3, 6).bool(), query, 0.1)
     torch.testing.assert_close(pooled, states[:, :, 0])
 
 
-def test_a_high_temperature_gives_the_mean_and_a_low_one_the_nearest_token():
+def test_a_high_temperature_yields_the_mean_and_a_low_one_the_nearest_token():
     states, query = draw(3, 2, 4, 6)
     mask = mask_of([6, 6, 4, 1], 6).expand(2, 4, 6)
     means = skim(states, mask, query, mode="mean")
@@ -236,22 +236,22 @@ def test_a_high_temperature_gives_the_mean_and_a_low_one_the_nearest_token():
     torch.testing.assert_close(skim(states, mask, query, 1e-4), nearest, atol=1e-5, rtol=0)
 
 
-def test_relevance_is_of_the_mean_over_real_tokens():
+def test_relevance_uses_the_mean_of_real_tokens():
     states, query = draw(4, 1, 3, 6)
-    found = relevance(states, mask_of([6, 4, 0], 6), query)
+    scores = relevance(states, mask_of([6, 4, 0], 6), query)
     for i, length in enumerate((6, 4)):
         mean = states[0, i, :length].mean(0)
-        torch.testing.assert_close(found[0, i], torch.nn.functional.cosine_similarity(mean, query[0], dim=0))
-    assert found[0, 2] == 0 and (found.abs() <= 1 + 1e-6).all()
+        torch.testing.assert_close(scores[0, i], torch.nn.functional.cosine_similarity(mean, query[0], dim=0))
+    assert scores[0, 2] == 0 and (scores.abs() <= 1 + 1e-6).all()
 
 
-def test_dropped_segments_weigh_nothing():
+def test_dropped_segments_have_weight_0():
     states, query = draw(5, 2, 3, 4)
     mask = torch.ones(2, 3, 4).bool()
     assert not skim_weights(states, mask, query, mode="drop").any() and not skim(states, mask, query, mode="drop").any()
 
 
-def test_values_may_differ_from_the_states_compared():
+def test_values_may_differ_from_the_states():
     states, query = draw(6, 2, 3, 4)
     mask = mask_of([4, 2, 0], 4).expand(2, 3, 4)
     values = torch.randn(2, 3, 4, 3, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
@@ -269,23 +269,23 @@ def test_values_may_differ_from_the_states_compared():
     st.sampled_from([torch.float32, torch.bfloat16]),
 )
 def test_scale(seed, by, query_by, dtype):
-    """Powers of two are exact in binary: scores, choice and weights agree to the bit, vectors grow by the factor."""
+    """Powers of two are exact: scores, selection and weights agree to the bit, and vectors scale by the factor."""
     lengths = [6, 6, 3, 0]
     states, query = draw(seed, 1, 4, 6, dtype=dtype)
     mask = mask_of(lengths, 6)
     plain, scaled = (states, mask, query), (states * by, mask, query * query_by)
-    found = relevance(*plain)
-    assert torch.equal(relevance(*scaled), found)
+    scores = relevance(*plain)
+    assert torch.equal(relevance(*scaled), scores)
     for choice in ({"ratio": 2}, {"ratio": 1.5, "budget": "strict"}):
-        assert torch.equal(*(select_segments(r, mask.sum(-1), **choice) for r in (found, relevance(*scaled))))
+        assert torch.equal(*(select_segments(r, mask.sum(-1), **choice) for r in (scores, relevance(*scaled))))
     assert torch.equal(skim_weights(*scaled, 0.1), skim_weights(*plain, 0.1))
     assert torch.equal(skim(*scaled, 0.1), skim(*plain, 0.1) * by)
 
 
 @few
 @given(SEEDS, LENGTHS, st.integers(0, 5), st.integers(0, 3), st.sampled_from(["left", "right", "holes"]))
-def test_a_segment_depends_on_no_padding(seed, lengths, wider, longer, side):
-    """Where its pads stand, what they hold, how many empty segments follow and what stands in the next row."""
+def test_segments_do_not_depend_on_padding(seed, lengths, wider, longer, side):
+    """Neither on its side and values, nor on the number of empty segments, nor on the next row."""
     states, query = draw(seed, 1, len(lengths), 7)
     g = torch.Generator().manual_seed(seed)
     L, S = 7 + wider, len(lengths) + longer
@@ -307,7 +307,7 @@ def test_a_segment_depends_on_no_padding(seed, lengths, wider, longer, side):
 
 
 def test_gradients_of_equal_and_of_zero_tokens_are_finite():
-    """Cosine 1 and ties everywhere; a zero state, or a question of nothing, has no direction at all."""
+    """All cosines are 1 and tie; a zero state and a zero question have no direction."""
     states = torch.ones(1, 2, 4, 3)
     states[0, 0, 1] = 0
     for query in (torch.ones(1, 3), torch.zeros(1, 3)):
@@ -317,10 +317,10 @@ def test_gradients_of_equal_and_of_zero_tokens_are_finite():
         assert all(torch.isfinite(leaf.grad).all() for leaf in leaves)
 
 
-# ---- misuse ----
+# ---- error messages ----
 
 
-def test_misuse_is_named():
+def test_invalid_arguments_are_named():
     states, query = draw(0, 1, 2, 3)
     mask, lengths, scores = torch.ones(1, 2, 3).bool(), torch.tensor([[3, 3]]), torch.zeros(1, 2)
     for call, words in (

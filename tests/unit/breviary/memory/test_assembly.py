@@ -39,7 +39,7 @@ def test_widths_are_rounded_up(width):
     assert layout.mask.sum() == 2 * width
 
 
-def test_unknown_side_is_our_own_mistake():
+def test_an_unknown_side_fails_an_assertion():
     with pytest.raises(AssertionError, match="middle"):
         Layout.of(MASKS, "middle")
 

@@ -1,4 +1,4 @@
-"""The encoder of join: input: its adapters, what is frozen, an encoder of another width."""
+"""The encoder of join: input: adapters, freezing, random ratios, an encoder of another width, initialisation."""
 
 import pytest
 import torch
@@ -15,30 +15,30 @@ STAGE_2 = [
 ]
 
 
-def test_what_is_frozen_is_neither_trained_nor_disturbed_by_dropout(build, ragged):
+def test_a_frozen_encoder_is_not_trained_and_has_no_dropout(build, ragged):
     reader = build(STAGE_2).train()
-    disturb(reader.compressor.context_encoder)  # nothing: it trains nothing
-    encoder = [name for name, _ in reader.named_parameters() if name.startswith("compressor.")]
-    assert encoder and not any(reader.get_parameter(name).requires_grad for name in encoder)
-    reading = reader.compressor.context_encoder
-    assert reader.training and not any(module.training for module in reading.modules())
+    disturb(reader.compressor.context_encoder)  # no effect, as no weight is trainable
+    names = [name for name, _ in reader.named_parameters() if name.startswith("compressor.")]
+    assert names and not any(reader.get_parameter(name).requires_grad for name in names)
+    encoder = reader.compressor.context_encoder
+    assert reader.training and not any(module.training for module in encoder.modules())
     assert (
         not reader.eval().compressor.context_encoder.training and not reader.train().compressor.context_encoder.training
     )
     with torch.no_grad():
-        reading.encoder.layers[0].self_attn.q_proj.lora_B["default"].weight.normal_()
+        encoder.encoder.layers[0].self_attn.q_proj.lora_B["default"].weight.normal_()
     assert torch.equal(reader.loss(ragged).nll, reader.loss(ragged).nll)
-    kept = {name for name in learned_parameters(reader) if name.startswith("compressor.")}
-    assert kept == {name for name in encoder if "lora_" in name or ".lsa." in name}
+    learned = {name for name in learned_parameters(reader) if name.startswith("compressor.")}
+    assert learned == {name for name in names if "lora_" in name or ".lsa." in name}
 
 
-def test_a_frozen_encoder_s_budget_is_still_drawn(build, ragged):
+def test_a_frozen_encoder_still_draws_ratios(build, ragged):
     reader = build([*STAGE_2, "compressor.ratio_choices=[16]"])
     reader.begin_step(0, 0)
     assert reader.loss(ragged).slots.sum() < reader.eval().loss(ragged).slots.sum()
 
 
-def test_adapters_of_the_encoder_are_as_asked(build):
+def test_adapter_settings_of_the_encoder(build):
     reader = build(
         [
             "compressor=mean_pool",
@@ -67,7 +67,7 @@ def test_ratios_drawn_for_every_context_do_not_depend_on_batch_mates(build, ragg
     assert len(seen) == 2 or compressor == "comi"  # COMI may drop groups
 
 
-def test_an_encoder_of_another_width_passes_a_linear_map_before_the_alignment(build, tmp_path, ragged):
+def test_a_linear_map_bridges_an_encoder_of_another_width(build, tmp_path, ragged):
     from breviary.backbones.tiny import TinyBackbone
 
     TinyBackbone(layers=2, width=32, seed=3, device="cpu").load().save_pretrained(tmp_path)
@@ -81,24 +81,24 @@ def test_an_encoder_of_another_width_passes_a_linear_map_before_the_alignment(bu
             "backbone.dtype=float32",
         ]
     )
-    reading = reader.compressor.context_encoder
-    assert reading.encoder.width == 32 and reading.linear.weight.shape == (64, 32) and reading.lsa.width == 64
+    encoder = reader.compressor.context_encoder
+    assert encoder.encoder.width == 32 and encoder.linear.weight.shape == (64, 32) and encoder.lsa.width == 64
     reader.loss(ragged).nll.sum().backward()
     assert all(
         parameter.grad is not None and parameter.grad.any()
-        for parameter in reading.parameters()
+        for parameter in encoder.parameters()
         if parameter.requires_grad
     )
 
 
-def test_alignment_drawn_anew_keeps_nothing_of_the_decoders_blocks(build, ragged):
+def test_random_initialisation_of_the_alignment(build, ragged):
     words = ["compressor=mean_pool", "decoder.train=frozen", "backbone.dtype=float32"]
-    taken, drawn = (build([*words, f"compressor.lsa_init={init}"]) for init in ("pretrained", "random"))
+    pretrained, drawn = (build([*words, f"compressor.lsa_init={init}"]) for init in ("pretrained", "random"))
     std = drawn.decoder.config.initializer_range
-    others = dict(taken.named_parameters())
+    others = dict(pretrained.named_parameters())
     for name, weight in drawn.named_parameters():
         if "context_encoder.lsa.layers" not in name or "norm" in name:
-            assert torch.equal(weight, others[name]), name  # norms of a backbone that was never trained are 1 as well
+            assert torch.equal(weight, others[name]), name  # norms are 1 in an untrained backbone too
             continue
         assert not torch.equal(weight, others[name]), name
         assert weight.std().item() == pytest.approx(std, rel=0.1), name

@@ -1,4 +1,4 @@
-"""breviary.memory.merging: groups, slot counts, merging and packing."""
+"""Tensor functions of breviary.memory.merging: groups, slot counts, merging."""
 
 import hypothesis.strategies as st
 import pytest
@@ -18,7 +18,7 @@ settings.register_profile("merge", derandomize=True, deadline=None, max_examples
 
 
 def rows_of_bools(max_width=40):
-    """Masks with pads anywhere, rows of one width."""
+    """Masks with padding anywhere, all rows of one width."""
     return (
         st.integers(1, max_width)
         .flatmap(
@@ -95,7 +95,7 @@ def test_merge_against_loops(mask, seed, weighted):
     assert torch.equal(last_token_positions(positions, groups, slots), last)
 
 
-def test_last_position_takes_the_last_column():
+def test_the_last_token_is_the_one_in_the_last_column():
     groups = torch.tensor([[2, 2, 0, -1, 0, 3]])
     positions = torch.tensor([[9, 4, 7, 1, 3, 8]])
     assert last_token_positions(positions, groups, 5).tolist() == [[3, 4, 8, 0, 0]]
@@ -120,7 +120,7 @@ def test_sums_run_in_fp32():
     assert merge_slots(values, groups, 1)[0].tolist() == [[[1.0, 1.0]]]
 
 
-def test_pads_do_not_reach_memory():
+def test_padding_does_not_reach_the_memory():
     values = torch.ones(1, 4, 2)
     values[0, 0] = float("nan")
     memory, mask = merge_slots(values, torch.tensor([[-1, 0, 0, 1]]), 3)

@@ -1,4 +1,4 @@
-"""EncodedContext contexts, kept states, and the reader's own arithmetic."""
+"""Context cache, splitting and joining of encoded contexts, and losses and footprints of CompressedReader."""
 
 import pytest
 import torch
@@ -9,14 +9,14 @@ from breviary.readers.cache import ContextCache
 from tests.tiny import compose_tiny, tiny_reader
 
 
-class Counting:
-    """Encodes ids as states and notes which rows it was asked for."""
+class RecordingCompressor:
+    """Encodes ids as states and records the rows of each call in `encoded`."""
 
     def __init__(self):
-        self.asked = []
+        self.encoded = []
 
     def encode(self, context):
-        self.asked.append([ids[mask].tolist() for ids, mask in zip(context.ids, context.mask)])
+        self.encoded.append([ids[mask].tolist() for ids, mask in zip(context.ids, context.mask)])
         states = context.ids[:, None, :, None].float() * context.mask[:, None, :, None]
         return Encoded(states, context.mask[:, None], context.ids[:, None])
 
@@ -33,46 +33,45 @@ def contexts(*rows, prefixes=None):
     return Context(*tokens(rows), prefix=Tokens(*tokens(prefixes or [[1]] * len(rows))))
 
 
-def read(cache, compressor, *rows, **kwargs):
+def encode(cache, compressor, *rows, **kwargs):
     encoded = cache.encode(compressor, contexts(*rows, **kwargs))
     return [encoded.states[b, 0, encoded.mask[b, 0], 0].tolist() for b in range(len(rows))]
 
 
-def test_a_context_is_read_once():
-    cache, compressor = ContextCache(), Counting()
-    assert read(cache, compressor, [5, 6], [7], [5, 6]) == [[5, 6], [7], [5, 6]]
+def test_a_context_is_encoded_once():
+    cache, compressor = ContextCache(), RecordingCompressor()
+    assert encode(cache, compressor, [5, 6], [7], [5, 6]) == [[5, 6], [7], [5, 6]]
     assert cache.reused == [False, False, True]
-    assert read(cache, compressor, [8, 8, 8], [7]) == [[8, 8, 8], [7]]
+    assert encode(cache, compressor, [8, 8, 8], [7]) == [[8, 8, 8], [7]]
     assert cache.reused == [False, True]
-    assert read(cache, compressor, [7], [7]) == [[7], [7]] and cache.reused == [True, True]
-    asked = [sorted(rows) for rows in compressor.asked]
-    assert asked == [[[5, 6], [7]], [[8, 8, 8]]]
+    assert encode(cache, compressor, [7], [7]) == [[7], [7]] and cache.reused == [True, True]
+    assert [sorted(rows) for rows in compressor.encoded] == [[[5, 6], [7]], [[8, 8, 8]]]
 
 
-def test_the_prefix_belongs_to_the_context():
-    cache, compressor = ContextCache(), Counting()
-    read(cache, compressor, [5], [5], prefixes=[[1], [1, 2]])
+def test_the_prefix_is_part_of_the_key():
+    cache, compressor = ContextCache(), RecordingCompressor()
+    encode(cache, compressor, [5], [5], prefixes=[[1], [1, 2]])
     assert cache.reused == [False, False]
-    read(cache, compressor, [2, 5], prefixes=[[1]])  # not the same as prefix [1, 2] and context [5]
+    encode(cache, compressor, [2, 5], prefixes=[[1]])  # not the same as prefix [1, 2] and context [5]
     assert cache.reused == [False]
 
 
-def test_the_least_recently_used_is_forgotten():
-    cache, compressor = ContextCache(capacity=2), Counting()
-    read(cache, compressor, [1], [2])
-    read(cache, compressor, [1], [3])
-    read(cache, compressor, [1], [2])
+def test_the_least_recently_used_context_is_evicted():
+    cache, compressor = ContextCache(capacity=2), RecordingCompressor()
+    encode(cache, compressor, [1], [2])
+    encode(cache, compressor, [1], [3])
+    encode(cache, compressor, [1], [2])
     assert cache.reused == [True, False]
 
 
 def test_a_batch_larger_than_the_capacity():
-    cache, compressor = ContextCache(capacity=1), Counting()
-    assert read(cache, compressor, [1], [2], [3, 4]) == [[1], [2], [3, 4]]
-    assert read(cache, compressor, [3, 4], [1]) == [[3, 4], [1]]
+    cache, compressor = ContextCache(capacity=1), RecordingCompressor()
+    assert encode(cache, compressor, [1], [2], [3, 4]) == [[1], [2], [3, 4]]
+    assert encode(cache, compressor, [3, 4], [1]) == [[3, 4], [1]]
     assert cache.reused == [True, False]
 
 
-def test_split_and_join_give_back_what_was_encoded():
+def test_join_reverses_split():
     torch.manual_seed(0)
     mask = torch.zeros(3, 2, 4, dtype=torch.bool)
     mask[0], mask[1, 0, :2], mask[2, 0] = True, True, True
@@ -100,7 +99,7 @@ def reader():
     return tiny_reader(compose_tiny(["compressor=mean_pool", "compressor.join=depth"])).eval()
 
 
-def test_the_head_sees_supervised_rows_only(reader, ragged):
+def test_the_head_runs_on_supervised_rows_only(reader, ragged):
     shapes = []
     handle = reader.decoder.lm_head.register_forward_hook(lambda module, inputs, output: shapes.append(output.shape))
     reader.loss(ragged)
@@ -108,7 +107,7 @@ def test_the_head_sees_supervised_rows_only(reader, ragged):
     assert shapes == [(*ragged.answer.ids.shape, 512)]
 
 
-def test_unsupervised_answer_columns_count_nothing(reader, ragged):
+def test_unsupervised_answer_columns_do_not_change_the_loss(reader, ragged):
     before = reader.loss(ragged).nll.detach()
     width = ragged.answer.ids.shape[1]
     wider = torch.nn.functional.pad(ragged.answer.ids, (0, 3), value=77)
@@ -117,7 +116,7 @@ def test_unsupervised_answer_columns_count_nothing(reader, ragged):
     assert ragged.answer.ids.shape[1] == width + 3
 
 
-def test_forward_gives_plain_containers(reader, ragged):
+def test_forward_returns_plain_containers(reader, ragged):
     output, loss = reader(ragged), reader.loss(ragged)
     assert output.keys() == {"terms", "slots", "context_tokens"}
     value, count = output["terms"]["answer"]
@@ -125,13 +124,13 @@ def test_forward_gives_plain_containers(reader, ragged):
     assert output["slots"] == loss.slots.sum() and output["context_tokens"] == ragged.context.mask.sum()
 
 
-def test_the_footprint_of_known_slots_is_the_footprint(reader, ragged):
+def test_footprint_from_slots_equals_footprint(reader, ragged):
     whole, known = reader.footprint(ragged), reader.footprint_from_slots(ragged, reader.loss(ragged).slots)
     for name in ("context_tokens", "memory_slots", "memory_bytes"):
         assert torch.equal(getattr(whole, name), getattr(known, name))
     assert whole.requested_ratio == known.requested_ratio == 4
 
 
-def test_rows_of_a_batch_are_read_as_the_batch(reader, ragged):
+def test_rows_of_a_batch_have_the_losses_of_the_batch(reader, ragged):
     whole = reader.loss(ragged).nll
     torch.testing.assert_close(reader.loss(ragged.rows([3, 0])).nll, whole[[3, 0]], rtol=1e-5, atol=0)

@@ -1,4 +1,4 @@
-"""breviary.readers.keep_tokens: what is kept, and that nothing else is read."""
+"""KeepTokens: number of slots, and width of the memory."""
 
 import pytest
 
@@ -15,13 +15,13 @@ FORMS = {
 
 @pytest.mark.parametrize("form", FORMS)
 @pytest.mark.parametrize("training", [False, True])
-def test_the_memory_has_no_column_that_no_context_fills(form, training, ragged):
-    """The decoder would read it: what keeps little must cost little."""
+def test_the_memory_is_as_narrow_as_the_budget_allows(form, training, ragged):
+    """The decoder processes every column, so unused ones would cost time."""
     compressor = tiny_reader(compose_tiny(FORMS[form])).train(training).compressor
     encoded = compressor.encode(Context(ragged.context.ids, ragged.context.mask, ragged.prefix))
     memory = compressor.compress(encoded, Question(ragged.query.ids, ragged.query.mask, None, ragged.prompt.mask))
     longest, width = int(ragged.context.lengths.max()), encoded.mask.shape[-1]
     kept = {"all": longest, "none": 0, "ratio": -(-longest // 4), "slots": 7}[form]
-    assert kept - 1 <= int(memory.mask.sum(1).max()) <= kept  # a number of slots is reached to within rounding
+    assert kept - 1 <= int(memory.mask.sum(1).max()) <= kept  # a number of slots is rounded
     most = {"all": width, "none": 0, "ratio": -(-width // 4), "slots": 7}[form]
     assert memory.embeds.shape[1] == memory.mask.shape[1] <= most

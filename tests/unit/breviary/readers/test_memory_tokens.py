@@ -1,4 +1,4 @@
-"""Memory tokens: who reads with which weights, where segments are cut, how many slots there are."""
+"""Memory tokens: shared weights and separate adapters, segments, number of slots, error messages."""
 
 from dataclasses import replace
 
@@ -31,22 +31,22 @@ def ceil(a, b):
 # ------------------------------------------------------------------ weights
 
 
-def test_a_fresh_encoder_reads_as_the_backbone_does(build, ragged):
+def test_an_untrained_encoder_equals_the_backbone(build, ragged):
     reader = build(ICAE).eval()
-    found, model = encoded(reader, ragged), reader.decoder
-    ids = found.ids[0, 0][found.mask[0, 0]]
-    own = torch.where(
+    states, model = encoded(reader, ragged), reader.decoder
+    ids = states.ids[0, 0][states.mask[0, 0]]
+    embeds = torch.where(
         ids[:, None] == MEMORY_ID,
         reader.compressor.memory_embeds.repeat(len(ids), 1)[: len(ids)],
         model.embed(ids.clamp(min=0)),
     )
-    own[ids == MEMORY_ID] = reader.compressor.memory_embeds
-    states = model.run(own[None], range(2), torch.arange(len(ids))[None])
-    torch.testing.assert_close(found.states[0, 0][found.mask[0, 0]], model.norm(states)[0])
+    embeds[ids == MEMORY_ID] = reader.compressor.memory_embeds
+    expected = model.run(embeds[None], range(2), torch.arange(len(ids))[None])
+    torch.testing.assert_close(states.states[0, 0][states.mask[0, 0]], model.norm(expected)[0])
     assert (ids == MEMORY_ID).sum() == 4 and (ids[-4:] == MEMORY_ID).all()
 
 
-def test_the_decoder_never_sees_the_encoder_s_adapters_nor_the_encoder_the_decoder_s(build, ragged):
+def test_encoder_and_decoder_have_separate_adapters(build, ragged):
     reader = build(["compressor=icae", "decoder.train=lora"]).eval()
     fresh = build(["compressor=icae", "decoder.train=lora"]).eval()
     ids, positions = ragged.context.ids[:1], torch.arange(ragged.context.ids.shape[1])[None]
@@ -61,7 +61,7 @@ def test_the_decoder_never_sees_the_encoder_s_adapters_nor_the_encoder_the_decod
 
 
 @pytest.mark.parametrize("mode", ["frozen", "lora", "full"])
-def test_there_is_one_set_of_weights(build, mode):
+def test_encoder_and_decoder_share_weights(build, mode):
     reader, plain = (
         build([*ICAE[:2], f"decoder.train={mode}"]),
         build(["compressor=no_context", f"decoder.train={mode}"]),
@@ -75,13 +75,13 @@ def test_there_is_one_set_of_weights(build, mode):
     assert {n: p.requires_grad for n, p in reader.named_parameters() if n.startswith("decoder.")} == before
 
 
-def test_weights_that_move_move_for_both(build, ragged):
+def test_converting_the_reader_converts_the_encoder(build, ragged):
     reader = build(ICAE).eval().double()
     reader.decoder.config.dtype = torch.float64
     assert encoded(reader, ragged).states.dtype == torch.float64
 
 
-def test_recomputed_activations_give_the_same_gradients(build, ragged):
+def test_checkpointing_does_not_change_gradients(build, ragged):
     found = []
     for checkpointing in (False, True):
         reader = build([*ICAE, f"train.gradient_checkpointing={checkpointing}", "compressor.lora_dropout=0"])
@@ -96,7 +96,7 @@ def test_recomputed_activations_give_the_same_gradients(build, ragged):
 # ------------------------------------------------------------------ segments and slots
 
 
-def test_icae_s_segments_are_of_equal_length_and_always_have_all_their_tokens(build, ragged):
+def test_icae_segments_have_equal_length_and_all_memory_tokens(build, ragged):
     reader = build([*ICAE, "compressor.ratio=3"]).eval()
     found, lengths = encoded(reader, ragged), ragged.context.lengths.tolist()
     for b, length in enumerate(lengths):
@@ -115,8 +115,8 @@ def test_icae_s_segments_are_of_equal_length_and_always_have_all_their_tokens(bu
 
 def test_the_control_has_as_many_slots_as_mean_pooling(build, ragged):
     for words in ([], ["compressor.memory_tokens=512"], ["compressor.ratio=null", "compressor.slots=3"]):
-        asked = [word for word in words if "memory" not in word]
-        pooled = build(["compressor=mean_pool", "decoder.train=frozen", *asked])
+        budget = [word for word in words if "memory" not in word]
+        pooled = build(["compressor=mean_pool", "decoder.train=frozen", *budget])
         assert sum(
             slots(build([*TCP[:2], "decoder.train=frozen", "compressor.memory_tokens=512", *words]), ragged)
         ) == sum(slots(pooled, ragged))
@@ -133,7 +133,7 @@ def test_a_budget_in_slots_is_never_exceeded(build, ragged):
         assert max(slots(reader, ragged)) <= count and reader.requested_ratio is None
 
 
-def test_drawn_ratios_are_for_training_only(build, ragged):
+def test_random_ratios_apply_in_training_only(build, ragged):
     reader = build([*TCP, "compressor.ratio=2", "compressor.ratio_choices=[8]"])
     reader.begin_step(0, 1)
     few = reader.loss(ragged).slots.sum()
@@ -141,7 +141,7 @@ def test_drawn_ratios_are_for_training_only(build, ragged):
 
 
 @pytest.mark.parametrize("words", [[], ["compressor.count=by_ratio"], ["compressor.ratio=null", "compressor.slots=9"]])
-def test_the_longest_context_takes_no_more_positions_than_there_are(compose, words):
+def test_the_longest_context_fits_the_positions(compose, words):
     cfg = compose([*ICAE, *words])
     settings = {key: value for key, value in cfg.compressor.items() if key != "_target_"}
     for room in (0, 3, 5, 29, 64):
@@ -155,30 +155,30 @@ def test_the_longest_context_takes_no_more_positions_than_there_are(compose, wor
         assert limit == 0 or taken <= room
 
 
-# ------------------------------------------------------------------ what is asked
+# ------------------------------------------------------------------ task vectors
 
 
-def test_what_is_asked_has_a_vector_of_its_own(build, ragged):
+def test_each_task_has_its_own_vector(build, ragged):
     reader = build(ICAE)
-    found = {}
+    trained = {}
     for task in TASKS:
         reader.zero_grad()
         reader.loss(replace(ragged, task=task)).nll.sum().backward()
-        found[task] = reader.compressor.task_embeds.grad.any(1).tolist()
-    assert found == {task: [task == other for other in TASKS] for task in TASKS}
+        trained[task] = reader.compressor.task_embeds.grad.any(1).tolist()
+    assert trained == {task: [task == other for other in TASKS] for task in TASKS}
     assert Reconstruct().primary(ragged).task == "reconstruct" and ragged.rows([0]).task == "answer"
 
 
-def test_without_that_vector_nothing_stands_between_memory_and_question(build, ragged):
+def test_without_task_tokens_the_vector_is_missing(build, ragged):
     with_it, without = build(ICAE), build([*ICAE, "compressor.task_tokens=false"])
     assert [max(n - 1, 0) for n in slots(with_it, ragged)] == slots(without, ragged)
     assert slots(without, ragged)[1] == 0 and ragged.context.lengths[1] == 0
 
 
-# ------------------------------------------------------------------ mistakes
+# ------------------------------------------------------------------ error messages
 
 
-def test_mistakes_are_told_all_at_once(compose):
+def test_all_problems_are_reported_at_once(compose):
     cfg = compose(
         [
             *ICAE,
@@ -193,6 +193,6 @@ def test_mistakes_are_told_all_at_once(compose):
         ]
     )
     settings = {key: value for key, value in cfg.compressor.items() if key != "_target_"}
-    found = ReaderSpec.of(cfg).compressor.problems(settings, build_backbone(cfg))
+    problems = ReaderSpec.of(cfg).compressor.problems(settings, build_backbone(cfg))
     keys = ("ratio", "count", "head", "memory_tokens", "lora_rank", "encoder_layers", "lora_dropout", "lora_targets")
-    assert [sentence.startswith(f"compressor.{key}=") for key, sentence in zip(keys, found, strict=True)] == [True] * 8
+    assert [problem.startswith(f"compressor.{key}=") for key, problem in zip(keys, problems, strict=True)] == [True] * 8

@@ -1,4 +1,4 @@
-"""What a reader keeps of a text: answers, files, and what is refused."""
+"""Encoded contexts and memories: answers, saved files, rejected files."""
 
 import json
 import re
@@ -55,7 +55,7 @@ def files(comi, tmp_path):
 
 
 @pytest.mark.parametrize("text", [TEXT, ""], ids=["text", "nothing"])
-def test_what_is_kept_answers_as_reading_does(reader, text, tmp_path):
+def test_an_encoded_context_answers_as_the_text_does(reader, text, tmp_path):
     expected = reader.answer([text] * 2, QUESTIONS)
     kept = reader.read(text)
     assert reader.answer_from(kept, QUESTIONS) == expected and reader.answer_from(kept, QUESTIONS[1]) == expected[1]
@@ -65,7 +65,7 @@ def test_what_is_kept_answers_as_reading_does(reader, text, tmp_path):
     assert reader.answer_from(loaded, QUESTIONS) == expected and loaded.tokens_read == kept.tokens_read
     assert loaded.bytes == kept.bytes or not isinstance(
         kept, EncodedDocument
-    )  # a session's open chunk is laid out anew
+    )  # a session lays its open chunk out again
     assert kept.cache_bytes == kept.tokens_read * reader.reader.decoder.key_value_bytes(4)
 
 
@@ -91,14 +91,14 @@ def test_a_memory_answers_its_question(reader, text, tmp_path):
             reader.memory(memory, QUESTIONS[1])
 
 
-def test_questions_of_any_number_are_each_alone(reader):
+def test_questions_are_answered_independently(reader):
     kept = reader.read(TEXT)
-    asked = [*QUESTIONS, "Which word?"]
-    assert reader.answer_from(kept, asked) == [reader.answer_from(kept, question) for question in asked]
+    questions = [*QUESTIONS, "Which word?"]
+    assert reader.answer_from(kept, questions) == [reader.answer_from(kept, question) for question in questions]
 
 
 @pytest.mark.parametrize("form", [["compressor=comi", "compressor.join=depth"], ["compressor=ram"]], ids=str)
-def test_half_precision_is_kept_exactly(form, tmp_path):
+def test_half_precision_is_saved_exactly(form, tmp_path):
     reader = opened(tmp_path, *form, "backbone.dtype=bfloat16")
     expected, kept = reader.answer([TEXT], QUESTIONS[:1]), reader.read(TEXT)
     kept.save(tmp_path / "kept")
@@ -109,11 +109,11 @@ def test_half_precision_is_kept_exactly(form, tmp_path):
     assert [reader.answer_from(reader.load(tmp_path / "memory"), QUESTIONS[0])] == expected
 
 
-# ---- what is refused ----
+# ---- rejected files ----
 
 
 @pytest.mark.parametrize(
-    "words, told",
+    "words, message",
     [
         (
             ["compressor=comi", "compressor.join=depth", "compressor.ratio=2"],
@@ -126,14 +126,16 @@ def test_half_precision_is_kept_exactly(form, tmp_path):
     ],
     ids=lambda value: str(value)[:30],
 )
-def test_what_another_reader_kept_is_refused(files, tmp_path, words, told):
+def test_files_of_another_reader_are_rejected(files, tmp_path, words, message):
     other = opened(tmp_path, *words)
     for kind in ("document", "memory"):
-        with pytest.raises(ValueError, match=rf"^{re.escape(str(files / kind))}: a {kind} of another reader: .*{told}"):
+        with pytest.raises(
+            ValueError, match=rf"^{re.escape(str(files / kind))}: a {kind} of another reader: .*{message}"
+        ):
             other.load(files / kind)
 
 
-def test_comet_and_compressors_refuse_each_other_s_files(comi, files, tmp_path):
+def test_comet_and_compressors_reject_files_of_each_other(comi, files, tmp_path):
     comet = opened(tmp_path, "compressor=comet")
     comet.read(TEXT).save(tmp_path / "session")
     with pytest.raises(ValueError, match="session: contains session, expected document or memory; "):
@@ -142,23 +144,23 @@ def test_comet_and_compressors_refuse_each_other_s_files(comi, files, tmp_path):
         comet.load(files / "memory")
 
 
-def test_another_reader_s_object_is_refused(comi, tmp_path):
+def test_a_context_of_another_reader_is_rejected(comi, tmp_path):
     other = opened(tmp_path, "compressor=comi", "compressor.join=depth")
     with pytest.raises(ValueError, match="^this context was encoded by another reader; save it and load it here"):
         other.answer_from(comi.read(TEXT), QUESTIONS)
 
 
-@pytest.mark.parametrize("spoil", [lambda b: b[:-9], lambda b: b"", lambda b: b"no file at all"])
-def test_a_damaged_file(comi, files, spoil):
+@pytest.mark.parametrize("damage", [lambda b: b[:-9], lambda b: b"", lambda b: b"no file at all"])
+def test_a_damaged_file(comi, files, damage):
     for kind in ("document", "memory"):
-        (files / kind).write_bytes(spoil((files / kind).read_bytes()))
+        (files / kind).write_bytes(damage((files / kind).read_bytes()))
         with pytest.raises(
             ValueError, match=rf"{kind}: cannot be read as document or memory \(.+\); give a file that save wrote"
         ):
             comi.load(files / kind)
 
 
-def test_one_wrong_bit_a_missing_file_and_a_later_schema(comi, files):
+def test_a_flipped_bit_a_missing_file_and_a_later_schema(comi, files):
     content = bytearray((files / "memory").read_bytes())
     content[-1] ^= 64
     (files / "memory").write_bytes(content)
@@ -173,17 +175,19 @@ def test_one_wrong_bit_a_missing_file_and_a_later_schema(comi, files):
         comi.load(files / "document")
 
 
-def test_the_header_says_of_what_it_is(comi, files):
+def test_the_header_identifies_the_reader(comi, files):
     with safe_open(files / "memory", framework="pt") as stream:
         header = stream.metadata()
-    made_of = json.loads(header["reader"])
+    identity = json.loads(header["reader"])
     assert (header["kept"], header["schema"], header["question"]) == ("memory", "1", QUESTIONS[0])
     assert (
-        made_of["method"] == "comi.model.COMI" and len(made_of["backbone"]) == 64 and made_of["settings"]["ratio"] == 4
+        identity["method"] == "comi.model.COMI"
+        and len(identity["backbone"]) == 64
+        and identity["settings"]["ratio"] == 4
     )
 
 
-def test_a_question_that_leaves_no_room_is_told(tmp_path):
+def test_a_question_that_does_not_fit_is_reported(tmp_path):
     reader = opened(tmp_path, "compressor=comi", "compressor.join=depth", "backbone.positions=128")
     kept = reader.read(TEXT)
     with pytest.raises(
