@@ -1,4 +1,4 @@
-"""TODO DOC"""
+"""Engines: DeepSpeed's requirements and weights, and the Trainer's arguments from our configuration."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from transformers import TrainingArguments
 
 
 def full_weight(parameter: torch.nn.Parameter) -> torch.Tensor:
-    """A parameter's whole value: DeepSpeed's float32 master, gathered, where ZeRO holds one. Called by all ranks."""
+    """The full value of a parameter: under ZeRO, the gathered float32 master. Called by all ranks."""
     if not (hasattr(parameter, "ds_id") or hasattr(parameter, "_hp_mapping")):
         return parameter.detach()
     from deepspeed.utils import safe_get_full_fp32_param
@@ -23,10 +23,10 @@ def full_weight(parameter: torch.nn.Parameter) -> torch.Tensor:
 
 
 def gathered_parameters(reader: torch.nn.Module) -> contextlib.AbstractContextManager:
-    """Makes a reader usable outside the DeepSpeed engine under ZeRO-3. Entered and left by all ranks.
+    """Context manager: a reader can be used outside the DeepSpeed engine under ZeRO-3. Entered and left by all ranks.
 
-    ZeRO-3 gathers weights when the module that owns them is called; this gathers those whose owner never is (scalars
-    or learned tokens that a method uses by itself).
+    ZeRO-3 gathers weights when the module that owns them is called. This gathers the weights of modules that are never
+    called (scalars, or learned tokens that a method uses directly).
     """
     from deepspeed.runtime.zero import GatheredParameters
 
@@ -35,20 +35,22 @@ def gathered_parameters(reader: torch.nn.Module) -> contextlib.AbstractContextMa
 
 
 def prepare_deepspeed(device: torch.device) -> None:
-    """What DeepSpeed must find before it is first used: a rank, and on the CPU nothing to compile."""
-    if "RANK" not in os.environ:  # a bare `python train.py engine=zero2` is one process; DeepSpeed would look for MPI
+    """Prepares the first use of DeepSpeed: sets the variables of a process group, and avoids compilation on the CPU."""
+    if (
+        "RANK" not in os.environ
+    ):  # plain `python train.py engine=zero2`: one process, for which DeepSpeed would search MPI
         with socket.socket() as probe:
             probe.bind(("127.0.0.1", 0))
             port = probe.getsockname()[1]
         os.environ.update(RANK="0", WORLD_SIZE="1", LOCAL_RANK="0", MASTER_ADDR="127.0.0.1", MASTER_PORT=str(port))
-    # Torch announces new names for collectives at every step; DeepSpeed still uses the old ones.
+    # DeepSpeed uses deprecated names of collectives, about which torch warns at every step.
     warnings.filterwarnings("ignore", r"`torch.distributed.\w+_tensor` is deprecated", FutureWarning)
     if device.type == "cpu":
         os.environ.setdefault("DS_ACCELERATOR", "cpu")
         import deepspeed
 
-        # Its shared-memory collectives are built with g++ at first use; gloo needs no compiler. Assigned, not edited:
-        # reading this name makes DeepSpeed try the compiler on everything that it could build.
+        # DeepSpeed would build its shared-memory collectives with g++ at first use; gloo needs no compiler. The
+        # attribute is replaced, not modified: reading it makes DeepSpeed test the compiler for all its extensions.
         deepspeed.ops.__compatible_ops__ = {"deepspeed_shm_comm": False}
 
 
@@ -60,7 +62,11 @@ SCHEDULES = {"cosine": "cosine", "linear": "linear", "constant": "constant_with_
 def training_arguments(
     cfg: DictConfig, folder: Path, half_deepspeed: bool, device: torch.device, validate: bool
 ) -> TrainingArguments:
-    """Our `train` section in the Trainer's terms."""
+    """The Trainer's arguments for the `train` and `engine` sections of the configuration.
+
+    half_deepspeed  DeepSpeed trains in bfloat16 with float32 masters
+    validate        evaluate at intervals and keep the best checkpoint
+    """
     t = cfg.train
     interval = t.eval_every or t.steps
     deepspeed = OmegaConf.to_container(cfg.engine.deepspeed, resolve=True) if cfg.engine.deepspeed else None
@@ -102,6 +108,6 @@ def training_arguments(
         ddp_backend=None,
         dataloader_pin_memory=device.type == "cuda",
     )
-    # One process uses one GPU, however many there are: the Trainer would wrap the reader in nn.DataParallel.
+    # One GPU per process: with more visible GPUs, the Trainer would wrap the reader in nn.DataParallel.
     arguments._n_gpu = min(arguments.n_gpu, 1)
     return arguments

@@ -1,4 +1,4 @@
-"""The line that training prints: where it stands, how fast, how long still."""
+"""Training log: one printed line and one row of metrics.jsonl per logging step."""
 
 from __future__ import annotations
 
@@ -11,11 +11,15 @@ import torch
 from transformers import TrainerCallback, TrainingArguments
 
 from breviary.runtime.device import peak_memory_bytes
-from breviary.runtime.distributed import sum_scalars_over_ranks
+from breviary.runtime.distributed import print_rank0, sum_scalars_over_ranks
 
 
-class ProgressLine:
-    """Counts tokens and time since the start, or since the step that a run was resumed at."""
+class Progress:
+    """Tokens and time since the start, or since the step at which the run was resumed.
+
+    total  optimizer steps of the run
+    first  step at which this process started
+    """
 
     def __init__(self, total: int, first: int):
         self.total, self.first = total, first
@@ -26,8 +30,8 @@ class ProgressLine:
         """One optimizer step's context tokens and memory slots."""
         self.tokens, self.slots = self.tokens + tokens, self.slots + slots
 
-    def measures(self) -> dict[str, float | None]:
-        """Seconds, context tokens a second, peak memory in bytes, effective ratio so far."""
+    def statistics(self) -> dict[str, float | None]:
+        """Elapsed seconds, context tokens per second, peak memory in bytes, effective ratio so far."""
         seconds = time.perf_counter() - self.start
         return {
             "seconds": round(seconds, 2),
@@ -36,70 +40,73 @@ class ProgressLine:
             "effective_ratio": round(self.tokens / self.slots, 3) if self.slots else None,
         }
 
-    def text(self, row: dict[str, Any]) -> str:
-        """The line for a row of metrics."""
+    def format_line(self, row: dict[str, Any]) -> str:
+        """The printed line for a row of metrics.jsonl."""
         step = row["step"]
         if "eval_nll" in row:
             scores = "  ".join(f"{k[5:]} {v:.3f}" for k, v in row.items() if k.startswith("eval_"))
             return f"  validation at step {step}: {scores}"
         parts = [f"step {step}/{self.total}"]
-        known = {"loss": "loss {:.4f}", "grad_norm": "grad {:.2f}", "learning_rate": "lr {:.1e}"}
-        parts += [form.format(row[key]) for key, form in known.items() if key in row]
-        own = ("step", "examples", "seconds", "tokens_per_s", "peak_memory_bytes", "effective_ratio", *known)
-        parts += [f"{key} {value:.4f}" for key, value in row.items() if key not in own]
+        formats = {"loss": "loss {:.4f}", "grad_norm": "grad {:.2f}", "learning_rate": "lr {:.1e}"}
+        parts += [form.format(row[key]) for key, form in formats.items() if key in row]
+        formatted = ("step", "examples", "seconds", "tokens_per_s", "peak_memory_bytes", "effective_ratio", *formats)
+        parts += [f"{key} {value:.4f}" for key, value in row.items() if key not in formatted]
         parts.append(f"{row['tokens_per_s']:.0f} tok/s")
         parts.append(f"{row['peak_memory_bytes'] / 2**30:.1f} GiB")
         if row["effective_ratio"]:
             parts.append(f"{row['effective_ratio']:.2f}x")
-        left = (self.total - step) * row["seconds"] / max(step - self.first, 1)
-        return "  ".join(parts) + f"  ETA {int(left) // 60}:{int(left) % 60:02d}"
+        remaining = (self.total - step) * row["seconds"] / max(step - self.first, 1)
+        return "  ".join(parts) + f"  ETA {int(remaining) // 60}:{int(remaining) % 60:02d}"
 
 
 class StepStatistics(Protocol):
-    """What the log reads from the Trainer."""
+    """The attributes of the Trainer that the log uses."""
 
-    step_statistics: dict[str, torch.Tensor]  # sums over the micro-batches of the last optimizer step, this rank
+    step_statistics: dict[str, torch.Tensor]  # of this rank, summed over the micro-batches of the last optimizer step
     examples_per_step: int
 
 
 class RunLog(TrainerCallback):
-    """One line to the terminal and one to metrics.jsonl per logging step."""
+    """Callback of the Trainer that writes one line to the terminal and one row to metrics.jsonl per logging step."""
 
     def __init__(self, folder: Path):
         self.file = folder / "metrics.jsonl"
         self.trainer: StepStatistics | None = None
-        self.line: ProgressLine | None = None
-        self.read: dict[str, float | torch.Tensor] = {"context_tokens": 0, "slots": 0}  # since the last line, this rank
+        self.progress: Progress | None = None
+        self.totals: dict[str, float | torch.Tensor] = {
+            "context_tokens": 0,
+            "slots": 0,
+        }  # of this rank since the last row
 
     def on_train_begin(self, args: TrainingArguments, state: Any, control: Any, **kwargs: Any) -> None:
-        """Starts the clock; drops lines that a killed run wrote after the checkpoint it resumes from."""
-        self.line = ProgressLine(state.max_steps, state.global_step)
+        """Starts the clock; removes rows that an interrupted run wrote after the checkpoint from which it resumes."""
+        self.progress = Progress(state.max_steps, state.global_step)
         if state.is_world_process_zero and self.file.exists():
-            kept = [row for row in self.file.read_text().splitlines() if json.loads(row)["step"] <= state.global_step]
-            self.file.write_text("".join(row + "\n" for row in kept))
+            rows = [row for row in self.file.read_text().splitlines() if json.loads(row)["step"] <= state.global_step]
+            self.file.write_text("".join(row + "\n" for row in rows))
 
     def on_step_end(self, args: TrainingArguments, state: Any, control: Any, **kwargs: Any) -> None:
-        """Counts tokens."""
-        self.read = {name: value + self.trainer.step_statistics[name] for name, value in self.read.items()}
+        """Adds the step's tokens and slots."""
+        self.totals = {name: value + self.trainer.step_statistics[name] for name, value in self.totals.items()}
 
     def on_log(self, args: TrainingArguments, state: Any, control: Any, logs: dict[str, Any], **kwargs: Any) -> None:
-        """Writes both lines, on rank 0."""
+        """Writes the row and prints the line, on rank 0."""
         if "train_runtime" in logs:
             return
-        parts = sum_scalars_over_ranks(self.trainer.step_statistics | self.read)  # every rank logs
-        self.line.add(parts.pop("context_tokens"), parts.pop("slots"))
-        self.read = dict.fromkeys(self.read, 0)
+        parts = sum_scalars_over_ranks(self.trainer.step_statistics | self.totals)  # on every rank: a collective
+        self.progress.add(parts.pop("context_tokens"), parts.pop("slots"))
+        self.totals = dict.fromkeys(self.totals, 0)
         if not state.is_world_process_zero:
             return
         if set(parts) == {"answer"}:
-            del parts["answer"]  # it is the loss
+            del parts["answer"]  # equals the loss
         row = {
             "step": state.global_step,
             "examples": state.global_step * self.trainer.examples_per_step,
             **{k: v for k, v in logs.items() if k != "epoch"},
             **parts,
         }
-        row |= self.line.measures()
+        row |= self.progress.statistics()
         with open(self.file, "a") as stream:
             stream.write(json.dumps(row) + "\n")
-        print(self.line.text(row), flush=True)
+        print_rank0(self.progress.format_line(row))

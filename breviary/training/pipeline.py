@@ -1,7 +1,7 @@
-"""Where a process stands when several of them read one batch together: pipelines of R neighbouring ranks.
+"""Pipelines: groups of R neighbouring ranks that process one batch together.
 
-World = pipelines x R, rank = pipeline * R + place: neighbours in a pipeline are neighbours in the world, so that what crosses
-between them stays on one machine wherever R divides its processes.
+The world consists of world size / R pipelines; rank = pipeline * R + index. Neighbours in a pipeline are neighbours in
+the world, so their messages stay on one machine wherever R divides its number of processes.
 """
 
 from __future__ import annotations
@@ -21,13 +21,16 @@ from breviary.training.watchdog import Watchdog, start_watchdog
 
 @dataclass(frozen=True)
 class PipelineGroup:
-    """One process's place.
+    """The pipeline of this process, and its index in it.
 
-    ranks     R, processes of a pipeline; pipeline  which of them this process belongs to (0 ..); index  place in it
-    rising, falling  process groups of the pipeline, for messages to higher and to lower ranks; None = one process. They are
-              two, and neither is the world's: a backend that takes up messages between two ranks in the order of the calls
-              then never holds one behind a message the other way, or behind a sum of gradients.
-    watch     over the processes of the world; None = one process
+    ranks      R, processes of a pipeline
+    pipeline   number of this process's pipeline, from 0
+    index      of this process in the pipeline, from 0
+    to_higher  process group for messages to higher ranks; None = one process
+    to_lower   process group for messages to lower ranks. Two groups, separate from the world's: a backend that handles
+               the messages between two ranks in order of the calls then never blocks a message behind one in the other
+               direction, or behind a reduction of gradients
+    watchdog   over all processes of the world; None = one process
     """
 
     ranks: int = 1
@@ -44,12 +47,12 @@ class PipelineGroup:
 
     @property
     def reports_counts(self) -> bool:
-        """Whether this process's counts stand for the pipeline's batch: it is the same on all its ranks."""
+        """Whether this process reports the counts of the batch, which all ranks of the pipeline share."""
         return self.index == 0
 
 
 def describe_pipelines(world: int, ranks: int) -> str:
-    """Which ranks are a pipeline, for people."""
+    """One printed line per pipeline, with its ranks."""
     lines = [
         f"pipeline {number}: ranks {', '.join(map(str, range(number * ranks, (number + 1) * ranks)))}"
         for number in range(world // ranks)
@@ -58,10 +61,12 @@ def describe_pipelines(world: int, ranks: int) -> str:
 
 
 def init_pipeline_group(ranks: int, timeout: float = 900) -> PipelineGroup:
-    """This process's place in pipelines of `ranks` processes, with its groups, whose neighbours are connected, and a watch that
-    waits `timeout` seconds. Called by every process of the world, as groups are made together.
+    """The pipeline of this process, of `ranks` processes: process groups, connected neighbours and a watchdog.
 
-    Raises: ValueError if the processes do not divide into pipelines.
+    Called by every process of the world, because process groups are created collectively.
+    timeout  of the watchdog in seconds
+
+    Raises: ValueError where the world size is not a multiple of `ranks`.
     """
     world = world_size()
     if ranks < 1 or world % ranks:
@@ -70,10 +75,9 @@ def init_pipeline_group(ranks: int, timeout: float = 900) -> PipelineGroup:
             f"engine.ranks={world}"
         )
     pipeline, index = divmod(rank(), ranks)
-    place = PipelineGroup(ranks, pipeline, index)
     if ranks == 1:
-        return place
-    # The watch speaks first: it knows who failed, where a message that does not come only tells of a neighbour.
+        return PipelineGroup(ranks, pipeline, index)
+    # Twice the watchdog's timeout: the watchdog names the failed rank, a missing message only the neighbour.
     groups = [
         tuple(
             dist.new_group(list(range(number * ranks, (number + 1) * ranks)), timeout=timedelta(seconds=2 * timeout))
@@ -81,52 +85,55 @@ def init_pipeline_group(ranks: int, timeout: float = 900) -> PipelineGroup:
         )
         for number in range(world // ranks)
     ]
-    place = PipelineGroup(ranks, pipeline, index, *groups[pipeline], start_watchdog(rank(), world, timeout))
-    _connect(place)
-    return place
+    group = PipelineGroup(ranks, pipeline, index, *groups[pipeline], start_watchdog(rank(), world, timeout))
+    _connect_neighbours(group)
+    return group
 
 
-def _connect(place: PipelineGroup) -> None:
-    """One message each way between neighbours, the last and the first included, pair after pair in an order that all share.
+def _connect_neighbours(group: PipelineGroup) -> None:
+    """Exchanges one message per direction between neighbours, including last and first, pair by pair in a common order.
 
-    NCCL connects two ranks at their first message and holds up both until then: a receiver that makes room ahead would wait
-    for a sender that waits for it.
+    NCCL connects two ranks at their first message and blocks both until then: a receiver that posts its buffer early
+    would wait for a sender that waits for it.
     """
-    on_gpu = dist.get_backend(place.to_higher) == "nccl"
+    on_gpu = dist.get_backend(group.to_higher) == "nccl"
     token = torch.zeros(1, device=torch.device("cuda", torch.cuda.current_device()) if on_gpu else "cpu")
-    for low, high in sorted({tuple(sorted((at, (at + 1) % place.ranks))) for at in range(place.ranks)}):
-        if place.index == low:
-            dist.send(token, place.members[high], place.to_higher)
-            dist.recv(token, place.members[high], place.to_lower)
-        elif place.index == high:
-            dist.recv(token, place.members[low], place.to_higher)
-            dist.send(token, place.members[low], place.to_lower)
+    for low, high in sorted({tuple(sorted((i, (i + 1) % group.ranks))) for i in range(group.ranks)}):
+        if group.index == low:
+            dist.send(token, group.members[high], group.to_higher)
+            dist.recv(token, group.members[high], group.to_lower)
+        elif group.index == high:
+            dist.recv(token, group.members[low], group.to_higher)
+            dist.send(token, group.members[low], group.to_lower)
 
 
-# ------------------------------------------------------------------ gradients that come together
+# ------------------------------------------------------------------ deferred gradients
 
 
 def deferred_gradients(
     value: Tensor, weights: Sequence[Tensor], others: Sequence[Tensor] = (), checks: Callable[[], None] = lambda: None
 ) -> Tensor:
-    """The same value, whose backward pass gives every weight its whole gradient at its very end, all in one go.
+    """The same value; its backward pass sets the gradients of all weights together, at its end.
 
-    An engine that reduces gradients over the ranks as they arise (ZeRO 2) waits for all ranks at each bucket, and puts into a
-    bucket what comes next. Ranks of a pipeline stand at different layers: they would wait for each other, or sum gradients of
-    different weights. Given at once, gradients come after the last message and, out of equal graphs, in equal order.
+    An engine that reduces gradients over the ranks as they are computed (ZeRO 2) waits for all ranks at each bucket,
+    and fills buckets in order of arrival. Ranks of a pipeline compute different layers at a time: they would wait for
+    each other, or sum gradients of different weights. Deferred gradients are set after the last message, in an order
+    that is equal on all ranks.
 
     value    (...) with a graph
-    weights  leaves; one that `value` does not depend on gets zeros, as other ranks may use it
-    others   leaves that the backward pass is to reach too; they get no gradient
-    checks   called when it is through, before any weight has a gradient
-    Cost: the gradients of one backward pass are held whole on every rank until it is through, and reducing does not overlap.
+    weights  leaves; a weight that `value` does not depend on gets zeros, as other ranks may use it
+    others   further leaves that the backward pass must reach; their gradients are discarded
+    checks   called after the backward pass, before any weight has a gradient
+    Cost: every rank holds all gradients of one backward pass until its end; reduction does not overlap with it.
     """
-    return _AtOnce.apply([value], others, checks, *weights)
+    return _DeferredGradients.apply([value], others, checks, *weights)
 
 
-class _AtOnce(torch.autograd.Function):
-    """([value], others, checks, weights ...) -> value. In a list the value brings no graph along: it has a backward pass of its
-    own."""
+class _DeferredGradients(torch.autograd.Function):
+    """([value], others, checks, weights ...) -> value.
+
+    The list hides the value's graph from autograd: `backward` runs its own backward pass through it.
+    """
 
     @staticmethod
     def forward(
@@ -137,8 +144,8 @@ class _AtOnce(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
-        # Popped: autograd frees the inner graph while it goes through it.
+        # Popped, so that autograd can free the inner graph during its backward pass.
         leaves = [*ctx.weights, *ctx.others]
-        found = torch.autograd.grad(ctx.box.pop(), leaves, gradient, materialize_grads=True)
+        gradients = torch.autograd.grad(ctx.box.pop(), leaves, gradient, materialize_grads=True)
         ctx.checks()
-        return None, None, None, *found[: len(ctx.weights)]
+        return None, None, None, *gradients[: len(ctx.weights)]

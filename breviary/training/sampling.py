@@ -1,4 +1,4 @@
-"""TODO DOC"""
+"""Order of the training examples, as a function of the seed alone."""
 
 from __future__ import annotations
 
@@ -10,9 +10,13 @@ from torch.utils.data import Sampler
 
 
 class StepSampler(Sampler[int]):
-    """Example indices of a whole training, as one epoch; a function of the arguments alone.
+    """Example indices of a whole training run as one epoch; depends on the arguments only.
 
-    Each pass over the data is shuffled anew; with `grouped`, batches hold examples of similar length.
+    lengths  tokens of each example
+    batch    examples of an optimizer step
+    total    examples of the run
+    grouped  batches hold examples of similar length
+    Each pass over the data is shuffled anew.
     """
 
     def __init__(self, lengths: list[int], batch: int, total: int, seed: int, grouped: bool):
@@ -22,14 +26,8 @@ class StepSampler(Sampler[int]):
         return self.total
 
     def __iter__(self) -> Iterator[int]:
-        given, number = 0, 0
-        while given < self.total:
-            for index in self._pass(number):
-                if given == self.total:
-                    return
-                given += 1
-                yield index
-            number += 1
+        passes = itertools.chain.from_iterable(map(self._pass, itertools.count()))
+        return itertools.islice(passes, self.total)
 
     def _pass(self, number: int) -> list[int]:
         rng = random.Random(f"{self.seed}-{number}")
@@ -37,7 +35,7 @@ class StepSampler(Sampler[int]):
         rng.shuffle(order)
         if not self.grouped:
             return order
-        # Sorted within pools of 16 batches: similar lengths together, yet every pass mixes them differently.
+        # Sorted within pools of 16 batches: batches of similar lengths that differ from pass to pass.
         pool = 16 * self.batch
         pools = [sorted(order[i : i + pool], key=lambda j: self.lengths[j]) for i in range(0, len(order), pool)]
         order = [j for p in pools for j in p]
@@ -47,7 +45,10 @@ class StepSampler(Sampler[int]):
 
 
 class RepeatBatches(Sampler[int]):
-    """Every batch `copies` times: batches go to the processes in turn, and neighbours that read one together get the same."""
+    """Yields every batch `copies` times in a row.
+
+    Processes take batches in turn, so that the `copies` ranks of a pipeline get the same batch.
+    """
 
     def __init__(self, sampler: StepSampler, batch: int, copies: int):
         self.sampler, self.batch, self.copies = sampler, batch, copies

@@ -1,11 +1,11 @@
-"""Training: transformers.Trainer with our loss, our data order, our checkpoints.
+"""transformers.Trainer with a loss of several terms, a fixed data order and checkpoints of trained weights.
 
-What differs from a plain Trainer, and why:
-  - a loss is a set of (sum, count) terms; each is divided by its own count over the whole optimizer step, all
-    micro-batches and all ranks, so accumulation and world size do not change the result;
-  - the data order is a function of (seed, step) alone, one long epoch, so that a resumed run sees the same batches;
-  - checkpoints hold trained weights only, with the backbone's name and hash;
-  - validation is the evaluation loop of breviary.evaluation.
+Differences from the plain Trainer:
+  - A loss is a set of (sum, count) terms. Each is divided by its own count over the whole optimizer step, all
+    micro-batches and all ranks, so accumulation and world size do not change the result.
+  - The data order depends on (seed, step) only and is one long epoch, so that a resumed run gets the same batches.
+  - Checkpoints hold trained weights only, with the backbone's name and hash.
+  - Validation uses the evaluation loop of breviary.evaluation.
 """
 
 from __future__ import annotations
@@ -36,7 +36,11 @@ from breviary.training.sampling import RepeatBatches, StepSampler
 
 @dataclass
 class Validation:
-    """What is validated on at intervals, and how it is scored."""
+    """Examples that are evaluated at intervals, and the settings of the evaluation.
+
+    items   tokenised examples
+    scores  (prediction, references) -> {metric: value}
+    """
 
     items: Any
     scores: Callable[..., dict[str, float]]
@@ -45,7 +49,7 @@ class Validation:
 
 
 class ReaderTrainer(Trainer):
-    """Trains a Reader; `ranks` processes read each batch together (`Reader.join_pipeline`)."""
+    """Trains a Reader. `ranks` processes share each batch as a pipeline (`ChunkedReader.join_pipeline`)."""
 
     def __init__(
         self,
@@ -61,7 +65,7 @@ class ReaderTrainer(Trainer):
     ):
         if not any(parameter.requires_grad for parameter in reader.parameters()):
             raise ValueError(
-                "nothing to train: neither the decoder nor the compressor has a trained weight; set "
+                "nothing to train: neither the decoder nor the compressor has trained weights; set "
                 "decoder.train, e.g. decoder.train=lora"
             )
         self.reader, self.validation, self.fingerprint, self.grouped = reader, validation, fingerprint, grouped
@@ -73,7 +77,7 @@ class ReaderTrainer(Trainer):
             train_dataset=items,
             eval_dataset=validation.items if validation else None,
         )
-        self.model_accepts_loss_kwargs = True  # our counts cover the whole step: no further division by micro-batches
+        self.model_accepts_loss_kwargs = True  # counts cover the whole step: no division by micro-batches
         self.pop_callback(PrinterCallback)
         self.pop_callback(ProgressCallback)
         self.step_statistics: dict[str, torch.Tensor] = {}
@@ -84,9 +88,9 @@ class ReaderTrainer(Trainer):
 
     @property
     def examples_per_step(self) -> int:
-        """Of an optimizer step, over all processes; those of one pipeline read the same."""
-        own = self.args.train_batch_size * self.args.gradient_accumulation_steps
-        return own * (self.args.world_size // self.ranks)
+        """Examples of an optimizer step over all processes; the ranks of a pipeline share their examples."""
+        per_process = self.args.train_batch_size * self.args.gradient_accumulation_steps
+        return per_process * (self.args.world_size // self.ranks)
 
     def _get_train_sampler(self, train_dataset: Any = None) -> Sampler[int]:
         per_step = self.examples_per_step
@@ -96,26 +100,26 @@ class ReaderTrainer(Trainer):
         return RepeatBatches(sampler, self.args.train_batch_size, self.ranks)
 
     def _get_collator_with_removed_columns(self, data_collator: Callable, description: str | None = None) -> Callable:
-        return data_collator  # our items are no model inputs: there is nothing to remove
+        return data_collator  # items are not model inputs, so no column is removed
 
     def _prepare_inputs(self, inputs: Batch) -> Batch:
         return inputs.to(self.args.device)
 
     def floating_point_ops(self, inputs: Batch) -> int:
-        """Not estimated: a reader is no single model call."""
+        """0: not estimated, because a reader makes several model calls."""
         return 0
 
     # -------------------------------------------------------------- optimizer
 
     def create_optimizer(self, model: Any = None) -> torch.optim.Optimizer:
-        """As the Trainer's, a group for each pair of weight decay and learning rate (`Reader.learning_rate_factors`)."""
+        """The Trainer's optimizer, with a group per weight decay and learning rate (`learning_rate_factors`)."""
         factors = self.reader.learning_rate_factors if isinstance(self.reader, ChunkedReader) else {}
         if self.optimizer is not None or not factors:
             return super().create_optimizer(model)
         decayed, groups = set(self.get_decay_parameter_names(self.reader)), {}
         for name, parameter in self.reader.named_parameters():
             if parameter.requires_grad:
-                factor = next((f for start, f in factors.items() if name.startswith(start)), 1.0)
+                factor = next((f for prefix, f in factors.items() if name.startswith(prefix)), 1.0)
                 groups.setdefault((name in decayed, factor), []).append(parameter)
         optimizer, settings = self.get_optimizer_cls_and_kwargs(self.args, self.reader)
         self.optimizer = optimizer(
@@ -147,30 +151,32 @@ class ReaderTrainer(Trainer):
     def compute_loss(
         self, model: torch.nn.Module, inputs: Batch, return_outputs: bool = False, num_items_in_batch: Any = None
     ) -> torch.Tensor:
-        """Sum over terms of (this micro-batch's sum) / (the step's count), times the world size, because DDP and
-        DeepSpeed average gradients over ranks."""
+        """Sum over terms of (this micro-batch's sum) / (the step's count), times the world size.
+
+        The factor compensates for DDP and DeepSpeed, which average gradients over ranks.
+        """
         output = model(inputs)
         total = 0.0
         for name, (value, _) in output["terms"].items():
-            # A step without any row for a term (no positive segment anywhere) has count 0 and sum 0.
+            # Count and sum are 0 where no row of the step has the term (no positive segment, for example).
             term = value / num_items_in_batch[name].clamp(min=1).to(value.dtype)
-            self._note(name, term)
+            self._accumulate(name, term)
             total = total + term
-        self._note("slots", output["slots"])
-        self._note("context_tokens", output["context_tokens"])
+        self._accumulate("slots", output["slots"])
+        self._accumulate("context_tokens", output["context_tokens"])
         return total * self.args.world_size
 
-    def _note(self, name: str, value: torch.Tensor) -> None:
+    def _accumulate(self, name: str, value: torch.Tensor) -> None:
         self.step_statistics[name] = self.step_statistics.get(name, 0) + value.detach()
 
     # -------------------------------------------------------------- validation, checkpoints
 
     def evaluate(self, *args: Any, **kwargs: Any) -> dict[str, float]:
-        """Scores and answer NLL on the validation examples, shared out over the ranks."""
+        """Scores and answer NLL on the validation examples, which are distributed over the ranks."""
         v = self.validation
         zero3 = self.is_deepspeed_enabled and self.accelerator.deepspeed_config["zero_optimization"]["stage"] == 3
         with gathered_parameters(self.reader) if zero3 else contextlib.nullcontext():
-            found = list(
+            batches = list(
                 evaluate(
                     self.reader,
                     v.items,
@@ -183,7 +189,7 @@ class ReaderTrainer(Trainer):
                     equal_calls=zero3,
                 )
             )
-        rows = [row for batch in found for row in batch]
+        rows = [row for batch in batches for row in batch]
         summary = summarise(gather_rows(rows), None, resamples=100)
         metrics = {f"eval_{name}": value["value"] for name, value in summary["metrics"].items()}
         self.log(dict(metrics))
@@ -191,7 +197,7 @@ class ReaderTrainer(Trainer):
         return metrics
 
     def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
-        """Writes the trained weights, in float32, on rank 0; every rank takes part, as ZeRO gathers them."""
+        """Writes the trained weights in float32 on rank 0. Called by every rank, because ZeRO gathers them."""
         state = {}
         for name, parameter in learned_parameters(self.reader).items():
             weight = full_weight(parameter)
@@ -204,20 +210,20 @@ class ReaderTrainer(Trainer):
         load_trained(resume_from_checkpoint, self.reader, self.fingerprint)
 
     def _prepare_for_training(self, max_steps: int, train_dataloader: Any, resume_from_checkpoint: str | None) -> Any:
-        """As the Trainer's; DeepSpeed's own checkpoints hold masters and optimizer, no frozen weights."""
+        """As in the Trainer. DeepSpeed's own checkpoints hold masters and optimizer state, without frozen weights."""
         if resume_from_checkpoint:
             is_plain = (Path(resume_from_checkpoint) / "optimizer.pt").is_file()
             if is_plain == self.is_deepspeed_enabled:
                 raise ValueError(
-                    f"resume: {resume_from_checkpoint} has no optimizer state for this engine; a run is "
-                    "resumed with the engine that it was started with (init_from takes weights alone)"
+                    f"resume: {resume_from_checkpoint} has no optimizer state for this engine; resume a run with the "
+                    "engine that started it (init_from loads weights only)"
                 )
-            shares = len(list(Path(resume_from_checkpoint).glob("global_step*/*_optim_states.pt")))
-            if self.is_deepspeed_enabled and shares != self.args.world_size:
+            shards = len(list(Path(resume_from_checkpoint).glob("global_step*/*_optim_states.pt")))
+            if self.is_deepspeed_enabled and shards != self.args.world_size:
                 raise ValueError(
-                    f"resume: {resume_from_checkpoint} holds its optimizer's state in {shares} shares, one a "
-                    f"process; start {shares} processes, whatever engine.ranks, not {self.args.world_size} "
-                    "(init_from takes weights alone)"
+                    f"resume: {resume_from_checkpoint} holds its optimizer state in {shards} shards, one per process; "
+                    f"start {shards} processes, for any engine.ranks, not {self.args.world_size} "
+                    "(init_from loads weights only)"
                 )
         if not self.is_deepspeed_enabled:
             return super()._prepare_for_training(max_steps, train_dataloader, resume_from_checkpoint)

@@ -1,8 +1,8 @@
-"""A watch over processes that wait for each other: one that dies, hangs or goes wrong ends all of them, with its name.
+"""Watchdog over processes that wait for each other: when one dies, hangs or fails, all end with an error naming it.
 
-Each process tells where it stands, several times a second, on the store that the launcher or rank 0 keeps, and looks where the
-others stand. What fails is told once, as a sentence, and every process ends with it. Nothing of this touches the model's
-computing: threads of its own, a connection of its own, a few hundred bytes.
+Several times a second, each process writes a heartbeat with its state to a shared store and reads those of the others.
+The first failure is stored once, and every process ends with its message. The watchdog uses its own threads and
+connection and a few hundred bytes; the computation of the model is not affected.
 """
 
 from __future__ import annotations
@@ -13,207 +13,214 @@ import os
 import sys
 import threading
 import time
+from dataclasses import dataclass
 from datetime import timedelta
 from typing import Any
 
 import torch.distributed as dist
 
-BEAT = 0.25  # seconds between two signs of life
-
-GRACE = 12 * BEAT  # a process that gave none for so long, when something has failed, is gone
-
-LAST_RESORT = 10.0  # seconds after which a process that has failed is ended, whatever it still waits for
-
-FAILURE = "failure"
-
-KEEPER = "rank 0"  # keeps the store, unless the launcher does
+HEARTBEAT_S = 0.25  # seconds between two heartbeats
+GRACE_S = 12 * HEARTBEAT_S  # after a failure, a process without a heartbeat for this long is considered dead
+FORCED_EXIT_S = 10.0  # a failed process is ended after this time, even if it still waits for another one
+FAILURE_KEY = "failure"
+RANK_0 = "rank 0"  # owner of the store, unless the launcher owns it
 
 
 class ProcessFailure(RuntimeError):
-    """What ended the run, as a sentence that names the rank and where it stood."""
+    """The failure that ended the run; the message names the rank and its state."""
+
+
+@dataclass
+class Heartbeat:
+    """The newest heartbeat of another rank."""
+
+    raw: bytes  # a counter and the state, as stored
+    state: str | None  # None = the process has finished
+    time: float  # when this process first read it, time.monotonic()
 
 
 class Watchdog:
-    """Of one process over itself and `world` - 1 others.
+    """Watchdog of one process over itself and `world` - 1 others.
 
-    timeout  seconds: a process that gives no sign of life for so long, or computes one cell for so long, hangs
-    store    where processes tell; one of its own, as a store serves one call at a time
-    keeper   who keeps the store, for people
+    timeout      seconds: a process without a heartbeat, or in one computation, for longer than this hangs
+    store        holds the heartbeats and the failure; not shared with other code, as it serves one call at a time
+    store_owner  process that runs the store, as named in messages
 
-    As a context manager: what is raised within it ends all processes, and names who failed first.
+    As a context manager: an exception in the block ends all processes with a message that names the first one to fail.
     """
 
-    def __init__(self, rank: int, world: int, timeout: float, store: Any, keeper: str = KEEPER):
-        self.rank, self.world, self.timeout, self.store, self.keeper = rank, world, timeout, store, keeper
-        self._where: tuple[str, bool, float] = ("before the first text", False, time.monotonic())
-        self._seen: dict[
-            int, tuple[bytes, str | None, float]
-        ] = {}  # by rank: its last sign, where it stood, when it came
-        self._beats, self._answered = 0, time.monotonic()
-        self._ended, self._fails = (
-            threading.Event(),
-            threading.Event(),
-        )  # the latter: the main thread tells of it itself
+    def __init__(self, rank: int, world: int, timeout: float, store: Any, store_owner: str = RANK_0):
+        self.rank, self.world, self.timeout, self.store, self.store_owner = rank, world, timeout, store, store_owner
+        self._state: tuple[str, bool, float] = ("before the first text", False, time.monotonic())
+        self._heartbeats: dict[int, Heartbeat] = {}  # by rank
+        self._sent, self._last_response = 0, time.monotonic()
+        self._is_over, self._is_failing = threading.Event(), threading.Event()  # failing: the main thread reports it
         self._threads = [
-            threading.Thread(target=run, name=run.__name__, daemon=True) for run in (self._looks, self._waits)
+            threading.Thread(target=target, name=target.__name__, daemon=True)
+            for target in (self._monitor_processes, self._monitor_store)
         ]
 
-    def set_state(self, where: str, is_computing: bool = False) -> None:
-        """This process begins something; with `computes` it is not to take longer than the timeout, as it waits for nobody."""
-        self._where = where, is_computing, time.monotonic()
+    def set_state(self, state: str, is_computing: bool = False) -> None:
+        """Sets the state of this process. `is_computing`: it waits for no other process, so the timeout applies."""
+        self._state = state, is_computing, time.monotonic()
 
     def __enter__(self) -> Watchdog:
-        self._exit_with(self._where[0])
-        self._answered = time.monotonic()
+        self._send_heartbeat(self._state[0])
+        self._last_response = time.monotonic()
         for thread in self._threads:
             thread.start()
         return self
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: Any) -> None:
         if isinstance(error, Exception):
-            self._fails.set()
-            exit_after(LAST_RESORT)
-            sentence = self._agreed(self._reason(error))
-        self._ended.set()
+            self._is_failing.set()
+            exit_after(FORCED_EXIT_S)
+            message = self._report_failure(self._find_cause(error))
+        self._is_over.set()
         for thread in self._threads:
-            thread.join(GRACE)
+            thread.join(GRACE_S)
         if error is None:
             with contextlib.suppress(dist.DistError):
-                self._exit_with(None)  # the others need not look for it any more
+                self._send_heartbeat(None)  # the other processes stop watching this one
         elif isinstance(error, Exception):
-            self._leave()
-            if not isinstance(error, ValueError):  # that one is told to people as it is
-                raise ProcessFailure(sentence) from error
+            self._announce_exit()
+            if not isinstance(error, ValueError):  # a user error keeps its message
+                raise ProcessFailure(message) from error
 
-    # -------------------------------------------------------------- the threads
+    # -------------------------------------------------------------- threads
 
-    def _looks(self) -> None:
-        """Tells and looks, until there is a failure to end with."""
-        while not self._ended.wait(BEAT):
+    def _monitor_processes(self) -> None:
+        """Thread: exchanges heartbeats until a failure ends this process."""
+        while not self._is_over.wait(HEARTBEAT_S):
             try:
-                sentence = self._told() or self._found()
+                message = self._reported_failure() or self._detect_failure()
             except dist.DistError:
-                sentence = self._lost("is gone")
-            self._answered = time.monotonic()
-            if sentence and not self._fails.is_set() and not self._ended.is_set():
-                self._leave()
-                _end(sentence)
+                message = self._store_failure("is gone")
+            self._last_response = time.monotonic()
+            if message and not self._is_failing.is_set() and not self._is_over.is_set():
+                self._announce_exit()
+                _exit_with_error(message)
 
-    def _waits(self) -> None:
-        """Ends the process where the other thread gets no answer: a store whose process hangs keeps it waiting."""
-        while not self._ended.wait(BEAT):
-            if time.monotonic() - self._answered > self.timeout and not self._fails.is_set():
-                _end(self._lost(f"gave no answer for {self.timeout:g} s (engine.timeout)"))
+    def _monitor_store(self) -> None:
+        """Thread: ends this process when the store does not respond, in which case the other thread is blocked."""
+        while not self._is_over.wait(HEARTBEAT_S):
+            if time.monotonic() - self._last_response > self.timeout and not self._is_failing.is_set():
+                _exit_with_error(self._store_failure(f"did not respond for {self.timeout:g} s (engine.timeout)"))
 
-    def _found(self) -> str | None:
-        """What fails as seen from here."""
-        self._exit_with(self._where[0])
-        self._look()
-        where, computes, since = self._where
-        if computes and time.monotonic() - since > self.timeout:
-            return self._agreed(f"rank {self.rank} hangs: for {self.timeout:g} s (engine.timeout) {where}")
-        silent = self._silent(self.timeout)
+    def _detect_failure(self) -> str | None:
+        """Exchanges heartbeats; the message of a failure that this process detects, or None."""
+        self._send_heartbeat(self._state[0])
+        self._read_heartbeats()
+        state, is_computing, since = self._state
+        if is_computing and time.monotonic() - since > self.timeout:
+            return self._report_failure(
+                f"rank {self.rank} hangs: more than {self.timeout:g} s (engine.timeout) {state}"
+            )
+        silent = self._find_silent_rank(self.timeout)
         if silent is None:
             return None
-        return self._agreed(
-            f"rank {silent} hangs or is gone: no sign of life for {self.timeout:g} s (engine.timeout), last seen "
-            f"{self._seen[silent][1]}"
+        return self._report_failure(
+            f"rank {silent} hangs or is gone: no heartbeat for {self.timeout:g} s (engine.timeout), last seen "
+            f"{self._heartbeats[silent].state}"
         )
 
-    def _exit_with(self, where: str | None) -> None:
-        self._beats += 1
-        self.store.set(str(self.rank), json.dumps([self._beats, where]))
+    def _send_heartbeat(self, state: str | None) -> None:
+        self._sent += 1
+        self.store.set(str(self.rank), json.dumps([self._sent, state]))
 
-    def _look(self) -> None:
-        """Where the others stand; one that has never told is not there yet."""
+    def _read_heartbeats(self) -> None:
+        """Updates the heartbeats of the other ranks; a rank without any has not started yet."""
         others = [
             rank
             for rank in range(self.world)
-            if rank != self.rank and (rank in self._seen or self.store.check([str(rank)]))
+            if rank != self.rank and (rank in self._heartbeats or self.store.check([str(rank)]))
         ]
-        for rank, sign in zip(others, self.store.multi_get([str(rank) for rank in others]) if others else ()):
-            if rank not in self._seen or self._seen[rank][0] != sign:
-                self._seen[rank] = sign, json.loads(sign)[1], time.monotonic()
+        for rank, raw in zip(others, self.store.multi_get([str(rank) for rank in others]) if others else ()):
+            if rank not in self._heartbeats or self._heartbeats[rank].raw != raw:
+                self._heartbeats[rank] = Heartbeat(raw, json.loads(raw)[1], time.monotonic())
 
-    def _silent(self, seconds: float) -> int | None:
-        """A rank that was there, has not left, and has not told anything for so long."""
+    def _find_silent_rank(self, seconds: float) -> int | None:
+        """A rank that has started, has not finished, and sent no heartbeat for `seconds`."""
         now = time.monotonic()
         return next(
-            (rank for rank, (_, where, at) in self._seen.items() if where is not None and now - at > seconds), None
+            (rank for rank, last in self._heartbeats.items() if last.state is not None and now - last.time > seconds),
+            None,
         )
 
     # -------------------------------------------------------------- failures
 
-    def _told(self) -> str | None:
-        return self.store.get(FAILURE).decode() if self.store.check([FAILURE]) else None
+    def _reported_failure(self) -> str | None:
+        """The message of the failure that a process has reported, if any."""
+        return self.store.get(FAILURE_KEY).decode() if self.store.check([FAILURE_KEY]) else None
 
-    def _agreed(self, sentence: str) -> str:
-        """The sentence that was told first; this one, if it is the first."""
+    def _report_failure(self, message: str) -> str:
+        """Stores the message of a failure unless there is one; returns the one that was reported first."""
         try:
-            return self.store.compare_set(FAILURE, "", sentence).decode()
+            return self.store.compare_set(FAILURE_KEY, "", message).decode()
         except dist.DistError:
-            return sentence
+            return message
 
-    def _reason(self, error: Exception) -> str:
-        """Who failed, where this process only found an error: one that told so or has been silent, else this one."""
-        where, end = self._where[0], time.monotonic() + GRACE + 2 * BEAT
+    def _find_cause(self, error: Exception) -> str:
+        """Message for an error of this process, which may be a consequence of another process's failure.
+
+        Waits for a reported failure or a silent rank; without either, this process is the cause.
+        """
+        state, end = self._state[0], time.monotonic() + GRACE_S + 2 * HEARTBEAT_S
         while not isinstance(error, ProcessFailure | ValueError) and time.monotonic() < end:
             try:
-                told = self._told()
+                reported = self._reported_failure()
             except dist.DistError:
-                return self._lost("is gone")
-            if told:
-                return told
-            silent = self._silent(GRACE)
+                return self._store_failure("is gone")
+            if reported:
+                return reported
+            silent = self._find_silent_rank(GRACE_S)
             if silent is not None:
-                return (
-                    f"rank {silent} is gone, last seen {self._seen[silent][1]}; rank {self.rank} found {where}: {error}"
-                )
-            time.sleep(BEAT / 5)
-        return str(error) if isinstance(error, ProcessFailure) else f"rank {self.rank} failed {where}: {error}"
+                last_seen = self._heartbeats[silent].state
+                return f"rank {silent} is gone, last seen {last_seen}; rank {self.rank} failed {state}: {error}"
+            time.sleep(HEARTBEAT_S / 5)
+        return str(error) if isinstance(error, ProcessFailure) else f"rank {self.rank} failed {state}: {error}"
 
-    def _leave(self) -> None:
-        """Says that this process ends. Whoever keeps the store waits for the others to know why."""
+    def _announce_exit(self) -> None:
+        """Stores that this process ends. The owner of the store waits until the others have read the failure."""
         with contextlib.suppress(dist.DistError):
             self.store.set(f"{self.rank} ends", "")
-            end = time.monotonic() + GRACE
-            while self.rank == 0 and self.keeper == KEEPER and time.monotonic() < end:
+            end = time.monotonic() + GRACE_S
+            while self.rank == 0 and self.store_owner == RANK_0 and time.monotonic() < end:
                 if all(
                     self.store.check([f"{rank} ends"])
-                    for rank, (_, where, at) in self._seen.items()
-                    if where is not None and time.monotonic() - at < GRACE
+                    for rank, last in self._heartbeats.items()
+                    if last.state is not None and time.monotonic() - last.time < GRACE_S
                 ):
                     break
-                time.sleep(BEAT / 5)
+                time.sleep(HEARTBEAT_S / 5)
 
-    def _lost(self, what: str) -> str:
-        seen = self._seen.get(0)
-        return f"the store of {self.keeper} {what}" + (f"; rank 0 was last seen {seen[1]}" if seen else "")
+    def _store_failure(self, problem: str) -> str:
+        last = self._heartbeats.get(0)
+        return f"the store of {self.store_owner} {problem}" + (f"; rank 0 was last seen {last.state}" if last else "")
 
 
 def start_watchdog(rank: int, world: int, timeout: float) -> Watchdog:
-    """A watch on the store at MASTER_ADDR:MASTER_PORT, which has been there since the process group was made."""
+    """A watchdog on the store at MASTER_ADDR:MASTER_PORT, which exists since the process group was created."""
     store = dist.TCPStore(
         os.environ["MASTER_ADDR"],
         int(os.environ["MASTER_PORT"]),
         is_master=False,
         wait_for_workers=False,
-        timeout=timedelta(seconds=max(timeout, GRACE)),
+        timeout=timedelta(seconds=max(timeout, GRACE_S)),
     )
-    of_launcher = os.environ.get("TORCHELASTIC_USE_AGENT_STORE") == str(True)
-    return Watchdog(
-        rank, world, timeout, dist.PrefixStore("breviary/watch", store), "the launcher" if of_launcher else KEEPER
-    )
+    launcher_owns_store = os.environ.get("TORCHELASTIC_USE_AGENT_STORE") == str(True)
+    store_owner = "the launcher" if launcher_owns_store else RANK_0
+    return Watchdog(rank, world, timeout, dist.PrefixStore("breviary/watchdog", store), store_owner)
 
 
 def exit_after(seconds: float) -> None:
-    """Ends this process after so many seconds, in case that ending by itself waits for a process that is gone."""
+    """Ends this process after `seconds`, in case its own exit waits for a process that is gone."""
     timer = threading.Timer(seconds, lambda: os._exit(1))
     timer.daemon = True
     timer.start()
 
 
-def _end(sentence: str) -> None:
-    """At once: the main thread may wait for a process that is gone."""
-    print(f"error: {sentence}", file=sys.stderr, flush=True)
+def _exit_with_error(message: str) -> None:
+    """Prints the message and exits without cleanup: the main thread may wait for a process that is gone."""
+    print(f"error: {message}", file=sys.stderr, flush=True)
     os._exit(1)

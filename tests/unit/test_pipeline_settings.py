@@ -1,4 +1,4 @@
-"""engine.ranks and engine.schedule: what is refused, and which batches the ranks of a pipeline get."""
+"""engine.ranks and engine.schedule: rejected values, deferred gradients, and the batches of a pipeline's ranks."""
 
 import pytest
 import torch
@@ -22,7 +22,7 @@ def four_processes(monkeypatch):
 
 
 @pytest.mark.parametrize(
-    "words, sentence",
+    "words, message",
     [
         (
             ["engine=pipeline", "engine.ranks=3"],
@@ -37,35 +37,36 @@ def four_processes(monkeypatch):
         (["engine=pipeline", "engine.schedule=random"], "engine.schedule=random: allowed are contiguous, cyclic"),
     ],
 )
-def test_one_sentence_for_each_mistake(refused, words, sentence):
-    assert refused(training, *SMALL, *words) == [sentence]
+def test_each_error_has_one_message(refused, words, message):
+    assert refused(training, *SMALL, *words) == [message]
 
 
-def test_zero_3_is_refused_with_both_reasons(refused):
-    found = refused(training, *SMALL, "engine=zero3", "engine.ranks=2")
-    assert len(found) == 2 and "equal calls" in found[0]
-    assert found[1] == (
-        "engine.ranks=2: the ranks of a pipeline stand at different layers, and ZeRO's stage 3 has all processes "
-        "meet at every layer to gather its weights: they would wait for each other; use engine=zero1, zero2 or "
-        "pipeline"
+def test_zero_3_is_rejected_for_two_reasons(refused):
+    messages = refused(training, *SMALL, "engine=zero3", "engine.ranks=2")
+    assert len(messages) == 2 and "equal module calls" in messages[0]
+    assert messages[1] == (
+        "engine.ranks=2: the ranks of a pipeline are at different layers, but ZeRO-3 gathers every layer's weights on "
+        "all processes at once: they would deadlock; use engine=zero1, zero2 or pipeline"
     )
 
 
-def test_gradients_that_come_at_once():
-    """Values and gradients stay; no weight has one before the backward pass is through; what is not used gets zeros."""
+def test_deferred_gradients():
+    """Value and gradients are unchanged; they are set after the backward pass; unused weights get zeros."""
     weights = [torch.tensor(float(number), requires_grad=True) for number in range(4)]
-    other, had = torch.zeros((), requires_grad=True), []
-    inner = Watched.apply(weights[3] * weights[2] + 0 * other, lambda: had.append([weight.grad for weight in weights]))
+    other, gradients_seen = torch.zeros((), requires_grad=True), []
+    inner = Watched.apply(
+        weights[3] * weights[2] + 0 * other, lambda: gradients_seen.append([weight.grad for weight in weights])
+    )
     value = deferred_gradients(
-        inner * weights[2], weights, [other], lambda: had.append([weight.grad for weight in weights])
+        inner * weights[2], weights, [other], lambda: gradients_seen.append([weight.grad for weight in weights])
     )
     (2 * value).backward()
-    assert value.item() == 12 and had == [[None] * 4] * 2
+    assert value.item() == 12 and gradients_seen == [[None] * 4] * 2
     assert [weight.grad.item() for weight in weights] == [0, 0, 24, 8] and other.grad is None
 
 
 class Watched(torch.autograd.Function):
-    """The same value; calls `when` on the way back."""
+    """The identity; calls `when` in the backward pass."""
 
     @staticmethod
     def forward(ctx, value, when):
@@ -78,30 +79,30 @@ class Watched(torch.autograd.Function):
         return gradient, None
 
 
-def test_a_compressor_that_reads_on_one_process(refused):
+def test_pipelines_are_rejected_for_compressors_without_chunks(refused):
     assert refused(training, "compressor=mean_pool", "engine=pipeline") == [
-        "engine.ranks=2: this compressor reads a batch on one process; use engine.ranks=1"
+        "engine.ranks=2: this compressor needs a batch on one process; use engine.ranks=1"
     ]
 
 
-def test_a_timeout_of_no_time(refused):
+def test_a_timeout_of_zero_is_rejected(refused):
     assert refused(training, *SMALL, "engine=pipeline", "engine.timeout=0") == [
         "engine.timeout=0: seconds, must be above 0, e.g. 900"
     ]
 
 
-def test_neighbours_get_the_same_batches():
-    """Batches go to the processes in turn: with 2 pipelines of 2 ranks, ranks 0 and 1 read what one of two processes would."""
+def test_the_ranks_of_a_pipeline_get_the_same_batches():
+    """Processes take batches in turn. Each of 2 pipelines of 2 ranks gets the batches of one of 2 processes."""
     alone = list(StepSampler(list(range(50)), 8, 80, 0, True))
     together = RepeatBatches(StepSampler(list(range(50)), 8, 80, 0, True), 4, 2)
     indices = list(together)
     assert len(indices) == len(together) == 160
     by_four = [indices[at : at + 4] for at in range(0, 160, 4)]
-    wanted = [alone[at : at + 4] for at in range(0, 80, 4)]
+    expected = [alone[at : at + 4] for at in range(0, 80, 4)]
     for rank in range(4):
-        assert by_four[rank::4] == wanted[rank // 2 :: 2]
+        assert by_four[rank::4] == expected[rank // 2 :: 2]
 
 
-def test_on_one_process_each_nothing_is_repeated():
+def test_repeat_batches_with_one_copy_is_the_identity():
     sampler = StepSampler(list(range(9)), 4, 12, 0, False)
     assert list(RepeatBatches(sampler, 4, 1)) == list(sampler)

@@ -1,4 +1,4 @@
-"""Training on the tiny backbone: order of the data, accumulation, interruptions, checkpoints, and what is written."""
+"""Training on the tiny backbone: data order, accumulation, interruption, checkpoints, and the files of a run."""
 
 import json
 import shutil
@@ -56,30 +56,30 @@ def assert_same(folder, other, rel=0.0):
 
 
 @pytest.mark.parametrize("grouped", [False, True])
-def test_the_order_is_a_function_of_seed_and_place(grouped):
+def test_the_data_order_depends_on_seed_and_position_only(grouped):
     lengths = [(7 * i) % 23 for i in range(50)]
     short, long = StepSampler(lengths, 4, 60, 3, grouped), StepSampler(lengths, 4, 180, 3, grouped)
     assert len(long) == len(list(long)) == 180
-    assert list(short) == list(long)[:60] == list(short)  # a resumed run skips what was given, and goes on
+    assert list(short) == list(long)[:60] == list(short)  # a resumed run skips the first examples
     assert list(short) != list(StepSampler(lengths, 4, 60, 4, grouped))
 
 
 @pytest.mark.parametrize("grouped", [False, True])
-def test_every_pass_gives_every_example_once(grouped):
-    given = list(StepSampler(list(range(40)), 2, 120, 0, grouped))
-    passes = [given[start : start + 40] for start in (0, 40, 80)]
+def test_every_pass_yields_every_example_once(grouped):
+    indices = list(StepSampler(list(range(40)), 2, 120, 0, grouped))
+    passes = [indices[start : start + 40] for start in (0, 40, 80)]
     assert all(sorted(one) == list(range(40)) for one in passes)
     assert len({tuple(one) for one in passes}) == 3
     batches = [{frozenset(one[i : i + 2]) for i in range(0, 40, 2)} for one in passes]
-    assert batches[0] != batches[1]  # other company as well, not only another order of the same batches
+    assert batches[0] != batches[1]  # other batches, not only another order of the same ones
 
 
 def test_grouped_batches_hold_similar_lengths():
     lengths = torch.randint(0, 1000, (640,), generator=torch.Generator().manual_seed(0)).tolist()
 
     def spread(grouped):
-        given = list(StepSampler(lengths, 8, 640, 0, grouped))
-        batches = [[lengths[i] for i in given[start : start + 8]] for start in range(0, 640, 8)]
+        indices = list(StepSampler(lengths, 8, 640, 0, grouped))
+        batches = [[lengths[i] for i in indices[start : start + 8]] for start in range(0, 640, 8)]
         return sum(max(batch) - min(batch) for batch in batches) / len(batches)
 
     assert spread(True) < spread(False) / 5
@@ -90,7 +90,7 @@ def test_grouped_batches_hold_similar_lengths():
 
 @pytest.fixture(scope="module")
 def uninterrupted(tmp_path_factory):
-    """A finished run of 6 steps, and the folder its like write into."""
+    """A finished run of 6 steps."""
     home = tmp_path_factory.mktemp("runs")
     return train.train(compose_tiny([*SMALL, f"paths.outputs={home}", f"paths.cache={home}/cache"]))
 
@@ -130,7 +130,7 @@ def test_checkpoints_hold_trained_weights_only(uninterrupted):
     assert names and all(name.startswith("decoder.layers.") and "lora_" in name for name in names)
 
 
-def test_without_validation(compose):
+def test_without_validation_only_the_last_checkpoint_is_written(compose):
     folder = train.train(compose([*SMALL, "train.eval_examples=0", "train.steps=4"]))
     trained, validated = metrics(folder)
     assert list(trained) == [1, 2, 3, 4] and not validated
@@ -138,7 +138,7 @@ def test_without_validation(compose):
     assert best_checkpoint(folder) == last_checkpoint(folder)
 
 
-def test_a_reader_without_trained_weights_is_refused(compose):
+def test_a_reader_without_trained_weights_is_rejected(compose):
     with pytest.raises(ValueError, match="nothing to train: .* decoder.train=lora"):
         train.train(compose([*SMALL, "decoder.train=frozen"]))
 
@@ -147,7 +147,7 @@ def test_a_reader_without_trained_weights_is_refused(compose):
 
 
 @pytest.mark.parametrize("forms", [["compressor.join=depth"], ["compressor.join=input"]], ids=["depth", "input"])
-def test_accumulation_changes_nothing(compose, forms):
+def test_accumulation_leaves_the_result_unchanged(compose, forms):
     """Four micro-batches of 2 equal one batch of 8: the mean is over all supervised tokens of the step."""
     shared = [
         *SMALL,
@@ -166,11 +166,11 @@ def test_accumulation_changes_nothing(compose, forms):
     for step, row in rows.items():
         for key in ("loss", "grad_norm", "learning_rate", "effective_ratio"):
             assert row[key] == pytest.approx(others[step][key], rel=1e-4), (step, key)
-        assert row["grad_norm"] > 0.1  # steps of 0.05 times that: weights have moved by far more than the tolerance
+        assert row["grad_norm"] > 0.1  # times 0.05: weights change by far more than the tolerance
 
 
-def test_a_step_s_micro_batches_share_the_drawn_ratio(compose, monkeypatch):
-    """Drawn from seed and step, equal within a step, and never used in validation."""
+def test_the_micro_batches_of_a_step_share_the_drawn_ratio(compose, monkeypatch):
+    """The ratio is drawn from seed and step, is equal within a step, and is not used in validation."""
     asked = []
     method = Budget.requested_ratio
 
@@ -202,16 +202,16 @@ def test_a_step_s_micro_batches_share_the_drawn_ratio(compose, monkeypatch):
     assert all(len(ratios) == 1 for ratios in drawn) and set().union(*drawn) == {2, 3, 4}
 
 
-# ------------------------------------------------------------------ interruptions
+# ------------------------------------------------------------------ interrupted runs
 
 
 class Killed(RuntimeError):
-    """Stands for a signal, a full disk, a pulled plug."""
+    """Simulates a signal, a full disk or a power failure."""
 
 
 @pytest.fixture
 def killed(uninterrupted, compose, monkeypatch):
-    """killed(step) -> (configuration, folder) of a run like the uninterrupted one that died at the end of `step`."""
+    """killed(step) -> (configuration, folder) of a run with the uninterrupted run's settings, killed after `step`."""
 
     def run(step):
         cfg = compose(SMALL)
@@ -235,8 +235,8 @@ def killed(uninterrupted, compose, monkeypatch):
 
 @pytest.mark.parametrize("resume", ["path", "auto"])
 @pytest.mark.parametrize("step", [4, 6])
-def test_resumed_equals_uninterrupted(uninterrupted, killed, resume, step, capsys):
-    """Died at step 4 after the checkpoint of step 2, or at step 6 after that of step 4, which had logged on."""
+def test_a_resumed_run_equals_an_uninterrupted_one(uninterrupted, killed, resume, step, capsys):
+    """Killed at step 4 after the checkpoint of step 2, or at step 6 after that of step 4, with later rows logged."""
     cfg, folder = killed(step)
     assert max(metrics(folder)[0]) == step - 1 and last_checkpoint(folder).name == f"checkpoint-{step - 2}"
     cfg.resume = str(folder) if resume == "path" else "auto"
@@ -252,8 +252,8 @@ def test_resumed_equals_uninterrupted(uninterrupted, killed, resume, step, capsy
             assert [row.get(key) for row in ours.values()] == [row.get(key) for row in theirs.values()], key
 
 
-def test_dropout_resumes_to_the_same_numbers(compose, monkeypatch):
-    """The generators' states are part of a checkpoint."""
+def test_a_resumed_run_with_dropout_has_the_same_results(compose, monkeypatch):
+    """Checkpoints contain the states of the random generators."""
     cfg = compose([*SMALL, "decoder.lora_dropout=0.3", "train.steps=4"])
     whole = train.train(cfg)
     again = whole.with_name("again")
@@ -266,21 +266,21 @@ def test_dropout_resumes_to_the_same_numbers(compose, monkeypatch):
     assert_same(again, whole)
 
 
-def test_a_finished_run_is_not_gone_on_with(compose):
+def test_a_finished_run_is_not_resumed(compose):
     cfg = compose([*SMALL, "train.steps=2"])
     first = train.train(cfg)
     cfg.resume = "auto"
     assert train.train(cfg) != first
 
 
-def test_init_from_starts_at_another_run_s_best_weights(compose, uninterrupted):
+def test_init_from_starts_from_the_best_weights_of_another_run(compose, uninterrupted):
     folder = train.train(compose([*SMALL, f"init_from={uninterrupted}", "train.learning_rate=1e-12", "train.steps=1"]))
     ours, theirs = weights(folder), load_file(best_checkpoint(uninterrupted) / WEIGHTS)
     for name in ours:
         torch.testing.assert_close(ours[name], theirs[name], rtol=0, atol=1e-9)
 
 
-# ------------------------------------------------------------------ which checkpoints are kept
+# ------------------------------------------------------------------ retention of checkpoints
 
 
 @pytest.mark.parametrize(

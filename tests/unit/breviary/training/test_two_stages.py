@@ -1,8 +1,8 @@
-"""Autoencoder first, then answers from what it learned: two runs of train.py, one key between them."""
+"""Two-stage training: an autoencoder run, then a run on answers that starts from its weights (init_from)."""
 
 import pytest
 import torch
-from safetensors import safe_open
+from safetensors.torch import load_file
 
 import train
 from breviary.runs.checkpoints import WEIGHTS, last_checkpoint
@@ -22,21 +22,20 @@ SMALL = [
 
 
 def weights(run):
-    with safe_open(last_checkpoint(run) / WEIGHTS, framework="pt") as stream:
-        return {name: stream.get_tensor(name) for name in stream.keys()}
+    return load_file(last_checkpoint(run) / WEIGHTS)
 
 
 def changed(first, second):
     return {name for name in second if name not in first or not torch.equal(first[name], second[name])}
 
 
-def ran(compose, *words):
+def train_run(compose, *words):
     return train.train(compose([*words, *SMALL]))
 
 
-def test_gmsa_s_second_stage_keeps_what_the_first_learned(compose, tmp_path, capsys):
+def test_the_second_stage_of_gmsa_keeps_the_weights_of_the_first(compose, tmp_path, capsys):
     shared = ["compressor=mean_pool", "compressor.encoder_train=lora", "compressor.encoder_lora_dropout=0.05"]
-    first = ran(
+    first = train_run(
         compose,
         *shared,
         "objective=reconstruct",
@@ -45,7 +44,7 @@ def test_gmsa_s_second_stage_keeps_what_the_first_learned(compose, tmp_path, cap
         "compressor.ratio_draw=sample",
     )
     assert all(name.startswith("compressor.context_encoder.") for name in weights(first))
-    second = ran(compose, *shared, "compressor.frozen=true", "decoder.train=qkv", f"init_from={first}")
+    second = train_run(compose, *shared, "compressor.frozen=true", "decoder.train=qkv", f"init_from={first}")
     assert "weights are not in that run and start as initialised, e.g. decoder." in capsys.readouterr().out
     before, after = weights(first), weights(second)
     assert before.keys() < after.keys()
@@ -55,17 +54,21 @@ def test_gmsa_s_second_stage_keeps_what_the_first_learned(compose, tmp_path, cap
     assert results["n"] == 2 and results["effective_ratio"] > 3
 
 
-def test_icae_goes_on_from_its_pretraining(compose):
+def test_icae_finetuning_starts_from_its_pretraining(compose):
     shared = ["compressor=icae", "compressor.memory_tokens=4", "decoder.train=frozen"]
-    first = ran(compose, *shared, "objective=reconstruct", "objective.continuation_weight=0.5")
-    second = ran(compose, *shared, f"init_from={first}")
+    first = train_run(compose, *shared, "objective=reconstruct", "objective.continuation_weight=0.5")
+    second = train_run(compose, *shared, f"init_from={first}")
     before, after = weights(first), weights(second)
     assert before.keys() == after.keys() == changed(before, after)
     rows = (before["compressor.task_embeds"] != after["compressor.task_embeds"]).any(1).tolist()
-    assert rows[0]  # what stands for an answer learned now
+    assert rows[0]  # the task token of answers was trained
 
 
-def test_a_start_that_does_not_fit_is_refused(compose):
-    first = ran(compose, "compressor=icae", "compressor.memory_tokens=4", "objective=reconstruct", "decoder.train=lora")
+def test_an_incompatible_start_is_rejected(compose):
+    first = train_run(
+        compose, "compressor=icae", "compressor.memory_tokens=4", "objective=reconstruct", "decoder.train=lora"
+    )
     with pytest.raises(ValueError, match="unknown: decoder.layers.0"):
-        ran(compose, "compressor=icae", "compressor.memory_tokens=4", "decoder.train=frozen", f"init_from={first}")
+        train_run(
+            compose, "compressor=icae", "compressor.memory_tokens=4", "decoder.train=frozen", f"init_from={first}"
+        )
