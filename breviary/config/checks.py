@@ -18,11 +18,10 @@ from breviary.readers.chunked import ChunkedReader
 
 ENGINES = ("single", "ddp", "zero")
 BUDGET = ("ratio", "slots", "ratio_choices")
-CHOICES = {
-    "optimizer": ("adamw", "sgd"),
-    "schedule": ("cosine", "linear", "constant"),
-    "wandb": ("disabled", "offline", "online"),
-}
+# Values of train.optimizer and train.schedule, with their names in transformers.TrainingArguments.
+OPTIMIZERS = {"adamw": "adamw_torch", "sgd": "sgd"}
+SCHEDULES = {"cosine": "cosine", "linear": "linear", "constant": "constant_with_warmup"}
+CHOICES = {"optimizer": OPTIMIZERS, "schedule": SCHEDULES, "wandb": ("disabled", "offline", "online")}
 
 
 def check_config(

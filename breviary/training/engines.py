@@ -12,6 +12,8 @@ import torch
 from omegaconf import DictConfig, OmegaConf
 from transformers import TrainingArguments
 
+from breviary.config.checks import OPTIMIZERS, SCHEDULES
+
 
 def full_weight(parameter: torch.nn.Parameter) -> torch.Tensor:
     """The full value of a parameter: under ZeRO, the gathered float32 master. Called by all ranks."""
@@ -52,11 +54,6 @@ def prepare_deepspeed(device: torch.device) -> None:
         # DeepSpeed would build its shared-memory collectives with g++ at first use; gloo needs no compiler. The
         # attribute is replaced, not modified: reading it makes DeepSpeed test the compiler for all its extensions.
         deepspeed.ops.__compatible_ops__ = {"deepspeed_shm_comm": False}
-
-
-OPTIMIZERS = {"adamw": "adamw_torch", "sgd": "sgd"}
-
-SCHEDULES = {"cosine": "cosine", "linear": "linear", "constant": "constant_with_warmup"}
 
 
 def training_arguments(
