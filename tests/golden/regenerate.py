@@ -1,6 +1,6 @@
 """Writes the step-loss files that test_golden.py compares with: python tests/golden/regenerate.py [case ...]
 
-Run it after a change that is meant to change numbers, and say in the commit why they changed.
+Run it after a change that is intended to change the numbers, and explain the change in the commit message.
 """
 
 import os
@@ -35,7 +35,7 @@ SHARED = [
     "train.learning_rate=1e-2",
     "decoder.lora_targets=all-linear",
 ]
-# What a change may alter unseen: each join, the gain, drawn ratios, segments, each trained set, each family.
+# Together: each join, COMI's gain, random ratios, segments, several values of decoder.train, each model family.
 CASES = {
     "comi_input": ["compressor=comi", "train.learning_rate=1e-3"],
     "comi_depth": ["compressor=comi", "compressor.join=depth"],
@@ -58,7 +58,7 @@ CASES = {
 
 
 def run_steps(name: str, folder: Path) -> list[list[float]]:
-    """One row of numbers (see HEADER) for each step of case `name`, trained in `folder`."""
+    """One row of numbers (see HEADER) per step of case `name`, trained in `folder`."""
     paths = [f"paths.outputs={folder}", f"paths.cache={folder}/cache"]
     run = train.train(compose_tiny([*SHARED, *CASES[name], *paths, f"reader={name}"]))
     rows = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
@@ -73,7 +73,7 @@ def read_steps(file: Path) -> list[list[float]]:
 
 
 def main(names: list[str]) -> None:
-    """Rewrites the files of the named cases, or of all."""
+    """Rewrites the files of the named cases, or of all cases."""
     datasets.disable_progress_bars()
     for name in names or CASES:
         with tempfile.TemporaryDirectory() as folder:

@@ -1,4 +1,4 @@
-"""The first steps of training, number by number. Where a change is meant: python tests/golden/regenerate.py"""
+"""The numbers of the first training steps. After an intended change: python tests/golden/regenerate.py"""
 
 from pathlib import Path
 
@@ -13,9 +13,9 @@ def test_every_file_has_a_case():
 
 
 @pytest.mark.parametrize("name", CASES)
-def test_steps_are_as_recorded(name, tmp_path):
-    expected, found = read_steps(HERE / f"{name}.txt"), run_steps(name, tmp_path)
-    assert len(found) == len(expected) > 3
-    for ours, theirs in zip(found, expected):
-        # Other kernels round differently (measured: 3e-6); what a changed formula does is far larger.
+def test_steps_equal_the_recorded_ones(name, tmp_path):
+    expected, actual = read_steps(HERE / f"{name}.txt"), run_steps(name, tmp_path)
+    assert len(actual) == len(expected) > 3
+    for ours, theirs in zip(actual, expected):
+        # Other kernels round differently (measured: 3e-6); a changed formula makes a much larger difference.
         assert ours == pytest.approx(theirs, rel=2e-4, abs=1e-6), HEADER
