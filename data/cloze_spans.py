@@ -1,6 +1,6 @@
-"""Which words of a text are worth asking for: names, numbers and rare words, by rules alone.
+"""Candidate answers of cloze questions: names, numbers and rare words, selected by rules.
 
-No tagger and no model: the same text gives the same spans on every machine.
+No tagger and no model: the same text yields the same spans on every machine.
 """
 
 from __future__ import annotations
@@ -10,113 +10,116 @@ from collections import Counter
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 
-# A sentence ends at a full stop, question or exclamation mark before a capital or a digit, unless an initial or one of
-# the usual abbreviations stands before it, and at the end of a line.
-_END = re.compile(
+# A sentence ends at a line break, or at a full stop, question or exclamation mark before a capital or a digit, except
+# after an initial or one of the usual abbreviations.
+_SENTENCE_END = re.compile(
     r"\n+|(?<![A-Z])(?<!\bMr)(?<!\bMrs)(?<!\bDr)(?<!\bSt)(?<!\bNo)(?<!\bJr)(?<!\bvs)[.!?][\"'”’)\]]*\s+"
     r"(?=[\"'“‘(\[]?[A-Z0-9])"
 )
 _WORD = re.compile(r"\S+")
-_CORE = re.compile(r"(?P<word>[^\W_](?:\S*?[^\W_])?)(?:['’]s)?[\W_]*$")  # a token without the punctuation around it
-_SHORTEST_RARE = 5  # letters of a rare word: shorter ones are scraps and abbreviations
+# A word without the punctuation around it and without a possessive 's.
+_CORE = re.compile(r"(?P<word>[^\W_](?:\S*?[^\W_])?)(?:['’]s)?[\W_]*$")
+_MIN_RARE_LETTERS = 5  # shorter rare words are fragments and abbreviations
 
 
 @dataclass(frozen=True)
 class Span:
-    """Characters [start, end) of a text, of the sentence [first, last) around it."""
+    """Characters [start, end) of a text, in the sentence [sentence_start, sentence_end)."""
 
     start: int
     end: int
-    first: int
-    last: int
-    is_rare_word: bool  # a rare word, and neither name nor number
+    sentence_start: int
+    sentence_end: int
+    is_rare_word: bool  # a rare word that is neither name nor number
 
 
-class Frequencies:
-    """In how many texts each word stands.
+class DocumentFrequencies:
+    """Number of texts that contain each word, ignoring case.
 
-    of(word)       case aside
-    common(word)   whether some text has it without a capital: then a capital at a sentence's head is no name
+    num_texts  number of texts
     """
 
     def __init__(self, texts: Iterable[str]) -> None:
-        self.texts, self._any, self._small = 0, Counter(), set()
+        self.num_texts, self._counts, self._lower_case = 0, Counter(), set()
         for text in texts:
-            self.texts += 1
-            words = {text[start:end] for start, end in _cores(text)}
-            self._any.update({word.casefold() for word in words})
-            self._small.update(word for word in words if word[0].islower())
+            self.num_texts += 1
+            words = {text[start:end] for start, end in _words(text)}
+            self._counts.update({word.casefold() for word in words})
+            self._lower_case.update(word for word in words if word[0].islower())
 
-    def of(self, word: str) -> int:
-        """Texts with `word`."""
-        return self._any[word.casefold()]
+    def count(self, word: str) -> int:
+        """Number of texts that contain `word`."""
+        return self._counts[word.casefold()]
 
-    def common(self, word: str) -> bool:
-        """Whether `word` also stands without a capital."""
-        return word.casefold() in self._small
+    def occurs_in_lower_case(self, word: str) -> bool:
+        """Whether a text contains `word` without a capital: then it is no name where it starts a sentence."""
+        return word.casefold() in self._lower_case
 
 
-def sentences(text: str) -> list[tuple[int, int]]:
-    """(start, end) of each sentence, the white space between them left out."""
-    found, start = [], 0
-    for end in [*_END.finditer(text), None]:
+def sentence_spans(text: str) -> list[tuple[int, int]]:
+    """(start, end) of each sentence, without surrounding white space."""
+    spans, start = [], 0
+    for end in [*_SENTENCE_END.finditer(text), None]:
         last = len(text) if end is None else end.end()
         stripped = text[start:last].strip()
         if stripped:
             at = text.index(stripped, start)
-            found.append((at, at + len(stripped)))
+            spans.append((at, at + len(stripped)))
         start = last
-    return found
+    return spans
 
 
-def spans(text: str, frequencies: Frequencies, max_words: int, max_texts: float) -> list[Span]:
-    """What can be asked for: runs of capitalised words and numbers, and rare words, of at most `max_words` words.
+def candidate_spans(text: str, frequencies: DocumentFrequencies, max_words: int, max_texts: float) -> list[Span]:
+    """Runs of at most `max_words` capitalised words and numbers, and rare words.
 
-    A span stands once in its text, and its rarest word in at most `max_texts` texts.
+    A span occurs once in its text, and its rarest word in at most `max_texts` texts.
     """
-    found = []
-    for first, last in sentences(text):
-        words = list(_cores(text, first, last))
-        rare = {start for start, end in words if frequencies.of(text[start:end]) <= max_texts}
-        found += [
+    candidates = []
+    for first, last in sentence_spans(text):
+        words = list(_words(text, first, last))
+        rare = {start for start, end in words if frequencies.count(text[start:end]) <= max_texts}
+        candidates += [
             Span(run[0][0], run[-1][1], first, last, False)
-            for run in _runs(text, words, frequencies)
+            for run in _name_runs(text, words, frequencies)
             if len(run) <= max_words and any(start in rare for start, _ in run)
         ]
-        found += [
+        candidates += [
             Span(start, end, first, last, True)
             for start, end in words
             if start in rare
-            and end - start >= _SHORTEST_RARE
+            and end - start >= _MIN_RARE_LETTERS
             and text[start:end].isalpha()
             and text[start:end].islower()
         ]
-    return [span for span in found if occurrences(text[span.start : span.end], text) == 1]
+    return [span for span in candidates if count_occurrences(text[span.start : span.end], text) == 1]
 
 
-def _cores(text: str, first: int = 0, last: int | None = None) -> Iterator[tuple[int, int]]:
+def _words(text: str, first: int = 0, last: int | None = None) -> Iterator[tuple[int, int]]:
     """(start, end) of each word without the punctuation around it, and without a possessive 's."""
     for word in _WORD.finditer(text, first, len(text) if last is None else last):
         if core := _CORE.search(word.group()):
             yield word.start() + core.start(), word.start() + core.end("word")
 
 
-def _runs(text: str, words: list[tuple[int, int]], frequencies: Frequencies) -> list[list[tuple[int, int]]]:
-    """Longest runs of capitalised words and numbers, broken by every punctuation mark between two words."""
+def _name_runs(
+    text: str, words: list[tuple[int, int]], frequencies: DocumentFrequencies
+) -> list[list[tuple[int, int]]]:
+    """Longest runs of capitalised words and numbers without a punctuation mark between two words."""
     runs, run, at = [], [], 0
     for number, (start, end) in enumerate(words):
         word = text[start:end]
-        marked = word[0].isupper() and not (number == 0 and frequencies.common(word)) or any(map(str.isdigit, word))
-        if run and (not marked or text[at:start].strip()):
+        is_name = word[0].isupper() and not (number == 0 and frequencies.occurs_in_lower_case(word))
+        is_marked = is_name or any(map(str.isdigit, word))
+        if run and (not is_marked or text[at:start].strip()):
             runs, run = [*runs, run], []
-        if marked:
+        if is_marked:
             run.append((start, end))
         at = end
     return [*runs, run] if run else runs
 
 
-def occurrences(span: str, text: str) -> int:
-    """How often `span` stands in `text` as whole words, case aside."""
-    if span.casefold() not in text.casefold():  # most texts, and a tenth of the time
+def count_occurrences(span: str, text: str) -> int:
+    """Number of times that `text` contains `span` as whole words, ignoring case."""
+    if span.casefold() not in text.casefold():  # true for most texts, and ten times faster than the search below
         return 0
     return len(re.findall(rf"(?<!\w){re.escape(span)}(?!\w)", text, re.IGNORECASE))

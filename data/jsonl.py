@@ -1,4 +1,4 @@
-"""The common format: one JSON object a line, plain or gzipped.
+"""The common format: one JSON object per line, plain or gzipped.
 
 {"id": str?, "context": str, "question": str, "answers": [str, ...] or str,
  "documents": [{"title": str, "text": str, "is_gold": bool}, ...]?}
@@ -22,18 +22,18 @@ FORMAT = (
     '{"id": str (optional), "context": str, "question": str, "answers": [str, ...] or str, '
     '"documents": [{"title": str, "text": str, "is_gold": true|false}, ...] (optional)}'
 )
-SHOWN = 10  # bad lines that a message shows
+MAX_SHOWN = 10  # bad lines in an error message
 
 
 class Jsonl:
-    """Examples from JSONL files, one file a split (null = the split does not exist; .gz by the file's ending).
+    """Examples from JSONL files, one file per split (null = the split does not exist). Files *.gz are gzipped.
 
-    max_documents  keep all gold passages and as many distractors as make this many passages; which ones, and the
-                   order of all, depend on the example's id alone, so every run and process draws the same.
-                   All gold passages are kept even where they are more. None = the context as it stands.
-    *_limit        the first n examples of the split; lines behind are not read
+    max_documents  number of passages per context: all gold passages, even where they are more, and random
+                   distractors. The selection and the order depend only on the example's id, so they are equal in
+                   every run and process. None = the context unchanged.
+    *_limit        the first n examples of the split; later lines are not read
 
-    A Document's start and end are the characters of the passage's text, without its `Document [i](Title: T)`.
+    `start` and `end` of a Document delimit the passage's text, without its header `Document [i](Title: T)`.
     """
 
     def __init__(
@@ -51,73 +51,73 @@ class Jsonl:
         self.max_documents = max_documents
 
     def problems(self, splits: list[str]) -> list[str]:
-        """What is wrong with the arguments and files of `splits`, one sentence each; reads no file beyond a byte."""
-        found = []
+        """An error message for each wrong argument and file of `splits`. Reads one character of each file."""
+        problems = []
         for split in splits:
             check_split(split)
-            found += self._file_problems(split)
+            problems += self._file_problems(split)
             if self.limits[split] is not None:
-                found += integer_problems(f"{split}_limit", self.limits[split], 1, None, 100)
+                problems += integer_problems(f"{split}_limit", self.limits[split], 1, None, 100)
         if self.max_documents is not None:
-            found += integer_problems("max_documents", self.max_documents, 1, None, 20)
-        return found
+            problems += integer_problems("max_documents", self.max_documents, 1, None, 20)
+        return problems
 
     def _file_problems(self, split: str) -> list[str]:
         key, name = f"dataset.{split}", self.files[split]
         example = f"for example {key}=path/to/{split}.jsonl.gz"
         if name is None:
-            there = [s for s in SPLITS if self.files[s] is not None]
+            existing = [s for s in SPLITS if self.files[s] is not None]
             return [
-                f"{key} is null, so there is no {split} split (given: {', '.join(there) or 'none'}); "
+                f"{key} is null, so there is no {split} split (given: {', '.join(existing) or 'none'}); "
                 f"name a file, {example}"
             ]
         if not Path(name).is_file():
             return [f"{key} is {name!r}, which is not a file; name a JSONL file, {example}"]
         try:
             with _open(name) as file:
-                empty = not file.read(1)
+                is_empty = not file.read(1)
         except _UNREADABLE as error:
             return [
                 f"{key}: {name} cannot be read ({error}); it must be UTF-8 text, gzipped if and only if its "
                 f"name ends in .gz, {example}"
             ]
-        return [f"{key}: {name} is empty; it must hold one JSON object a line, {example}"] if empty else []
+        return [f"{key}: {name} is empty; it must hold one JSON object per line, {example}"] if is_empty else []
 
     def examples(self, split: str) -> list[Example]:
-        """Every example of `split`, in the file's order, up to its limit.
+        """The examples of `split` in the order of the file, up to the split's limit.
 
-        Raises ValueError as `problems` tells, and one naming every bad line (the first 10, and their number).
+        Raises: ValueError with the messages of `problems`, or with all bad lines (the first 10, and their number).
         """
         raise_problems(self.problems([split]))
         name, limit = self.files[split], self.limits[split]
         examples: list[Example] = []
         bad: list[str] = []
         line_of_id: dict[str, int] = {}
-        documents_seen = False
+        has_documents = False
         for number, line in _lines(f"dataset.{split}", name, limit):
-            row, wrong = _parse(line)
-            if not wrong:
+            row, problems = _parse(line)
+            if not problems:
                 id = str(row.get("id", f"line-{number}"))
-                documents_seen |= bool(row.get("documents"))
+                has_documents |= bool(row.get("documents"))
                 if id in line_of_id:
-                    wrong = [f"the id {id!r} is already that of line {line_of_id[id]}; ids must differ"]
+                    problems = [f"the id {id!r} is already that of line {line_of_id[id]}; ids must differ"]
                 else:
                     line_of_id[id] = number
-                    example, wrong = _example(id, row, self.max_documents)
+                    example, problems = _example(id, row, self.max_documents)
                     examples.append(example)
-            bad += [f"  line {number}: {sentence}" for sentence in wrong[:1]]
+            bad += [f"  line {number}: {problem}" for problem in problems[:1]]
         if bad:
-            more = f"\n  ... and {len(bad) - SHOWN} more" if len(bad) > SHOWN else ""
+            more = f"\n  ... and {len(bad) - MAX_SHOWN} more" if len(bad) > MAX_SHOWN else ""
             count = "1 bad line" if len(bad) == 1 else f"{len(bad)} bad lines"
             raise ValueError(
                 f"dataset.{split}: {count} in {name}\n"
-                + "\n".join(bad[:SHOWN])
+                + "\n".join(bad[:MAX_SHOWN])
                 + more
                 + f"\nEach line must be {FORMAT}"
             )
         if not examples:
             raise ValueError(f"dataset.{split}: {name} holds blank lines only; each line must be {FORMAT}")
-        if self.max_documents is not None and not documents_seen:
+        if self.max_documents is not None and not has_documents:
             warnings.warn(
                 f"dataset.max_documents={self.max_documents} is ignored: {name} has no field 'documents'; "
                 "set dataset.max_documents=null",
@@ -130,31 +130,31 @@ _UNREADABLE = (OSError, EOFError, zlib.error, UnicodeDecodeError)  # gzip.BadGzi
 
 
 def _open(name: str):
-    # utf-8-sig also reads files without a byte order mark
+    # utf-8-sig also reads files without a byte order mark.
     opener = gzip.open if name.endswith(".gz") else open
     return opener(name, "rt", encoding="utf-8-sig")
 
 
 def _lines(key: str, name: str, limit: int | None) -> Iterator[tuple[int, str]]:
     """(line number from 1, text) of the first `limit` lines that are not blank."""
-    taken = 0
+    count = 0
     try:
         with _open(name) as file:
             for number, line in enumerate(file, 1):
-                if limit is not None and taken == limit:
+                if limit is not None and count == limit:
                     return
                 if line.strip():
-                    taken += 1
+                    count += 1
                     yield number, line
     except _UNREADABLE as error:
         raise ValueError(
-            f"{key}: {name} breaks off after {taken} examples ({error}); it must be whole UTF-8 text, "
+            f"{key}: {name} breaks off after {count} examples ({error}); it must be complete UTF-8 text, "
             "gzipped if and only if its name ends in .gz"
         ) from error
 
 
 def _parse(line: str) -> tuple[dict[str, Any], list[str]]:
-    """The object of a line, and what is wrong with it."""
+    """The object of a line, and its problems."""
     try:
         row = json.loads(line)
     except json.JSONDecodeError as error:
@@ -165,22 +165,22 @@ def _parse(line: str) -> tuple[dict[str, Any], list[str]]:
 
 
 def _row_problems(row: dict[str, Any]) -> list[str]:
-    """Every fault of one object's fields, none where it can be used."""
-    found = []
+    """An error message for each wrong field of one object."""
+    problems = []
     for field in ("context", "question"):
         if field not in row:
-            found.append(f"the field {field!r} is missing (fields: {', '.join(map(repr, row)) or 'none'})")
+            problems.append(f"the field {field!r} is missing (fields: {', '.join(map(repr, row)) or 'none'})")
         elif not isinstance(row[field], str):
-            found.append(f"{field!r} is {_kind(row[field])}; it must be a string")
+            problems.append(f"{field!r} is {_kind(row[field])}; it must be a string")
     if isinstance(row.get("question"), str) and not row["question"].strip():
-        found.append("'question' is empty; it must hold a question")
+        problems.append("'question' is empty; it must hold a question")
     if isinstance(row.get("id", ""), bool) or not isinstance(row.get("id", ""), (str, int)):
-        found.append(f"'id' is {_kind(row['id'])}; it must be a string or a whole number")
+        problems.append(f"'id' is {_kind(row['id'])}; it must be a string or a whole number")
     if "answers" not in row:
-        found.append(f"the field 'answers' is missing (fields: {', '.join(map(repr, row)) or 'none'})")
+        problems.append(f"the field 'answers' is missing (fields: {', '.join(map(repr, row)) or 'none'})")
     else:
-        found += _answer_problems(row["answers"])
-    return found + _document_problems(row.get("documents"))
+        problems += _answer_problems(row["answers"])
+    return problems + _document_problems(row.get("documents"))
 
 
 def _answer_problems(answers: Any) -> list[str]:
@@ -212,36 +212,36 @@ def _document_problems(documents: Any) -> list[str]:
             ("is_gold", bool, "true or false"),
         ):
             if not isinstance(document.get(field), kind):
-                had = _kind(document[field]) if field in document else "missing"
-                return [f"{field!r} of document {i} is {had}; it must be {words}"]
+                found = _kind(document[field]) if field in document else "missing"
+                return [f"{field!r} of document {i} is {found}; it must be {words}"]
     return []
 
 
 def _kind(value: Any) -> str:
-    """JSON's name for a value's type."""
+    """The JSON type of a value."""
     names = {dict: "object", list: "list", str: "string", bool: "boolean", int: "number", float: "number"}
     return names.get(type(value), "null")
 
 
 def _example(id: str, row: dict[str, Any], max_documents: int | None) -> tuple[Example, list[str]]:
-    """The example of a checked object, and what is wrong with its passages."""
+    """The example of a checked object, and the problems of its passages."""
     answers = row["answers"]
     answers = (answers,) if isinstance(answers, str) else tuple(answers)
     passages = row.get("documents") or []
-    context, wrong = row["context"], []
+    context, problems = row["context"], []
     if passages and max_documents is not None:
         passages = draw_passages(id, passages, max_documents)
         context, spans = join_passages(passages)
     else:
         rebuilt, spans = join_passages(passages)
         if rebuilt != context:
-            spans, wrong = _find(passages, context)
+            spans, problems = _find(passages, context)
     documents = tuple(Document(p["title"], start, end, p["is_gold"]) for p, (start, end) in zip(passages, spans))
-    return Example(id, context, row["question"], answers, documents), wrong
+    return Example(id, context, row["question"], answers, documents), problems
 
 
 def draw_passages(id: str, passages: list[dict[str, Any]], max_documents: int) -> list[dict[str, Any]]:
-    """All gold passages and distractors up to `max_documents` passages, in an order drawn anew."""
+    """All gold passages and random distractors, `max_documents` passages in all where enough exist, in random order."""
     rng = seeded_rng(id)
     distractors = shuffled(rng, [p for p in passages if not p["is_gold"]])
     gold = [p for p in passages if p["is_gold"]]
@@ -249,7 +249,7 @@ def draw_passages(id: str, passages: list[dict[str, Any]], max_documents: int) -
 
 
 def join_passages(passages: list[dict[str, Any]]) -> tuple[str, list[tuple[int, int]]]:
-    """`Document [i](Title: T) text`, blank-line separated, and the (start, end) of each text in it."""
+    """A context of passages `Document [i](Title: T) text`, separated by blank lines, and (start, end) of each text."""
     parts, spans, at = [], [], 0
     for i, passage in enumerate(passages, 1):
         header = f"Document [{i}](Title: {passage['title']}) "
@@ -260,16 +260,16 @@ def join_passages(passages: list[dict[str, Any]]) -> tuple[str, list[tuple[int, 
 
 
 def _find(passages: list[dict[str, Any]], context: str) -> tuple[list[tuple[int, int]], list[str]]:
-    """Where each passage's text stands in a context of another layout, each searched from the last one's end on."""
-    spans, wrong, at = [], [], 0
+    """(start, end) of each passage's text in a context of another layout, searched from the end of the last one."""
+    spans, problems, at = [], [], 0
     for i, passage in enumerate(passages, 1):
         start = context.find(passage["text"], at)
         if start < 0:
-            wrong.append(
+            problems.append(
                 f"the text of document {i} is not in 'context' (searched from character {at} on); "
-                "documents must stand in the context word for word and in order"
+                "documents must occur in the context verbatim and in order"
             )
             break
         at = start + len(passage["text"])
         spans.append((start, at))
-    return spans, wrong
+    return spans, problems

@@ -13,15 +13,18 @@ OPENING = (
 FILLER = "The grass is green. The sky is blue. The sun is yellow. Here we go. There and back again."
 NEEDLE = "The pass key is {key}. Remember it. {key} is the pass key."
 QUESTION = "What is the pass key?"
-FEWEST_WORDS = 60  # opening, needle and one line of filler
+MIN_WORDS = 60  # opening, needle and one line of filler
 
 
 class Passkey:
-    """Passkey retrieval at a chosen length and depth.
+    """Passkey retrieval at a given length and depth.
 
-    context_words is reached to within half a line of filler (10 words). least_words draws each example's length between it
-    and context_words; None: all have context_words. depth 0 puts the key right after the opening, 1 at the end; None draws
-    it uniformly for each example. Example i of a split depends on (seed, split, i) and the shape of the context only.
+    context_words  words of each context, accurate to half a line of filler (10 words)
+    least_words    the length of each context is random in least_words..context_words; None = always context_words
+    depth          place of the key: 0 = directly after the opening, 1 = at the end; None = random for each example
+    digits         of the key
+    *_size         examples of the split
+    Example i of a split depends only on (seed, split, i) and the first three arguments.
     """
 
     def __init__(
@@ -42,21 +45,23 @@ class Passkey:
         self.seed = seed
 
     def problems(self, splits: list[str]) -> list[str]:
-        """What is wrong with the arguments, one sentence each; only the sizes of `splits` are looked at."""
-        found = integer_problems("context_words", self.context_words, FEWEST_WORDS, None, 1000)
+        """An error message for each wrong argument; sizes are checked for `splits` only."""
+        problems = integer_problems("context_words", self.context_words, MIN_WORDS, None, 1000)
         if self.least_words is not None:
             most = self.context_words if isinstance(self.context_words, int) else None
-            found += integer_problems("least_words", self.least_words, FEWEST_WORDS, most, FEWEST_WORDS)
+            problems += integer_problems("least_words", self.least_words, MIN_WORDS, most, MIN_WORDS)
         if self.depth is not None and not (isinstance(self.depth, (int, float)) and 0 <= self.depth <= 1):
-            found.append(f"dataset.depth is {self.depth!r}; it must be in 0..1 or null, for example dataset.depth=0.5")
-        found += integer_problems("digits", self.digits, 1, 15, 5)
+            problems.append(
+                f"dataset.depth is {self.depth!r}; it must be in 0..1 or null, for example dataset.depth=0.5"
+            )
+        problems += integer_problems("digits", self.digits, 1, 15, 5)
         for split in splits:
             check_split(split)
-            found += integer_problems(f"{split}_size", self.sizes[split], 1, None, 100)
-        return found + integer_problems("seed", self.seed, 0, None, 0)
+            problems += integer_problems(f"{split}_size", self.sizes[split], 1, None, 100)
+        return problems + integer_problems("seed", self.seed, 0, None, 0)
 
     def examples(self, split: str) -> list[Example]:
-        """Every example of `split`. Raises ValueError as `problems` tells."""
+        """The examples of `split`. Raises: ValueError with the messages of `problems`."""
         raise_problems(self.problems([split]))
         return [self._example(split, index) for index in range(self.sizes[split])]
 

@@ -1,6 +1,6 @@
-"""Where running text comes from: prose out of JSONL files, Python code of installed packages, arithmetic, drawn words.
+"""Sources of running text for the studies: JSONL files, Python code of installed packages, arithmetic, random words.
 
-Each class gives sources, texts that belong together: what is cut from one source stands on one side of a split.
+Each class has `problems()` and `sources()`. All documents that are cut from one source belong to the same split.
 """
 
 from __future__ import annotations
@@ -14,22 +14,22 @@ from breviary.runtime.draws import choose, random_below, seeded_rng, shuffled
 from data.checks import integer_problems, raise_problems
 from data.jsonl_contexts import JsonlContexts
 
-_LARGEST = 200_000  # characters of a code file at most: longer ones are tables
+_MAX_CODE_BYTES = 200_000  # longer code files are tables
 
 
 @dataclass(frozen=True)
 class Source:
-    """A text and what it is called; equal names are one source."""
+    """A text and its name; equal names are one source."""
 
     name: str
     text: str
 
 
 class Contexts:
-    """The contexts of files in our JSONL format, each once.
+    """The distinct contexts of files in our JSONL format.
 
     files     one file or several
-    passages  true: every passage of the examples' `documents` is a text of its own, and its title names the source
+    passages  True: every passage of the examples' `documents` is a source with the passage's title as its name
     """
 
     def __init__(self, files: str | Sequence[str], passages: bool = False) -> None:
@@ -37,13 +37,13 @@ class Contexts:
         self.passages = passages
 
     def problems(self) -> list[str]:
-        """What is wrong with the files, one sentence each."""
+        """An error message for each wrong file."""
         if not self.files:
             return ["files is empty; name at least one JSONL file"]
         return [problem for file in self.files for problem in file.problems(["train"])]
 
     def sources(self) -> list[Source]:
-        """Every context or passage. Raises ValueError as `problems` tells, and where there are no passages."""
+        """Every context or passage. Raises: ValueError with the messages of `problems`, or where there is none."""
         raise_problems(self.problems())
         names: dict[str, str] = {}
         for file in self.files:
@@ -61,35 +61,35 @@ class Contexts:
 
 
 class PythonCode:
-    """Python files of installed packages, without the comment that heads them (licences, the same in every file).
+    """Python files of installed packages, without leading comments (licences, equal in every file).
 
-    packages   names as in import
-    max_files  files at most, drawn out of all; which ones depends on their names alone
+    packages   import names
+    max_files  maximum number of files, selected at random; the selection depends only on the names of all files
     """
 
     def __init__(self, packages: Sequence[str], max_files: int = 400) -> None:
         self.packages, self.max_files = list(packages), max_files
 
     def problems(self) -> list[str]:
-        """What is wrong with the arguments, one sentence each."""
-        found = [
-            f"packages: there is no package {name!r} here with Python files"
+        """An error message for each wrong argument."""
+        problems = [
+            f"packages: no package {name!r} with Python files is installed"
             for name in self.packages
             if not list(_folders(name))
         ]
         if not self.packages:
-            found.append("packages is empty; name at least one package, e.g. scipy")
-        return found + integer_problems("max_files", self.max_files, 1, None, 400)
+            problems.append("packages is empty; name at least one package, e.g. scipy")
+        return problems + integer_problems("max_files", self.max_files, 1, None, 400)
 
     def sources(self) -> list[Source]:
-        """One source a file. Raises ValueError as `problems` tells."""
+        """One source per file. Raises: ValueError with the messages of `problems`."""
         raise_problems(self.problems())
         files = [
             (f"{name}/{file.relative_to(folder)}", file)
             for name in self.packages
             for folder in _folders(name)
             for file in sorted(folder.rglob("*.py"))
-            if file.stat().st_size <= _LARGEST
+            if file.stat().st_size <= _MAX_CODE_BYTES
         ]
         rng = seeded_rng("python code", *(name for name, _ in files))
         return [
@@ -99,16 +99,19 @@ class PythonCode:
 
 
 class Arithmetic:
-    """Drawn arithmetic, a problem and its solution a line: formal text in which most tokens follow from others.
+    """Random arithmetic, one problem with its solution per line: formal text, most of whose tokens are predictable.
 
-    size  texts;  lines  of each text;  largest  operand;  seed  of the draw
+    size     number of texts
+    lines    of each text
+    largest  operand
+    seed     of the numbers and operators
     """
 
     def __init__(self, size: int = 200, lines: int = 40, largest: int = 99, seed: int = 0) -> None:
         self.size, self.lines, self.largest, self.seed = size, lines, largest, seed
 
     def problems(self) -> list[str]:
-        """What is wrong with the arguments, one sentence each."""
+        """An error message for each wrong argument."""
         return [
             problem
             for key, example in (("size", 200), ("lines", 40), ("largest", 99))
@@ -116,7 +119,7 @@ class Arithmetic:
         ]
 
     def sources(self) -> list[Source]:
-        """Texts of lines such as `(17 + 4) * 3 = 63`. Raises ValueError as `problems` tells."""
+        """Texts of lines such as `(17 + 4) * 3 = 63`. Raises: ValueError with the messages of `problems`."""
         raise_problems(self.problems())
         rng = seeded_rng("arithmetic", self.seed)
         texts = ["\n".join(self._line(rng) for _ in range(self.lines)) for _ in range(self.size)]
@@ -131,16 +134,19 @@ class Arithmetic:
 
 
 class DrawnWords:
-    """Invented words, each drawn after the one before it (a Markov chain of order 1): prose for want of files.
+    """Random words from a Markov chain of order 1: a substitute for prose that needs no files.
 
-    size  texts;  words  of each text;  vocabulary  different words;  seed  of chain and texts
+    size        number of texts
+    words       of each text
+    vocabulary  number of distinct words
+    seed        of the chain and the texts
     """
 
     def __init__(self, size: int = 200, words: int = 400, vocabulary: int = 120, seed: int = 0) -> None:
         self.size, self.words, self.vocabulary, self.seed = size, words, vocabulary, seed
 
     def problems(self) -> list[str]:
-        """What is wrong with the arguments, one sentence each."""
+        """An error message for each wrong argument."""
         return [
             problem
             for key, example in (("size", 200), ("words", 400), ("vocabulary", 120))
@@ -148,7 +154,7 @@ class DrawnWords:
         ]
 
     def sources(self) -> list[Source]:
-        """Texts of words in lower case. Raises ValueError as `problems` tells."""
+        """Texts of words in lower case. Raises: ValueError with the messages of `problems`."""
         raise_problems(self.problems())
         rng = seeded_rng("drawn words", self.seed)
         words = [
@@ -156,22 +162,22 @@ class DrawnWords:
             for _ in range(self.vocabulary)
         ]
         followers = [[choose(rng, words) for _ in range(6)] for _ in words]
-        after = dict(zip(words, followers))
-        return [Source(f"drawn-{i}", " ".join(self._walk(after, rng))) for i in range(self.size)]
+        chain = dict(zip(words, followers))
+        return [Source(f"drawn-{i}", " ".join(self._sample(chain, rng))) for i in range(self.size)]
 
-    def _walk(self, after: dict[str, list[str]], rng) -> Iterator[str]:
-        word = choose(rng, list(after))
+    def _sample(self, chain: dict[str, list[str]], rng) -> Iterator[str]:
+        word = choose(rng, list(chain))
         for _ in range(self.words):
             yield word
-            word = choose(rng, after[word])
+            word = choose(rng, chain[word])
 
 
 def _folders(package: str) -> Iterator[Path]:
-    """Where a package's own Python files lie."""
+    """The folders of a package's Python files."""
     spec = importlib.util.find_spec(package) if package.isidentifier() else None
-    for place in spec.submodule_search_locations or [] if spec else []:
-        if any(Path(place).rglob("*.py")):
-            yield Path(place)
+    for folder in spec.submodule_search_locations or [] if spec else []:
+        if any(Path(folder).rglob("*.py")):
+            yield Path(folder)
 
 
 def _without_header(text: str) -> str:

@@ -254,7 +254,7 @@ def test_all_problems_of_a_call_are_told_at_once(refused, tmp_path):
         "prompt.template is 'Q'; it must hold {question}, for example prompt.template='Q: {question} A:'",
         f"dataset.train is '{tmp_path}/none.jsonl', which is not a file; name a JSONL file, for example "
         "dataset.train=path/to/train.jsonl.gz",
-        f"dataset.validation: {tmp_path}/empty.jsonl is empty; it must hold one JSON object a line, for example "
+        f"dataset.validation: {tmp_path}/empty.jsonl is empty; it must hold one JSON object per line, for example "
         "dataset.validation=path/to/validation.jsonl.gz",
     ]
 

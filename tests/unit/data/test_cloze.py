@@ -1,4 +1,4 @@
-"""Cloze questions: a span of one passage is asked for, and stands nowhere else."""
+"""Cloze questions: the answer is a span of one passage and occurs nowhere else."""
 
 import json
 import re
@@ -6,7 +6,7 @@ import re
 import pytest
 
 from data.cloze import BLANK, Cloze
-from data.cloze_spans import occurrences
+from data.cloze_spans import count_occurrences
 
 SYLLABLES = ["Ka", "Ve", "Dru", "Qui", "Zor", "Mel", "Tas", "Bri", "Non", "Pel"]
 
@@ -16,9 +16,10 @@ def name(i):
 
 
 def document(i):
-    """Document i: two sentences of its own names."""
+    """Document i: two sentences with names that no other document has."""
     text = (
-        f"The river {name(3 * i)} flows past the old town of {name(3 * i + 1)} and then on to the sea, as all rivers do. "
+        f"The river {name(3 * i)} flows past the old town of {name(3 * i + 1)} and then on to the sea, "
+        "as all rivers do. "
         f"In those days it was crossed by a wooden bridge that {name(3 * i + 2)} had built for the miller."
     )
     return {"title": f"River {i}", "text": text, "is_gold": i % 3 == 0}
@@ -32,13 +33,13 @@ def row(numbers, **changed):
 
 @pytest.fixture
 def file(tmp_path):
-    """file(name, *rows) -> a JSONL file holding them."""
+    """file(name, *rows) -> the path of a JSONL file with these rows."""
 
-    def written(name, *rows):
+    def write(name, *rows):
         (tmp_path / name).write_text("".join(json.dumps(row) + "\n" for row in rows))
         return str(tmp_path / name)
 
-    return written
+    return write
 
 
 @pytest.fixture
@@ -55,20 +56,20 @@ def passages(example):
     return {d.title: example.context[d.start : d.end] for d in example.documents}
 
 
-def test_the_answer_stands_once_in_the_context_where_the_question_quotes_it(train):
+def test_the_answer_occurs_once_in_the_context_where_the_question_quotes_it(train):
     examples = cloze(train)
     assert len(examples) == 24 and len({e.id for e in examples}) == 24
     for example in examples:
         [gold] = [d for d in example.documents if d.is_gold]
         [answer] = example.answers
         assert len(example.documents) == len(passages(example)) == 4
-        assert occurrences(answer, example.context) == 1 and answer not in example.question
+        assert count_occurrences(answer, example.context) == 1 and answer not in example.question
         quoted = example.question.removeprefix("which words are missing: ")
         assert quoted.count(BLANK) == 1 and quoted.replace(BLANK, answer) in example.context[gold.start : gold.end]
-    assert {[d.is_gold for d in e.documents].index(True) for e in examples} == {0, 1, 2, 3}  # the order is drawn
+    assert {[d.is_gold for d in e.documents].index(True) for e in examples} == {0, 1, 2, 3}  # random order
 
 
-def test_quoted_words_are_in_the_range_or_the_sentence_ends(train):
+def test_number_of_quoted_words_is_in_range_unless_the_sentence_ends(train):
     for example in cloze(train, min_window=2, max_window=3):
         before, after = example.question.removeprefix("which words are missing: ").split(BLANK)
         [passage] = [text for text in passages(example).values() if example.answers[0] in text]
@@ -79,7 +80,7 @@ def test_quoted_words_are_in_the_range_or_the_sentence_ends(train):
             assert len(words) <= 3 and (len(words) >= 2 or at_the_end)
 
 
-def test_longer_answers_and_rare_words_by_key(file):
+def test_answers_of_several_words_and_rare_words(file):
     text = "the red King Karl August of Velkeld and his quiet brother had never seen a harbour before that very day"
     texts = file(
         "a.jsonl", *[row([], context=f"{text.replace('Karl', name(i))} {name(i + 50)}", documents=[]) for i in range(4)]
@@ -99,8 +100,8 @@ def test_longer_answers_and_rare_words_by_key(file):
     assert sorted(e.answers[0] for e in cloze(lower)) == ["x" * (7 + i) for i in range(4)]
 
 
-def test_neighbours_are_from_the_same_context_at_most_so_many(train):
-    def near(example):  # rivers of the first context that the asked passage was read in
+def test_near_distractors_come_from_the_same_context(train):
+    def near(example):  # number of distractors from the first context that has the gold passage
         [gold] = [int(d.title.split()[1]) for d in example.documents if d.is_gold]
         group = next(group for group in (range(0, 8), range(8, 16), range(16, 24)) if gold in group)
         return sum(int(d.title.split()[1]) in group for d in example.documents) - 1
@@ -110,7 +111,7 @@ def test_neighbours_are_from_the_same_context_at_most_so_many(train):
     assert sum(near(e) for e in cloze(train, near=0)) < 24 * 2
 
 
-def test_the_seed_alone_decides(train):
+def test_examples_depend_on_the_seed_only(train):
     assert cloze(train) == cloze(train) != cloze(train, seed=1)
     assert cloze(train, train_size=5) == cloze(train)[:5]
 
@@ -129,7 +130,7 @@ def test_splits_share_no_document(file, train):
         cloze(train, None, train)
 
 
-def test_texts_without_documents_are_cut(file):
+def test_texts_without_documents_are_cut_into_passages(file):
     texts = [" ".join(document(i)["text"] for i in range(at, at + 5)) for at in (0, 5)]
     examples = cloze(
         file("a.jsonl", *[row([], context=text, documents=[]) for text in texts]), max_words=20, passages=3
@@ -155,16 +156,16 @@ def test_texts_without_documents_are_cut(file):
         ({"seed": -1}, "seed"),
     ],
 )
-def test_wrong_arguments_are_told_with_their_key(train, arguments, key):
-    [sentence] = Cloze(train, None, None, **{"min_words": 10, **arguments}).problems(["train"])
-    assert sentence.startswith(f"dataset.{key} is ") and "for example" in sentence
+def test_wrong_arguments_are_reported_with_their_key(train, arguments, key):
+    [message] = Cloze(train, None, None, **{"min_words": 10, **arguments}).problems(["train"])
+    assert message.startswith(f"dataset.{key} is ") and "for example" in message
 
 
-def test_files_of_later_splits_must_be_there(train):
-    [sentence] = Cloze(train, None, "nowhere.jsonl").problems(["train"])
-    assert sentence.startswith("dataset.test is 'nowhere.jsonl'")
+def test_files_of_later_splits_must_exist(train):
+    [message] = Cloze(train, None, "nowhere.jsonl").problems(["train"])
+    assert message.startswith("dataset.test is 'nowhere.jsonl'")
 
 
-def test_texts_that_give_no_question_are_told(file):
+def test_texts_without_a_question_are_an_error(file):
     with pytest.raises(ValueError, match="dataset.passages=4"):
         cloze(file("a.jsonl", row(range(3))))

@@ -1,4 +1,4 @@
-"""Every dataset YAML: keys equal to the constructor's, a comment on each, and values that pass."""
+"""Every data set YAML: keys equal to the constructor's, a comment on each, and valid values."""
 
 import inspect
 import re
@@ -20,7 +20,7 @@ def load(file: Path, data: str = "nowhere"):
     return config.dataset
 
 
-def test_the_files_are_there():
+def test_the_files_exist():
     assert {f.stem for f in FILES} >= GENERATED | {
         "jsonl",
         "nq",
@@ -41,7 +41,7 @@ def test_the_files_are_there():
 
 
 @pytest.mark.parametrize("file", FILES, ids=lambda f: f.stem)
-def test_keys_are_the_constructor_s(file):
+def test_keys_equal_the_constructor_s(file):
     config = OmegaConf.load(file)
     keys = list(config)
     assert keys[0] == "_target_"
@@ -56,9 +56,9 @@ def test_a_header_and_a_comment_on_every_key(file):
 
 
 @pytest.mark.parametrize("file", FILES, ids=lambda f: f.stem)
-def test_values_pass_and_missing_files_are_told(file):
+def test_values_are_valid_and_missing_files_are_reported(file):
     config = load(file)
-    found = instantiate(config).problems(list(SPLITS))
+    problems = instantiate(config).problems(list(SPLITS))
     named = [
         (split, name)
         for split in SPLITS
@@ -66,18 +66,18 @@ def test_values_pass_and_missing_files_are_told(file):
         for name in ([config[split]] if isinstance(config[split], (str, type(None))) else config[split])
     ]
     assert bool(named) == (file.stem not in GENERATED)
-    assert len(found) == len(named)
-    assert all(sentence.startswith(f"dataset.{split} is ") for sentence, (split, _) in zip(found, named))
+    assert len(problems) == len(named)
+    assert all(problem.startswith(f"dataset.{split} is ") for problem, (split, _) in zip(problems, named))
 
 
-def test_files_are_named_under_the_data_folder():
+def test_files_are_in_the_data_folder():
     dataset = instantiate(load(ROOT / "configs/dataset/nq_gold4.yaml", data="somewhere"))
     assert dataset.files == {split: f"somewhere/nq/{split}.jsonl.gz" for split in SPLITS}
     assert dataset.max_documents == 5
 
 
 @pytest.mark.parametrize("stem", sorted(GENERATED))
-def test_generated_defaults_are_those_of_the_code(stem):
+def test_values_of_generated_data_sets_equal_the_defaults(stem):
     config = OmegaConf.to_container(OmegaConf.load(ROOT / f"configs/dataset/{stem}.yaml"))
     parameters = inspect.signature(get_class(config.pop("_target_"))).parameters
     assert config == {name: parameter.default for name, parameter in parameters.items()}

@@ -1,4 +1,4 @@
-"""The generated datasets: invented facts and passkey."""
+"""The generated data sets: invented facts and passkey."""
 
 import inspect
 import re
@@ -24,11 +24,11 @@ def all_names() -> dict[str, list[str]]:
     return names
 
 
-def test_names_are_all_different_and_the_splits_share_none():
+def test_names_are_distinct_and_splits_share_none():
     names = all_names()
     everything = [name for split in SPLITS for name in names[split]]
     assert len(set(everything)) == len(everything) == 24**3
-    assert min(len(names[split]) for split in SPLITS) > invented_facts.MOST_FACTS
+    assert min(len(names[split]) for split in SPLITS) > invented_facts.MAX_FACTS
 
 
 def test_each_drawn_name_belongs_to_its_split():
@@ -45,7 +45,7 @@ def test_relations_have_twelve_one_word_values():
         assert all(re.fullmatch("[a-z]+", value) for value in values)
 
 
-def test_the_gold_sentence_and_no_other_answers_the_question():
+def test_only_the_gold_sentence_answers_the_question():
     for example in InventedFacts(facts=6, **FACTS).examples("train"):
         which, relation, entity = re.fullmatch(r"What is the (\w+) (\w+) of (.+)\?", example.question).groups()
         sentences = [example.context[d.start : d.end] for d in example.documents]
@@ -58,7 +58,7 @@ def test_the_gold_sentence_and_no_other_answers_the_question():
         assert [s for s in sentences if entity.split()[-1] in s] == [gold]
 
 
-def test_sentences_are_short_and_end():
+def test_sentences_are_short_and_complete():
     for example in InventedFacts(**FACTS).examples("validation"):
         for d in example.documents:
             sentence = example.context[d.start : d.end]
@@ -70,19 +70,19 @@ def test_answers_are_uniform_given_the_relation():
     for example in InventedFacts(train_size=6000).examples("train"):
         if " fruit " in example.question:
             counts[example.answers[0]] += 1
-    asked = sum(counts.values())
-    assert abs(asked - 1200) < 155  # 6000/5, 5 standard deviations
+    total = sum(counts.values())
+    assert abs(total - 1200) < 155  # 6000/5, 5 standard deviations
     # chi-square with 11 degrees of freedom: 31.3 at p = 0.001
-    assert sum((n - asked / 12) ** 2 / (asked / 12) for n in counts.values()) < 31.3
+    assert sum((n - total / 12) ** 2 / (total / 12) for n in counts.values()) < 31.3
 
 
-def test_the_asked_fact_stands_anywhere():
+def test_the_gold_fact_is_at_every_place():
     places = [[d.is_gold for d in e.documents].index(True) for e in InventedFacts(train_size=2000).examples("train")]
     assert all(abs(places.count(i) - 500) < 97 for i in range(4))  # 5 standard deviations
 
 
 @pytest.mark.parametrize(("build", "sizes"), [(InventedFacts, FACTS), (Passkey, KEYS)])
-def test_examples_depend_on_seed_split_and_number_only(build, sizes):
+def test_examples_depend_on_seed_split_and_index_only(build, sizes):
     examples = {(seed, split): build(seed=seed, **sizes).examples(split) for seed in (0, 1) for split in SPLITS}
     assert examples[0, "train"] == build(seed=0, **sizes).examples("train")
     assert build(seed=0, train_size=7).examples("train") == examples[0, "train"][:7]
@@ -92,8 +92,8 @@ def test_examples_depend_on_seed_split_and_number_only(build, sizes):
     assert len(set(ids)) == len(ids) == sum(sizes.values())
 
 
-def test_the_first_examples_have_not_changed():
-    """What was measured on generated examples stays comparable: these must never move."""
+def test_the_first_examples_never_change():
+    """Published results depend on these examples."""
     fact = InventedFacts(facts=2).examples("test")[0]
     assert (fact.context, fact.question, fact.answers) == GOLDEN_FACT
     key = Passkey().examples("test")[0]
@@ -109,7 +109,7 @@ GOLDEN_KEY = (("75287",), 1407)
 
 
 @pytest.mark.parametrize("words", [60, 300, 1000, 4001])
-def test_passkey_has_its_length_and_holds_its_number(words):
+def test_passkey_has_its_length_and_its_key(words):
     for example in Passkey(context_words=words, **KEYS).examples("train"):
         assert abs(len(example.context.split()) - words) <= 10
         [gold], [key] = example.documents, example.answers
@@ -119,7 +119,7 @@ def test_passkey_has_its_length_and_holds_its_number(words):
         assert gold.is_gold and re.fullmatch("[1-9][0-9]{4}", key)
 
 
-def test_passkey_lengths_are_drawn_between_two():
+def test_passkey_lengths_are_random_in_a_range():
     words = [
         len(e.context.split()) for e in Passkey(context_words=300, least_words=60, train_size=400).examples("train")
     ]
@@ -132,14 +132,14 @@ def test_passkey_lengths_are_drawn_between_two():
 
 
 @pytest.mark.parametrize(("depth", "line"), [(0, 1), (0.0, 1), (0.5, 27), (1, 52), (1.0, 52)])
-def test_passkey_depth_is_a_place(depth, line):
+def test_passkey_depth_sets_the_place(depth, line):
     for example in Passkey(context_words=1000, depth=depth, **KEYS).examples("test"):
         lines = example.context.split("\n")
         assert len(lines) == 53  # opening, needle, round((1000 - 25 - 12) / 19) = 51 lines of filler
         assert [i for i, text in enumerate(lines) if "pass key" in text] == [line]
 
 
-def test_passkey_depths_are_drawn_over_the_whole_context():
+def test_passkey_depths_are_random_over_the_context():
     places = [e.documents[0].start / len(e.context) for e in Passkey(train_size=400).examples("train")]
     assert min(places) < 0.1 and max(places) > 0.9 and 0.43 < sum(places) / 400 < 0.57  # mean 0.5, deviation 0.0144
 
@@ -163,17 +163,17 @@ BAD_VALUES = [
 
 
 @pytest.mark.parametrize(("build", "key", "value"), [(b, k, v) for b, k, values in BAD_VALUES for v in values])
-def test_bad_value_is_named_with_its_key_and_a_right_one(build, key, value):
+def test_a_wrong_value_is_reported_with_its_key_and_a_valid_example(build, key, value):
     data = build(**{key: value})
-    [sentence] = data.problems(["train"])
-    assert sentence.startswith(f"dataset.{key} is {value!r}; it must be ")
-    right = re.search(rf"for example dataset\.{key}=([0-9.]+)$", sentence).group(1)
-    assert build(**{key: float(right) if "." in right else int(right)}).problems(["train"]) == []
-    with pytest.raises(ValueError, match=re.escape(sentence)):
+    [message] = data.problems(["train"])
+    assert message.startswith(f"dataset.{key} is {value!r}; it must be ")
+    valid = re.search(rf"for example dataset\.{key}=([0-9.]+)$", message).group(1)
+    assert build(**{key: float(valid) if "." in valid else int(valid)}).problems(["train"]) == []
+    with pytest.raises(ValueError, match=re.escape(message)):
         data.examples("train")
 
 
-def test_problems_come_together_and_of_the_asked_splits_only():
+def test_problems_are_reported_together_for_the_given_splits_only():
     data = InventedFacts(facts=0, train_size=0, test_size=0, seed=-1)
     assert [s.split()[0] for s in data.problems(["train", "validation"])] == [
         "dataset.facts",
@@ -185,12 +185,12 @@ def test_problems_come_together_and_of_the_asked_splits_only():
 
 
 @pytest.mark.parametrize("build", [InventedFacts, Passkey])
-def test_an_unknown_split_is_named(build):
+def test_an_unknown_split_is_an_error(build):
     with pytest.raises(ValueError, match="split is 'dev'; allowed: train, validation, test"):
         build().examples("dev")
 
 
 @pytest.mark.parametrize("build", [InventedFacts, Passkey])
-def test_defaults_are_right(build):
+def test_defaults_are_valid(build):
     assert all(p.default is not inspect.Parameter.empty for p in inspect.signature(build).parameters.values())
     assert build().problems(list(SPLITS)) == []

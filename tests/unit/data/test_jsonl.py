@@ -1,4 +1,4 @@
-"""The common JSONL format: reading, drawing passages, and every error a file can hold."""
+"""The common JSONL format: loading, selection of passages, and every error message."""
 
 import gzip
 import json
@@ -42,7 +42,7 @@ def error(tmp_path: Path, rows: list, **keywords) -> str:
     return message
 
 
-def test_reads_an_object_a_line(tmp_path):
+def test_loads_one_object_per_line(tmp_path):
     [example] = read(tmp_path, [ROW])
     assert (example.id, example.context, example.question) == ("a", ROW["context"], ROW["question"])
     assert example.answers == ("blue", "azure") and example.documents == ()
@@ -58,7 +58,7 @@ def test_plain_and_gzipped_files_agree(tmp_path):
     assert data.examples("train")[2].context == "Größe 2"
 
 
-def test_byte_order_mark_blank_lines_and_windows_ends_are_no_content(tmp_path):
+def test_byte_order_mark_blank_lines_and_windows_line_ends_are_ignored(tmp_path):
     path = tmp_path / "a.jsonl"
     path.write_bytes(b"\xef\xbb\xbf" + json.dumps(ROW).encode() + b"\r\n\r\n" + json.dumps(row(id="b")).encode())
     assert [e.id for e in Jsonl(str(path), None, None).examples("train")] == ["a", "b"]
@@ -74,7 +74,7 @@ def test_answers_may_be_one_string_and_context_may_be_empty(tmp_path):
     assert example.answers == ("blue",) and example.context == ""
 
 
-def test_limits_take_the_first_and_read_no_further(tmp_path):
+def test_limits_select_the_first_examples_and_later_lines_are_not_read(tmp_path):
     path = write(tmp_path / "a.jsonl", [row(id=str(i)) for i in range(5)] + ["not json"])
     data = Jsonl(path, path, path, train_limit=2, test_limit=5)
     assert [e.id for e in data.examples("train")] == ["0", "1"]
@@ -83,7 +83,7 @@ def test_limits_take_the_first_and_read_no_further(tmp_path):
         data.examples("validation")
 
 
-def test_spans_hold_the_passages_of_the_usual_layout(tmp_path):
+def test_spans_of_passages_in_the_common_layout(tmp_path):
     documents = passages(3, gold=(1,))
     context = (
         "Document [1](Title: T0) text of 0.\n\nDocument [2](Title: T1) text of 1.\n\nDocument [3](Title: T2) text of 2."
@@ -94,7 +94,7 @@ def test_spans_hold_the_passages_of_the_usual_layout(tmp_path):
     assert [d.is_gold for d in example.documents] == [False, True, False]
 
 
-def test_spans_are_searched_in_another_layout_each_behind_the_last(tmp_path):
+def test_spans_in_another_layout_are_searched_in_order(tmp_path):
     documents = [{"title": "", "text": text, "is_gold": False} for text in ("same", "other", "same")]
     [example] = read(tmp_path, [row(context="same | other | same", documents=documents)])
     assert [(d.start, d.end) for d in example.documents] == [(0, 4), (7, 12), (15, 19)]
@@ -107,7 +107,7 @@ def test_a_passage_that_is_not_in_the_context_is_an_error(tmp_path):
     )
 
 
-def test_draw_keeps_gold_and_fills_up_with_distractors(tmp_path):
+def test_max_documents_keeps_gold_and_adds_distractors(tmp_path):
     [example] = read(tmp_path, [row(documents=passages(20, gold=(4, 9)))], max_documents=5)
     assert len(example.documents) == 5
     assert sorted(d.title for d in example.documents if d.is_gold) == ["T4", "T9"]
@@ -118,31 +118,33 @@ def test_draw_keeps_gold_and_fills_up_with_distractors(tmp_path):
     assert example.context.count("\n\n") == 4 and "Document [5](Title: " in example.context
 
 
-@pytest.mark.parametrize(("have", "gold", "asked", "kept"), [(3, (0,), 10, 3), (6, (0, 1, 2), 2, 3), (6, (), 4, 4)])
-def test_draw_sizes_at_the_edges(have, gold, asked, kept):
-    drawn = draw_passages("id", passages(have, gold), asked)
-    assert len(drawn) == kept
+@pytest.mark.parametrize(
+    ("available", "gold", "requested", "number"), [(3, (0,), 10, 3), (6, (0, 1, 2), 2, 3), (6, (), 4, 4)]
+)
+def test_number_of_drawn_passages(available, gold, requested, number):
+    drawn = draw_passages("id", passages(available, gold), requested)
+    assert len(drawn) == number
     assert {p["title"] for p in drawn} >= {f"T{i}" for i in gold}
 
 
-def test_draw_puts_gold_everywhere_and_uses_every_distractor():
+def test_gold_is_at_every_place_and_every_distractor_is_used():
     places, used = Counter(), Counter()
     for i in range(2000):
         drawn = draw_passages(f"example-{i}", passages(10), 5)
         places[[p["is_gold"] for p in drawn].index(True)] += 1
         used.update(p["title"] for p in drawn if not p["is_gold"])
-    # 2000/5 = 400 a place (standard deviation 18), 2000*4/9 = 889 a distractor (22): 5 deviations allowed
+    # 2000/5 = 400 per place (standard deviation 18), 2000*4/9 = 889 per distractor (22); tolerance 5 deviations
     assert set(places) == set(range(5)) and all(abs(n - 400) < 90 for n in places.values())
     assert len(used) == 9 and all(abs(n - 889) < 111 for n in used.values())
 
 
-def test_draw_is_the_same_in_another_process():
+def test_drawn_passages_are_equal_in_another_process():
     code = (
         "from data.jsonl import draw_passages\n"
         "ps = [{'title': str(i), 'text': '', 'is_gold': i == 0} for i in range(20)]\n"
         "print([[p['title'] for p in draw_passages(f'nq-{n}', ps, 5)] for n in range(20)])"
     )
-    there = subprocess.run(
+    output = subprocess.run(
         [sys.executable, "-c", code],
         cwd=ROOT,
         env={**os.environ, "PYTHONHASHSEED": "1"},
@@ -150,23 +152,23 @@ def test_draw_is_the_same_in_another_process():
         text=True,
         check=True,
     ).stdout
-    here = [[p["title"][1:] for p in draw_passages(f"nq-{n}", passages(20), 5)] for n in range(20)]
-    assert there == f"{here}\n"
+    expected = [[p["title"][1:] for p in draw_passages(f"nq-{n}", passages(20), 5)] for n in range(20)]
+    assert output == f"{expected}\n"
 
 
-def test_draw_has_not_changed():
-    """What was measured on drawn passages stays comparable: this order must never move."""
+def test_drawn_passages_never_change():
+    """Published results depend on this selection and order."""
     assert [p["title"] for p in draw_passages("nq-0-gold4", passages(20, gold=(4,)), 5)] == GOLDEN_DRAW
 
 
 GOLDEN_DRAW = ["T12", "T9", "T4", "T6", "T3"]
 
 
-def test_join_of_no_passages_is_empty():
+def test_no_passages_are_joined_to_an_empty_context():
     assert join_passages([]) == ("", [])
 
 
-def test_asking_for_passages_where_there_are_none_warns(tmp_path):
+def test_max_documents_without_documents_warns(tmp_path):
     with pytest.warns(UserWarning, match="dataset.max_documents=5 is ignored"):
         [example] = read(tmp_path, [ROW], max_documents=5)
     assert example.context == ROW["context"]
@@ -205,36 +207,36 @@ BAD_LINES = [
 ]
 
 
-@pytest.mark.parametrize(("line", "sentence"), BAD_LINES)
-def test_bad_line_is_named_with_what_is_allowed(tmp_path, line, sentence):
+@pytest.mark.parametrize(("line", "problem"), BAD_LINES)
+def test_a_bad_line_is_reported_with_the_expected_format(tmp_path, line, problem):
     message = error(tmp_path, [row(id="fine"), line])
-    assert f"1 bad line in {tmp_path / 'train.jsonl'}\n  line 2: {sentence}\n" in message
+    assert f"1 bad line in {tmp_path / 'train.jsonl'}\n  line 2: {problem}\n" in message
     assert 'Each line must be {"id": str (optional), "context": str' in message
 
 
-def test_null_documents_are_no_documents(tmp_path):
+def test_null_documents_are_allowed(tmp_path):
     assert read(tmp_path, [row(documents=None)])[0].documents == ()
 
 
-def test_duplicate_ids_are_named_with_both_lines(tmp_path):
+def test_duplicate_ids_are_reported_with_both_lines(tmp_path):
     assert "line 3: the id 'a' is already that of line 1" in error(tmp_path, [ROW, row(id="b"), ROW])
 
 
-def test_all_bad_lines_are_reported_at_once(tmp_path):
+def test_all_bad_lines_are_reported_together(tmp_path):
     message = error(tmp_path, [row(question="")] * 14 + [row(id="fine")])
     assert "14 bad lines in" in message and "... and 4 more" in message
     assert [f"  line {n}: " in message for n in range(1, 15)] == [True] * 10 + [False] * 4
 
 
-def test_blank_lines_alone_are_no_examples(tmp_path):
+def test_a_file_of_blank_lines_is_an_error(tmp_path):
     assert "holds blank lines only" in error(tmp_path, ["", "  "])
 
 
-def test_problems_of_files_and_numbers_come_together(tmp_path):
+def test_problems_of_files_and_numbers_are_reported_together(tmp_path):
     empty = tmp_path / "empty.jsonl"
     empty.touch()
     data = Jsonl(None, "nowhere.jsonl", str(empty), max_documents=0, validation_limit=0, test_limit=2.5)
-    found = data.problems(["train", "validation", "test"])
+    problems = data.problems(["train", "validation", "test"])
     expected = [
         "dataset.train is null, so there is no train split (given: validation, test)",
         "dataset.validation is 'nowhere.jsonl', which is not a file",
@@ -243,20 +245,20 @@ def test_problems_of_files_and_numbers_come_together(tmp_path):
         "dataset.test_limit is 2.5; it must be a whole number of 1 or more",
         "dataset.max_documents is 0; it must be a whole number of 1 or more",
     ]
-    assert len(found) == len(expected)
-    assert all(sentence.startswith(start) for sentence, start in zip(found, expected))
-    assert all("for example dataset." in sentence for sentence in found)
+    assert len(problems) == len(expected)
+    assert all(problem.startswith(start) for problem, start in zip(problems, expected))
+    assert all("for example dataset." in problem for problem in problems)
     with pytest.raises(ValueError, match="dataset.validation is 'nowhere.jsonl'.*\n.*validation_limit.*\n.*max_doc"):
         data.examples("validation")
 
 
-def test_problems_looks_at_the_asked_splits_only(tmp_path):
+def test_problems_checks_the_given_splits_only(tmp_path):
     data = Jsonl(None, write(tmp_path / "v.jsonl", [ROW]), None)
     assert data.problems(["validation"]) == []
     assert len(data.problems(["train", "validation", "test"])) == 2
 
 
-def test_a_plain_file_named_gz_and_a_cut_off_one_are_named(tmp_path):
+def test_a_plain_file_named_gz_and_a_truncated_file_are_errors(tmp_path):
     plain, cut = tmp_path / "plain.jsonl.gz", tmp_path / "cut.jsonl.gz"
     plain.write_text(json.dumps(ROW))
     whole = gzip.compress("\n".join(json.dumps(row(id=str(i), context="x" * i)) for i in range(900)).encode(), 0)
@@ -266,14 +268,14 @@ def test_a_plain_file_named_gz_and_a_cut_off_one_are_named(tmp_path):
         Jsonl(str(cut), None, None).examples("train")
 
 
-def test_text_that_is_not_utf8_is_named(tmp_path):
+def test_text_that_is_not_utf8_is_an_error(tmp_path):
     path = tmp_path / "latin.jsonl"
     path.write_bytes(json.dumps(row(context="é"), ensure_ascii=False).encode("latin-1"))
     with pytest.raises(ValueError, match="dataset.train: .*latin.jsonl cannot be read .*UTF-8"):
         Jsonl(str(path), None, None).examples("train")
 
 
-def test_an_unknown_split_is_named(tmp_path):
+def test_an_unknown_split_is_an_error(tmp_path):
     data = Jsonl(write(tmp_path / "a.jsonl", [ROW]), None, None)
     for call in (lambda: data.examples("dev"), lambda: data.problems(["dev"])):
         with pytest.raises(ValueError, match="split is 'dev'; allowed: train, validation, test"):

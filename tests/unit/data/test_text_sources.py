@@ -1,4 +1,4 @@
-"""Texts for documents and studies: JSONL contexts, Python code, arithmetic, random words."""
+"""Sources of running text: JSONL contexts, Python code, arithmetic, random words."""
 
 import json
 
@@ -7,7 +7,7 @@ import pytest
 from data.text_sources import Arithmetic, Contexts, DrawnWords, PythonCode, Source
 
 
-def test_contexts_are_read_once_and_passages_by_title(tmp_path):
+def test_contexts_are_distinct_and_passages_are_named_by_title(tmp_path):
     file = tmp_path / "train.jsonl"
     passages = [
         {"title": "Moon", "text": "The moon is white.", "is_gold": True},
@@ -29,7 +29,7 @@ def test_contexts_are_read_once_and_passages_by_title(tmp_path):
     assert "not a file" in Contexts(str(tmp_path / "absent")).problems()[0] and Contexts([]).problems()
 
 
-def test_python_code_without_its_licence(tmp_path, monkeypatch):
+def test_python_code_without_leading_comments(tmp_path, monkeypatch):
     package = tmp_path / "some_package"
     (package / "inner").mkdir(parents=True)
     (package / "__init__.py").write_text("")
@@ -42,18 +42,18 @@ def test_python_code_without_its_licence(tmp_path, monkeypatch):
     assert len(problems) == 4 and "'no_such_package'" in problems[0] and "max_files" in problems[3]
 
 
-def test_arithmetic_is_right():
+def test_arithmetic_is_correct():
     lines = [line for source in Arithmetic(size=3, lines=20).sources() for line in source.text.splitlines()]
     assert len(lines) == 60 and all(eval(line.replace(" = ", " == ")) for line in lines)
     assert Arithmetic(seed=1, size=1).sources() != Arithmetic(seed=2, size=1).sources()
     assert "lines" in Arithmetic(lines=0).problems()[0] and "words" in DrawnWords(words=0).problems()[0]
 
 
-def test_drawn_words_follow_one_another():
+def test_random_words_follow_a_markov_chain():
     words = [source.text.split() for source in DrawnWords(size=20, words=300, vocabulary=40).sources()]
     after = {}
     for text in words:
         for one, two in zip(text, text[1:]):
             after.setdefault(one, set()).add(two)
-    # Six followers are drawn for each; a name drawn twice has one entry, so never more than six.
+    # Each word has six random followers; duplicate words share an entry, so there are at most six.
     assert len(after) > 20 and max(map(len, after.values())) <= 6

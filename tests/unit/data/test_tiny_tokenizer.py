@@ -1,4 +1,4 @@
-"""The tokenizer that tests and tiny configurations use."""
+"""The tokenizer of tests and tiny configurations."""
 
 import os
 import subprocess
@@ -12,7 +12,7 @@ from data.tokenised import tokenizer_hash
 ROOT = Path(__file__).resolve().parents[3]
 
 
-def test_specials():
+def test_special_tokens():
     tokenizer = tiny_tokenizer()
     assert (tokenizer.bos_token_id, tokenizer.eos_token_id, tokenizer.pad_token_id) == (0, 1, 1)
     assert len(tokenizer) == 512 and tokenizer.is_fast and tokenizer.chat_template is None
@@ -40,12 +40,12 @@ def test_answers_of_invented_facts_are_short():
     assert max(lengths) <= 2 and sum(lengths) / len(lengths) < 1.5
 
 
-def test_every_process_builds_the_same():
+def test_the_tokenizer_is_equal_in_another_process():
     code = (
         "from breviary.backbones.tiny import tiny_tokenizer\nfrom data.tokenised import tokenizer_hash\n"
         "print(tokenizer_hash(tiny_tokenizer()))"
     )
-    there = subprocess.run(
+    output = subprocess.run(
         [sys.executable, "-c", code],
         cwd=ROOT,
         env={**os.environ, "PYTHONHASHSEED": "1"},
@@ -53,4 +53,4 @@ def test_every_process_builds_the_same():
         capture_output=True,
         check=True,
     ).stdout.strip()
-    assert there == tokenizer_hash(tiny_tokenizer())
+    assert output == tokenizer_hash(tiny_tokenizer())
