@@ -1,4 +1,4 @@
-"""A study's script called as from the command line, with little to do."""
+"""Runs a study's script as from the command line, on small overrides."""
 
 import sys
 from types import ModuleType
@@ -8,12 +8,13 @@ import pytest
 from breviary.config.errors import run_cli
 
 
-def called(study: ModuleType, folder, *words: str) -> int:
-    """Runs the study's main with `words`; gives the exit code. Its cache and its output `out` lie in `folder`."""
+def call_study(script: ModuleType, folder, *overrides: str) -> int:
+    """Runs the script's main and returns the exit code. Its cache and its output `out` are in `folder`."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(sys, "argv", [study.__file__, *words, f"paths.cache={folder}/cache", f"output={folder}/out"])
+        paths = [f"paths.cache={folder}/cache", f"output={folder}/out"]
+        patch.setattr(sys, "argv", [script.__file__, *overrides, *paths])
         try:
-            run_cli(study.main, study.config_keys)
+            run_cli(script.main, script.CONFIG)
         except SystemExit as ended:
             return ended.code
     return 0

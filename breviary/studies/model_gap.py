@@ -1,4 +1,4 @@
-"""How far apart two language models are, by what they do with the same tokens (same vocabulary).
+"""Distances between two language models of one vocabulary, measured on the same tokens.
 
 Shape letters: B documents, N tokens with the beginning-of-text token first, V vocabulary, D width, T = B * N.
 """
@@ -24,7 +24,7 @@ def symmetric_kl(logits_a: Tensor, logits_b: Tensor) -> Tensor:
 def linear_cka(states_a: Tensor, states_b: Tensor) -> float:
     """Linear centred kernel alignment (Kornblith et al. 2019, 1905.00414): (T, D_a), (T, D_b) -> 0..1.
 
-    1 = equal up to rotation, scale and shift; nan where one side does not vary. Costs T * D_a * D_b.
+    1 = equal up to rotation, scale and shift; nan where one side is constant. Costs T * D_a * D_b.
     """
     a, b = (states.double() - states.double().mean(0) for states in (states_a, states_b))
     within = torch.linalg.norm(a.T @ a) * torch.linalg.norm(b.T @ b)
@@ -32,20 +32,20 @@ def linear_cka(states_a: Tensor, states_b: Tensor) -> float:
 
 
 @torch.no_grad()
-def gaps(
+def model_gaps(
     encoder: Backbone | TinyBackbone, decoder: Backbone | TinyBackbone, ids: Tensor, layers: int, batch_size: int = 16
 ) -> dict[str, float]:
-    """Three gaps between two models on probe documents ids (B, N) int64 without padding, the first token given.
+    """Three gaps between two models on probe documents ids (B, N) int64 without padding; ids[:, 0] is not predicted.
 
     kl    mean symmetric KL of their next-token distributions, nats
-    nll   mean over documents of |NLL of one - NLL of the other|, nats a token
+    nll   mean over documents of |NLL of the encoder - NLL of the decoder|, nats per token
     cka   1 - linear CKA of the states after `layers` layers and each model's final norm
-    Raises ValueError where the vocabularies differ.
+    Raises: ValueError where the vocabularies differ.
     """
     if encoder.config.vocab_size != decoder.config.vocab_size:
         raise ValueError(
             f"vocabularies of {encoder.config.vocab_size} and {decoder.config.vocab_size} entries: "
-            "distributions over different tokens have no distance; give models of one tokenizer"
+            "distributions over different tokens cannot be compared; give models of one tokenizer"
         )
     stacks = [Stack(model.load()).eval().to(resolve_device(model.device)) for model in (encoder, decoder)]
     kl, nll, states = [], [], ([], [])
@@ -58,8 +58,8 @@ def gaps(
             states[side].append(stack.norm(lower).flatten(0, 1))
             logits.append(stack.head(stack.norm(stack.run(lower, range(layers, len(stack)), positions)[:, :-1])))
         kl.append(symmetric_kl(*logits).mean(1))
-        spent = [surprisal(each, rows[:, 1:]).mean(1) for each in logits]
-        nll.append((spent[0] - spent[1]).abs())
+        losses = [surprisal(each, rows[:, 1:]).mean(1) for each in logits]
+        nll.append((losses[0] - losses[1]).abs())
     return {
         "kl": float(torch.cat(kl).mean()),
         "nll": float(torch.cat(nll).mean()),

@@ -1,6 +1,6 @@
-"""Small language models trained from scratch: a tokenizer of their own, a Llama of a few layers, transformers' Trainer.
+"""Small language models trained from scratch: their own tokenizer, a Llama of a few layers, transformers' Trainer.
 
-What they were trained on is known, which no released model offers: for studies of what a model's data does.
+Their training data is known exactly, unlike that of released models.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ from transformers import (
 
 from breviary.runtime.device import resolve_device
 
-DONE = "training.json"
+TRAINING_RECORD = "training.json"
 
 
 @dataclass
@@ -37,7 +37,7 @@ class SmallModel:
 
     layers, width, heads  of a Llama; the feed-forward part is 8/3 of the width, embeddings are tied
     positions             of its rotary embedding
-    steps, batch_size     optimizer steps and sequences of each: with the sequences' length, the tokens read
+    steps, batch_size     optimizer steps, and sequences per step
     learning_rate         peak; linear warm-up over a twentieth of the steps, then a cosine to 0
     dtype                 float32 | bfloat16 (autocast; weights stay float32)
     """
@@ -52,7 +52,7 @@ class SmallModel:
     dtype: str = "float32"
 
     def problems(self, key: str) -> list[str]:
-        """What is wrong with the values, one sentence each; `key` is what they are called in the configuration."""
+        """Error messages for wrong values; `key` is their section of the configuration."""
         found = [
             f"{key}.{name}={getattr(self, name)}: must be at least 1, e.g. {getattr(SmallModel, name)}"
             for name in ("layers", "width", "heads", "positions", "steps", "batch_size")
@@ -93,19 +93,19 @@ def train_tokenizer(texts: Iterable[str], vocabulary: int) -> PreTrainedTokenize
     )
 
 
-def trained_model(shape: SmallModel, ids: Tensor, tokenizer: Any, home: Path, name: str, seed: int) -> Path:
-    """The folder, in Hugging Face form, of a model trained on sequences ids (N, T) int64, each with <s> first.
+def train_language_model(shape: SmallModel, ids: Tensor, tokenizer: Any, home: Path, name: str, seed: int) -> Path:
+    """The folder, in Hugging Face format, of a model trained on sequences ids (N, T) int64, each with <s> first.
 
-    Sequences are read in random order, each once before any is read twice; initialisation and order come from `seed`.
-    A folder under `home` that an earlier call with equal arguments finished is taken as it is. Raises ValueError where
-    there is no sequence.
+    Sequences are shuffled in each epoch; `seed` sets initialisation and order. A folder under `home` that an earlier
+    call with equal arguments finished is returned without training.
+    Raises: ValueError where there is no sequence.
     """
     if not len(ids):
         raise ValueError(f"{name}: no text to train a language model on")
-    made_of = json.dumps([asdict(shape), seed, len(tokenizer)]).encode() + ids.numpy().tobytes()
-    digest = hashlib.sha256(made_of).hexdigest()
+    arguments = json.dumps([asdict(shape), seed, len(tokenizer)]).encode() + ids.numpy().tobytes()
+    digest = hashlib.sha256(arguments).hexdigest()
     folder = home / f"{name}-{seed}-{digest[:12]}"
-    if (folder / DONE).is_file():
+    if (folder / TRAINING_RECORD).is_file():
         return folder
     torch.manual_seed(seed)
     model = AutoModelForCausalLM.from_config(
@@ -127,10 +127,10 @@ def trained_model(shape: SmallModel, ids: Tensor, tokenizer: Any, home: Path, na
     with tempfile.TemporaryDirectory() as scratch:
         log = _train(model, shape, ids, scratch, seed)
     if folder.exists():
-        shutil.rmtree(folder)  # what a killed call left
+        shutil.rmtree(folder)  # left by a killed call
     model.cpu().save_pretrained(folder)
     tokenizer.save_pretrained(folder)
-    (folder / DONE).write_text(
+    (folder / TRAINING_RECORD).write_text(
         json.dumps(
             {
                 "name": name,
@@ -148,9 +148,9 @@ def trained_model(shape: SmallModel, ids: Tensor, tokenizer: Any, home: Path, na
 
 
 def _train(model: Any, shape: SmallModel, ids: Tensor, scratch: str, seed: int) -> list[dict[str, float]]:
-    """Trains in place; gives the logged losses, nats a token."""
+    """Trains in place; returns the logged losses, nats per token."""
     device = resolve_device("auto")
-    arguments = TrainingArguments(
+    settings = TrainingArguments(
         output_dir=scratch,
         max_steps=shape.steps,
         per_device_train_batch_size=shape.batch_size,
@@ -168,9 +168,9 @@ def _train(model: Any, shape: SmallModel, ids: Tensor, scratch: str, seed: int) 
         bf16=shape.dtype == "bfloat16",
         dataloader_pin_memory=device.type == "cuda",
     )
-    arguments._n_gpu = min(arguments.n_gpu, 1)
+    settings._n_gpu = min(settings.n_gpu, 1)  # no DataParallel
     rows = [{"input_ids": row, "labels": row} for row in ids]
-    trainer = Trainer(model=model, args=arguments, train_dataset=rows)
+    trainer = Trainer(model=model, args=settings, train_dataset=rows)
     trainer.pop_callback(PrinterCallback)
     trainer.train()
     return [{"step": row["step"], "loss": row["loss"]} for row in trainer.state.log_history if "loss" in row]

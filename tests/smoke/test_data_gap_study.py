@@ -1,12 +1,14 @@
-"""The data-gap study's smoke form, smaller still: every cell, table and figure; what makes no sense is refused."""
+"""The data-gap study's smoke form with fewer documents and steps: cells, tables, figures, error messages."""
 
+import math
 import shutil
 
 import pytest
-from study_calls import called
+from study_calls import call_study
 
-from scripts import study_data_gap as study
-from scripts.study_parts import read_csv, read_parquet, write_parquet
+from breviary.studies.markdown import rows_where
+from breviary.studies.tables import read_table, write_table
+from scripts import study_data_gap as script
 
 SMALL = [
     "tokens=12",
@@ -37,15 +39,15 @@ SMALL = [
 
 
 @pytest.fixture(scope="module")
-def done(tmp_path_factory):
+def output(tmp_path_factory):
     folder = tmp_path_factory.mktemp("study")
-    assert called(study, folder, *SMALL) == 0
+    assert call_study(script, folder, *SMALL) == 0
     return folder / "out"
 
 
-def test_every_cell_and_document_has_a_row(done):
-    rows = read_parquet(done / "gap_per_doc.parquet")
-    cells = {(row["encoder"], row["decoder"], row["mitigation"]) for row in rows}
+def test_every_cell_and_document_has_a_row(output):
+    rows = read_table(output / "gap_per_doc.parquet")
+    cells = set(rows[["encoder", "decoder", "mitigation"]].itertuples(index=False, name=None))
     assert cells == {
         ("D1", "D1", "none"),
         ("D1", "D6", "none"),
@@ -54,56 +56,50 @@ def test_every_cell_and_document_has_a_row(done):
         ("D1", "random", "none"),
         ("D1", "D6", "bigger_decoder"),
     }
-    assert len(rows) == len(cells) * 8 and {row["part"] for row in rows} == {"prose", "formal"}
+    assert len(rows) == len(cells) * 8 and set(rows["part"]) == {"prose", "formal"}
 
 
-def test_tables(done):
-    cells = {
-        (row["encoder"], row["decoder"], row["part"]): row
-        for row in read_csv(done / "gap.csv")
-        if row["mitigation"] == "none"
-    }
+def test_tables(output):
+    table = rows_where(read_table(output / "gap.csv"), mitigation="none")
+    cells = table.set_index(["encoder", "decoder", "part"]).to_dict("index")
     matched, pair = cells["D6", "D6", "all"], cells["D1", "D6", "all"]
     assert pair["delta_gain"] == pytest.approx(matched["gain"] - pair["gain"], abs=1e-4) and matched["delta_gain"] == 0
     assert matched["kl"] == pytest.approx(0, abs=1e-5) and pair["kl"] > 0
     assert pair["mix_distance"] == pytest.approx(5 / 6, abs=1e-4)
-    assert cells["D1", "random", "all"]["mix_distance"] is None and cells["D1", "random", "all"]["kl"] > 0
+    assert math.isnan(cells["D1", "random", "all"]["mix_distance"]) and cells["D1", "random", "all"]["kl"] > 0
     assert cells["D1", "D6", "all"]["gain"] == pytest.approx(
         (cells["D1", "D6", "prose"]["gain"] + cells["D1", "D6", "formal"]["gain"]) / 2, abs=1e-4
     )
-    asymmetry = {
-        row["what"]: row["value"]
-        for row in read_csv(done / "asymmetry.csv")
-        if (row["part"], row["metric"]) == ("all", "gain")
-    }
+    asymmetry = rows_where(read_table(output / "asymmetry.csv"), part="all", metric="gain").set_index("what")["value"]
     assert asymmetry["difference"] == pytest.approx(
         asymmetry["decoder swapped"] - asymmetry["encoder swapped"], abs=1e-4
     )
-    assert len(read_csv(done / "gap_regression.csv")) == 3 * 4 * 4 and len(read_csv(done / "mitigation.csv")) == 3 * 4
-    assert all((done / f"{name}.png").read_bytes().startswith(b"\x89PNG") for name in ("heatmap", "swaps", "gaps"))
+    assert len(read_table(output / "gap_regression.csv")) == 3 * 4 * 4
+    assert len(read_table(output / "mitigation.csv")) == 3 * 4
+    assert all((output / f"{name}.png").read_bytes().startswith(b"\x89PNG") for name in ("heatmap", "swaps", "gaps"))
 
 
-def test_without_mitigations_there_is_no_table_of_them(done, tmp_path):
-    rows = [row for row in read_parquet(done / "gap_per_doc.parquet") if row["mitigation"] == "none"]
-    write_parquet(tmp_path / "out" / "gap_per_doc.parquet", rows)
-    shutil.copy(done / "model_gaps.csv", tmp_path / "out")
-    assert called(study, tmp_path, *SMALL, "~mitigations.bigger_decoder", "tables=true") == 0
+def test_without_mitigations_no_mitigation_table_is_written(output, tmp_path):
+    rows = rows_where(read_table(output / "gap_per_doc.parquet"), mitigation="none")
+    write_table(tmp_path / "out" / "gap_per_doc.parquet", rows)
+    shutil.copy(output / "model_gaps.csv", tmp_path / "out")
+    assert call_study(script, tmp_path, *SMALL, "~mitigations.bigger_decoder", "tables=true") == 0
     assert (tmp_path / "out" / "swaps.png").is_file() and not (tmp_path / "out" / "mitigation.csv").exists()
 
 
 @pytest.mark.parametrize(
-    "words, sentence",
+    "overrides, message",
     [
         (["shares=[0,0,5]"], "no gap to measure"),
-        (["mitigated=[5,5]"], "nothing to mend"),
+        (["mitigated=[5,5]"], "no gap to mitigate"),
         (["cells=some"], "allowed are grid, cross"),
         (["tokens=3"], "shorter than one group"),
         (["model_documents=90000"], "only"),
         (["+mitigations.other={steps: 5}"], "allowed are words and model"),
     ],
 )
-def test_what_is_wrong_is_told(monkeypatch, tmp_path, capsys, words, sentence):
-    monkeypatch.setattr(study, "trained_model", None)
-    assert called(study, tmp_path, *SMALL, *words) == 2
+def test_wrong_settings_are_reported_before_training(monkeypatch, tmp_path, capsys, overrides, message):
+    monkeypatch.setattr("breviary.studies.data_gap.study.train_language_model", None)
+    assert call_study(script, tmp_path, *SMALL, *overrides) == 2
     printed = capsys.readouterr().err
-    assert printed.startswith("error: ") and sentence in printed, printed
+    assert printed.startswith("error: ") and message in printed, printed

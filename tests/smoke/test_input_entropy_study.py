@@ -1,16 +1,18 @@
-"""The input-entropy study on drawn text, models of one layer and a few steps: every table, figure and row is there."""
+"""The input-entropy study on random text with small models and few steps: rows, tables, figures, error messages."""
 
 import json
 import re
 
 import pytest
 from hydra import compose, initialize_config_dir
-from study_calls import called
+from study_calls import call_study
 
-from scripts import study_data_gap
-from scripts import study_input_entropy as study
-from scripts.study_correlations import correlations
-from scripts.study_parts import read_csv, read_parquet
+from breviary.studies.data_gap.study import STUDY as DATA_GAP
+from breviary.studies.input_entropy.study import STUDY as INPUT_ENTROPY
+from breviary.studies.input_entropy.tables import correlations
+from breviary.studies.markdown import rows_where
+from breviary.studies.tables import read_table
+from scripts import study_input_entropy as script
 from tests.tiny import CONFIGS
 
 SMALL = [
@@ -48,71 +50,72 @@ SMALL = [
 
 
 @pytest.fixture(scope="module")
-def done(tmp_path_factory):
+def output(tmp_path_factory):
     folder = tmp_path_factory.mktemp("study")
-    assert called(study, folder, *SMALL) == 0
+    assert call_study(script, folder, *SMALL) == 0
     return folder / "out"
 
 
-def test_a_row_a_document_and_setting(done):
-    rows = read_parquet(done / "per_doc.parquet")
-    assert {row["pair"] for row in rows} == {"prose>formal", "formal>prose"}
-    assert len(rows) == 2 * (2 * 6 + 2 * 2 * 3) and len({(row["doc_id"], row["pair"]) for row in rows}) == len(rows)
-    assert {row["transform"] for row in rows} == {"as_is", "repeat2", "shuffle0", "random1"}
-    assert all(row["n"] == 16 and row["nll_enc"] > 0 and 0 <= row["accuracy"] <= 1 for row in rows)
-    assert all(row["gain"] == pytest.approx(row["ce_unconditional"] - row["ce"]) for row in rows)
-    # What is the encoder in one pair is the decoder in the other.
-    there, back = ([row for row in rows if row["pair"] == pair] for pair in ("prose>formal", "formal>prose"))
-    assert [row["nll_enc"] for row in there] == [row["nll_dec"] for row in back]
-    assert [row["nll_enc"] for row in there] != [row["nll_dec"] for row in there]
+def test_one_row_per_document_and_setting(output):
+    rows = read_table(output / "per_doc.parquet")
+    assert set(rows["pair"]) == {"prose>formal", "formal>prose"}
+    assert len(rows) == 2 * (2 * 6 + 2 * 2 * 3) and not rows.duplicated(["doc_id", "pair"]).any()
+    assert set(rows["transform"]) == {"as_is", "repeat2", "shuffle0", "random1"}
+    assert (rows["n"] == 16).all() and (rows["nll_enc"] > 0).all() and rows["accuracy"].between(0, 1).all()
+    assert rows["gain"].to_numpy() == pytest.approx((rows["ce_unconditional"] - rows["ce"]).to_numpy())
+    # The encoder of one pair is the decoder of the other.
+    one, other = (rows_where(rows, pair=pair).reset_index() for pair in ("prose>formal", "formal>prose"))
+    assert one["nll_enc"].equals(other["nll_dec"]) and one["doc_id"].equals(other["doc_id"])
+    assert not one["nll_enc"].equals(one["nll_dec"])
 
 
-def test_tables_and_figures(done):
-    corr = read_csv(done / "corr.csv")
-    assert {row["group"] for row in corr} == {"pooled", "within domains", "ladder", "drawn", "sums"}
-    pooled = [row for row in corr if row["group"] == "pooled" and row["rho"] is not None]
-    assert pooled and all(row["rho_lo"] <= row["rho_hi"] and row["p_holm"] >= row["p"] for row in pooled)
-    assert all(row["n"] == 12 for row in pooled)
-    assert len(read_csv(done / "regression.csv")) == 2 * 7
-    [all_of_it] = [
-        row for row in read_csv(done / "means.csv") if (row["pair"], row["group"]) == ("prose>formal", "pooled")
-    ]
-    assert all_of_it["n"] == 12 and all_of_it["accuracy_lo"] <= all_of_it["accuracy"] <= all_of_it["accuracy_hi"]
+def test_tables_and_figures(output):
+    corr = read_table(output / "corr.csv")
+    assert set(corr["group"]) == {"pooled", "within domains", "ladder", "drawn", "sums"}
+    pooled = rows_where(corr, group="pooled").dropna(subset="rho")
+    assert len(pooled) and (pooled["rho_lo"] <= pooled["rho_hi"]).all() and (pooled["p_holm"] >= pooled["p"]).all()
+    assert (pooled["n"] == 12).all()
+    assert len(read_table(output / "regression.csv")) == 2 * 7
+    [mean] = rows_where(read_table(output / "means.csv"), pair="prose>formal", group="pooled").to_dict("records")
+    assert mean["n"] == 12 and mean["accuracy_lo"] <= mean["accuracy"] <= mean["accuracy_hi"]
     for name in ("scatter", "correlations", "ladder", "loss"):
-        assert (done / f"{name}.png").read_bytes().startswith(b"\x89PNG") and read_csv(done / f"{name}.csv")
-    stored = json.loads((done / "input_entropy.json").read_text())
+        assert (output / f"{name}.png").read_bytes().startswith(b"\x89PNG") and len(read_table(output / f"{name}.csv"))
+    stored = json.loads((output / "input_entropy.json").read_text())
     assert stored["config"]["tokens"] == 16 and "paths" not in stored["config"] and stored["environment"]["versions"]
 
 
-def test_tables_again_are_the_same(done):
-    before = (done / "corr.csv").read_text()
-    assert called(study, done.parent, *SMALL, "tables=true") == 0
-    assert (done / "corr.csv").read_text() == before
+def test_tables_true_reproduces_the_tables(output):
+    before = (output / "corr.csv").read_text()
+    assert call_study(script, output.parent, *SMALL, "tables=true") == 0
+    assert (output / "corr.csv").read_text() == before
 
 
-def test_one_model_on_both_sides_gives_no_contrast(done):
-    rows = [row | {"nll_dec": row["nll_enc"]} for row in read_parquet(done / "per_doc.parquet")]
+def test_tables_true_without_measurements_is_an_error(tmp_path, capsys):
+    assert call_study(script, tmp_path, *SMALL, "tables=true") == 2
+    assert "per_doc.parquet does not exist; run the study once without tables=true" in capsys.readouterr().err
+
+
+def test_one_model_on_both_sides_is_refused(output):
+    rows = read_table(output / "per_doc.parquet")
     with pytest.raises(ValueError, match="which are one model"):
-        correlations(rows, 10, 0.1)
+        correlations(rows.assign(nll_dec=rows["nll_enc"]), 10, 0.1)
 
 
 @pytest.mark.parametrize("config", ["input_entropy", "data_gap", "data_gap_small", "data_gap_smoke"])
-def test_the_configurations_are_sound_and_explained(config, tmp_path):
+def test_the_configurations_are_valid_and_commented(config):
     with initialize_config_dir(str(CONFIGS), version_base="1.3"):
         cfg = compose(f"study/{config}", ["paths.cache=/nowhere", "paths.data=/nowhere"])
-    problems = (study if config == "input_entropy" else study_data_gap).problems_of(cfg)
-    assert all("no such folder" in problem for problem in problems)  # SmolLM2 need not be here
+    problems = (INPUT_ENTROPY if config == "input_entropy" else DATA_GAP).problems(cfg)
+    assert all("no such folder" in problem for problem in problems)  # SmolLM2 may be missing
     text = (CONFIGS / "study" / f"{config}.yaml").read_text()
     keys = [line for line in text.split("\nhydra:")[0].splitlines() if re.match(r"\w+: *[^\s#]", line)]
-    assert (
-        len(keys) > 5
-        and config.endswith(("_smoke", "_small"))
-        or not [line for line in keys if not re.search(r"\S +# \S", line)]
-    )
+    assert len(keys) > 5
+    if not config.endswith(("_smoke", "_small")):  # those override keys that data_gap explains
+        assert not [line for line in keys if not re.search(r"\S +# \S", line)]
 
 
 @pytest.mark.parametrize(
-    "words, sentence",
+    "overrides, message",
     [
         (["pairs=[[prose,prose]]"], "the same training"),
         (["models.formal=[drawn]"], "the same training"),
@@ -128,9 +131,9 @@ def test_the_configurations_are_sound_and_explained(config, tmp_path):
         (["token=5"], "nearest"),
     ],
 )
-def test_what_is_wrong_is_told_before_anything_is_trained(monkeypatch, tmp_path, capsys, words, sentence):
-    monkeypatch.setattr(study, "trained_model", None)
-    assert called(study, tmp_path, *SMALL, *words) == 2
+def test_wrong_settings_are_reported_before_training(monkeypatch, tmp_path, capsys, overrides, message):
+    monkeypatch.setattr("breviary.studies.input_entropy.study.train_language_model", None)
+    assert call_study(script, tmp_path, *SMALL, *overrides) == 2
     printed = capsys.readouterr().err
-    assert printed.startswith("error: ") and sentence in printed, printed
+    assert printed.startswith("error: ") and message in printed, printed
     assert not (tmp_path / "out").exists()

@@ -1,13 +1,15 @@
-"""The sizes study on drawn text, models of one layer and a few steps: every table, row and the figure are there."""
+"""The sizes study on random text with small models and few steps: rows, tables, the figure, error messages."""
 
 import json
 
 import pytest
 from hydra import compose, initialize_config_dir
-from study_calls import called
+from study_calls import call_study
 
-from scripts import study_sizes as study
-from scripts.study_parts import read_csv, read_parquet
+from breviary.studies.markdown import rows_where
+from breviary.studies.sizes.study import STUDY
+from breviary.studies.tables import read_table
+from scripts import study_sizes as script
 from tests.tiny import CONFIGS
 
 SMALL = [
@@ -37,43 +39,38 @@ SMALL = [
 
 
 @pytest.fixture(scope="module")
-def done(tmp_path_factory):
+def output(tmp_path_factory):
     folder = tmp_path_factory.mktemp("study")
-    assert called(study, folder, *SMALL) == 0
+    assert call_study(script, folder, *SMALL) == 0
     return folder / "out"
 
 
-def test_every_pair_of_sizes(done):
-    rows, table = read_parquet(done / "per_doc.parquet"), read_csv(done / "sizes.csv")
+def test_every_pair_of_sizes(output):
+    rows, table = read_table(output / "per_doc.parquet"), read_table(output / "sizes.csv")
     assert len(rows) == 2 * 2 * 8 and len(table) == 4
-    assert {(row["encoder"], row["decoder"], row["rate"]) for row in table} == {
+    assert set(table[["encoder", "decoder", "rate"]].itertuples(index=False, name=None)) == {
         (encoder, decoder, 4) for encoder in ("small", "large") for decoder in ("small", "large")
     }
-    weights = {(row["encoder"], row["decoder"]): row["weights"] for row in table}
+    weights = table.set_index(["encoder", "decoder"])["weights"]
     assert weights["small", "small"] < weights["small", "large"] < weights["large", "large"]
     assert weights["small", "small"] < weights["large", "small"] < weights["large", "large"]
-    for row in table:
-        own = [r["accuracy"] for r in rows if all(r[key] == row[key] for key in ("encoder", "decoder", "rate"))]
-        assert row["n"] == len(own) == 8 and row["accuracy"] == pytest.approx(sum(own) / 8, rel=1e-4)
+    for row in table.to_dict("records"):
+        own = rows_where(rows, **{key: row[key] for key in ("encoder", "decoder", "rate")})["accuracy"]
+        assert row["n"] == len(own) == 8 and row["accuracy"] == pytest.approx(own.mean(), rel=1e-4)
         assert row["accuracy_lo"] <= row["accuracy"] <= row["accuracy_hi"]
-        # 16 tokens of the text's own tokenizer; fewer of the larger vocabulary, whatever the decoder's.
+        # 16 tokens of the study's tokenizer, fewer of the larger vocabulary; the decoder's does not matter.
         assert row["slots"] == 4 if row["encoder"] == "small" else 0 < row["slots"] < 4
         assert row["first_token_ms"] > 0 and row["decode_ms"] > 0 and row["first_token_of_whole"] > 0
 
 
-def test_what_a_larger_side_gives_is_paired_over_documents(done):
-    rows = read_parquet(done / "per_doc.parquet")
+def test_effects_of_a_larger_side_are_paired_over_documents(output):
+    rows = read_table(output / "per_doc.parquet")
 
     def mean(encoder: str, decoder: str) -> float:
-        own = [r["accuracy"] for r in rows if (r["encoder"], r["decoder"], r["rate"]) == (encoder, decoder, 4)]
-        return sum(own) / len(own)
+        return rows_where(rows, encoder=encoder, decoder=decoder, rate=4)["accuracy"].mean()
 
-    found = {
-        row["what"]: row["value"]
-        for row in read_csv(done / "swaps.csv")
-        if (row["rate"], row["metric"], row["other"]) == (4, "accuracy", "large")
-    }
-    assert found == pytest.approx(
+    effects = rows_where(read_table(output / "swaps.csv"), rate=4, metric="accuracy", other="large")
+    assert effects.set_index("what")["value"].to_dict() == pytest.approx(
         {
             "encoder": mean("large", "small") - mean("small", "small"),
             "decoder": mean("small", "large") - mean("small", "small"),
@@ -83,22 +80,22 @@ def test_what_a_larger_side_gives_is_paired_over_documents(done):
     )
 
 
-def test_tables_again_are_the_same(done):
-    before = (done / "sizes.csv").read_text()
-    assert called(study, done.parent, *SMALL, "tables=true") == 0
-    assert (done / "sizes.csv").read_text() == before
-    assert (done / "pareto.png").read_bytes().startswith(b"\x89PNG")
-    stored = json.loads((done / "sizes.json").read_text())
+def test_tables_true_reproduces_the_tables(output):
+    before = (output / "sizes.csv").read_text()
+    assert call_study(script, output.parent, *SMALL, "tables=true") == 0
+    assert (output / "sizes.csv").read_text() == before
+    assert (output / "pareto.png").read_bytes().startswith(b"\x89PNG")
+    stored = json.loads((output / "sizes.json").read_text())
     assert stored["config"]["tokens"] == 16 and "paths" not in stored["config"] and stored["documents"] == 8
 
 
-def test_the_configuration_is_sound():
+def test_the_configuration_is_valid():
     with initialize_config_dir(str(CONFIGS), version_base="1.3"):
-        assert study.problems_of(compose("study/sizes", ["paths.cache=/nowhere", "paths.data=/nowhere"])) == []
+        assert STUDY.problems(compose("study/sizes", ["paths.cache=/nowhere", "paths.data=/nowhere"])) == []
 
 
 @pytest.mark.parametrize(
-    "words, sentence",
+    "overrides, message",
     [
         (["~sizes.large"], "at least two"),
         (["+sizes.large.depth=3"], "allowed are layers, width, heads, learning_rate, vocabulary"),
@@ -112,9 +109,9 @@ def test_the_configuration_is_sound():
         (["size=5"], "nearest"),
     ],
 )
-def test_what_is_wrong_is_told_before_anything_is_trained(monkeypatch, tmp_path, capsys, words, sentence):
-    monkeypatch.setattr(study, "trained_model", None)
-    assert called(study, tmp_path, *SMALL, *words) == 2
+def test_wrong_settings_are_reported_before_training(monkeypatch, tmp_path, capsys, overrides, message):
+    monkeypatch.setattr("breviary.studies.sizes.study.train_language_model", None)
+    assert call_study(script, tmp_path, *SMALL, *overrides) == 2
     printed = capsys.readouterr().err
-    assert printed.startswith("error: ") and sentence in printed, printed
+    assert printed.startswith("error: ") and message in printed, printed
     assert not (tmp_path / "out").exists()

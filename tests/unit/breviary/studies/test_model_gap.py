@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from breviary.backbones.tiny import TinyBackbone
-from breviary.studies.model_gap import gaps, linear_cka, symmetric_kl
+from breviary.studies.model_gap import linear_cka, model_gaps, symmetric_kl
 
 
 def test_symmetric_kl_by_hand():
@@ -29,7 +29,7 @@ def test_cka_by_hand_and_under_rotation():
 def test_a_model_has_no_gap_to_itself():
     ids = torch.randint(2, 500, (5, 9), generator=torch.Generator().manual_seed(0))
     one, other = TinyBackbone(layers=2), TinyBackbone(layers=2, seed=1)
-    assert gaps(one, one, ids, 2) == pytest.approx({"kl": 0, "nll": 0, "cka": 0}, abs=1e-5)
-    found = gaps(one, other, ids, 2, batch_size=2)
+    assert model_gaps(one, one, ids, 2) == pytest.approx({"kl": 0, "nll": 0, "cka": 0}, abs=1e-5)
+    found = model_gaps(one, other, ids, 2, batch_size=2)
     assert all(value > 0.01 for value in found.values())
-    assert gaps(other, one, ids, 2) == pytest.approx(found, rel=1e-4)
+    assert model_gaps(other, one, ids, 2) == pytest.approx(found, rel=1e-4)

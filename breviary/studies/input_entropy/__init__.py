@@ -1,0 +1,1 @@
+"""Reconstruction quality against the entropy of documents under encoder and decoder, and nothing else."""
