@@ -46,7 +46,7 @@ def load_reader(path: str | Path, backbone: str | Path | None = None, device: st
     cfg = load_config(folder)
     checkpoint = best_checkpoint(folder)
     stored = read_metadata(checkpoint)["backbone"]
-    # From Python a reader answers questions, whatever its training objective; the objective's metrics are not loaded.
+    # From Python a reader answers questions under any training objective; the objective's metrics are not loaded.
     cfg.objective = OmegaConf.create({"_target_": f"{Answer.__module__}.{Answer.__name__}"})
     raise_problems(untrusted_targets(cfg, READER_SECTIONS))
     cfg, problems = validate_keys(cfg)

@@ -223,7 +223,7 @@ def test_the_card_of_imported_weights_names_their_source(runs, tmp_path):
 
 
 @pytest.mark.parametrize(
-    "spoil, message",
+    "damage, message",
     [
         (lambda run: (run / "config.yaml").unlink(), "no run folder (no config.yaml in it)"),
         (lambda run: shutil.rmtree(run / "checkpoints"), "no run folder with a complete checkpoint"),
@@ -238,9 +238,9 @@ def test_the_card_of_imported_weights_names_their_source(runs, tmp_path):
         ),
     ],
 )
-def test_a_run_that_cannot_be_exported_raises_and_nothing_is_written(runs, tmp_path, capsys, spoil, message):
+def test_a_run_that_cannot_be_exported_raises_and_nothing_is_written(runs, tmp_path, capsys, damage, message):
     shutil.copytree(runs["comi"], tmp_path / "run")
-    spoil(tmp_path / "run")
+    damage(tmp_path / "run")
     with pytest.raises(SystemExit) as ended:
         export.main([str(tmp_path / "run"), "--output", str(tmp_path / "out")])
     assert ended.value.code == 2 and message in capsys.readouterr().err

@@ -95,7 +95,7 @@ def test_gold_recall_rejects_variants(run, capsys):
     assert "variants=[{'compressor.ratio': 8}]: name further runs, or call this again" in message
 
 
-def test_curves_hold_every_logged_number(run, tmp_path, capsys):
+def test_the_csv_of_curves_holds_every_logged_number(run, tmp_path, capsys):
     curves.main([str(run), "--output", str(tmp_path / "curves.png"), "--level", "decoder=alone=3.5"])
     assert (tmp_path / "curves.png").read_bytes().startswith(b"\x89PNG")
     rows = list(csv.DictReader((tmp_path / "curves.csv").open()))
@@ -112,7 +112,7 @@ def test_curves_hold_every_logged_number(run, tmp_path, capsys):
     assert "--level 'decoder=nan': must be NAME=NATS" in capsys.readouterr().err
 
 
-def test_a_level_is_drawn_where_it_lies(monkeypatch, run, tmp_path):
+def test_levels_are_drawn_at_their_value(monkeypatch, run, tmp_path):
     assert curves.parse_level("decoder=alone=3.5") == ("decoder=alone", 3.5)
     drawn = {}
     monkeypatch.setattr(pyplot.Axes, "axhline", lambda axis, y, **style: drawn.update({style["label"]: y}))

@@ -64,9 +64,9 @@ def same_questions(folders: list[str]) -> list[EvaluatedReader]:
 def test_differences_equal_hand_computed_values(tmp_path):
     """Two more exact matches of ten; 12 nats less over 65 answer tokens."""
     ours = put(tmp_path / "a", "ours", [1, 1, 1, *HARD[3:]], nll=1.8)
-    found = paired_differences(*same_questions([ours, put(tmp_path / "b", "other", HARD, nll=3.0)]))
-    assert found.keys() == {"em", "nll"}
-    assert found["em"]["value"] == pytest.approx(0.2) and found["nll"]["value"] == pytest.approx(-12 / 65)
+    metrics = paired_differences(*same_questions([ours, put(tmp_path / "b", "other", HARD, nll=3.0)]))
+    assert metrics.keys() == {"em", "nll"}
+    assert metrics["em"]["value"] == pytest.approx(0.2) and metrics["nll"]["value"] == pytest.approx(-12 / 65)
     # A folder above a single evaluation is accepted.
     back = paired_differences(*same_questions([str(tmp_path / "b"), ours]))
     assert back["em"]["value"] == pytest.approx(-0.2) and back["nll"]["value"] == pytest.approx(12 / 65)
@@ -92,15 +92,15 @@ def test_variation_common_to_both_readers_does_not_widen_the_interval(tmp_path):
 
 
 def test_the_interval_of_one_question_has_width_zero(tmp_path):
-    found = paired_differences(*same_questions([put(tmp_path / "a", "a", [1]), put(tmp_path / "b", "b", [0])]))
-    assert found["em"] == {"value": 1.0, "low": 1.0, "high": 1.0}
+    metrics = paired_differences(*same_questions([put(tmp_path / "a", "a", [1]), put(tmp_path / "b", "b", [0])]))
+    assert metrics["em"] == {"value": 1.0, "low": 1.0, "high": 1.0}
 
 
 def test_nll_is_omitted_when_token_counts_differ(tmp_path):
-    found = paired_differences(
+    metrics = paired_differences(
         *same_questions([put(tmp_path / "a", "a", HARD), put(tmp_path / "b", "b", HARD, tokens=3)])
     )
-    assert found.keys() == {"em"}
+    assert metrics.keys() == {"em"}
 
 
 def test_readers_with_the_same_name_get_distinct_labels(tmp_path):

@@ -115,7 +115,7 @@ def parsed(*cards, facts=(("Reader", "ram"),)):
 
 
 def ram_trace(kept, relevance, tokens, size, dropped=False):
-    """As a compressor that keeps segments whole and makes one slot of each other one leaves it, padded."""
+    """The padded trace of a compressor that keeps some segments whole and merges each other one into a slot."""
     slots, next_slot = [], 0
     for start, keep in zip(range(0, tokens, size), kept):
         count = min(size, tokens - start)
@@ -225,10 +225,10 @@ def test_marks_start_at_the_first_byte_of_a_character(size):
     kept = [i % 3 == 1 for i in range(segments)]
     gold = tuple(t % 7 < 3 for t in range(tokens))
     trace = ram_trace(kept, [i / 100 for i in range(segments)], tokens, size)
-    found = parsed(card(TEXT, spans=spans_from_trace(tokens, trace, size), gold=gold))
-    assert found.document() == TEXT
+    page = parsed(card(TEXT, spans=spans_from_trace(tokens, trace, size), gold=gold))
+    assert page.document() == TEXT
     first_token = {start: t for t, (start, _) in reversed(list(enumerate(byte_offsets(TEXT))))}
-    for i, (_, marks) in enumerate(found.characters[0]):
+    for i, (_, marks) in enumerate(page.characters[0]):
         number = first_token[i] // size
         assert ("kept" in marks) == kept[number] and ("skimmed" in marks) == (not kept[number])
         assert ("gold" in marks) == gold[first_token[i]]
@@ -245,54 +245,54 @@ def test_a_skimmed_segment_of_several_slots():
         TokenSpan("skimmed", 5, 1, relevance=0.0, slot_sizes=(2, 2, 1)),
         TokenSpan("kept", 2, 2, relevance=1.0),
     )
-    found = parsed(card("abcdefg", spans=spans, gold=(False,) * 3 + (True,) * 4))
-    assert found.document() == "abcdefg" and found.marked("gold") == "defg" and found.marked("kept") == "fg"
-    assert found.marked("slot") == "ce"  # what begins a further slot; "d" follows under its own underline
-    assert found.characters[0][0][1]["skimmed"] == "segment 1 of 2: skimmed into 3 slots, relevance 0.000, 5 tokens"
+    page = parsed(card("abcdefg", spans=spans, gold=(False,) * 3 + (True,) * 4))
+    assert page.document() == "abcdefg" and page.marked("gold") == "defg" and page.marked("kept") == "fg"
+    assert page.marked("slot") == "ce"  # first characters of further slots; "d" starts a run of gold evidence
+    assert page.characters[0][0][1]["skimmed"] == "segment 1 of 2: skimmed into 3 slots, relevance 0.000, 5 tokens"
 
 
 def test_skimmed_segments_are_shaded_by_the_rank_of_their_relevance():
     def shades(*relevance):
         spans = tuple(TokenSpan("skimmed", 1, i + 1, relevance=value) for i, value in enumerate(relevance))
-        found = parsed(card("abcde"[: len(spans)], spans=spans))
-        return [next(name for name in marks if re.fullmatch(r"s\d", name)) for _, marks in found.characters[0]]
+        page = parsed(card("abcde"[: len(spans)], spans=spans))
+        return [next(name for name in marks if re.fullmatch(r"s\d", name)) for _, marks in page.characters[0]]
 
     assert shades(0.75, 0.25, 0.5) == [f"s{LEVELS - 1}", "s0", "s4"]
     assert shades(-0.5, -0.5) == ["s4", "s4"]
-    assert shades(-0.9, 0.51, 0.5, 0.52) == ["s0", "s5", "s2", "s7"]  # one far below leaves the others apart
+    assert shades(-0.9, 0.51, 0.5, 0.52) == ["s0", "s5", "s2", "s7"]  # an outlier does not compress the other ranks
 
 
 def test_groups_are_shaded_by_size_and_their_tokens_by_weight():
     trace = {"groups": [[0, 1, 1, 1, 1, 2, 2, 2, 2, 2]], "weights": [[1.0, 0.1, 0.2, 0.3, 0.4, *[0.2] * 5]]}
-    found = parsed(card("abcdefghij", spans=spans_from_trace(10, trace), gold=(False,) * 4 + (True,) + (False,) * 5))
-    marks = [marks for _, marks in found.characters[0]]
+    page = parsed(card("abcdefghij", spans=spans_from_trace(10, trace), gold=(False,) * 4 + (True,) + (False,) * 5))
+    marks = [marks for _, marks in page.characters[0]]
     shades = ["".join(name for name in mark if re.fullmatch(r"s\d", name)) for mark in marks]
     assert shades[0] == f"s{LEVELS - 1}" and shades[0] > shades[1] > shades[5]
     assert len(set(shades[1:5])) == len(set(shades[5:])) == 1
     inks = [int("".join(name[1:] for name in mark if re.fullmatch(r"i\d", name))) for mark in marks]
     assert inks == [7, 2, 4, 5, 7, *[7] * 5]
     assert ["odd" in mark for mark in marks] == [True, *[False] * 4, *[True] * 5]  # neighbours differ
-    assert marks[3][f"i{inks[3]}"] == "weight 0.300 in a group of 4" and found.marked("gold") == "e"
+    assert marks[3][f"i{inks[3]}"] == "weight 0.300 in a group of 4" and page.marked("gold") == "e"
 
 
 def test_groups_without_weights():
-    found = parsed(card("abcd", spans=spans_from_trace(4, {"groups": [[0, 0, 1, 1]], "weights": None})))
-    assert found.marked("group") == "abcd" and found.characters[0][0][1]["group"] == "group of 2, weighted equally"
-    assert not any(re.fullmatch(r"i\d", name) for _, marks in found.characters[0] for name in marks)
+    page = parsed(card("abcd", spans=spans_from_trace(4, {"groups": [[0, 0, 1, 1]], "weights": None})))
+    assert page.marked("group") == "abcd" and page.characters[0][0][1]["group"] == "group of 2, weighted equally"
+    assert not any(re.fullmatch(r"i\d", name) for _, marks in page.characters[0] for name in marks)
 
 
 def test_weights_that_are_all_zero():
-    found = parsed(card("ab", spans=spans_from_trace(2, {"groups": [[0, 0]], "weights": [[0.0, 0.0]]})))
-    assert found.marked("i0") == "ab"
+    page = parsed(card("ab", spans=spans_from_trace(2, {"groups": [[0, 0]], "weights": [[0.0, 0.0]]})))
+    assert page.marked("i0") == "ab"
 
 
 def test_truncated_text_inside_a_segment_is_marked_as_cut():
     context = "start of it, the middle, the end"
     offsets = tuple((i, i + 1) for i in range(len(context)) if i < 5 or i >= len(context) - 5)
-    found = parsed(card(context, offsets, (TokenSpan("kept", 10, 1, relevance=0.5),)))
-    assert found.document() == context
-    assert (found.marked("kept"), found.marked("cut")) == ("starte end", context[5:-5])
-    text = "".join(found.text)
+    page = parsed(card(context, offsets, (TokenSpan("kept", 10, 1, relevance=0.5),)))
+    assert page.document() == context
+    assert (page.marked("kept"), page.marked("cut")) == ("starte end", context[5:-5])
+    text = "".join(page.text)
     assert f"{len(context) - 10} of {len(context)} characters not read" in text and "cut: not read" in text
 
 
@@ -335,9 +335,9 @@ def test_budget_and_evidence_lines():
 
 
 def test_an_empty_context():
-    found = parsed(card("", slots=0, prediction=""))
-    assert found.characters == [] and "The context is empty." in "".join(found.text)
-    assert "(empty answer)" in "".join(found.text)
+    page = parsed(card("", slots=0, prediction=""))
+    assert page.characters == [] and "The context is empty." in "".join(page.text)
+    assert "(empty answer)" in "".join(page.text)
 
 
 def test_the_legend_explains_only_what_occurs():
@@ -372,8 +372,8 @@ def test_foreign_text_is_escaped_everywhere(text):
     html = render_page([(text, text)], cards)
     html.encode("utf-8")
     assert not re.search(r"[\x00-\x08\x0b-\x1f\x7f-\x9f\ud800-\udfff]", html)
-    found = Parsed(html)
-    assert not [name for _, name, _ in found.attributes if name.startswith("on") or name in ("src", "style")]
+    page = Parsed(html)
+    assert not [name for _, name, _ in page.attributes if name.startswith("on") or name in ("src", "style")]
     if text.strip():
         plain = "x" * len(text)
         harmless = parsed(
@@ -383,19 +383,19 @@ def test_foreign_text_is_escaped_everywhere(text):
             ],
             facts=[(plain, plain)],
         )
-        assert found.tags == harmless.tags
+        assert page.tags == harmless.tags
     if text:
-        assert found.document(0) == found.document(1) == visible_text(text)
+        assert page.document(0) == page.document(1) == visible_text(text)
     if text.strip():
-        assert "".join(found.text).count(visible_text(text)) >= 2 * 6 + 3  # six per card; title, fact and its name
+        assert "".join(page.text).count(visible_text(text)) >= 2 * 6 + 3  # six per card; title, fact and its name
 
 
 def test_attributes_are_escaped():
     hostile = "\"><script>' onclick=x \x1b &"
     macros = template_environment().get_template("reading_map_macros.html.jinja").module
-    found = Parsed(macros.text_run(TextRun(text=hostile, classes=hostile, title=hostile)))
-    assert found.attributes == [("span", "class", visible_text(hostile)), ("span", "title", visible_text(hostile))]
-    assert "".join(found.text) == visible_text(hostile)
+    page = Parsed(macros.text_run(TextRun(text=hostile, classes=hostile, title=hostile)))
+    assert page.attributes == [("span", "class", visible_text(hostile)), ("span", "title", visible_text(hostile))]
+    assert "".join(page.text) == visible_text(hostile)
 
 
 def test_no_template_exempts_a_value_from_escaping():
@@ -411,13 +411,13 @@ def test_visible_text_changes_only_control_characters():
 
 
 def test_the_page_loads_no_resource_and_runs_no_script():
-    found = Parsed(render_page([("Reader", "ram")], [card()]))
-    assert not {"script", "link", "img", "iframe", "object", "base"} & set(found.tags)
-    links = [value for _, name, value in found.attributes if name in ("src", "href", "action", "data")]
-    assert links == ["#question-1"] and ("h2", "id", "question-1") in found.attributes
+    page = Parsed(render_page([("Reader", "ram")], [card()]))
+    assert not {"script", "link", "img", "iframe", "object", "base"} & set(page.tags)
+    links = [value for _, name, value in page.attributes if name in ("src", "href", "action", "data")]
+    assert links == ["#question-1"] and ("h2", "id", "question-1") in page.attributes
     assert not re.search(r"url\(|@import|https?:", STYLE.read_text())
-    assert ("meta", "content", "default-src 'none'; style-src 'unsafe-inline'") in found.attributes
-    assert ("meta", "content", "width=device-width, initial-scale=1") in found.attributes
+    assert ("meta", "content", "default-src 'none'; style-src 'unsafe-inline'") in page.attributes
+    assert ("meta", "content", "width=device-width, initial-scale=1") in page.attributes
 
 
 # ------------------------------------------------------------------ the style sheet

@@ -156,10 +156,10 @@ def test_a_folder_without_weights(run):
     assert "no run folder with a complete checkpoint" in error_lines(run)[0]
 
 
-@pytest.mark.parametrize("spoil", [lambda b: b[:-100], lambda b: b[:50], lambda b: b"", lambda b: b"\0" * len(b)])
-def test_a_truncated_file(run, spoil):
+@pytest.mark.parametrize("damage", [lambda b: b[:-100], lambda b: b[:50], lambda b: b"", lambda b: b"\0" * len(b)])
+def test_a_truncated_file(run, damage):
     file = weights(run)
-    file.write_bytes(spoil(file.read_bytes()))
+    file.write_bytes(damage(file.read_bytes()))
     [line] = error_lines(run)
     assert line.startswith(f"{file}: damaged checkpoint (")
 
