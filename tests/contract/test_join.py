@@ -21,8 +21,8 @@ def context_of(batch):
     return Context(batch.context.ids, batch.context.mask, batch.prefix)
 
 
-def close(found, expected):
-    torch.testing.assert_close(found, expected, rtol=1e-5, atol=1e-5)
+def close(actual, expected):
+    torch.testing.assert_close(actual, expected, rtol=1e-5, atol=1e-5)
 
 
 # ------------------------------------------------------------------ off is the identity
@@ -62,12 +62,12 @@ def test_full_context_decodes_as_generate_does(build, family, attention, ragged,
     config = GenerationConfig(
         max_new_tokens=8, do_sample=False, eos_token_id=tokenizer.eos_token_id, pad_token_id=tokenizer.eos_token_id
     )
-    found = greedy_ids(reader, ragged, 8)
-    for b, ids in enumerate(found):
+    decoded = greedy_ids(reader, ragged, 8)
+    for b, ids in enumerate(decoded):
         prompt = row_ids(ragged, b, "prefix", "context", "prompt")
         generated = model.generate(prompt[None], attention_mask=torch.ones_like(prompt)[None], generation_config=config)
         assert ids == generated[0, len(prompt) :].tolist()
-    assert len({tuple(ids) for ids in found}) > 1
+    assert len({tuple(ids) for ids in decoded}) > 1
 
 
 def test_no_context_is_the_plain_model_without_the_context(build, ragged):
@@ -332,16 +332,16 @@ def test_bfloat16_streams_with_float32_trained_weights(build, overrides, ragged)
 )
 def test_checkpointing_changes_neither_loss_nor_gradients(build, overrides, ragged):
     """Includes gradients through the cached keys and values of the context, with join: input."""
-    found = []
+    runs = []
     for checkpointing in ("false", "true"):
         reader = build([*overrides, f"train.gradient_checkpointing={checkpointing}"])
         disturb(reader)
         loss = reader.loss(ragged).nll.sum()
         loss.backward()
-        found.append((loss.detach(), {name: p.grad for name, p in reader.named_parameters() if p.requires_grad}))
+        runs.append((loss.detach(), {name: p.grad for name, p in reader.named_parameters() if p.requires_grad}))
         stacks = [module for module in reader.modules() if isinstance(module, Stack)]
         assert {stack.checkpointing for stack in stacks} == {checkpointing == "true"}
-    (plain, gradients), (recomputed, again) = found
+    (plain, gradients), (recomputed, again) = runs
     assert torch.equal(plain, recomputed)
     for name, gradient in gradients.items():
         torch.testing.assert_close(again[name], gradient, rtol=1e-5, atol=1e-6)

@@ -44,14 +44,14 @@ def close(ours, theirs, dtype=torch.float32, scale=1.0):
 
 def compare(dtype, call, ours, reference, *leaves, scale=1.0):
     """Asserts that `call(function, *leaves)` has equal values and gradients for both functions."""
-    found = []
+    results = []
     for function in (ours, reference):
         copies = [leaf.clone().requires_grad_() for leaf in leaves]
         result = call(function, *copies)
         g = torch.Generator().manual_seed(7)
         pull = torch.randn(result.shape, generator=g, dtype=torch.float64).to(result.dtype)
-        found.append((result.detach(), torch.autograd.grad((result * pull).sum(), copies, materialize_grads=True)))
-    (value, grads), (expected, expected_grads) = found
+        results.append((result.detach(), torch.autograd.grad((result * pull).sum(), copies, materialize_grads=True)))
+    (value, grads), (expected, expected_grads) = results
     close(value, expected, dtype, scale)
     for mine, other in zip(grads, expected_grads):
         close(mine, other, dtype, scale)
@@ -221,7 +221,7 @@ def test_half_precision_states(autocast):
 def test_autocast_does_not_lower_precision():
     """With fp32 states, nothing is rounded to bf16, forward or backward."""
     states, mask, query = make(torch.float32, 4)
-    found = []
+    results = []
     for context in (contextlib.nullcontext(), torch.autocast("cpu", torch.bfloat16)):
         leaves = [leaf.clone().requires_grad_() for leaf in (states, query)]
         with context:
@@ -229,6 +229,6 @@ def test_autocast_does_not_lower_precision():
             pooled = segments.skim(leaves[0], mask, leaves[1], 0.1)
             loss = losses.contrastive_loss(relevance, relevance > 0, mask.any(-1))
         (loss + pooled.sum()).backward()
-        found.append((relevance, pooled, loss, *(leaf.grad for leaf in leaves)))
-    for plain, under in zip(*found):
+        results.append((relevance, pooled, loss, *(leaf.grad for leaf in leaves)))
+    for plain, under in zip(*results):
         assert torch.equal(plain, under)

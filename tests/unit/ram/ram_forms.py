@@ -13,8 +13,8 @@ SKIMMED = "compressor.keep=none"
 SLOTS = ["compressor.ratio=null", "compressor.slots=17"]
 
 
-def close(found, expected):
-    torch.testing.assert_close(found, expected, rtol=1e-5, atol=1e-5)
+def close(actual, expected):
+    torch.testing.assert_close(actual, expected, rtol=1e-5, atol=1e-5)
 
 
 def memory_of(reader, batch):

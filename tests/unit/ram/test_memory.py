@@ -62,9 +62,9 @@ def test_with_everything_kept_it_decodes_as_generate_does(build, ragged, tokeniz
     settings = GenerationConfig(
         max_new_tokens=8, do_sample=False, eos_token_id=tokenizer.eos_token_id, pad_token_id=tokenizer.eos_token_id
     )
-    found = greedy_ids(reader, ragged, 8)
-    assert greedy_ids(reader, ragged, 8) == found
-    for b, ids in enumerate(found):
+    decoded = greedy_ids(reader, ragged, 8)
+    assert greedy_ids(reader, ragged, 8) == decoded
+    for b, ids in enumerate(decoded):
         prompt = row_ids(ragged, b, "prefix", "context", "prompt")
         generated = model.generate(
             prompt[None], attention_mask=torch.ones_like(prompt)[None], generation_config=settings

@@ -167,27 +167,27 @@ def gradients(reader, loss):
     """{part of the compressor: largest gradient}; every trained weight must have a gradient."""
     reader.zero_grad()
     loss.backward()
-    found = {}
+    largest = {}
     for name, parameter in reader.named_parameters():
         if parameter.requires_grad:
             assert parameter.grad is not None, name
             part = name.split(".")[2]
-            found[part] = max(found.get(part, 0), float(parameter.grad.abs().max()))
-    return found
+            largest[part] = max(largest.get(part, 0), float(parameter.grad.abs().max()))
+    return largest
 
 
 def test_the_answer_loss_reaches_the_encoder_through_skimmed_segments_only(build, ragged):
     for ratio, reached in ((1, False), (2, True)):
         reader = build([*SIX, f"compressor.ratio={ratio}", "compressor.alignment=transformer_linear"])
-        found = gradients(reader, reader.loss(ragged).nll.sum())
-        assert found.keys() == {"encoder", "lsa", "linear"}
-        assert all((size > 0) == reached for size in found.values()), found
+        largest = gradients(reader, reader.loss(ragged).nll.sum())
+        assert largest.keys() == {"encoder", "lsa", "linear"}
+        assert all((size > 0) == reached for size in largest.values()), largest
 
 
 def test_with_everything_kept_only_the_contrastive_loss_reaches_the_encoder(build, ragged):
     reader = build(ALL)
-    found = gradients(reader, sum(value for value, _ in reader.loss(ragged).terms().values()))
-    assert found["encoder"] > 0 and found["linear"] == 0
+    largest = gradients(reader, sum(value for value, _ in reader.loss(ragged).terms().values()))
+    assert largest["encoder"] > 0 and largest["linear"] == 0
 
 
 @pytest.mark.parametrize(
@@ -201,9 +201,11 @@ def test_every_weight_has_a_gradient_even_where_all_are_0(build, overrides, coll
     reader = build([*ALL, *overrides])
     terms = reader.loss(batch).terms()
     assert terms["contrastive"][0] == 0 and terms["contrastive"][1] == 0
-    found = gradients(reader, sum(value for value, _ in terms.values()))
-    decoded = DEPTH in overrides or "compressor.quirks=true" in overrides  # weights that the answer passes through
-    assert any(found.values()) == decoded
+    largest = gradients(reader, sum(value for value, _ in terms.values()))
+    in_the_answer_path = (
+        DEPTH in overrides or "compressor.quirks=true" in overrides
+    )  # weights that the answer passes through
+    assert any(largest.values()) == in_the_answer_path
 
 
 # ------------------------------------------------------------------ random ratios (12)

@@ -82,15 +82,15 @@ def test_converting_the_reader_converts_the_encoder(build, ragged):
 
 
 def test_checkpointing_does_not_change_gradients(build, ragged):
-    found = []
+    gradients = []
     for checkpointing in (False, True):
         reader = build([*ICAE, f"train.gradient_checkpointing={checkpointing}", "compressor.lora_dropout=0"])
         disturb(reader)
         reader.loss(ragged).nll.sum().backward()
-        found.append({name: p.grad for name, p in reader.named_parameters() if p.grad is not None})
-    assert found[0].keys() == found[1].keys() and len(found[0]) > 4
-    for name, gradient in found[0].items():
-        torch.testing.assert_close(gradient, found[1][name])
+        gradients.append({name: p.grad for name, p in reader.named_parameters() if p.grad is not None})
+    assert gradients[0].keys() == gradients[1].keys() and len(gradients[0]) > 4
+    for name, gradient in gradients[0].items():
+        torch.testing.assert_close(gradient, gradients[1][name])
 
 
 # ------------------------------------------------------------------ segments and slots
@@ -98,10 +98,10 @@ def test_checkpointing_does_not_change_gradients(build, ragged):
 
 def test_icae_segments_have_equal_length_and_all_memory_tokens(build, ragged):
     reader = build([*ICAE, "compressor.ratio=3"]).eval()
-    found, lengths = encoded(reader, ragged), ragged.context.lengths.tolist()
+    states, lengths = encoded(reader, ragged), ragged.context.lengths.tolist()
     for b, length in enumerate(lengths):
         segments = ceil(length, 12)
-        own = [(found.ids[b, s][found.mask[b, s]]) for s in range(found.ids.shape[1]) if found.mask[b, s].any()]
+        own = [(states.ids[b, s][states.mask[b, s]]) for s in range(states.ids.shape[1]) if states.mask[b, s].any()]
         assert len(own) == segments
         each = ceil(length, segments) if segments else 0
         assert [len(row) - 4 for row in own[:-1]] == [each] * (segments - 1)
