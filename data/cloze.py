@@ -111,13 +111,15 @@ class Cloze:
         of_context: dict[int, list[Passage]] = {}
         for passage in passages:
             of_context.setdefault(passage.context, []).append(passage)
-        examples = []
+        examples: list[Example] = []
         for number, passage in enumerate(passages):
             if len(examples) == self.sizes[split]:
                 break
             rng = seeded_rng("cloze", self.seed, split, passage.title, passage.text)
             span = self._choose_span(passage, frequencies, rng)
-            distractors = span and self._choose_distractors(passage, span, of_context[passage.context], passages, rng)
+            if span is None:
+                continue
+            distractors = self._choose_distractors(passage, span, of_context[passage.context], passages, rng)
             if distractors is not None:
                 examples.append(self._example(f"{split}-{self.seed}-{number}", passage, span, distractors, rng))
         if not examples:

@@ -40,7 +40,9 @@ class DocumentFrequencies:
     """
 
     def __init__(self, texts: Iterable[str]) -> None:
-        self.num_texts, self._counts, self._lower_case = 0, Counter(), set()
+        self.num_texts = 0
+        self._counts: Counter[str] = Counter()
+        self._lower_case: set[str] = set()
         for text in texts:
             self.num_texts += 1
             words = {text[start:end] for start, end in _words(text)}
@@ -105,7 +107,9 @@ def _name_runs(
     text: str, words: list[tuple[int, int]], frequencies: DocumentFrequencies
 ) -> list[list[tuple[int, int]]]:
     """Longest runs of capitalised words and numbers without a punctuation mark between two words."""
-    runs, run, at = [], [], 0
+    runs: list[list[tuple[int, int]]] = []
+    run: list[tuple[int, int]] = []
+    at = 0
     for number, (start, end) in enumerate(words):
         word = text[start:end]
         is_name = word[0].isupper() and not (number == 0 and frequencies.occurs_in_lower_case(word))

@@ -26,9 +26,13 @@ class Collator:
     def __call__(self, items: Sequence[dict[str, Any]]) -> Batch:
         """The batch of `items`, one row each in the same order (see `Prompt.tokenise` for the pieces)."""
         assert items, len(items)
-        tokens = {name: self._tokens([item[name] for item in items]) for name in PIECES}
+        prefix, context, query, prompt, answer = (self._tokens([item[name] for item in items]) for name in PIECES)
         return Batch(
-            **tokens,
+            prefix=prefix,
+            context=context,
+            query=query,
+            prompt=prompt,
+            answer=answer,
             evidence=self._evidence(items),
             offsets=self._offsets(items),
             examples=[item["example"] for item in items],

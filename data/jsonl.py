@@ -90,6 +90,7 @@ class Jsonl:
         """
         raise_problems(self.problems([split]))
         name, limit = self.files[split], self.limits[split]
+        assert name is not None, split  # checked by `problems`
         examples: list[Example] = []
         bad: list[str] = []
         line_of_id: dict[str, int] = {}
@@ -228,7 +229,8 @@ def _example(id: str, row: dict[str, Any], max_documents: int | None) -> tuple[E
     answers = row["answers"]
     answers = (answers,) if isinstance(answers, str) else tuple(answers)
     passages = row.get("documents") or []
-    context, problems = row["context"], []
+    context: str = row["context"]
+    problems: list[str] = []
     if passages and max_documents is not None:
         passages = draw_passages(id, passages, max_documents)
         context, spans = join_passages(passages)
@@ -261,7 +263,9 @@ def join_passages(passages: list[dict[str, Any]]) -> tuple[str, list[tuple[int, 
 
 def _find(passages: list[dict[str, Any]], context: str) -> tuple[list[tuple[int, int]], list[str]]:
     """(start, end) of each passage's text in a context of another layout, searched from the end of the last one."""
-    spans, problems, at = [], [], 0
+    spans: list[tuple[int, int]] = []
+    problems: list[str] = []
+    at = 0
     for i, passage in enumerate(passages, 1):
         start = context.find(passage["text"], at)
         if start < 0:

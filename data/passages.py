@@ -71,7 +71,8 @@ class Passages:
     def _cut(self, context: str, rng) -> list[str]:
         """Consecutive passages, without surrounding white space."""
         words = [match.span() for match in re.finditer(r"\S+", context)]
-        passages, at = [], 0
+        passages: list[str] = []
+        at = 0
         while True:
             length = self.min_words + random_below(rng, self.max_words - self.min_words + 1)
             if at + length > len(words):

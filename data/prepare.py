@@ -68,25 +68,25 @@ def prepare(
     max_words  longer contexts are skipped; None = no limit
     Raises: ValueError for wrong arguments, files and rows: one line each, with file and row.
     """
-    files = {split: [Path(file).expanduser() for file in files[split]] for split in SPLITS if files.get(split)}
+    paths = {split: [Path(file).expanduser() for file in files[split]] for split in SPLITS if files.get(split)}
     folder = _output_folder(format, output)
-    raise_problems(_problems(format, files, folder, max_words))
+    raise_problems(_problems(format, paths, folder, max_words))
     folder.parent.mkdir(parents=True, exist_ok=True)
     split_of_key: dict[bytes, str] = {}
     counts, digests = {}, {}
     with tempfile.TemporaryDirectory(prefix=f".{folder.name}-", dir=folder.parent) as temp:
         partial = Path(temp) / "splits"
         partial.mkdir()
-        for split in reversed(files):
-            rows = RowReader(format, files[split], split, context, stories)
+        for split in reversed(paths):
+            rows = RowReader(format, paths[split], split, context, stories)
             writer = _SplitWriter(split, split_of_key, max_words)
             counts[split], digests[split] = writer.write(partial / f"{split}.jsonl.gz", _convert(rows))
-        names = {split: str(partial / f"{split}.jsonl.gz") if split in files else None for split in SPLITS}
-        for split in files:
-            loaded = _digest(Jsonl(**names).examples(split))
+        train, validation, test = (str(partial / f"{name}.jsonl.gz") if name in paths else None for name in SPLITS)
+        for split in paths:
+            loaded = _digest(Jsonl(train, validation, test).examples(split))
             assert loaded == digests[split], f"{split}: loaded {loaded}, written {digests[split]}"
         partial.replace(folder)  # replaces an empty folder
-    return folder, {split: counts[split] for split in files}
+    return folder, {split: counts[split] for split in paths}
 
 
 def data_folder() -> Path:
@@ -98,13 +98,15 @@ def data_folder() -> Path:
 def _output_folder(format: str, output: str | Path | None) -> Path:
     if format not in CONVERTERS:
         raise ValueError(f"format {format!r}: allowed are {', '.join(CONVERTERS)}")
+    if output is not None:
+        return Path(output).expanduser().resolve()
     name = FOLDERS.get(format, format)
-    if output is None and name is None:
+    if name is None:
         raise ValueError(
             f"{format} is the format of several data sets: name the folder of this one, for example "
             f"--output {data_folder()}/{'kv_retrieval_75' if format == 'kv_retrieval' else 'gov_report'}"
         )
-    return (Path(output).expanduser() if output is not None else data_folder() / name).resolve()
+    return (data_folder() / name).resolve()
 
 
 def _problems(format: str, files: dict[str, list[Path]], folder: Path, max_words: int | None) -> list[str]:
@@ -127,7 +129,7 @@ def _problems(format: str, files: dict[str, list[Path]], folder: Path, max_words
 
 def _convert(rows: RowReader) -> Iterator[dict[str, Any] | Skipped]:
     """The examples of all rows. Raises: one ValueError for all bad rows, after the last row."""
-    bad = []
+    bad: list[str] = []
     while True:
         try:
             for row in CONVERTERS[rows.format](rows):

@@ -62,11 +62,11 @@ def corpus_bleu(texts: Sequence[str], targets: Sequence[str]) -> float:
     A text of fewer than n words counts as one wrong n-gram (nltk's rule); sacrebleu does not count it.
     """
     own = [words(text) for text in texts]
-    found = _bleu(MAX_ORDER, "none").corpus_score(
+    statistics = _bleu(MAX_ORDER, "none").corpus_score(
         [" ".join(text) for text in own], [[" ".join(words(target)) for target in targets]]
     )
-    totals = [total + sum(len(text) < n for text in own) for n, total in enumerate(found.totals, 1)]
-    return min(BLEU.compute_bleu(found.counts, totals, found.sys_len, found.ref_len).score / 100, 1.0)
+    totals = [total + sum(len(text) < n for text in own) for n, total in enumerate(statistics.totals, 1)]
+    return min(BLEU.compute_bleu(statistics.counts, totals, statistics.sys_len, statistics.ref_len).score / 100, 1.0)
 
 
 @functools.cache
@@ -134,8 +134,8 @@ class Restoration:
             "edit_similarity": edit_similarity(text, target),
             "end_rate": float(is_ended),
         }
-        ratios = {"free_accuracy": [sum(correct), n], "length_ratio": [len(ids), n]}
-        if nll is not None:
+        ratios: dict[str, list[float]] = {"free_accuracy": [sum(correct), n], "length_ratio": [len(ids), n]}
+        if nll is not None and hits is not None:
             nats = sum(nll[:n])
             scores |= {"accuracy_macro": sum(hits[:n]) / n if n else 1.0, "end_accuracy": float(hits[n])}
             ratios |= {

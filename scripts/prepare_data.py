@@ -43,35 +43,35 @@ from data.converters import CONVERTERS
 from data.prepare import prepare
 
 
-def parser() -> argparse.ArgumentParser:
+def build_parser() -> argparse.ArgumentParser:
     """The command line."""
-    found = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    found.add_argument("format", metavar="FORMAT", help=f"one of: {', '.join(CONVERTERS)}")
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("format", metavar="FORMAT", help=f"one of: {', '.join(CONVERTERS)}")
     for split in SPLITS:
-        found.add_argument(
+        parser.add_argument(
             f"--{split}", nargs="+", default=[], metavar="FILE", help=f"the data set's files for {split}"
         )
-    found.add_argument(
+    parser.add_argument(
         "--output",
         metavar="FOLDER",
         help="default: the name of the format (multinews for multi_news) in BREVIARY_DATA, else in data/ of "
         "BREVIARY_CACHE, else in ~/.cache/breviary/data",
     )
-    found.add_argument("--max-words", type=int, metavar="N", help="skip contexts of more words; default: no limit")
-    found.add_argument("--context", choices=("stories", "summaries"), default="stories", help="narrativeqa only")
-    found.add_argument("--stories", metavar="FOLDER", help="narrativeqa only: folder of <document_id>.content files")
-    return found
+    parser.add_argument("--max-words", type=int, metavar="N", help="skip contexts of more words; default: no limit")
+    parser.add_argument("--context", choices=("stories", "summaries"), default="stories", help="narrativeqa only")
+    parser.add_argument("--stories", metavar="FOLDER", help="narrativeqa only: folder of <document_id>.content files")
+    return parser
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """Runs the command line. Invalid arguments, files or rows: exit code 2, one line each."""
-    command_line = parser()
-    args = command_line.parse_args(arguments)
+    parser = build_parser()
+    args = parser.parse_args(arguments)
     files = {split: getattr(args, split) for split in SPLITS}
     try:
         folder, counts = prepare(args.format, files, args.output, args.context, args.stories, args.max_words)
     except ValueError as error:
-        command_line.exit(2, "".join(f"error: {line}\n" for line in str(error).split("\n")))
+        parser.exit(2, "".join(f"error: {line}\n" for line in str(error).split("\n")))
     for split, split_counts in counts.items():
         print(f"{split}: {split_counts.report()}")
     print(f"{args.format}: ready: {folder} (loaded and compared)")

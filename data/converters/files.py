@@ -161,7 +161,7 @@ def csv_rows(file: Path, columns: Iterable[str]) -> Iterator[dict[str, str]]:
             )
         for number, row in enumerate(reader, 1):
             if None in row or None in row.values():
-                raise FileError(f"{file}, row {number}: not {len(reader.fieldnames)} cells, as in the header")
+                raise FileError(f"{file}, row {number}: not {len(reader.fieldnames or [])} cells, as in the header")
             yield row
 
 
@@ -184,7 +184,7 @@ def narrativeqa_rows(folder: Path, set_name: str, context: str, stories: str | P
     """
     documents = {row["document_id"] for row in csv_rows(_required_file(folder, "documents.csv"), ["document_id"])}
     home = _stories_folder(folder, stories) if context == "stories" else None
-    texts = _summaries(folder) if context == "summaries" else {}
+    texts: dict[str, str | None] = _summaries(folder) if context == "summaries" else {}
     qaps = _required_file(folder, "qaps.csv")
     for number, row in enumerate(csv_rows(qaps, ["document_id", "set", "question", "answer1", "answer2"]), 1):
         if row["set"] != set_name:
@@ -201,7 +201,7 @@ def narrativeqa_rows(folder: Path, set_name: str, context: str, stories: str | P
         yield {**row, "context": texts[document]}
 
 
-def _summaries(folder: Path) -> dict[str, str]:
+def _summaries(folder: Path) -> dict[str, str | None]:
     places = (folder / "summaries.csv", folder / "third_party/wikipedia/summaries.csv")
     file = next((path for path in places if path.is_file()), None)
     if file is None:

@@ -193,9 +193,9 @@ def test_every_format_has_a_row_here():
 @pytest.mark.parametrize("format", sorted(ROWS))
 def test_a_row_is_converted_to_the_common_format_and_not_modified(format):
     row = copy.deepcopy(ROWS[format])
-    found = [example for example in convert(format, row) if not isinstance(example, Skipped)]
-    assert row == ROWS[format] and found
-    for example in found:
+    examples = [example for example in convert(format, row) if not isinstance(example, Skipped)]
+    assert row == ROWS[format] and examples
+    for example in examples:
         assert set(example) - {"documents"} == {"id", "context", "question", "answers"}
         assert example["context"].strip() and example["question"] == example["question"].strip() != ""
         assert example["answers"] and all(answer == answer.strip() != "" for answer in example["answers"])
@@ -204,12 +204,12 @@ def test_a_row_is_converted_to_the_common_format_and_not_modified(format):
 
 
 def test_nq_keeps_the_order_of_passages_and_its_id_holds_the_gold_place():
-    _, found = convert("nq", NQ, NQ)
-    assert (found["id"], found["answers"]) == ("nq-1-gold1", ["Ann", "Ann Lee"])
-    assert found["context"] == "Document [1](Title: A) Nobody.\n\nDocument [2](Title: B) Ann wrote it."
-    assert [document["is_gold"] for document in found["documents"]] == [False, True]
-    [found] = convert("nq", changed("nq", lambda row: row["ctxs"].pop()))
-    assert found["id"] == "nq-0"
+    _, example = convert("nq", NQ, NQ)
+    assert (example["id"], example["answers"]) == ("nq-1-gold1", ["Ann", "Ann Lee"])
+    assert example["context"] == "Document [1](Title: A) Nobody.\n\nDocument [2](Title: B) Ann wrote it."
+    assert [document["is_gold"] for document in example["documents"]] == [False, True]
+    [example] = convert("nq", changed("nq", lambda row: row["ctxs"].pop()))
+    assert example["id"] == "nq-0"
 
 
 def test_hotpotqa_official_and_hub_rows_yield_equal_examples():
@@ -237,9 +237,9 @@ def test_2wiki_pandas_columns_yield_the_rows():
 
 
 def test_musique_uses_aliases_and_skips_unanswerable_questions():
-    [found] = convert("musique", MUSIQUE)
-    assert found["answers"] == ["Jo", "Joan"]
-    assert [document["is_gold"] for document in found["documents"]] == [True, False]
+    [example] = convert("musique", MUSIQUE)
+    assert example["answers"] == ["Jo", "Joan"]
+    assert [document["is_gold"] for document in example["documents"]] == [True, False]
     assert convert("musique", {**MUSIQUE, "answerable": False}) == [Skipped("unanswerable")]
 
 
@@ -260,8 +260,8 @@ def test_contract_nli_yields_an_example_for_every_label():
 
 
 def test_narrativeqa_skips_a_missing_story_and_converts_html():
-    [found] = convert("narrativeqa", NARRATIVE)
-    assert (found["id"], found["answers"]) == ("00ff-0", ["A pupil."])
+    [example] = convert("narrativeqa", NARRATIVE)
+    assert (example["id"], example["answers"]) == ("00ff-0", ["A pupil."])
     page = "<HTML><head><style>p {}</style></head><body><pre>FADE IN: &amp; out</pre><script>1</script></body></HTML>"
     missing, shown = convert("narrativeqa", {**NARRATIVE, "context": None}, {**NARRATIVE, "context": page})
     assert missing == Skipped("no story of that document") and shown["context"] == "FADE IN: & out"
@@ -269,42 +269,42 @@ def test_narrativeqa_skips_a_missing_story_and_converts_html():
 
 
 def test_qasper_answers_have_the_wording_of_the_official_evaluation():
-    [found] = convert("qasper", *UNPACKERS["qasper"]({"1909.1": PAPER}))
-    assert found["context"] == "On words\n\nAbstract\nWe count.\n\nIntro\nFirst.\nSecond.\n\nThird."
-    assert found["id"] == "q1" and found["answers"] == ["one, two", "Unanswerable", "No", "Four."]
+    [example] = convert("qasper", *UNPACKERS["qasper"]({"1909.1": PAPER}))
+    assert example["context"] == "On words\n\nAbstract\nWe count.\n\nIntro\nFirst.\nSecond.\n\nThird."
+    assert example["id"] == "q1" and example["answers"] == ["one, two", "Unanswerable", "No", "Four."]
 
 
 @pytest.mark.parametrize("separator", ["story_separator_special_tag", "|||||"])
 def test_multi_news_splits_articles_at_either_separator(separator):
     source = NEWS["source"].replace("story_separator_special_tag", separator)
-    [found] = convert("multi_news", {**NEWS, "source": f"{source.strip()} {separator} \n"})
-    assert found["context"] == "Passage 1:\nFirst.\nMore.\n\nPassage 2:\nSecond."
-    assert found["answers"] == ["Two things."] and found["question"].startswith("Write a one-page summary")
+    [example] = convert("multi_news", {**NEWS, "source": f"{source.strip()} {separator} \n"})
+    assert example["context"] == "Passage 1:\nFirst.\nMore.\n\nPassage 2:\nSecond."
+    assert example["answers"] == ["Two things."] and example["question"].startswith("Write a one-page summary")
     assert convert("multi_news", {**NEWS, "source": "\n"}) == [Skipped("no context")]
 
 
 def test_quality_question_holds_the_options_and_the_answer_is_an_option_s_text():
-    [found] = convert("quality", QUALITY)
-    assert found["question"] == "What is it?\n(A) song\n(B) tale\n(C) list\n(D) joke"
-    assert (found["id"], found["answers"]) == ("5_X_1", ["tale"])
+    [example] = convert("quality", QUALITY)
+    assert example["question"] == "What is it?\n(A) song\n(B) tale\n(C) list\n(D) joke"
+    assert (example["id"], example["answers"]) == ("5_X_1", ["tale"])
 
 
 def test_fairytaleqa_joins_sections_and_uses_both_annotators():
-    [found] = convert("fairytaleqa", FAIRY)
-    assert found["context"] == "A fox\nran.\n\nIt hid." and found["id"] == "fox-4"
-    assert found["answers"] == ["a fox", "A fox.", "the fox"]
+    [example] = convert("fairytaleqa", FAIRY)
+    assert example["context"] == "A fox\nran.\n\nIt hid." and example["id"] == "fox-4"
+    assert example["answers"] == ["a fox", "A fox.", "the fox"]
 
 
 def test_kv_retrieval_context_is_one_json_object():
-    [found] = convert("kv_retrieval", KV)
-    assert found["context"] == '{"aa": "bb",\n "3f1c": "9b2e"}' and found["answers"] == [VALUE]
-    assert found["id"] == "kv2-0" and f'"{KEY}"' in found["question"]
+    [example] = convert("kv_retrieval", KV)
+    assert example["context"] == '{"aa": "bb",\n "3f1c": "9b2e"}' and example["answers"] == [VALUE]
+    assert example["id"] == "kv2-0" and f'"{KEY}"' in example["question"]
 
 
 def test_longbench_uses_the_task_s_question_where_the_row_has_none():
-    [found], [asked] = convert("longbench", LONGBENCH), convert("longbench", {**LONGBENCH, "input": "Why?"})
-    assert (found["id"], found["question"]) == ("c0ffee", "Write a one-page summary of the report.")
-    assert asked["question"] == "Why?"
+    [from_task], [from_row] = convert("longbench", LONGBENCH), convert("longbench", {**LONGBENCH, "input": "Why?"})
+    assert (from_task["id"], from_task["question"]) == ("c0ffee", "Write a one-page summary of the report.")
+    assert from_row["question"] == "Why?"
 
 
 @pytest.mark.parametrize(
@@ -317,8 +317,8 @@ def test_longbench_uses_the_task_s_question_where_the_row_has_none():
     ],
 )
 def test_rows_of_test_files_with_hidden_answers_are_skipped(format, change):
-    [found] = convert(format, changed(format, change))
-    assert "hidden answers" in found.reason
+    [skipped] = convert(format, changed(format, change))
+    assert "hidden answers" in skipped.reason
 
 
 BAD = [

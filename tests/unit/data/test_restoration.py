@@ -52,8 +52,8 @@ def test_bleu_by_hand():
     assert bleu("p q r s", "a b c d") == 0
     assert bleu("", "") == 1 and bleu("", "a") == bleu("a", "") == 0
     # Precisions 5/6, 3/5, 1/4; no 4-gram of 3 agrees: smoothed to 1 / 2^1 / 3. Equal lengths.
-    found = bleu("the cat sat on a mat", "the cat sat by a mat")
-    assert found == pytest.approx((5 / 6 * 3 / 5 * 1 / 4 * 1 / 6) ** 0.25)
+    value = bleu("the cat sat on a mat", "the cat sat by a mat")
+    assert value == pytest.approx((5 / 6 * 3 / 5 * 1 / 4 * 1 / 6) ** 0.25)
     # All n-grams agree, 5 words of 7: the brevity penalty alone.
     assert bleu("a b c d e", "a b c d e f g") == pytest.approx(math.exp(1 - 7 / 5))
 
@@ -64,8 +64,8 @@ def test_corpus_bleu_counts_n_grams_over_all_texts():
         {"prediction": "p q x s t", "references": ["p q r s t"]},
     ]
     # 9 of 10 words agree, 6 of 8 pairs, 3 of 6 triples, 2 of 4 quadruples. Equal lengths.
-    found = Restoration().corpus(rows)["corpus_bleu"]
-    assert found == pytest.approx((9 / 10 * 6 / 8 * 3 / 6 * 2 / 4) ** 0.25)
+    value = Restoration().corpus(rows)["corpus_bleu"]
+    assert value == pytest.approx((9 / 10 * 6 / 8 * 3 / 6 * 2 / 4) ** 0.25)
     assert Restoration().corpus(rows[1:]) == {"corpus_bleu": 0}  # no triple agrees
 
 
@@ -76,9 +76,9 @@ def test_a_text_of_few_words_counts_as_one_wrong_n_gram_of_each_longer_order():
 
 
 def test_rouge_by_hand():
-    found = rouge_n("a cat sat here", "the cat sat down now")
-    assert found["rouge_1"] == pytest.approx(2 * (2 / 4) * (2 / 5) / (2 / 4 + 2 / 5))
-    assert found["rouge_2"] == pytest.approx(2 * (1 / 3) * (1 / 4) / (1 / 3 + 1 / 4))
+    rouge = rouge_n("a cat sat here", "the cat sat down now")
+    assert rouge["rouge_1"] == pytest.approx(2 * (2 / 4) * (2 / 5) / (2 / 4 + 2 / 5))
+    assert rouge["rouge_2"] == pytest.approx(2 * (1 / 3) * (1 / 4) / (1 / 3 + 1 / 4))
     assert rouge_n("same words", "same words") == {"rouge_1": 1, "rouge_2": 1}
 
 

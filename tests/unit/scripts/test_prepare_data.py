@@ -141,8 +141,8 @@ def test_duplicate_rows_are_removed_and_duplicate_ids_renamed(call, tmp_path):
         "test: 4 examples, 3 contexts, 1 words on average; skipped: 1 duplicate; "
         "3 duplicate ids renamed to ID~2, ID~3, ..."
     )
-    found = prepared(tmp_path / "out", "test")
-    assert [(example.id, example.context) for example in found] == [
+    examples = prepared(tmp_path / "out", "test")
+    assert [(example.id, example.context) for example in examples] == [
         ("a", "x"),
         ("a~2", "x"),
         ("a~2~2", "y"),
@@ -169,9 +169,9 @@ def test_json_is_read_as_array_lines_columns_or_one_object(call, tmp_path):
     for name, text in forms.items():
         (tmp_path / f"{name}.json").write_text(f"\ufeff{text}", encoding="utf-8")
         prepare("2wikimultihopqa", {"test": [tmp_path / f"{name}.json"]}, tmp_path / f"out_{name}")
-        found = prepared(tmp_path / f"out_{name}", "test")
-        assert [example.id for example in found] == (["1", "2"] if name == "lines" else ["1"])
-        assert found[0].context == "Document [1](Title: T) A."
+        examples = prepared(tmp_path / f"out_{name}", "test")
+        assert [example.id for example in examples] == (["1", "2"] if name == "lines" else ["1"])
+        assert examples[0].context == "Document [1](Title: T) A."
 
 
 def test_a_folder_of_meetings_is_read_and_file_names_become_ids(call, tmp_path):
@@ -200,8 +200,8 @@ def test_multi_news_pairs_lines_of_two_files(call, tmp_path, error_lines):
     assert call("multi_news", "--train", tmp_path / "train.src", output=False)[-1].endswith(
         f"{tmp_path / 'data' / 'multinews'} (loaded and compared)"
     )
-    found = prepared(tmp_path / "data/multinews", "train")
-    assert [(example.context, example.answers) for example in found] == [
+    examples = prepared(tmp_path / "data/multinews", "train")
+    assert [(example.context, example.answers) for example in examples] == [
         ("Passage 1:\na\u2028b\n\nPassage 2:\nc", ("One.",)),
         ("Passage 1:\nd", ("Two.",)),
     ]
@@ -245,9 +245,9 @@ def repository(tmp_path):
 def test_narrativeqa_selects_the_rows_of_each_split_with_stories_or_summaries(call, tmp_path, repository, error_lines):
     words = [word for split in SPLITS for word in (f"--{split}", repository)]
     call("narrativeqa", *words, "--context", "summaries", output=False)
-    found = [prepared(tmp_path / "data/narrativeqa", split)[0] for split in SPLITS]
-    assert [example.context.strip() for example in found] == [f"Summary of d{number}." for number in (1, 2, 3)]
-    assert found[0].answers == ("Mark.", "A pupil.")
+    examples = [prepared(tmp_path / "data/narrativeqa", split)[0] for split in SPLITS]
+    assert [example.context.strip() for example in examples] == [f"Summary of d{number}." for number in (1, 2, 3)]
+    assert examples[0].answers == ("Mark.", "A pupil.")
     call("narrativeqa", *words[:4])
     assert [prepared(tmp_path / "out", split)[0].context for split in SPLITS[:2]] == ["Story one.", "Café."]
     assert error_lines("narrativeqa", "--test", repository, "--output", tmp_path / "x", output=False) == [
@@ -284,13 +284,13 @@ def test_every_bad_row_is_reported_with_its_file_and_nothing_is_written(tmp_path
     good, bad = nq("q", "a"), {"question": "q", "answers": ["a"]}
     files = [lines(tmp_path / "a.jsonl", [good, bad, {**good, "answers": 3}]), lines(tmp_path / "b.jsonl.gz", [bad])]
     train = lines(tmp_path / "train.jsonl", [good])
-    found = error_lines("nq", "--train", train, "--test", *files)
-    assert [message.split(": ")[0] for message in found] == [
+    messages = error_lines("nq", "--train", train, "--test", *files)
+    assert [message.split(": ")[0] for message in messages] == [
         f"{files[0]}, row 2",
         f"{files[0]}, row 3",
         f"{files[1]}, row 1",
     ]
-    assert found[1].endswith("'answers' is a whole number; it must be a list")
+    assert messages[1].endswith("'answers' is a whole number; it must be a list")
     many = error_lines("nq", "--test", lines(tmp_path / "c.jsonl", [bad] * 13))
     assert len(many) == 11 and many[-1] == "... and 3 more bad rows"
 
@@ -330,6 +330,6 @@ def test_wrong_arguments_are_reported_together(call, tmp_path, error_lines):
         )
     file = lines(tmp_path / "a.jsonl", [nq("q", "a")])
     call("nq", "--test", file)
-    found = error_lines("nq", "--test", file, "--train", tmp_path / "absent", "--max-words", "0")
-    assert len(found) == 3 and found[0] == f"--train {tmp_path}/absent: no such file or folder"
-    assert "already exists: splits are checked against each other" in found[1] and "--max-words 0" in found[2]
+    messages = error_lines("nq", "--test", file, "--train", tmp_path / "absent", "--max-words", "0")
+    assert len(messages) == 3 and messages[0] == f"--train {tmp_path}/absent: no such file or folder"
+    assert "already exists: splits are checked against each other" in messages[1] and "--max-words 0" in messages[2]
