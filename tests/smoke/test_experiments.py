@@ -1,4 +1,7 @@
-"""Every experiment of configs/experiment, two steps on the tiny backbone, then four questions through eval.py."""
+"""Every experiment of configs/experiment: two training steps on the tiny backbone, then evaluation on four questions.
+
+Then evaluations of two runs: tables, variants, continuing after an interruption.
+"""
 
 import json
 import math
@@ -8,17 +11,18 @@ import pytest
 from omegaconf import OmegaConf, open_dict
 
 import train
+from breviary.config.compose import compose_config
 from breviary.evaluation import session
 from breviary.evaluation.results import PREDICTIONS, RESULTS, Predictions
 from breviary.evaluation.session import EvaluationSession
 from breviary.memory.encoder import ContextEncoder
 from data.invented_facts import InventedFacts
 from data.pipeline import TEXT
-from tests.tiny import CONFIGS, compose_tiny, evaluate_tiny
+from tests.tiny import CONFIGS, LORA_TARGETS, compose_tiny, evaluate_tiny
 
 EXPERIMENTS = sorted(file.stem for file in (CONFIGS / "experiment").glob("*.yaml"))
-# What costs time, and to what it is reduced where an experiment asks for more.
-MOST = {
+# Upper limits for keys that cost time.
+LIMITS = {
     "train.steps": 2,
     "train.batch_size": 2,
     "train.accumulation": 2,
@@ -32,6 +36,10 @@ MOST = {
     "limits.max_context_tokens": 128,
     "compressor.encoder_layers": 2,
     "compressor.layers": 2,
+    "compressor.chunk_size": 16,
+    "compressor.stride": 4,
+    "compressor.global_slots": 3,
+    "compressor.queue_budget": 8,
     "dataset.facts": 3,
     "dataset.context_words": 80,
     "dataset.train_size": 8,
@@ -44,7 +52,7 @@ MOST = {
 
 @pytest.fixture(scope="module")
 def home(tmp_path_factory):
-    """A folder with the files train.jsonl, validation.jsonl and test.jsonl in the common format."""
+    """A folder with train.jsonl, validation.jsonl and test.jsonl in our JSONL format."""
     folder = tmp_path_factory.mktemp("smoke")
     for split in ("train", "validation", "test"):
         rows = []
@@ -66,8 +74,8 @@ def home(tmp_path_factory):
     return folder
 
 
-def reduced(cfg, home):
-    """The configuration on the tiny backbone and on data that is here, in one process, with little to do."""
+def reduce_config(cfg, home):
+    """The configuration on the tiny backbone and on local data, in one process, with LIMITS applied."""
     with open_dict(cfg):
         cfg.backbone = OmegaConf.load(CONFIGS / "backbone" / "tiny.yaml")
         cfg.backbone.layers, cfg.backbone.width = 4, 32
@@ -76,64 +84,88 @@ def reduced(cfg, home):
         for split in ("train", "validation", "test"):
             if split in cfg.dataset:
                 cfg.dataset[split] = f"{home}/{split}.jsonl"
-        for key, most in MOST.items():
-            asked = OmegaConf.select(cfg, key)
-            if asked is not None:
-                OmegaConf.update(cfg, key, min(asked, most))
+        for section in (cfg.decoder, cfg.compressor):
+            if "lora_targets" in section:
+                section.lora_targets = LORA_TARGETS
+        for key, limit in LIMITS.items():
+            value = OmegaConf.select(cfg, key)
+            if value is not None:
+                OmegaConf.update(cfg, key, min(value, limit))
     return cfg
 
 
-def finite(value):
+def is_finite(value):
     return isinstance(value, (int, float)) and math.isfinite(value)
 
 
-def trained(cfg):
-    """Trains; the folder, after a look at what was logged."""
+def train_and_check(cfg):
+    """Trains and checks the log; returns the run folder."""
     folder = train.train(cfg)
     rows = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
     assert [row["step"] for row in rows if "loss" in row] == [1, 2]
     for row in rows:
-        wrong = {key: value for key, value in row.items() if not finite(value) and key != "effective_ratio"}
+        wrong = {key: value for key, value in row.items() if not is_finite(value) and key != "effective_ratio"}
         assert not wrong, wrong
     return folder
 
 
-def evaluated(folder, home, *overrides):
+def evaluate_run(folder, home, *overrides):
     """The results of eval.py run=FOLDER examples=4 OVERRIDES."""
-    words = [f"run={folder}", "examples=4", f"paths.outputs={home}/outputs", f"paths.cache={home}/cache", *overrides]
-    return evaluate_tiny(words)
+    paths = [f"paths.outputs={home}/outputs", f"paths.cache={home}/cache"]
+    return evaluate_tiny([f"run={folder}", "examples=4", *paths, *overrides])
+
+
+@pytest.fixture(scope="module")
+def tested():
+    """The reduced configurations that this file has trained and evaluated."""
+    return set()
 
 
 @pytest.mark.parametrize("name", EXPERIMENTS)
-def test_an_experiment_trains_and_is_evaluated(name, home):
-    cfg = compose_tiny([f"experiment={name}"])
+def test_an_experiment_trains_and_evaluates(name, home, tested):
+    cfg = reduce_config(compose_config("train", [f"experiment={name}"]), home)
+    is_second_stage = bool(OmegaConf.is_missing(cfg, "init_from") or cfg.init_from)
+    cfg.init_from, cfg.name = None, "smoke"
+    # Experiments that differ in backbone, sizes or data files only are equal after the reduction: tested once.
+    content = (is_second_stage, OmegaConf.to_yaml(cfg, resolve=True))
+    if content in tested:
+        return
     cfg.reader = cfg.reader or name
-    second_stage = bool(OmegaConf.is_missing(cfg, "init_from") or cfg.init_from)
-    cfg.init_from = None
-    folder = trained(reduced(cfg, home))
-    if second_stage:
+    folder = train_and_check(cfg)
+    if is_second_stage:
         cfg.init_from = str(folder)
-        folder = trained(cfg)
-    [results] = evaluated(folder, home, "baselines=[]")
+        folder = train_and_check(cfg)
+    [results] = evaluate_run(folder, home, "baselines=[]")
     assert results["n"] == 4 and results["reader"] == cfg.reader
     assert {"em", "f1", "rouge_l", "nll"} <= results["metrics"].keys()
-    assert all(finite(number) for metric in results["metrics"].values() for number in metric.values())
-    assert all(finite(time) for time in results["times"].values())
+    assert all(is_finite(number) for metric in results["metrics"].values() for number in metric.values())
+    assert all(is_finite(time) for time in results["times"].values())
+    tested.add(content)
 
 
 @pytest.fixture(scope="module")
 def runs(home):
-    """Two runs: COMI at depth, and an equally trained full context."""
-    found = []
+    """Two runs: COMI at depth, and full context with equal training."""
+    folders = []
     for name, words in {"comi": ["compressor.join=depth"], "full_context": []}.items():
         words = [f"compressor={name}", f"reader={name}", f"name={name}", *words]
-        found.append(trained(reduced(compose_tiny(words), home)))
-    return found
+        folders.append(train_and_check(reduce_config(compose_tiny(words), home)))
+    return folders
 
 
-def test_a_table_holds_trained_and_untouched_readers(runs, home):
+@pytest.fixture
+def encoded_contexts(monkeypatch):
+    """The number of contexts in each call of ContextEncoder.encode."""
+    calls, encode = [], ContextEncoder.encode
+    monkeypatch.setattr(
+        ContextEncoder, "encode", lambda self, context: calls.append(len(context.ids)) or encode(self, context)
+    )
+    return calls
+
+
+def test_a_table_has_trained_readers_and_baselines(runs, home):
     comi, full = runs
-    results = evaluated(comi, home, f"compare=[{full}]")
+    results = evaluate_run(comi, home, f"compare=[{full}]")
     readers = [result["reader"] for result in results]
     assert readers == ["comi", "full_context", "full_context (untrained)", "no_context"]
     ratios = [result["effective_ratio"] for result in results]
@@ -141,46 +173,42 @@ def test_a_table_holds_trained_and_untouched_readers(runs, home):
     assert len({json.dumps(result["metrics"]["nll"]) for result in results}) == 4
     folders = [Path(path) for path in comi.glob("eval/*/*")] + [Path(path) for path in full.glob("eval/*/*")]
     assert len(folders) == 4 and all((folder / RESULTS).is_file() for folder in folders)
-    evaluated(f"{comi}/", home, f"compare=[{full}/]")  # written otherwise they are the same runs
+    evaluate_run(f"{comi}/", home, f"compare=[{full}/]")  # another spelling of the same paths
     assert sorted([*comi.glob("eval/*/*"), *full.glob("eval/*/*")]) == sorted(folders)
 
 
-def test_variants_equal_evaluations_of_their_own_and_read_no_context_again(runs, home, monkeypatch):
-    words, read = ["baselines=[]", "generation.max_new_tokens=2"], []  # not what other tests have evaluated
-    encode = ContextEncoder.encode
-    monkeypatch.setattr(
-        ContextEncoder, "encode", lambda self, context: read.append(len(context.ids)) or encode(self, context)
-    )
-    together = evaluated(
+def test_variants_equal_separate_evaluations_and_share_encoded_contexts(runs, home, encoded_contexts):
+    words = ["baselines=[]", "generation.max_new_tokens=2"]  # other tests have not evaluated this
+    variants = evaluate_run(
         runs[0], home, *words, "variants=[{compressor.ratio: 2}, {compressor.coarse: false, compressor.ratio: 2}]"
     )
-    assert sum(read) == 4
-    assert [one["reader"] for one in together] == ["comi", "comi, ratio=2", "comi, coarse=False, ratio=2"]
-    assert all(one["contexts_read"] == 4 and one["times"]["encode_ms"] > 0 for one in together)
-    for one, other in zip(together[1:], (["compressor.ratio=2"], ["compressor.ratio=2", "compressor.coarse=false"])):
-        [alone] = evaluated(runs[0], home, *words, *other)
+    assert sum(encoded_contexts) == 4
+    assert [one["reader"] for one in variants] == ["comi", "comi, ratio=2", "comi, coarse=False, ratio=2"]
+    assert all(one["contexts_read"] == 4 and one["times"]["encode_ms"] > 0 for one in variants)
+    for one, other in zip(variants[1:], (["compressor.ratio=2"], ["compressor.ratio=2", "compressor.coarse=false"])):
+        [alone] = evaluate_run(runs[0], home, *words, *other)
         assert (
-            sum(read) in (8, 12) and one["metrics"] == alone["metrics"] and one["memory_slots"] == alone["memory_slots"]
+            sum(encoded_contexts) in (8, 12)
+            and one["metrics"] == alone["metrics"]
+            and one["memory_slots"] == alone["memory_slots"]
         )
 
 
-def test_a_variant_that_reads_otherwise_reads_anew(runs, home, monkeypatch):
-    read, encode = [], ContextEncoder.encode
-    monkeypatch.setattr(
-        ContextEncoder, "encode", lambda self, context: read.append(len(context.ids)) or encode(self, context)
+def test_a_variant_with_another_segment_size_encodes_again(runs, home, encoded_contexts):
+    evaluate_run(
+        runs[0], home, "baselines=[]", "generation.max_new_tokens=1", "variants=[{compressor.segment_size: 8}]"
     )
-    evaluated(runs[0], home, "baselines=[]", "generation.max_new_tokens=1", "variants=[{compressor.segment_size: 8}]")
-    assert sum(read) == 8
+    assert sum(encoded_contexts) == 8
 
 
-def test_an_evaluation_that_is_done_is_not_done_again(runs, home, monkeypatch):
-    first = evaluated(runs[0], home, "baselines=[]", "generation.max_new_tokens=3")
+def test_a_finished_evaluation_is_not_repeated(runs, home, monkeypatch):
+    first = evaluate_run(runs[0], home, "baselines=[]", "generation.max_new_tokens=3")
     monkeypatch.setattr(session, "build_reader", None)
-    assert evaluated(runs[0], home, "baselines=[]", "generation.max_new_tokens=3") == first
+    assert evaluate_run(runs[0], home, "baselines=[]", "generation.max_new_tokens=3") == first
 
 
-def test_a_killed_evaluation_goes_on_to_the_same_results(runs, home, monkeypatch):
-    whole = evaluated(runs[0], home, "baselines=[]", "eval_batch_size=1")[0]
+def test_a_killed_evaluation_continues_to_the_same_results(runs, home, monkeypatch):
+    whole = evaluate_run(runs[0], home, "baselines=[]", "eval_batch_size=1")[0]
     folder = next(
         path.parent
         for path in runs[0].glob(f"eval/*/comi/{PREDICTIONS}")
@@ -191,25 +219,25 @@ def test_a_killed_evaluation_goes_on_to_the_same_results(runs, home, monkeypatch
     (folder / PREDICTIONS).unlink()
     append, batches = Predictions.append, []
 
-    def dying(predictions, found):
+    def append_twice(predictions, rows):
         if len(batches) == 2:
             raise KeyboardInterrupt
-        batches.append(found)
-        append(predictions, found)
+        batches.append(rows)
+        append(predictions, rows)
 
     with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
-        patch.setattr(Predictions, "append", dying)
-        evaluated(runs[0], home, "baselines=[]", "eval_batch_size=1")
+        patch.setattr(Predictions, "append", append_twice)
+        evaluate_run(runs[0], home, "baselines=[]", "eval_batch_size=1")
     assert len(Predictions(folder / PREDICTIONS).rows) == 2 and not (folder / RESULTS).exists()
-    again = evaluated(runs[0], home, "baselines=[]", "eval_batch_size=1")[0]
+    again = evaluate_run(runs[0], home, "baselines=[]", "eval_batch_size=1")[0]
     for key in ("metrics", "n", "data_hash", "memory_slots", "effective_ratio", "truncated"):
         assert again[key] == whole[key]
-    timeless = [{**row, "times": None} for row in rows]
-    assert [{**row, "times": None} for row in Predictions(folder / PREDICTIONS).rows] == timeless
+    without_times = [{**row, "times": None} for row in rows]
+    assert [{**row, "times": None} for row in Predictions(folder / PREDICTIONS).rows] == without_times
 
 
 def test_a_baseline_needs_no_run(home):
     words = ["compressor=truncate", "reader=truncate", "examples=4", "baselines=[truncate]"]
-    cfg = reduced(compose_tiny(words, "eval"), home)
+    cfg = reduce_config(compose_tiny(words, "eval"), home)
     [results] = EvaluationSession(TEXT).evaluate(cfg)
     assert results["reader"] == "truncate" and results["n"] == 4 and results["requested_ratio"] == 4
