@@ -1,1 +1,4 @@
-"""Datasets, prompts, tokenising, collating and metrics: everything between a file and a Batch, and after an answer."""
+"""Data sets, their conversion, prompts, tokenising, collating and metrics; no models.
+
+Imports only breviary.contract and breviary.runtime.
+"""
