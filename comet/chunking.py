@@ -1,7 +1,7 @@
 """How a text is cut into chunks (CoMeT, spec 3.3). Plain numbers on the host: work per chunk, never per token.
 
-N tokens of a text, c tokens of a full chunk. Every function gives the chunks' sizes in order; they sum to N, each is from
-1 to c. Only `random.Random.random` is drawn from: its sequence is the same in every Python version.
+N tokens of a text, c tokens of a full chunk. Every strategy returns the chunks' sizes in order; they sum to N, and each
+is from 1 to c. Only `random.Random.random` is used: its sequence is the same in every Python version.
 """
 
 from __future__ import annotations
@@ -9,39 +9,41 @@ from __future__ import annotations
 import bisect
 import random
 from collections.abc import Sequence
+from typing import TypeVar
+
+T = TypeVar("T")
 
 STRATEGIES = ("fixed", "right_aligned", "uniform", "random", "semantic", "mixture")
-# Shares of (fixed, right_aligned, random, uniform, semantic) by length, as published: below one chunk, below three
-# quarters of the longest text, and above.
+# Probabilities of MIXED by text length, as published: below one chunk; below three quarters of the longest text; above.
 MIXTURE = ((0.8, 0.1, 0.1, 0.0, 0.0), (0.6, 0.1, 0.2, 0.05, 0.05), (0.6, 0.1, 0.1, 0.2, 0.0))
 MIXED = ("fixed", "right_aligned", "random", "uniform", "semantic")
 BOUNDARIES = ("<|im_end|>", " \n", "\n", "\n\n", ".", ",", "。")  # tokens after which the semantic strategy cuts
 
 
 def fixed(tokens: int, chunk: int) -> list[int]:
-    """Full chunks, what is left over last."""
+    """Full chunks, the remainder last."""
     return [chunk] * (tokens // chunk) + ([tokens % chunk] if tokens % chunk else [])
 
 
 def right_aligned(tokens: int, chunk: int) -> list[int]:
-    """Full chunks, what is left over first."""
+    """Full chunks, the remainder first."""
     return fixed(tokens, chunk)[::-1]
 
 
 def uniform(tokens: int, chunk: int, chunks: int) -> list[int]:
-    """`chunks` chunks, or as many more as must be, whose sizes differ by at most 1."""
+    """`chunks` chunks, or as many more as the text needs, whose sizes differ by at most 1."""
     count = min(max(chunks, -(-tokens // chunk)), tokens)
     return [tokens // count + (i < tokens % count) for i in range(count)]
 
 
 def random_sizes(tokens: int, chunk: int, chunks: int, smallest: int, rng: random.Random) -> list[int]:
-    """A drawn number of chunks, at most `chunks` where that is enough, of drawn sizes of at least `smallest`."""
+    """A random number of chunks of random sizes: at most `chunks` where that suffices, each of at least `smallest`."""
     fewest = -(-tokens // chunk)
     most = max(min(tokens // smallest, chunks), fewest)
     count = fewest + int(rng.random() * (most - fewest + 1))
     smallest = min(smallest, tokens // count)
     sizes, slack = [smallest] * count, tokens - count * smallest
-    while slack:  # drawn shares of what is left, cut to the room; each round fills a chunk or uses up the slack
+    while slack:  # random shares of the slack, capped by the room; each round fills a chunk or uses up the slack
         open_chunks = [i for i in range(count) if sizes[i] < chunk]
         shares = [rng.random() + 1e-9 for _ in open_chunks]
         ends, at = [], 0.0
@@ -57,27 +59,28 @@ def random_sizes(tokens: int, chunk: int, chunks: int, smallest: int, rng: rando
 
 
 def semantic(tokens: int, chunk: int, smallest: int, boundaries: Sequence[int]) -> list[int]:
-    """Each chunk ends at the latest boundary that leaves it `smallest` to c tokens, else after c.
+    """Each chunk ends at the last boundary within `smallest` to c tokens; without one, after c tokens.
 
-    boundaries  ascending places (tokens before them) where a text may be cut
+    boundaries  ascending positions (number of preceding tokens) where a text may be cut
     """
-    sizes, at = [], 0
-    while tokens - at > chunk:
-        found = bisect.bisect_right(boundaries, at + chunk) - 1
-        end = boundaries[found] if found >= 0 and boundaries[found] >= at + smallest else at + chunk
-        sizes.append(end - at)
-        at = end
-    return sizes + ([tokens - at] if tokens > at else [])
+    sizes, start = [], 0
+    while tokens - start > chunk:
+        last = bisect.bisect_right(boundaries, start + chunk) - 1
+        end = boundaries[last] if last >= 0 and boundaries[last] >= start + smallest else start + chunk
+        sizes.append(end - start)
+        start = end
+    return sizes + ([tokens - start] if tokens > start else [])
 
 
 class ChunkPlanner:
-    """Cuts texts as configured; draws are a function of what is passed as `drawn`.
+    """Cuts texts with one strategy. Random choices depend on the argument `seed` alone.
 
-    strategy    one of STRATEGIES; mixture draws one of the others for each text by the published shares
-    chunk_size  c; most_chunks, smallest_chunk  of the drawn strategies; the longest text of the mixture's shares is
-                most_chunks * c
-    stride      text tokens for each compression token; widest_stride  None, or training draws each text's stride from
-                the powers of two times `stride` up to it, small ones more often ((n - i)^2)
+    chunk_size      c
+    stride          text tokens per compression token
+    strategy        one of STRATEGIES; mixture draws one of MIXED for each text with the published probabilities
+    most_chunks     of the random and uniform strategies; the mixture's longest text has most_chunks * c tokens
+    smallest_chunk  tokens, of the random, uniform and semantic strategies
+    widest_stride   largest stride of `sample_stride`; None = always `stride`
     """
 
     def __init__(
@@ -93,15 +96,15 @@ class ChunkPlanner:
         self.chunk_size, self.stride, self.strategy = chunk_size, stride, strategy
         self.most_chunks, self.smallest_chunk, self.widest_stride = most_chunks, smallest_chunk, widest_stride
 
-    def plan(self, tokens: int, boundaries: Sequence[int] = (), drawn: str = "") -> list[int]:
-        """Sizes of the chunks of a text of `tokens` tokens; [] for no token. `boundaries` as in `semantic`."""
+    def plan(self, tokens: int, boundaries: Sequence[int] = (), seed: str = "") -> list[int]:
+        """Sizes of the chunks of a text of `tokens` tokens; [] without tokens. `boundaries` as in `semantic`."""
         if not tokens:
             return []
-        rng = random.Random(f"chunks-{drawn}")
+        rng = random.Random(f"chunks-{seed}")
         c, strategy = self.chunk_size, self.strategy
         if strategy == "mixture":
             shares = MIXTURE[(tokens >= c) + (tokens >= 0.75 * self.most_chunks * c)]
-            strategy = _drawn(rng, MIXED, shares)
+            strategy = _weighted_choice(rng, MIXED, shares)
         if strategy == "fixed":
             return fixed(tokens, c)
         if strategy == "right_aligned":
@@ -112,22 +115,25 @@ class ChunkPlanner:
             return random_sizes(tokens, c, self.most_chunks, self.smallest_chunk, rng)
         return semantic(tokens, c, self.smallest_chunk, boundaries)
 
-    def text_stride(self, drawn: str = "") -> int:
-        """Stride of a text of a training step."""
+    def sample_stride(self, seed: str = "") -> int:
+        """Stride of a text in a training step.
+
+        One of the n values `stride` * 2^i up to `widest_stride`, with weights (n - i)^2.
+        """
         if self.widest_stride is None:
             return self.stride
         choices = [self.stride]
         while choices[-1] * 2 <= self.widest_stride:
             choices.append(choices[-1] * 2)
         weights = [(len(choices) - i) ** 2 for i in range(len(choices))]
-        return _drawn(random.Random(f"stride-{drawn}"), choices, [weight / sum(weights) for weight in weights])
+        return _weighted_choice(random.Random(f"stride-{seed}"), choices, [w / sum(weights) for w in weights])
 
 
-def _drawn(rng: random.Random, choices: Sequence, shares: Sequence[float]):
-    """One of `choices`, each as often as its share says."""
-    at = rng.random() * sum(shares)
-    for choice, share in zip(choices, shares):
-        at -= share
+def _weighted_choice(rng: random.Random, choices: Sequence[T], weights: Sequence[float]) -> T:
+    """One of `choices`, with probabilities proportional to `weights`."""
+    at = rng.random() * sum(weights)
+    for choice, weight in zip(choices, weights):
+        at -= weight
         if at < 0:
             return choice
     return choices[-1]

@@ -1,11 +1,11 @@
-"""The backbone's layers with a memory beside each: one piece of every row's chunk through all of them (CoMeT, spec 1.4).
+"""The backbone's layers, each with its memory: one piece of each row's chunk through all layers (CoMeT, spec 1.4).
 
-Shape letters: B rows, G global slots, T queue slots, M = G + T memory seats, P columns of the chunk read earlier,
+Shape letters: B rows, G global slots, T queue slots, M = G + T memory slots, P columns of the chunk in earlier pieces,
 N new columns (text, compression and readout tokens), D width.
 
-Two backends, the same numbers:
-    kv_prefix  memory is seen as keys and values only: its rows pass input norm and k/v projections, nothing else
-    scatter    memory is written into seats of the sequence, as published; what a layer computes there is dropped
+Two backends compute the same numbers:
+    kv_prefix  memory slots enter as keys and values only: they pass input norm and k/v projections, nothing else
+    scatter    memory slots are columns of the sequence, as published; a layer's output at these columns is discarded
 """
 
 from __future__ import annotations
@@ -19,8 +19,8 @@ from torch import Tensor, nn
 
 from breviary.backbones.stack import Stack
 from breviary.memory.assembly import Layout, take_columns, token_index
-from comet.layout import BEACONS, READOUTS
-from comet.memory import LayerMemory, LayerState, MemoryState, newest, wide
+from comet.layout import COMPRESSION, READOUT
+from comet.memory import LayerMemory, LayerState, MemoryState, at_least_float32, newest_columns
 
 BACKENDS = ("kv_prefix", "scatter")
 KeysValues = tuple[Tensor, Tensor]  # each (B, key/value heads, columns, head width)
@@ -28,49 +28,60 @@ KeysValues = tuple[Tensor, Tensor]  # each (B, key/value heads, columns, head wi
 
 @dataclass
 class OpenChunk:
-    """What later pieces of an unfinished chunk attend to.
+    """State of an unfinished chunk that its later pieces need.
 
-    mask          (B, P) bool, columns that hold a token of the row's open chunk
-    entries_mask  (B, E) bool, of the queue entries that wait for the chunk to be closed
-    seats         per layer, the memory's keys and values, which stay the same while a chunk is open; [] = there is none
-    own           per layer, the chunk's keys and values
-    entries       per layer, (B, E, D)
+    mask                 (B, P) bool, columns that hold a token of the row's open chunk
+    pending_mask         (B, E) bool, of `pending`
+    memory_keys_values   per layer, keys and values of the memory slots, constant while a chunk is open; [] = none
+    chunk_keys_values    per layer, keys and values of the chunk's columns
+    pending              per layer, (B, E, D) queue entries that enter the queue at the chunk's end
     """
 
     mask: Tensor
-    entries_mask: Tensor
-    seats: list[KeysValues] = field(default_factory=list)
-    own: list[KeysValues] = field(default_factory=list)
-    entries: list[Tensor] = field(default_factory=list)
+    pending_mask: Tensor
+    memory_keys_values: list[KeysValues] = field(default_factory=list)
+    chunk_keys_values: list[KeysValues] = field(default_factory=list)
+    pending: list[Tensor] = field(default_factory=list)
 
     def rows(self, index: Tensor) -> OpenChunk:
         """The rows (R,) int64, in that order."""
-        seats, own = ([(keys[index], values[index]) for keys, values in layers] for layers in (self.seats, self.own))
-        return OpenChunk(self.mask[index], self.entries_mask[index], seats, own, [x[index] for x in self.entries])
+        memory, chunk = (
+            [(keys[index], values[index]) for keys, values in layers]
+            for layers in (self.memory_keys_values, self.chunk_keys_values)
+        )
+        return OpenChunk(self.mask[index], self.pending_mask[index], memory, chunk, [x[index] for x in self.pending])
+
+    @property
+    def bytes(self) -> int:
+        """Bytes of keys, values and pending queue entries."""
+        pairs = [*self.memory_keys_values, *self.chunk_keys_values]
+        return sum(x.numel() * x.element_size() for x in [*(x for pair in pairs for x in pair), *self.pending])
 
 
-class SeenBefore:
-    """The cache of one layer's call: hands out what was seen before, and remembers what is new. Idempotent, so that a
-    layer may be recomputed in the backward pass."""
+class PrefixCache:
+    """Cache for one call of one layer: prepends earlier keys and values and records the new ones.
 
-    def __init__(self, before: Sequence[KeysValues]) -> None:
-        self.before = before
+    Calls are idempotent, so that a layer can be recomputed in the backward pass.
+    """
+
+    def __init__(self, earlier: Sequence[KeysValues]) -> None:
+        self.earlier = earlier
         self.new: KeysValues | None = None
 
     def update(self, keys: Tensor, values: Tensor, layer: int, *args: Any, **kwargs: Any) -> KeysValues:
-        """Earlier and new keys, likewise values."""
+        """Earlier and new keys, then earlier and new values."""
         self.new = keys, values
         return tuple(
-            torch.cat([*(pair[i].to(new.dtype) for pair in self.before), new], 2)
+            torch.cat([*(pair[i].to(new.dtype) for pair in self.earlier), new], 2)
             for i, new in enumerate((keys, values))
         )
 
 
 class MemoryLayers(nn.Module):
-    """All new weights of CoMeT: a LayerMemory for each layer, and the learned tokens.
+    """All new weights of CoMeT: a LayerMemory per layer, and the learned tokens.
 
     tokens          embeddings of the compression token (row 0) and of the G readout tokens
-    new_token_head  rows of the head for `new_token_logits` tokens behind the backbone's vocabulary; None = there are none
+    new_token_head  rows of the head for `new_token_logits` tokens behind the backbone's vocabulary; None = no such rows
     """
 
     def __init__(
@@ -80,15 +91,15 @@ class MemoryLayers(nn.Module):
         assert backend in BACKENDS, backend
         self.global_slots, self.queue_budget, self.backend = global_slots, queue_budget, backend
         self.tokens = nn.Embedding(1 + global_slots, stack.width)
-        with torch.no_grad():  # like words: mean and spread of the backbone's table
+        with torch.no_grad():  # mean and standard deviation of the backbone's embeddings
             table = stack.embed_tokens.weight.float()
             self.tokens.weight.mul_(table.std(0)).add_(table.mean(0))
         self.new_token_head = nn.Linear(stack.width, new_token_logits, bias=False) if new_token_logits else None
         self.layers = nn.ModuleList(LayerMemory(stack.width, **memory) for _ in range(len(stack)))
 
-    def embeds(self, text: Tensor, layout: Layout) -> Tensor:
+    def embed(self, text: Tensor, layout: Layout) -> Tensor:
         """The piece's input embeddings (B, N, D) from those of its text (B, n, D)."""
-        B, k, G = len(text), layout.widths[BEACONS], layout.widths[READOUTS]
+        B, k, G = len(text), layout.widths[COMPRESSION], layout.widths[READOUT]
         learned = self.tokens(torch.arange(1 + self.global_slots, device=text.device)).to(text.dtype)
         return layout.pack([text, learned[:1].expand(B, k, -1), learned[1 : 1 + G].expand(B, G, -1)])
 
@@ -98,142 +109,148 @@ class MemoryLayers(nn.Module):
         states: Tensor,
         layout: Layout,
         memory: MemoryState,
-        closes: Tensor | None,
-        before: OpenChunk | None = None,
-        keep: bool = False,
+        updates: Tensor | None,
+        earlier: OpenChunk | None = None,
+        keep_open: bool = False,
     ) -> tuple[Tensor, MemoryState, OpenChunk | None]:
         """One piece through all layers.
 
-        states  (B, N, D) input embeddings in `layout`
-        memory  what was kept of the chunks before
-        closes  (B,) bool, rows whose chunk ends with this piece: their memory takes it in; None = no row
-        before  the earlier pieces of these chunks; keep = give back what the next piece needs
-        Gives the stream after the last layer (B, N, D), the memory, and the open chunk (None unless keep).
+        states   (B, N, D) input embeddings in `layout`
+        memory   the memory after the earlier chunks
+        updates  (B,) bool, rows whose chunk ends with this piece and updates the memory; None = no row
+        earlier  the earlier pieces of these chunks; keep_open = also return the state that the next piece needs
+        Returns hidden states after the last layer (B, N, D), the memory, and the open chunk (None unless keep_open).
         """
-        piece = self.piece(layout, memory, closes, before)
-        attending = piece.attending(stack, states)
-        layers, kept = [], OpenChunk(piece.own_mask, piece.entries_mask)
+        piece = self.piece(layout, memory, updates, earlier)
+        attention_inputs = piece.attention_inputs(stack, states)
+        layers, open_chunk = [], OpenChunk(piece.chunk_mask, piece.pending_mask)
         for index in range(len(stack)):
             prior = memory.layers[index] if memory.layers else None
-            states, seats, own = self._layer(stack, index, states, attending, piece, prior, keep)
-            entries = self._entries(index, states, piece)
-            if closes is not None:
-                layers.append(self._taken_in(index, states, entries, piece, prior))
-            if keep:
-                kept.seats += seats
-                kept.own += own
-                kept.entries.append(entries)
-        return states, memory if closes is None else piece.after(layers), kept if keep else None
+            states, memory_kv, chunk_kv = self._attend(stack, index, states, attention_inputs, piece, prior, keep_open)
+            pending = self._pending_entries(index, states, piece)
+            if updates is not None:
+                layers.append(self._updated_state(index, states, pending, piece, prior))
+            if keep_open:
+                open_chunk.memory_keys_values += memory_kv
+                open_chunk.chunk_keys_values += chunk_kv
+                open_chunk.pending.append(pending)
+        memory = memory if updates is None else piece.updated_memory(layers)
+        return states, memory, open_chunk if keep_open else None
 
     def piece(
-        self, layout: Layout, memory: MemoryState, closes: Tensor | None, before: OpenChunk | None = None
+        self, layout: Layout, memory: MemoryState, updates: Tensor | None, earlier: OpenChunk | None = None
     ) -> Piece:
-        """Where the columns of a piece stand, what they see and what becomes of the queue; arguments as in `run`. Of the
-        memory only masks and numbers of slots are looked at."""
-        return Piece(layout, memory, closes, before, self.backend == "scatter" and before is None, self.queue_budget)
+        """Positions, masks and queue order of a piece; arguments as in `run`.
 
-    def cell(
+        Uses the memory's masks and shapes only.
+        """
+        scatter = self.backend == "scatter" and earlier is None
+        return Piece(layout, memory, updates, earlier, scatter, self.queue_budget)
+
+    def run_layer(
         self,
         stack: Stack,
         index: int,
         states: Tensor,
-        attending: dict[str, Any],
+        attention_inputs: dict[str, Any],
         piece: Piece,
         prior: LayerState | None,
     ) -> tuple[Tensor, LayerState | None]:
-        """One layer over a whole chunk, as one step of `run`: its stream (B, N, D), and its memory after the chunk.
+        """One layer over a whole chunk, as one iteration of `run`: hidden states (B, N, D) and the updated memory.
 
-        prior  the layer's memory of the chunks before; None = nothing
+        prior  the layer's memory after the earlier chunks; None = empty
         """
-        states, _, _ = self._layer(stack, index, states, attending, piece, prior, keep=False)
-        if piece.closes is None:
+        states, _, _ = self._attend(stack, index, states, attention_inputs, piece, prior, keep_open=False)
+        if piece.updates is None:
             return states, prior
-        return states, self._taken_in(index, states, self._entries(index, states, piece), piece, prior)
+        return states, self._updated_state(index, states, self._pending_entries(index, states, piece), piece, prior)
 
-    def _layer(
+    def _attend(
         self,
         stack: Stack,
         index: int,
         states: Tensor,
-        attending: dict[str, Any],
+        attention_inputs: dict[str, Any],
         piece: Piece,
         prior: LayerState | None,
-        keep: bool,
+        keep_open: bool,
     ) -> tuple[Tensor, list[KeysValues], list[KeysValues]]:
-        """The stream after layer `index`; with `keep` the keys and values of its seats, and of the chunk so far."""
-        seats = own = ()
-        if piece.before is not None:
-            seats, own = piece.before.seats[index : index + 1], piece.before.own[index : index + 1]
-        if not seats and prior is not None:
-            rows_BMD = self.layers[index].seats(prior)
-            if keep or not piece.scatters:
-                seats = [stack.keys_values(index, rows_BMD, token_index(piece.seat_mask))]
-            if piece.scatters:
-                states = torch.cat([rows_BMD, states], 1)
-        cache = SeenBefore([] if piece.scatters else [*seats, *own])
-        states = stack.run_layer(index, states, attending, cache)
-        seated = piece.seat_mask.shape[1] if piece.scatters else 0
-        if not keep:
-            return states[:, seated:], [], []
-        new = [x[:, :, seated:] for x in cache.new]
-        joined = tuple(torch.cat([*(pair[i] for pair in own), new[i]], 2) for i in range(2))
-        return states[:, seated:], list(seats), [joined]
+        """Hidden states after layer `index`; with `keep_open` also keys and values of memory slots and of the chunk."""
+        memory_kv = chunk_kv = ()
+        if piece.earlier is not None:
+            memory_kv = piece.earlier.memory_keys_values[index : index + 1]
+            chunk_kv = piece.earlier.chunk_keys_values[index : index + 1]
+        if not memory_kv and prior is not None:
+            slots_BMD = self.layers[index].slots(prior)
+            if keep_open or not piece.scatter:
+                memory_kv = [stack.keys_values(index, slots_BMD, token_index(piece.slot_mask))]
+            if piece.scatter:
+                states = torch.cat([slots_BMD, states], 1)
+        cache = PrefixCache([] if piece.scatter else [*memory_kv, *chunk_kv])
+        states = stack.run_layer(index, states, attention_inputs, cache)
+        slots = piece.slot_mask.shape[1] if piece.scatter else 0
+        if not keep_open:
+            return states[:, slots:], [], []
+        new = [x[:, :, slots:] for x in cache.new]
+        joined = tuple(torch.cat([*(pair[i] for pair in chunk_kv), new[i]], 2) for i in range(2))
+        return states[:, slots:], list(memory_kv), [joined]
 
-    def _entries(self, index: int, states: Tensor, piece: Piece) -> Tensor:
-        """What the chunk's compression tokens so far put into the queue when it is closed, (B, E, D)."""
-        new = self.layers[index].entries(piece.layout.unpack(states, BEACONS))
-        return new if piece.before is None else torch.cat([piece.before.entries[index], new], 1)
+    def _pending_entries(self, index: int, states: Tensor, piece: Piece) -> Tensor:
+        """Queue entries of the chunk's compression tokens so far, (B, E, D)."""
+        new = self.layers[index].queue_entries(piece.layout.unpack(states, COMPRESSION))
+        return new if piece.earlier is None else torch.cat([piece.earlier.pending[index], new], 1)
 
-    def _taken_in(
-        self, index: int, states: Tensor, entries: Tensor, piece: Piece, prior: LayerState | None
+    def _updated_state(
+        self, index: int, states: Tensor, pending: Tensor, piece: Piece, prior: LayerState | None
     ) -> LayerState:
-        """The layer's memory after a piece, from its output (B, N, D) and the entries for its queue (B, E, D)."""
+        """The layer's memory after a piece, from its output (B, N, D) and its pending queue entries (B, E, D)."""
         if prior is None:
-            prior = LayerState(wide(states.new_zeros(len(states), self.global_slots, states.shape[-1])), entries[:, :0])
-        carried = self.layers[index].carry(
-            prior.carried, piece.layout.unpack(states, READOUTS), piece.started, piece.closes
-        )
-        return LayerState(carried, take_columns(torch.cat([prior.queue, entries], 1), piece.order))
+            zeros = states.new_zeros(len(states), self.global_slots, states.shape[-1])
+            prior = LayerState(at_least_float32(zeros), pending[:, :0])
+        readouts = piece.layout.unpack(states, READOUT)
+        state = self.layers[index].update_global(prior.global_state, readouts, piece.initialized, piece.updates)
+        return LayerState(state, take_columns(torch.cat([prior.queue, pending], 1), piece.queue_order))
 
 
 class Piece:
-    """Where the new columns of a piece stand, what they may see and what becomes of the queue; the same in every layer.
+    """Positions, masks and queue order of the new columns of a piece; the same in every layer.
 
-    positions  (B, N) rotary positions: every chunk counts from 0, memory seats first; with `scatters` of seats and columns
-               (B, M + N)
-    key_mask   (B, M + P + N), own_mask (B, P + N) without the seats; entries_mask (B, E)
-    started    (B,) before the piece
-    order      (B, T') columns of [queue ; entries] that stay, queue_mask (B, T') theirs; None = no row's chunk closes
+    positions     (B, N) rotary positions, from 0 in every chunk with memory slots first; with `scatter` (B, M + N)
+    key_mask      (B, M + P + N); chunk_mask (B, P + N) without the memory slots; pending_mask (B, E)
+    initialized   (B,) bool, before the piece
+    queue_order   (B, T') columns of [queue ; pending entries] that stay; queue_mask (B, T') their validity. Both None
+                  where no row's memory is updated
     """
 
     def __init__(
         self,
         layout: Layout,
         memory: MemoryState,
-        closes: Tensor | None,
-        before: OpenChunk | None,
-        scatters: bool,
+        updates: Tensor | None,
+        earlier: OpenChunk | None,
+        scatter: bool,
         queue_budget: int,
     ) -> None:
-        self.layout, self.closes, self.before, self.scatters = layout, closes, before, scatters
-        self.started, self.seat_mask = memory.started, memory.seat_mask
-        earlier = layout.mask[:, :0] if before is None else before.mask
-        self.own_mask = torch.cat([earlier, layout.mask], 1)
-        self.key_mask = torch.cat([self.seat_mask, self.own_mask], 1)
-        self.positions = (self.seat_mask.sum(1) + earlier.sum(1))[:, None] + layout.positions()
-        if scatters:
-            self.positions = torch.cat([token_index(self.seat_mask), self.positions], 1)
-        beacon_mask = layout.mask.gather(1, layout.columns_of(BEACONS))  # a token that is none went to the padding
-        self.entries_mask = beacon_mask if before is None else torch.cat([before.entries_mask, beacon_mask], 1)
-        self.order = self.queue_mask = None
-        if closes is not None:
-            self.order, self.queue_mask = newest(memory.queue_mask, self.entries_mask & closes[:, None], queue_budget)
+        self.layout, self.updates, self.earlier, self.scatter = layout, updates, earlier, scatter
+        self.initialized, self.slot_mask = memory.initialized, memory.slot_mask
+        earlier_mask = layout.mask[:, :0] if earlier is None else earlier.mask
+        self.chunk_mask = torch.cat([earlier_mask, layout.mask], 1)
+        self.key_mask = torch.cat([self.slot_mask, self.chunk_mask], 1)
+        self.positions = (self.slot_mask.sum(1) + earlier_mask.sum(1))[:, None] + layout.positions()
+        if scatter:
+            self.positions = torch.cat([token_index(self.slot_mask), self.positions], 1)
+        new_mask = layout.mask.gather(1, layout.columns_of(COMPRESSION))  # columns of invalid tokens are padding
+        self.pending_mask = new_mask if earlier is None else torch.cat([earlier.pending_mask, new_mask], 1)
+        self.queue_order = self.queue_mask = None
+        if updates is not None:
+            entry_mask = self.pending_mask & updates[:, None]
+            self.queue_order, self.queue_mask = newest_columns(memory.queue_mask, entry_mask, queue_budget)
 
-    def attending(self, stack: Stack, states: Tensor) -> dict[str, Any]:
-        """What every layer must know of it, for a stream (B, N, D)."""
+    def attention_inputs(self, stack: Stack, states: Tensor) -> dict[str, Any]:
+        """Arguments of every layer's call for hidden states (B, N, D)."""
         return stack.attention_inputs(states.new_empty(*self.positions.shape, 0), self.positions, self.key_mask)
 
-    def after(self, layers: Sequence[LayerState]) -> MemoryState:
-        """The memory after a piece with which some row's chunk closes."""
-        assert self.closes is not None, "no row's chunk closes: the memory stays as it was"
-        return MemoryState(tuple(layers), self.started | self.closes, self.queue_mask)
+    def updated_memory(self, layers: Sequence[LayerState]) -> MemoryState:
+        """The memory after the piece, from its layers' updated states."""
+        assert self.updates is not None, "no row's memory is updated by this piece"
+        return MemoryState(tuple(layers), self.initialized | self.updates, self.queue_mask)

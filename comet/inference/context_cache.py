@@ -1,43 +1,44 @@
-"""Contexts that were read once, for every question on them (evaluation, serving).
+"""Cache of encoded contexts: each distinct context is encoded once for all questions on it (evaluation, serving).
 
 Shape letters: B examples.
 """
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
 import torch
 
 from breviary.contract import Batch
 from breviary.readers.cache import ContextCacheBase
+from comet.chunked_text import join_parts
 from comet.inference.stream import Stream
-from comet.text import joined
-
-if TYPE_CHECKING:
-    from comet.model import Comet
+from comet.protocol import StreamReader
 
 
 class StreamCache(ContextCacheBase):
     """Streams that have read prefix and context."""
 
-    def opened(self, reader: Comet, batch: Batch) -> list[tuple[list[int], Stream]]:
-        """Rows of the batch (B) that go on from one stream, with that stream, a row of it for each. Contexts that are not kept
-        are read, together."""
+    def streams(self, reader: StreamReader, batch: Batch) -> list[tuple[list[int], Stream]]:
+        """The batch's rows (B), grouped by stream: row indices, and a stream with one row for each of them.
 
-        def read(missing: list[int]) -> list[tuple[Stream, int]]:
-            unread, stream = batch.rows(missing), Stream(reader, len(missing))
-            stream.read(joined([unread.prefix, unread.context])[1], unread.prefix.lengths + unread.context.lengths)
+        Contexts that are not in the cache are read in one batch.
+        """
+
+        def read_missing(missing: list[int]) -> list[tuple[Stream, int]]:
+            part, stream = batch.rows(missing), Stream(reader, len(missing))
+            stream.read(join_parts([part.prefix, part.context])[1], part.prefix.lengths + part.context.lengths)
             return [(stream, row) for row in range(len(missing))]
 
-        return _grouped(self.lookup(batch.prefix, batch.context, read))
+        return _group_by_stream(self.lookup(batch.prefix, batch.context, read_missing))
 
 
-def _grouped(places: list[tuple[Stream, int]]) -> list[tuple[list[int], Stream]]:
-    """Each row's stream and its row there -> for each stream the rows that go on from it, and its rows for them."""
+def _group_by_stream(entries: list[tuple[Stream, int]]) -> list[tuple[list[int], Stream]]:
+    """For each batch row (stream, its row there) -> for each stream (batch rows, the stream's rows for them)."""
     groups: dict[int, tuple[Stream, list[int], list[int]]] = {}
-    for b, (stream, row) in enumerate(places):
-        _, rows, own = groups.setdefault(id(stream), (stream, [], []))
-        rows.append(b)
-        own.append(row)
-    return [(rows, stream.rows(torch.tensor(own, device=stream.device))) for stream, rows, own in groups.values()]
+    for b, (stream, row) in enumerate(entries):
+        _, batch_rows, stream_rows = groups.setdefault(id(stream), (stream, [], []))
+        batch_rows.append(b)
+        stream_rows.append(row)
+    return [
+        (batch_rows, stream.rows(torch.tensor(stream_rows, device=stream.device)))
+        for stream, batch_rows, stream_rows in groups.values()
+    ]

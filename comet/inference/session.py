@@ -1,10 +1,10 @@
-"""One text that is read piece by piece, asked about and written on, in constant memory (CoMeT, spec 1.5)."""
+"""One text, read in pieces, questioned and continued in constant memory (CoMeT, spec 1.5)."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -13,59 +13,58 @@ from breviary.contract import Batch, EncodedContext, Generation
 from breviary.decoding.loop import decode_stream, decode_texts
 from breviary.readers.saved import read_saved, write_saved
 from breviary.runtime.files import hash_tensors
-from comet.memory import LayerState, MemoryState
 from comet.inference.stream import Stream
+from comet.memory import LayerState, MemoryState
+from comet.protocol import SessionReader
 
-if TYPE_CHECKING:
-    from comet.model import Comet
-
-KIND = "session"  # of what is kept, in a file's header
-TEMPLATE = "\nQuestion: {question}\nAnswer:"  # as configs/train.yaml
+KIND = "session"  # in the header of saved files
+TEMPLATE = "\nQuestion: {question}\nAnswer:"  # as in configs/train.yaml
 
 
 class Session(EncodedContext):
-    """What a reader holds of one text. `Comet.open()` gives one, `Comet.read` one for each row of a batch.
+    """The state of a reader for one text, from `Comet.open()`.
 
-    tokens_read  tokens so far; bytes  what is kept of them
+    tokens_read  tokens so far
+    bytes        of the state
     """
 
-    def __init__(self, reader: Comet, template: str = TEMPLATE) -> None:
+    def __init__(self, reader: SessionReader, template: str = TEMPLATE) -> None:
         self.reader, self.template, self.tokens_read = reader, template, 0
         self._stream = Stream(reader, 1)
-        self._open: list[int] = []  # tokens of the open chunk
+        self._open_ids: list[int] = []  # of the open chunk
         self._logits: Tensor | None = None  # (1, V) after the last token
 
     @property
     def bytes(self) -> int:
-        """Bytes kept: the same after ten chunks as after ten thousand."""
+        """Bytes of the state: the same after ten chunks as after ten thousand."""
         return self._stream.bytes
 
     def read(self, text: str | Sequence[int]) -> None:
-        """Reads further tokens; a string is tokenised by itself, without special tokens."""
-        ids = self._tokens(text) if isinstance(text, str) else list(text)
-        for start in range(0, len(ids), self.reader.chunk_size):  # the text itself need not fit the device's memory
-            part = torch.tensor([ids[start : start + self.reader.chunk_size]], device=self._device)
+        """Reads further tokens. A string is tokenised by itself, without special tokens."""
+        ids = self._tokenise(text) if isinstance(text, str) else list(text)
+        c = self.reader.chunk_size
+        for start in range(0, len(ids), c):  # the whole text need not fit into the device's memory
+            part = torch.tensor([ids[start : start + c]], device=self._device)
             self._logits = self._stream.read(part, torch.tensor([part.shape[1]], device=self._device))
         self.tokens_read += len(ids)
-        c = self.reader.chunk_size
-        open_now = (self.tokens_read - 1) % c + 1 if self.tokens_read else 0
-        self._open = (self._open + ids)[-open_now:] if open_now else []
+        open_tokens = (self.tokens_read - 1) % c + 1 if self.tokens_read else 0
+        self._open_ids = (self._open_ids + ids)[-open_tokens:] if open_tokens else []
 
     def fork(self) -> Session:
         """An independent copy of the session."""
         other = Session(self.reader, self.template)
-        other._stream, other._open, other._logits = self._stream.fork(), list(self._open), self._logits
+        other._stream, other._open_ids, other._logits = self._stream.fork(), list(self._open_ids), self._logits
         other.tokens_read = self.tokens_read
         return other
 
     def ask(self, question: str | Sequence[int], generation: Generation | None = None) -> str:
-        """The answer to a question about what was read; the session stays as it is. A string is put into the template,
-        tokens are read as they are."""
-        asked = self._asked(question)
+        """The answer to a question; the session does not change. A string is inserted into the template, token ids are
+        read as they are."""
+        fork = self._fork_with_question(question)
         with self.reader.decoder.mixed_precision():
             [answer] = decode_texts(
-                asked._logits,
-                asked._stream.step,
+                fork._logits,
+                fork._stream.step,
                 generation or Generation(stop=("\n",)),
                 self.reader.tokenizer,
                 end_ids=self.reader.decoder.end_ids,
@@ -73,32 +72,32 @@ class Session(EncodedContext):
         return answer
 
     def answer(self, questions: Batch, generation: Generation) -> list[str]:
-        """As EncodedContext: the batch's prompts, asked one after the other."""
+        """As in EncodedContext: the answer to each row's prompt."""
         prompts = zip(questions.prompt.ids, questions.prompt.mask)
-        return [self.ask(ids[real].tolist(), generation) for ids, real in prompts]
+        return [self.ask(ids[mask].tolist(), generation) for ids, mask in prompts]
 
     def stream(self, questions: Batch, generation: Generation) -> Iterator[str]:
-        """As EncodedContext."""
-        asked = self._asked(questions.prompt.ids[questions.prompt.mask].tolist())
+        """As in EncodedContext."""
+        fork = self._fork_with_question(questions.prompt.ids[questions.prompt.mask].tolist())
         return decode_stream(
-            asked._logits, asked._stream.step, generation, self.reader.tokenizer, self.reader.decoder.end_ids
+            fork._logits, fork._stream.step, generation, self.reader.tokenizer, self.reader.decoder.end_ids
         )
 
-    def _asked(self, question: str | Sequence[int]) -> Session:
-        """A copy that read the question too."""
-        asked = self.fork()
-        asked.read(self.template.replace("{question}", question) if isinstance(question, str) else question)
-        if asked._logits is None:
-            raise ValueError("session.ask: nothing was read, and the question is empty; call session.read first")
-        return asked
+    def _fork_with_question(self, question: str | Sequence[int]) -> Session:
+        """A copy that has also read the question."""
+        fork = self.fork()
+        fork.read(self.template.replace("{question}", question) if isinstance(question, str) else question)
+        if fork._logits is None:
+            raise ValueError("session.ask: no text was read and the question is empty; call session.read first")
+        return fork
 
     def generate(self, tokens: int) -> Iterator[int]:
-        """Writes on, greedily, and reads what it wrote; gives the tokens one by one, stops behind an end token.
+        """Continues the text greedily with up to `tokens` tokens, which are also read; stops after an end token.
 
-        Raises: ValueError where nothing was read yet.
+        Raises: ValueError where no text was read.
         """
         if self._logits is None:
-            raise ValueError("session.generate: nothing was read yet; call session.read first")
+            raise ValueError("session.generate: no text was read; call session.read first")
         ends = {*self.reader.decoder.end_ids, self.reader.tokenizer.eos_token_id}
         for _ in range(tokens):
             token = int(self._logits.argmax(-1))
@@ -108,47 +107,50 @@ class Session(EncodedContext):
                 return
 
     def save(self, file: str | Path) -> int:
-        """Writes the session into a safetensors file; gives its bytes. Of the open chunk the tokens are kept."""
+        """Writes the session into a safetensors file; returns its size in bytes.
+
+        The open chunk is saved as token ids.
+        """
         memory = self._stream.memory
-        tensors = {"open": torch.tensor(self._open, dtype=torch.int64), "queue_mask": memory.queue_mask}
+        tensors = {"open": torch.tensor(self._open_ids, dtype=torch.int64), "queue_mask": memory.queue_mask}
         for index, layer in enumerate(memory.layers):
-            tensors |= {f"carried.{index}": layer.carried, f"queue.{index}": layer.queue}
-        more = {"tokens_read": str(self.tokens_read), "template": self.template}
-        return write_saved(file, KIND, reader_identity(self.reader), tensors, more)
+            tensors |= {f"carried.{index}": layer.global_state, f"queue.{index}": layer.queue}
+        header = {"tokens_read": str(self.tokens_read), "template": self.template}
+        return write_saved(file, KIND, session_identity(self.reader), tensors, header)
 
     @classmethod
-    def load(cls, reader: Comet, file: str | Path) -> Session:
-        """A saved session of this very reader.
+    def load(cls, reader: SessionReader, file: str | Path) -> Session:
+        """A session that was saved with the same reader.
 
-        Raises: ValueError as kept_file.read_saved.
+        Raises: ValueError as in `breviary.readers.saved.read_saved`.
         """
-        header, tensors = read_saved(file, [KIND], reader_identity(reader))
+        header, tensors = read_saved(file, [KIND], session_identity(reader))
         session, open_ids = cls(reader.eval(), header["template"]), tensors["open"].tolist()
         device = session._device
         layers = tuple(
             LayerState(tensors[f"carried.{i}"].to(device), tensors[f"queue.{i}"].to(device))
             for i in range(sum(name.startswith("queue.") for name in tensors))
         )
-        started = torch.full((1,), bool(layers), device=device)
-        session._stream.memory = MemoryState(layers, started, tensors["queue_mask"].to(device))
+        initialized = torch.full((1,), bool(layers), device=device)
+        session._stream.memory = MemoryState(layers, initialized, tensors["queue_mask"].to(device))
         session.read(open_ids)
-        session.tokens_read, session._open = int(header["tokens_read"]), open_ids
+        session.tokens_read, session._open_ids = int(header["tokens_read"]), open_ids
         return session
 
     @property
     def _device(self) -> torch.device:
         return self.reader.memory.tokens.weight.device
 
-    def _tokens(self, text: str) -> list[int]:
-        # Not verbose: it would warn that the text is longer than the positions, which chunks never are.
+    def _tokenise(self, text: str) -> list[int]:
+        # verbose=False suppresses the warning about texts longer than the positions: chunks never are.
         return self.reader.tokenizer(text, add_special_tokens=False, split_special_tokens=True, verbose=False)[
             "input_ids"
         ]
 
 
-def reader_identity(reader: Comet) -> dict[str, Any]:
-    """What must be equal for one reader's memory to mean anything to another."""
-    own = {
+def session_identity(reader: SessionReader) -> dict[str, Any]:
+    """Properties that must be equal for two readers to share sessions."""
+    weights = {
         name: weight for name, weight in reader.named_parameters() if weight.requires_grad or name.startswith("memory.")
     }
     return {
@@ -159,5 +161,5 @@ def reader_identity(reader: Comet) -> dict[str, Any]:
         "global_slots": reader.memory.global_slots,
         "queue_budget": reader.memory.queue_budget,
         "dtype": str(reader.decoder.dtype).removeprefix("torch."),
-        "weights": hash_tensors(own),
+        "weights": hash_tensors(weights),
     }

@@ -1,32 +1,33 @@
-"""What reading one long text on R ranks costs: multiplications, bytes sent, bytes kept (CoMeT, spec 2.6). Plain arithmetic.
+"""Cost of one long text on R ranks: multiplications, bytes sent, bytes held (CoMeT, spec 2.6). Plain arithmetic.
 
-c text tokens of a chunk, s stride, G global slots, B queue budget; L layers, D width. One text (a row) at a time, in full
-chunks. Bytes of activations are counted off what autograd keeps with activation checkpointing, and tested against it.
+c text tokens per chunk, s stride, G global slots, B queue budget; L layers, D width. One text (one row) at a time, in
+full chunks. Bytes of activations count the tensors that autograd saves with activation checkpointing; tests check them.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any
 
 import torch
 
 from breviary.memory.assembly import ROUND_TO
-from comet.pipeline.transfer import Crossing
 from comet.chunking import fixed
-from comet.pipeline.schedule import owners, simulate
+from comet.pipeline.messages import MessageLayout
+from comet.pipeline.schedule import chunk_owners, simulate
 
-BACKWARD = (
-    3  # a cell's backward pass by its forward pass, in multiplications: two for gradients, one for computing it again
-)
-ADAM = 8  # bytes of moments, each weight
-WIDE = 4  # bytes of a float32
+BACKWARD = 3  # multiplications of a task's backward pass per forward pass: two for gradients, one for recomputation
+ADAM = 8  # bytes of both moments per weight
+FLOAT32 = 4  # bytes
 
 
 @dataclass(frozen=True)
-class Shape:
-    """Sizes of a backbone: L layers, width D, inner width of the MLP, attention heads of `head` numbers each, V words."""
+class BackboneShape:
+    """Sizes of a backbone.
+
+    layers L, width D, inner width of the MLP, heads and kv_heads of width `head`, vocabulary size; tied embeddings
+    """
 
     layers: int
     width: int
@@ -34,12 +35,12 @@ class Shape:
     heads: int
     kv_heads: int
     head: int
-    words: int
+    vocabulary: int
     tied: bool
 
     @classmethod
-    def of(cls, config: Any) -> Shape:
-        """Of a Hugging Face configuration."""
+    def from_config(cls, config: Any) -> BackboneShape:
+        """The shape of a Hugging Face configuration."""
         heads = config.num_attention_heads
         return cls(
             config.num_hidden_layers,
@@ -53,19 +54,19 @@ class Shape:
         )
 
     @property
-    def row(self) -> int:
-        """Weights of one layer's matrices: multiplications for each row of its input."""
+    def layer_weights(self) -> int:
+        """Weights of one layer's matrices = multiplications per row of its input."""
         return 2 * self.width * self.head * (self.heads + self.kv_heads) + 3 * self.width * self.inner
 
     @property
     def weights(self) -> int:
-        """All of the backbone's, norms left out."""
-        return self.layers * self.row + (1 if self.tied else 2) * self.words * self.width
+        """All weights of the backbone, without norms."""
+        return self.layers * self.layer_weights + (1 if self.tied else 2) * self.vocabulary * self.width
 
 
 @dataclass(frozen=True)
-class Memory:
-    """Sizes of CoMeT's chunks and memory: c, s, G, B; rank of the adapters."""
+class MemoryShape:
+    """Sizes of CoMeT's chunks and memory: chunk c, stride s, slots G, queue B; rank of the adapters."""
 
     chunk: int
     stride: int
@@ -73,89 +74,95 @@ class Memory:
     queue: int
     rank: int = 8
 
-    def weights(self, shape: Shape) -> int:
-        """New weights: norms, gate and two adapters a layer, and the learned tokens."""
+    def weights(self, shape: BackboneShape) -> int:
+        """New weights: norms, gate and two adapters per layer, and the learned tokens."""
         return shape.layers * shape.width * (4 + 4 * self.rank) + (1 + self.slots) * shape.width
 
 
 @dataclass(frozen=True)
-class Part:
-    """One chunk: text tokens, compression tokens, readouts (0 = nothing follows), and queue slots and all seats it finds."""
+class ChunkShape:
+    """Sizes of one chunk.
+
+    text, compression, readout  tokens; readout 0 = the last chunk
+    queue, slots                queue slots, and all memory slots, at the start of the chunk
+    """
 
     text: int
-    beacons: int
-    readouts: int
-    queued: int
-    seats: int
+    compression: int
+    readout: int
+    queue: int
+    slots: int
 
     @property
-    def own(self) -> int:
-        """Rows that pass the layers, padding included."""
-        return -(-(self.text + self.beacons + self.readouts) // ROUND_TO) * ROUND_TO
+    def columns(self) -> int:
+        """Columns of the sequence, padding included."""
+        return -(-(self.text + self.compression + self.readout) // ROUND_TO) * ROUND_TO
 
-    def multiplications(self, shape: Shape) -> int:
-        """Of one layer over the chunk, forward, memory as keys and values alone."""
+    def multiplications(self, shape: BackboneShape) -> int:
+        """Multiplications of one layer's forward pass with backend kv_prefix."""
         q, kv = shape.heads * shape.head, shape.kv_heads * shape.head
         return (
-            self.own * shape.row
-            + self.seats * 2 * shape.width * kv
-            + self.own * (self.own + 1) * q
-            + 2 * self.own * self.seats * q
+            self.columns * shape.layer_weights
+            + self.slots * 2 * shape.width * kv
+            + self.columns * (self.columns + 1) * q
+            + 2 * self.columns * self.slots * q
         )
 
 
-def parts_of(tokens: int, memory: Memory) -> list[Part]:
-    """The chunks of a text."""
-    sizes, found, queued = fixed(tokens, memory.chunk), [], 0
+def chunk_shapes(tokens: int, memory: MemoryShape) -> list[ChunkShape]:
+    """The chunks of a text of `tokens` tokens."""
+    sizes, shapes, queue = fixed(tokens, memory.chunk), [], 0
     for number, text in enumerate(sizes):
-        closes = number + 1 < len(sizes)
-        beacons = -(-text // memory.stride) if closes else text // memory.stride
-        beacons = beacons if memory.queue else 0
-        found.append(
-            Part(text, beacons, memory.slots if closes else 0, queued, queued + (memory.slots if number else 0))
-        )
-        queued = min(queued + beacons, memory.queue)
-    return found
+        updates = number + 1 < len(sizes)
+        compression = -(-text // memory.stride) if updates else text // memory.stride
+        compression = compression if memory.queue else 0
+        readout, slots = memory.slots if updates else 0, queue + (memory.slots if number else 0)
+        shapes.append(ChunkShape(text, compression, readout, queue, slots))
+        queue = min(queue + compression, memory.queue)
+    return shapes
 
 
-def message_bytes(part: Part, shape: Shape, memory: Memory, dtype: torch.dtype) -> int:
-    """Of what crosses into a chunk, in one layer and direction; 0 where it has no seat."""
-    if not part.seats:
+def message_bytes(chunk: ChunkShape, shape: BackboneShape, memory: MemoryShape, dtype: torch.dtype) -> int:
+    """Bytes of the message into a chunk, per layer and direction; 0 without memory slots."""
+    if not chunk.slots:
         return 0
-    return Crossing(1, memory.slots, part.queued, shape.width, dtype, torch.device("meta")).bytes
+    return MessageLayout(1, memory.slots, chunk.queue, shape.width, dtype, torch.device("meta")).bytes
 
 
-def kept_bytes(part: Part, shape: Shape, memory: Memory, dtype: torch.dtype) -> int:
-    """What one cell keeps for the backward pass with checkpointing: the layer's input; seats, their norm and their keys and
-    values; what becomes of readouts and compression tokens."""
+def activation_bytes(chunk: ChunkShape, shape: BackboneShape, memory: MemoryShape, dtype: torch.dtype) -> int:
+    """Bytes that one task saves for the backward pass, with checkpointing.
+
+    The layer's input; memory slots, their norm, keys and values; results of readout and compression tokens.
+    """
     D, e = shape.width, dtype.itemsize
-    normed = WIDE + 3 * e if e < WIDE else 3 * WIDE
-    found = part.own * D * e + part.seats * (D * normed + 2 * shape.kv_heads * shape.head * e)
-    if part.readouts or part.beacons:
-        kept = min(part.queued + part.beacons, memory.queue)
-        found += (
-            6 * part.readouts * D * WIDE + 3 * part.beacons * D * WIDE + (part.queued + part.beacons + kept) * D * e
-        )
-    return found
+    normed = FLOAT32 + 3 * e if e < FLOAT32 else 3 * FLOAT32
+    saved = chunk.columns * D * e + chunk.slots * (D * normed + 2 * shape.kv_heads * shape.head * e)
+    if chunk.readout or chunk.compression:
+        entries = chunk.queue + chunk.compression
+        saved += 6 * chunk.readout * D * FLOAT32 + 3 * chunk.compression * D * FLOAT32
+        saved += (entries + min(entries, memory.queue)) * D * e
+    return saved
 
 
-def layer_bytes(part: Part, shape: Shape, dtype: torch.dtype) -> int:
-    """What a layer keeps of itself while it is computed again in the backward pass."""
+def recompute_bytes(chunk: ChunkShape, shape: BackboneShape, dtype: torch.dtype) -> int:
+    """Bytes that a layer holds while the backward pass recomputes it."""
     e, q, kv = dtype.itemsize, shape.heads * shape.head, shape.kv_heads * shape.head
-    rows = shape.width * (2 * WIDE + 5 * e) + (2 * q + 2 * kv) * 2 * e + 3 * shape.inner * e
-    return part.own * rows + (part.own + part.seats) * (2 * kv * e + part.own)  # all keys and values; the mask
+    rows = shape.width * (2 * FLOAT32 + 5 * e) + (2 * q + 2 * kv) * 2 * e + 3 * shape.inner * e
+    keys_values_and_mask = (chunk.columns + chunk.slots) * (2 * kv * e + chunk.columns)
+    return chunk.columns * rows + keys_values_and_mask
 
 
 @dataclass(frozen=True)
-class Plan:
-    """What is planned: pipelines of R ranks, `dp` of them side by side; tokens of each text.
+class PipelinePlan:
+    """A planned run: `dp` pipelines of `ranks` ranks each, texts of `tokens` tokens.
 
-    zero      the weights' masters and Adam's moments, and between backward passes gradients, are shared out over all processes
-    dtype     of the stream; supervised  tokens of each chunk whose logits are kept (0: the answer's few, not counted)
+    dtype       of the hidden states
+    zero        master weights, Adam's moments and, between backward passes, gradients are sharded over all processes
+    supervised  tokens of each chunk whose logits are held; 0 = the few of an answer, which are not counted
     """
 
-    shape: Shape
-    memory: Memory
+    shape: BackboneShape
+    memory: MemoryShape
     tokens: int
     ranks: int
     dp: int
@@ -164,76 +171,83 @@ class Plan:
     zero: bool = True
     supervised: int = 0
 
-    def computed(self) -> dict[str, float]:
-        """Cells and time: chunks, cells of all ranks, makespan and bubble with equal cells; bubble and speed-up by
-        multiplications, forward and backward."""
-        parts, layers = parts_of(self.tokens, self.memory), self.shape.layers
-        equal = simulate(len(parts), layers, self.ranks, self.schedule)
-        costs = [part.multiplications(self.shape) for part in parts]
-        weighed = simulate(len(parts), layers, self.ranks, self.schedule, lambda chunk, layer: costs[chunk])
+    def timing(self) -> dict[str, float]:
+        """Numbers of chunks and tasks, makespan and bubble with equal tasks, and multiplications forward and backward.
+
+        weighed_bubble and speedup weight tasks by their multiplications.
+        """
+        chunks, layers = chunk_shapes(self.tokens, self.memory), self.shape.layers
+        equal = simulate(len(chunks), layers, self.ranks, self.schedule)
+        costs = [chunk.multiplications(self.shape) for chunk in chunks]
+        weighted = simulate(len(chunks), layers, self.ranks, self.schedule, lambda chunk, layer: costs[chunk])
         return {
-            "chunks": len(parts),
-            "cells": len(parts) * layers,
+            "chunks": len(chunks),
+            "cells": len(chunks) * layers,
             "makespan": equal.makespan,
             "bubble": equal.bubble,
-            "weighed_bubble": weighed.bubble,
-            "speedup": layers * sum(costs) / weighed.makespan,
+            "weighed_bubble": weighted.bubble,
+            "speedup": layers * sum(costs) / weighted.makespan,
             "multiplications": (1 + BACKWARD) * layers * sum(costs),
         }
 
-    def sent(self) -> dict[str, int]:
-        """Bytes: the longest message; of a border between two ranks and of the busiest rank, both directions, for one text; and
-        of each process's gradients for one step."""
-        parts = parts_of(self.tokens, self.memory)
-        owner = owners(len(parts), self.ranks, self.schedule)
-        crossing = [number for number in range(1, len(parts)) if owner[number] != owner[number - 1]]
-        sizes = {number: message_bytes(parts[number], self.shape, self.memory, self.dtype) for number in crossing}
+    def traffic(self) -> dict[str, int]:
+        """Bytes sent.
+
+        message    the longest message; messages = their number
+        border     between two ranks, rank = by the busiest rank; both directions, for one text
+        gradients  by each process for one step
+        """
+        chunks = chunk_shapes(self.tokens, self.memory)
+        owners = chunk_owners(len(chunks), self.ranks, self.schedule)
+        borders = [number for number in range(1, len(chunks)) if owners[number] != owners[number - 1]]
+        sizes = {number: message_bytes(chunks[number], self.shape, self.memory, self.dtype) for number in borders}
         by_rank = [0] * self.ranks
         for number, size in sizes.items():
-            by_rank[owner[number - 1]] += self.shape.layers * size  # the memory
-            by_rank[owner[number]] += self.shape.layers * size  # its gradient
+            by_rank[owners[number - 1]] += self.shape.layers * size  # the memory
+            by_rank[owners[number]] += self.shape.layers * size  # its gradient
         world = self.ranks * self.dp
         weights = self.shape.weights + self.memory.weights(self.shape)
-        each = self.dtype.itemsize if self.zero else WIDE
+        per_weight = self.dtype.itemsize if self.zero else FLOAT32
         return {
             "message": max(sizes.values(), default=0),
-            "messages": 2 * self.shape.layers * len(crossing),
+            "messages": 2 * self.shape.layers * len(borders),
             "border": 2 * self.shape.layers * max(sizes.values(), default=0),
             "rank": max(by_rank),
-            "gradients": 2 * (world - 1) * weights * each // world,
+            "gradients": 2 * (world - 1) * weights * per_weight // world,
         }
 
-    def kept(self) -> dict[str, int]:
-        """Bytes of the rank that has most: weights, gradients, optimizer (masters, moments, accumulated gradients), activations,
-        the state of one text, messages under way, the layer computed again; and their sum."""
+    def memory_bytes(self) -> dict[str, int]:
+        """Bytes held by the rank that holds most, and their total.
+
+        optimizer  master weights, moments, accumulated gradients
+        messages   sent memories whose gradient has not arrived
+        state      the memory of one text
+        layer      the layer that the backward pass recomputes
+        """
         world, e = self.ranks * self.dp, self.dtype.itemsize
         weights = self.shape.weights + self.memory.weights(self.shape)
-        found = {
-            "weights": weights * (e if self.zero else WIDE),
-            "gradients": weights * (e if self.zero else 2 * WIDE),  # DDP sums them in buckets of its own
-            "optimizer": weights * (2 * WIDE + ADAM) // world if self.zero else weights * ADAM,
+        held = {
+            "weights": weights * (e if self.zero else FLOAT32),
+            "gradients": weights * (e if self.zero else 2 * FLOAT32),  # DDP sums them in buckets of its own
+            "optimizer": weights * (2 * FLOAT32 + ADAM) // world if self.zero else weights * ADAM,
         }
-        parts = parts_of(self.tokens, self.memory)
-        owner = owners(len(parts), self.ranks, self.schedule)
-        loads = [self._activations(parts, owner, rank) for rank in range(self.ranks)]
-        found |= max(loads, key=lambda load: sum(load.values()))
-        found["state"] = self.shape.layers * self.shape.width * (2 * self.memory.slots * WIDE + self.memory.queue * e)
-        found["layer"] = max((layer_bytes(part, self.shape, self.dtype) for part in parts), default=0)
-        return found | {"total": sum(found.values())}
+        chunks = chunk_shapes(self.tokens, self.memory)
+        owners = chunk_owners(len(chunks), self.ranks, self.schedule)
+        loads = [self._activations(chunks, owners, rank) for rank in range(self.ranks)]
+        held |= max(loads, key=lambda load: sum(load.values()))
+        held["state"] = self.shape.layers * self.shape.width * (2 * self.memory.slots * FLOAT32 + self.memory.queue * e)
+        held["layer"] = max((recompute_bytes(chunk, self.shape, self.dtype) for chunk in chunks), default=0)
+        return held | {"total": sum(held.values())}
 
-    def _activations(self, parts: list[Part], owner: list[int], rank: int) -> Mapping[str, int]:
+    def _activations(self, chunks: list[ChunkShape], owners: list[int], rank: int) -> Mapping[str, int]:
         layers, e = self.shape.layers, self.dtype.itemsize
-        kept = messages = 0
-        for number, part in enumerate(parts):
-            if owner[number] == rank:
-                kept += layers * kept_bytes(part, self.shape, self.memory, self.dtype)
-                kept += part.own * (part.own + part.seats)  # the mask, of all layers
-                kept += min(self.supervised, part.text) * self.shape.words * (2 * WIDE + e)
+        saved = messages = 0
+        for number, chunk in enumerate(chunks):
+            if owners[number] == rank:
+                saved += layers * activation_bytes(chunk, self.shape, self.memory, self.dtype)
+                saved += chunk.columns * (chunk.columns + chunk.slots)  # the attention mask, shared by all layers
+                saved += min(self.supervised, chunk.text) * self.shape.vocabulary * (2 * FLOAT32 + e)
                 after = number + 1
-                if after < len(parts) and owner[after] != rank:  # what was sent is kept until its gradient is there
-                    messages += layers * message_bytes(parts[after], self.shape, self.memory, self.dtype)
-        return {"activations": kept, "messages": messages}
-
-    def on(self, ranks: int, dp: int, schedule: str) -> Plan:
-        """The same on other ranks."""
-        return replace(self, ranks=ranks, dp=dp, schedule=schedule)
+                if after < len(chunks) and owners[after] != rank:  # a message is held until its gradient arrives
+                    messages += layers * message_bytes(chunks[after], self.shape, self.memory, self.dtype)
+        return {"activations": saved, "messages": messages}

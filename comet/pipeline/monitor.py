@@ -1,4 +1,4 @@
-"""Where the reading of a text stands, and whether its numbers are finite: what is told when a process fails (spec 2.3)."""
+"""Progress of a text on one process and detection of non-finite values, for failure messages (CoMeT, spec 2.3)."""
 
 from __future__ import annotations
 
@@ -10,96 +10,99 @@ import torch
 from torch import Tensor
 
 from breviary.training.watchdog import ProcessFailure, Watchdog
-from comet.pipeline.schedule import Cell
+from comet.pipeline.schedule import Task
 
 FORWARD, BACKWARD = 0, 1
 DIRECTIONS = ("forward", "backward")
 
 
 class Event(NamedTuple):
-    """Something begins on a process, and what was before ends; at  seconds by the machine's clock (time.monotonic).
+    """Start of a task or of an idle time on a process; ends the previous one.
 
-    cell  that is computed from now on; None = nothing is: it waits, or rests
+    time  seconds of the machine's monotonic clock
+    task  that starts; None = the process waits or is idle
     """
 
-    at: float
+    time: float
     direction: int
-    cell: Cell | None
+    task: Task | None
 
 
-class Progress:
-    """Of one text on one process. A cell is noted when it begins, in both directions; what it gave is looked at when the backward
-    pass is through, one host sync for a text.
+class TextMonitor:
+    """Monitors one text on one process.
 
-    rank    of this process in the world
-    events  a list that takes what happens, for measuring; None = nobody asks
+    Reports the start of every task, forward and backward, to the watchdog. Checks of outputs and gradients run on the
+    device; `check_finite` evaluates them after the backward pass, with one host sync per text.
+
+    rank    world rank of this process
+    events  a list that records events, for measurements; None = not recorded
     """
 
-    def __init__(self, watch: Watchdog, rank: int, step: int, events: list[Event] | None = None) -> None:
-        self.watch, self.rank, self.step, self.events = watch, rank, step, events
-        self._finite: list[tuple[int, Cell, Tensor]] = []  # direction, cell, whether what it gave is finite: a scalar
+    def __init__(self, watchdog: Watchdog, rank: int, step: int, events: list[Event] | None = None) -> None:
+        self.watchdog, self.rank, self.step, self.events = watchdog, rank, step, events
+        self._finite: list[tuple[int, Task, Tensor]] = []  # direction, task, and a scalar: all values are finite
 
-    def begins(self, cell: Cell, direction: int) -> None:
-        """The cell is computed from now on."""
-        self.watch.set_state(stands(self.step, *cell, direction), is_computing=True)
-        self._note(direction, cell)
+    def start_task(self, task: Task, direction: int) -> None:
+        """Reports that the process computes `task`."""
+        self.watchdog.set_state(describe_task(self.step, *task, direction), is_computing=True)
+        self._record(direction, task)
 
-    def waits(self, what: str, direction: int) -> None:
-        """For a message, from now on."""
-        self.watch.set_state(f"waiting for {what}")
-        self._note(direction, None)
+    def start_waiting(self, message: str, direction: int) -> None:
+        """Reports that the process waits for a message, described by `message`."""
+        self.watchdog.set_state(f"waiting for {message}")
+        self._record(direction, None)
 
-    def rests(self, direction: int) -> None:
-        """No cell is computed for now."""
-        self.watch.set_state(f"in step {self.step}, between two passes")
-        self._note(direction, None)
+    def start_idle(self, direction: int) -> None:
+        """Reports that the process computes no task."""
+        self.watchdog.set_state(f"in step {self.step}, between two passes")
+        self._record(direction, None)
 
-    def follows(self, cell: Cell, states: Tensor) -> None:
-        """Looks at the cell's output (B, N, D), and in the backward pass at its gradient, with which that of the cell begins."""
+    def watch_output(self, task: Task, states: Tensor) -> None:
+        """Checks a task's output (B, N, D) and, in the backward pass, its gradient, which starts the backward task."""
         if states.requires_grad:
-            self._finite.append((FORWARD, cell, torch.isfinite(states.detach()).all()))
-            states.register_hook(lambda gradient: self._comes_back(cell, gradient))
+            self._finite.append((FORWARD, task, torch.isfinite(states.detach()).all()))
+            states.register_hook(lambda gradient: self._start_backward(task, gradient))
 
-    def well(self, cell: Cell) -> Tensor | bool:
-        """Whether what the cell gave in the forward pass is finite, as far as it was looked at; a scalar, not waited for."""
-        return self._finite[-1][2] if self._finite and self._finite[-1][:2] == (FORWARD, cell) else True
+    def is_finite(self, task: Task) -> Tensor | bool:
+        """Whether the output of `task` is finite, as a scalar on the device; True where it was not the last output."""
+        return self._finite[-1][2] if self._finite and self._finite[-1][:2] == (FORWARD, task) else True
 
-    def check(self) -> None:
-        """The backward pass is through.
+    def check_finite(self) -> None:
+        """Evaluates all checks, after the backward pass.
 
-        Raises: ProcessFailure naming the first cell whose numbers are not finite.
+        Raises: ProcessFailure naming the first task with non-finite values.
         """
-        finite = torch.stack([flag for *_, flag in self._finite]).tolist() if self._finite else []
-        for (direction, cell, _), well in zip(self._finite, finite):
-            if not well:
-                raise not_finite(self.rank, stands(self.step, *cell, direction))
+        checks = torch.stack([check for *_, check in self._finite]).tolist() if self._finite else []
+        for (direction, task, _), is_finite in zip(self._finite, checks):
+            if not is_finite:
+                raise non_finite_failure(self.rank, describe_task(self.step, *task, direction))
         self._finite.clear()
-        self.rests(BACKWARD)
+        self.start_idle(BACKWARD)
 
-    def _comes_back(self, cell: Cell, gradient: Tensor | None) -> None:
-        self.begins(cell, BACKWARD)
-        if gradient is not None:  # else nothing that is supervised depends on the stream, only on the memory
-            self._finite.append((BACKWARD, cell, torch.isfinite(gradient).all()))
+    def _start_backward(self, task: Task, gradient: Tensor | None) -> None:
+        self.start_task(task, BACKWARD)
+        if gradient is not None:  # None: supervised tokens depend on the memory only, not on these states
+            self._finite.append((BACKWARD, task, torch.isfinite(gradient).all()))
 
-    def _note(self, direction: int, cell: Cell | None) -> None:
+    def _record(self, direction: int, task: Task | None) -> None:
         if self.events is not None:
-            self.events.append(Event(time.monotonic(), direction, cell))
+            self.events.append(Event(time.monotonic(), direction, task))
 
 
-def spans_of(events: Sequence[Event], direction: int) -> dict[Cell, tuple[float, float]]:
-    """When each cell was computed in one direction, {cell: (start, end)} in the order of starting: until the next event."""
+def task_spans(events: Sequence[Event], direction: int) -> dict[Task, tuple[float, float]]:
+    """Start and end of each task in one direction, in order of start. A task ends at the next event."""
     return {
-        event.cell: (event.at, after.at)
-        for event, after in zip(events, events[1:])
-        if event.cell is not None and event.direction == direction
+        event.task: (event.time, following.time)
+        for event, following in zip(events, events[1:])
+        if event.task is not None and event.direction == direction
     }
 
 
-def stands(step: int, chunk: int, layer: int, direction: int) -> str:
-    """For people."""
+def describe_task(step: int, chunk: int, layer: int, direction: int) -> str:
+    """The task as part of a message."""
     return f"in step {step}, {DIRECTIONS[direction]}, chunk {chunk}, layer {layer}"
 
 
-def not_finite(rank: int, where: str) -> ProcessFailure:
-    """What is raised where numbers are not finite."""
-    return ProcessFailure(f"rank {rank} made numbers that are not finite {where}")
+def non_finite_failure(rank: int, where: str) -> ProcessFailure:
+    """The exception for non-finite values."""
+    return ProcessFailure(f"rank {rank} computed non-finite values {where}")

@@ -1,4 +1,4 @@
-"""Ranks of which one goes wrong in the middle of a cell."""
+"""Ranks of which one fails in the middle of a task."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import signal
 import time
 
 import torch
-from pipeline_cases import CASES, NINE, case_reader, everything
+from pipeline_cases import CASES, NINE, all_supervised, case_reader
 from processes import run_script
 
 from breviary.runtime.distributed import rank, start_process_group
@@ -16,19 +16,19 @@ from breviary.training.pipeline import init_pipeline_group
 from comet.layers import MemoryLayers
 
 TIMEOUT = 4.0  # seconds: engine.timeout
-STEP, CHUNK, LAYER = 2, 3, 1  # where it happens: of nine chunks, cyclic
-TOLD = 0.6  # seconds of the cell before: two signs of life
+STEP, CHUNK, LAYER = 2, 3, 1  # task of the fault, in a cyclic schedule of nine chunks
+DELAY = 0.6  # seconds before the fault: two heartbeats with the state of this task
 
 
 def die() -> None:
-    """As when memory runs out."""
-    time.sleep(TOLD)
+    """As the kernel does when memory is exhausted."""
+    time.sleep(DELAY)
     os.kill(os.getpid(), signal.SIGKILL)
 
 
 def stop() -> None:
-    """A process that never goes on, with all its threads."""
-    time.sleep(TOLD)
+    """Stops the process with all its threads."""
+    time.sleep(DELAY)
     os.kill(os.getpid(), signal.SIGSTOP)
 
 
@@ -37,49 +37,49 @@ def hang() -> None:
     time.sleep(600)
 
 
-def break_cell(victim: int, kind: str, direction: str, own: int, layers: int) -> None:
-    """Lets one cell of rank `victim` go wrong: the LAYER-th of the `own`-th chunk that it reads (0 is its first) from now on."""
+def break_task(victim: int, kind: str, direction: str, own: int, layers: int) -> None:
+    """Makes a task of rank `victim` fail: layer LAYER of the `own`-th chunk that it computes from now on, from 0."""
     if rank() != victim:
         return
-    whole, calls = MemoryLayers.cell, 0
+    run_layer, calls = MemoryLayers.run_layer, 0
 
-    def cell(self, stack, index, *rest):
+    def broken(self, stack, index, *rest):
         nonlocal calls
         calls += 1
-        states, after = whole(self, stack, index, *rest)
+        states, after = run_layer(self, stack, index, *rest)
         if calls - 1 != own * layers + LAYER:
             return states, after
         if direction == "forward":
             return (states * float("nan"), after) if kind == "nan" else (globals()[kind](), states, after)[1:]
         states.register_hook(lambda gradient: gradient * float("nan") if kind == "nan" else globals()[kind]())
-        return states.view_as(states), after  # whose own hooks come first: the cell has begun
+        return states.view_as(states), after  # a view, whose own hooks run first: the task has started
 
-    MemoryLayers.cell = cell
+    MemoryLayers.run_layer = broken
 
 
 def run_broken(ranks: int, victim: int, kind: str, direction: str) -> None:
-    """A pipeline's few steps, of which the second goes wrong."""
+    """Three steps of a pipeline, of which the second fails."""
     start_process_group(torch.device("cpu"), TIMEOUT)
-    place = init_pipeline_group(ranks, TIMEOUT)
+    group = init_pipeline_group(ranks, TIMEOUT)
     reader = case_reader(CASES["nine"])
-    reader.join_pipeline(place, "cyclic")
-    with place.watchdog:
+    reader.join_pipeline(group, "cyclic")
+    with group.watchdog:
         for step in range(1, 4):
             if step == STEP:
-                break_cell(victim, kind, direction, CHUNK // ranks, len(reader.decoder))
-            reader.nll(everything([NINE])).sum().backward()
+                break_task(victim, kind, direction, CHUNK // ranks, len(reader.decoder))
+            reader.nll(all_supervised([NINE])).sum().backward()
             for weight in reader.parameters():
                 torch.distributed.all_reduce(weight.grad)
 
 
 def run_dying_training(arguments: list[str]) -> None:
-    """train.py, whose rank 1 dies in the backward pass of its third optimizer step."""
-    whole = RunLog.on_step_end
+    """train.py, in which rank 1 dies in the backward pass of the third optimizer step."""
+    on_step_end = RunLog.on_step_end
 
-    def ends(self, args, state, control, **kwargs):
-        whole(self, args, state, control, **kwargs)
+    def dying(self, args, state, control, **kwargs):
+        on_step_end(self, args, state, control, **kwargs)
         if state.global_step == 2:
-            break_cell(1, "die", "backward", 0, 2)
+            break_task(1, "die", "backward", 0, 2)
 
-    RunLog.on_step_end = ends
+    RunLog.on_step_end = dying
     run_script("train.py", arguments)

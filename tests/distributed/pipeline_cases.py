@@ -1,4 +1,4 @@
-"""What pipelines read, and what one process makes of it; every rank writes nothing, rank 0 the deviations."""
+"""Texts that pipelines and a single process compute; rank 0 writes the differences between the two."""
 
 from __future__ import annotations
 
@@ -6,7 +6,6 @@ import functools
 import random
 import sys
 import time
-from argparse import Namespace
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -15,136 +14,141 @@ import torch
 import torch.distributed as dist
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
-from comet_helpers import C, comet, drawn_ids, text_of
+from comet_helpers import C, chunked_text, random_ids, tiny_comet
 
 from breviary.contract import Batch, Example
 from breviary.runtime.distributed import end_process_group, gather_rows, rank, start_process_group, sum_over_ranks
 from breviary.training.pipeline import PipelineGroup, init_pipeline_group
+from comet.bench.pipeline import PipelineBenchmark, measure_makespans, measure_times
+from comet.chunked_text import ChunkedText, align_steps
 from comet.model import Comet
-from comet.text import Text, steps_of
 from data.collate import Collator
-from scripts.bench import comet_pipeline
 
 LAYERS = 3
-SLEEP = 0.03  # seconds of a cell that is timed
+SLEEP = 0.03  # seconds of a timed task
 NINE, FOUR = [C] * 8 + [5], [C, 7, C, C]
 RAGGED = [[C, C, 3, C, C, C, 9], [C, C, 2, 1], [11]]
 PACKED = [[[C, 4], [6], [C, C, 5]], [[9], [8], [C]]]
 
 
-def everything(plans: list[list[int]]) -> Text:
-    """Every token supervised."""
-    return text_of(drawn_ids(len(plans), max(map(sum, plans))), plans)
+def all_supervised(plans: list[list[int]]) -> ChunkedText:
+    """A text in which every token is supervised."""
+    return chunked_text(random_ids(len(plans), max(map(sum, plans))), plans)
 
 
-def answers(plans: list[list[int]], *chunks: int) -> Text:
-    """Supervised in the named chunks alone, counted from the end of each row (-1 is the last)."""
-    text = everything(plans)
-    places = torch.zeros_like(text.asked)
+def supervised_chunks(plans: list[list[int]], *chunks: int) -> ChunkedText:
+    """A text supervised in the given chunks only, counted from the end of each row (-1 is the last)."""
+    text = all_supervised(plans)
+    mask = torch.zeros_like(text.supervised)
     for row, sizes in enumerate(plans):
         for chunk in chunks:
             if -chunk <= len(sizes):
                 start = sum(sizes[: len(sizes) + chunk])
-                places[row, start : start + sizes[chunk] - 1] = True
-    return replace(text, asked=text.asked & places)
+                mask[row, start : start + sizes[chunk] - 1] = True
+    return replace(text, supervised=text.supervised & mask)
 
 
-def packed() -> Text:
-    """Several texts a row: in the last step, and in one before it, a text ends and nothing is taken in."""
-    ids = drawn_ids(2, max(sum(map(sum, row)) for row in PACKED))
-    asked = torch.arange(ids.shape[1]) < torch.tensor([sum(map(sum, row)) - 1 for row in PACKED])[:, None]
-    return Text(ids, asked, steps_of(PACKED), [4, 8])
+def packed() -> ChunkedText:
+    """Several texts per row: in the last step and in an earlier one, a text ends without updating the memory."""
+    ids = random_ids(2, max(sum(map(sum, row)) for row in PACKED))
+    supervised = torch.arange(ids.shape[1]) < torch.tensor([sum(map(sum, row)) - 1 for row in PACKED])[:, None]
+    return ChunkedText(ids, supervised, align_steps(PACKED), [4, 8])
 
 
 @dataclass
 class Case:
-    """texts are read one after the other, each with a backward pass of its own, or `together` with one for all."""
+    """Texts that are computed one after the other.
 
-    texts: Callable[[], list[Text]]
+    joint_backward  one backward pass for all texts, instead of one per text
+    """
+
+    texts: Callable[[], list[ChunkedText]]
     overrides: tuple[str, ...] = ()
-    together: bool = False
+    joint_backward: bool = False
     checkpointing: bool = False
     dtype: str = "float64"
 
 
 CASES = {
-    "nine": Case(lambda: [everything([NINE])]),
-    "nine_recomputed": Case(lambda: [everything([NINE])], checkpointing=True),
-    "scatter": Case(lambda: [everything([FOUR])], ("compressor.backend=scatter",)),
-    "single_precision": Case(lambda: [everything([FOUR])], dtype="float32"),
-    "bfloat16": Case(lambda: [everything([FOUR])], dtype="bfloat16"),
-    "four": Case(lambda: [everything([FOUR])]),
-    "answer_in_the_last_chunk": Case(lambda: [answers([NINE], -1)]),
-    "answer_in_the_middle": Case(lambda: [answers([NINE], -6, -4)]),
-    "ragged_rows": Case(lambda: [everything(RAGGED)]),
-    "ragged_rows_recomputed": Case(lambda: [answers(RAGGED, -1, -2)], checkpointing=True),
-    "two_chunks": Case(lambda: [everything([[C, 3]])]),
-    "one_chunk": Case(lambda: [everything([[7]])]),
-    "nothing_asked": Case(lambda: [answers([FOUR])]),
-    "two_batches": Case(lambda: [everything([NINE]), answers(RAGGED, -1)]),
-    "two_losses": Case(lambda: [answers([NINE], -1), everything([FOUR])], together=True),
+    "nine": Case(lambda: [all_supervised([NINE])]),
+    "nine_recomputed": Case(lambda: [all_supervised([NINE])], checkpointing=True),
+    "scatter": Case(lambda: [all_supervised([FOUR])], ("compressor.backend=scatter",)),
+    "single_precision": Case(lambda: [all_supervised([FOUR])], dtype="float32"),
+    "bfloat16": Case(lambda: [all_supervised([FOUR])], dtype="bfloat16"),
+    "four": Case(lambda: [all_supervised([FOUR])]),
+    "supervised_last_chunk": Case(lambda: [supervised_chunks([NINE], -1)]),
+    "supervised_in_the_middle": Case(lambda: [supervised_chunks([NINE], -6, -4)]),
+    "ragged_rows": Case(lambda: [all_supervised(RAGGED)]),
+    "ragged_rows_recomputed": Case(lambda: [supervised_chunks(RAGGED, -1, -2)], checkpointing=True),
+    "two_chunks": Case(lambda: [all_supervised([[C, 3]])]),
+    "one_chunk": Case(lambda: [all_supervised([[7]])]),
+    "nothing_supervised": Case(lambda: [supervised_chunks([FOUR])]),
+    "two_batches": Case(lambda: [all_supervised([NINE]), supervised_chunks(RAGGED, -1)]),
+    "two_losses": Case(lambda: [supervised_chunks([NINE], -1), all_supervised([FOUR])], joint_backward=True),
     "packed": Case(lambda: [packed()]),
-    "truncated": Case(lambda: [everything(RAGGED)], ("compressor.truncate_every=2",)),
-    "queue_alone": Case(lambda: [everything([FOUR])], ("compressor.global_slots=0",)),
-    "slots_alone": Case(lambda: [everything([FOUR])], ("compressor.queue_budget=0",)),
-    "no_memory": Case(lambda: [everything([FOUR])], ("compressor.global_slots=0", "compressor.queue_budget=0")),
-    "memory_alone_trained": Case(lambda: [answers([NINE], -1)], ("decoder.train=frozen",)),
+    "truncated": Case(lambda: [all_supervised(RAGGED)], ("compressor.truncate_every=2",)),
+    "queue_only": Case(lambda: [all_supervised([FOUR])], ("compressor.global_slots=0",)),
+    "slots_only": Case(lambda: [all_supervised([FOUR])], ("compressor.queue_budget=0",)),
+    "no_memory": Case(lambda: [all_supervised([FOUR])], ("compressor.global_slots=0", "compressor.queue_budget=0")),
+    "frozen_decoder": Case(lambda: [supervised_chunks([NINE], -1)], ("decoder.train=frozen",)),
 }
 
 
 def run_cases(ranks: int, folder: Path) -> None:
-    """Every case on a pipeline of `ranks`, both schedules, against `run_alone`; writes {(case, schedule): what was found}."""
+    """Every case on a pipeline of `ranks` with both schedules; writes {(case, schedule): difference to `run_alone`}."""
     start_process_group(torch.device("cpu"))
-    place = init_pipeline_group(ranks) if ranks > 1 else PipelineGroup()
-    alone, found = torch.load(folder / "alone.pt"), {}
+    group = init_pipeline_group(ranks) if ranks > 1 else PipelineGroup()
+    alone, rows = torch.load(folder / "alone.pt"), {}
     for name, case in CASES.items():
         reader = case_reader(case)
         for schedule in ("contiguous", "cyclic"):
-            reader.join_pipeline(place, schedule)
-            together = summed(read(reader, case))
-            sent = sum_over_ranks(torch.tensor(reader.pipeline.handoff.sent if ranks > 1 else [0, 0])).tolist()
+            reader.join_pipeline(group, schedule)
+            together = sum_dict(compute(reader, case))
+            sent = sum_over_ranks(
+                torch.tensor(reader.pipeline.transport.messages_sent if ranks > 1 else [0, 0])
+            ).tolist()
             if rank() == 0:
-                found[name, schedule] = compared(together, alone[name]) | {"sent": sent}
+                rows[name, schedule] = compare(together, alone[name]) | {"sent": sent}
     if rank() == 0:
-        torch.save(found, folder / f"pipeline{ranks}.pt")
+        torch.save(rows, folder / f"pipeline{ranks}.pt")
     end_process_group()
 
 
 def run_alone(folder: Path) -> None:
-    """Every case in a process that knows nothing of pipelines; writes {case: loss and gradients}."""
-    torch.save({name: read(case_reader(case), case) for name, case in CASES.items()}, folder / "alone.pt")
+    """Every case in one process without a pipeline; writes {case: loss and gradients}."""
+    torch.save({name: compute(case_reader(case), case) for name, case in CASES.items()}, folder / "alone.pt")
 
 
 def case_reader(case: Case) -> Comet:
-    """In training mode, its weights the same in every process; one for all cases that are built alike."""
-    return _reader(case.overrides, case.checkpointing, case.dtype)
+    """A reader in training mode with equal weights in every process, shared by cases with equal settings."""
+    return _build_reader(case.overrides, case.checkpointing, case.dtype)
 
 
 @functools.cache
-def _reader(overrides: tuple[str, ...], checkpointing: bool, dtype: str) -> Comet:
-    reader = comet(*overrides, dtype=dtype, layers=LAYERS).train()
+def _build_reader(overrides: tuple[str, ...], checkpointing: bool, dtype: str) -> Comet:
+    reader = tiny_comet(*overrides, dtype=dtype, layers=LAYERS).train()
     reader.decoder.checkpointing = checkpointing
     return reader
 
 
-def read(reader: Comet, case: Case) -> dict[str, torch.Tensor]:
-    """Loss and gradients, {name: value}."""
+def compute(reader: Comet, case: Case) -> dict[str, torch.Tensor]:
+    """Loss and gradients of a case, {name: value}."""
     reader.zero_grad()
     texts, losses = case.texts(), []
     for text in texts:
         with reader.decoder.mixed_precision():
             losses.append(reader.nll(text).sum() / 7)
-        if not case.together:
+        if not case.joint_backward:
             losses[-1].backward()
             losses[-1] = losses[-1].detach()
-    if case.together:
+    if case.joint_backward:
         sum(losses).backward()
-    # A rank without a chunk has a zero in float32.
+    # A rank without a chunk has a zero loss in float32.
     return {"loss": sum(losses).detach().double()} | gradients(reader)
 
 
 def gradients(reader: Comet) -> dict[str, torch.Tensor]:
-    """{name: gradient}, zeros where none came."""
+    """{name: gradient}, zeros for weights without one."""
     return {
         name: torch.zeros_like(weight) if weight.grad is None else weight.grad.clone()
         for name, weight in reader.named_parameters()
@@ -152,30 +156,38 @@ def gradients(reader: Comet) -> dict[str, torch.Tensor]:
     }
 
 
-def summed(found: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
-    """Over the ranks."""
-    return {name: sum_over_ranks(value) for name, value in found.items()}
+def sum_dict(values: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    """Sums over the ranks."""
+    return {name: sum_over_ranks(value) for name, value in values.items()}
 
 
-def compared(found: dict[str, torch.Tensor], wanted: dict[str, torch.Tensor]) -> dict[str, float]:
-    """Largest deviation of the loss, relative, and of a weight's gradient, relative to its largest number, and whose; a gradient
-    below a millionth of the largest is compared on that scale."""
-    smallest = 1e-6 * max(float(grad.abs().max()) for name, grad in wanted.items() if name != "loss")
-    off = {
-        name: float((found[name] - value).abs().max()) / max(float(value.abs().max()), smallest, 1e-30)
-        for name, value in wanted.items()
+def compare(actual: dict[str, torch.Tensor], expected: dict[str, torch.Tensor]) -> dict[str, float]:
+    """Relative difference of the loss, and the largest relative difference of a gradient, with the weight's name.
+
+    Differences are relative to the largest value of the tensor, or to 1e-6 of the largest gradient if that is larger.
+    """
+    smallest = 1e-6 * max(float(grad.abs().max()) for name, grad in expected.items() if name != "loss")
+    differences = {
+        name: float((actual[name] - value).abs().max()) / max(float(value.abs().max()), smallest, 1e-30)
+        for name, value in expected.items()
     }
-    loss = off.pop("loss")
-    worst = max(off, key=off.get)
-    still = [name for name, value in wanted.items() if not value.any()]
-    return {"loss": loss, "gradient": off[worst], "name": worst, "value": float(wanted["loss"]), "still": still}
+    loss = differences.pop("loss")
+    worst = max(differences, key=differences.get)
+    zero = [name for name, value in expected.items() if not value.any()]
+    return {
+        "loss": loss,
+        "gradient": differences[worst],
+        "name": worst,
+        "value": float(expected["loss"]),
+        "zero_gradients": zero,
+    }
 
 
-# ---- batches on pipelines side by side ----
+# ---- several pipelines ----
 
 
 def batches(reader: Comet) -> list[Batch]:
-    """Four batches of two examples, contexts of 5 to 120 tokens, answers of 1 to 9."""
+    """Four batches of two examples, with contexts of 5 to 120 tokens and answers of 1 to 9."""
     rng, items = random.Random(0), []
     for index in range(8):
         sizes = dict(
@@ -196,27 +208,29 @@ def batches(reader: Comet) -> list[Batch]:
 
 
 def run_side_by_side(folder: Path) -> None:
-    """Two pipelines of two ranks, two micro-batches each, drawn plans, a second loss: sums and counts, and one process's."""
+    """Two pipelines of two ranks, each with two micro-batches, random chunks and a second loss, against one process."""
     start_process_group(torch.device("cpu"))
-    reader = comet(
+    reader = tiny_comet(
         "objective=answer_and_copy", "objective.hint_tokens=3", "objective.copy_tokens=20", layers=LAYERS
     ).train()
     reader.begin_step(3, 42)
-    everyone, place = batches(reader), init_pipeline_group(2)
-    found, alone = {}, trained(reader, everyone)
+    all_batches, group = batches(reader), init_pipeline_group(2)
+    rows, alone = {}, optimizer_step(reader, all_batches)
     for schedule in ("contiguous", "cyclic"):
-        reader.join_pipeline(place, schedule)
-        together = trained(reader, everyone[place.pipeline :: 2])
-        found[schedule] = compared(together[0], alone[0]) | {"counts": (together[1], alone[1])}
+        reader.join_pipeline(group, schedule)
+        together = optimizer_step(reader, all_batches[group.pipeline :: 2])
+        rows[schedule] = compare(together[0], alone[0]) | {"counts": (together[1], alone[1])}
     if rank() == 0:
-        torch.save(found, folder / "side_by_side.pt")
+        torch.save(rows, folder / "side_by_side.pt")
     end_process_group()
 
 
-def trained(reader: Comet, own: list[Batch]) -> tuple[dict[str, torch.Tensor], dict[str, float]]:
-    """Loss and gradients of one optimizer step as the Trainer has them, and what it counts; summed over the ranks where these
-    are a pipeline's."""
-    total = summed if reader.pipeline is not None else lambda values: values
+def optimizer_step(reader: Comet, own: list[Batch]) -> tuple[dict[str, torch.Tensor], dict[str, float]]:
+    """Loss and gradients of one optimizer step, computed as in the Trainer, and the counts.
+
+    Sums over the ranks where the reader is in a pipeline.
+    """
+    total = sum_dict if reader.pipeline is not None else lambda values: values
     reader.zero_grad()
     counts: dict[str, torch.Tensor] = {}
     for batch in own:
@@ -234,31 +248,31 @@ def trained(reader: Comet, own: list[Batch]) -> tuple[dict[str, torch.Tensor], d
     return sums, {name: float(count) for name, count in counts.items()} | {"slots": slots, "context_tokens": tokens}
 
 
-# ---- what goes wrong ----
+# ---- errors and evaluation ----
 
 
 def run_out_of_step() -> None:
-    """Rank 1 has read one text more than rank 0; rank 0 has nothing to wait for."""
+    """Rank 1 is one text ahead of rank 0, which waits for no message."""
     start_process_group(torch.device("cpu"))
-    reader = comet(layers=LAYERS).train()
+    reader = tiny_comet(layers=LAYERS).train()
     reader.join_pipeline(init_pipeline_group(2), "contiguous")
-    reader.pipeline.handoff.step = rank()
-    reader.nll(everything([FOUR]))
+    reader.pipeline.transport.step = rank()
+    reader.nll(all_supervised([FOUR]))
     dist.barrier()
 
 
 def run_without_gradients(folder: Path) -> None:
-    """Without gradients nothing comes back; in evaluation every rank reads its own batch, whole."""
+    """Without gradients, no gradient messages are sent; in evaluation mode every rank computes its whole own batch."""
     start_process_group(torch.device("cpu"))
-    reader = comet(layers=LAYERS)
+    reader = tiny_comet(layers=LAYERS)
     with torch.no_grad():
-        alone = float(reader.nll(everything([FOUR])).sum())
+        alone = float(reader.nll(all_supervised([FOUR])).sum())
         reader.join_pipeline(init_pipeline_group(2), "cyclic")
-        evaluated = float(reader.nll(everything([FOUR] if rank() == 0 else [NINE])).sum())
+        evaluated = float(reader.nll(all_supervised([FOUR] if rank() == 0 else [NINE])).sum())
         reader.train()
-        shares = sum_over_ranks(torch.stack([reader.nll(everything([FOUR])).sum().double() for _ in range(3)]))
-    reader.pipeline.handoff.finish()
-    sent = sum_over_ranks(torch.tensor(reader.pipeline.handoff.sent)).tolist()
+        shares = sum_over_ranks(torch.stack([reader.nll(all_supervised([FOUR])).sum().double() for _ in range(3)]))
+    reader.pipeline.transport.wait_for_sends()
+    sent = sum_over_ranks(torch.tensor(reader.pipeline.transport.messages_sent)).tolist()
     if rank() == 0:
         torch.save(
             {"alone": alone, "evaluated": evaluated, "shares": shares.tolist(), "sent": sent}, folder / "plain.pt"
@@ -266,37 +280,39 @@ def run_without_gradients(folder: Path) -> None:
     end_process_group()
 
 
-# ---- who waits for whom ----
+# ---- schedules ----
 
 
 def run_timed(folder: Path, ranks: int) -> None:
-    """What happens when, by a clock that the ranks share; computing is sleeping, forward and back. Rank 0 writes {schedule: the
-    events of each rank}."""
+    """Records events by a clock that the ranks share; every task sleeps, forward and backward.
+
+    Rank 0 writes {schedule: events of each rank}.
+    """
     start_process_group(torch.device("cpu"))
-    reader, place, found = comet(layers=LAYERS).train(), init_pipeline_group(ranks), {}
-    cell = reader.memory.cell
+    reader, group, events_by_schedule = tiny_comet(layers=LAYERS).train(), init_pipeline_group(ranks), {}
+    run_layer = reader.memory.run_layer
 
     def slow(*arguments):
         time.sleep(SLEEP)
-        states, after = cell(*arguments)
+        states, after = run_layer(*arguments)
         states.register_hook(lambda gradient: time.sleep(SLEEP))
-        return states.view_as(states), after  # whose own hooks come first: the cell has begun
+        return states.view_as(states), after  # a view, whose own hooks run first: the task has started
 
-    reader.memory.cell = slow
+    reader.memory.run_layer = slow
     for schedule in ("contiguous", "cyclic"):
-        reader.join_pipeline(place, schedule)
-        reader.pipeline.handoff.events = events = []
-        reader.nll(everything([NINE])).sum().backward()
-        found[schedule] = gather_rows([events])
+        reader.join_pipeline(group, schedule)
+        reader.pipeline.transport.events = events = []
+        reader.nll(all_supervised([NINE])).sum().backward()
+        events_by_schedule[schedule] = gather_rows([events])
     if rank() == 0:
-        torch.save(found, folder / "timed.pt")
+        torch.save(events_by_schedule, folder / "timed.pt")
     end_process_group()
 
 
-def run_benchmark(folder: Path, given: Namespace) -> None:
-    """Both parts of scripts/bench/comet_pipeline.py, small."""
+def run_benchmark(folder: Path, benchmark: PipelineBenchmark) -> None:
+    """Both parts of scripts/bench/comet_pipeline.py with small settings."""
     start_process_group(torch.device("cpu"))
-    measured = {"timed": comet_pipeline.timed(given), "cells": comet_pipeline.counted(given)}
+    measured = {"timed": measure_times(benchmark), "cells": measure_makespans(benchmark)}
     if rank() == 0:
         torch.save(measured, folder / "bench.pt")
     end_process_group()

@@ -1,11 +1,9 @@
-"""A text whose chunks several processes read is what one process reads: loss, every gradient, and the messages for it.
+"""Several processes that share the chunks of a text equal one process: loss, every gradient, and the messages.
 
-float64: the same numbers in another order of summing. A case is read by 1, 2 and 4 ranks, by both schedules.
+float64, so that results differ in the order of summation only. Each case runs on 1, 2 and 4 ranks with both schedules.
 """
 
 from __future__ import annotations
-
-from argparse import Namespace
 
 import numpy as np
 import pytest
@@ -23,49 +21,50 @@ from pipeline_cases import (
     run_without_gradients,
 )
 
-from comet.pipeline.monitor import BACKWARD, FORWARD, spans_of
-from comet.pipeline.schedule import cells, owners, simulate
-from scripts.bench import comet_pipeline
+from comet.bench.pipeline import PipelineBenchmark, print_makespans, print_times
+from comet.bench.pipeline_figure import draw_pipeline
+from comet.pipeline.monitor import BACKWARD, FORWARD, task_spans
+from comet.pipeline.schedule import chunk_owners, rank_tasks, simulate
 
 RANKS, SCHEDULES = (1, 2, 4), ("contiguous", "cyclic")
-# float32 and bfloat16: sums over chunks in another order. Autocast adds up a weight's gradient over the chunks of a process
-# in bfloat16: up to four roundings of 2^-8. The messages round nothing.
+# float32 and bfloat16: sums over chunks in another order. Autocast accumulates a weight's gradient over the chunks of a
+# process in bfloat16: up to four rounding errors of 2^-8. Messages are exact.
 TOLERANCE = {"float64": 1e-10, "float32": 1e-5, "bfloat16": 4 * 2**-8}
-# Chunks that are read: those up to the last supervised place, of each text.
-READ = {
+# Number of computed chunks of each text: those up to the last supervised token; 4 unless listed.
+COMPUTED = {
     "nine": [9],
     "nine_recomputed": [9],
-    "answer_in_the_last_chunk": [9],
-    "answer_in_the_middle": [6],
+    "supervised_last_chunk": [9],
+    "supervised_in_the_middle": [6],
     "two_chunks": [2],
     "one_chunk": [1],
-    "nothing_asked": [0],
+    "nothing_supervised": [0],
     "ragged_rows": [7],
     "ragged_rows_recomputed": [7],
     "truncated": [7],
     "two_batches": [9, 7],
     "two_losses": [9, 4],
-    "memory_alone_trained": [9],
+    "frozen_decoder": [9],
     "packed": [6],
 }
-SILENT = ("no_memory",)  # nothing is carried
+WITHOUT_MESSAGES = ("no_memory",)
 
 
 @pytest.fixture(scope="session")
-def found(ranks, tmp_path_factory):
-    """found(R): {(case, schedule): deviations}; read once."""
-    folder, kept = tmp_path_factory.mktemp("pipelines"), {}
+def differences(ranks, tmp_path_factory):
+    """differences(R): {(case, schedule): differences from one process}; each R runs once."""
+    folder, results = tmp_path_factory.mktemp("pipelines"), {}
 
     def load(count):
-        if not kept:
+        if not results:
             ranks(None, run_alone, folder)
-        if count not in kept:
-            kept[count] = AssertionError(f"{count} ranks failed in an earlier test")
+        if count not in results:
+            results[count] = AssertionError(f"{count} ranks failed in an earlier test")
             ranks(None if count == 1 else count, run_cases, count, folder)
-            kept[count] = torch.load(folder / f"pipeline{count}.pt")
-        if isinstance(kept[count], AssertionError):
-            raise kept[count]
-        return kept[count]
+            results[count] = torch.load(folder / f"pipeline{count}.pt")
+        if isinstance(results[count], AssertionError):
+            raise results[count]
+        return results[count]
 
     return load
 
@@ -73,54 +72,54 @@ def found(ranks, tmp_path_factory):
 @pytest.mark.parametrize("case", CASES)
 @pytest.mark.parametrize("schedule", SCHEDULES)
 @pytest.mark.parametrize("count", RANKS)
-def test_ranks_together_read_what_one_reads(found, count, schedule, case):
-    one = found(count)[case, schedule]
-    print(count, schedule, case, one)  # pytest -rP shows it
+def test_a_pipeline_equals_one_process(differences, count, schedule, case):
+    row = differences(count)[case, schedule]
+    print(count, schedule, case, row)  # visible with pytest -rP
     tolerance = TOLERANCE[CASES[case].dtype]
-    assert one["loss"] < tolerance and one["gradient"] < tolerance
-    assert one["value"] > 0 or case == "nothing_asked"
+    assert row["loss"] < tolerance and row["gradient"] < tolerance
+    assert row["value"] > 0 or case == "nothing_supervised"
 
 
-def test_the_cases_reach_every_weight(found):
-    """Otherwise equal gradients would say nothing."""
+def test_every_weight_has_a_gradient(differences):
+    """Otherwise equal gradients would prove nothing."""
     for case in ("nine", "ragged_rows", "packed", "nine_recomputed", "scatter", "two_losses"):
-        assert found(1)[case, "cyclic"]["still"] == [], case
+        assert differences(1)[case, "cyclic"]["zero_gradients"] == [], case
 
 
 @pytest.mark.parametrize("case", CASES)
 @pytest.mark.parametrize("schedule", SCHEDULES)
 @pytest.mark.parametrize("count", RANKS)
-def test_one_message_for_each_layer_and_border_each_way(found, count, schedule, case):
-    """Also where activations are recomputed: nothing is sent twice."""
+def test_one_message_per_layer_border_and_direction(differences, count, schedule, case):
+    """A border lies between two consecutive chunks of different ranks. Recomputed activations send nothing twice."""
     borders = 0
-    for chunks in READ.get(case, [4]):
-        owner = owners(chunks, count, schedule)
+    for chunks in COMPUTED.get(case, [4]):
+        owner = chunk_owners(chunks, count, schedule)
         borders += sum(one != other for one, other in zip(owner, owner[1:]))
-    expected = 0 if case in SILENT else LAYERS * borders
-    assert found(count)[case, schedule]["sent"] == [expected, expected]
+    expected = 0 if case in WITHOUT_MESSAGES else LAYERS * borders
+    assert differences(count)[case, schedule]["sent"] == [expected, expected]
 
 
-def test_pipelines_side_by_side_count_every_batch_once(ranks, tmp_path):
-    """2 x 2 ranks, unequal batches, two micro-batches, drawn chunks and a second loss, divided by its own count."""
+def test_two_pipelines_count_every_batch_once(ranks, tmp_path):
+    """2 x 2 ranks, unequal batches, two micro-batches, random chunks, and a second loss with its own count."""
     ranks(4, run_side_by_side, tmp_path)
-    for schedule, one in torch.load(tmp_path / "side_by_side.pt").items():
-        print(schedule, one)
-        assert one["loss"] < 1e-10 and one["gradient"] < 1e-10
-        together, alone = one["counts"]
+    for schedule, row in torch.load(tmp_path / "side_by_side.pt").items():
+        print(schedule, row)
+        assert row["loss"] < 1e-10 and row["gradient"] < 1e-10
+        together, alone = row["counts"]
         assert together == alone and set(alone) == {"answer", "copy", "slots", "context_tokens"}
         assert all(count > 0 for count in alone.values())
 
 
-def test_a_rank_out_of_step_is_told(ranks):
+def test_a_message_of_another_step_raises(ranks):
     with pytest.raises(
         AssertionError,
-        match=r"rank 1 waited for the memory of step 2, chunk 2, layer 0 and got the memory of "
+        match=r"rank 1 expected the memory of step 2, chunk 2, layer 0 and received the memory of "
         r"step 1, chunk 2, layer 0",
     ):
         ranks(2, run_out_of_step)
 
 
-def test_without_gradients_nothing_comes_back(ranks, tmp_path):
+def test_without_gradients_no_gradient_messages_are_sent(ranks, tmp_path):
     ranks(2, run_without_gradients, tmp_path)
     plain = torch.load(tmp_path / "plain.pt")
     assert plain["evaluated"] == plain["alone"]
@@ -129,18 +128,20 @@ def test_without_gradients_nothing_comes_back(ranks, tmp_path):
 
 
 @pytest.mark.parametrize("count", (2, 4))
-def test_recorded_runs_keep_to_the_schedule(ranks, tmp_path, count):
-    """Each rank's recorded order is the simulator's, forward, and turned round, back; no cell starts before what it needs is
-    computed, whichever rank computes it; and ranks compute at the same time."""
+def test_recorded_tasks_follow_the_schedule(ranks, tmp_path, count):
+    """Each rank's order of tasks equals the simulator's in the forward pass, and its reverse in the backward pass.
+
+    No task starts before the tasks that it depends on are computed, on any rank, and ranks compute concurrently.
+    """
     ranks(count, run_timed, tmp_path, count)
     for schedule, events in torch.load(tmp_path / "timed.pt", weights_only=False).items():
-        owner, planned = owners(9, count, schedule), simulate(9, LAYERS, count, schedule)
+        owner, planned = chunk_owners(9, count, schedule), simulate(9, LAYERS, count, schedule)
         for direction, step in ((FORWARD, 1), (BACKWARD, -1)):
             spans = {}
             for rank, own in enumerate(events):
-                recorded = spans_of(own, direction)
-                assert list(recorded) == cells(owner, LAYERS, rank, schedule)[::step]
-                assert list(recorded)[::step] == sorted(recorded, key=lambda cell: planned.spans[cell])
+                recorded = task_spans(own, direction)
+                assert list(recorded) == rank_tasks(owner, LAYERS, rank, schedule)[::step]
+                assert list(recorded)[::step] == sorted(recorded, key=lambda task: planned.spans[task])
                 spans |= recorded
             assert spans.keys() == planned.spans.keys()
             for chunk, layer in spans:
@@ -148,16 +149,16 @@ def test_recorded_runs_keep_to_the_schedule(ranks, tmp_path, count):
                     if min(before) >= 0:
                         first, second = [before, (chunk, layer)][::step]
                         assert spans[second][0] >= spans[first][0] + SLEEP
-            took = max(end for _, end in spans.values()) - min(start for start, _ in spans.values())
+            elapsed = max(end for _, end in spans.values()) - min(start for start, _ in spans.values())
             alone = sum(end - start for start, end in spans.values())
-            print(count, schedule, direction, took / alone, planned.makespan / (9 * LAYERS))
-            assert took < 0.9 * alone
+            print(count, schedule, direction, elapsed / alone, planned.makespan / (9 * LAYERS))
+            assert elapsed < 0.9 * alone
 
 
-def test_the_benchmark_measures_what_it_says(ranks, tmp_path, capsys):
-    """Small: rows, tables, picture; handed over naively, no two ranks compute at once."""
-    given = Namespace(runs=1, chunks=4, layers=2, chunk=16, width=16, slots=2, queue=4)
-    ranks(2, run_benchmark, tmp_path, given)
+def test_the_benchmark_writes_rows_tables_and_a_figure(ranks, tmp_path, capsys):
+    """In the naive variant, no two ranks compute at the same time."""
+    benchmark = PipelineBenchmark(runs=1, chunks=4, layers=2, chunk=16, width=16, slots=2, queue=4)
+    ranks(2, run_benchmark, tmp_path, benchmark)
     measured = torch.load(tmp_path / "bench.pt", weights_only=False)
     rows = {row["variant"]: row for row in measured["timed"]["rows"]}
     assert list(rows) == ["cyclic", "contiguous", "naive"] and rows["naive"]["bound"] == 1
@@ -173,12 +174,12 @@ def test_the_benchmark_measures_what_it_says(ranks, tmp_path, capsys):
         )
     )
     for direction, step in ((FORWARD, 1), (BACKWARD, -1)):
-        lanes = [list(spans_of(own, direction).values()) for own in measured["timed"]["events"]["naive"]]
+        lanes = [list(task_spans(own, direction).values()) for own in measured["timed"]["events"]["naive"]]
         first, second = lanes[::step]
         assert len(first) == len(second) == 4 and second[0][0] >= max(start for start, _ in first)
     for row in measured["cells"]:
         assert row["planned"] == simulate(4, 2, 2, row["schedule"]).makespan <= row["cells"] * 1.01
-    comet_pipeline.show_times(measured["timed"])
-    comet_pipeline.show_cells(measured["cells"])
-    comet_pipeline.draw(measured["timed"], tmp_path / "bench.png")
+    print_times(measured["timed"])
+    print_makespans(measured["cells"])
+    draw_pipeline(measured["timed"], tmp_path / "bench.png")
     assert "cyclic" in capsys.readouterr().out and (tmp_path / "bench.png").stat().st_size > 10_000

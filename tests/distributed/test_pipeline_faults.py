@@ -1,4 +1,4 @@
-"""A rank of a pipeline that dies, hangs or makes numbers that are not finite ends the whole run, and is named."""
+"""A pipeline rank that dies, hangs or computes non-finite values ends the whole run, and the error names it."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from test_pipeline_runs import TRAIN
 
 from breviary.runs.checkpoints import last_checkpoint
 
-# What goes wrong, in which direction, on how many ranks; the victim reads chunk CHUNK. Rank 0 keeps the store.
+# Kind of fault, direction, number of ranks. The victim computes chunk CHUNK. Rank 0 owns the store.
 FAULTS = [
     ("die", "forward", 4),
     ("die", "backward", 2),
@@ -22,50 +22,50 @@ FAULTS = [
     ("nan", "forward", 2),
     ("nan", "backward", 2),
 ]
-STORE = ("stop", "forward", 2)  # of rank 0, which reads another chunk
-WORDS = {
+STORE = ("stop", "forward", 2)  # rank 0 stops, in another chunk
+MESSAGES = {
     "die": "is gone, last seen",
-    "stop": f"no sign of life for {TIMEOUT:g} s",
-    "hang": f"hangs: for {TIMEOUT:g} s",
-    "nan": "not finite",
+    "stop": f"no heartbeat for {TIMEOUT:g} s",
+    "hang": f"hangs: more than {TIMEOUT:g} s",
+    "nan": "non-finite values",
 }
 
 
 @pytest.fixture(scope="module")
-def outputs(ended):
-    """{fault: what each rank that ended printed}: three at a time, as they wait more than they compute."""
+def outputs(failing_ranks):
+    """{fault: future of {rank: output}}; three at a time, as the ranks wait most of the time."""
 
-    def broken(fault):
+    def run_fault(fault):
         kind, direction, ranks = fault
         victim = 0 if fault == STORE else CHUNK % ranks
-        return ended(ranks, victim, run_broken, ranks, victim, kind, direction)
+        return failing_ranks(ranks, victim, run_broken, ranks, victim, kind, direction)
 
     with ThreadPoolExecutor(3) as pool:
-        futures = {fault: pool.submit(broken, fault) for fault in (*FAULTS, STORE)}
+        futures = {fault: pool.submit(run_fault, fault) for fault in (*FAULTS, STORE)}
     return futures
 
 
 @pytest.mark.parametrize("fault", FAULTS, ids=lambda fault: "-".join(map(str, fault)))
-def test_one_rank_ends_all_and_is_named(outputs, fault):
+def test_one_failed_rank_ends_all_ranks_and_is_named(outputs, fault):
     kind, direction, ranks = fault
     victim = CHUNK % ranks
     for rank, text in outputs[fault].result().items():
         if rank == victim and kind in ("die", "stop"):
             continue
-        [*_, sentence] = [line for line in text.splitlines() if "rank" in line]
-        assert f"rank {victim} " in sentence and WORDS[kind] in sentence, text
-        assert f"in step {STEP}, {direction}, chunk {CHUNK}, layer {LAYER}" in sentence, text
+        [*_, message] = [line for line in text.splitlines() if "rank" in line]
+        assert f"rank {victim} " in message and MESSAGES[kind] in message, text
+        assert f"in step {STEP}, {direction}, chunk {CHUNK}, layer {LAYER}" in message, text
 
 
-def test_rank_0_that_stops_takes_its_store_along(outputs):
-    """Where no launcher keeps the store, nobody answers any more."""
+def test_a_stopped_rank_0_stops_its_store(outputs):
+    """Without a launcher, rank 0 owns the store, which then no longer responds."""
     output = outputs[STORE].result()[1]
-    assert f"the store of rank 0 gave no answer for {TIMEOUT:g} s" in output
+    assert f"the store of rank 0 did not respond for {TIMEOUT:g} s" in output
     assert f"rank 0 was last seen in step {STEP}, forward, chunk 2, layer {LAYER}" in output
 
 
-def test_what_was_saved_stays_whole(ended, ranks, tmp_path):
-    """A rank dies in the backward pass of the step after a checkpoint: the run ends, and the checkpoint is gone on from."""
+def test_a_run_resumes_from_its_checkpoint_after_a_rank_died(failing_ranks, ranks, tmp_path):
+    """The rank dies in the backward pass of the step after the checkpoint."""
     paths = [f"paths.outputs={tmp_path}/runs", f"paths.cache={tmp_path}/cache"]
     overrides = [
         "name=killed",
@@ -76,7 +76,7 @@ def test_what_was_saved_stays_whole(ended, ranks, tmp_path):
         "train.eval_every=1",
         "train.eval_examples=0",
     ]
-    output = ended(2, 1, run_dying_training, overrides)
+    output = failing_ranks(2, 1, run_dying_training, overrides)
     assert "rank 1 is gone, last seen in step " in output[0] and ", backward, chunk " in output[0]
     [folder] = (tmp_path / "runs" / "killed").glob("*_*")
     assert output[0].splitlines().count(f"run {folder}") == 2  # printed first and last

@@ -15,7 +15,7 @@ from breviary.evaluation.session import EvaluationSession
 from breviary.runs.checkpoints import best_checkpoint
 from breviary.runs.folders import load_config
 from breviary.runs.importing import import_checkpoint
-from comet.layout import TEXT
+from comet.layout import TEXT as TEXT_PART
 from comet.memory import MemoryState
 from data.collate import Collator
 from data.invented_facts import InventedFacts
@@ -162,7 +162,7 @@ def test_comet(tmp_path, example, tied, once):
     ids = row_ids(batch, 0, "prefix", "context", "prompt", "answer")
     assert len(ids) > 4 * published.SIZES["chunk_size"]  # the queue is full, the gate was applied more than once
     expected = published.compute(ids, len(row_ids(batch, 0, "answer")))
-    text, _, _ = reader._text(batch)
+    text = reader.chunk_batch(batch).text
     with torch.no_grad():
         states, memory = encode(reader, text)
     assert_close(states, expected.states)
@@ -179,11 +179,15 @@ def test_comet(tmp_path, example, tied, once):
 
 def encode(reader, text):
     """Final states of every text token of one row (N, D), and [S ; Q] of every layer after the last complete chunk."""
-    memory, rows = MemoryState.fresh(1, text.ids.device), []
-    for chunk in reader.laid_out(text):
+    memory, rows = MemoryState.empty(1, text.ids.device), []
+    for chunk in reader.prepare_chunks(text):
         states, memory, _ = reader.memory.run(
-            reader.decoder, reader.embeds(text, chunk), chunk.layout, chunk.entered(memory), chunk.closes
+            reader.decoder,
+            reader.embed_chunk(text, chunk),
+            chunk.layout,
+            chunk.initial_memory(memory),
+            chunk.updates,
         )
-        rows.append(states[0, chunk.layout.columns_of(TEXT)[0, : chunk.step.sizes[0]]])
-    slots = [torch.cat([layer.carried[0], layer.queue[0, memory.queue_mask[0]]]) for layer in memory.layers]
+        rows.append(states[0, chunk.layout.columns_of(TEXT_PART)[0, : chunk.step.sizes[0]]])
+    slots = [torch.cat([layer.global_state[0], layer.queue[0, memory.queue_mask[0]]]) for layer in memory.layers]
     return reader.decoder.norm(torch.cat(rows)), torch.cat(slots)

@@ -1,4 +1,4 @@
-"""comet.checks: every sentence about settings, told before any weight is loaded."""
+"""comet.checks: the error message for each wrong setting, before any weight is loaded."""
 
 from types import SimpleNamespace
 
@@ -21,16 +21,16 @@ def problems(positions=8192, **settings):
     return check_settings({**DEFAULTS, **settings}, backbone)
 
 
-def told(sentence):
-    """Settings that a sentence's example names, the first key's given where it names a value alone."""
-    example = sentence.rpartition("e.g. ")[2].split(", or")[0]
+def example_settings(message):
+    """The settings in a message's example. An example without a key is a value of the message's key."""
+    example = message.rpartition("e.g. ")[2].split(", or")[0]
     words = [word.removeprefix("compressor.") for word in example.split()]
     if "=" not in example:
-        words = [f"{sentence.removeprefix('compressor.').partition('=')[0]}={words[0]}"]
+        words = [f"{message.removeprefix('compressor.').partition('=')[0]}={words[0]}"]
     return OmegaConf.to_container(OmegaConf.from_dotlist(words))
 
 
-def test_the_defaults_suit_a_backbone_of_8192_positions():
+def test_the_defaults_fit_a_backbone_of_8192_positions():
     assert problems() == [] and problems(5376) == []
 
 
@@ -44,7 +44,7 @@ LOWEST = [
     ("most_chunks", 0, 1, 16),
     ("smallest_chunk", 0, 1, 4),
 ]
-SENTENCES = [
+MESSAGES = [
     *(
         ({key: value}, f"compressor.{key}={value}: must be at least {lowest}, e.g. {example}")
         for key, value, lowest, example in LOWEST
@@ -86,13 +86,11 @@ SENTENCES = [
 ]
 
 
-@pytest.mark.parametrize(
-    "settings, sentence", SENTENCES, ids=lambda value: str(value) if isinstance(value, dict) else ""
-)
-def test_each_mistake_is_one_sentence_whose_example_is_right(settings, sentence):
-    assert problems(**settings) == [sentence]
-    if "e.g." in sentence:
-        assert problems(**{**settings, **told(sentence)}) == []
+@pytest.mark.parametrize("settings, message", MESSAGES, ids=lambda value: str(value) if isinstance(value, dict) else "")
+def test_each_error_is_one_message_with_a_valid_example(settings, message):
+    assert problems(**settings) == [message]
+    if "e.g." in message:
+        assert problems(**{**settings, **example_settings(message)}) == []
 
 
 @pytest.mark.parametrize(
@@ -110,29 +108,29 @@ def test_each_mistake_is_one_sentence_whose_example_is_right(settings, sentence)
     ],
     ids=str,
 )
-def test_what_is_allowed(settings):
+def test_valid_settings(settings):
     assert problems(**settings) == []
 
 
 def test_a_layout_longer_than_the_backbone_s_positions():
     for positions in (5375, 4096, 300, 64):
-        [sentence] = problems(positions)
-        assert sentence.startswith(
-            "compressor: a chunk's layout takes 2 * global_slots + queue_budget + chunk_size + chunk_size / stride = 5376 "
+        [message] = problems(positions)
+        assert message.startswith(
+            "compressor: a chunk needs 2 * global_slots + queue_budget + chunk_size + chunk_size / stride = 5376 "
             f"positions, the backbone has {positions}; e.g. compressor.chunk_size="
         )
-        assert problems(positions, **told(sentence)) == []
+        assert problems(positions, **example_settings(message)) == []
     assert problems(5376 - 2048 - 256, queue_budget=0) == []  # no compression tokens either
 
 
-def test_sizes_are_looked_at_only_where_each_is_possible():
+def test_sizes_are_compared_only_if_each_is_valid():
     assert problems(64, stride=0, chunk_size=7) == ["compressor.stride=0: must be at least 1, e.g. 8"]
 
 
 # ---- through train.py ----
 
 
-def test_all_mistakes_are_told_before_weights_are_loaded(refused):
+def test_all_errors_are_reported_before_weights_are_loaded(refused):
     assert refused(
         training,
         "compressor=comet",
@@ -151,13 +149,13 @@ def test_all_mistakes_are_told_before_weights_are_loaded(refused):
     ]
 
 
-def test_a_backbone_with_too_few_positions_is_told(refused):
-    [sentence] = refused(training, "compressor=comet", "backbone.positions=4096", "dataset.train_size=4")
-    assert "= 5376 positions, the backbone has 4096; e.g. compressor.chunk_size=1024 " in sentence
+def test_a_backbone_with_too_few_positions_is_refused(refused):
+    [message] = refused(training, "compressor=comet", "backbone.positions=4096", "dataset.train_size=4")
+    assert "= 5376 positions, the backbone has 4096; e.g. compressor.chunk_size=1024 " in message
 
 
 def test_sharded_weights_are_refused(refused):
     assert refused(training, "compressor=comet", "engine=zero3", "dataset.train_size=4") == [
-        "engine=zero3: this compressor reads as many chunks as a text has, and ZeRO-3 needs equal calls on every process; use "
-        "engine=zero2"
+        "engine=zero3: this compressor processes a data-dependent number of chunks, and ZeRO-3 needs equal module "
+        "calls on every process; use engine=zero2"
     ]

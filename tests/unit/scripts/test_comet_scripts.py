@@ -1,11 +1,11 @@
-"""passkey_map.py, ask_text.py and bench/comet_length.py on a run of the tiny backbone."""
+"""scripts/passkey_map.py, ask_text.py and bench/comet_length.py with the tiny backbone."""
 
 import json
-import sys
 
 import pytest
 from tiny_runs import tiny_run
 
+from comet.bench.backends import SHAPES, multiplications_ratio
 from scripts import ask_text, passkey_map
 from scripts.bench import comet_length
 
@@ -84,27 +84,10 @@ def test_runs_of_other_readers_and_datasets_are_rejected(other_run, capsys):
     assert "give a run of dataset=passkey" in exit_message(capsys, passkey_map.main, [str(other_run)])
 
 
-def test_the_bench_measures_both_readers_at_every_length(monkeypatch, tmp_path):
+def test_the_length_benchmark_measures_both_readers(tmp_path):
     file = tmp_path / "length.json"
-    monkeypatch.setattr(
-        sys,
-        "argv",
-        [
-            "comet_length.py",
-            "--lengths",
-            "64",
-            "512",
-            "--plain-limit",
-            "64",
-            "--shapes",
-            "--keys",
-            *SMALL,
-            "backbone.layers=2",
-            "--output",
-            str(file),
-        ],
-    )
-    comet_length.main()
+    words = ["--lengths", "64", "512", "--plain-limit", "64", "--shapes", "--output", str(file)]
+    comet_length.main([*words, "--keys", *SMALL, "backbone.layers=2"])
     rows = json.loads(file.read_text())["lengths"]
     assert [(row["reader"], row["tokens"], row["chunks"]) for row in rows] == [
         ("comet", 64, 2),
@@ -115,6 +98,6 @@ def test_the_bench_measures_both_readers_at_every_length(monkeypatch, tmp_path):
     assert file.with_suffix(".png").read_bytes().startswith(b"\x89PNG")
 
 
-def test_the_bound_is_the_paper_s():
-    assert comet_length.multiplications_ratio(comet_length.SHAPES["smollm2_135m"]) == pytest.approx(1.52, abs=0.03)
-    assert comet_length.multiplications_ratio(comet_length.SHAPES["qwen3_4b"]) > 1.6
+def test_the_bound_of_the_backends_equals_the_paper_s():
+    assert multiplications_ratio(SHAPES["smollm2_135m"]) == pytest.approx(1.52, abs=0.03)
+    assert multiplications_ratio(SHAPES["qwen3_4b"]) > 1.6

@@ -1,4 +1,4 @@
-"""scripts/plan_pipeline.py: tables, files, and what cannot be planned."""
+"""scripts/plan_pipeline.py: tables, files and error messages."""
 
 import json
 from pathlib import Path
@@ -29,36 +29,36 @@ def test_a_table_for_each_case(tmp_path, capsys):
     assert f"python scripts/plan_pipeline.py --model {MODEL} --cases 131072:16 8192:2" in text
 
 
-def test_the_committed_table_is_the_script_s(tmp_path):
-    """results/comet/plan.md: its first case."""
+def test_the_committed_table_is_up_to_date(tmp_path):
+    """The first case of results/comet/plan.md."""
     plan_pipeline.main(
         ["--model", "results/comet/qwen3_4b.json", "--cases", "131072:16", "--output", f"{tmp_path}/plan"]
     )
-    found, committed = ((folder / "plan.md").read_text() for folder in (tmp_path, Path(MODEL).parent))
-    assert found[found.index("A cell is") :].strip() in committed
+    created, committed = ((folder / "plan.md").read_text() for folder in (tmp_path, Path(MODEL).parent))
+    assert created[created.index("A task is") :].strip() in committed
 
 
 @pytest.mark.parametrize(
-    "words, sentences",
+    "words, messages",
     [
-        (["--cases", "12k:2"], ["--cases 12k:2: give TOKENS:PROCESSES, e.g. 131072:16"]),
+        (["--cases", "12k:2"], ["--cases 12k:2: expected TOKENS:PROCESSES, e.g. 131072:16"]),
         (
             ["--ranks", "3", "--chunk", "0", "--gb", "0"],
             [
                 "--ranks 3: must divide the 16 processes of --cases 131072:16",
                 "--chunk 0: must be at least 1",
-                "--supervised 0 must be 0 or more, --gb 0.0 above 0",
+                "--gb 0.0: must be above 0, e.g. 80",
             ],
         ),
-        (["--model", "none/such.json"], ["--model none/such.json: no configuration can be read"]),
-        (["--model", "tiny"], ["--model tiny: that YAML names no path; give a folder, a hub name or a config.json"]),
+        (["--model", "none/such.json"], ["--model none/such.json: the configuration cannot be loaded"]),
+        (["--supervised", "-1"], ["--supervised -1: must be at least 0"]),
+        (["--model", "tiny"], ["--model tiny: this YAML has no path; expected a folder, a hub name or a config.json"]),
     ],
 )
-def test_mistakes_are_told_all_at_once(capsys, words, sentences):
+def test_all_errors_are_reported_at_once(capsys, words, messages):
     with pytest.raises(SystemExit) as ended:
         plan_pipeline.main(["--model", MODEL, "--cases", "131072:16", *words])
     assert ended.value.code == 2
     lines = capsys.readouterr().err.splitlines()
-    assert len(lines) == len(sentences) and all(
-        line.startswith(f"error: {told}") for line, told in zip(lines, sentences)
-    )
+    assert len(lines) == len(messages)
+    assert all(line.startswith(f"error: {message}") for line, message in zip(lines, messages))

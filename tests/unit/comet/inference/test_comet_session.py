@@ -1,4 +1,4 @@
-"""comet.inference.session: a text read in pieces, asked about, written on, saved and loaded."""
+"""comet.inference.session: a text read in pieces, questioned, continued, saved and loaded."""
 
 from types import SimpleNamespace
 
@@ -28,33 +28,33 @@ def ids_of(reader, text):
     return reader.tokenizer(text, add_special_tokens=False)["input_ids"]
 
 
-def opened(reader, ids):
+def session_after(reader, ids):
     session = reader.open()
     session.read(ids)
     return session
 
 
 def next_ids(session, count=5):
-    """What the session would write; it stays as it is."""
+    """The session's greedy continuation; the session does not change."""
     return list(session.fork().generate(count))
 
 
 def greedy(reader, ids, count):
-    """What the slow twin writes after these tokens."""
-    written = list(ids)
+    """The reference's greedy continuation of these tokens."""
+    text = list(ids)
     with torch.no_grad():
         for _ in range(count):
-            written.append(int(expected_logits(reader, torch.tensor(written))[-1].argmax()))
-    return written[len(ids) :]
+            text.append(int(expected_logits(reader, torch.tensor(text))[-1].argmax()))
+    return text[len(ids) :]
 
 
-# ---- reading, asking, writing ----
+# ---- reading, questions, continuation ----
 
 
 @pytest.mark.parametrize("size", [1, 7, 16, 50])
-def test_a_text_may_be_read_in_pieces(reader, size):
+def test_a_text_can_be_read_in_pieces(reader, size):
     ids = ids_of(reader, TEXT)
-    whole, pieces = opened(reader, ids), reader.open()
+    whole, pieces = session_after(reader, ids), reader.open()
     for start in range(0, len(ids), size):
         pieces.read(ids[start : start + size])
     torch.testing.assert_close(pieces._logits, whole._logits, atol=1e-5, rtol=1e-5)
@@ -74,17 +74,17 @@ def test_a_string_is_read_as_its_tokens(reader):
     assert torch.equal(one._logits, other._logits) and one.tokens_read == other.tokens_read
 
 
-def test_an_answer_is_what_the_twin_writes_after_text_and_question(reader):
+def test_an_answer_equals_the_reference_s_after_text_and_question(reader):
     ids = ids_of(reader, TEXT)
     with recorded_ids(reader) as recorder:
-        opened(reader, ids).ask(QUESTION, Generation(max_new_tokens=6))
-    asked = [*ids, *ids_of(reader, TEMPLATE.replace("{question}", QUESTION))]
-    assert recorder.ids == [greedy(reader, asked, 6)]
+        session_after(reader, ids).ask(QUESTION, Generation(max_new_tokens=6))
+    prompt = [*ids, *ids_of(reader, TEMPLATE.replace("{question}", QUESTION))]
+    assert recorder.ids == [greedy(reader, prompt, 6)]
 
 
-def test_asking_leaves_the_session_as_it_is(reader):
+def test_a_question_does_not_change_the_session(reader):
     ids = ids_of(reader, TEXT)
-    session, untouched = opened(reader, ids), opened(reader, ids)
+    session, untouched = session_after(reader, ids), session_after(reader, ids)
     first = session.ask(QUESTION, SHORT)
     session.ask("Which ship?", SHORT)
     assert session.ask(QUESTION, SHORT) == first and session.tokens_read == len(ids)
@@ -93,14 +93,14 @@ def test_asking_leaves_the_session_as_it_is(reader):
 
 
 def test_an_answer_stops_at_a_new_line(reader):
-    session = opened(reader, ids_of(reader, TEXT))
+    session = session_after(reader, ids_of(reader, TEXT))
     assert "\n" not in session.ask(QUESTION)
-    [token] = next_ids(opened(reader, ids_of(reader, TEXT + TEMPLATE.replace("{question}", QUESTION))), 1)
+    [token] = next_ids(session_after(reader, ids_of(reader, TEXT + TEMPLATE.replace("{question}", QUESTION))), 1)
     word = reader.tokenizer.decode([token])
     assert session.ask(QUESTION, Generation(stop=(word,))) == ""
 
 
-def test_a_template_of_one_s_own(reader):
+def test_a_custom_template(reader):
     ids = ids_of(reader, TEXT)
     session = reader.open(template=" {question} is")
     session.read(ids)
@@ -109,50 +109,50 @@ def test_a_template_of_one_s_own(reader):
     assert recorder.ids == [greedy(reader, [*ids, *ids_of(reader, " copper is")], 3)]
 
 
-def test_writing_rolls_over_into_new_chunks(reader):
+def test_generation_starts_new_chunks(reader):
     ids, session = ids_of(reader, TEXT)[:10], reader.open()
     session.read(ids)
-    written = list(session.generate(3 * C))
-    assert written == greedy(reader, ids, 3 * C) and len(written) == 3 * C
-    assert session.tokens_read == 10 + 3 * C and session._open_ids == written[-10:]
-    again = opened(reader, [*ids, *written])
+    continuation = list(session.generate(3 * C))
+    assert continuation == greedy(reader, ids, 3 * C) and len(continuation) == 3 * C
+    assert session.tokens_read == 10 + 3 * C and session._open_ids == continuation[-10:]
+    again = session_after(reader, [*ids, *continuation])
     torch.testing.assert_close(session._logits, again._logits, atol=1e-5, rtol=1e-5)
 
 
-def test_writing_stops_behind_an_end_token(reader, monkeypatch):
-    session = opened(reader, ids_of(reader, TEXT))
-    written = next_ids(session, 20)
-    end = written[7]
+def test_generation_stops_after_an_end_token(reader, monkeypatch):
+    session = session_after(reader, ids_of(reader, TEXT))
+    continuation = next_ids(session, 20)
+    end = continuation[7]
     monkeypatch.setattr(reader.decoder, "end_ids", (end,))
-    assert next_ids(session, 20) == written[: written.index(end) + 1]
+    assert next_ids(session, 20) == continuation[: continuation.index(end) + 1]
     monkeypatch.setattr(reader.decoder, "end_ids", ())
     monkeypatch.setattr(reader, "tokenizer", SimpleNamespace(eos_token_id=end))
-    assert next_ids(session, 20) == written[: written.index(end) + 1]
+    assert next_ids(session, 20) == continuation[: continuation.index(end) + 1]
 
 
 def test_bytes_are_the_same_after_few_chunks_as_after_many(reader):
-    session, kept = reader.open(), []
+    session, sizes = reader.open(), []
     for _ in range(40):
         session.read(ids_of(reader, TEXT)[:C])
-        kept.append(session.bytes)
-    assert len(set(kept[4:])) == 1 and kept[0] < kept[4]
+        sizes.append(session.bytes)
+    assert len(set(sizes[4:])) == 1 and sizes[0] < sizes[4]
 
 
-def test_nothing_was_read(reader):
+def test_a_session_without_text(reader):
     session = reader.open()
     assert session.tokens_read == session.bytes == 0
-    with pytest.raises(ValueError, match="^session.generate: nothing was read yet; call session.read first$"):
+    with pytest.raises(ValueError, match="^session.generate: no text was read; call session.read first$"):
         list(session.generate(3))
     with pytest.raises(
-        ValueError, match="^session.ask: nothing was read, and the question is empty; call session.read first$"
+        ValueError, match="^session.ask: no text was read and the question is empty; call session.read first$"
     ):
         reader.open(template="{question}").ask("")
-    with recorded_ids(reader) as recorder:  # a question is something to read
+    with recorded_ids(reader) as recorder:  # the question is the text
         session.ask(QUESTION, Generation(max_new_tokens=3))
     assert recorder.ids == [greedy(reader, ids_of(reader, TEMPLATE.replace("{question}", QUESTION)), 3)]
 
 
-def test_opening_leaves_training_behind(reader):
+def test_opening_a_session_ends_training_mode(reader):
     assert not reader.train().open().reader.training
 
 
@@ -174,19 +174,19 @@ def test_a_session_is_saved_and_loaded(overrides, length, tmp_path):
     assert loaded.ask(QUESTION, SHORT) == session.ask(QUESTION, SHORT) and next_ids(loaded) == next_ids(session)
 
 
-def test_loading_leaves_training_behind(reader, tmp_path):
-    opened(reader, [5, 6, 7]).save(tmp_path / "s")
+def test_loading_a_session_ends_training_mode(reader, tmp_path):
+    session_after(reader, [5, 6, 7]).save(tmp_path / "s")
     assert not Session.load(reader.train(), tmp_path / "s").reader.training
 
 
 @pytest.fixture
 def saved(reader, tmp_path):
-    opened(reader, ids_of(reader, TEXT)).save(tmp_path / "s")
+    session_after(reader, ids_of(reader, TEXT)).save(tmp_path / "s")
     return tmp_path / "s"
 
 
 @pytest.mark.parametrize(
-    "overrides, told",
+    "overrides, difference",
     [
         (["compressor.chunk_size=32"], "chunk_size 16, here 32"),
         (["compressor.stride=8"], "stride 4, here 8"),
@@ -196,13 +196,13 @@ def saved(reader, tmp_path):
         (["compressor.gate=false"], "weights "),
     ],
 )
-def test_a_session_of_other_settings_is_refused(saved, overrides, told):
+def test_a_session_of_other_settings_is_refused(saved, overrides, difference):
     with pytest.raises(ValueError) as error:
         Session.load(tiny_comet(*overrides, dtype="float32"), saved)
-    assert str(error.value).startswith(f"{saved}: a session of another reader: ") and told in str(error.value)
+    assert str(error.value).startswith(f"{saved}: a session of another reader: ") and difference in str(error.value)
 
 
-def test_a_session_of_another_type_is_refused(saved):
+def test_a_session_of_another_dtype_is_refused(saved):
     with pytest.raises(ValueError, match="a session of another reader: dtype float32, here float64"):
         Session.load(tiny_comet(), saved)
 
@@ -215,7 +215,7 @@ def test_a_session_of_other_weights_is_refused(saved):
             Session.load(other, saved)
 
 
-def test_a_file_that_is_no_session_is_refused(reader, saved, tmp_path):
+def test_other_files_are_refused(reader, saved, tmp_path):
     (tmp_path / "text").write_text("Velkeld")
     (tmp_path / "half").write_bytes(saved.read_bytes()[:-200])
     (tmp_path / "none").write_bytes(b"")
@@ -229,7 +229,7 @@ def test_a_file_that_is_no_session_is_refused(reader, saved, tmp_path):
         Session.load(reader, checkpoint)
 
 
-def test_a_session_with_other_values_is_refused(reader, saved):
+def test_a_damaged_session_is_refused(reader, saved):
     values = bytearray(saved.read_bytes())
     values[-1] ^= 1
     saved.write_bytes(values)

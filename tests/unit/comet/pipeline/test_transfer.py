@@ -1,14 +1,15 @@
-"""comet.pipeline.transfer without a second process: messages, the order of receiving, and what stays in one process."""
+"""comet.pipeline.transfer and .messages without a second process: layout, order of receives, the local transfer."""
 
 import pytest
 import torch
 
-from breviary.training.pipeline import init_pipeline_group, describe_pipelines
-from comet.pipeline.transfer import AHEAD, Crossing, Handoff, Inbox
+from breviary.training.pipeline import describe_pipelines, init_pipeline_group
 from comet.memory import LayerState
+from comet.pipeline.messages import POSTED, Inbox, MessageLayout
+from comet.pipeline.transfer import LocalTransport
 
 B, G, T, D = 2, 3, 5, 4
-TYPES = {
+DTYPES = {
     torch.bfloat16: torch.float32,
     torch.float16: torch.float32,
     torch.float32: torch.float32,
@@ -16,82 +17,79 @@ TYPES = {
 }
 
 
-def crossing(dtype, slots=G, queue=T):
-    return Crossing(B, slots, queue, D, dtype, torch.device("cpu"))
+def message_layout(dtype, slots=G, queue=T):
+    return MessageLayout(B, slots, queue, D, dtype, torch.device("cpu"))
 
 
 @pytest.mark.parametrize("slots, queue", [(G, T), (0, T), (G, 0)])
-@pytest.mark.parametrize("dtype, carried_dtype", TYPES.items())
-def test_a_message_loses_nothing(dtype, carried_dtype, slots, queue):
-    carried, entries = torch.randn(B, slots, D).to(carried_dtype), torch.randn(B, queue, D).to(dtype)
+@pytest.mark.parametrize("dtype, state_dtype", DTYPES.items())
+def test_a_message_is_exact(dtype, state_dtype, slots, queue):
+    state, entries = torch.randn(B, slots, D).to(state_dtype), torch.randn(B, queue, D).to(dtype)
     header = [2**40, 7, 3, 1]
-    sizes = crossing(dtype, slots, queue)
-    message = sizes.packed(header, carried, entries.mT.contiguous().mT)  # as it lies in memory does not matter
-    assert message.numel() == 40 + B * D * (slots * carried_dtype.itemsize + queue * dtype.itemsize)
-    found = sizes.views(message.clone())
-    assert found[0].tolist() == [*header, 1] and torch.equal(found[1], carried) and torch.equal(found[2], entries)
+    layout = message_layout(dtype, slots, queue)
+    message = layout.pack(header, state, entries.mT.contiguous().mT)  # with any memory layout
+    assert message.numel() == 40 + B * D * (slots * state_dtype.itemsize + queue * dtype.itemsize)
+    actual = layout.views(message.clone())
+    assert actual[0].tolist() == [*header, 1] and torch.equal(actual[1], state) and torch.equal(actual[2], entries)
 
 
-def test_another_size_or_type_is_our_own_mistake():
+def test_another_shape_or_dtype_fails():
     with pytest.raises(AssertionError, match="float64"):
-        crossing(torch.float32).packed([0] * 4, torch.zeros(B, G, D, dtype=torch.float64), torch.zeros(B, T, D))
+        message_layout(torch.float32).pack([0] * 4, torch.zeros(B, G, D, dtype=torch.float64), torch.zeros(B, T, D))
     with pytest.raises(AssertionError, match=r"\[2, 4, 4\]"):
-        crossing(torch.float32).packed([0] * 4, torch.zeros(B, G, D), torch.zeros(B, T - 1, D))
+        message_layout(torch.float32).pack([0] * 4, torch.zeros(B, G, D), torch.zeros(B, T - 1, D))
 
 
-class Waited:
-    """Something to wait for, that notes it."""
+class Handle:
+    """A handle of a receive that logs the wait."""
 
-    def __init__(self, log, cell):
-        self.log, self.cell = log, cell
+    def __init__(self, log, task):
+        self.log, self.task = log, task
 
     def wait(self):
-        self.log.append(("waited", self.cell))
+        self.log.append(("waited", self.task))
 
 
-def inbox_of(cells):
+def inbox_of(tasks):
     log = []
 
-    def expect(cell):
-        log.append(("room", cell))
-        return Waited(log, cell), torch.tensor(cell)
+    def post(task):
+        log.append(("posted", task))
+        return Handle(log, task), torch.tensor(task)
 
-    return Inbox(cells), expect, log
+    return Inbox(tasks), post, log
 
 
-def test_room_for_the_next_message_is_made_before_one_is_waited_for():
-    cells = [(1, 0), (1, 1), (1, 2)]
-    inbox, expect, log = inbox_of(cells)
-    inbox.make_room(expect)
-    for cell in cells:
-        assert tuple(inbox.wait(cell, expect).tolist()) == cell
-        assert sum(what == "room" for what, _ in log) == min(cells.index(cell) + AHEAD, 3)
-        assert log[-1] == ("waited", cell)
-    assert [cell for what, cell in log if what == "room"] == cells
-    inbox.make_room(expect)  # nothing more is due
+def test_the_next_receive_is_posted_before_the_due_one_is_waited_for():
+    tasks = [(1, 0), (1, 1), (1, 2)]
+    inbox, post, log = inbox_of(tasks)
+    inbox.post_next(post)
+    for task in tasks:
+        assert tuple(inbox.wait(task, post).tolist()) == task
+        assert sum(event == "posted" for event, _ in log) == min(tasks.index(task) + POSTED, 3)
+        assert log[-1] == ("waited", task)
+    assert [task for event, task in log if event == "posted"] == tasks
+    inbox.post_next(post)  # no message is due
     assert len(log) == 6
 
 
-def test_messages_may_be_asked_for_in_any_order():
-    cells = [(1, layer) for layer in range(4)]
-    inbox, expect, log = inbox_of(cells)
-    for cell in [cells[2], cells[0], cells[3], cells[1]]:
-        assert tuple(inbox.wait(cell, expect).tolist()) == cell
-    assert [cell for what, cell in log if what == "room"] == cells
+def test_messages_can_be_waited_for_in_any_order():
+    tasks = [(1, layer) for layer in range(4)]
+    inbox, post, log = inbox_of(tasks)
+    for task in [tasks[2], tasks[0], tasks[3], tasks[1]]:
+        assert tuple(inbox.wait(task, post).tolist()) == task
+    assert [task for event, task in log if event == "posted"] == tasks
     with pytest.raises(AssertionError, match=r"no message is due for \(1, 0\)"):
-        inbox.wait(cells[0], expect)
+        inbox.wait(tasks[0], post)
 
 
-def test_within_one_process_memory_is_passed_as_it_is():
-    passage, state, states = (
-        Handoff().open([0, 0], [], 1, {}),
-        LayerState(torch.zeros(B, G, D), torch.zeros(B, T, D)),
-        torch.ones(1),
-    )
-    assert passage.take(0, 0) is None
-    assert passage.give(1, 0, states, state) is states
-    assert passage.take(1, 0) is state and passage.take(1, 0) is None
-    assert passage.closed(states, []) is states
+def test_a_local_transfer_hands_over_the_same_object():
+    transfer = LocalTransport().start_text([0, 0], [], 1, {})
+    state, states = LayerState(torch.zeros(B, G, D), torch.zeros(B, T, D)), torch.ones(1)
+    assert transfer.receive(0, 0) is None
+    assert transfer.send(1, 0, states, state) is states
+    assert transfer.receive(1, 0) is state and transfer.receive(1, 0) is None
+    assert transfer.attach_backward(states, []) is states
 
 
 def test_processes_must_divide_into_pipelines():
