@@ -14,7 +14,8 @@ from rich.text import Text
 
 from breviary.runtime.files import write_json
 
-METRICS = ("em", "em_contains", "f1", "rouge_l", "nll")
+SCORES = ("em", "em_contains", "f1", "rouge_l")  # of answers, in [0, 1]
+METRICS = (*SCORES, "nll")
 
 # Metrics of reconstruction and continuation: the answer is a text of the data, not a short answer to a question.
 RECONSTRUCTION_METRICS = (
@@ -131,7 +132,7 @@ Column = tuple[str, Callable[[dict[str, Any]], str]]
 SCORE_COLUMNS: tuple[Column, ...] = (
     ("reader", lambda r: r["reader"]),
     ("achieved\nratio", lambda r: format_ratio(r["effective_ratio"])),
-    *((TITLES[name], lambda r, name=name: format_score(r, name)) for name in METRICS[:-1]),
+    *((TITLES[name], lambda r, name=name: format_score(r, name)) for name in SCORES),
 )
 
 COST_COLUMNS: tuple[Column, ...] = (
