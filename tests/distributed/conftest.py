@@ -1,4 +1,4 @@
-"""One server of ranks for the whole folder; what is trained once is looked at by many tests."""
+"""One fork server for all distributed tests, and fixtures that run functions on several ranks."""
 
 from __future__ import annotations
 
@@ -6,16 +6,16 @@ import functools
 from collections.abc import Callable
 
 import pytest
-from processes import endings, launch, server
+from processes import launch, launch_failing, server
 
 
 @pytest.fixture(scope="session")
 def ranks(tmp_path_factory) -> Callable[..., str]:
-    """ranks(world, function, *args): runs it on ranks that start in no time; gives rank 0's output."""
+    """ranks(world, function, *args): runs the function on forked ranks; returns rank 0's output."""
     return functools.partial(launch, server(), tmp_path_factory.mktemp("logs"))
 
 
 @pytest.fixture(scope="session")
-def ended(tmp_path_factory) -> Callable[..., dict[int, str]]:
-    """ended(world, victim, function, *args): runs it on ranks that are to fail; gives {rank: output}."""
-    return functools.partial(endings, server(), tmp_path_factory.mktemp("faults"))
+def failing_ranks(tmp_path_factory) -> Callable[..., dict[int, str]]:
+    """failing_ranks(world, victim, function, *args): runs it on ranks that must fail; returns {rank: output}."""
+    return functools.partial(launch_failing, server(), tmp_path_factory.mktemp("faults"))

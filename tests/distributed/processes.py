@@ -1,4 +1,4 @@
-"""Ranks for the tests: processes forked from one server that has imported everything once (seconds saved per rank)."""
+"""Ranks for the tests: processes forked from a server with all imports done, which saves seconds per rank."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from typing import Any
 from unittest import mock
 
 ROOT = Path(__file__).resolve().parents[2]
-TIME_LIMIT = 240  # seconds; two ranks that wait for each other would wait for gloo's 30 minutes
+TIME_LIMIT = 240  # seconds; deadlocked ranks would otherwise wait for gloo's 30 minutes
 ENVIRONMENT = {
     "HF_HUB_OFFLINE": "1",
     "TRANSFORMERS_OFFLINE": "1",
@@ -32,7 +32,7 @@ ENVIRONMENT = {
 
 
 def server() -> Any:
-    """The multiprocessing context whose processes start with torch, transformers and DeepSpeed imported."""
+    """A multiprocessing context whose processes start with torch, transformers and DeepSpeed imported."""
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload(
         [
@@ -44,18 +44,18 @@ def server() -> Any:
             "transformers.trainer",
             "transformers.models.llama.modeling_llama",
             "deepspeed",
-            "deepspeed.runtime.zero.muon.muon_optimizer",
+            "deepspeed.runtime.zero.muon.muon_optimizer",  # slow, and imported by every engine
         ]
-    )  # the last is slow and always asked
+    )
     with mock.patch.dict(os.environ, ENVIRONMENT):
         forkserver.ensure_running()
     return context
 
 
 def launch(context: Any, logs: Path, world: int | None, function: Callable[..., None], *args: Any) -> str:
-    """Calls `function(*args)` on `world` ranks (None: one process that was told no rank); gives rank 0's output.
+    """Calls `function(*args)` on `world` ranks (None: one process without rank variables); returns rank 0's output.
 
-    Raises: AssertionError with a failed rank's output; the other ranks are killed.
+    Raises: AssertionError with the output of failed ranks; the other ranks are killed.
     """
     ranks, files = start(context, logs, world, function, *args)
     end = time.monotonic() + TIME_LIMIT
@@ -69,13 +69,13 @@ def launch(context: Any, logs: Path, world: int | None, function: Callable[..., 
     return files[0].read_text()
 
 
-def endings(
+def launch_failing(
     context: Any, logs: Path, world: int, victim: int, function: Callable[..., None], *args: Any
 ) -> dict[int, str]:
-    """Calls `function(*args)` on `world` ranks and waits until all but the victim have ended by themselves, each with an error;
-    gives {rank: output}, the victim's too where it ended. Nothing is killed before.
+    """Calls `function(*args)` on `world` ranks; waits until all but the victim have exited by themselves with an error.
 
-    Raises: AssertionError with the output of a rank that goes on, or that ended well.
+    Returns {rank: output} of the ranks that exited. No rank is killed before the others have exited.
+    Raises: AssertionError with all outputs where a rank other than the victim continues or exits without an error.
     """
     ranks, files = start(context, logs, world, function, *args)
     end = time.monotonic() + TIME_LIMIT
@@ -95,7 +95,7 @@ def endings(
 def start(
     context: Any, logs: Path, world: int | None, function: Callable[..., None], *args: Any
 ) -> tuple[list[Any], list[Path]]:
-    """The started processes, and the file of each one's output."""
+    """The started processes and their output files."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
@@ -117,7 +117,7 @@ def _kill(ranks: list[Any]) -> None:
 
 
 def run_script(script: str, arguments: list[str], launcher: str = "") -> None:
-    """`python SCRIPT ARGUMENTS` from the checkout's root; with `launcher` = deepspeed, the rank is an argument too."""
+    """Runs `python SCRIPT ARGUMENTS` in the checkout; with `launcher` = deepspeed, the rank is an argument too."""
     os.chdir(ROOT)
     sys.path.insert(0, str(ROOT))
     rank = [f"--local_rank={os.environ['LOCAL_RANK']}"] if launcher == "deepspeed" else []
@@ -143,6 +143,6 @@ def _rank(rank: int, world: int | None, port: int, log: Path, function: Callable
         traceback.print_exc()
         sys.stderr.flush()
         os._exit(1)
-    # Left at once: gloo's and DeepSpeed's threads take seconds to end, and there is nothing to be said any more.
+    # Exits without cleanup: the threads of gloo and DeepSpeed take seconds to end.
     sys.stdout.flush()
     os._exit(0)

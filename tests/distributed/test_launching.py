@@ -1,5 +1,7 @@
-"""Four processes on two nodes, faked: SLURM's script with a srun of ours, and what the deepspeed launcher runs on each node of
-a hostfile. Ranks follow the nodes' order, and a pipeline that fits stays on one node."""
+"""Four processes on two simulated nodes, launched by the SLURM script with a fake srun and by the deepspeed launcher.
+
+Ranks follow the order of the nodes, and a pipeline that fits on one node stays on it.
+"""
 
 from __future__ import annotations
 
@@ -14,7 +16,7 @@ from pathlib import Path
 import pytest
 from processes import ENVIRONMENT, ROOT, TIME_LIMIT
 
-PLACES = str(Path(__file__).with_name("places.py"))
+WRITE_RANKS = str(Path(__file__).with_name("write_ranks.py"))
 SRUN = """#!/usr/bin/env bash
 [ "$1" = --kill-on-bad-exit=1 ] && shift
 for node in 0 1; do NODE=$node SLURM_NODEID=$node SLURM_NNODES=2 SLURM_GPUS_ON_NODE=2 "$@" & ids="$ids $!"; done
@@ -29,8 +31,8 @@ def port():
         return str(probe.getsockname()[1])
 
 
-def ended(*commands, **environment):
-    """Runs the commands at the same time; on failure or timeout their whole process groups are ended."""
+def run_all(*commands, **environment):
+    """Runs the commands concurrently; on failure or timeout, kills their process groups."""
     started = [
         subprocess.Popen(
             command,
@@ -52,16 +54,16 @@ def ended(*commands, **environment):
     assert all(process.returncode == 0 for process in started), "\n".join(outputs)[-4000:]
 
 
-def check(file):
-    for ranks, found in json.loads(file.read_text()).items():
-        rows, ranks = found["rows"], int(ranks)
+def check_ranks(file):
+    for ranks, report in json.loads(file.read_text()).items():
+        rows, ranks = report["rows"], int(ranks)
         assert [row["rank"] for row in rows] == [0, 1, 2, 3]
         assert [row["node"] for row in rows] == ["0", "0", "1", "1"] and [row["local"] for row in rows] == [0, 1, 0, 1]
         assert [(row["pipeline"], row["index"]) for row in rows] == [divmod(rank, ranks) for rank in range(4)]
         for row in rows:
             if ranks == 2:
                 assert {rows[member]["node"] for member in row["members"]} == {row["node"]}
-        assert len(found["mapping"].splitlines()) == 4 // ranks
+        assert len(report["mapping"].splitlines()) == 4 // ranks
 
 
 def test_slurm(tmp_path, port):
@@ -72,14 +74,14 @@ def test_slurm(tmp_path, port):
     for name, text in tools.items():
         (tmp_path / name).write_text(text)
         (tmp_path / name).chmod(0o755)
-    ended(
-        (["bash", "scripts/launch/slurm.sbatch", PLACES, str(tmp_path / "places.json"), "2", "4"], {}),
+    run_all(
+        (["bash", "scripts/launch/slurm.sbatch", WRITE_RANKS, str(tmp_path / "ranks.json"), "2", "4"], {}),
         PYTHON=sys.executable,
         PORT=port,
         PATH=f"{tmp_path}:{os.environ['PATH']}",
         SLURM_JOB_NODELIST="here,there",
     )
-    check(tmp_path / "places.json")
+    check_ranks(tmp_path / "ranks.json")
 
 
 def test_deepspeed_with_a_hostfile(tmp_path, port):
@@ -98,10 +100,10 @@ def test_deepspeed_with_a_hostfile(tmp_path, port):
         "--master_addr=127.0.0.1",
         f"--master_port={port}",
     ]
-    ended(
+    run_all(
         *(
-            ([*launch, f"--node_rank={node}", PLACES, str(tmp_path / "places.json"), "2", "4"], {"NODE": str(node)})
+            ([*launch, f"--node_rank={node}", WRITE_RANKS, str(tmp_path / "ranks.json"), "2", "4"], {"NODE": str(node)})
             for node in range(2)
         )
     )
-    check(tmp_path / "places.json")
+    check_ranks(tmp_path / "ranks.json")

@@ -1,5 +1,7 @@
-"""train.py engine=pipeline trains as one process does, with plain sums and with ZeRO: losses, norms, validation, weights; and
-its checkpoints are gone on from by any number of ranks."""
+"""train.py engine=pipeline equals training on one process, with DDP and with ZeRO: losses, norms, validation, weights.
+
+Its checkpoints can be resumed with any number of ranks.
+"""
 
 from __future__ import annotations
 
@@ -32,9 +34,9 @@ TRAIN = [
 ]
 VALIDATED, NOT_VALIDATED = ["train.eval_examples=5"], ["train.eval_examples=0"]
 PIPELINE = ["engine=pipeline", "engine.ranks=2"]
-# A bucket of ZeRO holds a few weights: ranks that filled them in different orders would sum what does not belong together.
+# Buckets of few weights: ranks that filled them in different orders would sum gradients of different weights.
 ZERO2 = ["engine=zero2", "engine.ranks=2", "engine.deepspeed.zero_optimization.reduce_bucket_size=5000", *NOT_VALIDATED]
-# name: processes, overrides. Two pipelines side by side take as many examples a step, one at a time.
+# name: (processes, overrides). Two pipelines side by side have the same examples per step, with batches of one.
 ENGINES = {
     "contiguous": (2, [*PIPELINE, *VALIDATED, "engine.schedule=contiguous"]),
     "cyclic": (2, [*PIPELINE, *VALIDATED, "train.gradient_checkpointing=true"]),
@@ -51,7 +53,7 @@ ENGINES = {
     ),
 }
 COMPARED = ("examples", "loss", "grad_norm", "learning_rate", "eval_nll", "eval_f1")
-# AdamW: what it goes on from is weights, moments and the place in the data.
+# AdamW: a resumed run depends on weights, moments and the position in the data.
 ADAM = [
     "train.optimizer=adamw",
     "train.learning_rate=1e-3",
@@ -62,12 +64,13 @@ ADAM = [
 
 
 class Runs:
-    """Trainings of this module, each done once: `of(name, world, overrides)` gives its folder."""
+    """Trainings of this module; each runs once."""
 
     def __init__(self, ranks, home):
         self.ranks, self.home, self.outputs = ranks, home, {}
 
-    def of(self, name, world, *overrides):
+    def train(self, name, world, *overrides):
+        """The run folder of training `name`."""
         if name not in self.outputs:
             self.outputs[name] = AssertionError(f"{name} failed in an earlier test")
             self.outputs[name] = self.ranks(
@@ -88,13 +91,13 @@ class Runs:
         return folder
 
     def resumed(self, name, run, world, *overrides):
-        """Goes on from a copy of a run, without what it did after its third step."""
+        """Resumes a copy of `run` without its checkpoint of step 4; returns the folder."""
         copy = self.home / "runs" / name / "1_a"
         shutil.copytree(run, copy)
         (copy / "finished").unlink()
         if (copy / "checkpoints" / "checkpoint-4").exists():
             shutil.rmtree(copy / "checkpoints" / "checkpoint-4")
-        return self.of(name, world, *overrides, f"resume={copy}")
+        return self.train(name, world, *overrides, f"resume={copy}")
 
 
 @pytest.fixture(scope="module")
@@ -110,67 +113,69 @@ def weights_of(folder, step=STEPS):
     return load_file(folder / "checkpoints" / f"checkpoint-{step}" / "trained.safetensors")
 
 
-def assert_same(found, wanted, tolerance=1e-5):
-    """float32: 1e-5 is a hundred roundings."""
-    assert len(found) == len(wanted) > 0
-    for one, other in zip(found, wanted):
+def assert_same(actual, expected, tolerance=1e-5):
+    """float32: 1e-5 is about a hundred rounding errors."""
+    assert len(actual) == len(expected) > 0
+    for one, other in zip(actual, expected):
         assert one.keys() == other.keys()
         for key in one.keys() & set(COMPARED):
             assert one[key] == pytest.approx(other[key], rel=tolerance), (key, one, other)
 
 
 @pytest.mark.parametrize("engine", ENGINES)
-def test_processes_train_as_one(runs, engine):
+def test_a_pipeline_equals_one_process(runs, engine):
     world, overrides = ENGINES[engine]
-    folder, alone = runs.of(engine, world, *overrides), runs.of("single", None, *VALIDATED)
+    folder, alone = runs.train(engine, world, *overrides), runs.train("single", None, *VALIDATED)
     assert (
         "pipeline 0: ranks 0, 1" in runs.outputs[engine] and f"pipeline {world // 2 - 1}: ranks" in runs.outputs[engine]
     )
-    rows, wanted = rows_of(folder), rows_of(alone)
+    rows, expected_rows = rows_of(folder), rows_of(alone)
     validated = any("eval_nll" in row for row in rows)
     assert validated == ("train.eval_examples=5" in overrides)
-    assert_same(rows, [row for row in wanted if validated or "loss" in row])
+    assert_same(rows, [row for row in expected_rows if validated or "loss" in row])
     weights, expected = weights_of(folder), weights_of(alone)
-    off = {name: float((weights[name] - value).norm() / value.norm()) for name, value in expected.items()}
-    print(engine, max(off.values()))
-    assert weights.keys() == expected.keys() and max(off.values()) < 1e-5
+    differences = {name: float((weights[name] - value).norm() / value.norm()) for name, value in expected.items()}
+    print(engine, max(differences.values()))
+    assert weights.keys() == expected.keys() and max(differences.values()) < 1e-5
 
 
 def test_zero_2_in_bfloat16(runs):
-    """DeepSpeed's bfloat16 with float32 masters: the losses are float32's but for roundings of 2^-8."""
-    rows = rows_of(runs.of("bfloat16", 2, *ZERO2, "backbone.dtype=bfloat16"))
+    """With float32 masters: losses equal those in float32 up to rounding errors of 2^-8."""
+    rows = rows_of(runs.train("bfloat16", 2, *ZERO2, "backbone.dtype=bfloat16"))
     assert_same(
         [{"loss": row["loss"]} for row in rows],
-        [{"loss": row["loss"]} for row in rows_of(runs.of("single", None, *VALIDATED)) if "loss" in row],
+        [{"loss": row["loss"]} for row in rows_of(runs.train("single", None, *VALIDATED)) if "loss" in row],
         2e-2,
     )
-    weights = weights_of(runs.of("bfloat16", 2))
-    assert any((value != value.bfloat16().float()).any() for value in weights.values())  # the masters are saved
+    weights = weights_of(runs.train("bfloat16", 2))
+    assert any(
+        (value != value.bfloat16().float()).any() for value in weights.values()
+    )  # checkpoints contain the masters
 
 
 @pytest.mark.parametrize("count", (1, 4))
-def test_a_run_goes_on_with_another_number_of_ranks(runs, count):
-    whole = runs.of("adam", 2, *PIPELINE, *ADAM)
+def test_a_run_resumes_with_another_number_of_ranks(runs, count):
+    whole = runs.train("adam", 2, *PIPELINE, *ADAM)
     engine = ["engine=single"] if count == 1 else ["engine=pipeline", f"engine.ranks={count}"]
     resumed = runs.resumed(f"adam_on_{count}", whole, None if count == 1 else count, *ADAM, *engine)
     assert [row["step"] for row in rows_of(resumed) if "loss" in row] == [1, 2, 3, 4]
     assert_same(rows_of(resumed), rows_of(whole))
 
 
-def test_zero_2_goes_on_as_data_parallel(runs):
-    """Its checkpoints are shared out over the world, whoever is in whose pipeline."""
-    whole = runs.of("zero2_adam", 2, *ZERO2, *ADAM)
+def test_zero_2_resumes_without_a_pipeline(runs):
+    """Its checkpoints are sharded over the world, independent of the pipelines."""
+    whole = runs.train("zero2_adam", 2, *ZERO2, *ADAM)
     resumed = runs.resumed("zero2_as_dp", whole, 2, *ZERO2, *ADAM, "engine.ranks=1", "train.batch_size=1")
     assert [row["step"] for row in rows_of(resumed) if "loss" in row] == [1, 2, 3, 4]
     assert_same(rows_of(resumed), rows_of(whole))
 
 
-def test_zero_s_shares_are_one_a_process(runs):
-    """DeepSpeed does not share them out anew: told before anything is trained."""
+def test_resuming_zero_with_another_world_size_is_rejected(runs):
+    """DeepSpeed does not reshard its checkpoints; the error is raised before training."""
     world, overrides = ENGINES["zero1"]
     with pytest.raises(
-        AssertionError, match=r"in 2 shares, one a process; start 2 processes, whatever engine.ranks, not 1"
+        AssertionError, match=r"in 2 shards, one per process; start 2 processes, for any engine.ranks, not 1"
     ):
         runs.resumed(
-            "zero1_alone", runs.of("zero1", world, *overrides), None, "engine=zero1", "train.steps=9", *NOT_VALIDATED
+            "zero1_alone", runs.train("zero1", world, *overrides), None, "engine=zero1", "train.steps=9", *NOT_VALIDATED
         )

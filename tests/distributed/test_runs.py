@@ -23,7 +23,7 @@ from data.tokenised import tokenise_split
 
 ENGINES = ("ddp", "zero2", "zero3")
 STEPS = 4
-CLOCK = ("seconds", "tokens_per_s", "peak_memory_bytes", "effective_ratio")
+TIMING = ("seconds", "tokens_per_s", "peak_memory_bytes", "effective_ratio")
 TRAIN = [
     "backbone.layers=2",
     "compressor.encoder_layers=1",
@@ -42,14 +42,14 @@ TRAIN = [
 
 
 class Home:
-    """Where the runs of these tests lie, and how their scripts are started."""
+    """Folder of these tests' runs, and methods that start train.py and eval.py."""
 
     def __init__(self, ranks, folder: Path):
         self.ranks, self.folder = ranks, folder
         self.paths = [f"paths.outputs={folder}/runs", f"paths.cache={folder}/cache"]
 
     def train(self, world, name, *overrides, launcher=""):
-        """Trains on ranks of the test server; gives the run's folder."""
+        """Trains on ranks of the fork server; returns the run folder."""
         self.ranks(world, run_script, "train.py", (f"name={name}", *TRAIN, *self.paths, *overrides), launcher)
         return self.run(name)
 
@@ -58,7 +58,7 @@ class Home:
         return run
 
     def evaluate(self, world, run, *overrides):
-        """Evaluates a run; its results go into its folder."""
+        """Evaluates a run; the results are written to its folder."""
         self.ranks(world, run_script, "eval.py", (f"run={run}", *self.paths, *overrides))
 
 
@@ -69,12 +69,12 @@ def home(ranks, tmp_path_factory):
 
 @pytest.fixture(scope="session")
 def run(home):
-    """run(engine): the folder of a training on two processes, each started in another way."""
+    """run(engine): folder of a training on two processes; each engine uses another launcher."""
 
-    def started(engine):
+    def train_once(engine):
         if (home.folder / "runs" / engine).exists():
             return home.run(engine)
-        if engine == "ddp":  # the rank as an argument, as the deepspeed launcher gives it
+        if engine == "ddp":  # the rank as an argument, as from the deepspeed launcher
             return home.train(2, engine, "engine=ddp", launcher="deepspeed")
         if engine == "zero3":
             return home.train(
@@ -84,11 +84,11 @@ def run(home):
         command(*torchrun, "train.py", f"engine={engine}", f"name={engine}", *TRAIN, *home.paths)
         return home.run(engine)
 
-    return started
+    return train_once
 
 
 def command(*arguments):
-    """Runs a command from the checkout's root; on failure or timeout its whole process group is ended."""
+    """Runs a command in the checkout; on failure or timeout, kills its process group."""
     process = subprocess.Popen(
         arguments,
         cwd=ROOT,
@@ -107,19 +107,19 @@ def command(*arguments):
 
 
 def metrics(run):
-    """The rows of metrics.jsonl without what is counted since the process began."""
+    """The rows of metrics.jsonl without values that depend on the process: times, memory, ratio so far."""
     rows = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
-    return [{k: v for k, v in row.items() if k not in CLOCK} for row in rows]
+    return [{k: v for k, v in row.items() if k not in TIMING} for row in rows]
 
 
-def assert_same_rows(found, wanted, tolerance):
-    assert [row.keys() for row in found] == [row.keys() for row in wanted] and wanted
-    for one, other in zip(found, wanted):
+def assert_same_rows(actual, expected, tolerance):
+    assert [row.keys() for row in actual] == [row.keys() for row in expected] and expected
+    for one, other in zip(actual, expected):
         assert one == pytest.approx(other, rel=tolerance), (one, other)
 
 
 @pytest.mark.parametrize("engine", ENGINES)
-def test_training_and_validation_run(run, engine):
+def test_training_and_validation_finish(run, engine):
     rows = metrics(run(engine))
     assert [row["step"] for row in rows if "loss" in row] == list(range(1, STEPS + 1))
     assert [row["step"] for row in rows if "eval_nll" in row] == [2, STEPS]
@@ -129,29 +129,29 @@ def test_training_and_validation_run(run, engine):
 
 
 @pytest.mark.parametrize("engine", ("zero2", "zero3"))
-def test_every_engine_trains_the_same(run, engine):
-    """AdamW and clipping; Adam's first steps are signs of gradients, which a rounding may turn where they are 0."""
+def test_all_engines_have_the_same_metrics(run, engine):
+    """With AdamW and clipping. Adam's first steps are signs of gradients; rounding may flip those near 0."""
     assert_same_rows(metrics(run(engine)), metrics(run("ddp")), 1e-4)
 
 
 @pytest.mark.parametrize("engine", ENGINES)
-def test_resumed_training_gives_the_same_numbers(home, run, engine):
+def test_resumed_training_equals_uninterrupted_training(home, run, engine):
     killed = home.folder / "runs" / f"{engine}_killed" / "a_run"
     shutil.copytree(run(engine), killed)
     (killed / "finished").unlink()
     shutil.rmtree(killed / "checkpoints" / f"checkpoint-{STEPS}")
     resumed = home.train(2, f"{engine}_killed", f"engine={engine}", f"resume={killed}")
     assert_same_rows(metrics(resumed), metrics(run(engine)), 1e-6)
-    weights, wanted = (
+    weights, expected = (
         load_file(folder / "checkpoints" / f"checkpoint-{STEPS}" / "trained.safetensors")
         for folder in (resumed, run(engine))
     )
-    assert weights.keys() == wanted.keys()
-    assert all(torch.allclose(weights[name], wanted[name], rtol=1e-5, atol=1e-7) for name in wanted)
+    assert weights.keys() == expected.keys()
+    assert all(torch.allclose(weights[name], expected[name], rtol=1e-5, atol=1e-7) for name in expected)
 
 
 @pytest.mark.parametrize("engine", ("zero2", "zero3"))
-def test_a_checkpoint_holds_no_frozen_weight(run, engine):
+def test_checkpoints_contain_no_frozen_weights(run, engine):
     folder = run(engine) / "checkpoints" / f"checkpoint-{STEPS}"
     trained = load_file(folder / "trained.safetensors")
     own = [name for name in trained if name.startswith("decoder.")]
@@ -159,17 +159,17 @@ def test_a_checkpoint_holds_no_frozen_weight(run, engine):
     files = list(folder.glob("global_step*/*model_states.pt"))
     assert files
     for file in files:
-        # DeepSpeed leaves a tied head in, as it knows that weight by its other name only.
+        # DeepSpeed does not exclude a tied head, which it knows under another name only.
         assert torch.load(file, weights_only=False)["module"].keys() - {"decoder.lm_head.weight"} <= trained.keys()
 
 
-def test_an_engine_does_not_take_up_another_ones_run(home, run):
-    with pytest.raises(AssertionError, match="resumed with the engine that it was started with"):
+def test_resuming_with_another_engine_is_rejected(home, run):
+    with pytest.raises(AssertionError, match="resume a run with the engine that started it"):
         home.train(2, "other", "engine=ddp", f"resume={run('zero2')}")
 
 
 def test_evaluation_on_two_processes_equals_one(home, run):
-    """Predictions and numbers, for runs of every engine, and after both processes were killed half-way."""
+    """Predictions and metrics, for runs of every engine, and for an evaluation that was interrupted half-way."""
     folders = {}
     for world in (1, 2):
         copies = [home.folder / f"on_{world}" / engine for engine in ENGINES]
@@ -178,8 +178,8 @@ def test_evaluation_on_two_processes_equals_one(home, run):
         home.evaluate(
             None if world == 1 else 2, copies[0], f"compare=[{copies[1]},{copies[2]}]", "baselines=[no_context]"
         )
-        found = copies[0].parent.glob("*/eval/*/*/results.json")  # ENGINE/eval/HASH/READER
-        folders[world] = {(file.parents[3].name, file.parent.name): file.parent for file in found}
+        files = copies[0].parent.glob("*/eval/*/*/results.json")  # ENGINE/eval/HASH/READER
+        folders[world] = {(file.parents[3].name, file.parent.name): file.parent for file in files}
     assert folders[1].keys() == folders[2].keys() == {*((engine, "comi") for engine in ENGINES), ("ddp", "no_context")}
     for name in folders[1]:
         assert_same_results(folders[2][name], folders[1][name])
@@ -193,17 +193,17 @@ def test_evaluation_on_two_processes_equals_one(home, run):
     assert_same_results(victim, folders[1]["ddp", "comi"])
 
 
-def assert_same_results(found, wanted):
-    """All but times, memory and paths; numbers to 1e-5, as batches are put together anew after an interruption."""
+def assert_same_results(actual, expected):
+    """Equality except for times, memory and paths; numbers to 1e-5, because a resumed evaluation has other batches."""
     tables = []
-    for folder in (found, wanted):
+    for folder in (actual, expected):
         rows = [json.loads(line) for line in (folder / "predictions.jsonl").read_text().splitlines()]
         tables.append([{k: v for k, v in row.items() if k != "times"} for row in rows])
     assert len(tables[0]) == len(tables[1]) == 7
     for row, other in zip(*tables):
         assert row.pop("nll") == pytest.approx(other.pop("nll"), rel=1e-5)
         assert row == other
-    results = [json.loads((folder / "results.json").read_text()) for folder in (found, wanted)]
+    results = [json.loads((folder / "results.json").read_text()) for folder in (actual, expected)]
     assert results[0]["n"] == results[1]["n"] == 7
     for name, value in results[1]["metrics"].items():
         assert results[0]["metrics"][name] == pytest.approx(value, rel=1e-5)
@@ -211,8 +211,8 @@ def assert_same_results(found, wanted):
         assert results[0][key] == results[1][key]
 
 
-def test_bare_python_with_deepspeed_in_bfloat16(home):
-    """One process, no launcher, DeepSpeed's own bfloat16: the loss falls, float32 weights of the adapters are saved."""
+def test_deepspeed_in_bfloat16_without_a_launcher(home):
+    """One process: the loss decreases, and the adapters' float32 masters are saved."""
     folder = home.train(
         None,
         "bare",
@@ -229,19 +229,19 @@ def test_bare_python_with_deepspeed_in_bfloat16(home):
     weights = load_file(folder / "checkpoints" / "checkpoint-3" / "trained.safetensors")
     adapters = {name: value for name, value in weights.items() if "lora_B" in name}
     assert adapters and all(value.norm() > 0 for value in adapters.values())
-    # Masters, not their bfloat16 copies: some bits lie below bfloat16's.
+    # Masters, not their bfloat16 copies: some values are not representable in bfloat16.
     assert any((value != value.bfloat16().float()).any() for value in adapters.values())
 
 
-def keep_a_split(folder: Path) -> None:
-    """Tokenises a split into the folder where another process does the same; says what it then reads."""
+def tokenise_into_cache(folder: Path) -> None:
+    """Tokenises a split into a cache folder that another process uses too; writes what it then reads."""
     data = tokenise_split(
-        InventedFacts(train_size=300).examples("train"), tiny_tokenizer(), Prompt(), 30, str(folder / "kept")
+        InventedFacts(train_size=300).examples("train"), tiny_tokenizer(), Prompt(), 30, str(folder / "cache")
     )
     (folder / os.environ["RANK"]).write_text(f"{sum(data.lengths)} {data[299]['context']} {data.data_hash}")
 
 
-def test_processes_may_keep_the_same_split_at_once(ranks, tmp_path):
-    ranks(2, keep_a_split, tmp_path)
+def test_processes_can_cache_the_same_split_concurrently(ranks, tmp_path):
+    ranks(2, tokenise_into_cache, tmp_path)
     assert (tmp_path / "0").read_text() == (tmp_path / "1").read_text() != ""
-    assert len(list((tmp_path / "kept").iterdir())) == 1
+    assert len(list((tmp_path / "cache").iterdir())) == 1

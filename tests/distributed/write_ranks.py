@@ -1,4 +1,4 @@
-"""What each process of a launch finds itself to be: python places.py FILE RANKS ...; rank 0 writes a list for each R."""
+"""python write_ranks.py FILE RANKS ...: for each R, rank 0 writes the rank and pipeline of each launched process."""
 
 from __future__ import annotations
 
@@ -18,15 +18,15 @@ from breviary.runtime.distributed import (
     strip_launcher_arguments,
     world_size,
 )
-from breviary.training.pipeline import init_pipeline_group, describe_pipelines
+from breviary.training.pipeline import describe_pipelines, init_pipeline_group
 
 if __name__ == "__main__":
     strip_launcher_arguments()
     start_process_group(torch.device("cpu"), 60)
-    found = {}
+    reports = {}
     for ranks in map(int, sys.argv[2:]):
-        place = init_pipeline_group(ranks)  # connects neighbours
-        found[ranks] = {
+        group = init_pipeline_group(ranks)  # connects neighbours
+        reports[ranks] = {
             "mapping": describe_pipelines(world_size(), ranks),
             "rows": gather_rows(
                 [
@@ -34,13 +34,13 @@ if __name__ == "__main__":
                         "node": os.environ["NODE"],
                         "local": int(os.environ["LOCAL_RANK"]),
                         "rank": rank(),
-                        "pipeline": place.pipeline,
-                        "index": place.index,
-                        "members": list(place.members),
+                        "pipeline": group.pipeline,
+                        "index": group.index,
+                        "members": list(group.members),
                     }
                 ]
             ),
         }
     if rank() == 0:
-        Path(sys.argv[1]).write_text(json.dumps(found))
+        Path(sys.argv[1]).write_text(json.dumps(reports))
     end_process_group()

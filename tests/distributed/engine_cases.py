@@ -1,4 +1,4 @@
-"""What is trained on one process and on two, and what is kept of it for the comparison."""
+"""Trainings that run on one process and on two, and the recorded losses, gradients and weights."""
 
 from __future__ import annotations
 
@@ -41,14 +41,14 @@ COMI = ["compressor=comi", "compressor.encoder_layers=2", f"compressor.segment_s
 SLOTS = ["compressor.ratio=null", "compressor.slots=5"]
 
 CASES: dict[str, list[str]] = {
-    # An encoder and its alignment trained in full, and weights that no module's call uses.
+    # Encoder and alignment trained in full, and weights that are used without a module call.
     "comi_input": [*COMI, "compressor.learned_weights=merge", "train.gradient_checkpointing=true"],
     "comi_depth": [*COMI, "compressor.join=depth", "compressor.encoder_layers=1", "train.gradient_checkpointing=true"],
     "mean_pool_slots": [*COMI, *SLOTS, "compressor=mean_pool", "compressor.encoder_layers=1"],
-    # The ratio is drawn each step; contexts without a positive segment count nothing for the contrastive loss.
+    # A random ratio per step; contexts without a positive segment do not count in the contrastive loss.
     "ram_uniform": ["compressor=ram", "compressor.encoder_layers=1", "compressor.segment_size=8"],
-    # Chunks and strides are drawn; where they are full, rank 0's texts take one or two chunks, rank 1's two or three.
-    # A small rate: the second step goes on from weights that differ by roundings, which every chunk multiplies.
+    # Random chunk counts and strides: at most one or two chunks for rank 0's texts, two or three for rank 1's.
+    # A small learning rate: rounding differences in the weights of the second step grow with every chunk.
     "comet": [
         "compressor=comet",
         "compressor.chunk_size=24",
@@ -60,7 +60,7 @@ CASES: dict[str, list[str]] = {
         "train.gradient_checkpointing=true",
         "train.learning_rate=0.002",
     ],
-    # The encoder is made of the decoder's own modules, and belongs to no module itself.
+    # The encoder shares the decoder's modules and is not a submodule.
     "icae": [
         "compressor=icae",
         "compressor.memory_tokens=3",
@@ -68,12 +68,12 @@ CASES: dict[str, list[str]] = {
         "compressor.lora_dropout=0",
         "train.gradient_checkpointing=true",
     ],
-    # Nothing is kept, so the memory is empty; every weight is trained, the tied embedding and head included.
+    # The memory is empty; every weight is trained, including the tied embedding and head.
     "no_context_clipped": ["compressor=no_context", "decoder.train=full", "train.max_grad_norm=1.0"],
 }
 
-# Not everything everywhere. Ranks of comet call modules unequally often, which zero3 is refused for; zero1 differs from zero2
-# only in when gradients are summed: weights in use and not, unequal calls and clipping tell.
+# Not every case on every engine. Ranks of comet make unequal module calls, for which zero3 is rejected. zero1 differs
+# from zero2 only in when gradients are summed: unused weights, unequal calls and clipping cover that.
 TRAINED = {"zero3": [name for name in CASES if name != "comet"], "zero1": ["comi_input", "comet", "no_context_clipped"]}
 
 
@@ -83,8 +83,10 @@ def cases_of(engine: str) -> list[str]:
 
 
 class Items(torch.utils.data.Dataset):
-    """Random tokens. Batches of one go to the two ranks in turn: rank 0's contexts take one segment, rank 1's three,
-    but in the second step two contexts are empty. Answers are of 1 to 9 tokens, so that counts differ."""
+    """Random tokens. The two ranks take batches of one in turn: rank 0's contexts have one segment, rank 1's three.
+
+    In the second step, two contexts are empty. Answers have 1 to 9 tokens, so that counts differ.
+    """
 
     def __init__(self) -> None:
         rng = random.Random(0)
@@ -100,7 +102,7 @@ class Items(torch.utils.data.Dataset):
                 answer=rng.choice([1, 2, 9]),
             )
             pieces = {name: [rng.randrange(2, 500) for _ in range(size)] for name, size in sizes.items()}
-            gold = [index % 3 == 0 and 3 <= place < 9 for place in range(length)]  # some contexts mark nothing
+            gold = [index % 3 == 0 and 3 <= token < 9 for token in range(length)]  # some contexts have no gold tokens
             self.items.append(
                 {
                     **pieces,
@@ -120,7 +122,7 @@ class Items(torch.utils.data.Dataset):
 
 
 class Recorder(ReaderTrainer):
-    """Keeps the gradients of every step, and takes the examples as they stand."""
+    """Records the gradients of every step, and takes the examples in their order."""
 
     def _get_train_sampler(self, train_dataset: Any = None) -> torch.utils.data.SequentialSampler:
         return torch.utils.data.SequentialSampler(self.train_dataset)
@@ -128,35 +130,35 @@ class Recorder(ReaderTrainer):
     def _prepare_for_training(self, *args: Any) -> Any:
         self.gradients: list[dict[str, torch.Tensor]] = []
         prepared = super()._prepare_for_training(*args)
-        if self.is_deepspeed_enabled:  # its engine steps inside backward
+        if self.is_deepspeed_enabled:  # the engine steps inside backward
             step = self.model_wrapped.step
-            self.model_wrapped.step = lambda *a, **k: (self.keep_gradients(), step(*a, **k))
+            self.model_wrapped.step = lambda *a, **k: (self.record_gradients(), step(*a, **k))
         return prepared
 
-    def keep_gradients(self) -> None:
+    def record_gradients(self) -> None:
         from deepspeed.utils import safe_get_full_grad
 
-        found = {}
+        gradients = {}
         for name, parameter in self.reader.named_parameters():
             if parameter.requires_grad:
                 gradient = safe_get_full_grad(parameter) if self.is_deepspeed_enabled else parameter.grad
-                found[name] = gradient.detach().clone()
-        self.gradients.append(found)
+                gradients[name] = gradient.detach().clone()
+        self.gradients.append(gradients)
 
 
-class BeforeStep(TrainerCallback):
-    """Asks for the gradients where no DeepSpeed engine does."""
+class RecordGradients(TrainerCallback):
+    """Records gradients before each step of an engine other than DeepSpeed's."""
 
     def __init__(self, trainer: Recorder) -> None:
         self.trainer = trainer
 
     def on_pre_optimizer_step(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         if not self.trainer.is_deepspeed_enabled:
-            self.trainer.keep_gradients()
+            self.trainer.record_gradients()
 
 
 def train_cases(engine: str, world: int, folder: Path) -> None:
-    """Every case on this engine; rank 0 writes {case: losses, gradient norms, gradients, weights}."""
+    """Trains every case with this engine; rank 0 writes {case: losses, gradient norms, gradients, weights}."""
     device = torch.device("cpu")
     if engine.startswith("zero"):
         prepare_deepspeed(device)
@@ -164,14 +166,14 @@ def train_cases(engine: str, world: int, folder: Path) -> None:
     results = {}
     for name in cases_of(engine):
         results[name] = train_case(engine, world, [*COMMON, *CASES[name]], folder / f"{engine}{world}" / name)
-        unset_hf_deepspeed_config()  # with ZeRO-3's still there, the next case's weights would be built in pieces
+        unset_hf_deepspeed_config()  # a remaining ZeRO-3 configuration would shard the next case's weights
     if rank() == 0:
         torch.save(results, folder / f"{engine}{world}.pt")
     end_process_group()
 
 
 def train_case(engine: str, world: int, overrides: list[str], folder: Path) -> dict[str, Any]:
-    """One case: on one process a step is one batch of 4, on two processes it is 2 micro-batches of 1 each."""
+    """Trains one case. A step is one batch of 4 on one process, or 2 micro-batches of 1 on each of two processes."""
     batch = EXAMPLES_PER_STEP if world == 1 else 1
     overrides = [
         *overrides,
@@ -192,7 +194,7 @@ def train_case(engine: str, world: int, overrides: list[str], folder: Path) -> d
     trainer = Recorder(
         reader, arguments, Items(), Collator(tokenizer.pad_token_id), None, backbone.fingerprint, False, RunLog(folder)
     )
-    trainer.add_callback(BeforeStep(trainer))
+    trainer.add_callback(RecordGradients(trainer))
     trainer.train()
     logs = [row for row in trainer.state.log_history if "loss" in row]
     return {
