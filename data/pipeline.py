@@ -1,4 +1,4 @@
-"""Prompts, tokenising, collating and scoring as one object: the implementation of breviary.config.text_pipeline."""
+"""From text to batches: `DataPipeline` for data sets (training, evaluation), `TextBatches` for plain texts (Python)."""
 
 from __future__ import annotations
 
@@ -43,3 +43,23 @@ class DataPipeline:
 
 
 TEXT = DataPipeline()
+
+
+class TextBatches:
+    """Turns contexts and questions into batches with a run's prefix, template and tokenizer.
+
+    tokenizer  the backbone's
+    prompt     arguments of Prompt
+    Raises: ValueError as Prompt.
+    """
+
+    def __init__(self, tokenizer: PreTrainedTokenizerBase, prompt: dict[str, Any]) -> None:
+        self.tokenizer, self.prompt = tokenizer, Prompt(**prompt)
+        self._collate = Collator(tokenizer.pad_token_id or 0)
+
+    def __call__(self, contexts: Sequence[str], questions: Sequence[str]) -> Batch:
+        """A batch with one row per (context, question); either text may be empty. Its answers are empty."""
+        assert len(contexts) == len(questions), (len(contexts), len(questions))
+        examples = [Example(str(i), *texts, ("",)) for i, texts in enumerate(zip(contexts, questions))]
+        items = [{**self.prompt.tokenise(example, self.tokenizer), "example": example} for example in examples]
+        return self._collate(items)

@@ -40,7 +40,7 @@ from collections.abc import Sequence
 
 from data.checks import SPLITS
 from data.converters import CONVERTERS
-from data.prepare import prepare
+from data.converters.prepare import prepare
 
 
 def build_parser() -> argparse.ArgumentParser:

@@ -8,7 +8,7 @@ import pytest
 
 from data.checks import SPLITS
 from data.jsonl import Jsonl
-from data.prepare import prepare
+from data.converters.prepare import prepare
 from scripts import prepare_data
 
 
