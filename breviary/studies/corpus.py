@@ -55,24 +55,22 @@ def load_sources(texts: DictConfig) -> Sources:
         if settings is None:
             continue
         found: list[str] = []
-        texts_of_name = collect_errors(found, instantiate, settings)
-        if texts_of_name is not None:
-            found += collect_errors(found, texts_of_name.problems) or []
-        if not found:
-            sources[name] = _sources_with_text(name, collect_errors(found, texts_of_name.sources) or [])
-            if not sources[name] and not found:
-                found.append("no source has any text")
+        sources[name] = collect_errors(found, _sources_of_name, name, settings) or []
         problems += [f"{name}: {problem}" for problem in found]
     raise_problems(problems)
     return sources
 
 
-def _sources_with_text(name: str, sources: Iterable[Source]) -> list[Source]:
-    """The sources that are not blank; prints how many are."""
-    sources = list(sources)
+def _sources_of_name(name: str, settings: DictConfig) -> list[Source]:
+    """The sources of one name that are not blank; prints how many are. Raises ConfigError where there is no text."""
+    texts = instantiate(settings)
+    raise_problems(texts.problems())
+    sources = list(texts.sources())
     blank = [source for source in sources if not source.text.strip()]
     if blank:
         print_rank0(f"{name}: {len(blank)} sources without text are left out, e.g. {blank[0].name}")
+    if len(blank) == len(sources):
+        raise_problems(["no source has any text"])
     return [source for source in sources if source.text.strip()]
 
 

@@ -65,7 +65,7 @@ def zlib_ratio(text: str) -> float:
     return len(zlib.compress(raw, 9)) / len(raw) if raw else 1.0
 
 
-def document_summary(nll: Tensor, entropy: Tensor, text_bytes: int) -> dict[str, float]:
+def document_summary(nll: Tensor, entropy: Tensor, text_bytes: float) -> dict[str, float]:
     """Entropies of one document from its tokens' surprisal (N,) and predictive entropy (N,), both in nats.
 
     nll, nll_std (of the tokens, not of the mean), nll_max, H: nats per token; bits_per_token = nll / ln 2;
@@ -215,7 +215,7 @@ class EntropyMeter:
     def _measure_batch(self, rows: list[list[int]]) -> tuple[Tensor, Tensor, Tensor]:
         if self._stack is None:
             self._stack = Stack(self.backbone.load()).eval().to(resolve_device(self.backbone.device))
-        device, width = self._stack.embed_tokens.weight.device, max(map(len, rows))
+        device, width = next(self._stack.parameters()).device, max(map(len, rows))
         ids = torch.tensor([row + [0] * (width - len(row)) for row in rows], device=device)
         mask = torch.tensor([[True] * len(row) + [False] * (width - len(row)) for row in rows], device=device)
         start = self.tokenizer.bos_token_id if self.tokenizer.bos_token_id is not None else self.tokenizer.eos_token_id

@@ -48,7 +48,8 @@ def model_gaps(
             "distributions over different tokens cannot be compared; give models of one tokenizer"
         )
     stacks = [Stack(model.load()).eval().to(resolve_device(model.device)) for model in (encoder, decoder)]
-    kl, nll, states = [], [], ([], [])
+    kl, nll = [], []
+    states: tuple[list[Tensor], list[Tensor]] = ([], [])
     for rows in ids.split(batch_size):
         logits = []
         for side, stack in enumerate(stacks):

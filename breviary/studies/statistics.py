@@ -81,10 +81,8 @@ def bootstrap_spearman(
             ranks[name] = np.divide(rank, spread, out=np.zeros_like(rank), where=spread > 1e-12)
         for pair in pairs:
             samples[pair].append((weights * ranks[pair[0]] * ranks[pair[1]]).sum(1))
-    return {
-        pair: tuple(float(q) for q in np.quantile(np.concatenate(values), [0.025, 0.975]))
-        for pair, values in samples.items()
-    }
+    intervals = {pair: np.quantile(np.concatenate(values), [0.025, 0.975]) for pair, values in samples.items()}
+    return {pair: (float(low), float(high)) for pair, (low, high) in intervals.items()}
 
 
 def _weighted_midranks(x: ndarray, weights: ndarray) -> ndarray:
@@ -93,7 +91,7 @@ def _weighted_midranks(x: ndarray, weights: ndarray) -> ndarray:
     first = np.flatnonzero(np.diff(x[order], prepend=-np.inf))  # start of each distinct value
     masses = np.add.reduceat(weights[:, order], first, axis=1)
     middles = np.cumsum(masses, 1) - masses / 2
-    value_of = np.empty(len(x), dtype=int)
+    value_of: ndarray = np.empty(len(x), dtype=int)
     value_of[order] = np.repeat(np.arange(len(first)), np.diff(first, append=len(x)))
     return middles[:, value_of]
 

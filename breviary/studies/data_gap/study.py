@@ -8,6 +8,7 @@ pair.
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -70,7 +71,9 @@ def prepare_corpus(cfg: DictConfig) -> Corpus:
     found: list[str] = []
     loaded = {kind: collect_errors(found, load_sources, cfg[kind]) for kind in KINDS}
     raise_problems(found)
-    sources = {kind: [source for items in by_name.values() for source in items] for kind, by_name in loaded.items()}
+    sources = {
+        kind: [source for items in by_name.values() for source in items] for kind, by_name in loaded.items() if by_name
+    }
     half = cfg.train_documents // 2
     train_documents = {
         "prose": max(cfg.model_documents, half),
@@ -97,7 +100,7 @@ def random_sequences(number: int, tokenizer: Any, n: int, seed: int) -> Tensor:
 
 def language_model(cfg: DictConfig, corpus: Corpus, share: int | str, seed: int, **shape: Any) -> Path:
     """The folder of the model of one mix (a share in sixths, or RANDOM); `shape` overrides keys of cfg.model."""
-    if share == RANDOM:
+    if isinstance(share, str):
         ids = random_sequences(cfg.model_documents, corpus.tokenizer, cfg.tokens, seed)
     else:
         ids = token_sequences(mixed_documents(corpus.train, share / 6, cfg.model_documents), corpus.tokenizer)
@@ -105,37 +108,54 @@ def language_model(cfg: DictConfig, corpus: Corpus, share: int | str, seed: int,
     return train_language_model(model, ids, corpus.tokenizer, Path(cfg.paths.cache) / "study", mix_name(share), seed)
 
 
-def grid_cells(cfg: DictConfig) -> list[tuple[int, int | str]]:
+def grid_pairs(cfg: DictConfig) -> list[tuple[int, int | str]]:
     """(encoder, decoder) of every autoencoder without mitigation, as shares in sixths or RANDOM."""
     shares, first = list(cfg.shares), cfg.shares[0]
-    cells: list[tuple[int, int | str]] = [
+    pairs: list[tuple[int, int | str]] = [
         (encoder, decoder)
         for encoder in shares
         for decoder in shares
         if cfg.cells == "grid" or first in (encoder, decoder) or encoder == decoder
     ]
-    return cells + [(first, RANDOM)] * cfg.random_control
+    return pairs + [(first, RANDOM)] * cfg.random_control
 
 
-def settings_of_seed(
-    cfg: DictConfig, corpus: Corpus, seed: int
-) -> Iterator[tuple[dict[str, Any], float, tuple[Path, Path], list[str]]]:
-    """(setting, distance of the mixes, folders of encoder and decoder, overrides) of every autoencoder of one seed."""
+@dataclass(frozen=True)
+class Cell:
+    """One autoencoder of one seed: the mixes of its models (shares in sixths, or RANDOM) and the models' folders."""
+
+    encoder_share: int
+    decoder_share: int | str
+    encoder: Path
+    decoder: Path
+    mitigation: str = "none"
+    overrides: tuple[str, ...] = ()
+
+    @property
+    def names(self) -> dict[str, str]:
+        """The columns encoder, decoder and mitigation."""
+        mixes = {"encoder": mix_name(self.encoder_share), "decoder": mix_name(self.decoder_share)}
+        return mixes | {"mitigation": self.mitigation}
+
+    @property
+    def mix_distance(self) -> float:
+        """Difference of the shares of formal text; nan for the random control."""
+        if isinstance(self.decoder_share, str):
+            return float("nan")
+        return abs(self.encoder_share - self.decoder_share) / 6
+
+
+def cells_of_seed(cfg: DictConfig, corpus: Corpus, seed: int) -> Iterator[Cell]:
+    """Every autoencoder of one seed; trains the language models."""
     shares = [*cfg.shares, *([RANDOM] if cfg.random_control else [])]
     models = {share: language_model(cfg, corpus, share, seed) for share in shares}
     print_rank0(f"seed {seed}: {len(models)} language models")
-
-    def setting(encoder: int, decoder: int | str, mitigation: str) -> tuple[dict[str, Any], float]:
-        distance = float("nan") if decoder == RANDOM else abs(encoder - decoder) / 6
-        names = {"encoder": mix_name(encoder), "decoder": mix_name(decoder)}
-        return {"seed": seed, **names, "mitigation": mitigation}, distance
-
-    for encoder, decoder in grid_cells(cfg):
-        yield *setting(encoder, decoder, "none"), (models[encoder], models[decoder]), []
+    for encoder, decoder in grid_pairs(cfg):
+        yield Cell(encoder, decoder, models[encoder], models[decoder])
     encoder, decoder = cfg.mitigated
     for name, change in cfg.mitigations.items():
         other = language_model(cfg, corpus, decoder, seed, **change.model) if "model" in change else models[decoder]
-        yield *setting(encoder, decoder, name), (models[encoder], other), list(change.get("words", []))
+        yield Cell(encoder, decoder, models[encoder], other, name, tuple(change.get("words", [])))
 
 
 def measure(cfg: DictConfig, runner: AutoencoderRunner) -> Tables:
@@ -150,14 +170,14 @@ def measure(cfg: DictConfig, runner: AutoencoderRunner) -> Tables:
     origin = origin_columns(test)
     rows, cells = [], []
     for seed in cfg.seeds:
-        for setting, distance, folders, overrides in settings_of_seed(cfg, corpus, seed):
-            name = f"gap-{setting['encoder']}-{setting['decoder']}-{setting['mitigation']}"
-            run = runner.train(*folders, cfg.rate, overrides, examples, seed, name)
+        for cell in cells_of_seed(cfg, corpus, seed):
+            setting, name = {"seed": seed, **cell.names}, f"gap-{'-'.join(cell.names.values())}"
+            run = runner.train(cell.encoder, cell.decoder, cfg.rate, cell.overrides, examples, seed, name)
             quality = runner.evaluate(run, test)
             rows.append(pd.concat([origin.assign(n=cfg.tokens, rate=cfg.rate, **setting), quality], axis=1))
-            models = [Backbone(str(folder), "float32") for folder in folders]
-            gaps = model_gaps(*models, probes, load_config(run).compressor.encoder_layers)
-            cells.append({**setting, "mix_distance": distance, **gaps})
+            encoder, decoder = (Backbone(str(folder), "float32") for folder in (cell.encoder, cell.decoder))
+            gaps = model_gaps(encoder, decoder, probes, load_config(run).compressor.encoder_layers)
+            cells.append({**setting, "mix_distance": cell.mix_distance, **gaps})
     return {
         "gap_per_doc.parquet": pd.concat(rows).rename_axis("doc_id").reset_index(),
         "model_gaps.csv": DataFrame(cells),

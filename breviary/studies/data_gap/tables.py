@@ -23,7 +23,7 @@ Row = dict[str, Any]
 
 def mix_name(share: int | str) -> str:
     """The name of the mix with `share` sixths of formal text, e.g. D6 for 5; RANDOM stays."""
-    return RANDOM if share == RANDOM else f"D{share + 1}"
+    return share if isinstance(share, str) else f"D{share + 1}"
 
 
 def rows_of_part(rows: DataFrame, part: str) -> DataFrame:

@@ -72,8 +72,8 @@ def draw_scatter(folder: Path, rows: DataFrame, corr: DataFrame) -> None:
             renamed = own.rename(columns={measure: "x", QUALITY: "y"}).assign(measure=measure)
             points.append(renamed[[*SETTING, "measure", "domain", "x", "y"]])
         line[0].set_ylabel(QUALITY_LABEL, fontsize=8)
-    handles = axes[0, 0].get_legend_handles_labels()
-    figure.legend(*handles, fontsize=8, markerscale=2, ncols=7, loc="outside lower center")
+    handles, labels = figure.axes[0].get_legend_handles_labels()
+    figure.legend(handles, labels, fontsize=8, markerscale=2, ncols=7, loc="outside lower center")
     save_figure(figure, folder / "scatter.png", pd.concat(points))
 
 
@@ -125,14 +125,15 @@ def draw_correlations(folder: Path, corr: DataFrame) -> None:
 def draw_ladder(folder: Path, rows: DataFrame) -> None:
     """Mean entropy under the encoder and mean quality on each rung, over the same documents; 95% bootstrap."""
     figure = Figure(figsize=(7.5, 5), layout="constrained")
-    axis, groups, tables = figure.subplots(), list(rows.groupby(SETTING, sort=False)), []
+    axis, groups = figure.subplots(), list(rows.groupby(SETTING, sort=False))
+    tables: list[DataFrame] = []
     settings = [setting for setting, _ in groups]
     colour = colours(settings)
     for setting, own in groups:
         means = rung_means(own)
         spread = [means["value"] - means["low"], means["high"] - means["value"]]
-        style = {"marker": "o", "ms": 3, "lw": 1, "alpha": 0.8, "color": colour[setting]}
-        axis.errorbar(means["nll_enc"], means["value"], spread, label=legend_label(setting, settings), **style)
+        label, x, y = legend_label(setting, settings), means["nll_enc"], means["value"]
+        axis.errorbar(x, y, spread, marker="o", ms=3, lw=1, alpha=0.8, color=colour[setting], label=label)
         if not tables:
             for row, offset in zip(means.itertuples(), itertools.cycle((6, -12))):
                 place = (row.nll_enc, row.value)

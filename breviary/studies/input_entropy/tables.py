@@ -134,7 +134,8 @@ def pooled_rows(columns: dict[str, ndarray], sources: ndarray, resamples: int, b
         x, y = columns[measure], columns[metric]
         rho, p = spearman(x, y)
         interval = by_document[measure, metric]
-        partial = partial_correlation(x, y, columns[CONTROL[measure]]) if CONTROL[measure] else None
+        control = CONTROL[measure]
+        partial = partial_correlation(x, y, columns[control]) if control else None
         p_equal = equivalence_p(rho, len(x), bound)
         yield correlation_row(
             measure, metric, pearson(x, y), (rho, *interval), by_source[measure, metric], p, partial, p_equal
@@ -147,9 +148,8 @@ def within_rows(columns: dict[str, ndarray], effects: ndarray, bound: float) -> 
         for metric in METRICS:
             x, y = columns[measure], columns[metric]
             values, ranks = (partial_correlation(x, y, effects, ranks) for ranks in (False, True))
-            partial = None
-            if CONTROL[measure]:
-                partial = partial_correlation(x, y, np.column_stack([effects, columns[CONTROL[measure]]]))
+            control = CONTROL[measure]
+            partial = partial_correlation(x, y, np.column_stack([effects, columns[control]])) if control else None
             r = {"r": values["value"], "r_lo": values["low"], "r_hi": values["high"]}
             rho = ranks["value"], ranks["low"], ranks["high"]
             p_equal = equivalence_p(ranks["value"], len(x), bound, effects.shape[1])
