@@ -8,7 +8,7 @@ Shape letters: B rows, G global slots = readout tokens, k compression tokens of 
     E  = RLA_t(norm_t(K))                            K (B, k, D)  the layer's output at the compression tokens
     Q' = the newest slots of [Q ; E], up to the queue budget
     RLA(x) = x + U(D x), rank 8, no bias
-All of it is computed in float32 or wider, whatever the model's dtype: S is carried over hundreds of chunks.
+Everything is computed in float32 or wider for any dtype of the model: S is carried over hundreds of chunks.
 """
 
 from __future__ import annotations
