@@ -1,4 +1,4 @@
-"""What tests of bad input share: train.py and eval.py called in this process, and small files for them."""
+"""Helpers for tests of command lines: train.py and eval.py called in this process, and small files for them."""
 
 import json
 import sys
@@ -17,21 +17,22 @@ SMALL = [
 
 
 def call(monkeypatch, tmp_path, entry, *words):
-    """train.py or eval.py on `words`, in this process, writing into tmp_path only; gives the exit code."""
+    """Runs train.py or eval.py with these overrides in this process, writing into tmp_path only. Returns the exit code."""
     paths = [f"paths.outputs={tmp_path}/outputs", f"paths.cache={tmp_path}/cache"]
     monkeypatch.setattr(sys, "argv", [entry.__file__, *words, *paths])
     try:
         run_cli(entry.main, entry.CONFIG)
-    except SystemExit as ended:
-        return ended.code
+    except SystemExit as exit:
+        return exit.code
     return 0
 
 
 def write(path, rows):
+    """Writes a JSONL file of dictionaries, or of lines as given. Returns its path as text."""
     path.write_text("".join((row if isinstance(row, str) else json.dumps(row)) + "\n" for row in rows))
     return str(path)
 
 
 def jsonl(tmp_path, rows):
-    """Overrides that train on these rows."""
+    """Overrides for training on these rows."""
     return ["dataset=jsonl", f"dataset.train={write(tmp_path / 'train.jsonl', rows)}", "train.eval_examples=0"]

@@ -1,4 +1,4 @@
-"""Fixtures of the tests of bad input."""
+"""The fixture for tests of wrong input."""
 
 import pytest
 from calling import call
@@ -9,15 +9,15 @@ from breviary.backbones.tiny import TinyBackbone
 
 @pytest.fixture
 def refused(monkeypatch, capsys, tmp_path):
-    """refused(entry, *words) -> the sentences of a call that is refused before any weight is loaded."""
+    """refused(entry, *words) -> the error messages of a call that ends before any weight is loaded."""
 
-    def loaded(*args, **kwargs):
+    def fail(*args, **kwargs):
         raise AssertionError("weights were loaded")
 
     def refuse(entry, *words):
         with monkeypatch.context() as patch:
-            patch.setattr(Backbone, "load", loaded)
-            patch.setattr(TinyBackbone, "load", loaded)
+            patch.setattr(Backbone, "load", fail)
+            patch.setattr(TinyBackbone, "load", fail)
             code = call(patch, tmp_path, entry, *words)
         printed = capsys.readouterr()
         assert (code, printed.out) == (2, ""), printed.err

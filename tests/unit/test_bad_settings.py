@@ -1,26 +1,24 @@
-"""Bad keys and values: each mistake one clear sentence, all of a call at once, before any weight is loaded."""
+"""Unknown keys and wrong values: one error message per problem, all of a call at once, before weights are loaded."""
 
 import pytest
 from calling import ROW, SMALL, jsonl, write
-from hydra import compose as hydra_compose
-from hydra import initialize_config_dir
 
 import eval as evaluation
 import train as training
+from breviary.config.compose import compose_config
 from breviary.config.keys import CONFIGS, drop_unused_keys, validate_keys
 
 # ------------------------------------------------------------------ keys
 
 
 @pytest.mark.parametrize(
-    "words, sentences",
+    "words, messages",
     [
-        (["compressor.ratoi=8"], ["compressor.ratoi: unknown key; the nearest right one is compressor.ratio"]),
         (
             ["experiment=comi_facts", "compressor.ratoi=8"],
             ["compressor.ratoi: unknown key; the nearest right one is compressor.ratio"],
         ),
-        # Hydra stops at the first
+        # Several keys: Hydra stops at the first.
         (
             ["compressor=mean_pool", "compressor.lsalayers=8", "train.stepps=8", "seed=1"],
             [
@@ -29,13 +27,17 @@ from breviary.config.keys import CONFIGS, drop_unused_keys, validate_keys
             ],
         ),
         (["train={stepps: 3}"], ["train.stepps: unknown key; the nearest right one is train.steps"]),
-        (["ratio=8"], ["ratio: unknown key; the nearest right one is compressor.ratio"]),
         (
-            ["trian.steps=8", "compressor.zzz=1"],
-            ["trian.steps: unknown key; the nearest right one is train.steps", "compressor.zzz: unknown key"],
+            ["compressor.ratoi=8", "ratio=8", "trian.steps=8", "compressor.zzz=1"],
+            [
+                "compressor.ratoi: unknown key; the nearest right one is compressor.ratio",
+                "ratio: unknown key; the nearest right one is compressor.ratio",
+                "trian.steps: unknown key; the nearest right one is train.steps",
+                "compressor.zzz: unknown key",
+            ],
         ),
         (["compresor=comi"], ["compresor: unknown key; the nearest right one is compressor"]),
-        # keys that Hydra adds when told to
+        # Keys that Hydra adds because of their +.
         (
             [
                 "+compressor.ratoi=8",
@@ -60,18 +62,18 @@ from breviary.config.keys import CONFIGS, drop_unused_keys, validate_keys
         ),
     ],
 )
-def test_an_unknown_key_is_told_with_the_nearest_right_one(refused, words, sentences):
-    assert refused(training, *words) == sentences
+def test_unknown_keys_are_reported_with_the_nearest_known_key(refused, words, messages):
+    assert refused(training, *words) == messages
 
 
-def test_an_unknown_choice_is_told_with_those_there_are(refused):
-    there = ", ".join(sorted(file.stem for file in (CONFIGS / "compressor").glob("*.yaml")))
+def test_an_unknown_choice_is_reported_with_all_choices(refused):
+    choices = ", ".join(sorted(file.stem for file in (CONFIGS / "compressor").glob("*.yaml")))
     assert refused(training, "compressor=comii") == [
-        f"no such configuration compressor/comii; the nearest right one is comi; there are: {there}"
+        f"no such configuration compressor/comii; the nearest right one is comi; there are: {choices}"
     ]
 
 
-def test_a_word_that_is_no_override(refused):
+def test_a_word_without_equals_sign(refused):
     assert refused(training, "train.steps") == ["Error parsing override 'train.steps' missing EQUAL at '<EOF>'"]
 
 
@@ -99,18 +101,13 @@ def test_values_of_a_wrong_type(refused):
     ]
 
 
-def composed(words):
-    with initialize_config_dir(str(CONFIGS), version_base="1.3"):
-        return hydra_compose("train", words)
-
-
-def test_keys_of_an_experiment_for_another_compressor_are_left_out():
+def test_keys_of_an_experiment_for_another_compressor_are_dropped():
     words = ["experiment=comi_facts", "compressor=full_context"]
-    cfg = composed(words)
+    cfg = compose_config("train", words)
     assert drop_unused_keys(cfg, words) == ["compressor.join"] and "join" not in cfg.compressor
-    mistaken = [*words, "+compressor.joins=depth"]
-    cfg = composed(mistaken)
-    assert drop_unused_keys(cfg, mistaken) == ["compressor.join"]
+    misspelt = [*words, "+compressor.joins=depth"]
+    cfg = compose_config("train", misspelt)
+    assert drop_unused_keys(cfg, misspelt) == ["compressor.join"]
     assert validate_keys(cfg)[1] == ["compressor.joins: unknown key"]
 
 
@@ -129,7 +126,7 @@ LEARNED = (
 
 
 @pytest.mark.parametrize(
-    "words, sentences",
+    "words, messages",
     [
         (
             [
@@ -192,19 +189,26 @@ LEARNED = (
                 "compressor.skim_temperature=0: must be above 0, e.g. 1.0",
                 "compressor.contrastive_weight=-1: must be 0 (off) or more, e.g. 1.0",
                 "compressor.segment_size=1: must be at least 2 tokens, e.g. 50",
-                "compressor.uniform_keep=true and compressor.ratio_choices exclude each other: both draw the ratio of a training "
-                "step; set compressor.uniform_keep=false or compressor.ratio_choices=null",
+                "compressor.uniform_keep=true and compressor.ratio_choices exclude each other: both draw the ratio of "
+                "a training step; set compressor.uniform_keep=false or compressor.ratio_choices=null",
                 "compressor.quirks=true applies to the published form only; set compressor.join=input and "
                 "compressor.encoder=null",
                 "compressor.keep=none with compressor.skim=drop leaves no memory; use compressor=no_context instead",
             ],
         ),
         (
-            ["compressor.alignment=mlp", "compressor.question=both", "compressor.lsa_layers=0"],
+            [
+                "compressor.alignment=mlp",
+                "compressor.question=both",
+                "compressor.lsa_layers=0",
+                "compressor.lsa_init=zeros",
+            ],
             [
                 "compressor.alignment=mlp: allowed are lsa, linear, linear_lsa, transformer_linear, none",
+                "compressor.lsa_init=zeros: allowed are pretrained, random",
                 "compressor.question=both: allowed are after_context, alone",
-                "compressor.lsa_layers=0: must be from 1 to 9, e.g. 1; compressor.alignment=none switches the alignment off",
+                "compressor.lsa_layers=0: must be from 1 to 9, e.g. 1; compressor.alignment=none switches the "
+                "alignment off",
             ],
         ),
         (
@@ -214,7 +218,6 @@ LEARNED = (
                 "compressor.lsa_init=pretrained, or compressor.alignment=lsa"
             ],
         ),
-        (["compressor.lsa_init=zeros"], ["compressor.lsa_init=zeros: allowed are pretrained, random"]),
         (
             ["backbone.family=gpt2", "compressor.ratio=-2"],
             [
@@ -224,11 +227,11 @@ LEARNED = (
         ),
     ],
 )
-def test_values_out_of_bounds(refused, words, sentences):
-    assert refused(training, *words, "backbone.layers=9", "dataset.train_size=4") == sentences
+def test_values_out_of_bounds(refused, words, messages):
+    assert refused(training, *words, "backbone.layers=9", "dataset.train_size=4") == messages
 
 
-def test_all_problems_of_a_call_are_told_at_once(refused, tmp_path):
+def test_all_problems_of_a_call_are_reported_at_once(refused, tmp_path):
     assert refused(
         training,
         "+compressor.ratoi=8",
@@ -262,7 +265,7 @@ def test_all_problems_of_a_call_are_told_at_once(refused, tmp_path):
 # ------------------------------------------------------------------ objectives
 
 
-def test_what_an_objective_cannot_do_is_told(refused):
+def test_settings_that_an_objective_does_not_support(refused):
     assert refused(training, "objective=continue", "objective.context_share=1.0", "objective.hint_tokens=0") == [
         "objective.context_share=1.0: must be between 0 and 1, both excluded, e.g. 0.5",
         "objective.hint_tokens=0: must be at least 1, e.g. 8",
@@ -277,23 +280,23 @@ def test_what_an_objective_cannot_do_is_told(refused):
     ) == [
         "objective.top=0: must be at least 1, e.g. 64",
         "objective.temperature=0: must be above 0, e.g. 1.0",
-        "objective=distill with decoder.train=full: the teacher is the same backbone without adapters, so its weights must "
-        "not change; use decoder.train=lora or frozen",
+        "objective=distill with decoder.train=full: the teacher is the same backbone without adapters, so its weights "
+        "must not change; use decoder.train=lora or frozen",
         "objective=distill: the memory of this compressor does not consist of slots; use objective=continue, or "
         "a compressor with slots, e.g. comi",
     ]
 
 
-def test_texts_that_an_objective_has_no_use_for(refused, tmp_path):
+def test_texts_that_an_objective_cannot_use(refused, tmp_path):
     rows = jsonl(tmp_path, [ROW, {**ROW, "context": ""}])
-    [sentence] = refused(training, *rows, *SMALL, "objective=continue")
-    assert sentence.startswith("dataset train: 1 contexts of fewer than 2 tokens")
+    [message] = refused(training, *rows, *SMALL, "objective=continue")
+    assert message.startswith("dataset train: 1 contexts of fewer than 2 tokens")
     file = write(tmp_path / "test.jsonl", [ROW, {**ROW, "context": ""}])
     assert refused(evaluation, "dataset=jsonl", f"dataset.test={file}", "objective=continue") == [
-        sentence.replace("train", "test")
+        message.replace("train", "test")
     ]
     long = jsonl(tmp_path, [{**ROW, "context": "blue " * 150}])
-    [sentence] = refused(
+    [message] = refused(
         training,
         *long,
         *SMALL,
@@ -302,4 +305,4 @@ def test_texts_that_an_objective_has_no_use_for(refused, tmp_path):
         "objective=distill",
         "objective.context_share=null",
     )
-    assert sentence.startswith("dataset train: this objective's teacher reads whole contexts")
+    assert message.startswith("dataset train: this objective's teacher reads whole contexts")

@@ -3,7 +3,7 @@
 import re
 
 import pytest
-from tiny_runs import QUESTIONS, TEXT, executed, page_blocks, tiny_run
+from tiny_runs import QUESTIONS, TEXT, page_blocks, run_block, tiny_run
 
 import breviary
 
@@ -50,7 +50,7 @@ def test_every_reader_has_a_short_block():
 
 @pytest.mark.parametrize("name", [name for name in BLOCKS if name not in OTHERS])
 def test_a_block_of_the_page_runs(name, place, capsys):
-    names = executed(BLOCKS[name])
+    names = run_block(BLOCKS[name])
     printed = capsys.readouterr().out
     kept, again = names.get("document", names.get("session")), names.get("again")
     if "answers" in names:
@@ -72,7 +72,7 @@ def test_a_block_of_the_page_runs(name, place, capsys):
 
 
 def test_a_text_longer_than_the_positions_is_encoded_in_segments_or_rejected(place, capsys):
-    executed(BLOCKS["Longer than the backbone's positions-0"])
+    run_block(BLOCKS["Longer than the backbone's positions-0"])
     segments, session, error = capsys.readouterr().out.splitlines()
     tokens, positions, slots = map(int, re.findall(r"\d+", segments))
     assert tokens > positions > slots and positions == 224

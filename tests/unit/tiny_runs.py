@@ -1,4 +1,4 @@
-"""Run folders made at once, without training, and the blocks of docs/python.md."""
+"""Run folders made without training, and the code blocks of docs/python.md."""
 
 import re
 from pathlib import Path
@@ -22,7 +22,7 @@ QUESTIONS = [
 
 
 def tiny_run(home, *words):
-    """A run folder of this configuration, whose trained weights are the initial ones, disturbed."""
+    """A run folder with this configuration. Its trained weights are the initial ones plus noise."""
     cfg = compose_tiny(
         ["reader=x", "generation.max_new_tokens=6", "generation.min_new_tokens=4", "dataset.test_size=3", *words]
     )
@@ -38,15 +38,15 @@ def tiny_run(home, *words):
 
 def page_blocks():
     """{section-number: code} of the page's Python blocks."""
-    found = {}
+    blocks = {}
     for section in PAGE.split("\n## ")[1:]:
         for number, code in enumerate(re.findall(r"^```python\n(.*?)^```$", section, re.MULTILINE | re.DOTALL)):
-            found[f"{section.splitlines()[0]}-{number}"] = code
-    return found
+            blocks[f"{section.splitlines()[0]}-{number}"] = code
+    return blocks
 
 
-def executed(code):
-    """The names that a block leaves, given `text` and `questions`."""
+def run_block(code):
+    """Runs a block with the names `text` and `questions`. Returns all names that it defines."""
     names = {"text": TEXT, "questions": QUESTIONS}
     exec(compile(code, "docs/python.md", "exec"), names)
     return names

@@ -13,7 +13,7 @@ import torch
 from hydra.utils import instantiate
 from omegaconf import OmegaConf
 from safetensors.torch import save_file
-from tiny_runs import ROOT, executed, page_blocks, tiny_run
+from tiny_runs import ROOT, page_blocks, run_block, tiny_run
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from breviary import load_reader
@@ -90,7 +90,7 @@ def test_another_checkout_gives_the_same_answers_in_a_clean_process(runs, folder
     (tmp_path / "questions.json").write_text(json.dumps(batch))
     shutil.copytree(folders("comi", "backbone"), tmp_path / "outputs" / "comi" / "RUN")
     monkeypatch.chdir(tmp_path)
-    names = executed(page_blocks()["COMI-0"])
+    names = run_block(page_blocks()["COMI-0"])
     for package in ("breviary", "comi", "ram", "comet", "data", "configs"):
         shutil.copytree(ROOT / package, tmp_path / "checkout" / package, ignore=shutil.ignore_patterns("__pycache__"))
     code = CODE.format(root=str(tmp_path / "checkout"), block=page_blocks()["COMI-1"])
