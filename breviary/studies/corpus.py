@@ -54,9 +54,9 @@ def load_sources(texts: DictConfig) -> Sources:
     for name, settings in texts.items():
         if settings is None:
             continue
-        found: list[str] = []
-        sources[name] = collect_errors(found, _sources_of_name, name, settings) or []
-        problems += [f"{name}: {problem}" for problem in found]
+        own_problems: list[str] = []
+        sources[name] = collect_errors(own_problems, _sources_of_name, name, settings) or []
+        problems += [f"{name}: {problem}" for problem in own_problems]
     raise_problems(problems)
     return sources
 

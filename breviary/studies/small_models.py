@@ -53,20 +53,20 @@ class SmallModel:
 
     def problems(self, key: str) -> list[str]:
         """Error messages for wrong values; `key` is their section of the configuration."""
-        found = [
+        problems = [
             f"{key}.{name}={getattr(self, name)}: must be at least 1, e.g. {getattr(SmallModel, name)}"
             for name in ("layers", "width", "heads", "positions", "steps", "batch_size")
             if getattr(self, name) < 1
         ]
-        if not found and self.width % (2 * self.heads):
-            found.append(
+        if not problems and self.width % (2 * self.heads):
+            problems.append(
                 f"{key}.width={self.width}, heads={self.heads}: width must be a multiple of 2 * heads, e.g. 192, 6"
             )
         if self.learning_rate <= 0:
-            found.append(f"{key}.learning_rate={self.learning_rate}: must be above 0, e.g. 3e-3")
+            problems.append(f"{key}.learning_rate={self.learning_rate}: must be above 0, e.g. 3e-3")
         if self.dtype not in ("float32", "bfloat16"):
-            found.append(f"{key}.dtype={self.dtype}: allowed are float32, bfloat16")
-        return found
+            problems.append(f"{key}.dtype={self.dtype}: allowed are float32, bfloat16")
+        return problems
 
 
 def train_tokenizer(texts: Iterable[str], vocabulary: int) -> PreTrainedTokenizerFast:

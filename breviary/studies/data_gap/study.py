@@ -42,35 +42,35 @@ KINDS = ("prose", "formal")
 TOKENIZER_CHARACTERS = 2_000_000  # of each kind
 
 
-def problems(cfg: DictConfig) -> list[str]:
+def config_problems(cfg: DictConfig) -> list[str]:
     """Error messages about the configuration; reads no text and no weights."""
-    found, shares = common_problems(cfg), list(cfg.shares)
+    problems, shares = common_problems(cfg), list(cfg.shares)
     if len(set(shares)) < len(shares) or len(shares) < 2 or any(not 0 <= share <= 6 for share in shares):
-        found.append(
+        problems.append(
             f"shares={shares}: must be at least two sixths from 0 to 6, all different: encoder and decoder of "
             "equal training have no gap to measure; e.g. [0,1,2,3,4,5]"
         )
     if len(cfg.mitigated) != 2 or set(cfg.mitigated) - set(shares) or len(set(cfg.mitigated)) < 2:
-        found.append(
+        problems.append(
             f"mitigated={list(cfg.mitigated)}: must be two different ones of shares={shares}, encoder's and "
             "decoder's: equal models have no gap to mitigate"
         )
     if cfg.cells not in ("grid", "cross"):
-        found.append(f"cells={cfg.cells}: allowed are grid, cross")
+        problems.append(f"cells={cfg.cells}: allowed are grid, cross")
     for name, change in cfg.mitigations.items():
         unknown = sorted(set(change) - {"words", "model"})
         if unknown:
-            found.append(f"mitigations.{name}: has {', '.join(unknown)}; allowed are words and model")
+            problems.append(f"mitigations.{name}: has {', '.join(unknown)}; allowed are words and model")
             continue
-        found += SmallModel(**{**cfg.model, **change.get("model", {})}).problems(f"mitigations.{name}.model")
-    return found
+        problems += SmallModel(**{**cfg.model, **change.get("model", {})}).problems(f"mitigations.{name}.model")
+    return problems
 
 
 def prepare_corpus(cfg: DictConfig) -> Corpus:
     """Documents of the two kinds, enough for every mix. Raises ConfigError with everything wrong with the texts."""
-    found: list[str] = []
-    loaded = {kind: collect_errors(found, load_sources, cfg[kind]) for kind in KINDS}
-    raise_problems(found)
+    problems: list[str] = []
+    loaded = {kind: collect_errors(problems, load_sources, cfg[kind]) for kind in KINDS}
+    raise_problems(problems)
     sources = {
         kind: [source for items in by_name.values() for source in items] for kind, by_name in loaded.items() if by_name
     }
@@ -189,25 +189,25 @@ def origin_columns(documents: Sequence[TextDocument]) -> DataFrame:
     return DataFrame({"part": [d.domain for d in documents]}, index=[d.doc_id for d in documents])
 
 
-def tables(cfg: DictConfig, inputs: Mapping[str, DataFrame]) -> Tables:
+def derived_tables(cfg: DictConfig, inputs: Mapping[str, DataFrame]) -> Tables:
     """gap.csv, gap_regression.csv, asymmetry.csv, and mitigation.csv where there are mitigations."""
     rows = inputs["gap_per_doc.parquet"]
     cells = cell_table(rows, inputs["model_gaps.csv"])
-    found = {
+    tables = {
         "gap.csv": cells,
         "gap_regression.csv": gap_regressions(cells),
         "asymmetry.csv": asymmetries(rows, cfg.resamples),
         "mitigation.csv": mitigation_effects(rows, cfg.resamples),
     }
-    return {name: table for name, table in found.items() if len(table)}
+    return {name: table for name, table in tables.items() if len(table)}
 
 
 STUDY = Study(
     name="data_gap",
     inputs=("gap_per_doc.parquet", "model_gaps.csv"),
-    problems=problems,
+    problems=config_problems,
     measure=measure,
-    tables=tables,
+    tables=derived_tables,
     figures=draw_figures,
     counts=lambda measured: {"autoencoders": len(measured["model_gaps.csv"])},
 )

@@ -115,7 +115,7 @@ def draw_correlations(folder: Path, corr: DataFrame) -> None:
         axis.axvline(0, color="grey", lw=0.8)
         given = ", given the other side" if partial else ""
         axis.set(title=f"{group}{given}", xlabel=f"ρ with {QUALITY}", xlim=(-1, 1))
-        axis.title.set_size(9)
+        axis.title.set_size(8)
     axes[0].set_yticks(range(len(settings)), [setting_title(setting) for setting in settings], fontsize=7)
     axes[0].invert_yaxis()
     axes[0].legend(fontsize=7, loc="upper right")

@@ -29,38 +29,38 @@ from breviary.studies.input_entropy.tables import correlations, group_means, reg
 from breviary.studies.small_models import SmallModel, train_language_model
 
 
-def problems(cfg: DictConfig) -> list[str]:
+def config_problems(cfg: DictConfig) -> list[str]:
     """Error messages about the configuration; reads no text and no weights."""
-    found = common_problems(cfg)
+    problems = common_problems(cfg)
     for name, domains in cfg.models.items():
         unknown = sorted(set(domains) - set(cfg.domains))
         if unknown or not domains:
-            found.append(
+            problems.append(
                 f"models.{name}={list(domains)}: must be names of domains, at least one; there are "
                 f"{', '.join(cfg.domains)}"
             )
     for pair in cfg.pairs:
         if len(pair) != 2 or set(pair) - set(cfg.models):
-            found.append(
+            problems.append(
                 f"pairs: {list(pair)} must be [encoder, decoder], two names of models; there are "
                 f"{', '.join(cfg.models)}"
             )
         elif pair[0] == pair[1] or set(cfg.models[pair[0]]) == set(cfg.models[pair[1]]):
-            found.append(
+            problems.append(
                 f"pairs: {list(pair)}: encoder and decoder have the same training, so a document has the same entropy "
                 "under both and the two cannot be compared; give two models of different domains"
             )
     for mode in cfg.decoders:
         if mode not in TRAIN_MODES:
-            found.append(f"decoders: {mode}: allowed are {', '.join(TRAIN_MODES)}")
+            problems.append(f"decoders: {mode}: allowed are {', '.join(TRAIN_MODES)}")
     if cfg.test_documents * len(cfg.domains) < 8:
-        found.append(
+        problems.append(
             f"test_documents={cfg.test_documents}: correlations need at least 8 documents in all, "
             "e.g. 150 of each domain"
         )
     if cfg.reference is not None:
-        found += [f"reference: {problem}" for problem in instantiate(cfg.reference).problems()]
-    return found
+        problems += [f"reference: {problem}" for problem in instantiate(cfg.reference).problems()]
+    return problems
 
 
 def measure(cfg: DictConfig, runner: AutoencoderRunner) -> Tables:
@@ -155,7 +155,7 @@ def document_columns(cfg: DictConfig, documents: Sequence[TextDocument], tokeniz
     return DataFrame(origin, index=index), DataFrame(measures, index=index)[["bytes", "unigram_entropy", "zlib_ratio"]]
 
 
-def tables(cfg: DictConfig, inputs: Tables) -> Tables:
+def derived_tables(cfg: DictConfig, inputs: Tables) -> Tables:
     """means.csv, corr.csv and regression.csv."""
     rows = inputs["per_doc.parquet"]
     return {
@@ -168,9 +168,9 @@ def tables(cfg: DictConfig, inputs: Tables) -> Tables:
 STUDY = Study(
     name="input_entropy",
     inputs=("per_doc.parquet", "loss.csv"),
-    problems=problems,
+    problems=config_problems,
     measure=measure,
-    tables=tables,
+    tables=derived_tables,
     figures=draw_figures,
     counts=lambda measured: {"documents": measured["per_doc.parquet"]["doc_id"].nunique()},
 )

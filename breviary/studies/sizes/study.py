@@ -42,22 +42,22 @@ SIZE_KEYS = ("layers", "width", "heads", "learning_rate", "vocabulary")  # of on
 Setting = tuple[str, str, int]  # encoder, decoder, rate
 
 
-def problems(cfg: DictConfig) -> list[str]:
+def config_problems(cfg: DictConfig) -> list[str]:
     """Error messages about the configuration; reads no text and no weights."""
-    found = common_problems(cfg)
+    problems = common_problems(cfg)
     if len(cfg.sizes) < 2:
-        found.append(f"sizes={list(cfg.sizes)}: must be at least two, or there is nothing to compare")
+        problems.append(f"sizes={list(cfg.sizes)}: must be at least two, or there is nothing to compare")
     for name, size in cfg.sizes.items():
         unknown = sorted(set(size) - set(SIZE_KEYS))
         if unknown:
-            found.append(f"sizes.{name}: has {', '.join(unknown)}; allowed are {', '.join(SIZE_KEYS)}")
+            problems.append(f"sizes.{name}: has {', '.join(unknown)}; allowed are {', '.join(SIZE_KEYS)}")
         else:
-            found += model_of_size(cfg, name).problems(f"sizes.{name}")
-            found += vocabulary_problems(size.get("vocabulary", cfg.vocabulary), f"sizes.{name}.vocabulary")
+            problems += model_of_size(cfg, name).problems(f"sizes.{name}")
+            problems += vocabulary_problems(size.get("vocabulary", cfg.vocabulary), f"sizes.{name}.vocabulary")
     for key, least in (("documents", 1), ("written", 1), ("rounds", 1), ("tokens", max(cfg.rates, default=1))):
         if not isinstance(cfg.timed[key], int) or cfg.timed[key] < least:
-            found.append(f"timed.{key}={cfg.timed[key]}: must be a whole number of at least {least}")
-    return found
+            problems.append(f"timed.{key}={cfg.timed[key]}: must be a whole number of at least {least}")
+    return problems
 
 
 def model_of_size(cfg: DictConfig, size: str) -> SmallModel:
@@ -176,7 +176,7 @@ def load_timed_readers(
     return readers
 
 
-def tables(cfg: DictConfig, inputs: Tables) -> Tables:
+def derived_tables(cfg: DictConfig, inputs: Tables) -> Tables:
     """sizes.csv and swaps.csv."""
     rows, times = inputs["per_doc.parquet"], inputs["times.csv"].fillna({"encoder": ""})
     return {
@@ -188,9 +188,9 @@ def tables(cfg: DictConfig, inputs: Tables) -> Tables:
 STUDY = Study(
     name="sizes",
     inputs=("per_doc.parquet", "times.csv"),
-    problems=problems,
+    problems=config_problems,
     measure=measure,
-    tables=tables,
+    tables=derived_tables,
     figures=draw_figures,
     counts=lambda measured: {"documents": measured["per_doc.parquet"]["doc_id"].nunique()},
 )

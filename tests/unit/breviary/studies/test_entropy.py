@@ -51,8 +51,8 @@ def test_measures_by_hand():
 
 
 def test_document_summary_by_hand():
-    found = document_summary(torch.tensor([1.0, 3.0]) * math.log(2), torch.tensor([0.5, 1.5]), 4)
-    assert found == {
+    result = document_summary(torch.tensor([1.0, 3.0]) * math.log(2), torch.tensor([0.5, 1.5]), 4)
+    assert result == {
         "nll": pytest.approx(2 * math.log(2)),
         "nll_std": pytest.approx(math.log(2)),
         "H": 1.0,

@@ -14,17 +14,17 @@ def rng():
 
 def test_pearson_by_hand():
     # Deviations of x: -2 -1 0 1 2, of y: -1.8 .2 -.8 2.2 .2; products sum to 3.6 - .2 + 2.2 + .4 = 6; squares: 10, 8.8.
-    found = s.pearson(np.array([1.0, 2, 3, 4, 5]), np.array([1.0, 3, 2, 5, 3]))
-    assert found["r"] == pytest.approx(6 / np.sqrt(88))
-    z, half = np.arctanh(found["r"]), 1.959964 / np.sqrt(2)  # n - 3 = 2
-    assert (found["r_lo"], found["r_hi"]) == pytest.approx((np.tanh(z - half), np.tanh(z + half)))
+    result = s.pearson(np.array([1.0, 2, 3, 4, 5]), np.array([1.0, 3, 2, 5, 3]))
+    assert result["r"] == pytest.approx(6 / np.sqrt(88))
+    z, half = np.arctanh(result["r"]), 1.959964 / np.sqrt(2)  # n - 3 = 2
+    assert (result["r_lo"], result["r_hi"]) == pytest.approx((np.tanh(z - half), np.tanh(z + half)))
 
 
 def test_pearson_interval_equals_scipy_s(rng):
     x, y = rng.normal(size=(2, 40))
     expected = stats.pearsonr(x, y)
-    found, interval = s.pearson(x, y), expected.confidence_interval(0.95)
-    assert tuple(found.values()) == pytest.approx((expected.statistic, interval.low, interval.high, expected.pvalue))
+    result, interval = s.pearson(x, y), expected.confidence_interval(0.95)
+    assert tuple(result.values()) == pytest.approx((expected.statistic, interval.low, interval.high, expected.pvalue))
 
 
 def test_spearman_by_hand_with_a_tie():
@@ -38,14 +38,14 @@ def test_weighted_ranks_are_the_ranks_of_repeated_documents(rng):
     x, counts = np.array([3.0, 1, 2, 2, 7]), np.array([[2.0, 1, 0, 3, 1]])
     repeated = np.repeat(x, counts[0].astype(int))
     expected = {value: rank for value, rank in zip(repeated, stats.rankdata(repeated))}
-    found = s._weighted_midranks(x, counts / counts.sum())[0] * counts.sum() + 0.5
-    assert [found[i] for i in (0, 1, 3, 4)] == pytest.approx([expected[x[i]] for i in (0, 1, 3, 4)])
+    result = s._weighted_midranks(x, counts / counts.sum())[0] * counts.sum() + 0.5
+    assert [result[i] for i in (0, 1, 3, 4)] == pytest.approx([expected[x[i]] for i in (0, 1, 3, 4)])
 
 
 def test_bootstrap_of_rho_equals_scipy_s(rng):
     x = rng.normal(size=60)
     y = np.round(x + rng.normal(size=60))  # with ties
-    [found] = s.bootstrap_spearman({"x": x, "y": y}, [("x", "y")], 4000, 0).values()
+    [result] = s.bootstrap_spearman({"x": x, "y": y}, [("x", "y")], 4000, 0).values()
     expected = stats.bootstrap(
         (x, y),
         lambda a, b: stats.spearmanr(a, b).statistic,
@@ -55,7 +55,7 @@ def test_bootstrap_of_rho_equals_scipy_s(rng):
         method="percentile",
         rng=np.random.default_rng(1),
     ).confidence_interval
-    assert found == pytest.approx((expected.low, expected.high), abs=0.03)
+    assert result == pytest.approx((expected.low, expected.high), abs=0.03)
 
 
 def test_documents_of_one_source_count_as_one(rng):
@@ -72,8 +72,8 @@ def test_intervals_have_the_nominal_coverage(rng):
     truth, inside, sets = 0.5, [], 300
     for _ in range(sets):
         x = rng.normal(size=50)
-        found = s.pearson(x, truth * x + np.sqrt(1 - truth**2) * rng.normal(size=50))
-        inside.append(found["r_lo"] < truth < found["r_hi"])
+        result = s.pearson(x, truth * x + np.sqrt(1 - truth**2) * rng.normal(size=50))
+        inside.append(result["r_lo"] < truth < result["r_hi"])
     assert 0.91 < np.mean(inside) < 0.985
 
 
@@ -83,9 +83,9 @@ def test_partial_correlation_by_its_formula(rng):
     for ranks in (True, False):
         r = (lambda a, b: s.spearman(a, b)[0]) if ranks else (lambda a, b: s.pearson(a, b)["r"])
         expected = (r(x, y) - r(x, z) * r(y, z)) / np.sqrt((1 - r(x, z) ** 2) * (1 - r(y, z) ** 2))
-        found = s.partial_correlation(x, y, z, ranks)
-        assert found["value"] == pytest.approx(expected)
-        assert found["low"] < expected < found["high"]
+        result = s.partial_correlation(x, y, z, ranks)
+        assert result["value"] == pytest.approx(expected)
+        assert result["low"] < expected < result["high"]
     # x and y depend on z only.
     assert s.spearman(x, y)[1] < 0.01 < 0.05 < s.partial_correlation(x, y, z)["p"]
 
@@ -136,12 +136,12 @@ def test_regression_recovers_the_betas_of_random_data(rng):
     a = rng.normal(size=500)
     b = 0.6 * a + 0.8 * rng.normal(size=500)
     y = 2 * a - b + 0.5 * rng.normal(size=500)
-    found = s.standardised_regression(y, {"a": a, "b": b})
+    result = s.standardised_regression(y, {"a": a, "b": b})
     for name, weight, column in (("a", 2, a), ("b", -1, b)):
-        assert found[name]["beta"] == pytest.approx(weight * column.std() / y.std(), abs=0.05)
-        assert found[name]["low"] < weight * column.std() / y.std() < found[name]["high"]
+        assert result[name]["beta"] == pytest.approx(weight * column.std() / y.std(), abs=0.05)
+        assert result[name]["low"] < weight * column.std() / y.std() < result[name]["high"]
     r = s.pearson(a, b)["r"]
-    assert found["a"]["vif"] == pytest.approx(1 / (1 - r**2))
+    assert result["a"]["vif"] == pytest.approx(1 / (1 - r**2))
 
 
 def test_regression_line_and_band(rng):
