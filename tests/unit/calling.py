@@ -17,7 +17,7 @@ SMALL = [
 
 
 def call(monkeypatch, tmp_path, entry, *words):
-    """Runs train.py or eval.py with these overrides in this process, writing into tmp_path only. Returns the exit code."""
+    """Runs train.py or eval.py with these overrides in this process, below tmp_path. Returns the exit code."""
     paths = [f"paths.outputs={tmp_path}/outputs", f"paths.cache={tmp_path}/cache"]
     monkeypatch.setattr(sys, "argv", [entry.__file__, *words, *paths])
     try:
