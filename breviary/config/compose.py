@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from hydra import compose, initialize_config_dir
+from hydra.core.global_hydra import GlobalHydra
 from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig
 
@@ -13,7 +14,9 @@ from breviary.runtime.distributed import print_rank0
 
 
 def compose_config(name: str, overrides: Sequence[str] = ()) -> DictConfig:
-    """configs/NAME.yaml with overrides (`group=choice`, `key=value`), outside an @hydra.main function."""
+    """configs/NAME.yaml with overrides (`group=choice`, `key=value`), inside or outside an @hydra.main function."""
+    if GlobalHydra.instance().is_initialized():  # by an @hydra.main on the same folder
+        return compose(name, list(overrides))
     with initialize_config_dir(str(CONFIGS), version_base="1.3"):
         return compose(name, list(overrides))
 

@@ -15,11 +15,10 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from hydra import compose, initialize_config_dir
 
 from breviary.config.build import build_backbone, build_reader
+from breviary.config.compose import compose_config
 from breviary.config.errors import ConfigError
-from breviary.config.keys import CONFIGS
 from breviary.contract import Batch, Reader, Tokens
 from breviary.runtime.device import synchronise
 
@@ -100,8 +99,7 @@ def reader_from_overrides(*overrides: str) -> Reader:
 
     Raises: ConfigError where the backbone cannot be loaded.
     """
-    with initialize_config_dir(str(CONFIGS), version_base="1.3"):
-        cfg = compose("train", list(overrides))
+    cfg = compose_config("train", overrides)
     backbone = build_backbone(cfg)
     problems = backbone.problems()
     if problems:

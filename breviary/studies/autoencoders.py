@@ -7,10 +7,10 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from hydra import compose
 from omegaconf import DictConfig, open_dict
 from pandas import DataFrame
 
+from breviary.config.compose import compose_config
 from breviary.contract import Example, Generation, Reader
 from breviary.evaluation.loop import evaluate
 from breviary.evaluation.session import EvaluationSession
@@ -57,7 +57,7 @@ class AutoencoderRunner:
         examples          training examples, JSONL
         """
         paths = self.cfg.paths
-        run = compose(  # Hydra is initialised on configs/ by the script's main
+        run = compose_config(
             "train",
             [
                 "dataset=jsonl",
