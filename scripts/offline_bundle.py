@@ -79,8 +79,8 @@ def main() -> None:
         print(f"{kind}: {count} files, {size / MB:.1f} MB")
     parts = sum(len(file["parts"]) for file in manifest["files"])
     print(
-        f"{arguments.output}: {parts} parts, manifest.json and install.sh. Copy the folder to the offline machine, at once "
-        f"or in several trips. Run there, from the root of the checkout: bash {Path(arguments.output).name}/install.sh"
+        f"{arguments.output}: {parts} parts, manifest.json and install.sh. Copy the folder to the offline machine, in "
+        f"one or several trips. Run there, from the root of the checkout: bash {Path(arguments.output).name}/install.sh"
     )
 
 

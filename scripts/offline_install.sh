@@ -20,7 +20,7 @@ if [ -z "${PYTHON:-}" ]; then
 fi
 command -v "$PYTHON" >/dev/null || { echo "error: PYTHON=$PYTHON: no such interpreter" >&2; exit 2; }
 
-# Re-joins and checks; only the standard library, since nothing is installed yet.
+# Joins parts and checks hashes, with the standard library only, since nothing is installed yet.
 "$PYTHON" - "$bundle" "$data" <<'PY'
 import hashlib
 import json
@@ -46,10 +46,10 @@ def stop(message):
 
 
 if not (bundle / "manifest.json").is_file():
-    stop(f"manifest.json is missing in {bundle}: bring it with the parts")
+    stop(f"manifest.json is missing in {bundle}: copy it together with the parts")
 files = json.loads((bundle / "manifest.json").read_text())["files"]
 
-# A file that was joined on an earlier run needs its parts no more.
+# Files joined by an earlier run do not need their parts.
 waiting = [file for file in files
            if not ((bundle / file["path"]).is_file() and sha256(bundle / file["path"]) == file["sha256"])]
 missing = [part for file in waiting for part in file["parts"] if not (bundle / part["path"]).is_file()]
@@ -61,7 +61,7 @@ if missing or damaged:
         print(f"missing: {part['path']} ({part['bytes']} bytes)", file=sys.stderr)
     for part in damaged:
         print(f"damaged: {part['path']} (its sha256 differs from the manifest's)", file=sys.stderr)
-    stop(f"{len(missing)} of {total} parts are missing and {len(damaged)} damaged: bring them into {bundle} "
+    stop(f"{len(missing)} of {total} parts are missing and {len(damaged)} damaged: copy them into {bundle} "
          "and run this again; nothing was installed")
 
 for file in waiting:
@@ -73,7 +73,7 @@ for file in waiting:
                 shutil.copyfileobj(piece, stream)
     if sha256(joined) != file["sha256"]:
         joined.unlink()
-        stop(f"{file['path']}: the parts are whole but do not make up the file: the manifest is of another bundle")
+        stop(f"{file['path']}: the parts are complete but do not make up the file: the manifest belongs to another bundle")
     os.replace(joined, bundle / file["path"])
 print(f"{len(files)} files are complete, hashes verified")
 
@@ -82,7 +82,7 @@ for file in files:
         continue
     target = data / Path(file["path"]).relative_to("data")
     if target.is_file() and sha256(target) != file["sha256"]:
-        stop(f"{target} is there already and differs from the bundle's: remove one of them")
+        stop(f"{target} exists and differs from the file in the bundle: remove one of them")
     if not target.is_file():
         target.parent.mkdir(parents=True, exist_ok=True)
         shutil.copyfile(bundle / file["path"], str(target) + ".copying")
@@ -91,11 +91,11 @@ for file in files:
 PY
 
 if [ -d "$bundle/backbone" ] && [ ! -f "$root/scripts/get_backbone.py" ]; then
-    echo "error: BREVIARY_ROOT=$root is no Breviary checkout (no scripts/get_backbone.py): run this from its root" >&2
+    echo "error: BREVIARY_ROOT=$root is not a Breviary checkout (no scripts/get_backbone.py): run this from its root" >&2
     exit 2
 fi
 
-# By name, not by file: pip keeps what the machine has wherever the new packages accept it.
+# By name, not by file: pip keeps installed packages wherever the new ones accept them.
 names=()
 for wheel in "$bundle"/wheels/*.whl; do
     [ -e "$wheel" ] || continue

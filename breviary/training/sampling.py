@@ -1,4 +1,4 @@
-"""Order of the training examples, as a function of the seed alone."""
+"""Order of the training examples, as a function of the seed only."""
 
 from __future__ import annotations
 

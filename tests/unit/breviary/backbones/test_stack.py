@@ -287,8 +287,10 @@ def test_checkpointing_leaves_loss_and_gradients_unchanged(attention):
         stack.checkpointing = checkpointing
         positions, cache = torch.arange(6).expand(2, 6), CapturingCache()
         read = stack.run(stack.embed(IDS[:, :4]), range(3), positions[:, :4], cache=cache)
-        kept = ReadOnlyCache([cache.layers[i] for i in range(3)])
-        rest = stack.run(stack.embed(IDS[:, 4:]), range(3), positions[:, 4:], torch.ones(2, 6, dtype=torch.bool), kept)
+        read_only = ReadOnlyCache([cache.layers[i] for i in range(3)])
+        rest = stack.run(
+            stack.embed(IDS[:, 4:]), range(3), positions[:, 4:], torch.ones(2, 6, dtype=torch.bool), read_only
+        )
         loss = stack.head(stack.norm(rest)).logsumexp(-1).sum() + read.square().mean()
         loss.backward()
         results.append((loss.detach(), [p.grad for p in stack.parameters()]))

@@ -7,7 +7,6 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-import eval as evaluating
 import train
 from breviary import load_reader
 from breviary.backbones.pretrained import Backbone
@@ -15,7 +14,7 @@ from breviary.backbones.tiny import TinyBackbone, tiny_tokenizer
 from breviary.backbones.translation import Translation, same_tokenizer
 from breviary.contract import Context, Tokens
 from breviary.studies.small_models import train_tokenizer
-from tests.tiny import compose_tiny
+from tests.tiny import evaluate_tiny
 
 OURS = tiny_tokenizer()
 THEIRS = train_tokenizer(["Seen from the tower, the river is a thread of tin; the town sleeps."] * 3, 300)
@@ -121,7 +120,7 @@ def test_training_evaluation_and_a_saved_document(compose, settings, tmp_path):
     ]
     run = train.train(compose([*settings, "objective=reconstruct", *small]))
     words = [f"run={run}", f"paths.outputs={tmp_path}", f"paths.cache={tmp_path}", "baselines=[]"]
-    [results] = evaluating.evaluate_all(evaluating.settle(compose_tiny(words, "eval"), words))
+    [results] = evaluate_tiny(words)
     assert results["metrics"]["bits_per_byte"]["value"] > 0
     reader = load_reader(run)
     text = "Seen from the tower, the town sleeps."

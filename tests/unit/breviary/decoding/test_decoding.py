@@ -157,12 +157,12 @@ def test_temperature_flattens_and_sharpens(words, tokenizer):
 
 
 @pytest.mark.parametrize(
-    ("top_p", "kept"), [(0.45, {"red"}), (0.6, {"red", "pink"}), (1.0, {"red", "pink", "green"}), (1e-6, {"red"})]
+    ("top_p", "nucleus"), [(0.45, {"red"}), (0.6, {"red", "pink"}), (1.0, {"red", "pink", "green"}), (1e-6, {"red"})]
 )
-def test_top_p_keeps_the_nucleus(words, tokenizer, top_p, kept):
+def test_top_p_samples_from_the_nucleus(words, tokenizer, top_p, nucleus):
     red, pink, green = words("red", "pink", "green")
     logits, step = constant({green: 0.2, red: 0.5, pink: 0.3})
-    assert set(sampled_counts(logits, step, tokenizer, temperature=1.0, top_p=top_p)) == kept
+    assert set(sampled_counts(logits, step, tokenizer, temperature=1.0, top_p=top_p)) == nucleus
 
 
 # ---- streaming ----

@@ -121,9 +121,9 @@ def test_the_suggested_length_limit_is_the_largest_that_fits(compose, tokenizer,
     """The error message suggests a limit; with it no text is rejected, with one token more some are."""
     cfg = compose([*AUTOENCODER, "compressor=mean_pool", f"compressor.join={join}", "backbone.positions=100"])
     items = items_of(tokenizer, 20, 90)
-    [sentence] = limits_of(cfg).check({"train": items})
-    assert "which include the context itself as the answer" in sentence and "100 positions" in sentence
-    limit = int(sentence.split("limits.max_context_tokens=")[1].split(" ")[0])
+    [message] = limits_of(cfg).check({"train": items})
+    assert "which include the context itself as the answer" in message and "100 positions" in message
+    limit = int(message.split("limits.max_context_tokens=")[1].split(" ")[0])
     for tokens, is_fitting in ((limit, True), (limit + 1, False)):
         cut = tokenise_split(items.examples, tokenizer, Prompt(), tokens, None)
         assert (limits_of(cfg).check({"train": cut}) == []) == is_fitting

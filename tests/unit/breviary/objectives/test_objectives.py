@@ -111,7 +111,7 @@ def test_a_continuation_follows_the_first_part_and_the_hint(ragged_examples, col
         text = batch.context.ids[b][batch.context.mask[b]].tolist()
         first = int(len(text) * share)
         start = first + max(min(hint, len(text) - first - 1), 0)
-        given, rest = text[first:start], text[start:]
+        hint_ids, rest = text[first:start], text[start:]
         assert rest or not text
         parts = [
             part.ids[b][part.mask[b]].tolist()
@@ -122,7 +122,7 @@ def test_a_continuation_follows_the_first_part_and_the_hint(ragged_examples, col
                 supervised_batch.answer,
             )
         ]
-        assert parts == [text[:first], given, given, rest]
+        assert parts == [text[:first], hint_ids, hint_ids, rest]
         assert int(supervised_batch.evidence[b].sum()) == first
     assert supervised_batch.prefix is batch.prefix
 

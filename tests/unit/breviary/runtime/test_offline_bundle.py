@@ -157,7 +157,7 @@ def test_existing_data_is_never_overwritten(bundle, checkout):
     target.parent.mkdir(parents=True)
     target.write_text("mine")
     done = install(bundle, checkout)
-    assert done.returncode == 2 and f"{target} is there already and differs" in done.stderr
+    assert done.returncode == 2 and f"{target} exists and differs from the file in the bundle" in done.stderr
     assert target.read_text() == "mine"
 
 
@@ -165,7 +165,7 @@ def test_installer_reports_a_missing_interpreter_checkout_or_manifest(bundle, ch
     done = install(bundle, checkout, PYTHON="/no/such/python")
     assert done.returncode == 2 and "PYTHON=/no/such/python: no such interpreter" in done.stderr
     done = install(bundle, checkout, BREVIARY_ROOT=str(tmp_path))
-    assert done.returncode == 2 and f"BREVIARY_ROOT={tmp_path} is no Breviary checkout" in done.stderr
+    assert done.returncode == 2 and f"BREVIARY_ROOT={tmp_path} is not a Breviary checkout" in done.stderr
     assert not (checkout / "site").exists()
     (bundle / "manifest.json").unlink()
     done = install(bundle, checkout)

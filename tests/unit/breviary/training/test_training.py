@@ -171,26 +171,26 @@ def test_accumulation_leaves_the_result_unchanged(compose, forms):
 
 def test_the_micro_batches_of_a_step_share_the_drawn_ratio(compose, monkeypatch):
     """The ratio is drawn from seed and step, is equal within a step, and is not used in validation."""
-    asked = []
+    ratios = []
     method = Budget.requested_ratio
 
-    def noted(budget, training):
-        asked.append((training, method(budget, training)))
+    def recorded(budget, training):
+        ratios.append((training, method(budget, training)))
         return method(budget, training)
 
-    monkeypatch.setattr(Budget, "requested_ratio", noted)
+    monkeypatch.setattr(Budget, "requested_ratio", recorded)
     steps = []
     begin = Budget.begin_step
     monkeypatch.setattr(
         Budget,
         "begin_step",
-        lambda budget, step, seed: (begin(budget, step, seed), steps.append(step), asked.append("step"))[0],
+        lambda budget, step, seed: (begin(budget, step, seed), steps.append(step), ratios.append("step"))[0],
     )
     choices = ["compressor=mean_pool", "compressor.ratio=5", "compressor.ratio_choices=[2,3,4]"]
     train.train(compose([*SMALL, *choices, "train.accumulation=3", "train.batch_size=1", "train.steps=8"]))
     assert steps == list(range(8))
     drawn, current = [], None
-    for entry in asked:
+    for entry in ratios:
         if entry == "step":
             current = set()
             drawn.append(current)
@@ -198,8 +198,8 @@ def test_the_micro_batches_of_a_step_share_the_drawn_ratio(compose, monkeypatch)
             current.add(entry[1])
         else:
             assert entry[1] == 5
-    assert any(entry == (False, 5) for entry in asked)
-    assert all(len(ratios) == 1 for ratios in drawn) and set().union(*drawn) == {2, 3, 4}
+    assert any(entry == (False, 5) for entry in ratios)
+    assert all(len(of_step) == 1 for of_step in drawn) and set().union(*drawn) == {2, 3, 4}
 
 
 # ------------------------------------------------------------------ interrupted runs
@@ -284,10 +284,10 @@ def test_init_from_starts_from_the_best_weights_of_another_run(compose, uninterr
 
 
 @pytest.mark.parametrize(
-    ("nlls", "kept", "best"),
+    ("nlls", "retained", "best"),
     [([3.0, 1.0, 2.0, 4.0], [4, 8], 4), ([1.0, 2.0, 3.0, 4.0], [2, 8], 2), ([4.0, 3.0, 2.0, 1.0], [6, 8], 8)],
 )
-def test_the_best_and_the_last_checkpoint_are_kept(compose, monkeypatch, nlls, kept, best):
+def test_the_best_and_the_last_checkpoint_are_retained(compose, monkeypatch, nlls, retained, best):
     values = iter(nlls)
 
     def scripted(*args, **kwargs):
@@ -295,5 +295,5 @@ def test_the_best_and_the_last_checkpoint_are_kept(compose, monkeypatch, nlls, k
 
     monkeypatch.setattr(trainer, "summarise", scripted)
     folder = train.train(compose([*SMALL, "train.steps=8"]))
-    assert [path.name for path in checkpoints(folder)] == [f"checkpoint-{step}" for step in kept]
+    assert [path.name for path in checkpoints(folder)] == [f"checkpoint-{step}" for step in retained]
     assert best_checkpoint(folder).name == f"checkpoint-{best}" and last_checkpoint(folder).name == "checkpoint-8"
