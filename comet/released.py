@@ -30,6 +30,12 @@ class ReleasedCoMeT(ReleasedFormat):
     experiment = "comet_nq"
     decoder_prefix = ""
 
+    @property
+    def config(self) -> dict[str, Any]:
+        """The content of config.json, which `problems` has checked."""
+        assert self.file.config is not None, self.file.folder
+        return self.file.config
+
     def weight_names(self, arguments: Mapping[str, Any]) -> NameMap:
         """As in ReleasedFormat."""
         memory = {
@@ -57,8 +63,8 @@ class ReleasedCoMeT(ReleasedFormat):
         """As in ReleasedFormat; sizes come from config.json."""
         down = self.file.shapes.get("model.layers.0.temp_memory_net.1.down_proj.weight", (8,))
         return {
-            **{name: self.file.config[key] for key, name in SIZES.items()},
-            "compressor.global_slots": len(self.file.config["global_beacon_ids"]),
+            **{name: self.config[key] for key, name in SIZES.items()},
+            "compressor.global_slots": len(self.config["global_beacon_ids"]),
             "compressor.adapter_rank": down[0],
             "compressor.new_token_logits": self.new_tokens(backbone),
             "prompt.chat": bool(backbone.tokenizer().chat_template),  # as published
@@ -86,7 +92,8 @@ class ReleasedCoMeT(ReleasedFormat):
         problems = problems or super().problems(backbone)
         if problems:
             return problems
-        outside = [id for id in (config["temp_beacon_id"], *readouts) if not 0 <= id < self.file.shapes[TABLE][0]]
+        token_ids = (config["temp_beacon_id"], *config["global_beacon_ids"])
+        outside = [id for id in token_ids if not 0 <= id < self.file.shapes[TABLE][0]]
         if outside:
             return [
                 f"{file}: temp_beacon_id and global_beacon_ids name row {outside[0]} of an embedding matrix of "
@@ -109,7 +116,7 @@ class ReleasedCoMeT(ReleasedFormat):
 
     def row_sources(self, backbone: Any) -> dict[str, TensorSource]:
         """As in ReleasedFormat."""
-        vocabulary, config = backbone.config.vocab_size, self.file.config
+        vocabulary, config = backbone.config.vocab_size, self.config
         head = TABLE if backbone.config.tie_word_embeddings and HEAD not in self.file.shapes else HEAD
         sources = {
             "decoder.embed_tokens.weight": TensorSource(TABLE, slice(vocabulary)),

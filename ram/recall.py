@@ -91,6 +91,7 @@ def segment_recall(relevance: Tensor, gold: Tensor, lengths: Tensor, ratios: Seq
 def bm25_scores(batch: Batch, segment_size: int) -> np.ndarray:
     """BM25 score (Lucene's variant) of each segment's text for the question, (S,), in a batch of one example."""
     [example] = batch.examples
+    assert batch.offsets is not None, "the tokenizer provides no character offsets"
     offsets = batch.offsets[0][batch.context.mask[0]].tolist()
     segments = [offsets[start : start + segment_size] for start in range(0, len(offsets), segment_size)]
     texts = [example.context[segment[0][0] : segment[-1][1]] for segment in segments]

@@ -45,7 +45,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     options = parser.parse_intermixed_args(arguments)
     overrides = [word for word in options.runs if "=" in word]
     measured: dict[str, Any] = {"schema": 1, "examples": options.examples, "runs": [], "environment": environment()}
-    session, finished = EvaluationSession(TEXT), []
+    session = EvaluationSession(TEXT)
+    finished: list[dict[str, Any]] = []
     with cli_errors():
         for run in (word for word in options.runs if "=" not in word):
             [cfg], _ = session.check(run_config(run, overrides))

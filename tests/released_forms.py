@@ -171,13 +171,13 @@ class PublishedRAM(nn.Module):
         pieces = context.split(segment_size)
         states, q = [self.encode(piece) for piece in pieces], self.encode(query).mean(0)
         scores = torch.stack([cosine(own.mean(0), q) for own in states])
-        kept = set(scores.topk(int(len(pieces) / ratio)).indices.tolist())
+        selected = set(scores.topk(int(len(pieces) / ratio)).indices.tolist())
         memory = []
         for number, (piece, own) in enumerate(zip(pieces, states)):
             skimmed = torch.softmax(cosine(own, q), 0) @ own
             memory.append(
                 self.llm_encoder.get_input_embeddings()(piece)
-                if number in kept
+                if number in selected
                 else self.semantic_alignment_layer(skimmed)[None]
             )
         logits, loss = answer_logits(self.llm, torch.cat(memory), prompt, answer)

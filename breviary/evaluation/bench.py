@@ -11,7 +11,7 @@ import torch
 from omegaconf import OmegaConf
 from torch import Tensor
 
-from breviary.backbones.stack import CapturingCache, Stack
+from breviary.backbones.stack import CapturingCache
 from breviary.config.keys import CONFIGS
 from breviary.contract import Batch, Context, Generation, Question, Reader
 from breviary.evaluation.timing import measure_alternating, median_ratio, random_batch, reader_from_overrides
@@ -60,8 +60,8 @@ def _encoder_forward(reader: CompressedReader, batch: Batch) -> Callable[[], Any
 
     It stores keys and values where the compression does.
     """
-    encoder: ContextEncoder = reader.compressor.context_encoder
-    stack: Stack = reader.decoder if encoder.join == "depth" else encoder.encoder
+    encoder = reader.compressor.context_encoder
+    stack = reader.decoder if encoder.join == "depth" else encoder.encoder
     capture = encoder.join == "input" and encoder.question != "alone"
     rows = _encoder_rows(encoder, batch)
 

@@ -264,7 +264,9 @@ def _match(template: str, name: str) -> re.Match | None:
 
 def _translate(template: str, other: str, name: str) -> str:
     """`name`, which matches `template`, under the template `other`."""
-    return other.format(**_match(template, name).groupdict())
+    match = _match(template, name)
+    assert match is not None, (template, name)
+    return other.format(**match.groupdict())
 
 
 def _released_name(names: NameMap, name: str) -> str:

@@ -115,13 +115,13 @@ def long_context(words):
 
 def test_segments_longer_than_the_positions(refused, tmp_path):
     [message] = refused(training, *jsonl(tmp_path, [long_context(100)]), *SMALL, "backbone.positions=128")
-    found = re.fullmatch(
+    match = re.fullmatch(
         r"dataset train: the longest context of (\d+) tokens does not fit beside (\d+) further ones in the backbone's "
         r"128 positions \(at most (\d+) here\); set limits.max_context_tokens=(\d+) to cut contexts or "
         r"compressor.segment_size=(\d+)",
         message,
     )
-    longest, others, most, cut, segment = map(int, found.groups())
+    longest, others, most, cut, segment = map(int, match.groups())
     assert longest >= 200 and most == cut == segment == 128 - others
 
 
@@ -134,16 +134,16 @@ def test_more_slots_than_positions_at_the_input(refused, tmp_path):
         "compressor.ratio=2",
         "compressor.segment_size=64",
     )
-    found = re.search(r"context of (\d+) tokens .* beside (\d+) further .* or compressor.ratio=(\d+)$", message)
-    longest, others, ratio = map(int, found.groups())
+    match = re.search(r"context of (\d+) tokens .* beside (\d+) further .* or compressor.ratio=(\d+)$", message)
+    longest, others, ratio = map(int, match.groups())
     assert (ratio - 1) * (128 - others) < longest <= ratio * (128 - others)
 
 
 def test_segments_longer_than_the_positions_of_a_separate_encoder(refused, tmp_path):
     path = backbone_folder(tmp_path / "short", positions=100)
     [message] = refused(training, *jsonl(tmp_path, [long_context(100)]), *SMALL, f"compressor.encoder={path}")
-    found = re.search(r"beside (\d+) further ones .* or compressor.segment_size=(\d+)$", message)
-    assert sum(map(int, found.groups())) == 100
+    match = re.search(r"beside (\d+) further ones .* or compressor.segment_size=(\d+)$", message)
+    assert sum(map(int, match.groups())) == 100
 
 
 def test_contexts_longer_than_the_positions_at_depth(refused, tmp_path):
@@ -219,12 +219,12 @@ def backbone_folder(path, width=64, layers=4, vocabulary=512, positions=2048, we
 
 def test_a_backbone_folder_without_weights(refused, tmp_path):
     path = backbone_folder(tmp_path / "no_weights", weights=False)
-    found = refused(training, "backbone=smollm2_135m", f"backbone.path={path}", "compressor.encoder_layers=2")
-    assert found[0] == (
+    messages = refused(training, "backbone=smollm2_135m", f"backbone.path={path}", "compressor.encoder_layers=2")
+    assert messages[0] == (
         f"backbone.path={path}: folder without weights; it needs one of model.safetensors, "
         "model.safetensors.index.json, pytorch_model.bin"
     )
-    assert found[1].startswith(f"backbone.path={path}: no tokenizer can be read (")
+    assert messages[1].startswith(f"backbone.path={path}: no tokenizer can be read (")
 
 
 def test_a_backbone_folder_with_a_missing_shard(refused, tmp_path):
@@ -232,8 +232,8 @@ def test_a_backbone_folder_with_a_missing_shard(refused, tmp_path):
     index = {"weight_map": {"a": "model-1.safetensors", "b": "model-2.safetensors"}}
     (path / "model.safetensors.index.json").write_text(json.dumps(index))
     (path / "model-1.safetensors").write_bytes(b"")
-    found = refused(training, "backbone=smollm2_135m", f"backbone.path={path}", "compressor.encoder_layers=2")
-    assert found[0] == f"backbone.path={path}: weights are incomplete, model-2.safetensors is missing"
+    messages = refused(training, "backbone=smollm2_135m", f"backbone.path={path}", "compressor.encoder_layers=2")
+    assert messages[0] == f"backbone.path={path}: weights are incomplete, model-2.safetensors is missing"
 
 
 def test_a_folder_without_a_config(refused, tmp_path):
@@ -274,10 +274,10 @@ def test_an_encoder_with_another_tokenizer(refused, tmp_path):
         "compressor.ratio=2",
         "compressor.segment_size=64",
     )
-    found = re.search(
+    match = re.search(
         r"longest context is (\d+) tokens of .* at most (\d+) fit .* limits.max_context_tokens=(\d+)", message
     )
-    longest, most, cut = map(int, found.groups())
+    longest, most, cut = map(int, match.groups())
     assert longest > most >= 2 * cut > 0
     ram = ["compressor=ram", f"compressor.encoder={path}"]
     [message] = refused(training, *long, *SMALL, *ram)
