@@ -55,7 +55,7 @@ class Chunker:
         layout, ids = join_parts(parts)
         supervised = self._supervised(batch, layout)
         lengths = torch.stack([part.lengths for part in parts], 1).tolist()
-        names = [example and example.id for example in batch.examples]
+        names = [example.id for example in batch.examples]
         plans = [self._plan(row, sum(n), name, training) for row, n, name in zip(ids, lengths, names)]
         strides = [
             self.planner.sample_stride(f"{self._step_seed}-{name}") if training else self.planner.stride
@@ -107,7 +107,7 @@ class Chunker:
     def _supervised(self, batch: Batch, layout: Layout) -> Tensor:
         return supervise_all(layout) if self.supervise == "text" else supervise_answer(batch, layout)
 
-    def _plan(self, ids: Tensor, tokens: int, name: str | None, training: bool) -> list[int]:
+    def _plan(self, ids: Tensor, tokens: int, name: str, training: bool) -> list[int]:
         """Chunk sizes of the first `tokens` ids of a row (N,)."""
         if not training:
             return fixed(tokens, self.planner.chunk_size)

@@ -33,9 +33,9 @@ def check_settings(settings: Mapping[str, Any], backbone: Any) -> list[str]:
     for key, values in choices.items():
         if settings[key] not in values:
             problems.append(f"compressor.{key}={settings[key]}: allowed are {', '.join(values)}")
-    for key, example in (("eps", "1e-6"), ("memory_rate", "5.0")):
+    for key, default in (("eps", "1e-6"), ("memory_rate", "5.0")):
         if settings[key] <= 0:
-            problems.append(f"compressor.{key}={settings[key]}: must be above 0, e.g. {example}")
+            problems.append(f"compressor.{key}={settings[key]}: must be above 0, e.g. {default}")
     if settings["truncate_every"] is not None and settings["truncate_every"] < 1:
         problems.append(
             f"compressor.truncate_every={settings['truncate_every']}: must be at least 1 chunk, or null for none"

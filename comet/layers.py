@@ -176,7 +176,8 @@ class MemoryLayers(nn.Module):
         keep_open: bool,
     ) -> tuple[Tensor, list[KeysValues], list[KeysValues]]:
         """Hidden states after layer `index`; with `keep_open` also keys and values of memory slots and of the chunk."""
-        memory_kv = chunk_kv = ()
+        memory_kv: list[KeysValues] = []
+        chunk_kv: list[KeysValues] = []
         if piece.earlier is not None:
             memory_kv = piece.earlier.memory_keys_values[index : index + 1]
             chunk_kv = piece.earlier.chunk_keys_values[index : index + 1]
@@ -191,9 +192,10 @@ class MemoryLayers(nn.Module):
         slots = piece.slot_mask.shape[1] if piece.scatter else 0
         if not keep_open:
             return states[:, slots:], [], []
+        assert cache.new is not None  # set by run_layer
         new = [x[:, :, slots:] for x in cache.new]
         joined = tuple(torch.cat([*(pair[i] for pair in chunk_kv), new[i]], 2) for i in range(2))
-        return states[:, slots:], list(memory_kv), [joined]
+        return states[:, slots:], memory_kv, [joined]
 
     def _pending_entries(self, index: int, states: Tensor, piece: Piece) -> Tensor:
         """Queue entries of the chunk's compression tokens so far, (B, E, D)."""

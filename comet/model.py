@@ -155,7 +155,7 @@ class Comet(ChunkedReader, Reader):
     def decode(self, batch: Batch, generation: Generation) -> list[Decoded]:
         """Greedy or sampled answers. Decoding starts new chunks as reading does, so memory stays constant."""
         main = self.objective.primary(batch)
-        decoded: list[Decoded | None] = [None] * len(main)
+        decoded: dict[int, Decoded] = {}  # by row
         with self.decoder.mixed_precision():
             for rows, stream in self._encoded_contexts(main):
                 prompt = main.rows(rows).prompt
@@ -163,9 +163,8 @@ class Comet(ChunkedReader, Reader):
                     logits = stream.read(join_parts([prompt])[1], prompt.lengths)
                 with phase("decode"):
                     answers = decode_batch(logits, stream.step, generation, self.tokenizer, False, self.decoder.end_ids)
-                for row, answer in zip(rows, answers):
-                    decoded[row] = answer
-        return decoded
+                decoded |= zip(rows, answers)
+        return [decoded[row] for row in range(len(main))]
 
     @torch.no_grad()
     def footprint(self, batch: Batch) -> Footprint:
@@ -224,8 +223,8 @@ class Comet(ChunkedReader, Reader):
         In a pipeline the share of this process's chunks: the ranks' shares, and their gradients, sum to the whole.
         """
         nll = self._zero_loss().expand(len(text.ids) if text.num_nlls is None else text.num_nlls)
-        if self._is_pipelined:
-            return self.pipeline.nll(self, text, nll)
+        if self._active_pipeline is not None:
+            return self._active_pipeline.nll(self, text, nll)
         for (step, layout, states), max_supervised in zip(self.forward_chunks(text), text.max_supervised()):
             if max_supervised:
                 nll = text.add_nll(nll, step, self.chunk_nll(text, step, layout, states, max_supervised))
@@ -319,17 +318,18 @@ class Comet(ChunkedReader, Reader):
         """
         if not self.training:
             return torch.zeros(1, device=self.memory.tokens.weight.device)
-        weights = self.parameters() if self._is_pipelined else self.memory.parameters()
+        weights = self.memory.parameters() if self._active_pipeline is None else self.parameters()
         return sum(weight.flatten()[:1].float() * 0 for weight in weights if weight.requires_grad)
 
     @property
-    def _is_pipelined(self) -> bool:
-        """Texts are processed together with other processes: in training only, where these have the same batch."""
-        return self.pipeline is not None and self.training
+    def _active_pipeline(self) -> ChunkPipeline | None:
+        """The pipeline in training, where its processes have the same batch; None otherwise."""
+        return self.pipeline if self.training else None
 
     def _count_once(self, count: Tensor) -> Tensor:
         """A count of the batch; 0 on all ranks of a pipeline but one."""
-        return count * 0 if self._is_pipelined and not self.pipeline.reports_counts else count
+        pipeline = self._active_pipeline
+        return count if pipeline is None or pipeline.reports_counts else count * 0
 
     # -------------------------------------------------------------- checks
 

@@ -18,6 +18,7 @@ Cost beside one fp32 copy of the states (none where they are fp32):
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import TypeAlias
 
 import torch
 from torch import Tensor
@@ -35,7 +36,7 @@ TILE = 64  # tokens per tile within groups; each pair of tiles is one small matr
 BLOCK = 256  # representatives compared at once with all later ones
 MIN_NORM = 1e-12  # smaller norms count as zero vectors, whose cosine with every vector is 0
 
-Scale = float | Tensor  # a weight of the gain: a number or a learned tensor of one element
+Scale: TypeAlias = float | Tensor  # a weight of the gain: a number or a learned tensor of one element
 
 
 @dataclass(frozen=True)

@@ -7,6 +7,8 @@ how the tokenizer splits words or treats leading spaces. Shapes: B rows, T conte
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import torch
 from torch import Tensor
 
@@ -21,7 +23,7 @@ def answer_spans(example: Example, ignore_case: bool = True) -> list[tuple[int, 
 
     Occurrences are whole words: "10" does not match in "2010". They may overlap.
     """
-    fold = str.casefold if ignore_case else str
+    fold: Callable[[str], str] = str.casefold if ignore_case else str
     if len(fold(example.context)) != len(example.context):  # some letters fold to two, which would shift offsets
         fold = _casefold_same_length
     text, spans = fold(example.context), set()

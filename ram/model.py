@@ -103,6 +103,7 @@ class RAM(MergingCompressor):
             backbone, decoder, segment_size=encoded_size, alignment=alignment, question=question, **merging
         )
         assert keep in KEEP_MODES and skim in SKIM_MODES, (keep, skim)
+        assert not isinstance(skimmer, dict), skimmer  # a dict in the configuration only, from which it is built
         self.budget.uniform_keep = uniform_keep and self.budget.slots is None
         self.segment_size, self.keep, self.budget_rule = segment_size, keep, budget
         self.skim, self.skim_temperature = skim, skim_temperature
@@ -200,6 +201,7 @@ class RAM(MergingCompressor):
         if self.keep == "none":
             return all_skimmed
         if ratio is None:
+            assert self.budget.slots is not None  # exactly one of ratio and slots is set
             return max(min(self.budget.slots, segments * size), all_skimmed)
         if self.budget_rule == "strict":
             return max(floor_divide(segments * size, ratio), all_skimmed)
@@ -249,9 +251,8 @@ class RAM(MergingCompressor):
     @classmethod
     def _check_numbers(cls, settings: Mapping[str, Any]) -> list[str]:
         problems = []
-        for key in ("skim_temperature", "contrastive_temperature"):
+        for key, example in (("skim_temperature", 1.0), ("contrastive_temperature", 0.1)):
             if settings[key] <= 0:
-                example = cls.__init__.__kwdefaults__[key]
                 problems.append(f"compressor.{key}={settings[key]}: must be above 0, e.g. {example}")
         if settings["skim_ratio"] < 1:
             problems.append(f"compressor.skim_ratio={settings['skim_ratio']}: must be at least 1 token, e.g. 10")

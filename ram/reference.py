@@ -72,6 +72,7 @@ def select_segments(
         segments = [i for i in range(len(tokens)) if tokens[i] > 0]
         best = sorted(segments, key=lambda i: (-scores[i], i))
         if slots is None and budget == "nominal":
+            assert ratio is not None  # exactly one of ratio and slots is given
             kept = math.floor(len(segments) / ratio + EPSILON)
         else:
             limit = math.floor(sum(tokens) / ratio + EPSILON) if slots is None else int(slots[b])

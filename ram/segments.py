@@ -12,6 +12,8 @@ tokens, no host sync. Cost: a copy of the states with padding cleared, and one i
 
 from __future__ import annotations
 
+from typing import overload
+
 import torch
 from torch import Tensor
 
@@ -72,10 +74,11 @@ def select_segments(
     scores = relevance.detach().masked_fill(~valid, -torch.inf)
     order = scores.argsort(dim=1, descending=True, stable=True)
     rank = order.argsort(dim=1)
-    if slots is None and budget == "nominal":
+    if ratio is not None and budget == "nominal":
         selected = floor_divide(valid.sum(1), ratio)
     else:
-        limit = floor_divide(lengths.sum(1), ratio) if slots is None else slots
+        limit = slots if ratio is None else floor_divide(lengths.sum(1), ratio)
+        assert limit is not None  # exactly one of ratio and slots is given
         skimmed = valid.long() if skimmed is None else skimmed.masked_fill(~valid, 0)
         # A kept segment never takes fewer slots than a skimmed one, so totals grow with the number of kept segments.
         total = skimmed.sum(1, keepdim=True) + (lengths - skimmed).gather(1, order).cumsum(1)
@@ -83,6 +86,10 @@ def select_segments(
     return valid & (rank < selected[:, None])
 
 
+@overload
+def floor_divide(number: int, ratio: float) -> int: ...
+@overload
+def floor_divide(number: Tensor, ratio: float) -> Tensor: ...
 def floor_divide(number: Tensor | int, ratio: float) -> Tensor | int:
     """floor(number / ratio), robust to quotients that rounding leaves just below a whole number."""
     if isinstance(number, int):

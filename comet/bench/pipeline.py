@@ -151,20 +151,23 @@ def measure_times(benchmark: PipelineBenchmark) -> dict[str, Any]:
            other
     """
     reader, text, group = benchmark.build_reader(), benchmark.build_text(), init_pipeline_group(2, TIMEOUT)
-    pipelines = {schedule: ChunkPipeline(PipelineTransport(group), schedule) for schedule in SCHEDULES}
-    pipelines["naive"] = ChunkPipeline(NaiveTransport(group), "contiguous")
+    transports = {schedule: PipelineTransport(group) for schedule in SCHEDULES} | {"naive": NaiveTransport(group)}
+    pipelines = {
+        name: ChunkPipeline(transport, "contiguous" if name == "naive" else name)
+        for name, transport in transports.items()
+    }
     seconds: dict[str, list[float]] = {name: [] for name in ("alone", "both", *VARIANTS)}
     events: dict[str, Any] = {}
     for run in range(benchmark.runs + 1):
         for name in seconds:
             reader.pipeline = pipelines.get(name)
-            if reader.pipeline:
-                reader.pipeline.transport.events = []
+            if name in transports:
+                transports[name].events = []
             elapsed = time_text(reader, text, alone=name == "alone")
             if run:  # the first run is a warm-up
                 seconds[name].append(elapsed)
-            if reader.pipeline:
-                events[name] = gather_rows([reader.pipeline.transport.events])
+            if name in transports:
+                events[name] = gather_rows([transports[name].events])
             if rank() == 0:
                 print(f"run {run}, {name}: {elapsed:.2f} s", flush=True)
     costs = benchmark.chunk_costs(reader)
@@ -242,13 +245,14 @@ def measure_makespans(benchmark: PipelineBenchmark) -> list[dict[str, Any]]:
         time.sleep(max(TASK_SECONDS - (time.monotonic() - start), 0))
         return result
 
-    reader.memory.run_layer = run_layer_slowly
+    reader.memory.run_layer = run_layer_slowly  # type: ignore[method-assign, assignment]  # of this instance only
     for schedule in ("contiguous", "cyclic"):
         spans: dict[Task, tuple[float, float]] = {}
-        reader.join_pipeline(group, schedule)
-        reader.pipeline.transport.events = []
+        transport = PipelineTransport(group)
+        transport.events = []
+        reader.pipeline = ChunkPipeline(transport, schedule)
         reader.nll(text).sum().backward()
-        for events in gather_rows([reader.pipeline.transport.events]):
+        for events in gather_rows([transport.events]):
             spans |= task_spans(events, FORWARD)
         seconds = max(end for _, end in spans.values()) - min(start for start, _ in spans.values())
         planned = simulate(benchmark.chunks, benchmark.layers, ranks, schedule)

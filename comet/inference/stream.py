@@ -140,8 +140,8 @@ class Stream:
             ROUND_TO if width > 1 else 1,
         )
         text = reader.decoder.embed(ids.gather(1, columns_Bn).masked_fill(~mask_Bn, 0))
-        rows = zip(sizes, updates, self.open_tokens)
-        stays_open = any(not update and (size or filled) for size, update, filled in rows)
+        rows = list(zip(self.open_tokens, sizes, updates))
+        stays_open = any(not update and (size or filled) for filled, size, update in rows)
         with reader.decoder.mixed_precision():
             states, self.memory, chunk = reader.memory.run(
                 reader.decoder,
@@ -152,7 +152,6 @@ class Stream:
                 self.open_chunk,
                 keep_open=stays_open,
             )
-        rows = zip(self.open_tokens, sizes, updates)
         self.open_tokens = [0 if update else filled + size for filled, size, update in rows]
         if chunk is not None:
             if any(updates):  # the memory changed

@@ -81,6 +81,7 @@ def chunk_pieces(memory: MemoryLayers, chunks: list[Chunk], text: ChunkedText) -
         piece = memory.piece(chunk.layout, state, chunk.updates)
         pieces.append(piece)
         if chunk.updates is not None:  # slots of width 0: only their masks are used
+            assert piece.queue_mask is not None  # as the piece updates the memory
             slots = torch.zeros(rows, memory.global_slots + piece.queue_mask.shape[1], 0, device=device)
             state = piece.updated_memory([LayerState(slots[:, : memory.global_slots], slots[:, memory.global_slots :])])
     return pieces

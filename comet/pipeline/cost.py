@@ -234,7 +234,8 @@ class PipelinePlan:
         chunks = chunk_shapes(self.tokens, self.memory)
         owners = chunk_owners(len(chunks), self.ranks, self.schedule)
         loads = [self._activations(chunks, owners, rank) for rank in range(self.ranks)]
-        held |= max(loads, key=lambda load: sum(load.values()))
+        largest = max(loads, key=lambda load: sum(load.values()))
+        held |= largest
         held["state"] = self.shape.layers * self.shape.width * (2 * self.memory.slots * FLOAT32 + self.memory.queue * e)
         held["layer"] = max((recompute_bytes(chunk, self.shape, self.dtype) for chunk in chunks), default=0)
         return held | {"total": sum(held.values())}

@@ -73,7 +73,8 @@ def simulate(
     """
     owners = chunk_owners(chunks, ranks, schedule)
     orders = [rank_tasks(owners, layers, rank, schedule) for rank in range(ranks)]
-    done, free_at, spans = [0] * ranks, [0.0] * ranks, {}
+    done, free_at = [0] * ranks, [0.0] * ranks
+    spans: dict[Task, tuple[float, float]] = {}
     while len(spans) < chunks * layers:
         before = len(spans)
         for rank, order in enumerate(orders):

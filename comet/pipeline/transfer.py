@@ -124,6 +124,7 @@ class PipelineTransfer(LocalTransfer):
         self.transport, self.step, self.layers = transport, transport.step, layers
         self.owners, self.messages = owners, messages
         group = transport.group
+        assert group.watchdog is not None, group  # None only in a group of one process
         self.monitor = TextMonitor(group.watchdog, group.members[transport.rank], transport.step, transport.events)
         self.has_gradients = torch.is_grad_enabled()  # a gradient will arrive for every sent memory
         self._leaves: list[Tensor] = []  # the backward pass must reach them, so that gradients are sent
