@@ -244,7 +244,7 @@ class Decoded:
 class EncodedContext:
     """A context that `reader` has encoded: it answers any number of questions and can be saved."""
 
-    reader: Reader
+    reader: Any  # a Reader; an implementation may require more of it (readers.documents.SlotReader)
     tokens_read: int  # of the context
 
     def answer(self, questions: Batch, generation: Generation) -> list[str]:

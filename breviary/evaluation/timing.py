@@ -19,7 +19,7 @@ import torch
 from breviary.config.build import build_backbone, build_reader
 from breviary.config.compose import compose_config
 from breviary.config.errors import ConfigError
-from breviary.contract import Batch, Reader, Tokens
+from breviary.contract import Batch, Example, Reader, Tokens
 from breviary.runtime.device import synchronise
 
 
@@ -124,4 +124,4 @@ def random_batch(
 
     query, context = tokens(question), tokens(length - question - answer)
     gold = torch.arange(context.ids.shape[1]).expand_as(context.ids) < evidence
-    return Batch(tokens(0), context, query, query, tokens(answer), gold, None, [None] * rows)
+    return Batch(tokens(0), context, query, query, tokens(answer), gold, None, [Example("", "", "", ())] * rows)

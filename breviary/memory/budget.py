@@ -74,12 +74,20 @@ class Budget:
         """The smallest ratio of any context at present; None where `slots` is configured."""
         if self.slots is not None:
             return None
-        return int(min(self.ratio_choices)) if self._is_per_context(training) else int(self.requested_ratio(training))
+        if self._is_per_context(training):
+            assert self.ratio_choices is not None  # begin_step draws a salt with choices only
+            return int(min(self.ratio_choices))
+        ratio = self.requested_ratio(training)
+        assert ratio is not None  # exactly one of ratio and slots is set
+        return int(ratio)
 
     def max_slots(self, tokens: int, training: bool) -> int:
         """Upper bound on the slots of a row of at most `tokens` tokens, known without the tokens."""
         ratio = self.min_ratio(training)
-        return min(tokens, self.slots) if ratio is None else -(-tokens // ratio)
+        if ratio is not None:
+            return -(-tokens // ratio)
+        assert self.slots is not None  # exactly one of ratio and slots is set
+        return min(tokens, self.slots)
 
     def ratio_per_row(self, ids: Tensor, mask: Tensor, training: bool) -> int | Tensor:
         """Tokens per slot: one int for all rows, or (B,) int64 where rows have different ratios.

@@ -148,6 +148,7 @@ class ContextEncoder(nn.Module):
         if self.join == "depth":
             states = self._encode_at_depth(ids_RL, mask_RL, context, S)
             return Encoded(states.view(B, S, L, -1), mask_BSL, ids_BSL)
+        assert self.encoder is not None, self.join
         cache = CapturingCache() if self.question == "after_context" else None
         positions = torch.arange(L, device=ids_RL.device).expand(B * S, L)
         states = self.encoder.run(self.encoder.embed(ids_RL), range(self.layers), positions, cache=cache)
@@ -194,14 +195,15 @@ class ContextEncoder(nn.Module):
         if self.join == "depth":
             mean = _masked_mean(self.decoder.norm(question.states), question.states_mask)
             return mean[:, None].expand(B, S, D)
-        question = self._translated(question)
-        layout = Layout.of([question.mask])
+        assert self.encoder is not None, self.join
+        tokens = self._translated(question)
+        layout = Layout.of([tokens.mask])
         if self.question == "alone":
-            embeds = self.encoder.embed(layout.pack([question.ids]))
+            embeds = self.encoder.embed(layout.pack([tokens.ids]))
             states = self.encoder.norm(self.encoder.run(embeds, range(self.layers), layout.positions()))
             return _masked_mean(states, layout.mask)[:, None].expand(B, S, D)
         rows = torch.arange(B * S, device=encoded.mask.device) // S
-        ids_RQ, mask_RQ = layout.pack([question.ids])[rows], layout.mask[rows]
+        ids_RQ, mask_RQ = layout.pack([tokens.ids])[rows], layout.mask[rows]
         mask_RL = encoded.mask.view(B * S, L)
         positions = mask_RL.sum(-1, keepdim=True) + torch.arange(ids_RQ.shape[1], device=ids_RQ.device)
         cache = ReadOnlyCache(
@@ -258,6 +260,7 @@ class ContextEncoder(nn.Module):
     def _align(self, slots: Tensor, selected: Tensor | None) -> Tensor:
         """Alignment of slots (R, G, D), with causal attention among the `selected` ones (R, G); None = all."""
         if self.is_linear_first:
+            assert self.linear is not None
             slots = self.linear(slots)
         if self.lsa is not None:
             # Slots are left-packed, so with causal attention no valid slot attends to an empty one.

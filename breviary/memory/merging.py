@@ -150,6 +150,7 @@ class MergingCompressor(BudgetedCompressor):
         super().__init__()
         self.budget = Budget(ratio, slots, ratio_choices, ratio_draw=ratio_draw)
         self.context_encoder = ContextEncoder(backbone, decoder, **encoder)
+        self.layer = self.context_encoder.layer
 
     def group_tokens(
         self, states: Tensor, mask: Tensor, query: Tensor | None, ratio: int | Tensor, slots: int
@@ -168,11 +169,6 @@ class MergingCompressor(BudgetedCompressor):
     def tokenizer(self) -> Any:
         """The encoder's tokenizer where it differs from the decoder's, else None."""
         return self.context_encoder.translation and self.context_encoder.translation.target
-
-    @property
-    def layer(self) -> int:
-        """The decoder layer that slots enter."""
-        return self.context_encoder.layer
 
     def encode(self, context: Context) -> Encoded:
         """As `ContextEncoder.encode`."""

@@ -55,6 +55,8 @@ class SlotReader(Protocol):
 class EncodedDocument(EncodedContext):
     """A context encoded by a compressor, for any question. `encoded` has batch size 1."""
 
+    reader: SlotReader
+
     def __init__(self, reader: SlotReader, encoded: Encoded):
         self.reader, self.encoded = reader, encoded
         self.tokens_read = int((encoded.mask & (encoded.ids >= 0)).sum())
@@ -116,6 +118,8 @@ class QuestionMemory(EncodedContext):
     It answers other questions too, from slots that were computed for its own.
     ids  of the context's tokens, for `token_spans`; None for a memory from a file
     """
+
+    reader: SlotReader
 
     def __init__(
         self, reader: SlotReader, memory: Memory, tokens_read: int, question: str, ids: list[int] | None = None
@@ -189,7 +193,10 @@ class QuestionMemory(EncodedContext):
         return Tokens(ids_1T, torch.ones_like(ids_1T, dtype=torch.bool))
 
 
-CLASSES = {"document": EncodedDocument, "memory": QuestionMemory}
+CLASSES: dict[str, type[EncodedDocument] | type[QuestionMemory]] = {
+    "document": EncodedDocument,
+    "memory": QuestionMemory,
+}
 
 
 def load_saved(reader: SlotReader, file: str | Path) -> EncodedDocument | QuestionMemory:

@@ -110,6 +110,7 @@ class MemoryTokens(BudgetedCompressor):
         ratio = self.budget.ratio_per_row(ids_BT, mask_BT, self.training)
         min_ratio = self.budget.min_ratio(self.training)
         if min_ratio is None:
+            assert self.budget.slots is not None  # exactly one of ratio and slots is set
             S = self.budget.slots // K
             segments_B = lengths_B.clamp(min=1, max=S)
         else:

@@ -28,6 +28,8 @@ class Session(EncodedContext):
     bytes        of the state
     """
 
+    reader: SessionReader
+
     def __init__(self, reader: SessionReader, template: str = TEMPLATE) -> None:
         self.reader, self.template, self.tokens_read = reader, template, 0
         self._stream = Stream(reader, 1)
