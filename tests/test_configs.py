@@ -10,6 +10,7 @@ from omegaconf import OmegaConf
 from breviary.config.build import ReaderSpec, build_backbone
 from breviary.config.compose import compose_config
 from breviary.config.keys import CONFIGS, constructor_keys, validate_keys
+from breviary.config.trusted import ALL_SECTIONS, untrusted_targets
 
 
 def files(*groups):
@@ -39,6 +40,11 @@ def test_every_yaml_composes_with_known_keys(file):
     assert plain["compressor"]["_target_"] and plain["backbone"]["_target_"] and plain["dataset"]["_target_"]
     _, problems = validate_keys(cfg)
     assert not [problem for problem in problems if "???" not in problem and "missing" not in problem.lower()]
+
+
+@pytest.mark.parametrize("file", CHOICES, ids=name_of)
+def test_a_run_may_name_every_class_of_the_yamls(file):
+    assert list(untrusted_targets(compose_choice(file), ALL_SECTIONS)) == []
 
 
 @pytest.mark.parametrize("file", CLASSES, ids=name_of)
