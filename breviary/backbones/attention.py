@@ -33,7 +33,8 @@ def blockwise_attention(
     Returns (B, N, H, W). With a mask, torch's kernel multiplies every query with every key. Here a block of queries
     skips the keys after its last query: N/2 of K keys on average.
     """
-    options, groups = dict(dropout_p=dropout, scale=scaling), query.shape[1] // key.shape[1]
+    options: dict[str, Any] = dict(dropout_p=dropout, scale=scaling)
+    groups = query.shape[1] // key.shape[1]
     N, K = query.shape[2], key.shape[2]
     if attention_mask is None:
         assert N in (1, K), (query.shape, key.shape)

@@ -191,7 +191,11 @@ def _from_folder(source: Path, temp: Path) -> Fetched:
         missing.append("*.safetensors")
     if missing:
         raise ValueError(f"--from {source}: a folder in Hugging Face format needs {', '.join(missing)}")
-    facts = {"source": f"folder {source.name}", "note": "weights of a local folder", "conversion": "none"}
+    facts: dict[str, Any] = {
+        "source": f"folder {source.name}",
+        "note": "weights of a local folder",
+        "conversion": "none",
+    }
     if PROVENANCE in names:
         verify(source)
         facts["origin"] = read_provenance(source)

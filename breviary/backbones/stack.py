@@ -28,11 +28,11 @@ class Stack(nn.Module):
         super().__init__()
         core = getattr(model, model.base_model_prefix, model)
         self.config: PretrainedConfig = model.config
-        self.embed_tokens = core.embed_tokens if keep_embedding else None
+        self.embed_tokens: Any = core.embed_tokens if keep_embedding else None
         self.layers = core.layers
         self.final_norm = core.norm
         self.rotary = core.rotary_emb
-        self.lm_head = getattr(model, "lm_head", None)
+        self.lm_head: Any = getattr(model, "lm_head", None)
         self.checkpointing = False
         # Chat models often end a turn with a token other than the tokenizer's end token (Llama-3, Qwen).
         ends = getattr(getattr(model, "generation_config", None), "eos_token_id", None)

@@ -40,9 +40,9 @@ class Translation:
         texts = self.source.batch_decode(rows, clean_up_tokenization_spaces=False)
         if not texts:
             return []
-        rows = self.target(texts, add_special_tokens=False, split_special_tokens=True, verbose=False)["input_ids"]
+        encoded = self.target(texts, add_special_tokens=False, split_special_tokens=True, verbose=False)["input_ids"]
         # Some tokenizers return a token for the empty text.
-        return [ids if text else [] for ids, text in zip(rows, texts)]
+        return [ids if text else [] for ids, text in zip(encoded, texts)]
 
 
 def translation_between(decoder: Any, encoder: Any) -> Translation | None:

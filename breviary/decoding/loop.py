@@ -86,18 +86,18 @@ def decode_steps(
     all_steps  always run max_new_tokens steps: under ZeRO-3 every rank must make the same calls
     end_ids    tokens that end an answer, in addition to the tokenizer's end token (Stack.end_ids)
     """
-    end_ids = {*end_ids, tokenizer.eos_token_id} - {None}
+    all_end_ids = {*end_ids, tokenizer.eos_token_id} - {None}
     rows: list[list[int]] = [[] for _ in range(len(logits))]
     is_ended = [False] * len(logits)
     generator = torch.Generator(device=logits.device).manual_seed(generation.seed)
     for n in range(generation.max_new_tokens):
         scores = logits.to(torch.float32, copy=True)  # modified in place; the caller's tensor stays unchanged
-        suppressed = sorted(end_ids) if n < generation.min_new_tokens else []
+        suppressed = sorted(all_end_ids) if n < generation.min_new_tokens else []
         ids = _next_tokens(scores, rows, generation, suppressed, generator)
         for row, token in enumerate(ids.tolist()):
             if not is_ended[row]:
                 rows[row].append(token)
-                is_ended[row] = token in end_ids or _contains_stop(tokenizer, rows[row], generation.stop)
+                is_ended[row] = token in all_end_ids or _contains_stop(tokenizer, rows[row], generation.stop)
         yield rows
         if n + 1 == generation.max_new_tokens or (all(is_ended) and not all_steps):
             break

@@ -26,9 +26,9 @@ class DecodingState:
     def __init__(self, stack: Stack, layer: int):
         self.stack, self.layer = stack, layer
         self.cache = DynamicCache()  # without a configuration: layers may differ in length
-        self.lower_mask: Tensor | None = None  # (B, K) valid keys of the lower layers
-        self.upper_mask: Tensor | None = None  # (B, K) valid keys of the upper layers
-        self.next_position: Tensor | None = None  # (B,)
+        self.lower_mask: Tensor  # (B, K) valid keys of the lower layers, from prefill_lower on
+        self.upper_mask: Tensor  # (B, K) valid keys of the upper layers, from prefill_upper on
+        self.next_position: Tensor  # (B,), from prefill_upper on
         self.slots: Tensor | None = None  # (B,) int64, memory slots among the upper layers' keys
 
     def prefill_lower(self, states: Tensor, positions: Tensor, mask: Tensor) -> Tensor:

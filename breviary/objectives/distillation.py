@@ -42,8 +42,8 @@ class Distill(Continue):
     def __init__(
         self, context_share: float | None = 0.5, hint_tokens: int = 8, top: int = 64, temperature: float = 1.0
     ):
-        super().__init__(context_share, hint_tokens)
-        self.top, self.temperature = top, temperature
+        super().__init__(hint_tokens=hint_tokens)
+        self.context_share, self.top, self.temperature = context_share, top, temperature
 
     def primary(self, batch: Batch) -> Batch:
         """The continuation; with context_share null, the question and answer of the data."""

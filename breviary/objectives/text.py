@@ -78,12 +78,15 @@ class Continue(Answer):
     and F1 are meaningless with this objective.
     """
 
+    context_share: float | None
+
     def __init__(self, context_share: float = 0.5, hint_tokens: int = 8):
         self.context_share, self.hint_tokens = context_share, hint_tokens
 
     def primary(self, batch: Batch) -> Batch:
         """The first part as context, the hint as query and prompt, the rest as answer."""
         context, share = batch.context, self.context_share
+        assert share is not None
         lengths_B, T = context.lengths, context.ids.shape[1]
         hint_start_B = (lengths_B.double() * share).long()
         hint_end_B = hint_start_B + (lengths_B - hint_start_B - 1).clamp(0, self.hint_tokens)

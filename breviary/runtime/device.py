@@ -61,4 +61,4 @@ def fast_dtype() -> str:
             rows @ weights
             measured.append(time.perf_counter() - start)
         seconds[name] = min(measured[1:])
-    return min(seconds, key=seconds.get)
+    return min(seconds, key=seconds.__getitem__)

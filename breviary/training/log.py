@@ -71,8 +71,8 @@ class RunLog(TrainerCallback):
 
     def __init__(self, folder: Path):
         self.file = folder / "metrics.jsonl"
-        self.trainer: StepStatistics | None = None
-        self.progress: Progress | None = None
+        self.trainer: StepStatistics  # set by the Trainer
+        self.progress: Progress  # from the start of training on
         self.totals: dict[str, float | torch.Tensor] = {
             "context_tokens": 0,
             "slots": 0,

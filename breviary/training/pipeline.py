@@ -85,7 +85,8 @@ def init_pipeline_group(ranks: int, timeout: float = 900) -> PipelineGroup:
         )
         for number in range(world // ranks)
     ]
-    group = PipelineGroup(ranks, pipeline, index, *groups[pipeline], start_watchdog(rank(), world, timeout))
+    to_higher, to_lower = groups[pipeline]
+    group = PipelineGroup(ranks, pipeline, index, to_higher, to_lower, start_watchdog(rank(), world, timeout))
     _connect_neighbours(group)
     return group
 

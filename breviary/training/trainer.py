@@ -51,6 +51,9 @@ class Validation:
 class ReaderTrainer(Trainer):
     """Trains a Reader. `ranks` processes share each batch as a pipeline (`ChunkedReader.join_pipeline`)."""
 
+    optimizer: Any  # set by the Trainer
+    control: Any
+
     def __init__(
         self,
         reader: Reader,
@@ -116,7 +119,8 @@ class ReaderTrainer(Trainer):
         factors = self.reader.learning_rate_factors if isinstance(self.reader, ChunkedReader) else {}
         if self.optimizer is not None or not factors:
             return super().create_optimizer(model)
-        decayed, groups = set(self.get_decay_parameter_names(self.reader)), {}
+        decayed = set(self.get_decay_parameter_names(self.reader))
+        groups: dict[tuple[bool, float], list[torch.nn.Parameter]] = {}
         for name, parameter in self.reader.named_parameters():
             if parameter.requires_grad:
                 factor = next((f for prefix, f in factors.items() if name.startswith(prefix)), 1.0)
@@ -174,6 +178,7 @@ class ReaderTrainer(Trainer):
     def evaluate(self, *args: Any, **kwargs: Any) -> dict[str, float]:
         """Scores and answer NLL on the validation examples, which are distributed over the ranks."""
         v = self.validation
+        assert v is not None, "evaluate() without validation examples"
         zero3 = self.is_deepspeed_enabled and self.accelerator.deepspeed_config["zero_optimization"]["stage"] == 3
         with gathered_parameters(self.reader) if zero3 else contextlib.nullcontext():
             batches = list(
