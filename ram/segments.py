@@ -12,7 +12,7 @@ tokens, no host sync. Cost: a copy of the states with padding cleared, and one i
 
 from __future__ import annotations
 
-from typing import overload
+from typing import TypeVar
 
 import torch
 from torch import Tensor
@@ -23,6 +23,8 @@ BUDGETS = ("nominal", "strict")
 SKIM_MODES = ("query_weighted", "mean", "drop")
 MIN_NORM = 1e-12  # smaller norms count as zero vectors, whose cosine with every vector is 0
 EPSILON = 1e-9  # without it int(0.29 * 100) is 28
+
+Number = TypeVar("Number", int, Tensor)
 
 
 def split_segments(rows: Tensor, length: int) -> Tensor:
@@ -86,11 +88,7 @@ def select_segments(
     return valid & (rank < selected[:, None])
 
 
-@overload
-def floor_divide(number: int, ratio: float) -> int: ...
-@overload
-def floor_divide(number: Tensor, ratio: float) -> Tensor: ...
-def floor_divide(number: Tensor | int, ratio: float) -> Tensor | int:
+def floor_divide(number: Number, ratio: float) -> Number:
     """floor(number / ratio), robust to quotients that rounding leaves just below a whole number."""
     if isinstance(number, int):
         return int(number / ratio + EPSILON)

@@ -245,7 +245,7 @@ def measure_makespans(benchmark: PipelineBenchmark) -> list[dict[str, Any]]:
         time.sleep(max(TASK_SECONDS - (time.monotonic() - start), 0))
         return result
 
-    reader.memory.run_layer = run_layer_slowly  # type: ignore[method-assign, assignment]  # of this instance only
+    reader.memory.run_layer = run_layer_slowly  # type: ignore[method-assign, assignment]  # on one instance
     for schedule in ("contiguous", "cyclic"):
         spans: dict[Task, tuple[float, float]] = {}
         transport = PipelineTransport(group)
