@@ -21,7 +21,7 @@ from breviary.evaluation.results import source_of
 from breviary.evaluation.session import EvaluationSession
 from breviary.evaluation.table import print_table, table_row, write_table
 from breviary.runtime.distributed import end_process_group, rank
-from data.pipeline import TEXT
+from data.text_pipeline import TEXT
 
 CONFIG = "eval"
 

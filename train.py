@@ -19,7 +19,7 @@ from breviary.config.compose import resolve_choices
 from breviary.config.errors import report_user_errors, run_cli
 from breviary.runtime.distributed import end_process_group
 from breviary.training.session import TrainingSession
-from data.pipeline import TEXT
+from data.text_pipeline import TEXT
 
 CONFIG = "train"
 

@@ -1,8 +1,8 @@
 """The types that breviary, the methods and data exchange. Imports torch only.
 
-Shape letters, here and in every file that imports this one:
-    B examples of a batch, T context tokens, Q question tokens, A answer tokens,
-    S segments of a context, L tokens of a segment, M memory slots, D hidden width, V vocabulary.
+Shape letters of this file (a file with a legend of its own overrides them):
+    B examples of a batch, T context tokens, Q question tokens, P prompt tokens, A answer tokens, N tokens of any part,
+    S segments of a context, L tokens of a segment, M memory slots, D hidden width.
 Masks are boolean, True = a real token, and are made from lengths, never from token values.
 """
 
@@ -197,7 +197,7 @@ class Footprint:
 class LossOutput:
     """Negative log likelihood in nats, summed per example, and the counts to divide by.
 
-    nll         (B,) sum over supervised tokens, differentiable; in training, the objective's loss of these tokens
+    nll         (B,) summed over supervised tokens: the negative log likelihood, in training the objective's loss
     tokens      (B,) int64, number of supervised tokens
     parts       {name: (weighted sum, count)}: further losses, each divided by its own count
     slots       (B,) int64, memory slots used; context_tokens (B,) int64, tokens they replace
@@ -229,7 +229,7 @@ class Generation:
     top_p: float = 1.0  # nucleus sampling, in (0, 1]
     repetition_penalty: float = 1.0  # 1 = none; 1.3 in COMI's released script
     stop: tuple[str, ...] = ()  # an answer ends before the first of these strings
-    seed: int = 0  # of sampling
+    seed: int = 0  # of sampling, together with each example's id
 
 
 @dataclass(frozen=True)
@@ -349,7 +349,7 @@ class Reader(nn.Module):
 
 
 class Compressor(nn.Module):
-    """Front half of a reader in the vector family: turns a context into memory slots for a decoder."""
+    """First part of a reader whose memory is a set of vectors: turns a context into memory slots for a decoder."""
 
     layer: int = 0  # the decoder layer at which the slots join (see Memory), known before any forward pass
     tokenizer: Any = None  # the encoder's tokenizer, where it differs from the decoder's

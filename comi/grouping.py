@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from breviary.memory.merging import consecutive_groups, groups_from_sizes
-from comi.mig import merge_weights, precompute, reallocate_groups
+from comi.information_gain import merge_weights, precompute, reallocate_groups
 
 
 class GainGrouping(nn.Module):

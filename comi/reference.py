@@ -1,6 +1,6 @@
 """COMI's two steps as slow, readable code: one row, one group, one token at a time (arXiv 2602.01719).
 
-Same names and meaning as `comi.mig`. Tests compare `comi.mig` with this file in values and gradients. Computes in the
+Same names and meaning as `comi.information_gain`. Tests compare `comi.information_gain` with this file in values and gradients. Computes in the
 dtype of its input. Per row, with x_k its real tokens in order, q the query and L the number of tokens:
 
     (1) cos(a, b)  = a.b / (|a| |b|)

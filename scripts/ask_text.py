@@ -32,7 +32,7 @@ from breviary.evaluation.resolve import compose_evaluation, find_checkpoint
 from breviary.evaluation.session import EvaluationSession
 from comet.inference.session import Session
 from comet.model import Comet
-from data.pipeline import TEXT
+from data.text_pipeline import TEXT
 
 
 def main(arguments: Sequence[str] | None = None) -> None:

@@ -28,7 +28,7 @@ from breviary.evaluation.table import print_table, table_row, write_table
 from breviary.runs.checkpoints import last_checkpoint
 from breviary.runs.folders import config_hash
 from breviary.runtime.device import fast_dtype
-from data.pipeline import TEXT
+from data.text_pipeline import TEXT
 from train import CONFIG, train
 
 READERS = ("comi", "mean_pool", "full_context", "no_context")

@@ -33,7 +33,7 @@ from breviary.evaluation.resolve import compose_evaluation, require_single_reade
 from breviary.evaluation.session import EvaluationSession
 from breviary.runs.environment import environment
 from breviary.runtime.files import write_json
-from data.pipeline import TEXT
+from data.text_pipeline import TEXT
 from ram.recall import measure_recall
 
 

@@ -31,7 +31,7 @@ from breviary.evaluation.session import EvaluationSession
 from breviary.report.passkey import draw_passkey_maps
 from breviary.runs.environment import environment
 from breviary.runtime.files import write_json
-from data.pipeline import TEXT
+from data.text_pipeline import TEXT
 
 
 def main(arguments: Sequence[str] | None = None) -> None:

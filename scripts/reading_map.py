@@ -24,7 +24,7 @@ from breviary.config.errors import report_user_errors, run_cli
 from breviary.evaluation.resolve import resolve_command_line
 from breviary.evaluation.session import EvaluationSession
 from breviary.report.reading_map import make_reading_map
-from data.pipeline import TEXT
+from data.text_pipeline import TEXT
 
 CONFIG = "reading_map"
 OWN_KEYS = ("n", "output")  # keys of configs/reading_map.yaml that eval.yaml does not have

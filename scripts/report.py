@@ -28,7 +28,7 @@ from breviary.evaluation.session import EvaluationSession
 from breviary.evaluation.table import METRICS, RECONSTRUCTION_METRICS
 from breviary.report.sweep import make_report
 from breviary.runs.folders import FINISHED
-from data.pipeline import TEXT
+from data.text_pipeline import TEXT
 
 
 def main(arguments: Sequence[str] | None = None) -> None:

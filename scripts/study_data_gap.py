@@ -28,7 +28,7 @@ from breviary.config.errors import report_user_errors, run_cli
 from breviary.evaluation.session import EvaluationSession
 from breviary.studies.data_gap.study import STUDY
 from breviary.studies.frame import run_study
-from data.pipeline import TEXT
+from data.text_pipeline import TEXT
 from train import train
 
 CONFIG = "study/data_gap_smoke"

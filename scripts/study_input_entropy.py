@@ -26,7 +26,7 @@ from breviary.config.errors import report_user_errors, run_cli
 from breviary.evaluation.session import EvaluationSession
 from breviary.studies.frame import run_study
 from breviary.studies.input_entropy.study import STUDY
-from data.pipeline import TEXT
+from data.text_pipeline import TEXT
 from train import train
 
 CONFIG = "study/input_entropy"

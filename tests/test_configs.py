@@ -7,10 +7,10 @@ import pytest
 from hydra.utils import get_class
 from omegaconf import OmegaConf
 
+from breviary.config.allowed_classes import ALL_SECTIONS, untrusted_targets
 from breviary.config.build import ReaderSpec, build_backbone
 from breviary.config.compose import compose_config
 from breviary.config.keys import CONFIGS, constructor_keys, validate_keys
-from breviary.config.trusted import ALL_SECTIONS, untrusted_targets
 
 
 def files(*groups):

@@ -18,7 +18,7 @@ from breviary.config.keys import CONFIGS
 from breviary.contract import Batch, Generation, Reader
 from breviary.evaluation.resolve import resolve_run_config
 from breviary.evaluation.session import EvaluationSession
-from data.pipeline import TEXT
+from data.text_pipeline import TEXT
 
 LORA_TARGETS = ["q_proj", "v_proj", "down_proj"]  # three matrices of a layer in place of seven: half the time to build
 

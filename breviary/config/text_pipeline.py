@@ -1,4 +1,4 @@
-"""The interface to `data`, which breviary never imports: entry points pass an implementation in (data/pipeline.py)."""
+"""The interface to `data`, which breviary never imports: entry points pass an implementation in (data/text_pipeline.py)."""
 
 from __future__ import annotations
 

@@ -14,13 +14,13 @@ from omegaconf import DictConfig, OmegaConf
 
 from breviary.backbones.pretrained import Backbone
 from breviary.backbones.tiny import TinyBackbone
+from breviary.config.allowed_classes import ALL_SECTIONS, untrusted_targets
 from breviary.config.build import ReaderSpec, build_backbone, build_reader
 from breviary.config.checks import check_config, check_process_count, read_splits
+from breviary.config.context_lengths import ContextLimits
 from breviary.config.errors import collect_errors, raise_problems
 from breviary.config.keys import validate_keys
-from breviary.config.lengths import ContextLimits
 from breviary.config.text_pipeline import TextPipeline
-from breviary.config.trusted import ALL_SECTIONS, untrusted_targets
 from breviary.contract import Compressor, Example, Generation, Reader
 from breviary.evaluation.loop import evaluate, shuffled_context_nll, unconditional_nll
 from breviary.evaluation.resolve import (
@@ -43,7 +43,7 @@ from breviary.runtime.distributed import barrier, print_rank0, rank, start_proce
 class EvaluationSession:
     """Evaluates readers given by resolved configurations (breviary.evaluation.resolve).
 
-    text  prompts, tokenising, collating and scoring (data.pipeline.TEXT)
+    text  prompts, tokenising, collating and scoring (data.text_pipeline.TEXT)
     """
 
     def __init__(self, text: TextPipeline):
@@ -109,7 +109,7 @@ class EvaluationSession:
         return self.text.tokenise(examples, tokenizer, prompt, limit, cache, "middle")
 
     def load_reader(self, cfg: DictConfig, checkpoint: Path | None = None) -> Reader:
-        """The reader with a checkpoint's weights; None = the untouched backbone, new weights as initialised."""
+        """The reader with a checkpoint's weights; None = the pretrained backbone, with freshly initialised weights of the method."""
         backbone = build_backbone(cfg)
         reader = build_reader(cfg, backbone, backbone.tokenizer())
         if checkpoint is not None:
@@ -119,7 +119,7 @@ class EvaluationSession:
     def unconditional_nll(self, cfg: DictConfig, items: Any) -> dict[str, float]:
         """{example id: nats of the untouched backbone on the supervised tokens, without the context}.
 
-        Empty where no measure of the objective needs it.
+        Empty where no metric of the objective uses it.
         """
         if cfg.objective.get("measures") is None:
             return {}

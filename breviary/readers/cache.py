@@ -16,7 +16,7 @@ import torch
 
 from breviary.contract import Batch, Compressor, Context, Encoded, Tokens
 from breviary.decoding.state import PrefilledMemory
-from breviary.memory.encoded import join_contexts, move_encoded, split_contexts
+from breviary.memory.encoded_batches import join_contexts, move_encoded, split_contexts
 from breviary.runtime.device import synchronise
 from breviary.runtime.timing import add_phase_seconds
 

@@ -42,7 +42,7 @@ from breviary.contract import (
 from breviary.decoding.loop import decode_batch, decode_stream
 from breviary.decoding.state import DecodingState, PrefilledMemory
 from breviary.memory.assembly import Layout, take_columns
-from breviary.memory.encoded import split_contexts
+from breviary.memory.encoded_batches import split_contexts
 from breviary.objectives.answer import Answer, token_nll
 from breviary.readers.cache import ContextCache
 from breviary.readers.documents import ContextState, EncodedDocument, load_saved
@@ -97,13 +97,13 @@ class CompressedReader(Reader):
             layout = Layout.of([main.answer.mask], round_to=1)
             next_BAV = state.teacher_forced_logits(layout.pack([main.answer.ids]), layout.mask)
             logits_BAV = layout.unpack(torch.cat([first_BV[:, None], next_BAV[:, :-1]], 1), 0).float()
-            return self._decode(state, first_BV, generation), _loss_output(main, logits_BAV, state.slots)
+            return self._decode(batch, state, first_BV, generation), _loss_output(main, logits_BAV, state.slots)
 
     @torch.no_grad()
     def decode(self, batch: Batch, generation: Generation, contexts: ContextState | None = None) -> list[Decoded]:
         """Greedy or sampled answers; `contexts` as in `start_decoding`."""
         with self.mixed_precision():
-            return self._decode(*self.start_decoding(batch, contexts), generation)
+            return self._decode(batch, *self.start_decoding(batch, contexts), generation)
 
     @torch.no_grad()
     def stream(self, batch: Batch, generation: Generation, contexts: ContextState | None = None) -> Iterator[str]:
@@ -115,7 +115,9 @@ class CompressedReader(Reader):
             with self.mixed_precision():  # entered per step: between two pieces the caller's own code runs
                 return state.step(ids)
 
-        yield from decode_stream(logits, step, generation, self.tokenizer, self.decoder.end_ids)
+        yield from decode_stream(
+            logits, step, generation, self.tokenizer, self.decoder.end_ids, [example.id for example in batch.examples]
+        )
 
     def start_decoding(self, batch: Batch, contexts: ContextState | None = None) -> tuple[DecodingState, Tensor]:
         """Prefills memory and prompt. Returns the state to decode from and the first logits (B, V).
@@ -335,9 +337,12 @@ class CompressedReader(Reader):
         rows_BAD = self.decoder.norm(take_columns(states, (answer_columns - 1).clamp(min=0)))
         return self.decoder.head(rows_BAD).float()
 
-    def _decode(self, state: DecodingState, logits: Tensor, generation: Generation) -> list[Decoded]:
+    def _decode(self, batch: Batch, state: DecodingState, logits: Tensor, generation: Generation) -> list[Decoded]:
+        ids = [example.id for example in batch.examples]
         with phase("decode"):
-            return decode_batch(logits, state.step, generation, self.tokenizer, self.all_steps, self.decoder.end_ids)
+            return decode_batch(
+                logits, state.step, generation, self.tokenizer, self.all_steps, self.decoder.end_ids, ids
+            )
 
 
 def _loss_output(batch: Batch, logits: Tensor, slots: Tensor) -> LossOutput:

@@ -19,7 +19,7 @@ from breviary.backbones.stack import Stack
 from breviary.backbones.trainable import former_names, rename_parameter, trained_state
 from breviary.contract import Batch, Compressor, Decoded, Encoded, EncodedContext, Generation, Memory, Tokens
 from breviary.decoding.state import PrefilledMemory
-from breviary.memory.encoded import join_contexts
+from breviary.memory.encoded_batches import join_contexts
 from breviary.memory.trace import TokenSpan, spans_from_trace, trace_row
 from breviary.readers.saved import read_saved, write_saved
 from breviary.runtime.files import hash_tensors
@@ -97,7 +97,8 @@ class EncodedDocument(EncodedContext):
     @classmethod
     def from_saved(cls, reader: SlotReader, tensors: dict[str, Tensor], header: Mapping[str, str]) -> EncodedDocument:
         """From a file's tensors, which are on the reader's device."""
-        layers = sum(name.startswith("keys.") for name in tensors)
+        # Earlier versions stored keys and values that a compressor without a question never reads.
+        layers = sum(name.startswith("keys.") for name in tensors) if reader.compressor.needs_question else 0
         pairs = [(tensors[f"keys.{i}"], tensors[f"values.{i}"]) for i in range(layers)]
         return cls(reader, Encoded(tensors["states"], tensors["mask"], tensors["ids"].long(), pairs))
 

@@ -12,10 +12,10 @@ from omegaconf import DictConfig, OmegaConf
 
 from breviary.backbones.pretrained import Backbone
 from breviary.backbones.tiny import TinyBackbone
+from breviary.config.allowed_classes import READER_SECTIONS, untrusted_targets
 from breviary.config.build import ReaderSpec, build_backbone, build_reader
 from breviary.config.errors import collect_errors, raise_problems
 from breviary.config.keys import CONFIGS, validate_keys
-from breviary.config.trusted import READER_SECTIONS, untrusted_targets
 from breviary.contract import Generation
 from breviary.memory.budget import fixed_ratio
 from breviary.objectives.answer import Answer

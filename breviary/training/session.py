@@ -10,9 +10,9 @@ from omegaconf import DictConfig
 
 from breviary.config.build import ReaderSpec, build_backbone, build_reader
 from breviary.config.checks import check_config, check_process_count, read_splits
+from breviary.config.context_lengths import ContextLimits
 from breviary.config.errors import collect_errors, raise_problems
 from breviary.config.keys import validate_keys
-from breviary.config.lengths import ContextLimits
 from breviary.config.text_pipeline import TextPipeline
 from breviary.contract import Generation, Reader
 from breviary.readers.chunked import ChunkedReader
@@ -29,7 +29,7 @@ from breviary.training.trainer import ReaderTrainer, Validation
 class TrainingSession:
     """One training run, from a composed configuration to a finished run folder.
 
-    text  prompts, tokenising, collating and scoring (data.pipeline.TEXT)
+    text  prompts, tokenising, collating and scoring (data.text_pipeline.TEXT)
     Raises: ConfigError with every problem, before any weight is loaded.
     """
 

@@ -19,8 +19,8 @@ from comet.layout import TEXT as TEXT_PART
 from comet.memory import MemoryState
 from data.collate import Collator
 from data.invented_facts import InventedFacts
-from data.pipeline import TEXT
 from data.prompts import Prompt
+from data.text_pipeline import TEXT
 from scripts.import_checkpoint import FORMATS
 from tests.tiny import row_ids
 

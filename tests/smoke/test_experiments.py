@@ -17,7 +17,7 @@ from breviary.evaluation.results import PREDICTIONS, RESULTS, Predictions
 from breviary.evaluation.session import EvaluationSession
 from breviary.memory.encoder import ContextEncoder
 from data.invented_facts import InventedFacts
-from data.pipeline import TEXT
+from data.text_pipeline import TEXT
 from tests.tiny import CONFIGS, LORA_TARGETS, compose_tiny, evaluate_tiny
 
 EXPERIMENTS = sorted(file.stem for file in (CONFIGS / "experiment").glob("*.yaml"))

@@ -40,7 +40,7 @@ def test_readme_s_python_block_calls_methods_of_a_reader():
 
 
 def test_where_to_edit_names_places():
-    assert len(PLACES) >= 10 and ("comi/mig.py", "merge_weights") in PLACES
+    assert len(PLACES) >= 10 and ("comi/information_gain.py", "merge_weights") in PLACES
 
 
 @pytest.mark.parametrize("file, name", PLACES)

@@ -1,4 +1,4 @@
-"""comi.mig: group sizes, from given gains (`allocate`) and from states (`reallocate_groups`)."""
+"""comi.information_gain: group sizes, from given gains (`allocate`) and from states (`reallocate_groups`)."""
 
 import hypothesis.strategies as st
 import pytest
@@ -7,7 +7,7 @@ from drawn_states import batch_of, draw, right_padded
 from hypothesis import given, settings
 
 from breviary.memory.merging import slot_count
-from comi.mig import allocate, precompute, reallocate_groups
+from comi.information_gain import allocate, precompute, reallocate_groups
 
 many = settings(derandomize=True, deadline=None, max_examples=150)
 SEEDS = st.integers(0, 2**31)

@@ -7,7 +7,7 @@ import torch
 from omegaconf import OmegaConf
 
 from breviary.config.build import ReaderSpec, build_backbone
-from breviary.config.lengths import ContextLimits
+from breviary.config.context_lengths import ContextLimits
 from breviary.contract import TASKS, Example
 from breviary.objectives.text import Reconstruct
 from data.prompts import Prompt

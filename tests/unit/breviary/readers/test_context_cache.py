@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from breviary.contract import Context, Encoded, Tokens
-from breviary.memory.encoded import join_contexts, split_contexts
+from breviary.memory.encoded_batches import join_contexts, split_contexts
 from breviary.readers.cache import ContextCache
 from tests.tiny import compose_tiny, tiny_reader
 

@@ -58,8 +58,11 @@ class TextBatches:
         self._collate = Collator(tokenizer.pad_token_id or 0)
 
     def __call__(self, contexts: Sequence[str], questions: Sequence[str]) -> Batch:
-        """A batch with one row per (context, question); either text may be empty. Its answers are empty."""
+        """A batch with one row per (context, question); either text may be empty. Its answers are empty.
+
+        An example's id, on which sampling depends, is the question: equal for a text in a batch, alone, or encoded.
+        """
         assert len(contexts) == len(questions), (len(contexts), len(questions))
-        examples = [Example(str(i), *texts, ("",)) for i, texts in enumerate(zip(contexts, questions))]
+        examples = [Example(question, context, question, ("",)) for context, question in zip(contexts, questions)]
         items = [{**self.prompt.tokenise(example, self.tokenizer), "example": example} for example in examples]
         return self._collate(items)

@@ -7,8 +7,8 @@ import pytest
 from breviary.config.text_pipeline import TextPipeline
 from data.collate import Collator
 from data.metrics import scores
-from data.pipeline import TEXT
 from data.prompts import Prompt
+from data.text_pipeline import TEXT
 from data.tokenised import tokenise_split
 
 METHODS = [name for name, value in vars(TextPipeline).items() if inspect.isfunction(value) and name[0] != "_"]

@@ -1,4 +1,4 @@
-"""comi.mig: properties of gains, weights and memories (sizes: test_allocation.py)."""
+"""comi.information_gain: properties of gains, weights and memories (sizes: test_allocation.py)."""
 
 import hypothesis.strategies as st
 import pytest
@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from torch.nn.functional import normalize
 
 from breviary.memory.merging import consecutive_groups, groups_from_sizes, merge_slots
-from comi.mig import marginal_information_gain, merge_groups, merge_weights, precompute, reallocate_groups
+from comi.information_gain import marginal_information_gain, merge_groups, merge_weights, precompute, reallocate_groups
 
 few = settings(derandomize=True, deadline=None, max_examples=40)
 SEEDS = st.integers(0, 2**31)

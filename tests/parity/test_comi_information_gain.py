@@ -1,4 +1,4 @@
-"""comi.mig equals its readable twin comi.reference, in values and gradients.
+"""comi.information_gain equals its readable twin comi.reference, in values and gradients.
 
 Tolerances. fp64: 1e-10, as sums of tens of terms run in another order. fp32: 1e-5 for values of order 1, as the
 reference divides by the product of norms where the fast path multiplies by inverses (a few ulp); 1e-4 for gradients,
@@ -12,7 +12,8 @@ import pytest
 import torch
 
 from breviary.memory.merging import consecutive_groups, groups_from_sizes
-from comi import mig, reference
+from comi import information_gain as mig
+from comi import reference
 
 ROUNDING = {torch.float64: 1e-10, torch.float32: 1e-5}
 GRADIENT = {torch.float64: 1e-9, torch.float32: 1e-4}
