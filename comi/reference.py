@@ -1,7 +1,7 @@
 """COMI's two steps as slow, readable code: one row, one group, one token at a time (arXiv 2602.01719).
 
-Same names and meaning as `comi.information_gain`. Tests compare `comi.information_gain` with this file in values and gradients. Computes in the
-dtype of its input. Per row, with x_k its real tokens in order, q the query and L the number of tokens:
+Same names and meaning as `comi.information_gain`, which tests compare with this file in values and gradients.
+Computes in the dtype of its input. Per row, with x_k its real tokens in order, q the query and L the number of tokens:
 
     (1) cos(a, b)  = a.b / (|a| |b|)
     (2) g_k        = alpha cos(x_k, q) - beta max_{j != k} cos(x_k, x_j)     j in the group of k; 0 if there is none

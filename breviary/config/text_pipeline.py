@@ -1,4 +1,4 @@
-"""The interface to `data`, which breviary never imports: entry points pass an implementation in (data/text_pipeline.py)."""
+"""The interface to `data`, which breviary never imports: entry points pass in data/text_pipeline.py's TEXT."""
 
 from __future__ import annotations
 

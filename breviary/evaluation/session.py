@@ -109,7 +109,7 @@ class EvaluationSession:
         return self.text.tokenise(examples, tokenizer, prompt, limit, cache, "middle")
 
     def load_reader(self, cfg: DictConfig, checkpoint: Path | None = None) -> Reader:
-        """The reader with a checkpoint's weights; None = the pretrained backbone, with freshly initialised weights of the method."""
+        """The reader with a checkpoint's weights; None = pretrained backbone, weights of the method as initialised."""
         backbone = build_backbone(cfg)
         reader = build_reader(cfg, backbone, backbone.tokenizer())
         if checkpoint is not None:

@@ -3,8 +3,8 @@
 CONVERTERS  {format: function from rows of that format to examples, as objects of the common format, and Skipped}
 UNPACKERS   {format: function from one JSON value to rows}, for files that hold one value instead of a list or lines
 
-data/converters/prepare.py uses them; data/converters/files.py reads the files. A converter raises ValueError at a row that does
-not fit its format. It has not consumed any later row by then, so calling it again on the same iterator continues after
+prepare.py uses them, files.py reads the files. A converter raises ValueError at a row that does not fit its format. It
+has not consumed any later row by then, so calling it again on the same iterator continues after
 the bad row.
 """
 
