@@ -11,12 +11,17 @@ from breviary.runs.folders import load_config
 
 METRICS_FILE = "metrics.jsonl"
 
+# Keys of a validation row beside its scores, eval_*.
+VALIDATION_KEYS = ("step", "examples", "kind", "seconds", "peak_memory_bytes")
+
 SMOOTHING = 0.2  # share of the logged steps in the running mean
 
 
 def read_curve(run: str | Path) -> list[dict[str, Any]]:
-    """The logged steps of a run, each with `examples` (seen so far) and `answer` (the answer loss alone).
+    """The rows of a run's metrics, each with `kind` (training or validation) and `examples` (seen so far).
 
+    Training rows also have `answer` (the answer loss alone). Runs of earlier versions repeated training values in
+    validation rows, which are left out here, and logged the parts of the last step only.
     Raises ValueError where the folder has no metrics.
     """
     file = Path(run) / METRICS_FILE
@@ -27,14 +32,19 @@ def read_curve(run: str | Path) -> list[dict[str, Any]]:
     for row in rows:
         # Runs of early versions logged no `examples`; they had one process.
         row.setdefault("examples", row["step"] * train.batch_size * train.accumulation)
-        if "loss" in row:
+        row["kind"] = "training" if "loss" in row else "validation"
+        if row["kind"] == "training":
             row.setdefault("answer", row["loss"])  # logged separately only where the loss has further terms
-    return rows
+    return [row if row["kind"] == "training" else _scores_only(row) for row in rows]
+
+
+def _scores_only(row: dict[str, Any]) -> dict[str, Any]:
+    return {key: value for key, value in row.items() if key in VALIDATION_KEYS or key.startswith("eval_")}
 
 
 def write_curves(file: Path, curves: dict[str, list[dict[str, Any]]]) -> None:
-    """Writes every logged number of `curves` ({run name: steps}) as CSV, one line per run and step."""
-    columns = ["run", "step", "examples"]
+    """Writes every logged number of `curves` ({run name: steps}) as CSV, one line per run, kind and step."""
+    columns = ["run", "kind", "step", "examples"]
     columns += sorted({key for rows in curves.values() for row in rows for key in row} - set(columns))
     with open(file, "w", newline="", encoding="utf-8") as stream:
         writer = csv.DictWriter(stream, columns)
@@ -61,9 +71,9 @@ def draw_curves(file: Path, curves: dict[str, list[dict[str, Any]]], levels: dic
     )
     left, *right = axes[0]
     for name, rows in curves.items():
-        steps = [row for row in rows if "answer" in row]
+        steps = [row for row in rows if row["kind"] == "training"]
         left.plot([row["examples"] for row in steps], running_mean([row["answer"] for row in steps]), label=name)
-        scored = [row for row in rows if "eval_nll" in row]
+        scored = [row for row in rows if row["kind"] == "validation" and "eval_nll" in row]
         for axis in right:
             axis.plot([row["examples"] for row in scored], [row["eval_nll"] for row in scored], marker="o", label=name)
     for name, nats in levels.items():

@@ -67,16 +67,18 @@ class StepStatistics(Protocol):
 
 
 class RunLog(TrainerCallback):
-    """Callback of the Trainer that writes one line to the terminal and one row to metrics.jsonl per logging step."""
+    """Callback of the Trainer that writes one line to the terminal and one row to metrics.jsonl per logging step.
+
+    Loss and parts of a training row are means over the optimizer steps since the previous training row; grad_norm and
+    learning_rate are those of its last step. A validation row holds the scores, the step, and time and memory so far.
+    """
 
     def __init__(self, folder: Path):
         self.file = folder / "metrics.jsonl"
         self.trainer: StepStatistics  # set by the Trainer
         self.progress: Progress  # from the start of training on
-        self.totals: dict[str, float | torch.Tensor] = {
-            "context_tokens": 0,
-            "slots": 0,
-        }  # of this rank since the last row
+        self.totals: dict[str, float | torch.Tensor] = {}  # of this rank since the last training row
+        self.steps = 0  # since the last training row
 
     def on_train_begin(self, args: TrainingArguments, state: Any, control: Any, **kwargs: Any) -> None:
         """Starts the clock; removes rows that an interrupted run wrote after the checkpoint from which it resumes."""
@@ -86,27 +88,37 @@ class RunLog(TrainerCallback):
             self.file.write_text("".join(row + "\n" for row in rows))
 
     def on_step_end(self, args: TrainingArguments, state: Any, control: Any, **kwargs: Any) -> None:
-        """Adds the step's tokens and slots."""
-        self.totals = {name: value + self.trainer.step_statistics[name] for name, value in self.totals.items()}
+        """Adds the step's losses, tokens and slots."""
+        for name, value in self.trainer.step_statistics.items():
+            self.totals[name] = self.totals.get(name, 0) + value
+        self.steps += 1
 
     def on_log(self, args: TrainingArguments, state: Any, control: Any, logs: dict[str, Any], **kwargs: Any) -> None:
         """Writes the row and prints the line, on rank 0."""
         if "train_runtime" in logs:
             return
-        parts = sum_scalars_over_ranks(self.trainer.step_statistics | self.totals)  # on every rank: a collective
-        self.progress.add(parts.pop("context_tokens"), parts.pop("slots"))
-        self.totals = dict.fromkeys(self.totals, 0)
+        is_training = "loss" in logs
+        parts = self._mean_parts() if is_training else {}  # on every rank: a collective
         if not state.is_world_process_zero:
             return
-        if set(parts) == {"answer"}:
-            del parts["answer"]  # equals the loss
         row = {
             "step": state.global_step,
             "examples": state.global_step * self.trainer.examples_per_step,
             **{k: v for k, v in logs.items() if k != "epoch"},
             **parts,
         }
-        row |= self.progress.statistics()
+        statistics = self.progress.statistics()
+        row |= statistics if is_training else {key: statistics[key] for key in ("seconds", "peak_memory_bytes")}
         with open(self.file, "a") as stream:
             stream.write(json.dumps(row) + "\n")
         print_rank0(self.progress.format_line(row))
+
+    def _mean_parts(self) -> dict[str, float]:
+        """Each part of the loss, a mean over the steps since the last call; adds their tokens and slots to `progress`.
+
+        The answer alone is left out: it equals the loss.
+        """
+        totals, steps = sum_scalars_over_ranks(self.totals), self.steps
+        self.totals, self.steps = {}, 0
+        self.progress.add(totals.pop("context_tokens"), totals.pop("slots"))
+        return {} if set(totals) == {"answer"} else {name: total / steps for name, total in totals.items()}
