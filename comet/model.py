@@ -158,11 +158,14 @@ class Comet(ChunkedReader, Reader):
         decoded: dict[int, Decoded] = {}  # by row
         with self.decoder.mixed_precision():
             for rows, stream in self._encoded_contexts(main):
-                prompt = main.rows(rows).prompt
+                part = main.rows(rows)
+                prompt, ids = part.prompt, [example.id for example in part.examples]
                 with phase("prefill"):
                     logits = stream.read(join_parts([prompt])[1], prompt.lengths)
                 with phase("decode"):
-                    answers = decode_batch(logits, stream.step, generation, self.tokenizer, False, self.decoder.end_ids)
+                    answers = decode_batch(
+                        logits, stream.step, generation, self.tokenizer, False, self.decoder.end_ids, ids
+                    )
                 decoded |= zip(rows, answers)
         return [decoded[row] for row in range(len(main))]
 

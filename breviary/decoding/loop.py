@@ -5,13 +5,18 @@ Shape letters: B rows, V vocabulary, K keys.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+import random
+import re
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from breviary.contract import Decoded, Generation
+from breviary.runtime.draws import seeded_rng
+
+BYTE_TOKEN = re.compile(r"<0x[0-9A-Fa-f]{2}>")  # of tokenizers with byte fallback
 
 
 def decode_texts(
@@ -21,9 +26,10 @@ def decode_texts(
     tokenizer: Any,
     all_steps: bool = False,
     end_ids: tuple[int, ...] = (),
+    example_ids: Sequence[str] | None = None,
 ) -> list[str]:
     """The texts of `decode_batch`."""
-    decoded = decode_batch(logits, step, generation, tokenizer, all_steps, end_ids)
+    decoded = decode_batch(logits, step, generation, tokenizer, all_steps, end_ids, example_ids)
     return [answer.text for answer in decoded]
 
 
@@ -34,9 +40,10 @@ def decode_batch(
     tokenizer: Any,
     all_steps: bool = False,
     end_ids: tuple[int, ...] = (),
+    example_ids: Sequence[str] | None = None,
 ) -> list[Decoded]:
     """Decodes one answer per row; arguments as in `decode_steps`."""
-    *_, rows = decode_steps(logits, step, generation, tokenizer, all_steps, end_ids)
+    *_, rows = decode_steps(logits, step, generation, tokenizer, all_steps, end_ids, example_ids)
     texts = tokenizer.batch_decode(rows, skip_special_tokens=True)
     ended = [bool(ids) and ids[-1] in {*end_ids, tokenizer.eos_token_id} for ids in rows]
     return [
@@ -51,20 +58,23 @@ def decode_stream(
     generation: Generation,
     tokenizer: Any,
     end_ids: tuple[int, ...] = (),
+    example_ids: Sequence[str] | None = None,
 ) -> Iterator[str]:
     """Decodes one row, logits (1, V), and yields pieces of text; joined, they equal the text of `decode_texts`.
 
     Text that later tokens may change or remove is held back: trailing white space, an incomplete character, the
     beginning of a stop string.
     """
-    sent = ""
-    for [ids] in decode_steps(logits, step, generation, tokenizer, False, end_ids):
-        text = _cut_at_stop(tokenizer.decode(ids, skip_special_tokens=True), generation.stop)
-        final = text[: len(text) - _partial_stop_length(text, generation.stop)].rstrip("\ufffd").strip()
+    sent, special = "", frozenset(tokenizer.all_special_ids)
+    for [ids] in decode_steps(logits, step, generation, tokenizer, False, end_ids, example_ids):
+        settled = ids[: _settled_length(tokenizer, ids, special)]
+        # A stop string may continue with the character that is incomplete now, so that is removed first.
+        text = _cut_at_stop(tokenizer.decode(settled, skip_special_tokens=True).rstrip("\ufffd"), generation.stop)
+        final = text[: len(text) - _partial_stop_length(text, generation.stop)].strip()
         if len(final) > len(sent) and final.startswith(sent):
             yield final[len(sent) :]
             sent = final
-    text = text.strip()
+    text = _cut_at_stop(tokenizer.decode(ids, skip_special_tokens=True), generation.stop).strip()
     assert text.startswith(sent), f"later tokens changed earlier text: {sent!r} became {text!r}"
     if text != sent:
         yield text[len(sent) :]
@@ -78,22 +88,27 @@ def decode_steps(
     tokenizer: Any,
     all_steps: bool = False,
     end_ids: tuple[int, ...] = (),
+    example_ids: Sequence[str] | None = None,
 ) -> Iterator[list[list[int]]]:
     """The decode loop. After each step, yields the ids decoded so far, one list per row; ended rows no longer grow.
 
-    logits     (B, V) after the prompt
-    step       maps the last ids (B,) to the next logits (B, V)
-    all_steps  always run max_new_tokens steps: under ZeRO-3 every rank must make the same calls
-    end_ids    tokens that end an answer, in addition to the tokenizer's end token (Stack.end_ids)
+    logits       (B, V) after the prompt
+    step         maps the last ids (B,) to the next logits (B, V)
+    all_steps    always run max_new_tokens steps: under ZeRO-3 every rank must make the same calls
+    end_ids      tokens that end an answer, in addition to the tokenizer's end token (Stack.end_ids)
+    example_ids  (B,) `Example.id` of each row. A sampled answer depends on generation.seed and this id, not on the
+                 other rows; None = the row's number
     """
+    names = range(len(logits)) if example_ids is None else example_ids
+    assert len(names) == len(logits), f"{len(names)} example ids for {len(logits)} rows"
     all_end_ids = {*end_ids, tokenizer.eos_token_id} - {None}
     rows: list[list[int]] = [[] for _ in range(len(logits))]
     is_ended = [False] * len(logits)
-    generator = torch.Generator(device=logits.device).manual_seed(generation.seed)
+    generators = [seeded_rng("sampling", generation.seed, name) for name in names]
     for n in range(generation.max_new_tokens):
         scores = logits.to(torch.float32, copy=True)  # modified in place; the caller's tensor stays unchanged
         suppressed = sorted(all_end_ids) if n < generation.min_new_tokens else []
-        ids = _next_tokens(scores, rows, generation, suppressed, generator)
+        ids = _next_tokens(scores, rows, generation, suppressed, generators)
         for row, token in enumerate(ids.tolist()):
             if not is_ended[row]:
                 rows[row].append(token)
@@ -105,9 +120,16 @@ def decode_steps(
 
 
 def _next_tokens(
-    logits: Tensor, rows: list[list[int]], generation: Generation, suppressed: list[int], generator: torch.Generator
+    logits: Tensor,
+    rows: list[list[int]],
+    generation: Generation,
+    suppressed: list[int],
+    generators: Sequence[random.Random],
 ) -> Tensor:
-    """Next ids (B,) from float32 logits (B, V), which it modifies. `suppressed` ids are never selected."""
+    """Next ids (B,) from float32 logits (B, V), which it modifies. `suppressed` ids are never selected.
+
+    Sampling draws one number from each row's generator.
+    """
     if suppressed:
         logits[:, suppressed] = -torch.inf
     if generation.repetition_penalty != 1.0:
@@ -119,11 +141,18 @@ def _next_tokens(
             )
     if generation.temperature == 0:
         return logits.argmax(-1)
-    probabilities = (logits / generation.temperature).softmax(-1)
-    ordered, order = probabilities.sort(-1, descending=True)
-    # Nucleus: tokens whose preceding cumulative probability is below top_p; the first always qualifies.
-    ordered = ordered.masked_fill(ordered.cumsum(-1) - ordered >= generation.top_p, 0)
-    return order.gather(1, torch.multinomial(ordered, 1, generator=generator))[:, 0]
+    probabilities = ((logits - logits.amax(-1, keepdim=True)) / generation.temperature).softmax(-1)
+    if generation.top_p < 1:
+        ordered, order = probabilities.sort(-1, descending=True)
+        # Nucleus: tokens whose preceding cumulative probability is below top_p; the first always qualifies.
+        outside = ordered.cumsum(-1) - ordered >= generation.top_p
+        probabilities = probabilities.masked_fill(outside.scatter(-1, order, outside), 0)
+    # Inverse of the cumulative distribution, in the vocabulary's order: the order by probability changes with rounding.
+    # Drawn numbers are strictly between 0 and 1, so the sum reaches them, at a token of positive probability.
+    cumulative = probabilities.double().cumsum(-1)
+    drawn = [(int(generator.random() * 2**32) + 0.5) / 2**32 for generator in generators]
+    targets = torch.tensor(drawn, dtype=torch.float64, device=logits.device)[:, None] * cumulative[:, -1:]
+    return torch.searchsorted(cumulative, targets)[:, 0]
 
 
 def _contains_stop(tokenizer: Any, ids: list[int], stop: tuple[str, ...]) -> bool:
@@ -142,3 +171,15 @@ def _cut_at_stop(text: str, stop: tuple[str, ...]) -> str:
 def _partial_stop_length(text: str, stop: tuple[str, ...]) -> int:
     """Number of characters at the end of `text` that could begin a stop string."""
     return max((n for s in stop for n in range(1, min(len(s), len(text) + 1)) if text.endswith(s[:n])), default=0)
+
+
+def _settled_length(tokenizer: Any, ids: list[int], special: frozenset[int]) -> int:
+    """Number of `ids` before the trailing byte tokens. Byte fallback decodes a run of them as a whole.
+
+    A later byte can therefore replace every character of the run. `special` ids are skipped in decoding, so they do not
+    end a run.
+    """
+    end = len(ids)
+    while end and (ids[end - 1] in special or BYTE_TOKEN.fullmatch(str(tokenizer.convert_ids_to_tokens(ids[end - 1])))):
+        end -= 1
+    return end

@@ -59,9 +59,16 @@ class Session(EncodedContext):
         other.tokens_read = self.tokens_read
         return other
 
-    def ask(self, question: str | Sequence[int], generation: Generation | None = None) -> str:
-        """The answer to a question; the session does not change. A string is inserted into the template, token ids are
-        read as they are."""
+    def ask(
+        self, question: str | Sequence[int], generation: Generation | None = None, example_id: str | None = None
+    ) -> str:
+        """The answer to a question; the session does not change.
+
+        question    a string is inserted into the template, token ids are read as they are
+        example_id  sampling depends on it and on generation.seed; None = the question's text, "" for token ids
+        """
+        if example_id is None:
+            example_id = question if isinstance(question, str) else ""
         fork = self._fork_with_question(question)
         with self.reader.decoder.mixed_precision():
             [answer] = decode_texts(
@@ -70,19 +77,21 @@ class Session(EncodedContext):
                 generation or Generation(stop=("\n",)),
                 self.reader.tokenizer,
                 end_ids=self.reader.decoder.end_ids,
+                example_ids=[example_id],
             )
         return answer
 
     def answer(self, questions: Batch, generation: Generation) -> list[str]:
         """As in EncodedContext: the answer to each row's prompt."""
-        prompts = zip(questions.prompt.ids, questions.prompt.mask)
-        return [self.ask(ids[mask].tolist(), generation) for ids, mask in prompts]
+        rows = zip(questions.prompt.ids, questions.prompt.mask, questions.examples)
+        return [self.ask(ids[mask].tolist(), generation, example.id) for ids, mask, example in rows]
 
     def stream(self, questions: Batch, generation: Generation) -> Iterator[str]:
         """As in EncodedContext."""
         fork = self._fork_with_question(questions.prompt.ids[questions.prompt.mask].tolist())
+        ids = [example.id for example in questions.examples]
         return decode_stream(
-            fork._logits, fork._stream.step, generation, self.reader.tokenizer, self.reader.decoder.end_ids
+            fork._logits, fork._stream.step, generation, self.reader.tokenizer, self.reader.decoder.end_ids, ids
         )
 
     def _fork_with_question(self, question: str | Sequence[int]) -> Session:

@@ -86,6 +86,22 @@ def test_losses_are_finite_and_counted(build, overrides, ragged):
     assert output.tokens.tolist() == ragged.answer.mask.sum(1).tolist()
 
 
+@each(ALL)
+def test_sampling_depends_on_seed_and_example_alone(build, overrides, ragged_examples, collate):
+    """Batch size, order, batch-mates and streaming change no sampled answer."""
+    reader = build([*overrides, *FROZEN]).eval()
+    generation = Generation(max_new_tokens=8, temperature=1.0, top_p=0.9, seed=3)
+    single = [reader.answer(collate([example]), generation)[0] for example in ragged_examples]
+    assert reader.answer(collate(ragged_examples), generation) == single
+    order = [3, 0, 4, 2, 1]
+    assert reader.answer(collate([ragged_examples[i] for i in order]), generation) == [single[i] for i in order]
+    assert reader.answer(collate(ragged_examples), replace(generation, seed=4)) != single
+    for example, text in list(zip(ragged_examples, single))[2:4]:
+        batch = collate([example])
+        [context] = reader.encode_contexts(batch)
+        assert "".join(context.stream(batch, generation)) == text == context.answer(batch, generation)[0]
+
+
 # ------------------------------------------------------------------ gradients
 
 

@@ -4,6 +4,8 @@ from collections import Counter
 
 import pytest
 import torch
+from tokenizers import Tokenizer, decoders, models
+from transformers import PreTrainedTokenizerFast
 
 from breviary.contract import Generation
 from breviary.decoding.loop import decode_stream, decode_texts
@@ -143,6 +145,32 @@ def test_sampling_is_reproducible_by_seed(words, tokenizer):
     assert torch.equal(torch.random.get_rng_state(), before)
 
 
+def test_a_sampled_row_depends_on_its_id_alone(words, tokenizer):
+    red, pink, green = words("red", "pink", "green")
+    generation = Generation(max_new_tokens=12, temperature=1.0, seed=5)
+
+    def run(*ids):
+        logits, step = constant({red: 0.4, pink: 0.3, green: 0.3}, rows=len(ids))
+        return decode_texts(logits, step, generation, tokenizer, example_ids=ids)
+
+    a, b, c = run("a", "b", "c")
+    assert len({a, b, c}) == 3
+    assert (run("b"), run("c", "a"), run("x", "a", "b")[1:]) == ([b], [c, a], [a, b])
+    logits, step = constant({red: 0.4, pink: 0.3, green: 0.3})
+    assert "".join(decode_stream(logits, step, generation, tokenizer, example_ids=["b"])) == b
+
+
+@pytest.mark.parametrize("top_p", [1.0, 0.75])
+def test_sampled_frequencies_are_the_probabilities(words, tokenizer, top_p):
+    red, pink, green = words("red", "pink", "green")
+    logits, step = constant({red: 0.2, pink: 0.3, green: 0.5}, rows=20)
+    texts = decode_texts(logits, step, Generation(max_new_tokens=200, temperature=1.0, top_p=top_p), tokenizer)
+    counts = Counter(" ".join(texts).split())
+    total = 1 if top_p == 1 else 0.8  # red is outside the nucleus
+    for word, p in {"red": 0.2 * (top_p == 1), "pink": 0.3, "green": 0.5}.items():
+        assert counts[word] / 4000 == pytest.approx(p / total, abs=0.03)
+
+
 def sampled_counts(logits, step, tokenizer, **settings):
     [text] = decode_texts(logits, step, Generation(max_new_tokens=400, seed=0, **settings), tokenizer)
     return Counter(text.split())
@@ -202,3 +230,45 @@ def test_gradients_are_enabled_between_two_pieces(words, tokenizer):
     logits, step, _ = scripted([words("red", "pink", "green")])
     for _ in decode_stream(logits, step, Generation(max_new_tokens=3), tokenizer):
         assert torch.is_grad_enabled()
+
+
+@pytest.fixture(scope="module")
+def byte_fallback():
+    """A tokenizer as Llama 2's: characters outside the vocabulary are byte tokens."""
+    names = ["<unk>", "<s>", "</s>", *(f"<0x{byte:02X}>" for byte in range(256)), "\u2581red", "\u2581pink", "!"]
+    model = models.BPE({name: i for i, name in enumerate(names)}, [], unk_token="<unk>", byte_fallback=True)
+    tokenizer = Tokenizer(model)
+    parts = [decoders.Replace("\u2581", " "), decoders.ByteFallback(), decoders.Fuse(), decoders.Strip(" ", 1, 0)]
+    tokenizer.decoder = decoders.Sequence(parts)
+    return PreTrainedTokenizerFast(tokenizer_object=tokenizer, bos_token="<s>", eos_token="</s>", unk_token="<unk>")
+
+
+RED, PINK, MARK, BOS, EOS = 259, 260, 261, 1, 2
+
+
+def byte_ids(text):
+    return [3 + byte for byte in text.encode()]
+
+
+@pytest.mark.parametrize(
+    "row, stop",
+    [
+        ([RED, *byte_ids("\u4e2d\u6587"), PINK, EOS], ()),
+        ([RED, *byte_ids("\u4e2d\u6587")[:-1], EOS], ()),  # incomplete at the end: the whole run is unreadable
+        ([*byte_ids("\u4e2d")[:2], PINK, EOS], ()),
+        ([*byte_ids("\u4e2d"), byte_ids("\u6587")[0]], ()),  # cut at max_new_tokens
+        ([*byte_ids("\U0001f600a"), BOS, *byte_ids("\u4e2d")[:1], RED], ()),  # special tokens are skipped in the run
+        ([RED, *byte_ids(" \u4e2d\u6587"), PINK], ("\u4e2d\u6587",)),
+        ([RED, *byte_ids("\u4e2d"), MARK, *byte_ids("\u6587"), PINK], ("!\u6587",)),
+    ],
+)
+def test_streams_of_tokenizers_with_byte_fallback(row, stop, byte_fallback):
+    generation = Generation(max_new_tokens=len(row), stop=stop)
+    [whole] = decode_texts(*scripted([row])[:2], generation, byte_fallback)
+    assert "".join(decode_stream(*scripted([row])[:2], generation, byte_fallback)) == whole
+
+
+def test_a_stop_string_may_continue_with_an_incomplete_character(tokenizer):
+    row = [*tokenizer("a \u4e2d\u6587 b")["input_ids"], tokenizer.eos_token_id]
+    generation = Generation(max_new_tokens=40, stop=("\u4e2d\u6587",))
+    assert list(decode_stream(*scripted([row])[:2], generation, tokenizer)) == ["a"]
