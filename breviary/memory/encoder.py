@@ -137,8 +137,11 @@ class ContextEncoder(nn.Module):
 
     # -------------------------------------------------------------- context
 
-    def encode(self, context: Context) -> Encoded:
-        """Context tokens (B, T) -> states (B, S, L, D), independent of the question."""
+    def encode(self, context: Context, keep_keys: bool = True) -> Encoded:
+        """Context tokens (B, T) -> states (B, S, L, D), independent of the question.
+
+        keep_keys  keep each layer's keys and values where questions attend to the context; False = no question will
+        """
         text = self._translated(context)
         # At depth each segment is packed with the prefix later, and widths are rounded then.
         layout = Layout.of([text.mask], round_to=ROUND_TO if self.join == "input" else 1)
@@ -149,7 +152,7 @@ class ContextEncoder(nn.Module):
             states = self._encode_at_depth(ids_RL, mask_RL, context, S)
             return Encoded(states.view(B, S, L, -1), mask_BSL, ids_BSL)
         assert self.encoder is not None, self.join
-        cache = CapturingCache() if self.question == "after_context" else None
+        cache = CapturingCache() if keep_keys and self.question == "after_context" else None
         positions = torch.arange(L, device=ids_RL.device).expand(B * S, L)
         states = self.encoder.run(self.encoder.embed(ids_RL), range(self.layers), positions, cache=cache)
         pairs = [cache.layers[i] for i in range(self.layers)] if cache else []

@@ -171,8 +171,8 @@ class MergingCompressor(BudgetedCompressor):
         return self.context_encoder.translation and self.context_encoder.translation.target
 
     def encode(self, context: Context) -> Encoded:
-        """As `ContextEncoder.encode`."""
-        return self.context_encoder.encode(context)
+        """As `ContextEncoder.encode`; without keys and values where no question would read them."""
+        return self.context_encoder.encode(context, keep_keys=self.needs_question)
 
     def compress(self, encoded: Encoded, question: Question) -> Memory:
         """Groups, weights, merge, alignment."""
