@@ -1,7 +1,18 @@
 """Answer metrics, each in [0, 1] and the best over the references.
 
-Texts are compared after SQuAD's normalisation (Rajpurkar et al. 2016, arXiv 1606.05250, section 6): lower case,
-no punctuation, no articles, single spaces. ROUGE-L (Lin 2004) is rouge_score's F-measure with its stemmer.
+A prediction and a reference are compared by one of five rules, which the reference's text chooses:
+
+squad       SQuAD's normalisation (Rajpurkar et al. 2016, arXiv 1606.05250, section 6): lower case, no ASCII
+            punctuation, no articles, single spaces
+unicode     a letter or digit of another script than Latin, or East Asian punctuation, in either text: also without
+            Unicode punctuation; full-width and half-width forms become ordinary ones
+characters  a script without spaces between words (Chinese, Japanese, Thai, ...): as `unicode`, each character is a
+            word, articles stay and white space does not count, as for the Chinese tasks of LongBench (Bai et al.
+            2023, arXiv 2308.14508), whose words are a segmenter's
+articles    the rules above leave nothing of the reference ("A", "The"): articles stay
+unstripped  nor does that ("+", "!"): lower case and single spaces alone
+
+ROUGE-L (Lin 2004) is rouge_score's F-measure with its stemmer, on the words of data/words.py.
 """
 
 from __future__ import annotations
@@ -10,44 +21,96 @@ import re
 import string
 from collections import Counter
 from collections.abc import Sequence
+from dataclasses import dataclass
 
-from rouge_score import rouge_scorer
+from data.words import fold, has_other_script, has_unspaced_script, rouge, separate, without_punctuation
 
 # Increased when any score of any answer changes, in this file or in data/restoration.py: results of another version
-# are measured anew. 1: to July 2025; 2: symbols-only answers and unspaced scripts.
+# are measured anew. 1: squad alone, for every text; 2: the rules above.
 METRICS_VERSION = 2
+
+RULES = ("squad", "unicode", "characters", "articles", "unstripped")
 
 _PUNCTUATION = str.maketrans("", "", string.punctuation)
 _ARTICLES = re.compile(r"\b(a|an|the)\b")
-_ROUGE = rouge_scorer.RougeScorer(["rougeL"], use_stemmer=True)
 
 
-def normalise(text: str) -> str:
-    """Lower case, without ASCII punctuation and the words a, an, the; runs of white space become one space."""
-    return " ".join(_ARTICLES.sub(" ", text.lower().translate(_PUNCTUATION)).split())
+def normalise(text: str, articles: bool = False, unicode: bool = False) -> str:
+    """Lower case, without ASCII punctuation; runs of white space become one space.
+
+    articles  False removes the words a, an, the
+    unicode   True removes Unicode punctuation as well
+    """
+    text = fold(text)
+    text = (without_punctuation(text) if unicode else text).translate(_PUNCTUATION)
+    return " ".join((text if articles else _ARTICLES.sub(" ", text)).split())
+
+
+@dataclass(frozen=True)
+class _Pair:
+    """Words of a prediction and a reference under one rule."""
+
+    rule: str
+    prediction: list[str]
+    reference: list[str]
+
+    def texts(self) -> tuple[str, str]:
+        """Both texts, single-spaced; without any space under the rule `characters`."""
+        space = "" if self.rule == "characters" else " "
+        return space.join(self.prediction), space.join(self.reference)
+
+
+def _compare(prediction: str, reference: str) -> _Pair:
+    """Both texts under the rule that the reference needs."""
+    unicode = has_other_script(prediction) or has_other_script(reference)
+    characters = has_unspaced_script(reference)
+    first = "characters" if characters else "unicode" if unicode else "squad"
+    for rule in (first, "articles", "unstripped"):
+        if rule == "unstripped":
+            texts = [fold(text) for text in (prediction, reference)]
+        else:
+            articles = characters or rule == "articles"
+            texts = [normalise(text, articles, unicode) for text in (prediction, reference)]
+        if texts[1].strip():
+            break
+    own, gold = ((separate(text) if unicode else text).split() for text in texts)
+    return _Pair(rule, own, gold)
+
+
+def rules(prediction: str, references: Sequence[str]) -> list[str]:
+    """The distinct rules by which a prediction is compared with its references, sorted."""
+    return sorted({_compare(prediction, reference).rule for reference in references})
 
 
 def exact_match(prediction: str, references: Sequence[str]) -> float:
     """1 where the normalised prediction equals a normalised reference, else 0."""
     assert references, (prediction, references)
-    return float(normalise(prediction) in {normalise(reference) for reference in references})
+    texts = [_compare(prediction, reference).texts() for reference in references]
+    return float(any(own == gold for own, gold in texts))
 
 
 def contains(prediction: str, references: Sequence[str]) -> float:
     """1 where the normalised prediction contains a normalised, non-empty reference, else 0.
 
-    The accuracy of lost-in-the-middle (Liu et al. 2023, arXiv 2307.03172, section 2.1).
+    The accuracy of lost-in-the-middle (Liu et al. 2023, arXiv 2307.03172, section 2.1). References of articles alone
+    must occur as words, all others as characters.
     """
     assert references, (prediction, references)
-    golds = [normalise(reference) for reference in references]
-    text = normalise(prediction)
-    return float(any(gold and gold in text for gold in golds))
+    return float(any(_contains(_compare(prediction, reference)) for reference in references))
+
+
+def _contains(pair: _Pair) -> bool:
+    own, gold = pair.texts()
+    if pair.rule == "articles":  # else "A" would be in "banana"
+        return f" {gold} " in f" {own} "
+    return bool(gold) and gold in own
 
 
 def token_f1(prediction: str, references: Sequence[str]) -> float:
     """Harmonic mean of word precision and recall, words counted with repetition; 1 where both texts are empty."""
     assert references, (prediction, references)
-    return max(_f1(normalise(prediction).split(), normalise(reference).split()) for reference in references)
+    pairs = [_compare(prediction, reference) for reference in references]
+    return max(_f1(pair.prediction, pair.reference) for pair in pairs)
 
 
 def _f1(predicted: list[str], gold: list[str]) -> float:
@@ -58,9 +121,9 @@ def _f1(predicted: list[str], gold: list[str]) -> float:
 
 
 def rouge_l(prediction: str, references: Sequence[str]) -> float:
-    """F-measure of the longest common subsequence of stemmed words; 0 where a text has no Latin letter or digit."""
+    """F-measure of the longest common subsequence of words, those of Latin script stemmed."""
     assert references, (prediction, references)
-    return max(_ROUGE.score(reference, prediction)["rougeL"].fmeasure for reference in references)
+    return max(rouge(prediction, reference, ("rougeL",))["rougeL"] for reference in references)
 
 
 def scores(prediction: str, references: Sequence[str]) -> dict[str, float]:

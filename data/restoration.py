@@ -13,12 +13,12 @@ from collections.abc import Sequence
 from typing import Any
 
 from rapidfuzz.distance import Levenshtein
-from rouge_score import rouge_scorer
 from sacrebleu.metrics import BLEU
+
+from data.words import rouge, separate
 
 POSITIONS_PER_BIN = 32
 MAX_ORDER = 4  # longest n-grams of BLEU, in words
-_ROUGE = rouge_scorer.RougeScorer(["rouge1", "rouge2"], use_stemmer=True)  # as ROUGE-L in data.metrics
 _WORD = re.compile(r"\w+|[^\w\s]")
 
 
@@ -39,8 +39,11 @@ def edit_similarity(text: str, target: str) -> float:
 
 
 def words(text: str) -> list[str]:
-    """Words and punctuation marks, case kept: the units of BLEU."""
-    return _WORD.findall(text)
+    """Words and punctuation marks, case kept: the units of BLEU.
+
+    A character is a word in scripts that are written without spaces.
+    """
+    return _WORD.findall(separate(text))
 
 
 def bleu(text: str, target: str) -> float:
@@ -78,9 +81,9 @@ def _bleu(order: int, smoothing: str) -> BLEU:
 
 
 def rouge_n(text: str, target: str) -> dict[str, float]:
-    """rouge_1 and rouge_2: F-measures of stemmed words and word pairs (Lin 2004)."""
-    rouge = _ROUGE.score(target, text)
-    return {"rouge_1": rouge["rouge1"].fmeasure, "rouge_2": rouge["rouge2"].fmeasure}
+    """rouge_1 and rouge_2: F-measures of stemmed words and word pairs (Lin 2004), as ROUGE-L in data.metrics."""
+    found = rouge(text, target, ("rouge1", "rouge2"))
+    return {"rouge_1": found["rouge1"], "rouge_2": found["rouge2"]}
 
 
 class Restoration:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -9,13 +10,15 @@ from transformers import PreTrainedTokenizerBase
 
 from breviary.contract import Batch, Example
 from data.collate import Collator
-from data.metrics import scores
+from data.metrics import METRICS_VERSION, rules, scores
 from data.prompts import Prompt
 from data.tokenised import Tokenised, tokenise_split
 
 
 class DataPipeline:
     """Implements the protocol `TextPipeline`. Entry points pass an instance to breviary, which never imports data."""
+
+    metrics_version = METRICS_VERSION
 
     def prompt(self, settings: Mapping[str, Any]) -> Prompt:
         """The prompt of configuration section `prompt`. Raises ValueError for wrong settings."""
@@ -40,6 +43,14 @@ class DataPipeline:
     def scores(self, prediction: str, references: Sequence[str]) -> dict[str, float]:
         """As `data.metrics.scores`."""
         return scores(prediction, references)
+
+    def scoring(self, rows: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+        """How predictions were scored: metrics_version, and normalisation: {rule of data.metrics: examples}.
+
+        rows  with "prediction" and "references"; an example with references of several rules counts for each
+        """
+        used = Counter(rule for row in rows for rule in rules(row["prediction"], row["references"]))
+        return {"metrics_version": METRICS_VERSION, "normalisation": dict(sorted(used.items()))}
 
 
 TEXT = DataPipeline()

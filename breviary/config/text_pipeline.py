@@ -11,6 +11,8 @@ from breviary.contract import Batch, Example
 class TextPipeline(Protocol):
     """Prompts, tokenising, collating and scoring."""
 
+    metrics_version: int  # increased when a score of any answer changes: results of another version are not used
+
     def prompt(self, settings: Mapping[str, Any]) -> Any:
         """The prompt of configuration section `prompt`. Raises ValueError for wrong settings."""
 
@@ -30,3 +32,6 @@ class TextPipeline(Protocol):
 
     def scores(self, prediction: str, references: Sequence[str]) -> dict[str, float]:
         """{metric: value in [0, 1]} of one answer, the best over the references."""
+
+    def scoring(self, rows: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+        """How predictions were scored, for results.json: metrics_version, and normalisation: {rule: examples}."""
