@@ -6,15 +6,22 @@ many questions.
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass
+from datetime import date, datetime
 from typing import Any
 
 from transformers import PreTrainedTokenizerBase
 
 from breviary.contract import Example
+from breviary.runtime.markup import ANSWER_TEMPLATES, missing_field, surrogate_problem, tokenise, tokenise_inserted
+from breviary.runtime.spelling import override
+from data.checks import raise_problems
 
 # Placeholder for the user's message in a chat template. Templates strip white space, but not this.
 _CONTENT = "BREVIARYCONTENT"
+
+DATE = "%d %b %Y"  # form of prompt.date
 
 
 @dataclass
@@ -24,25 +31,40 @@ class Prompt:
     bos              start with the tokenizer's BOS, where it has one
     instruction      text before the context
     template         text after the context; must contain {question}
-    answer_template  the text to generate; must contain {answer}
+    answer_template  the text to generate; must contain {answer}. None = " {answer}", with `chat` "{answer}": a chat
+                     header ends in a line break, after which models answer without a space
     chat             wrap instruction, context and template as one user turn of the tokenizer's chat template
-    Special tokens may be written in instruction and template. In a context, query or answer they are plain text.
-    Raises: ValueError for a template without its field.
+    date             day that chat templates see as today, such as "26 Jul 2024" (the default of Llama 3.1's)
+    Special tokens may be written in instruction and templates. In a context, question or answer they are plain text.
+    Raises: ValueError for a template without its field, or another form of date.
     """
 
     bos: bool = True
     instruction: str = ""
     template: str = "\nQuestion: {question}\nAnswer:"
-    answer_template: str = " {answer}"
+    answer_template: str | None = None
     chat: bool = False
+    date: str = "26 Jul 2024"
 
     def __post_init__(self) -> None:
-        for key, text, field, example in (
-            ("template", self.template, "{question}", "'Q: {question} A:'"),
-            ("answer_template", self.answer_template, "{answer}", "' {answer}'"),
-        ):
-            if field not in text:
-                raise ValueError(f"prompt.{key} is {text!r}; it must hold {field}, for example prompt.{key}={example}")
+        if self.answer_template is None:
+            self.answer_template = ANSWER_TEMPLATES[self.chat]
+        problems = missing_field(
+            "prompt.template", self.template, "question", override("prompt.template", "Q: {question} A:")
+        )
+        problems += missing_field(
+            "prompt.answer_template", self.answer_template, "answer", override("prompt.answer_template", " {answer}")
+        )
+        try:
+            self._day()
+        except (TypeError, ValueError):
+            problems.append(
+                f"prompt.date is {self.date!r}; it must be a day, for example {override('prompt.date', '26 Jul 2024')}"
+            )
+        raise_problems(problems)
+
+    def _day(self) -> date:
+        return datetime.strptime(self.date, DATE).date()
 
     def tokenise(self, example: Example, tokenizer: PreTrainedTokenizerBase) -> dict[str, Any]:
         """Lists of ids: prefix, context, query, prompt, answer; and `evidence`, `starts`, `ends`.
@@ -55,24 +77,33 @@ class Prompt:
         evidence  one bool per context token, True where it overlaps a gold document; None without gold documents
         starts, ends  characters [start, end) of each context token in the context; None for a slow tokenizer
         Raises: ValueError where the tokenizer has no end token, no chat template (chat=True), or no character
-        offsets (a slow tokenizer, gold documents).
+        offsets (a slow tokenizer, gold documents), and for a lone surrogate.
         """
         if tokenizer.eos_token_id is None:
             raise ValueError(
                 f"the tokenizer {tokenizer.name_or_path!r} has no end token, so answers could not end; "
                 'set one in its tokenizer_config.json, for example "eos_token": "</s>"'
             )
+        for name, text in (
+            ("context", example.context),
+            ("question", example.question),
+            ("answer", example.answers[0]),
+        ):
+            problem = surrogate_problem(text)
+            if problem:
+                raise ValueError(f"the {name} of example {example.id!r} {problem}")
+        assert self.answer_template is not None
         header, footer = self._chat_parts(tokenizer) if self.chat else ("", "")
-        prefix = _ids(tokenizer, header + self.instruction)
+        prefix = tokenise(tokenizer, header + self.instruction)
         # Many chat templates contain BOS themselves.
         if self.bos and tokenizer.bos_token_id is not None and prefix[:1] != [tokenizer.bos_token_id]:
             prefix = [tokenizer.bos_token_id, *prefix]
         return {
             "prefix": prefix,
-            "query": _ids(tokenizer, example.question, plain=True),
-            "prompt": _ids(tokenizer, self.template.replace("{question}", example.question) + footer),
+            "query": tokenise(tokenizer, example.question, plain=True),
+            "prompt": tokenise_inserted(tokenizer, self.template, "question", example.question, footer),
             "answer": [
-                *_ids(tokenizer, self.answer_template.replace("{answer}", example.answers[0]), plain=True),
+                *tokenise_inserted(tokenizer, self.answer_template, "answer", example.answers[0]),
                 tokenizer.eos_token_id,
             ],
             **_context_pieces(tokenizer, example),
@@ -86,8 +117,13 @@ class Prompt:
                 "set prompt.chat=false or use an instruction-tuned backbone"
             )
         text = tokenizer.apply_chat_template(
-            [{"role": "user", "content": _CONTENT}], tokenize=False, add_generation_prompt=True, enable_thinking=False
-        )  # Qwen3's templates read enable_thinking: False requests answers without reasoning
+            [{"role": "user", "content": _CONTENT}],
+            chat_template=_with_fixed_date(tokenizer.get_chat_template(), self._day()),
+            tokenize=False,
+            add_generation_prompt=True,
+            enable_thinking=False,  # read by Qwen3's templates: answers without reasoning
+            date_string=self.date,  # read by Llama 3's
+        )
         parts = text.split(_CONTENT)
         if len(parts) != 2:
             raise ValueError(
@@ -97,12 +133,20 @@ class Prompt:
         return parts[0], parts[1]
 
 
-def _ids(tokenizer: PreTrainedTokenizerBase, text: str, plain: bool = False) -> list[int]:
-    """Ids of `text` without added special tokens; `plain` tokenises special tokens in the text as plain text."""
-    if not text:  # some tokenizers make a token of the empty string (a dummy space)
-        return []
-    # verbose=False: the tokenizer's length warning does not apply, because the reader limits the length.
-    return tokenizer(text, add_special_tokens=False, split_special_tokens=plain, verbose=False)["input_ids"]
+def _with_fixed_date(template: str, day: date) -> str:
+    """A chat template whose function strftime_now(format) returns `day`, not the day of the call.
+
+    transformers accepts no function from its callers, so the template gets a macro of that name, which looks up the
+    template's own formats.
+    """
+    if "strftime_now" not in template:
+        return template
+    formats = dict.fromkeys(found[1] for found in re.findall(r"""(["'])((?:(?!\1).)*%[^{}]*?)\1""", template))
+    days = ", ".join(f"{form!r}: {day.strftime(form)!r}" for form in formats)
+    return (
+        f"{{%- set breviary_days = {{{days}}} -%}}{{%- macro strftime_now(format) -%}}"
+        "{{ breviary_days[format] }}{%- endmacro +%}" + template
+    )
 
 
 def _context_pieces(tokenizer: PreTrainedTokenizerBase, example: Example) -> dict[str, Any]:
@@ -114,8 +158,13 @@ def _context_pieces(tokenizer: PreTrainedTokenizerBase, example: Example) -> dic
                 f"the tokenizer {tokenizer.name_or_path!r} provides no character offsets, which are needed to mark "
                 f"gold documents (example {example.id!r}); use the fast tokenizer of this backbone"
             )
-        return {"context": _ids(tokenizer, example.context, plain=True), "evidence": None, "starts": None, "ends": None}
-    if not example.context:  # as in `_ids`
+        return {
+            "context": tokenise(tokenizer, example.context, plain=True),
+            "evidence": None,
+            "starts": None,
+            "ends": None,
+        }
+    if not example.context:  # as in `tokenise`
         return {"context": [], "evidence": [] if gold else None, "starts": [], "ends": []}
     encoded = tokenizer(
         example.context, add_special_tokens=False, split_special_tokens=True, return_offsets_mapping=True, verbose=False

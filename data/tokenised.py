@@ -19,7 +19,7 @@ from transformers import PreTrainedTokenizerBase
 from breviary.contract import Example
 from data.prompts import Prompt
 
-LAYOUT = 2  # increased when the stored columns or their meaning change, so that older folders are ignored
+LAYOUT = 3  # increased when the stored columns or their meaning change, so that older folders are ignored
 TRUNCATIONS = ("head", "tail", "middle")
 _IDS = datasets.List(datasets.Value("int32"))
 _FEATURES = datasets.Features(
@@ -43,6 +43,7 @@ class Tokenised(torch.utils.data.Dataset):
     """Tokenised examples.
 
     data_hash       sha256 of the examples, before truncation
+    tokens_hash     sha256 of everything that the token ids depend on: examples, tokenizer, prompt, truncation
     lengths         context tokens of each example, after truncation
     other_lengths   further tokens of each example: prefix, the longer of question and prompt, answer
     answer_lengths  answer tokens of each example
@@ -51,10 +52,12 @@ class Tokenised(torch.utils.data.Dataset):
     num_gold_lost   examples that lost a whole gold passage, or, without gold marks, every occurrence of an answer
     """
 
-    def __init__(self, examples: Sequence[Example], rows: datasets.Dataset, data_hash: str) -> None:
+    def __init__(
+        self, examples: Sequence[Example], rows: datasets.Dataset, data_hash: str, tokens_hash: str = ""
+    ) -> None:
         assert len(examples) == len(rows), (len(examples), len(rows))
         self.examples = examples
-        self.data_hash = data_hash
+        self.data_hash, self.tokens_hash = data_hash, tokens_hash
         self.lengths: list[int] = list(rows["length"])
         self.is_truncated: list[bool] = list(rows["cut"])
         self.num_truncated = sum(self.is_truncated)
@@ -118,7 +121,7 @@ def tokenise_split(
     key = _sha256(inputs)
     folder = None if cache_dir is None else Path(cache_dir) / f"tokenised-{key[:32]}"
     if folder is not None and folder.is_dir():
-        return Tokenised(examples, datasets.load_from_disk(str(folder)), data_hash)
+        return Tokenised(examples, datasets.load_from_disk(str(folder)), data_hash, key)
 
     def tokenise_row(index: int) -> dict[str, Any]:
         pieces = prompt.tokenise(examples[index], tokenizer)
@@ -137,7 +140,7 @@ def tokenise_split(
     if folder is not None:
         _save(rows, folder)
         rows = datasets.load_from_disk(str(folder))  # memory-mapped, shared by the processes of a machine
-    return Tokenised(examples, rows, data_hash)
+    return Tokenised(examples, rows, data_hash, key)
 
 
 def examples_hash(examples: Sequence[Example]) -> str:

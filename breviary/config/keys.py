@@ -21,7 +21,9 @@ from hydra import compose, initialize_config_dir
 from omegaconf import DictConfig, ListConfig, OmegaConf, open_dict
 from omegaconf.errors import OmegaConfBaseException
 
+from breviary.config.defaults import fill_defaults
 from breviary.runtime.checkout import ROOT
+from breviary.runtime.spelling import override
 
 CONFIGS = ROOT / "configs"
 
@@ -38,6 +40,7 @@ TYPES = {
     "run": str | None,
     "examples": int | None,
     "limits.max_context_tokens": int | None,
+    "prompt.answer_template": str | None,
     "decoder.lora_targets": str | list[str],
     "engine.deepspeed": dict | None,
 }
@@ -66,8 +69,8 @@ class Key:
 def validate_keys(cfg: DictConfig) -> tuple[DictConfig, list[str]]:
     """A copy of `cfg` that later checks can rely on, and an error message for each wrong key.
 
-    In the copy unknown keys are removed, every constructor argument is present, and values of a wrong type are replaced
-    by defaults.
+    In the copy unknown keys are removed, every constructor argument is present, values of a wrong type are replaced by
+    defaults, and keys whose null stands for a value have that value (`fill_defaults`).
     Raises: ValueError when a section is missing or its class cannot be imported, which makes further checks impossible.
     """
     cfg = cfg.copy()
@@ -89,6 +92,7 @@ def validate_keys(cfg: DictConfig) -> tuple[DictConfig, list[str]]:
                 problems += _fix_section(
                     cfg[name][inner], f"{name}.{inner}.", constructor_keys(target_class(cfg[name], inner))
                 )
+        fill_defaults(cfg)
     return cfg, problems
 
 
@@ -239,7 +243,7 @@ def _value_problem(section: DictConfig, name: str, key: str, allowed: Key) -> st
         section[name] = str(value)
         return None
     has_example = allowed.default is not MISSING and not isinstance(allowed.default, Mapping)
-    example = f", e.g. {_shown(allowed.default)}" if has_example else ""
+    example = f", e.g. {_example(key, allowed.default)}" if has_example else ""
     return f"{key}={_shown(value)}: must be {_words(allowed.hint)}{example}"
 
 
@@ -279,8 +283,14 @@ def _words(hint: Any) -> str:
     return " or ".join(WORDS.get(typing.get_origin(choice) or choice, "a value") for choice in choices)
 
 
+def _example(key: str, value: Any) -> str:
+    """A value as it is written on the command line; with its key where the shell or Hydra need quotes."""
+    word = override(key, value)
+    return word.removeprefix(f"{key}=") if word.startswith(key) else word
+
+
 def _shown(value: Any) -> str:
-    """A value as it is written on the command line."""
+    """A value for a message."""
     if isinstance(value, DictConfig):
         return "{...}"
     return "null" if value is None else str(value).lower() if isinstance(value, bool) else str(value)

@@ -14,7 +14,7 @@ from yaml import YAMLError
 
 from breviary.runs.checkpoints import checkpoints, last_checkpoint
 from breviary.runs.environment import write_environment
-from breviary.runs.schema import FORMER_TARGETS, SCHEMA, rename_targets, upgrade_config
+from breviary.runs.schema import FORMER_TARGETS, SCHEMA, rename_targets, upgrade_config, without_added
 from breviary.runtime.distributed import broadcast_from_rank_zero, rank
 from breviary.runtime.files import write_text
 
@@ -29,7 +29,7 @@ CONFIG = "config.yaml"
 def config_hash(cfg: DictConfig, without: tuple[str, ...] = NOT_COMPARED, extra: str = "") -> str:
     """First 12 hex digits of the sha256 of the resolved configuration without the keys `without`, and of `extra`."""
     # Classes are hashed by the names of schema 2, so that evaluations of earlier versions are found again.
-    plain = rename_targets(OmegaConf.to_container(cfg, resolve=True), FORMER_TARGETS)
+    plain = without_added(rename_targets(OmegaConf.to_container(cfg, resolve=True), FORMER_TARGETS))
     text = json.dumps({key: value for key, value in plain.items() if key not in without}, sort_keys=True) + extra
     return hashlib.sha256(text.encode()).hexdigest()[:12]
 

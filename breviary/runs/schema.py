@@ -63,6 +63,28 @@ def _from_2(cfg: DictConfig) -> None:
             cfg[section] = rename_targets(OmegaConf.to_container(cfg[section]), MOVED)
 
 
+# Keys added without a new schema, {section: {key: value}}: with that value a configuration means what it meant without
+# the key, and has the same hash. `...` = any value: the key acts through another one, which is hashed.
+ADDED: dict[str, dict[str, Any]] = {
+    "prompt": {"date": "26 Jul 2024"},
+    "dataset": {"max_new_tokens": ..., "stop": ...},  # defaults of section generation
+}
+
+
+def without_added(plain: Mapping[str, Any]) -> dict[str, Any]:
+    """A configuration as plain values without the keys of ADDED that change nothing."""
+    return {
+        section: {
+            key: value
+            for key, value in values.items()
+            if key not in ADDED[section] or ADDED[section][key] not in (..., value)
+        }
+        if section in ADDED and isinstance(values, Mapping)
+        else values
+        for section, values in plain.items()
+    }
+
+
 UPGRADES: dict[int, Callable[[DictConfig], None]] = {1: _from_1, 2: _from_2}
 
 

@@ -13,6 +13,7 @@ from breviary.contract import Batch, EncodedContext, Generation
 from breviary.decoding.loop import decode_stream, decode_texts
 from breviary.readers.saved import read_saved, write_saved
 from breviary.runtime.files import hash_tensors
+from breviary.runtime.markup import missing_field, surrogate_problem, tokenise, tokenise_inserted
 from comet.inference.stream import Stream
 from comet.memory import LayerState, MemoryState
 from comet.protocol import SessionReader
@@ -24,13 +25,18 @@ TEMPLATE = "\nQuestion: {question}\nAnswer:"  # as in configs/train.yaml
 class Session(EncodedContext):
     """The state of a reader for one text, from `Comet.open()`.
 
+    template     text around a question, with the field {question}; may contain special tokens, the question may not
     tokens_read  tokens so far
     bytes        of the state
+    Raises: ValueError for a template without its field.
     """
 
     reader: SessionReader
 
     def __init__(self, reader: SessionReader, template: str = TEMPLATE) -> None:
+        problems = missing_field("template", template, "question", repr(TEMPLATE))
+        if problems:
+            raise ValueError(*problems)
         self.reader, self.template, self.tokens_read = reader, template, 0
         self._stream = Stream(reader, 1)
         self._open_ids: list[int] = []  # of the open chunk
@@ -42,8 +48,11 @@ class Session(EncodedContext):
         return self._stream.bytes
 
     def read(self, text: str | Sequence[int]) -> None:
-        """Reads further tokens. A string is tokenised by itself, without special tokens."""
-        ids = self._tokenise(text) if isinstance(text, str) else list(text)
+        """Reads further tokens. A string is tokenised by itself; special tokens in it are plain text.
+
+        Raises: ValueError for a lone surrogate.
+        """
+        ids = tokenise(self.reader.tokenizer, _checked(text), plain=True) if isinstance(text, str) else list(text)
         c = self.reader.chunk_size
         for start in range(0, len(ids), c):  # the whole text need not fit into the device's memory
             part = torch.tensor([ids[start : start + c]], device=self._device)
@@ -97,7 +106,9 @@ class Session(EncodedContext):
     def _fork_with_question(self, question: str | Sequence[int]) -> Session:
         """A copy that has also read the question."""
         fork = self.fork()
-        fork.read(self.template.replace("{question}", question) if isinstance(question, str) else question)
+        if isinstance(question, str):
+            question = tokenise_inserted(self.reader.tokenizer, self.template, "question", _checked(question))
+        fork.read(question)
         if fork._logits is None:
             raise ValueError("session.ask: no text was read and the question is empty; call session.read first")
         return fork
@@ -152,11 +163,12 @@ class Session(EncodedContext):
     def _device(self) -> torch.device:
         return self.reader.memory.tokens.weight.device
 
-    def _tokenise(self, text: str) -> list[int]:
-        # verbose=False suppresses the warning about texts longer than the positions: chunks never are.
-        return self.reader.tokenizer(text, add_special_tokens=False, split_special_tokens=True, verbose=False)[
-            "input_ids"
-        ]
+
+def _checked(text: str) -> str:
+    problem = surrogate_problem(text)
+    if problem:
+        raise ValueError(f"the text {problem}")
+    return text
 
 
 def session_identity(reader: SessionReader) -> dict[str, Any]:

@@ -140,7 +140,7 @@ LEARNED = (
                 f"compressor.learned_weights=coarse: {LEARNED}",
                 "decoder.lora_targets=['q_porj']: must be all-linear, or a list out of q_proj, k_proj, v_proj, o_proj, "
                 "gate_proj, up_proj, down_proj, e.g. [q_proj,v_proj]",
-                "prompt.template is 'Q'; it must hold {question}, for example prompt.template='Q: {question} A:'",
+                "prompt.template is 'Q'; it must hold {question}, for example \"prompt.template='Q: {question} A:'\"",
             ],
         ),
         (
@@ -254,7 +254,7 @@ def test_all_problems_of_a_call_are_reported_at_once(refused, tmp_path):
         "train.batch_size=0: must be at least 1, e.g. 8",
         "init_from: nowhere: no run folder with a complete checkpoint in checkpoints/; give one that train.py printed, "
         "e.g. run=outputs/comi_facts/20260101T000000_ab12cd",
-        "prompt.template is 'Q'; it must hold {question}, for example prompt.template='Q: {question} A:'",
+        "prompt.template is 'Q'; it must hold {question}, for example \"prompt.template='Q: {question} A:'\"",
         f"dataset.train is '{tmp_path}/none.jsonl', which is not a file; name a JSONL file, for example "
         "dataset.train=path/to/train.jsonl.gz",
         f"dataset.validation: {tmp_path}/empty.jsonl is empty; it must hold one JSON object per line, for example "

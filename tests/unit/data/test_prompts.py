@@ -124,7 +124,7 @@ def test_chat_wraps_instruction_context_and_template(tokenizer):
     assert text(tokenizer, pieces["prefix"]) == "<s>[user] Read. "
     assert pieces["prefix"].count(tokenizer.bos_token_id) == 1  # from the chat template, not added again
     assert text(tokenizer, pieces["prompt"]) == "\nQuestion: What is the sun?\nAnswer: [end]\n[assistant] <no thought>"
-    assert all(pieces[k] == plain[k] for k in ("context", "query", "answer", "evidence"))
+    assert all(pieces[k] == plain[k] for k in ("context", "query", "evidence"))
 
 
 def test_chat_template_without_bos_gets_one(tokenizer):
@@ -136,7 +136,11 @@ def test_chat_template_without_bos_gets_one(tokenizer):
 @pytest.mark.parametrize(
     ("keywords", "message"),
     [
-        ({"template": "Q: question"}, "prompt.template is 'Q: question'; it must hold {question}, for example "),
+        (
+            {"template": "Q: question"},
+            "prompt.template is 'Q: question'; it must hold {question}, for example "
+            "\"prompt.template='Q: {question} A:'\"",
+        ),
         ({"template": ""}, "prompt.template is ''; it must hold {question}"),
         ({"answer_template": "yes"}, "prompt.answer_template is 'yes'; it must hold {answer}, for example "),
     ],
@@ -170,3 +174,115 @@ def test_slow_tokenizer_cannot_mark_gold(tokenizer, monkeypatch):
     with pytest.raises(ValueError, match="no character offsets.*example 'a'"):
         Prompt().tokenise(EXAMPLE, tokenizer)
     assert Prompt().tokenise(replace(EXAMPLE, documents=()), tokenizer)["context"]
+
+
+# ------------------------------------------------------------------ special tokens in inserted text
+
+SPECIAL = ["<|im_start|>", "<|im_end|>"]
+
+
+@pytest.fixture
+def chatty(tokenizer):
+    """The tiny tokenizer with SmolLM2's control tokens and its kind of chat template."""
+    tokenizer.add_special_tokens({"additional_special_tokens": SPECIAL})
+    tokenizer.chat_template = (
+        "{% for m in messages %}<|im_start|>{{ m.role }}\n{{ m.content }}<|im_end|>\n{% endfor %}"
+        "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
+    )
+    return tokenizer
+
+
+def special_ids(tokenizer, ids: list[int]) -> list[int]:
+    control = {*tokenizer.convert_tokens_to_ids(SPECIAL), tokenizer.bos_token_id, tokenizer.eos_token_id}
+    return [id for id in ids if id in control]
+
+
+@pytest.mark.parametrize(
+    "inserted", ["<|im_end|>", "What does the marker <|im_end|> end?", "<|im_start|><|im_end|></s>"]
+)
+@pytest.mark.parametrize("chat", [False, True])
+def test_special_tokens_of_a_question_and_an_answer_are_plain_in_every_piece(chatty, inserted, chat):
+    prompt = Prompt(
+        instruction="<|im_start|>Go. ",
+        template="<|im_start|>Q: {question}, again {question}<|im_end|>\nA:",
+        answer_template="<{answer}><|im_end|>",
+        chat=chat,
+    )
+    example = Example("q", inserted, inserted, (inserted,))
+    pieces = prompt.tokenise(example, chatty)
+    plain = prompt.tokenise(Example("p", "x", "x", ("x",)), chatty)
+    for name in ("prefix", "context", "query", "prompt", "answer"):
+        assert special_ids(chatty, pieces[name]) == special_ids(chatty, plain[name])
+    assert text(chatty, pieces["prompt"]) == text(chatty, plain["prompt"]).replace("x", inserted)
+    assert text(chatty, pieces["answer"]) == f"<{inserted}><|im_end|></s>"
+    assert len(special_ids(chatty, pieces["prompt"])) == (4 if chat else 2)
+
+
+def test_a_special_token_that_question_and_template_form_together_is_plain(chatty):
+    pieces = Prompt(template="<{question}>").tokenise(Example("q", "c", "s", ("a",)), chatty)
+    assert special_ids(chatty, pieces["prompt"]) == [] and text(chatty, pieces["prompt"]) == "<s>"
+
+
+def test_without_special_tokens_the_ids_are_those_of_the_whole_string(chatty):
+    for question in ("What is the sun?", " two  blanks", "Größe <s", "{question}"):
+        pieces = Prompt(template="</s>Q: {question}<|im_end|>\nA:").tokenise(
+            replace(EXAMPLE, question=question), chatty
+        )
+        whole = f"</s>Q: {question}<|im_end|>\nA:"
+        assert pieces["prompt"] == chatty(whole, add_special_tokens=False)["input_ids"]
+
+
+@pytest.mark.parametrize("name", ["context", "question", "answer"])
+def test_a_lone_surrogate_is_an_error_that_names_the_text(tokenizer, name):
+    example = replace(EXAMPLE, **({"answers": ("a\ud800",)} if name == "answer" else {name: "a\ud800"}), documents=())
+    with pytest.raises(
+        ValueError, match=rf"^the {name} of example 'a' holds a lone surrogate \('\\ud800', character 1\)"
+    ):
+        Prompt().tokenise(example, tokenizer)
+
+
+# ------------------------------------------------------------------ chat
+
+
+def test_in_a_chat_no_space_precedes_the_answer_unless_the_template_has_one(chatty):
+    answers = {
+        (chat, template): text(chatty, Prompt(chat=chat, answer_template=template).tokenise(EXAMPLE, chatty)["answer"])
+        for chat in (False, True)
+        for template in (None, " {answer}")
+    }
+    assert answers == {
+        (False, None): " yellow</s>",
+        (True, None): "yellow</s>",
+        (False, " {answer}"): " yellow</s>",
+        (True, " {answer}"): " yellow</s>",
+    }
+
+
+DATED = {
+    "llama 3.1": "{%- if not date_string is defined %}{%- set date_string = '01 Jan 2020' %}{%- endif %}"
+    "{{ date_string }}",
+    "llama 3.2": "{%- if not date_string is defined %}{%- if strftime_now is defined %}"
+    '{%- set date_string = strftime_now("%d %b %Y") %}{%- endif %}{%- endif %}{{ date_string }}',
+    "smollm3": "\n{%- set today = strftime_now('%d %B %Y') -%}{{ today }}",
+    "mistral": '{%- set form = "%Y-%m-%d" %}{{ strftime_now(form) }}',
+}
+
+
+@pytest.mark.parametrize("name, seen", zip(DATED, ("05 Mar 2021", "05 Mar 2021", "05 March 2021", "2021-03-05")))
+def test_the_date_of_a_chat_template_is_that_of_the_configuration(tokenizer, name, seen):
+    tokenizer.chat_template = DATED[name] + "|{{ messages[0].content }}|"
+    pieces = Prompt(chat=True, bos=False, date="05 Mar 2021").tokenise(EXAMPLE, tokenizer)
+    assert text(tokenizer, pieces["prefix"]).strip() == f"{seen}|"
+
+
+def test_white_space_at_the_start_of_a_dated_template_is_kept(tokenizer):
+    tokenizer.chat_template = "\n\n {{ strftime_now('%Y') }}{{ messages[0].content }}"
+    assert text(tokenizer, Prompt(chat=True, bos=False).tokenise(EXAMPLE, tokenizer)["prefix"]) == "\n\n 2024"
+
+
+@pytest.mark.parametrize("date", ["2024-07-26", "today", "31 Feb 2024", "", None])
+def test_a_date_of_another_form(date):
+    with pytest.raises(
+        ValueError, match=r"^prompt.date is .*; it must be a day, for example \"prompt.date='26 Jul 2024'\"$"
+    ):
+        Prompt(date=date)

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 from hydra.utils import instantiate
-from omegaconf import OmegaConf
+from omegaconf import OmegaConf, open_dict
 
 from breviary import load_reader
 from breviary.config.keys import validate_keys
@@ -98,6 +98,18 @@ def test_a_later_schema_is_refused(schema):
 def test_an_old_run_has_the_hash_that_its_evaluations_are_found_by(run, digest):
     """The values of 2411d6e, before classes moved into sub-packages (schema 3)."""
     assert config_hash(load_config(RUNS / run)) == digest
+
+
+@pytest.mark.parametrize("run", NAMES)
+def test_keys_added_since_a_run_do_not_change_its_hash(run):
+    cfg = load_config(RUNS / run)
+    complete = cfg.copy()
+    with open_dict(complete):
+        complete.prompt.date = "26 Jul 2024"
+        complete.dataset.max_new_tokens, complete.dataset.stop = 512, []
+    assert config_hash(complete) == config_hash(cfg)
+    complete.prompt.date = "27 Jul 2024"
+    assert config_hash(complete) != config_hash(cfg)
 
 
 def test_a_document_saved_by_an_earlier_version_is_loaded():

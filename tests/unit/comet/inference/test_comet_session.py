@@ -109,6 +109,25 @@ def test_a_custom_template(reader):
     assert recorder.ids == [greedy(reader, [*ids, *ids_of(reader, " copper is")], 3)]
 
 
+def test_special_tokens_of_a_template_are_special_and_those_of_a_question_plain(reader):
+    control, plain = reader.tokenizer.eos_token_id, ids_of(reader, " copper")
+    session = reader.open(template="</s>{question}")
+    seen = []
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Session, "read", lambda self, ids: seen.append(ids) or setattr(self, "_logits", 0))
+        session._fork_with_question(" copper </s>")
+    assert seen[0][: len(plain) + 1] == [control, *plain] and seen[0].count(control) == 1
+    assert reader.tokenizer.decode(seen[0]) == "</s> copper </s>"
+
+
+def test_wrong_templates_and_texts(reader):
+    with pytest.raises(ValueError, match="^template is 'Q'; it must hold {question}, for example "):
+        reader.open(template="Q")
+    for call in (reader.open().read, reader.open().ask):
+        with pytest.raises(ValueError, match=r"^the text holds a lone surrogate \('\\udcff', character 1\)"):
+            call("a\udcff")
+
+
 def test_generation_starts_new_chunks(reader):
     ids, session = ids_of(reader, TEXT)[:10], reader.open()
     session.read(ids)
