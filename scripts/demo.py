@@ -26,7 +26,6 @@ from breviary.config.errors import run_cli
 from breviary.evaluation.session import EvaluationSession
 from breviary.evaluation.table import print_table, table_row, write_table
 from breviary.runs.checkpoints import last_checkpoint
-from breviary.runs.folders import config_hash
 from breviary.runtime.device import fast_dtype
 from data.text_pipeline import TEXT
 from train import CONFIG, train
@@ -59,9 +58,8 @@ def main() -> None:
         run = train(cfg)
         with open_dict(cfg):  # keys of eval.yaml
             cfg.run, cfg.split = str(run), "test"
-        folder = run / "eval" / config_hash(cfg) / reader
         examples = instantiate(cfg.dataset).examples("test")
-        rows.append(table_row(session.evaluate_reader(cfg, examples, folder, last_checkpoint(run))))
+        rows.append(table_row(session.evaluate_reader(cfg, examples, run / "eval", last_checkpoint(run))))
     minutes = (time.perf_counter() - start) / 60
     table = Path(cfg.paths.outputs) / "demo" / "table.json"
     write_table(table, rows)

@@ -7,17 +7,18 @@ from pathlib import Path
 
 from omegaconf import DictConfig, OmegaConf, open_dict
 
-from breviary.config.compose import compose_config, resolve_choices
+from breviary.config.compose import chosen_compressor, compose_config, resolve_choices
+from breviary.config.defaults import release_defaults
 from breviary.config.errors import ConfigError, collect_errors, raise_problems
 from breviary.config.keys import CONFIGS, allow_run_keys, flat_keys, suggest
 from breviary.runs.checkpoints import best_checkpoint, last_checkpoint
-from breviary.runs.folders import config_hash, load_config, normalise_run_path
+from breviary.runs.folders import load_config, normalise_run_path
 
 CHECKPOINTS = {"best": best_checkpoint, "last": last_checkpoint}
 # Keys that change no answer: an evaluation with other values is the same evaluation.
-NOT_HASHED = ("resume", "paths", "hydra", "variants", "compare", "baselines", "train", "init_from")
+NOT_HASHED = ("resume", "paths", "hydra", "variants", "compare", "baselines", "fresh", "train", "init_from")
 # Keys of eval.yaml that a run's configuration does not have.
-EVAL_KEYS = ("run", "checkpoint", "split", "examples", "variants", "compare", "baselines")
+EVAL_KEYS = ("run", "checkpoint", "split", "examples", "variants", "compare", "baselines", "fresh")
 # Sections that a variant may change; weights and data are those of the reader.
 VARIANT_SECTIONS = ("compressor", "generation")
 
@@ -42,20 +43,25 @@ def resolve_command_line(cfg: DictConfig, own_keys: tuple[str, ...] = ()) -> Dic
 def resolve_run_config(cfg: DictConfig, overrides: Sequence[str]) -> DictConfig:
     """The run's configuration with the overrides applied and the keys of eval.yaml added; `cfg` itself without a run.
 
+    With another compressor, `reader` (the row name) is that compressor's YAML. A setting that followed from another one
+    in the run follows the overrides: an answer limit and stop rule of the data set, the space before a chat's answer.
     Raises: ConfigError for overrides of keys that the run does not have.
     """
     if cfg.run is None:
         return cfg
     resolved = load_config(cfg.run)
+    keys = [override.lstrip("+~").split("=", 1)[0] for override in overrides]
     with open_dict(resolved):
         unknown = []
-        for override in overrides:
-            key = override.lstrip("+~").split("=", 1)[0]
+        release_defaults(resolved, keys)
+        for key in keys:
             if key.split(".")[0] in resolved:
                 OmegaConf.update(resolved, key, OmegaConf.select(cfg, key), merge=False)
             elif key not in EVAL_KEYS:
                 unknown.append(f"{key}: no key of a run's configuration{suggest(key, flat_keys(resolved))}")
         raise_problems(unknown)
+        if "reader" not in keys:
+            resolved.reader = chosen_compressor(overrides) or resolved.reader
         for key in EVAL_KEYS:
             resolved[key] = cfg[key]
         resolved.run = normalise_run_path(cfg.run)
@@ -140,14 +146,11 @@ def find_checkpoint(cfg: DictConfig) -> Path | None:
     return CHECKPOINTS[cfg.checkpoint](cfg.run) if cfg.run else None
 
 
-def evaluation_folder(cfg: DictConfig, reader: DictConfig, checkpoint: Path | None) -> Path:
-    """Where the results of one row are stored: <run>/eval/<hash>/<reader>; equal settings give the same folder.
+def evaluation_home(cfg: DictConfig, reader: DictConfig) -> Path:
+    """The folder of all evaluations of one row: <run>/eval, or outputs/eval without a run.
 
     cfg     the evaluation's own reader: rows without a run (baselines) are stored with it
     reader  the row
     """
-    owner = reader if reader.run else cfg
-    home = Path(owner.run) / "eval" if owner.run else Path(cfg.paths.outputs) / "eval"
-    # A run that continues training gets new checkpoints, which are evaluated again.
-    digest = config_hash(owner, without=NOT_HASHED, extra=checkpoint.name if checkpoint else "")
-    return home / digest / reader.reader.replace(" ", "_")
+    run = reader.run or cfg.run
+    return Path(run) / "eval" if run else Path(cfg.paths.outputs) / "eval"

@@ -16,28 +16,38 @@ from breviary.backbones.pretrained import Backbone
 from breviary.backbones.tiny import TinyBackbone
 from breviary.config.allowed_classes import ALL_SECTIONS, untrusted_targets
 from breviary.config.build import ReaderSpec, build_backbone, build_reader
-from breviary.config.checks import check_config, check_process_count, read_splits
+from breviary.config.checks import check_config, check_process_count, check_texts, read_splits
 from breviary.config.context_lengths import ContextLimits
 from breviary.config.errors import collect_errors, raise_problems
 from breviary.config.keys import validate_keys
 from breviary.config.text_pipeline import TextPipeline
 from breviary.contract import Compressor, Example, Generation, Reader
+from breviary.evaluation.identity import evaluation_identity, open_evaluation
 from breviary.evaluation.loop import evaluate, shuffled_context_nll, unconditional_nll
 from breviary.evaluation.resolve import (
     CHECKPOINTS,
     NOT_HASHED,
     baseline_config,
-    evaluation_folder,
+    evaluation_home,
     find_checkpoint,
     table_rows,
 )
-from breviary.evaluation.results import PREDICTIONS, Predictions, merge_ranks, read_results, summarise, write_results
+from breviary.evaluation.results import (
+    PREDICTIONS,
+    RESULTS,
+    Predictions,
+    merge_ranks,
+    read_results,
+    summarise,
+    write_results,
+)
 from breviary.memory.budget import fixed_ratio
 from breviary.readers.cache import EncodingStore
 from breviary.runs.checkpoints import check_checkpoint, last_checkpoint, load_trained
-from breviary.runs.folders import config_hash
+from breviary.runs.environment import environment
+from breviary.runs.folders import config_hash, load_config
 from breviary.runtime.device import peak_memory_bytes, resolve_device
-from breviary.runtime.distributed import barrier, print_rank0, rank, start_process_group, world_size
+from breviary.runtime.distributed import barrier, call_on_rank_zero, print_rank0, rank, start_process_group, world_size
 
 
 class EvaluationSession:
@@ -47,8 +57,8 @@ class EvaluationSession:
     """
 
     def __init__(self, text: TextPipeline):
-        self.text = text
-        self._unconditional: dict[Any, dict[str, float]] = {}  # by backbone, prompt, objective and lengths
+        self.text, self.environment = text, environment()
+        self._unconditional: dict[Any, dict[str, float]] = {}  # by backbone, objective and tokens
 
     # -------------------------------------------------------------- check
 
@@ -85,6 +95,7 @@ class EvaluationSession:
         if reader.run:
             find = CHECKPOINTS.get(cfg.checkpoint, last_checkpoint)
             problems += check_checkpoint("run", reader.run, find, backbone)
+            problems += check_texts(reader, load_config(reader.run))
         return reader
 
     # -------------------------------------------------------------- parts of an evaluation
@@ -124,7 +135,7 @@ class EvaluationSession:
         if cfg.objective.get("measures") is None:
             return {}
         backbone = build_backbone(cfg)
-        key = (backbone.fingerprint["sha256"], str(cfg.prompt), str(cfg.objective), tuple(items.lengths))
+        key = (backbone.fingerprint["sha256"], str(cfg.backbone), str(cfg.objective), items.tokens_hash)
         if key not in self._unconditional:
             other = validate_keys(baseline_config(cfg, "no_context"))[0]
             collate = self.text.collator(backbone.tokenizer())
@@ -144,26 +155,32 @@ class EvaluationSession:
             encoding = encoding_key(reader, checkpoint) if cfg.variants else None
             if encoding != key:  # encodings of one reader at a time: they take gigabytes
                 key, store = encoding, EncodingStore() if encoding else None
-            folder = evaluation_folder(readers[0], reader, checkpoint)
-            results.append(self.evaluate_reader(reader, examples, folder, checkpoint, store))
+            home = evaluation_home(readers[0], reader)
+            results.append(self.evaluate_reader(reader, examples, home, checkpoint, store))
         return results
 
     def evaluate_reader(
         self,
         cfg: DictConfig,
         examples: Sequence[Example],
-        folder: Path,
+        home: Path,
         checkpoint: Path | None,
         store: EncodingStore | None = None,
     ) -> dict[str, Any]:
-        """Answers every example with one reader and writes `folder`; returns the results.
+        """Answers every example with one reader and writes a folder below `home`; returns the results.
 
-        Finished results are returned as they are; a killed evaluation continues from its predictions.
+        Finished results of the same identity (`evaluation_identity`) are returned as they are; a killed evaluation of
+        the same identity continues from its predictions.
         """
-        if (folder / "results.json").is_file():
-            print_rank0(f"{cfg.reader}: already evaluated, {folder}")
-            return read_results(folder)
         backbone, items = build_backbone(cfg), self.tokenise(cfg, examples)
+        identity = evaluation_identity(cfg, checkpoint, backbone, items, self.text.metrics_version)
+        folder, message = call_on_rank_zero(
+            lambda: open_evaluation(home, cfg, checkpoint, identity, self.environment, self.text.scores)
+        )
+        if message:
+            print_rank0(f"{cfg.reader}: {message}")
+        if (folder / RESULTS).is_file():
+            return read_results(folder)
         limits = ContextLimits(ReaderSpec.of(cfg), backbone, cfg.generation.max_new_tokens)
         for line in [items.report(), *limits.reconstruction_notes(items, cfg.generation.stop)]:
             print_rank0(f"{cfg.reader}: {line}")
@@ -229,6 +246,7 @@ class EvaluationSession:
             "backbone": backbone.description,
             "run": str(cfg.run or folder),
             "config": OmegaConf.to_container(cfg, resolve=True) if cfg.run else None,
+            **self.text.scoring(rows),
         }
         summary = summarise(rows, reader.requested_ratio)
         if reader.objective.text_metrics is not None:

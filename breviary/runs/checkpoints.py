@@ -26,11 +26,12 @@ from breviary.backbones.trainable import (
     trained_state,
 )
 from breviary.config.errors import collect_errors
-from breviary.runtime.files import hash_tensors
+from breviary.runtime.files import hash_tensors, write_json
 
 SCHEMA = 1
 
 WEIGHTS = "trained.safetensors"
+PROCESSES = "processes.json"
 
 
 def save_trained(
@@ -78,6 +79,18 @@ def read_metadata(folder: str | Path) -> dict[str, Any]:
         "merged": metadata.get("merged") == "true",
         "sha256": metadata.get("sha256"),
     }
+
+
+def weights_hash(folder: str | Path) -> str:
+    """sha256 of a checkpoint's weights: the stored one, or computed for old files, which have none.
+
+    Raises: ValueError as `read_metadata`.
+    """
+    stored = read_metadata(folder)["sha256"]
+    if stored is not None:
+        return stored
+    with safe_open(Path(folder) / WEIGHTS, framework="pt") as stream:
+        return hash_tensors({name: stream.get_tensor(name) for name in stream.keys()})
 
 
 def backbone_difference(folder: str | Path, stored: dict[str, str], fingerprint: dict[str, str]) -> list[str]:
@@ -154,6 +167,35 @@ def _difference(
         if known[name].shape != stored[name].shape
     ]
     return lines[:most] + ([f"and {len(lines) - most} more"] if len(lines) > most else [])
+
+
+def write_processes(folder: str | Path, processes: int, global_batch: int) -> None:
+    """Stores the number of processes and of examples per optimizer step in a checkpoint."""
+    write_json(Path(folder) / PROCESSES, {"processes": processes, "global_batch": global_batch})
+
+
+def has_processes(checkpoint: Path) -> bool:
+    """Whether a checkpoint states its processes and global batch; those of early versions do not."""
+    return (checkpoint / PROCESSES).is_file()
+
+
+def check_processes(run: str | Path, checkpoint: Path, processes: int, global_batch: int) -> list[str]:
+    """Refuses to resume with another number of processes or another global batch than the checkpoint's.
+
+    Examples, their order and the random generators of the processes would differ from those of the run so far.
+    """
+    if not has_processes(checkpoint):
+        return []
+    stored = json.loads((checkpoint / PROCESSES).read_text())
+    if (stored["processes"], stored["global_batch"]) == (processes, global_batch):
+        return []
+    world, examples = stored["processes"], stored["global_batch"]
+    return [
+        f"resume={run}: {checkpoint.name} is of {world} process(es) and {examples} examples per optimizer step, but "
+        f"here are {processes} process(es) and {global_batch} examples; both must be equal: start {world} process(es), with "
+        f"train.batch_size x train.accumulation x processes / engine.ranks = {examples}; or start a new run from its "
+        f"weights, e.g. init_from={run}"
+    ]
 
 
 def check_start(init_from: str | None, resume: str, backbone: Any) -> list[str]:

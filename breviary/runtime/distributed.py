@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import sys
+from collections.abc import Callable
 from datetime import timedelta
 from typing import Any
 
@@ -52,6 +53,22 @@ def gather_rows(rows: list[Any]) -> list[Any]:
     gathered: list[Any] = [None] * dist.get_world_size()
     dist.all_gather_object(gathered, rows)
     return [row for part in gathered for row in part]
+
+
+def call_on_rank_zero(function: Callable[[], Any]) -> Any:
+    """The result of `function`, called on rank 0 only, on every rank. Its exceptions are raised on every rank, too."""
+    result, error = None, None
+    if rank() == 0:
+        try:
+            result = function()
+        except Exception as raised:  # raised again below, after the other ranks know
+            error = raised
+    message, result = broadcast_from_rank_zero((None if error is None else str(error), result))
+    if error is not None:
+        raise error
+    if message is not None:
+        raise ValueError(f"process 0 failed: {message}")
+    return result
 
 
 def barrier() -> None:

@@ -21,10 +21,11 @@ from breviary.backbones.trainable import learned_parameters, merge_adapters, tra
 from breviary.config.build import ReaderSpec, build_reader
 from breviary.config.errors import collect_errors, raise_problems
 from breviary.config.keys import CONFIGS, validate_keys
+from breviary.evaluation.identity import baselines_beside, read_identity
 from breviary.evaluation.resolve import CHECKPOINTS, NOT_HASHED
 from breviary.evaluation.results import RESULTS, read_results, source_of
 from breviary.evaluation.table import table_row
-from breviary.runs.checkpoints import load_trained, read_metadata, save_weights
+from breviary.runs.checkpoints import load_trained, read_metadata, save_weights, weights_hash
 from breviary.runs.environment import ENVIRONMENT
 from breviary.runs.folders import config_hash, load_config, write_config
 from breviary.runs.importing import RECORD
@@ -245,11 +246,15 @@ def evaluation_tables(source: ExportSource) -> list[tuple[str, list[dict[str, An
         own, home = read_results(file), source.run / "eval"
         if own["config"] is None:
             continue  # a baseline
-        cfg = OmegaConf.create(own["config"])
-        # The folder of an evaluation is named by its configuration and checkpoint: skips those of other checkpoints.
-        if config_hash(cfg, NOT_HASHED, source.checkpoint.name) != file.parent.parent.name:
-            continue
-        baselines = sorted((home / config_hash(cfg, NOT_HASHED)).glob(f"*/{RESULTS}"))
+        cfg, identity = OmegaConf.create(own["config"]), read_identity(file.parent)
+        if identity is not None:
+            if identity["identity"]["weights"] != weights_hash(source.checkpoint):
+                continue
+            baselines = baselines_beside(home, identity["identity"])
+        else:  # of an earlier version: the folder is named by configuration and checkpoint
+            if config_hash(cfg, NOT_HASHED, source.checkpoint.name) != file.parent.parent.name:
+                continue
+            baselines = sorted((home / config_hash(cfg, NOT_HASHED)).glob(f"*/{RESULTS}"))
         rows = [table_row(own), *(table_row(read_results(baseline)) for baseline in baselines)]
         title = f"{own['n']} questions of the {cfg.split} split of {dataset_source(cfg.dataset, cfg.split)}"
         tables.append((f"{title} (sha256 {own['data_hash'][:12]})", rows))

@@ -12,14 +12,14 @@ import pytest
 import torch
 from hydra.utils import instantiate
 from omegaconf import OmegaConf
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
 from tiny_runs import ROOT, page_blocks, run_block, tiny_run
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from breviary import load_reader
 from breviary.backbones.tiny import TinyBackbone
 from breviary.evaluation.results import source_of
-from breviary.runs.checkpoints import WEIGHTS, read_metadata
+from breviary.runs.checkpoints import WEIGHTS, read_metadata, save_weights
 from breviary.runs.folders import load_config, write_config
 from breviary.runs.importing import RECORD
 from breviary.serving.export import ExportSource, dataset_source
@@ -203,7 +203,8 @@ def test_the_code_of_the_card_runs(folders, tmp_path, monkeypatch, capsys):
 def test_an_evaluation_of_another_checkpoint_is_not_on_the_card(runs, tmp_path):
     shutil.copytree(runs["comi"], tmp_path / "run")
     [checkpoint] = (tmp_path / "run" / "checkpoints").glob("checkpoint-*")
-    checkpoint.rename(checkpoint.with_name("checkpoint-1"))
+    weights = {name: 2 * weight for name, weight in load_file(checkpoint / WEIGHTS).items()}
+    save_weights(checkpoint, weights, read_metadata(checkpoint)["backbone"])
     export.main([str(tmp_path / "run"), "--output", str(tmp_path / "out"), "--license", "mit"])
     card = (tmp_path / "out" / "README.md").read_text()
     assert "Not evaluated" in card and "Licence of the backbone: mit." in card
