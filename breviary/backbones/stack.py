@@ -154,13 +154,17 @@ class Stack(nn.Module):
     def _attention_mask(self, states: Tensor, key_mask: Tensor | None) -> Tensor | None:
         """The mask for the attention kernel, (B or 1, 1, N, K): causal by slot, valid keys only.
 
-        Every slot attends to itself, so that no row is fully masked (NaN). None where the mask would equal plain causal
-        attention: the kernel then skips the masked half of a long context.
+        Every slot attends to itself, so that no row is fully masked (NaN). None where no valid token would attend to
+        anything else under plain causal attention: the kernel then skips the masked half of a long context, and may be
+        flash attention, which accepts no mask on GPUs.
         """
         eager = self.config._attn_implementation == "eager"
         N = states.shape[1]
         K = N if key_mask is None else key_mask.shape[1]
-        if not eager and (key_mask is None or (N in (1, K) and bool(key_mask.all()))):
+        if key_mask is not None and bool(key_mask.all()):
+            key_mask = None  # one mask for all rows, if any
+        is_plain = N in (1, K) if key_mask is None else N == K and _is_right_padded(key_mask)
+        if is_plain and not eager:
             return None
         slots_K = torch.arange(K, device=states.device)
         query_slots_N1 = slots_K[K - N :, None]
@@ -174,6 +178,11 @@ class Stack(nn.Module):
         return zeros.masked_fill(~visible, torch.finfo(states.dtype).min)
 
 
+def _is_right_padded(mask: Tensor) -> bool:
+    """Whether the valid columns of every row of mask (B, K) precede its padding, to which they then do not attend."""
+    return not bool((mask[:, 1:] > mask[:, :-1]).any())
+
+
 class CapturingCache:
     """Stores the keys and values of one pass over a context. Safe under recomputation: it never appends."""
 
@@ -184,6 +193,19 @@ class CapturingCache:
         """Stores keys and values, each (B, heads, N, head width), and returns them."""
         self.layers[layer] = (keys, values)
         return keys, values
+
+
+class LazyLayers(Sequence[tuple[Tensor, Tensor]]):
+    """Keys and values of `count` layers; each pair is computed when it is read, and not held."""
+
+    def __init__(self, count: int, compute: Callable[[int], tuple[Tensor, Tensor]]) -> None:
+        self._layers, self._compute = range(count), compute
+
+    def __len__(self) -> int:
+        return len(self._layers)
+
+    def __getitem__(self, layer: Any) -> Any:
+        return self._compute(self._layers[layer])
 
 
 class ReadOnlyCache:

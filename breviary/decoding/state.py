@@ -1,19 +1,21 @@
 """State of a decoder while it decodes: keys and values per layer, with a memory that joins at any layer.
 
 Where the memory does not depend on the question (full context, mean pooling), the keys and values of [prefix ; memory]
-are computed once and reused for every question (`PrefilledMemory`).
-Shape letters: B contexts, N new tokens, K keys, D hidden width, V vocabulary.
+are computed once and shared by every question (`PrefilledMemory`): each layer joins them with the keys of the question
+and the answer while it computes, and no copy is held.
+Shape letters: B rows, C contexts, N new tokens, K keys, D hidden width, V vocabulary.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
-from transformers import DynamicCache
 
-from breviary.backbones.stack import ReadOnlyCache, Stack
+from breviary.backbones.stack import Stack
+from breviary.memory.assembly import take_columns
 
 
 class DecodingState:
@@ -25,34 +27,46 @@ class DecodingState:
 
     def __init__(self, stack: Stack, layer: int):
         self.stack, self.layer = stack, layer
-        self.cache = DynamicCache()  # without a configuration: layers may differ in length
+        self.cache = SharingCache()
         self.lower_mask: Tensor  # (B, K) valid keys of the lower layers, from prefill_lower on
         self.upper_mask: Tensor  # (B, K) valid keys of the upper layers, from prefill_upper on
         self.next_position: Tensor  # (B,), from prefill_upper on
         self.slots: Tensor | None = None  # (B,) int64, memory slots among the upper layers' keys
 
     def prefill_lower(self, states: Tensor, positions: Tensor, mask: Tensor) -> Tensor:
-        """First pass through the lower layers; states (B, N, D), left-padded. Returns their output, (B, N, D)."""
-        self.lower_mask = mask
-        return self.stack.run(states, range(self.layer), positions, mask, self.cache)
+        """First pass through the lower layers; states (B, N, D), right-padded. Returns their output, (B, N, D)."""
+        states = self.stack.run(states, range(self.layer), positions, mask, self.cache)
+        self.lower_mask = self._without_padding(mask, range(self.layer))
+        return states
 
     def prefill_upper(
         self, states: Tensor, positions: Tensor, mask: Tensor, before: PrefilledMemory | None = None
     ) -> Tensor:
-        """First pass through the upper layers. Returns the logits after the last column, (B, V).
+        """First pass through the upper layers; states (B, N, D), right-padded. Returns each row's last logits, (B, V).
 
         before  keys and values that precede `states` in these layers; `mask` (B, K + N) then covers both
         """
-        self.upper_mask = mask
-        for layer, (keys, values) in before.keys_values.items() if before else ():
-            self.cache.update(keys, values, layer)
-        self.next_position = positions[:, -1] + 1
-        states = self.stack.run(states, range(self.layer, len(self.stack)), positions, mask, self.cache)
-        return self.stack.head(self.stack.norm(states[:, -1:]))[:, 0]
+        self.cache.before = before
+        upper = range(self.layer, len(self.stack))
+        last_B1 = (mask[:, mask.shape[1] - states.shape[1] :].sum(1, keepdim=True) - 1).clamp(min=0)
+        self.next_position = positions.gather(1, last_B1)[:, 0] + 1
+        states = self.stack.run(states, upper, positions, mask, self.cache)
+        self.upper_mask = self._without_padding(mask, upper)
+        return self.stack.head(self.stack.norm(take_columns(states, last_B1)))[:, 0]
+
+    def _without_padding(self, mask: Tensor, layers: range) -> Tensor:
+        """The mask (B, K) of a prefill without the last columns that are padding in all rows, also in the cache.
+
+        One row, and rows of equal length, then have valid keys only and decode without an attention mask.
+        """
+        padding = int((~mask.any(0)).flip(0).long().cumprod(0).sum())
+        if padding:
+            self.cache.cut(padding, layers)
+        return mask[:, : mask.shape[1] - padding]
 
     def teacher_forced_logits(self, ids: Tensor, mask: Tensor) -> Tensor:
         """Logits after each given token, (B, N) right-padded -> (B, N, V). Does not change the state."""
-        cache = ReadOnlyCache([(layer.keys, layer.values) for layer in self.cache.layers])
+        cache = _Unchanged(self.cache)
         positions = self.next_position[:, None] + torch.arange(ids.shape[1], device=ids.device)
         states = self.stack.embed(ids)
         if self.layer:
@@ -76,43 +90,115 @@ class DecodingState:
         return self.stack.head(self.stack.norm(states))[:, 0]
 
 
+class SharingCache:
+    """Keys and values of each layer: those of a shared memory, then the rows' own, which grow.
+
+    Only the rows' own keys are held for each row. Layers may differ in length.
+    """
+
+    def __init__(self) -> None:
+        self.before: PrefilledMemory | None = None
+        self._own: dict[int, tuple[Tensor, Tensor]] = {}
+
+    def update(self, keys: Tensor, values: Tensor, layer: int, *args: Any, **kwargs: Any) -> tuple[Tensor, Tensor]:
+        """Appends keys and values, each (B, heads, N, head width); returns all of the layer."""
+        if layer in self._own:
+            keys, values = _concatenate([self._own[layer], (keys, values)])
+        self._own[layer] = keys, values
+        return _concatenate([*self._shared(layer), (keys, values)])
+
+    def cut(self, columns: int, layers: range) -> None:
+        """Removes the last columns of the rows' own keys and values in `layers`."""
+        for layer in layers:
+            keys, values = self._own[layer]
+            self._own[layer] = keys[:, :, :-columns], values[:, :, :-columns]
+
+    def followed_by(self, keys: Tensor, values: Tensor, layer: int) -> tuple[Tensor, Tensor]:
+        """As `update`, without changing the cache."""
+        own = [self._own[layer]] if layer in self._own else []
+        return _concatenate([*self._shared(layer), *own, (keys, values)])
+
+    def _shared(self, layer: int) -> list[tuple[Tensor, Tensor]]:
+        return [self.before.by_row(layer)] if self.before and layer in self.before.keys_values else []
+
+
+class _Unchanged:
+    """A cache for one pass after which the given one is as before."""
+
+    def __init__(self, cache: SharingCache) -> None:
+        self._cache = cache
+
+    def update(self, keys: Tensor, values: Tensor, layer: int, *args: Any, **kwargs: Any) -> tuple[Tensor, Tensor]:
+        """As `SharingCache.followed_by`."""
+        return self._cache.followed_by(keys, values, layer)
+
+
+def _concatenate(pairs: list[tuple[Tensor, Tensor]]) -> tuple[Tensor, Tensor]:
+    """Keys and values one after the other, in the dtype of the last; a single pair is returned without a copy."""
+    if len(pairs) == 1:
+        return pairs[0]
+    keys, values = ([x.to(part[-1].dtype) for x in part] for part in zip(*pairs))
+    return torch.cat(keys, 2), torch.cat(values, 2)
+
+
 @dataclass
 class PrefilledMemory:
-    """Keys and values of [prefix ; memory] of each context, in the decoder's layers from the joining one on.
+    """Keys and values of [prefix ; memory] of C contexts, in the decoder's layers from the joining one on, for B rows.
 
-    keys_values  {layer: (keys, values)}, each (B, heads, K, head width)
+    keys_values  {layer: (keys, values)}, each (C, heads, at least K, head width)
     mask         (B, K) True = a key that may be attended to; right-padded
     slots        (B,) int64, memory slots among them
+    rows         context of each of the B rows; None = row b has context b
     """
 
     keys_values: dict[int, tuple[Tensor, Tensor]]
     mask: Tensor
     slots: Tensor
+    rows: tuple[int, ...] | None = None
+
+    def by_row(self, layer: int) -> tuple[Tensor, Tensor]:
+        """Keys and values of a layer, each (B, heads, K, head width): views where possible, else a copy."""
+        keys, values = (x[:, :, : self.mask.shape[1]] for x in self.keys_values[layer])
+        if self.rows is None or self.rows == tuple(range(len(keys))):
+            return keys, values
+        if len(keys) == 1:
+            shape = (len(self.rows), -1, -1, -1)
+            return keys.expand(shape), values.expand(shape)
+        index = torch.tensor(self.rows, device=keys.device)
+        return keys[index], values[index]
 
     def split(self) -> list[PrefilledMemory]:
-        """One `PrefilledMemory` per context, batch size 1, cut to its length; an empty one has one masked column."""
-        parts = []
-        for b, width in enumerate(self.mask.sum(1).clamp(min=1).tolist()):
-            row = slice(b, b + 1)
-            layers = {
-                layer: (k[row, :, :width].clone(), v[row, :, :width].clone())
-                for layer, (k, v) in self.keys_values.items()
-            }
-            parts.append(PrefilledMemory(layers, self.mask[row, :width].clone(), self.slots[row].clone()))
-        return parts
+        """One `PrefilledMemory` per row, which shares the keys and values of this one."""
+        rows = range(len(self.mask)) if self.rows is None else self.rows
+        return [
+            PrefilledMemory(self.keys_values, self.mask[b : b + 1], self.slots[b : b + 1], (row,))
+            for b, row in enumerate(rows)
+        ]
 
     @staticmethod
     def join(parts: list[PrefilledMemory]) -> PrefilledMemory:
-        """The contexts of `parts` as one batch, padded to the longest."""
-        width = max(part.mask.shape[1] for part in parts)
+        """The rows of `parts`, results of `split`, as one batch. Keys and values are copied only from several tensors.
 
-        def pad_and_concatenate(tensors: list[Tensor]) -> Tensor:
-            """Keys or values, each (1, heads, K, head width)."""
+        A copy holds each distinct context once, padded to the longest.
+        """
+        slots = torch.cat([part.slots for part in parts])
+        width = max(1, *(int(part.mask.sum(1).max()) for part in parts))
+        sources = [(part, row) for part in parts for row in part.rows or range(len(part.mask))]
+        if all(part.keys_values is parts[0].keys_values for part in parts):
+            rows = tuple(row for _, row in sources)
+            mask = torch.cat([part.mask[:, :width] for part in parts])
+            return PrefilledMemory(parts[0].keys_values, mask, slots, rows)
+        distinct = {(id(part.keys_values), row): (part.keys_values, row) for part, row in sources}
+        place = {key: c for c, key in enumerate(distinct)}
+
+        def padded(tensors: list[Tensor]) -> Tensor:
+            """Keys or values, or masks with two further dimensions, each (1, heads, K, head width)."""
             return torch.cat([torch.nn.functional.pad(x, (0, 0, 0, width - x.shape[2])) for x in tensors])
 
         layers = {
-            layer: tuple(pad_and_concatenate([part.keys_values[layer][i] for part in parts]) for i in (0, 1))
+            layer: tuple(padded([stored[layer][i][row : row + 1] for stored, row in distinct.values()]) for i in (0, 1))
             for layer in parts[0].keys_values
         }
-        mask = torch.cat([torch.nn.functional.pad(part.mask, (0, width - part.mask.shape[1])) for part in parts])
-        return PrefilledMemory(layers, mask, torch.cat([part.slots for part in parts]))
+        mask = padded([part.mask[:, None, :, None] for part in parts])[:, 0, :, 0]
+        rows = tuple(place[id(part.keys_values), row] for part, row in sources)
+        return PrefilledMemory(layers, mask, slots, rows)

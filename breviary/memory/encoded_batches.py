@@ -10,6 +10,7 @@ from dataclasses import replace
 import torch
 from torch import Tensor
 
+from breviary.backbones.stack import LazyLayers
 from breviary.contract import Encoded
 
 
@@ -27,26 +28,34 @@ def split_contexts(encoded: Encoded) -> list[Encoded]:
 
 
 def join_contexts(parts: list[Encoded]) -> Encoded:
-    """The contexts of `parts` as one batch, padded with zeros to common numbers of segments and tokens."""
-    segments = max(part.mask.shape[1] for part in parts)
-    width = max(part.mask.shape[2] for part in parts)
+    """The contexts of `parts` as one batch, padded with zeros to common numbers of segments and tokens.
+
+    Where all parts are one object, states are views of it. Keys and values of a layer are joined when they are read, so
+    that no copy of them is held.
+    """
+    distinct = list({id(part): part for part in parts}.values())
+    segments = max(part.mask.shape[1] for part in distinct)
+    width = max(part.mask.shape[2] for part in distinct)
+    rows = [next(c for c, one in enumerate(distinct) if one is part) for part in parts]
+
+    def joined(tensors: list[Tensor], width_dim: int) -> Tensor:
+        """One tensor of each distinct part -> a batch with a row for each part."""
+        batch = torch.cat([padded(x, width_dim) for x in tensors]) if len(tensors) > 1 else tensors[0]
+        if len(tensors) == 1:
+            return batch.expand(len(rows), *batch.shape[1:])
+        return batch if len(tensors) == len(rows) else batch[torch.tensor(rows, device=batch.device)]
 
     def padded(x: Tensor, width_dim: int) -> Tensor:
         pad = [0, 0] * (x.dim() - 1 - width_dim) + [0, width - x.shape[width_dim]]
         pad += [0, 0] * (width_dim - 2) + [0, segments - x.shape[1]]
         return torch.nn.functional.pad(x, pad)
 
-    pairs = [
-        (
-            torch.cat([padded(part.keys_values[i][0], 3) for part in parts]),
-            torch.cat([padded(part.keys_values[i][1], 3) for part in parts]),
-        )
-        for i in range(len(parts[0].keys_values))
-    ]
-    states, mask, ids = (
-        torch.cat([padded(getattr(part, name), 2) for part in parts]) for name in ("states", "mask", "ids")
-    )
-    return Encoded(states, mask, ids, pairs)
+    def pair(layer: int) -> tuple[Tensor, Tensor]:
+        keys, values = ([part.keys_values[layer][i] for part in distinct] for i in (0, 1))
+        return joined(keys, 3), joined(values, 3)
+
+    states, mask, ids = (joined([getattr(part, name) for part in distinct], 2) for name in ("states", "mask", "ids"))
+    return Encoded(states, mask.contiguous(), ids.contiguous(), LazyLayers(len(distinct[0].keys_values), pair))
 
 
 def move_encoded(encoded: Encoded, device: torch.device | str) -> Encoded:

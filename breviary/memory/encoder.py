@@ -21,7 +21,7 @@ import torch
 from torch import Tensor, nn
 
 from breviary.backbones.pretrained import Backbone
-from breviary.backbones.stack import CapturingCache, ReadOnlyCache, Stack
+from breviary.backbones.stack import CapturingCache, LazyLayers, ReadOnlyCache, Stack
 from breviary.backbones.tiny import TinyBackbone
 from breviary.backbones.trainable import TRAIN_MODES, freeze_learned, set_trainable
 from breviary.backbones.translation import translation_between
@@ -207,11 +207,14 @@ class ContextEncoder(nn.Module):
             return _masked_mean(states, layout.mask)[:, None].expand(B, S, D)
         rows = torch.arange(B * S, device=encoded.mask.device) // S
         ids_RQ, mask_RQ = layout.pack([tokens.ids])[rows], layout.mask[rows]
-        mask_RL = encoded.mask.view(B * S, L)
+        mask_RL = encoded.mask.reshape(B * S, L)
         positions = mask_RL.sum(-1, keepdim=True) + torch.arange(ids_RQ.shape[1], device=ids_RQ.device)
-        cache = ReadOnlyCache(
-            [(k.reshape(B * S, *k.shape[2:]), v.reshape(B * S, *v.shape[2:])) for k, v in encoded.keys_values]
-        )
+
+        def segment_rows(layer: int) -> tuple[Tensor, Tensor]:
+            keys, values = encoded.keys_values[layer]
+            return keys.flatten(0, 1), values.flatten(0, 1)
+
+        cache = ReadOnlyCache(LazyLayers(self.layers, segment_rows))
         states = self.encoder.run(
             self.encoder.embed(ids_RQ), range(self.layers), positions, torch.cat([mask_RL, mask_RQ], 1), cache
         )

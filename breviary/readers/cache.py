@@ -7,7 +7,7 @@ the same weights in one process (`variants` of eval.py).
 from __future__ import annotations
 
 from collections import OrderedDict
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from itertools import chain
 from time import perf_counter
 from typing import Any
@@ -40,14 +40,16 @@ class ContextCacheBase:
         self.capacity = capacity
         self.reused: list[bool] = []
         self._entries: OrderedDict[bytes, Any] = OrderedDict()
+        self._keys: list[bytes] = []  # of the last call's rows
 
     def lookup(self, prefix: Tokens, context: Tokens, compute: Callable[[list[int]], Sequence[Any]]) -> list[Any]:
         """The entry of each row. `compute` returns, in order, the entries of the row indices that are missing."""
-        keys = context_keys(prefix, context)
+        keys = self._keys = context_keys(prefix, context)
         missing = list({key: b for b, key in reversed(list(enumerate(keys))) if key not in self._entries}.values())
         self.reused = [b not in missing for b in range(len(keys))]
         entries = {key: self._entries[key] for key in keys if key in self._entries}
         if missing:
+            self._make_room(len(missing), entries)  # before the new ones are computed: not held at the same time
             entries |= zip((keys[b] for b in missing), compute(missing))
         for key in keys:
             self._entries[key] = entries[key]
@@ -55,6 +57,16 @@ class ContextCacheBase:
         while len(self._entries) > self.capacity:
             self._entries.popitem(last=False)
         return [entries[key] for key in keys]
+
+    def replace(self, entries: Sequence[Any]) -> None:
+        """Replaces the entries of the last call's rows, those that are still in the cache."""
+        self._entries |= {key: entry for key, entry in zip(self._keys, entries) if key in self._entries}
+
+    def _make_room(self, count: int, keep: Collection[bytes]) -> None:
+        """Removes the oldest entries, but none of `keep`, until `count` further ones fit."""
+        removable = [key for key in self._entries if key not in keep]
+        for key in removable[: max(len(self._entries) + count - self.capacity, 0)]:
+            del self._entries[key]
 
 
 LIMIT_BYTES = 4 * 2**30  # for comparison: a context of 3,000 tokens takes 7 MB (SmolLM2-135M, float32, join: depth)
@@ -115,16 +127,23 @@ class ContextCache(ContextCacheBase):
 
     def prefilled(self, batch: Batch, prefill: Callable[[list[int]], Sequence[PrefilledMemory]]) -> PrefilledMemory:
         """The prefilled memory of every row. `prefill` takes the row indices that are missing."""
-        rows = self.prefills.lookup(batch.prefix, batch.context, prefill)
+        joined = PrefilledMemory.join(self.prefills.lookup(batch.prefix, batch.context, prefill))
+        self.prefills.replace(joined.split())  # so that the tensors from which it was joined are not held beside it
         self.reused = self.prefills.reused
-        return PrefilledMemory.join(rows)
+        return joined
 
-    def encode(self, compressor: Compressor, context: Context) -> Encoded:
-        """`compressor.encode(context)`; contexts in the cache are not encoded again."""
+    def encode(self, compressor: Compressor, context: Context, keep: bool = True) -> Encoded:
+        """`compressor.encode(context)`; contexts in the cache are not encoded again.
+
+        keep  False: the contexts are not added to the cache, as nothing will read them again
+        """
 
         def encode_missing(missing: list[int]) -> list[Encoded]:
             rows = torch.tensor(missing, device=context.ids.device)
             part = Context(context.ids[rows], context.mask[rows], context.prefix.rows(rows))
             return self.store.encode(compressor, part) if self.store else split_contexts(compressor.encode(part))
 
-        return join_contexts(self.lookup(context.prefix, context, encode_missing))
+        rows = (
+            self.lookup(context.prefix, context, encode_missing) if keep else encode_missing([*range(len(context.ids))])
+        )
+        return join_contexts(rows)

@@ -23,7 +23,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from breviary.backbones.stack import CapturingCache, ReadOnlyCache, Stack
+from breviary.backbones.stack import CapturingCache, LazyLayers, ReadOnlyCache, Stack
 from breviary.contract import (
     Batch,
     Compressor,
@@ -129,7 +129,7 @@ class CompressedReader(Reader):
         parts = [batch.prefix, batch.prompt]
         state = DecodingState(self.decoder, n)
         with phase("prefill"):
-            lower = Layout.of([part.mask for part in parts], side="left")
+            lower = Layout.of([part.mask for part in parts])
             positions = self._lower_positions(batch, lower)
             embeds = self.decoder.embed(lower.pack([part.ids for part in parts]))
             states = state.prefill_lower(embeds, positions, lower.mask) if n else embeds
@@ -137,15 +137,13 @@ class CompressedReader(Reader):
             contexts = self._cached_prefill(batch) if self._can_prefill(batch) else self._encode(batch)
         if isinstance(contexts, PrefilledMemory):
             with phase("prefill"):
-                upper, states, positions = self._assemble_after_prefill(
-                    parts, contexts, lower, states, positions, "left"
-                )
+                upper, states, positions = self._assemble_after_prefill(parts, contexts, lower, states, positions)
                 state.slots = contexts.slots
                 mask = torch.cat([contexts.mask, upper.mask], 1)
                 return state, state.prefill_upper(states, positions, mask, contexts)
         memory = contexts if isinstance(contexts, Memory) else self._compress(batch, contexts, lower, states)
         with phase("prefill"):
-            upper, states, positions = self._assemble(parts, memory, lower, states, positions, "left")
+            upper, states, positions = self._assemble(parts, memory, lower, states, positions)
             state.slots = memory.mask.sum(1)
             return state, state.prefill_upper(states, positions, upper.mask)
 
@@ -204,11 +202,12 @@ class CompressedReader(Reader):
 
     # -------------------------------------------------------------- contexts and memory
 
-    def _encode(self, batch: Batch) -> Encoded:
+    def _encode(self, batch: Batch, keep: bool = True) -> Encoded:
+        """The batch's contexts, encoded; keep: in the context cache, if there is one."""
         context = Context(batch.context.ids, batch.context.mask, batch.prefix)
         with phase("encode"):
             if self.context_cache:
-                return self.context_cache.encode(self.compressor, context)
+                return self.context_cache.encode(self.compressor, context, keep)
             return self.compressor.encode(context)
 
     def _compress(self, batch: Batch, encoded: Encoded, lower: Layout, states: Tensor, labels: Any = None) -> Memory:
@@ -222,21 +221,22 @@ class CompressedReader(Reader):
         return memory
 
     @torch.no_grad()
-    def prefill(self, batch: Batch, encoded: Encoded) -> PrefilledMemory:
-        """The decoder's keys and values of [prefix ; memory], for a compressor that does not need the question.
+    def prefill(self, batch: Batch, contexts: Encoded | Memory) -> PrefilledMemory:
+        """The decoder's keys and values of [prefix ; memory], one row for each row of `batch`.
 
-        The questions of `batch` are not used.
+        The questions of `batch` are not used: `contexts` are encoded contexts where the compressor does not need the
+        question, or memories.
         """
-        assert not self.compressor.needs_question, type(self.compressor).__name__
+        assert isinstance(contexts, Memory) or not self.compressor.needs_question, type(self.compressor).__name__
         n, cache = self.compressor.layer, CapturingCache()
         with self.mixed_precision():
             lower, positions, states = self._run_lower(batch, [batch.prefix])
             no_ids = batch.prefix.ids[:, :0]
             question = Question(no_ids, no_ids.bool(), states[:, :0], no_ids.bool(), None, batch.task)
             with phase("compress"):
-                memory = self.compressor.compress(encoded, question)
+                memory = contexts if isinstance(contexts, Memory) else self.compressor.compress(contexts, question)
             with phase("prefill"):
-                upper, states, positions = self._assemble([batch.prefix], memory, lower, states, positions, "right")
+                upper, states, positions = self._assemble([batch.prefix], memory, lower, states, positions)
                 missing = max(1 - upper.mask.shape[1], 0)  # neither prefix nor memory: one masked column
                 states = torch.nn.functional.pad(states, (0, 0, 0, missing))
                 positions, mask = (torch.nn.functional.pad(x, (0, missing)) for x in (positions, upper.mask))
@@ -255,7 +255,7 @@ class CompressedReader(Reader):
 
         def compute(missing: list[int]) -> list[PrefilledMemory]:
             rows = batch.rows(missing)
-            return self.prefill(rows, self._encode(rows)).split()
+            return self.prefill(rows, self._encode(rows, keep=False)).split()
 
         return self.context_cache.prefilled(batch, compute)
 
@@ -275,11 +275,11 @@ class CompressedReader(Reader):
         return lower, positions, self.decoder.run(embeds, range(self.compressor.layer), positions)
 
     def _assemble(
-        self, parts: list[Tokens], memory: Memory, lower: Layout, states: Tensor, positions: Tensor, side: str
+        self, parts: list[Tokens], memory: Memory, lower: Layout, states: Tensor, positions: Tensor
     ) -> tuple[Layout, Tensor, Tensor]:
         """Inserts the memory after the prefix, the first of `parts`: layout, states (B, S, D), positions (B, S)."""
         prefix, *tail = parts
-        upper = Layout.of([prefix.mask, memory.mask, *(part.mask for part in tail)], side)
+        upper = Layout.of([prefix.mask, memory.mask, *(part.mask for part in tail)])
         prefix_states, *tail_states = (lower.unpack(states, part) for part in range(len(parts)))
         stream = upper.pack([prefix_states, memory.embeds.to(states.dtype), *tail_states])
         if not memory.layer:
@@ -289,17 +289,11 @@ class CompressedReader(Reader):
         return upper, stream, upper.pack([prefix_places, slots, *tail_places])
 
     def _assemble_after_prefill(
-        self,
-        parts: list[Tokens],
-        prefilled: PrefilledMemory,
-        lower: Layout,
-        states: Tensor,
-        positions: Tensor,
-        side: str,
+        self, parts: list[Tokens], prefilled: PrefilledMemory, lower: Layout, states: Tensor, positions: Tensor
     ) -> tuple[Layout, Tensor, Tensor]:
         """As `_assemble`, for the parts that follow a prefilled [prefix ; memory]."""
         tail = range(1, len(parts))
-        upper = Layout.of([parts[part].mask for part in tail], side)
+        upper = Layout.of([parts[part].mask for part in tail])
         stream = upper.pack([lower.unpack(states, part) for part in tail])
         if not self.compressor.layer:
             after_memory = upper.positions() + prefilled.mask.sum(1, keepdim=True)
@@ -313,7 +307,7 @@ class CompressedReader(Reader):
         parts = [batch.prefix, batch.prompt, batch.answer]
         lower, positions, states = self._run_lower(batch, parts)
         memory = self._compress(batch, encoded, lower, states, labels)
-        upper, states, positions = self._assemble(parts, memory, lower, states, positions, "right")
+        upper, states, positions = self._assemble(parts, memory, lower, states, positions)
         states = self.decoder.run(states, range(self.compressor.layer, len(self.decoder)), positions)
         return self._predict(states, upper.columns_of(3)), memory
 
@@ -321,13 +315,13 @@ class CompressedReader(Reader):
         """As `_logits`, from the cached keys and values of [prefix ; memory]."""
         parts = [batch.prefix, batch.prompt, batch.answer]
         lower, positions, states = self._run_lower(batch, parts)
-        upper, states, positions = self._assemble_after_prefill(parts, prefilled, lower, states, positions, "right")
+        upper, states, positions = self._assemble_after_prefill(parts, prefilled, lower, states, positions)
         states = self.decoder.run(
             states,
             range(self.compressor.layer, len(self.decoder)),
             positions,
             torch.cat([prefilled.mask, upper.mask], 1),
-            ReadOnlyCache(prefilled.keys_values),
+            ReadOnlyCache(LazyLayers(len(self.decoder), prefilled.by_row)),
         )
         return self._predict(states, upper.columns_of(1))
 

@@ -45,7 +45,7 @@ class SlotReader(Protocol):
     def memory(self, batch: Batch, encoded: Encoded | None = None) -> Memory:
         """As CompressedReader.memory."""
 
-    def prefill(self, batch: Batch, encoded: Encoded) -> PrefilledMemory:
+    def prefill(self, batch: Batch, contexts: Encoded | Memory) -> PrefilledMemory:
         """As CompressedReader.prefill."""
 
     def parameters(self) -> Iterator[nn.Parameter]:
@@ -136,11 +136,17 @@ class QuestionMemory(EncodedContext):
 
     def answer(self, questions: Batch, generation: Generation) -> list[str]:
         """As EncodedContext; all questions in one batch."""
-        B, slots = len(questions), self.slots
-        positions = None if slots.positions is None else slots.positions.expand(B, -1)
-        memory = Memory(slots.embeds.expand(B, -1, -1), slots.mask.expand(B, -1), slots.layer, positions)
         batch = _with_context(questions, self._placeholder_tokens())
-        return [answer.text for answer in self.reader.decode(batch, generation, memory)]
+        return [answer.text for answer in self.reader.decode(batch, generation, self._context_state(batch))]
+
+    def _context_state(self, batch: Batch) -> ContextState:
+        """The slots for each row of the batch; several questions share their keys and values."""
+        B, slots = len(batch), self.slots
+        # The last token of a prompt predicts the answer: without a prompt, the last slot does.
+        if B > 1 and bool(batch.prompt.mask.any(1).all()):
+            return PrefilledMemory.join([self.reader.prefill(batch.rows([0]), slots)] * B)
+        positions = None if slots.positions is None else slots.positions.expand(B, -1)
+        return Memory(slots.embeds.expand(B, -1, -1), slots.mask.expand(B, -1), slots.layer, positions)
 
     def stream(self, questions: Batch, generation: Generation) -> Iterator[str]:
         """As EncodedContext."""

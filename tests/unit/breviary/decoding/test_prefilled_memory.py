@@ -79,13 +79,34 @@ def test_join_reverses_split():
     mask = torch.tensor([[True, True, False], [True, True, True], [False, False, False]])
     layers = {n: (torch.randn(3, 2, 3, 4), torch.randn(3, 2, 3, 4)) for n in (2, 3)}
     whole = PrefilledMemory(layers, mask, torch.tensor([1, 2, 0]))
-    parts = whole.split()
-    assert [part.mask.shape[1] for part in parts] == [2, 3, 1]
-    again = PrefilledMemory.join(parts)
+    again = PrefilledMemory.join(whole.split())
+    assert again.keys_values is layers  # not copied
     assert torch.equal(again.mask, mask) and torch.equal(again.slots, whole.slots)
     for layer, pair in layers.items():
-        for one, other in zip(again.keys_values[layer], pair):
-            assert torch.equal(one.transpose(1, 2)[mask], other.transpose(1, 2)[mask])
+        assert all(torch.equal(one, other) for one, other in zip(again.by_row(layer), pair))
+
+
+def test_rows_of_several_prefills_are_joined_without_repetition():
+    """Two rows share a context of the first prefill; the other prefill is wider, and one of its contexts is empty."""
+    first = PrefilledMemory({2: _random_pair(2, 5)}, _lengths_mask([3, 2], 5), torch.tensor([3, 2]))
+    second = PrefilledMemory({2: _random_pair(2, 4)}, _lengths_mask([4, 0], 4), torch.tensor([4, 0]))
+    parts = [*first.split(), *second.split()]
+    rows = [1, 3, 1, 2]  # of the four contexts
+    joined = PrefilledMemory.join([parts[row] for row in rows])
+    assert joined.keys_values[2][0].shape == (3, 2, 4, 4) and joined.rows == (0, 1, 0, 2)
+    assert joined.mask.sum(1).tolist() == joined.slots.tolist() == [2, 0, 2, 4]
+    for b, row in enumerate(rows):
+        mask = joined.mask[b]
+        for actual, expected in zip(joined.by_row(2), parts[row].by_row(2)):
+            assert torch.equal(actual[b, :, mask], expected[0, :, : int(mask.sum())])
+
+
+def _random_pair(contexts, width):
+    return tuple(torch.randn(contexts, 2, width, 4) for _ in range(2))
+
+
+def _lengths_mask(lengths, width):
+    return torch.arange(width) < torch.tensor(lengths)[:, None]
 
 
 def test_a_question_dependent_memory_is_not_prefilled(build, ragged):
