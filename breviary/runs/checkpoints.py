@@ -90,7 +90,8 @@ def weights_hash(folder: str | Path) -> str:
     if stored is not None:
         return stored
     with safe_open(Path(folder) / WEIGHTS, framework="pt") as stream:
-        return hash_tensors({name: stream.get_tensor(name) for name in stream.keys()})
+        names = stream.keys()
+        return hash_tensors({name: stream.get_tensor(name) for name in names})
 
 
 def backbone_difference(folder: str | Path, stored: dict[str, str], fingerprint: dict[str, str]) -> list[str]:
@@ -192,8 +193,8 @@ def check_processes(run: str | Path, checkpoint: Path, processes: int, global_ba
     world, examples = stored["processes"], stored["global_batch"]
     return [
         f"resume={run}: {checkpoint.name} is of {world} process(es) and {examples} examples per optimizer step, but "
-        f"here are {processes} process(es) and {global_batch} examples; both must be equal: start {world} process(es), with "
-        f"train.batch_size x train.accumulation x processes / engine.ranks = {examples}; or start a new run from its "
+        f"here are {processes} process(es) and {global_batch} examples; both must be equal: start {world} process(es) "
+        f"with train.batch_size x train.accumulation x processes / engine.ranks = {examples}; or start a new run from its "
         f"weights, e.g. init_from={run}"
     ]
 

@@ -6,17 +6,18 @@ import hashlib
 import json
 import os
 import secrets
+from collections.abc import Mapping
 from datetime import UTC, datetime
 from pathlib import Path
 
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import DictConfig, OmegaConf, open_dict
 from yaml import YAMLError
 
 from breviary.runs.checkpoints import checkpoints, last_checkpoint
 from breviary.runs.environment import write_environment
 from breviary.runs.schema import FORMER_TARGETS, SCHEMA, rename_targets, upgrade_config, without_added
-from breviary.runtime.distributed import broadcast_from_rank_zero, rank
-from breviary.runtime.files import write_text
+from breviary.runtime.distributed import call_on_rank_zero, print_rank0
+from breviary.runtime.files import write_json, write_text
 
 # Keys that may change when a run is resumed.
 NOT_COMPARED = ("resume", "paths", "hydra")
@@ -24,6 +25,18 @@ NOT_COMPARED = ("resume", "paths", "hydra")
 FINISHED = "finished"
 
 CONFIG = "config.yaml"
+
+INPUTS = "inputs.json"
+
+# What a run is trained from, as stored in INPUTS, and in the words of a message. `tokens` stays last.
+INPUT_NAMES = {
+    "train": "other training data",
+    "validation": "other validation data",
+    "backbone": "another backbone",
+    "encoder": "another backbone of the encoder",
+    "init_from": "other initial weights",
+    "tokens": "another tokenizer",
+}
 
 
 def config_hash(cfg: DictConfig, without: tuple[str, ...] = NOT_COMPARED, extra: str = "") -> str:
@@ -41,25 +54,36 @@ def normalise_run_path(run: str) -> str:
     return str(path.relative_to(Path.cwd()) if path.is_relative_to(Path.cwd()) else path)
 
 
-def open_run(cfg: DictConfig) -> tuple[Path, Path | None]:
+def open_run(cfg: DictConfig, inputs: Mapping[str, str | None] | None = None) -> tuple[Path, Path | None]:
     """The run's folder and the checkpoint to resume from, or None; equal on all ranks.
 
-    cfg.resume  never: a new folder | auto: the newest unfinished run of an equal configuration, else a new folder |
-                a run folder
-    Raises: ValueError when the run folder has no checkpoint.
+    cfg.resume  never: a new folder | auto: the newest unfinished run of an equal configuration and equal inputs, else a
+                new folder | a run folder
+    inputs      hashes of what the run is trained from, keys of INPUT_NAMES; stored in a new folder. None = not known
+    Raises: ValueError when the run folder has no checkpoint, or was trained on other data.
     """
-    if rank() != 0:
-        return broadcast_from_rank_zero(None)
+    return call_on_rank_zero(lambda: _open_run(cfg, inputs))
+
+
+def _open_run(cfg: DictConfig, inputs: Mapping[str, str | None] | None) -> tuple[Path, Path | None]:
     home = Path(cfg.paths.outputs) / cfg.name
     folder, checkpoint = None, None
     if cfg.resume == "auto":
-        folder, checkpoint = _newest_unfinished(home, config_hash(cfg))
+        folder, checkpoint = _newest_unfinished(home, cfg, inputs)
     elif cfg.resume != "never":
         folder, checkpoint = Path(cfg.resume), last_checkpoint(cfg.resume)
+        stored = read_inputs(folder)
+        if stored and inputs and stored["train"] != inputs["train"]:
+            raise ValueError(
+                f"resume={folder}: that run has other training data (sha256 {stored['train']}, here "
+                f"{inputs['train']}); resume with its data, or start a new run from its weights: init_from={folder}"
+            )
     if folder is None:
         folder = _new_folder(home)
         write_run_metadata(folder, cfg)
-    return broadcast_from_rank_zero((folder, checkpoint))
+        if inputs:
+            write_json(folder / INPUTS, inputs)
+    return folder, checkpoint
 
 
 def write_run_metadata(folder: Path, cfg: DictConfig) -> None:
@@ -108,9 +132,40 @@ def _new_folder(parent: Path) -> Path:
     return folder
 
 
-def _newest_unfinished(parent: Path, wanted: str) -> tuple[Path | None, Path | None]:
+def read_inputs(folder: str | Path) -> dict[str, str | None] | None:
+    """Hashes of what a run was trained from; None where it stores none (runs of earlier versions)."""
+    file = Path(folder) / INPUTS
+    return json.loads(file.read_bytes()) if file.is_file() else None
+
+
+def _newest_unfinished(
+    parent: Path, cfg: DictConfig, inputs: Mapping[str, str | None] | None
+) -> tuple[Path | None, Path | None]:
+    """The newest unfinished run to continue, and its last checkpoint. Prints why a similar run is not continued."""
     for folder in sorted(parent.glob("*_*"), reverse=True):
-        unfinished = (folder / CONFIG).is_file() and not (folder / FINISHED).exists()
-        if unfinished and checkpoints(folder) and config_hash(load_config(folder)) == wanted:
-            return folder, checkpoints(folder)[-1]
+        if not (folder / CONFIG).is_file() or (folder / FINISHED).exists() or not checkpoints(folder):
+            continue
+        config, stored = load_config(folder), read_inputs(folder)
+        if stored is None or inputs is None:
+            if config_hash(config) == config_hash(cfg):
+                if inputs is not None:
+                    print_rank0(f"resume=auto: {folder} is of an earlier version, which stored no hash of its data")
+                return folder, checkpoints(folder)[-1]
+        elif _settings_hash(config) == _settings_hash(cfg):
+            changed = [words for key, words in INPUT_NAMES.items() if stored.get(key) != inputs.get(key)]
+            if not changed:
+                return folder, checkpoints(folder)[-1]
+            # Other data have other tokens: the tokenizer is blamed only where the data are equal.
+            reasons = changed[:-1] if len(changed) > 1 and changed[-1] == INPUT_NAMES["tokens"] else changed
+            print_rank0(f"resume=auto: {folder} is not continued, it has {', '.join(reasons)}; this is another run")
     return None, None
+
+
+def _settings_hash(cfg: DictConfig) -> str:
+    """`config_hash` without the paths of the inputs, whose contents `read_inputs` compares."""
+    cfg = cfg.copy()
+    with open_dict(cfg):
+        for section, key in (("backbone", "path"), ("compressor", "encoder")):
+            if cfg[section].get(key):
+                cfg[section][key] = "elsewhere"
+    return config_hash(cfg, without=(*NOT_COMPARED, "dataset", "init_from"))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -128,7 +129,13 @@ def token_sequences(documents: Sequence[TextDocument], tokenizer: Any) -> Tensor
 
 
 def write_examples(file: Path, documents: Iterable[TextDocument]) -> Path:
-    """Writes the documents as examples of reconstruction, JSONL; returns the file."""
+    """Writes the documents as examples of reconstruction, JSONL; returns the file.
+
+    Its name is that of `file` with a hash of the content: a run trained on other documents has another configuration.
+    """
     rows = [{"id": d.doc_id, "context": d.text, "question": TASK, "answers": [d.text]} for d in documents]
-    write_text(file, "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows))
+    text = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
+    digest = hashlib.sha256(text.encode("utf-8", "surrogatepass")).hexdigest()[:12]
+    file = file.with_stem(f"{file.stem}-{digest}")
+    write_text(file, text)
     return file

@@ -8,15 +8,24 @@ from typing import Any
 
 from omegaconf import DictConfig
 
+from breviary.backbones.pretrained import Backbone
 from breviary.config.build import ReaderSpec, build_backbone, build_reader
-from breviary.config.checks import check_config, check_process_count, read_splits
+from breviary.config.checks import check_config, check_process_count, check_training_dtype, read_splits
 from breviary.config.context_lengths import ContextLimits
 from breviary.config.errors import collect_errors, raise_problems
 from breviary.config.keys import validate_keys
 from breviary.config.text_pipeline import TextPipeline
 from breviary.contract import Generation, Reader
 from breviary.readers.chunked import ChunkedReader
-from breviary.runs.checkpoints import best_checkpoint, check_start, load_trained
+from breviary.runs.checkpoints import (
+    best_checkpoint,
+    check_processes,
+    check_start,
+    has_processes,
+    last_checkpoint,
+    load_trained,
+    weights_hash,
+)
 from breviary.runs.folders import finish_run, open_run
 from breviary.runtime.device import resolve_device
 from breviary.runtime.distributed import print_rank0, rank, start_process_group, world_size
@@ -37,9 +46,12 @@ class TrainingSession:
         self.cfg, problems = validate_keys(cfg)
         self.text, self.backbone, self.spec = text, build_backbone(self.cfg), ReaderSpec.of(self.cfg)
         self.pipeline = PipelineGroup()
-        problems += check_config(self.cfg, self.spec, self.backbone, world_size()) + check_start(
-            self.cfg.init_from, self.cfg.resume, self.backbone
-        )
+        problems += check_config(self.cfg, self.spec, self.backbone, world_size())
+        problems += check_training_dtype(self.backbone.dtype)
+        problems += check_start(self.cfg.init_from, self.cfg.resume, self.backbone)
+        if self.cfg.resume not in ("never", "auto"):
+            checkpoint = collect_errors([], last_checkpoint, self.cfg.resume)  # reported by check_start
+            problems += self._check_resumed(self.cfg.resume, checkpoint) if checkpoint else []
         self.splits = self._tokenise(problems)
         limits = ContextLimits(self.spec, self.backbone, self.cfg.generation.max_new_tokens)
         readers = world_size() // self.cfg.engine.ranks  # processes with batches of their own
@@ -52,6 +64,23 @@ class TrainingSession:
     def validates(self) -> bool:
         """Whether there are validations during training."""
         return self.cfg.train.eval_examples > 0
+
+    def _check_resumed(self, run: str | Path, checkpoint: Path) -> list[str]:
+        """Checks processes and global batch against those of the checkpoint from which the run resumes."""
+        train, processes = self.cfg.train, world_size()
+        per_step = train.batch_size * train.accumulation * processes // max(self.cfg.engine.ranks, 1)
+        return check_processes(run, checkpoint, processes, per_step)
+
+    def inputs(self) -> dict[str, str | None]:
+        """Hashes of what the run is trained from, keys of runs.folders.INPUT_NAMES."""
+        encoder, start = self.spec.settings.get("encoder"), self.cfg.init_from
+        return {
+            **{split: items.data_hash for split, items in self.splits.items()},
+            "tokens": self.splits["train"].tokens_hash,
+            "backbone": self.backbone.fingerprint["sha256"],
+            "encoder": Backbone(encoder).fingerprint["sha256"] if encoder else None,
+            "init_from": weights_hash(best_checkpoint(start)) if start else None,
+        }
 
     def _tokenise(self, problems: list[str]) -> dict[str, Any]:
         """The train and validation splits as tokens, cached under a hash of their content."""
@@ -73,8 +102,14 @@ class TrainingSession:
         if engine.kind == "zero":
             prepare_deepspeed(device)
         start_process_group(device, engine.timeout)
-        folder, checkpoint = open_run(self.cfg)
+        folder, checkpoint = open_run(self.cfg, self.inputs())
         print_rank0(f"run {folder}" + (f", resumes from {checkpoint.name}" if checkpoint else ""))
+        if checkpoint:
+            raise_problems(self._check_resumed(folder, checkpoint))
+            if not has_processes(checkpoint):
+                print_rank0(
+                    f"{checkpoint.name} does not state its processes and global batch; they must be those of this run"
+                )
         for split, items in self.splits.items():
             print_rank0(f"{split}: {items.report()}")
         return folder, checkpoint
