@@ -58,8 +58,11 @@ def main(arguments: Sequence[str] | None = None) -> None:
 def print_rows(rows: list[dict[str, Any]]) -> None:
     """Prints the differences, one block per dataset and first reader."""
     names = [name for name in (*METRICS, *RECONSTRUCTION_METRICS) if any(name in row["metrics"] for row in rows)]
-    for (dataset, reader, n), block in groupby(rows, key=lambda row: (row["dataset"], row["reader"], row["n"])):
-        print(f"\n{reader}, {n} questions of {dataset}, minus\n")
+    for (dataset, reader), group in groupby(rows, key=lambda row: (row["dataset"], row["reader"])):
+        block = list(group)
+        n, contexts = block[0]["n"], block[0]["intervals"]["contexts"]
+        shared = f" on {contexts} context{'s' * (contexts > 1)}" if contexts < n else ""
+        print(f"\n{reader}, {n} questions{shared} of {dataset}, minus\n")
         print_block(
             Console(width=TABLE_WIDTH),
             ["", *(TITLES[name] for name in names)],

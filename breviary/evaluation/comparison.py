@@ -14,8 +14,16 @@ from typing import Any
 
 import numpy as np
 
-from breviary.evaluation.results import PREDICTIONS, Predictions, find_results, read_results, source_of
-from breviary.evaluation.statistics import difference
+from breviary.evaluation.results import (
+    PREDICTIONS,
+    Predictions,
+    contexts_of,
+    find_results,
+    read_results,
+    resampled_units,
+    source_of,
+)
+from breviary.evaluation.statistics import cluster_codes, difference
 
 
 @dataclass
@@ -91,8 +99,10 @@ def _assign_names(group: list[EvaluatedReader]) -> None:
 
 
 def comparison_rows(group: list[EvaluatedReader], all_pairs: bool) -> list[dict[str, Any]]:
-    """One row per pair: {"dataset", "n", "reader", "minus", "metrics": {metric: {"value", "low", "high"}}}.
+    """One row per pair: {"dataset", "n", "reader", "minus", "metrics", "intervals"}.
 
+    metrics    {metric: {"value", "low", "high"}} of `paired_differences`
+    intervals  as in `breviary.evaluation.results.resampled_units`
     group      evaluations of the same questions
     all_pairs  every evaluation minus every later one; otherwise the first minus each other one
     """
@@ -105,6 +115,7 @@ def comparison_rows(group: list[EvaluatedReader], all_pairs: bool) -> list[dict[
             "reader": one.name,
             "minus": other.name,
             "metrics": paired_differences(one, other),
+            "intervals": resampled_units(_with_contexts(one, other)),
         }
         for one, other in pairs
     ]
@@ -113,22 +124,34 @@ def comparison_rows(group: list[EvaluatedReader], all_pairs: bool) -> list[dict[
 def paired_differences(
     one: EvaluatedReader, other: EvaluatedReader, seed: int = 0, resamples: int = 2000
 ) -> dict[str, dict[str, float]]:
-    """{metric: {"value", "low", "high"}} of `one` minus `other`, with 95% bootstrap intervals over the questions.
+    """{metric: {"value", "low", "high"}} of `one` minus `other`, with 95% intervals (breviary.evaluation.statistics).
 
+    Questions on one context are resampled together.
     Scores are differences of means; NLL and other ratios are differences of ratios of sums, as in the results of each.
     NLL per token is omitted where the token counts of an answer differ (different tokenizers).
     """
     pairs = [(one.predictions[key], other.predictions[key]) for key in one.predictions]
+    contexts = contexts_of(_with_contexts(one, other))
     values = {}
     for name in _common_keys(pairs[0], "scores"):
         values[name] = [[(row["scores"][name], 1) for row in pair] for pair in pairs]
     for name in _common_keys(pairs[0], "ratios"):
-        ratios = [[row.get("ratios", {}).get(name, (0, 0)) for row in pair] for pair in pairs]
-        values[name] = [pair for pair in ratios if pair[0][1] and pair[1][1]]
+        values[name] = [[row.get("ratios", {}).get(name, (0, 0)) for row in pair] for pair in pairs]
     if all(a["answer_tokens"] == b["answer_tokens"] for a, b in pairs):
         values["nll"] = [[(row["nll"], row["answer_tokens"]) for row in pair] for pair in pairs]
-    columns = {name: np.array(rows, dtype=np.float64).transpose(1, 2, 0) for name, rows in values.items() if rows}
-    return {name: difference(tuple(a), tuple(b), seed, resamples) for name, (a, b) in columns.items()}
+    differences = {}
+    for name, rows in values.items():
+        used = [i for i, pair in enumerate(rows) if pair[0][1] and pair[1][1]]  # no denominator of 0
+        if used:
+            ours, others = np.array([rows[i] for i in used], dtype=np.float64).transpose(1, 2, 0)
+            codes = cluster_codes([contexts[i] for i in used])
+            differences[name] = difference(tuple(ours), tuple(others), seed, resamples, codes)
+    return differences
+
+
+def _with_contexts(one: EvaluatedReader, other: EvaluatedReader) -> list[dict[str, Any]]:
+    """The predictions of `one`, with the contexts of `other` where only those are known (an earlier version's rows)."""
+    return [{**other.predictions[key], **row} for key, row in one.predictions.items()]
 
 
 def _common_keys(pair: tuple[dict[str, Any], dict[str, Any]], key: str) -> list[str]:

@@ -23,11 +23,16 @@ Collate = Callable[[list[Any]], Batch]
 Scores = Callable[[str, Sequence[str]], dict[str, float]]
 
 
+def context_id(context: str) -> str:
+    """Equal for questions on the same context; the first 16 digits of its sha256."""
+    return hashlib.sha256(context.encode("utf-8", "surrogatepass")).hexdigest()[:16]
+
+
 def context_batches(lengths: Sequence[int], contexts: Sequence[str], batch_size: int) -> list[list[int]]:
     """Batches of indices: questions on one context are adjacent, contexts are sorted by length."""
-    groups: dict[bytes, list[int]] = {}
+    groups: dict[str, list[int]] = {}
     for index, context in enumerate(contexts):
-        groups.setdefault(hashlib.sha256(context.encode()).digest(), []).append(index)
+        groups.setdefault(context_id(context), []).append(index)
     ordered = sorted(groups.values(), key=lambda group: (lengths[group[0]], group[0]))
     flat = [index for group in ordered for index in group]
     return [flat[i : i + batch_size] for i in range(0, len(flat), batch_size)]
@@ -169,6 +174,7 @@ def _prediction_rows(
         rows.append(
             {
                 "id": example.id,
+                "context_id": context_id(example.context),
                 "question": example.question,
                 "prediction": answer.text,
                 "references": references[b],

@@ -10,13 +10,13 @@ import glob
 import json
 import math
 import os
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from breviary.evaluation.statistics import interval
+from breviary.evaluation.statistics import LEVEL, cluster_codes, interval, uses_wilson
 from breviary.runs.environment import environment
 from breviary.runtime.files import _encode, write_json, write_text
 
@@ -66,6 +66,9 @@ RESULT_KEYS = frozenset(
         "run",
     }
 )
+
+
+TOKEN_SHARES = frozenset({"accuracy", "free_accuracy"})  # "ratios" in [0, 1] by definition
 
 
 def _line(row: dict[str, Any]) -> str:
@@ -166,9 +169,12 @@ def summarise(
 ) -> dict[str, Any]:
     """Summary of predictions, in the form that `write_results` expects.
 
-    metrics          {name: {"value", "low", "high"}} with 95% bootstrap intervals over the examples: every score of
-                     the rows (a mean), each of their "ratios" ({name: [numerator, denominator]}, a ratio of sums) and
-                     "nll" (nats per token, a ratio of sums)
+    metrics          {name: {"value", "low", "high"}} with 95% intervals (breviary.evaluation.statistics): every score
+                     of the rows (a mean), each of their "ratios" ({name: [numerator, denominator]}, a ratio of sums)
+                     and "nll" (nats per token, a ratio of sums)
+    intervals        {"level", "resampled": "contexts" or "questions", "clusters": number of those, "contexts": number
+                     of distinct contexts, "wilson": names of the metrics with Wilson's interval}. Questions that share
+                     a "context_id" are one cluster; rows without one have a context each
     by_position      likewise for "by_position" of the rows, over rows that are long enough; absent where there is none
     n                number of examples;   truncated  number of examples whose prompt was cut
     contexts_read    number of contexts encoded: questions on one context share its encoding
@@ -184,19 +190,21 @@ def summarise(
     def column(name: str) -> np.ndarray:
         return np.array([row[name] for row in rows], dtype=np.float64)
 
-    ones = np.ones(len(rows))
-    metrics = {}
-    for name in rows[0]["scores"]:
-        scores = np.array([row["scores"][name] for row in rows], dtype=np.float64)
-        metrics[name] = interval(scores, ones, seed, resamples)
-    metrics |= _ratios(rows, "ratios", seed, resamples)
-    positions = _ratios(rows, "by_position", seed, resamples)
     tokens, slots = column("answer_tokens"), column("memory_slots")
     assert tokens.min() > 0, f"an answer of {tokens.min():.0f} tokens; the end token counts, so at least 1"
-    metrics["nll"] = interval(column("nll"), tokens, seed, resamples)
+    columns = {name: _Column(rows, [(row["scores"][name], 1) for row in rows]) for name in rows[0]["scores"]}
+    columns |= _ratio_columns(rows, "ratios", TOKEN_SHARES)
+    columns["nll"] = _Column(rows, [(row["nll"], row["answer_tokens"]) for row in rows])
+    metrics = {name: column.interval(seed, resamples) for name, column in columns.items()}
+    by_position = _ratio_columns(rows, "by_position")
+    positions = {name: column.interval(seed, resamples) for name, column in by_position.items()}
     return {
         "n": len(rows),
         "metrics": metrics,
+        "intervals": {
+            **resampled_units(rows),
+            "wilson": [name for name, column in columns.items() if column.uses_wilson()],
+        },
         "requested_ratio": requested_ratio,
         "effective_ratio": float(column("context_tokens").sum() / slots.sum()) if slots.sum() else None,
         "memory_slots": float(slots.mean()),
@@ -208,18 +216,58 @@ def summarise(
     }
 
 
-def _ratios(rows: list[dict[str, Any]], key: str, seed: int, resamples: int) -> dict[str, dict[str, float]]:
-    """{name: interval} of the pairs in row[key], each over the rows whose denominator is not zero."""
-    pairs: dict[str, list[list[float]]] = {}
+class _Column:
+    """The values of one metric: numerator and denominator of each row, and the row's context.
+
+    token_share  the numerator counts some of the denominator's tokens
+    """
+
+    def __init__(self, rows: list[dict[str, Any]], pairs: Sequence[Sequence[float]], token_share: bool = False) -> None:
+        self.numerator, self.denominator = np.array(pairs, dtype=np.float64).T
+        self.codes, self.token_share = cluster_codes(contexts_of(rows)), token_share
+
+    def interval(self, seed: int, resamples: int) -> dict[str, float]:
+        """{"value", "low", "high"}."""
+        return interval(self.numerator, self.denominator, seed, resamples, self.codes, self.token_share)
+
+    def uses_wilson(self) -> bool:
+        """Whether the interval is Wilson's."""
+        return uses_wilson(self.numerator, self.denominator, self.codes, self.token_share)
+
+
+def _ratio_columns(
+    rows: list[dict[str, Any]], key: str, token_shares: frozenset[str] | None = None
+) -> dict[str, _Column]:
+    """{name: column} of the pairs in row[key], each over the rows whose denominator is not zero.
+
+    token_shares  names of pairs that are shares of tokens; None = all
+    """
+    own: dict[str, list[dict[str, Any]]] = {}
     for row in rows:
         for name, pair in row.get(key, {}).items():
-            pairs.setdefault(name, []).extend([pair] if pair[1] else [])
-    return {name: _ratio_interval(values, seed, resamples) for name, values in pairs.items() if values}
+            own.setdefault(name, []).extend([row] if pair[1] else [])
+    return {
+        name: _Column(used, [row[key][name] for row in used], token_shares is None or name in token_shares)
+        for name, used in own.items()
+        if used
+    }
 
 
-def _ratio_interval(pairs: list[list[float]], seed: int, resamples: int) -> dict[str, float]:
-    numerators, denominators = np.array(pairs, dtype=np.float64).T
-    return interval(numerators, denominators, seed, resamples)
+def contexts_of(rows: Iterable[Mapping[str, Any]]) -> list[str]:
+    """The context of each prediction; rows of earlier versions lack "context_id" and have a context each."""
+    return [row.get("context_id", row["id"]) for row in rows]
+
+
+def resampled_units(rows: Iterable[Mapping[str, Any]]) -> dict[str, Any]:
+    """What the intervals of predictions resample: {"level", "resampled", "clusters", "contexts"}, see `summarise`."""
+    contexts = contexts_of(rows)
+    codes, distinct = cluster_codes(contexts), len(set(contexts))
+    return {
+        "level": LEVEL,
+        "resampled": "questions" if codes is None else "contexts",
+        "clusters": len(contexts) if codes is None else distinct,
+        "contexts": distinct,
+    }
 
 
 def _median_time(rows: list[dict[str, Any]], phase: str) -> float:

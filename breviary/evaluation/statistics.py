@@ -1,28 +1,149 @@
-"""Bootstrap intervals over questions or documents.
+"""95% intervals of means, ratios of sums and paired differences over questions, documents or contexts.
 
-Pure functions of numpy arrays, one value per question, (N,). Intervals are 95% percentile bootstrap intervals.
+Pure functions of numpy arrays, one value per question, (N,). Questions on one context are not independent: `codes`
+(N,) number their contexts, and whole contexts are resampled. U counts what is resampled: contexts, or rows without
+codes. The rules, in this order:
+
+Wilson         a share of 0/1 values that is exactly 0 or 1, or has U < 20 (Wilson 1927). Also a share of tokens that
+               is 0 or 1. Values in contexts count as their effective number (`effective_size`)
+Bonett-Price   the paired difference of two such shares, where every pair differs alike or U < 20: the adjusted Wald
+               interval (Bonett and Price 2012, doi 10.3102/1076998611411915)
+percentile     everything else: the percentile bootstrap. Where U < 20 or with codes, its level is expanded for few
+               units (the expanded percentile interval of Hesterberg 2015, arXiv 1411.5279)
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Hashable, Sequence
 
 import numpy as np
 from numpy import ndarray
 from scipy import stats
+from statsmodels.stats.proportion import proportion_confint
+
+SMALL = 20  # units below which the percentile bootstrap is too narrow
+LEVEL = 0.95
+_Z = stats.norm.ppf((1 + LEVEL) / 2)
 
 
-def resampled(
-    columns: Sequence[ndarray], statistic: Callable[..., ndarray], seed: int, resamples: int
+def cluster_codes(names: Sequence[Hashable]) -> ndarray | None:
+    """The number of each row's cluster, (N,), from 0 in order of first occurrence.
+
+    None where rows are resampled one by one: no two rows share a cluster, or all do. In the second case an interval
+    holds for further questions on this one context, not for further contexts.
+    """
+    numbers = {name: number for number, name in enumerate(dict.fromkeys(names))}
+    if len(numbers) in (1, len(names)):
+        return None
+    return np.array([numbers[name] for name in names])
+
+
+def interval(
+    numerator: ndarray,
+    denominator: ndarray,
+    seed: int,
+    resamples: int,
+    codes: ndarray | None = None,
+    token_share: bool = False,
 ) -> dict[str, float]:
-    """statistic(*columns, axis) with its interval: {"value", "low", "high"}; rows are resampled.
+    """Ratio of sums of numerator (N,) and denominator (N,): {"value", "low", "high"}. A mean has denominators of 1.
 
-    columns  (N,) each; one row of all columns is one question or document. Equal seeds resample the same rows
-    All three are equal where resampling is pointless: one row, constant columns, or a value that is not finite.
+    token_share  the numerator counts some of the denominator's tokens, so the ratio is in [0, 1]
+    """
+    if not uses_wilson(numerator, denominator, codes, token_share):
+        return _bootstrap((numerator, denominator), _ratio, seed, resamples, codes)
+    value = float(numerator.sum() / denominator.sum())
+    size = _units(numerator, codes) if value in (0, 1) else effective_size(numerator, codes)
+    low, high = proportion_confint(value * size, size, alpha=1 - LEVEL, method="wilson")
+    return {"value": value, "low": max(0.0, min(value, float(low))), "high": min(1.0, max(value, float(high)))}
+
+
+def uses_wilson(
+    numerator: ndarray, denominator: ndarray, codes: ndarray | None = None, token_share: bool = False
+) -> bool:
+    """Whether `interval` follows Wilson's rule."""
+    is_share = _is_binary(numerator, denominator)
+    if is_share and _units(numerator, codes) < SMALL:
+        return True
+    return bool((is_share or token_share) and numerator.sum() in (0, denominator.sum()))
+
+
+def difference(
+    ours: tuple[ndarray, ndarray],
+    other: tuple[ndarray, ndarray],
+    seed: int,
+    resamples: int,
+    codes: ndarray | None = None,
+) -> dict[str, float]:
+    """Difference of two ratios of sums on the same rows, each (numerator (N,), denominator (N,)), with its interval."""
+    differences = ours[0] - other[0]
+    if _is_binary(*ours) and _is_binary(*other) and (np.ptp(differences) == 0 or _units(differences, codes) < SMALL):
+        return _bonett_price(differences, codes)
+
+    def statistic(top, bottom, other_top, other_bottom, axis):
+        return _ratio(top, bottom, axis) - _ratio(other_top, other_bottom, axis)
+
+    return _bootstrap((*ours, *other), statistic, seed, resamples, codes)
+
+
+def paired_bootstrap(differences: ndarray, resamples: int, seed: int, codes: ndarray | None = None) -> dict[str, float]:
+    """Mean of paired differences (N,) with its interval; nan for an empty array."""
+    if not len(differences):
+        return dict.fromkeys(("value", "low", "high"), float("nan"))
+    return _bootstrap((differences, np.ones(len(differences))), _ratio, seed, resamples, codes)
+
+
+def effective_size(values: ndarray, codes: ndarray | None) -> float:
+    """Number of independent values whose mean is as certain as that of values (N,) in clusters; N without codes.
+
+    N over the design effect, corrected for few clusters by Student's t, at most N (Korn and Graubard 1998, Survey
+    Methodology 24). The number of clusters where all values are equal: their dependence is unknown.
+    """
+    n, units = len(values), _units(values, codes)
+    deviations = values - values.mean()
+    if codes is None or not deviations.any():
+        return units
+    independent = (deviations**2).sum() / (n - 1)  # n times the variance of a mean of independent values
+    clustered = units / (units - 1) * (np.bincount(codes, deviations) ** 2).sum() / n
+    size = n / max(1.0, clustered / independent)
+    return max(1.0, size * float(_Z / stats.t.ppf((1 + LEVEL) / 2, units - 1)) ** 2)
+
+
+def _is_binary(numerator: ndarray, denominator: ndarray) -> bool:
+    return bool(np.isin(numerator, (0, 1)).all() and (denominator == 1).all())
+
+
+def _units(values: ndarray, codes: ndarray | None) -> int:
+    return len(values) if codes is None else int(codes.max()) + 1
+
+
+def _ratio(top: ndarray, bottom: ndarray, axis: int) -> ndarray:
+    return top.sum(axis) / bottom.sum(axis)
+
+
+def _bonett_price(differences: ndarray, codes: ndarray | None) -> dict[str, float]:
+    """Mean of differences in {-1, 0, 1} with its interval: one success is added to each kind of discordant pair."""
+    size, value = effective_size(differences, codes), float(differences.mean())
+    gained, lost = ((share * size + 1) / (size + 2) for share in ((differences > 0).mean(), (differences < 0).mean()))
+    half = _Z * np.sqrt((gained + lost - (gained - lost) ** 2) / (size + 2))
+    low, high = max(-1.0, gained - lost - half), min(1.0, gained - lost + half)
+    return {"value": value, "low": min(value, float(low)), "high": max(value, float(high))}
+
+
+def _bootstrap(
+    columns: Sequence[ndarray], statistic: Callable[..., ndarray], seed: int, resamples: int, codes: ndarray | None
+) -> dict[str, float]:
+    """statistic(*columns, axis) with its percentile interval; a function of sums, so clusters are summed first.
+
+    Equal seeds resample the same units. All three values are equal where resampling is pointless: one unit, constant
+    columns, or a value that is not finite.
     """
     value = float(statistic(*columns, axis=-1))
-    if len(columns[0]) < 2 or not np.isfinite(value) or not any(np.ptp(column) for column in columns):
+    units = _units(columns[0], codes)
+    if units < 2 or not np.isfinite(value) or not any(np.ptp(column) for column in columns):
         return {"value": value, "low": value, "high": value}
+    if codes is not None:
+        columns = [np.bincount(codes, column) for column in columns]
     low, high = stats.bootstrap(
         columns,
         statistic,
@@ -30,33 +151,14 @@ def resampled(
         batch=100,  # 100 resamples in memory at a time, not all
         vectorized=True,
         paired=True,
-        confidence_level=0.95,
+        confidence_level=LEVEL if codes is None and units >= SMALL else _expanded_level(units),
         method="percentile",
         rng=np.random.default_rng(seed),
     ).confidence_interval
     return {"value": value, "low": float(low), "high": float(high)}
 
 
-def interval(numerator: ndarray, denominator: ndarray, seed: int, resamples: int) -> dict[str, float]:
-    """Ratio of sums of numerator (N,) and denominator (N,), with its interval. A mean has a denominator of ones."""
-    return resampled(
-        (numerator, denominator), lambda top, bottom, axis: top.sum(axis) / bottom.sum(axis), seed, resamples
-    )
-
-
-def difference(
-    ours: tuple[ndarray, ndarray], other: tuple[ndarray, ndarray], seed: int, resamples: int
-) -> dict[str, float]:
-    """Difference of two ratios of sums on the same rows, each (numerator (N,), denominator (N,)), with its interval."""
-
-    def statistic(top, bottom, other_top, other_bottom, axis):
-        return top.sum(axis) / bottom.sum(axis) - other_top.sum(axis) / other_bottom.sum(axis)
-
-    return resampled((*ours, *other), statistic, seed, resamples)
-
-
-def paired_bootstrap(differences: ndarray, resamples: int, seed: int) -> dict[str, float]:
-    """Mean of paired differences (N,) with its interval; nan for an empty array."""
-    if not len(differences):
-        return dict.fromkeys(("value", "low", "high"), float("nan"))
-    return interval(differences, np.ones(len(differences)), seed, resamples)
+def _expanded_level(units: int) -> float:
+    """The percentile interval's level at which a mean of few units has the width of Student's t interval."""
+    tail = stats.norm.sf(np.sqrt(units / (units - 1)) * stats.t.ppf((1 + LEVEL) / 2, units - 1))
+    return 1 - 2 * max(float(tail), 1e-9)

@@ -8,7 +8,13 @@ from typing import Any
 
 import pytest
 
-from breviary.evaluation.comparison import EvaluatedReader, dataset_name, load_evaluations, paired_differences
+from breviary.evaluation.comparison import (
+    EvaluatedReader,
+    comparison_rows,
+    dataset_name,
+    load_evaluations,
+    paired_differences,
+)
 from breviary.evaluation.results import Predictions, summarise, write_results
 from scripts import compare
 
@@ -91,9 +97,36 @@ def test_variation_common_to_both_readers_does_not_widen_the_interval(tmp_path):
     assert nll["high"] < 0 and nll["high"] - nll["low"] < (own["high"] - own["low"]) / 2
 
 
-def test_the_interval_of_one_question_has_width_zero(tmp_path):
+def test_one_question_decides_little(tmp_path):
     metrics = paired_differences(*same_questions([put(tmp_path / "a", "a", [1]), put(tmp_path / "b", "b", [0])]))
-    assert metrics["em"] == {"value": 1.0, "low": 1.0, "high": 1.0}
+    assert metrics["em"] == {"value": 1.0, "low": pytest.approx(-0.7335, abs=1e-4), "high": 1.0}
+    assert metrics["nll"] == {"value": 0.0, "low": 0.0, "high": 0.0}  # nothing is known of its variation
+
+
+def test_questions_on_one_context_are_resampled_together(tmp_path, capsys):
+    """90 questions on 30 contexts, each with equal answers: as certain as 30 questions."""
+    em = [int(i % 30 < 15) for i in range(90)]
+
+    def evaluations(home, contexts):
+        folders = [put(home / name, name, hits, nll=2.0) for name, hits in (("a", em), ("b", [0] * 90))]
+        for folder, with_contexts in zip(folders, contexts):
+            path = Path(folder, "predictions.jsonl")
+            rows = [json.loads(line) for line in path.read_text().splitlines()]
+            rows = [row | ({"context_id": f"c{i % 30}"} if with_contexts else {}) for i, row in enumerate(rows)]
+            path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+        return same_questions(folders)
+
+    questions, contexts, half = (
+        comparison_rows(evaluations(tmp_path / str(i), known), False)[0]
+        for i, known in enumerate([(False, False), (True, True), (False, True)])
+    )
+    widths = [row["metrics"]["em"]["high"] - row["metrics"]["em"]["low"] for row in (questions, contexts)]
+    assert widths[1] == pytest.approx(3**0.5 * widths[0], rel=0.2)
+    assert contexts["intervals"] == {"level": 0.95, "resampled": "contexts", "clusters": 30, "contexts": 30}
+    assert questions["intervals"] == {"level": 0.95, "resampled": "questions", "clusters": 90, "contexts": 90}
+    assert half["metrics"] == contexts["metrics"]  # one of the two evaluations may be of an earlier version
+    compare.print_rows([contexts])
+    assert "a, 90 questions on 30 contexts of one, minus" in capsys.readouterr().out
 
 
 def test_nll_is_omitted_when_token_counts_differ(tmp_path):
@@ -138,8 +171,8 @@ def test_the_script_prints_signs_and_writes_json(tmp_path, capsys):
     printed = capsys.readouterr().out
     assert (
         "ours, 10 questions of one, minus" in printed
-        and "+.50 [.20, .80]" in printed
-        and "+1.00 [1.00, 1.00]" in printed
+        and "+.50 [.05, .78]" in printed
+        and "+1.00 [.52, 1.00]" in printed
     )
     rows = json.loads((tmp_path / "out.json").read_text())["rows"]
     assert [(row["reader"], row["minus"], row["n"]) for row in rows] == [("ours", "weak", 10), ("ours", "none", 10)]

@@ -168,12 +168,59 @@ def test_nothing_kept_has_no_ratio_and_nothing_answered_is_an_error():
 
 
 @pytest.mark.parametrize("rows", [[prediction("a", em=0.3)], [prediction(str(i), em=0.1, nll=0.3) for i in range(9)]])
-def test_degenerate_intervals_are_points_without_a_warning(rows):
+def test_degenerate_intervals_are_points_or_wilsons_without_a_warning(rows):
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         metrics = summarise(rows, 4.0)["metrics"]
-    for metric in metrics.values():
-        assert metric["low"] == metric["value"] == metric["high"]
+    assert metrics["em_contains"]["low"] < metrics["em_contains"]["high"] == 1  # 0/1 in every row
+    for name in ("em", "f1", "rouge_l", "nll"):
+        assert metrics[name]["low"] == metrics[name]["value"] == metrics[name]["high"]
+
+
+def test_questions_on_one_context_are_one_cluster():
+    shared = [prediction(f"{c}-{q}", em=float(c % 3 == 0), nll=c, context_id=f"c{c}") for c in range(30) for q in "abc"]
+    summary = summarise(shared, None)
+    assert summary["intervals"] == {
+        "level": 0.95,
+        "resampled": "contexts",
+        "clusters": 30,
+        "contexts": 30,
+        "wilson": ["em_contains"],
+    }
+    one_each = summarise(shared[::3], None)
+    assert one_each["intervals"] == summary["intervals"] | {"resampled": "questions"}
+    for name in ("em", "f1", "nll"):  # three equal answers on a context say no more than one
+        width, expected = (s["metrics"][name]["high"] - s["metrics"][name]["low"] for s in (summary, one_each))
+        assert width == pytest.approx(expected, rel=0.2), name
+    # Rows of an earlier version do not know their contexts.
+    old = summarise([{key: row[key] for key in row if key != "context_id"} for row in shared], None)
+    assert old["intervals"] == summary["intervals"] | {"resampled": "questions", "clusters": 90, "contexts": 90}
+    assert old["metrics"]["em"]["high"] - old["metrics"]["em"]["low"] < 0.7 * width
+
+
+def test_questions_on_a_single_context_are_resampled_themselves():
+    rows = [prediction(str(i), em=float(i % 2), nll=float(i), context_id="same") for i in range(30)]
+    summary = summarise(rows, None)
+    assert summary["intervals"] | {"wilson": 0} == {
+        "level": 0.95,
+        "resampled": "questions",
+        "clusters": 30,
+        "contexts": 1,
+        "wilson": 0,
+    }
+    assert summary["metrics"]["nll"]["low"] < summary["metrics"]["nll"]["value"] < summary["metrics"]["nll"]["high"]
+
+
+def test_shares_of_tokens_that_are_zero_or_one_have_a_wilson_interval_over_the_texts():
+    pairs = {"accuracy": [8, 8], "free_accuracy": [0, 8], "length_ratio": [8, 8]}
+    rows = [prediction(str(i), ratios=pairs, by_position={"0-31": [8, 8]}) for i in range(40)]
+    summary = summarise(rows, None)
+    bound = 1.96**2 / (40 + 1.96**2)
+    metrics = summary["metrics"] | summary["by_position"]
+    assert [metrics[name]["low"] for name in ("accuracy", "0-31")] == pytest.approx([1 - bound] * 2, abs=1e-4)
+    assert metrics["free_accuracy"]["high"] == pytest.approx(bound, abs=1e-4)
+    assert metrics["length_ratio"] == {"value": 1, "low": 1, "high": 1}  # may exceed 1
+    assert summary["intervals"]["wilson"] == ["em", "em_contains", "f1", "rouge_l", "accuracy", "free_accuracy"]
 
 
 # ------------------------------------------------------------------ results.json, environment.json
@@ -190,6 +237,7 @@ def test_results_are_written_whole_and_read_back(tmp_path):
         "n",
         "data_hash",
         "metrics",
+        "intervals",
         "requested_ratio",
         "effective_ratio",
         "memory_slots",
