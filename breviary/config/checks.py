@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 from hydra.utils import instantiate
@@ -15,6 +16,8 @@ from breviary.config.errors import collect_errors
 from breviary.contract import Example
 from breviary.memory.budget import check_budget
 from breviary.readers.chunked import ChunkedReader
+from breviary.runtime.markup import surrogate_problem, unknown_fields
+from breviary.runtime.spelling import escape_problems, override, unescaped
 
 ENGINES = ("single", "ddp", "zero")
 BUDGET = ("ratio", "slots", "ratio_choices")
@@ -34,6 +37,8 @@ def check_config(
     if cfg.eval_batch_size < 1:
         problems.append(f"eval_batch_size={cfg.eval_batch_size}: must be at least 1, e.g. 16")
     problems += check_generation(cfg.generation)
+    if not cfg.get("run"):  # the texts of a run are checked where they differ from those it was trained with
+        problems += check_texts(cfg)
     return problems + check_engine(cfg.engine, spec.compressor, world_size)
 
 
@@ -108,6 +113,16 @@ def check_training(train: DictConfig) -> list[str]:
     return problems
 
 
+def check_training_dtype(dtype: str) -> list[str]:
+    """Refuses to train in float16, whose smallest gradients are zero without loss scaling."""
+    if dtype != "float16":
+        return []
+    return [
+        "backbone.dtype=float16: trains nothing reliably, as small gradients become 0 and large ones infinite; allowed "
+        "in training are bfloat16, float32 and, for the tiny backbone, float64, e.g. backbone.dtype=bfloat16"
+    ]
+
+
 def check_limits(limits: DictConfig) -> list[str]:
     """Checks section `limits`: how long contexts are cut."""
     problems = []
@@ -132,6 +147,47 @@ def check_generation(generation: DictConfig) -> list[str]:
             f"generation: temperature={generation.temperature} must be 0 or more, top_p={generation.top_p} "
             f"above 0 up to 1, repetition_penalty={generation.repetition_penalty} above 0"
         )
+    return problems
+
+
+# Texts of section prompt: the field that each may hold, and an example of the key.
+PROMPT_TEXTS = {
+    "instruction": (None, "Answer from the text.\n"),
+    "template": ("question", "\nQuestion: {question}\nAnswer:"),
+    "answer_template": ("answer", " {answer}"),
+}
+
+
+def check_texts(cfg: DictConfig, stored: DictConfig | None = None) -> list[str]:
+    """Checks fields and characters of `prompt` and `generation.stop`.
+
+    stored  configuration of the run that is evaluated: texts that equal its own are not checked
+    """
+    problems = []
+    for name, (field, text) in PROMPT_TEXTS.items():
+        key, value = f"prompt.{name}", cfg.prompt[name]
+        if stored is not None and value == stored.prompt.get(name):
+            continue
+        surrogate = surrogate_problem(value)
+        problems += [f"{key} {surrogate}"] if surrogate else []
+        problems += escape_problems(key, value, unescaped(value))
+        problems += unknown_fields(key, value, field, override(key, text))
+    if stored is None or cfg.generation.stop != stored.generation.stop:
+        problems += check_stop(cfg.generation.stop)
+    return problems
+
+
+def check_stop(stop: Sequence[str]) -> list[str]:
+    """Checks generation.stop: texts at which an answer ends."""
+    problems = []
+    if any(not text for text in stop):
+        problems.append(
+            "generation.stop holds an empty text, at which every answer would end before its first character; "
+            f"{override('generation.stop', [])} waits for the end token, "
+            f"{override('generation.stop', [chr(10)])} ends at a line break (in bash or zsh)"
+        )
+    for text in stop:
+        problems += escape_problems("generation.stop", text, [unescaped(other) for other in stop if other])
     return problems
 
 

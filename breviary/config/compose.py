@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from hydra import compose, initialize_config_dir
 from hydra.core.global_hydra import GlobalHydra
 from hydra.core.hydra_config import HydraConfig
+from hydra.core.override_parser.overrides_parser import OverridesParser
 from omegaconf import DictConfig
 
 from breviary.config.keys import CONFIGS, drop_unused_keys
@@ -19,6 +20,15 @@ def compose_config(name: str, overrides: Sequence[str] = ()) -> DictConfig:
         return compose(name, list(overrides))
     with initialize_config_dir(str(CONFIGS), version_base="1.3"):
         return compose(name, list(overrides))
+
+
+def chosen_compressor(overrides: Sequence[str]) -> str | None:
+    """The compressor that the overrides choose: its YAML, or its class; None where they choose none."""
+    chosen = None
+    for override in OverridesParser.create().parse_overrides(list(overrides)):
+        if override.key_or_group in ("compressor", "compressor._target_") and isinstance(override.value(), str):
+            chosen = override.value().rpartition(".")[2]
+    return chosen
 
 
 def resolve_choices(cfg: DictConfig) -> list[str]:
