@@ -1,15 +1,15 @@
 """The types that breviary, the methods and data exchange. Imports torch only.
 
-Shape letters of this file (a file with a legend of its own overrides them):
-    B examples of a batch, T context tokens, Q question tokens, P prompt tokens, A answer tokens, N tokens of any part,
-    S segments of a context, L tokens of a segment, M memory slots, D hidden width.
+Shape letters, unless a file has a legend of its own: B examples of a batch, T context tokens, Q question tokens,
+P prompt tokens, A answer tokens, N tokens of any part, S segments of a context, L tokens of a segment, M memory slots,
+D hidden width.
 Masks are boolean, True = a real token, and are made from lengths, never from token values.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field, fields
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
 
@@ -58,13 +58,13 @@ class Tokens:
     ids: Tensor
     mask: Tensor
 
-    def to(self, device: torch.device | str) -> Tokens:
-        """The same tokens on `device`."""
-        return Tokens(self.ids.to(device), self.mask.to(device))
+    def map(self, function: Callable[[Tensor], Tensor]) -> Tokens:
+        """`function` of ids and mask."""
+        return Tokens(function(self.ids), function(self.mask))
 
     def rows(self, index: Tensor) -> Tokens:
         """The rows selected by `index` (R,) int64, in that order."""
-        return Tokens(self.ids[index], self.mask[index])
+        return self.map(lambda x: x[index])
 
     @property
     def lengths(self) -> Tensor:
@@ -101,19 +101,23 @@ class Batch:
     def __len__(self) -> int:
         return len(self.examples)
 
+    def map(self, function: Callable[[Tensor], Tensor]) -> Batch:
+        """`function` of every tensor."""
+        parts: dict[str, Any] = {k: x for k, x in vars(self).items() if isinstance(x, (Tokens, Tensor))}
+        return replace(self, **{k: function(x) if isinstance(x, Tensor) else x.map(function) for k, x in parts.items()})
+
     def to(self, device: torch.device | str) -> Batch:
         """The same batch with every tensor on `device`."""
-        values = {f.name: getattr(self, f.name) for f in fields(self)}
-        moved = {name: value.to(device) for name, value in values.items() if isinstance(value, (Tokens, Tensor))}
-        return Batch(**values | moved)
+        return self.map(lambda x: x.to(device))
+
+    def pin_memory(self) -> Batch:
+        """The same batch in page-locked memory. torch's DataLoader calls this where `pin_memory` is set."""
+        return self.map(lambda x: x.pin_memory())
 
     def rows(self, index: list[int]) -> Batch:
         """The examples selected by `index`, in that order; widths do not change."""
         rows = torch.tensor(index, device=self.context.ids.device)
-        values = {f.name: getattr(self, f.name) for f in fields(self)} | {"examples": [self.examples[i] for i in index]}
-        tokens = {name: value.rows(rows) for name, value in values.items() if isinstance(value, Tokens)}
-        marks = {name: value[rows] for name, value in values.items() if isinstance(value, Tensor)}
-        return Batch(**values | tokens | marks)
+        return replace(self.map(lambda x: x[rows]), examples=[self.examples[i] for i in index])
 
 
 @dataclass
@@ -137,7 +141,7 @@ class Encoded:
     states: Tensor
     mask: Tensor
     ids: Tensor
-    keys_values: list[tuple[Tensor, Tensor]] = field(default_factory=list)
+    keys_values: Sequence[tuple[Tensor, Tensor]] = field(default_factory=list)
 
 
 @dataclass
@@ -256,10 +260,7 @@ class EncodedContext:
         raise NotImplementedError
 
     def memory(self, question: Batch) -> EncodedContext:
-        """The memory for the question of a batch of one.
-
-        Raises: ValueError where the encoded context is already the memory, for any question.
-        """
+        """The memory for the question of a batch of one. Raises: ValueError where it is one for any already."""
         raise ValueError(f"{type(self).__name__} is already the memory, for any question: save it, or ask it")
 
     def save(self, file: str | Path) -> int:

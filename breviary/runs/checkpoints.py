@@ -194,8 +194,8 @@ def check_processes(run: str | Path, checkpoint: Path, processes: int, global_ba
     return [
         f"resume={run}: {checkpoint.name} is of {world} process(es) and {examples} examples per optimizer step, but "
         f"here are {processes} process(es) and {global_batch} examples; both must be equal: start {world} process(es) "
-        f"with train.batch_size x train.accumulation x processes / engine.ranks = {examples}; or start a new run from its "
-        f"weights, e.g. init_from={run}"
+        f"with train.batch_size x train.accumulation x processes / engine.ranks = {examples}; or start a new run "
+        f"from its weights, e.g. init_from={run}"
     ]
 
 

@@ -12,6 +12,7 @@ from transformers import TrainerCallback, TrainingArguments
 
 from breviary.runtime.device import peak_memory_bytes
 from breviary.runtime.distributed import print_rank0, sum_scalars_over_ranks
+from breviary.runtime.files import write_text
 
 
 class Progress:
@@ -84,8 +85,17 @@ class RunLog(TrainerCallback):
         """Starts the clock; removes rows that an interrupted run wrote after the checkpoint from which it resumes."""
         self.progress = Progress(state.max_steps, state.global_step)
         if state.is_world_process_zero and self.file.exists():
-            rows = [row for row in self.file.read_text().splitlines() if json.loads(row)["step"] <= state.global_step]
-            self.file.write_text("".join(row + "\n" for row in rows))
+            lines = [(line, json.loads(line)) for line in self.file.read_text().splitlines()]
+            # eval_on_start: the last validation was interrupted and is repeated.
+            last = {"loss": state.global_step, "eval_nll": state.global_step - args.eval_on_start}
+            write_text(
+                self.file,
+                "".join(
+                    line + "\n"
+                    for line, row in lines
+                    if all(row["step"] <= last[key] for key in last.keys() & row.keys())
+                ),
+            )
 
     def on_step_end(self, args: TrainingArguments, state: Any, control: Any, **kwargs: Any) -> None:
         """Adds the step's losses, tokens and slots."""

@@ -5,7 +5,8 @@ Differences from the plain Trainer:
     micro-batches and all ranks, so accumulation and world size do not change the result.
   - The data order depends on (seed, step) only and is one long epoch, so that a resumed run gets the same batches.
   - Checkpoints hold trained weights only, with the backbone's name and hash.
-  - Validation uses the evaluation loop of breviary.evaluation.
+  - Validation uses the evaluation loop of breviary.evaluation. The checkpoint of its step is written before it, and a
+    run that was interrupted in a validation repeats that first when it is resumed.
 """
 
 from __future__ import annotations
@@ -21,13 +22,15 @@ from typing import Any
 import torch
 from torch.utils.data import Sampler
 from transformers import PrinterCallback, ProgressCallback, Trainer, TrainingArguments
+from transformers.trainer import TRAINER_STATE_NAME
+from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 
 from breviary.backbones.trainable import learned_parameters
 from breviary.contract import Batch, Generation, Reader
 from breviary.evaluation.loop import evaluate
 from breviary.evaluation.results import summarise
 from breviary.readers.chunked import ChunkedReader
-from breviary.runs.checkpoints import load_trained, save_trained
+from breviary.runs.checkpoints import load_trained, save_trained, write_processes
 from breviary.runtime.distributed import gather_rows, rank, sum_over_ranks, world_size
 from breviary.training.engines import full_weight, gathered_parameters
 from breviary.training.log import RunLog
@@ -84,6 +87,7 @@ class ReaderTrainer(Trainer):
         self.pop_callback(PrinterCallback)
         self.pop_callback(ProgressCallback)
         self.step_statistics: dict[str, torch.Tensor] = {}
+        self.last_saved_step = -1
         log.trainer = self
         self.add_callback(log)
 
@@ -201,6 +205,44 @@ class ReaderTrainer(Trainer):
         self.control = self.callback_handler.on_evaluate(self.args, self.state, self.control, metrics)
         return metrics
 
+    def _evaluate(self, trial: Any, ignore_keys_for_eval: Any, skip_scheduler: bool = False) -> dict[str, float]:
+        """As in the Trainer, which calls this at intervals; the step's checkpoint is written first.
+
+        skip_scheduler  True in the call before the first step: see `_repeat_validation`
+        """
+        if self.control.should_save:
+            self._save_checkpoint(self.model, trial)
+        metrics = super()._evaluate(trial, ignore_keys_for_eval, skip_scheduler)
+        if skip_scheduler:
+            self._determine_best_metric(metrics, trial)
+            self._update_checkpoint()
+        return metrics
+
+    def _save_checkpoint(self, model: Any, trial: Any) -> None:
+        """As in the Trainer; a checkpoint that was written before the validation gets the validation's result."""
+        if self.last_saved_step == self.state.global_step:
+            self._update_checkpoint()
+            return
+        super()._save_checkpoint(model, trial)
+        self.last_saved_step = self.state.global_step
+
+    def _update_checkpoint(self) -> None:
+        """Stores the state after a validation, with the best step so far, in the step's checkpoint."""
+        home = Path(self.args.output_dir)
+        best = home / f"{PREFIX_CHECKPOINT_DIR}-{self.state.best_global_step}"
+        if best.is_dir():
+            self.state.best_model_checkpoint = str(best)
+        if self.args.should_save:
+            file = home / f"{PREFIX_CHECKPOINT_DIR}-{self.state.global_step}" / TRAINER_STATE_NAME
+            part = file.with_suffix(".part")  # replaced at once: a checkpoint without this file is incomplete
+            self.state.save_to_json(str(part))
+            part.replace(file)
+
+    def _repeat_validation(self) -> bool:
+        """Whether the run was interrupted after this checkpoint was written and before its validation had ended."""
+        validated = any("eval_nll" in row and row["step"] == self.state.global_step for row in self.state.log_history)
+        return self.validation is not None and not validated
+
     def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
         """Writes the trained weights in float32 on rank 0. Called by every rank, because ZeRO gathers them."""
         state = {}
@@ -209,7 +251,9 @@ class ReaderTrainer(Trainer):
             if self.args.should_save:
                 state[name] = weight.cpu()
         if self.args.should_save:
-            save_trained(output_dir or self.args.output_dir, self.reader, self.fingerprint, state)
+            folder = output_dir or self.args.output_dir
+            save_trained(folder, self.reader, self.fingerprint, state)
+            write_processes(folder, self.args.world_size, self.examples_per_step)
 
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: Any = None) -> None:
         load_trained(resume_from_checkpoint, self.reader, self.fingerprint)
@@ -217,6 +261,7 @@ class ReaderTrainer(Trainer):
     def _prepare_for_training(self, max_steps: int, train_dataloader: Any, resume_from_checkpoint: str | None) -> Any:
         """As in the Trainer. DeepSpeed's own checkpoints hold masters and optimizer state, without frozen weights."""
         if resume_from_checkpoint:
+            self.args.eval_on_start = self._repeat_validation()
             is_plain = (Path(resume_from_checkpoint) / "optimizer.pt").is_file()
             if is_plain == self.is_deepspeed_enabled:
                 raise ValueError(

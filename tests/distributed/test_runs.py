@@ -168,6 +168,12 @@ def test_resuming_with_another_engine_is_rejected(home, run):
         home.train(2, "other", "engine=ddp", f"resume={run('zero2')}")
 
 
+def test_resuming_on_one_process_is_rejected(home, run):
+    """Also where the global batch is equal. No weight is loaded."""
+    with pytest.raises(AssertionError, match=r"is of 2 process\(es\) and 4 .* here are 1 process\(es\) and 4 examples"):
+        home.train(None, "ddp_alone", "engine=single", "train.accumulation=2", f"resume={run('ddp')}")
+
+
 def test_evaluation_on_two_processes_equals_one(home, run):
     """Predictions and metrics, for runs of every engine, and for an evaluation that was interrupted half-way."""
     folders = {}

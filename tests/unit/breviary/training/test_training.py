@@ -1,6 +1,7 @@
 """Training on the tiny backbone: data order, accumulation, interruption, checkpoints, and the files of a run."""
 
 import json
+import re
 import shutil
 from pathlib import Path
 
@@ -9,10 +10,13 @@ import torch
 from safetensors.torch import load_file
 
 import train
+from breviary.config.errors import ConfigError
+from breviary.contract import Batch
 from breviary.memory.budget import Budget
 from breviary.runs.checkpoints import WEIGHTS, best_checkpoint, checkpoints, last_checkpoint
 from breviary.runs.folders import FINISHED
 from breviary.training import log, trainer
+from breviary.training.engines import training_arguments
 from breviary.training.sampling import StepSampler
 from tests.tiny import compose_tiny
 
@@ -297,3 +301,139 @@ def test_the_best_and_the_last_checkpoint_are_retained(compose, monkeypatch, nll
     folder = train.train(compose([*SMALL, "train.steps=8"]))
     assert [path.name for path in checkpoints(folder)] == [f"checkpoint-{step}" for step in retained]
     assert best_checkpoint(folder).name == f"checkpoint-{best}" and last_checkpoint(folder).name == "checkpoint-8"
+
+
+def test_the_trainer_pins_the_tensors_of_a_batch(compose, monkeypatch):
+    """DataLoader(pin_memory=True) calls `pin_memory` of a batch; a CPU cannot pin, so calls are recorded."""
+    cfg = compose(SMALL)
+    session = train.TrainingSession(cfg, train.TEXT)
+    items = session.splits["train"]
+    batch = session.text.collator(session.backbone.tokenizer())([items[0], items[1]])
+    pinned = []
+    monkeypatch.setattr(torch.Tensor, "pin_memory", lambda tensor, *_: (pinned.append(tensor), tensor)[1])
+    result = torch.utils.data._utils.pin_memory.pin_memory(batch)
+    parts = [batch.prefix, batch.context, batch.query, batch.prompt, batch.answer]
+    tensors = [x for part in parts for x in (part.ids, part.mask)] + [batch.evidence, batch.offsets]
+    assert {id(x) for x in pinned} == {id(x) for x in tensors if x is not None} and len(pinned) > 10
+    assert isinstance(result, Batch) and result.examples == batch.examples and result.task == batch.task
+    for device, expected in (("cuda", True), ("cpu", False)):
+        arguments = training_arguments(cfg, Path("run"), False, torch.device(device), True)
+        assert arguments.dataloader_pin_memory == expected
+
+
+# ------------------------------------------------------------------ checkpoints and validation
+
+
+class ValidationFailed(RuntimeError):
+    """Simulates a validation that runs out of memory."""
+
+
+@pytest.mark.parametrize("step", [2, 6])
+@pytest.mark.parametrize("logged", [False, True], ids=["in_validation", "after_its_row"])
+def test_a_crash_in_validation_loses_no_step(uninterrupted, compose, monkeypatch, step, logged):
+    """The checkpoint of that step exists; the resumed run validates it and equals the uninterrupted one."""
+    cfg, original = compose(SMALL), trainer.ReaderTrainer.evaluate
+
+    def failing(reader_trainer, *args, **kwargs):
+        at_step = reader_trainer.state.global_step == step
+        if at_step and not logged:
+            raise ValidationFailed
+        metrics = original(reader_trainer, *args, **kwargs)
+        if at_step:
+            raise ValidationFailed
+        return metrics
+
+    with monkeypatch.context() as patch:
+        patch.setattr(trainer.ReaderTrainer, "evaluate", failing)
+        with pytest.raises(ValidationFailed):
+            train.train(cfg)
+    [folder] = (Path(cfg.paths.outputs) / cfg.name).iterdir()
+    assert last_checkpoint(folder).name == f"checkpoint-{step}"
+    cfg.resume = "auto"
+    assert train.train(cfg) == folder
+    assert_same(folder, uninterrupted)
+    assert best_checkpoint(folder).name == best_checkpoint(uninterrupted).name
+    for ours, theirs in zip(metrics(folder), metrics(uninterrupted)):
+        assert ours.keys() == theirs.keys()
+        for key in ("loss", "grad_norm", "learning_rate", "eval_nll", "eval_f1"):
+            assert [row.get(key) for row in ours.values()] == [row.get(key) for row in theirs.values()], key
+
+
+def test_a_validated_checkpoint_is_written_once(compose, monkeypatch):
+    """The second write after the validation holds the best step alone, no weights."""
+    saved, original = [], trainer.save_trained
+    monkeypatch.setattr(trainer, "save_trained", lambda *args: (saved.append(Path(args[0]).name), original(*args)))
+    folder = train.train(compose([*SMALL, "train.steps=4"]))
+    assert saved == ["checkpoint-2", "checkpoint-4"]
+    state = json.loads((last_checkpoint(folder) / "trainer_state.json").read_text())
+    assert state["best_global_step"] in (2, 4) and any("eval_nll" in row for row in state["log_history"])
+
+
+@pytest.mark.parametrize(
+    "changes, numbers",
+    [
+        (["train.batch_size=1"], r"1 process\(es\) and 2 examples .* 1 process\(es\) and 1 example"),
+        (["train.accumulation=3"], r"1 process\(es\) and 2 examples .* 1 process\(es\) and 6 example"),
+    ],
+)
+def test_resuming_with_another_global_batch_is_refused(uninterrupted, compose, changes, numbers, capsys):
+    with pytest.raises(ConfigError, match=rf"^resume=.*: .*{numbers}"):
+        train.train(compose([*SMALL, *changes, f"resume={uninterrupted}"]))
+    assert f"resume={uninterrupted}" not in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    "world, engine, batch, numbers",
+    [
+        (2, ["engine=ddp"], 1, "here are 2 process(es) and 2 examples"),
+        (2, ["engine=ddp"], 2, "here are 2 process(es) and 4 examples"),
+        (4, ["engine=zero2"], 2, "here are 4 process(es) and 8 examples"),
+        (2, ["engine=zero3"], 1, "here are 2 process(es) and 2 examples"),
+        (2, ["engine=pipeline", "compressor=comet"], 2, "here are 2 process(es) and 2 examples"),
+        (4, ["engine=pipeline", "compressor=comet"], 2, "here are 4 process(es) and 4 examples"),
+    ],
+)
+def test_every_engine_refuses_other_processes(uninterrupted, compose, monkeypatch, world, engine, batch, numbers):
+    """All problems at once, before a process group is joined."""
+    monkeypatch.setenv("WORLD_SIZE", str(world))
+    overrides = [*DATA, *engine, f"train.batch_size={batch}", "train.log_every=0", f"resume={uninterrupted}"]
+    with pytest.raises(ConfigError, match=re.escape(numbers)) as raised:
+        train.TrainingSession(compose(overrides), train.TEXT)
+    assert "train.log_every=0" in str(raised.value)
+
+
+@pytest.mark.parametrize("resume", ["path", "auto"])
+def test_resuming_with_another_number_of_processes_is_refused(killed, monkeypatch, resume):
+    """Even where the global batch is equal: every process has a random generator of its own."""
+    cfg, folder = killed(4)
+    cfg.resume = str(folder) if resume == "path" else "auto"
+    for file in folder.glob("checkpoints/*/processes.json"):
+        file.write_text(json.dumps({"processes": 2, "global_batch": 2}))
+    with pytest.raises(ConfigError, match=r"2 process\(es\) and 2 examples .* 1 process\(es\) and 2 example"):
+        train.train(cfg)
+
+
+def test_the_same_global_batch_in_other_micro_batches_resumes(killed, uninterrupted):
+    cfg, folder = killed(4)
+    cfg.resume, cfg.train.batch_size, cfg.train.accumulation = str(folder), 1, 2
+    assert train.train(cfg) == folder
+    assert_same(folder, uninterrupted, rel=1e-5)
+
+
+def test_a_checkpoint_of_an_earlier_version_resumes_with_a_note(killed, uninterrupted, capsys):
+    cfg, folder = killed(4)
+    for file in folder.glob("checkpoints/*/processes.json"):
+        file.unlink()
+    cfg.resume = str(folder)
+    capsys.readouterr()
+    train.train(cfg)
+    assert "checkpoint-2 does not state its processes and global batch; they must be those of this run" in (
+        capsys.readouterr().out
+    )
+    assert_same(folder, uninterrupted)
+
+
+@pytest.mark.parametrize("changes", [[], ["engine=zero2"], ["decoder.train=full"], ["compressor=comet"]])
+def test_training_in_float16_is_refused(compose, changes):
+    with pytest.raises(ConfigError, match=r"backbone.dtype=float16: .* e.g. backbone.dtype=bfloat16"):
+        train.train(compose(["reader=comi", "backbone.dtype=float16", *changes]))
