@@ -20,7 +20,7 @@ from breviary.config.build import build_backbone
 from breviary.contract import Batch, Example, Reader
 from breviary.evaluation.resolve import find_checkpoint
 from breviary.evaluation.session import EvaluationSession
-from breviary.evaluation.statistics import interval, paired_bootstrap
+from breviary.evaluation.statistics import cluster_codes, difference, interval
 from breviary.runtime.distributed import print_rank0
 from ram.labels import positive_segments
 from ram.segments import select_segments, split_segments
@@ -39,8 +39,9 @@ def measure_recall(
     """Recall of every ranker on the examples that mark gold passages, one row per ranker; the trained reader first.
 
     cfg  a checked configuration of a RAM run, as from `session.check`
-    A row is {"ranker", "run", "n", "segment_size", "recall": {ratio: {"value", "low", "high"}}}. The trained reader's
-    also has "over": {other ranker: {ratio: paired difference from it}}, for the untrained reader and BM25.
+    A row is {"ranker", "run", "n", "contexts", "segment_size", "recall": {ratio: {"value", "low", "high"}}}; intervals
+    are of breviary.evaluation.statistics, over contexts. The trained reader's row also has
+    "over": {other ranker: {ratio: paired difference from it}}, for the untrained reader and BM25.
     Raises: ValueError where no example marks gold passages.
     """
     size = cfg.compressor.segment_size
@@ -54,22 +55,23 @@ def measure_recall(
         **_baseline_recalls(batches, size, ratios),
     }
     columns = {name: {r: np.array([recall[r] for recall in rows]) for r in ratios} for name, rows in recalls.items()}
+    contexts = [batch.examples[0].context for batch in batches]
+    codes, ones = cluster_codes(contexts), np.ones(len(batches))
     rows = [
         {
             "ranker": name,
             "run": cfg.run,
             "n": len(batches),
+            "contexts": len(set(contexts)),
             "segment_size": size,
-            "recall": {
-                r: interval(values, np.ones(len(values)), seed=SEED, resamples=RESAMPLES)
-                for r, values in column.items()
-            },
+            "recall": {r: interval(values, ones, SEED, RESAMPLES, codes) for r, values in column.items()},
         }
         for name, column in columns.items()
     ]
     rows[0]["over"] = {
         other: {
-            r: paired_bootstrap(columns[trained][r] - columns[other][r], resamples=RESAMPLES, seed=SEED) for r in ratios
+            r: difference((columns[trained][r], ones), (columns[other][r], ones), SEED, RESAMPLES, codes)
+            for r in ratios
         }
         for other in (untrained, BM25)
     }

@@ -32,7 +32,7 @@ from train import CONFIG, train
 
 READERS = ("comi", "mean_pool", "full_context", "no_context")
 CAPTION = (
-    "Held-out invented facts, 4 per context; chance is EM .08. 95% bootstrap intervals; NLL in nats per token. All\n"
+    "Held-out invented facts, 4 per context; chance is EM .08. 95% intervals; NLL in nats per token. All\n"
     "readers had equally many training steps of LoRA on the same decoder. comi and mean_pool join at depth: merged\n"
     "states enter the decoder's stream at layer 8. The published form (separate encoder, memory at the decoder's\n"
     "input) needs longer training than the demo: python train.py experiment=comi_facts compressor.join=input"

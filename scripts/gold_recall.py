@@ -5,7 +5,7 @@
 RUN is a run of a reader that ranks segments (compressor=ram). The table compares it with the same reader untrained,
 BM25 on the same segments, chance, and the best possible ranking. A segment is gold if it contains a token of a gold
 passage. For each ratio, floor(segments / ratio) segments are kept, at least one. Values are means over examples with
-95% bootstrap intervals, and paired differences of the trained reader from untrained and BM25. No answer is generated.
+95% intervals, and paired differences of the trained reader from untrained and BM25. No answer is generated.
 
 key=value are overrides as for eval.py, e.g. dataset=nq_gold4 split=validation.
 """
@@ -69,7 +69,7 @@ def run_config(run: str, overrides: Sequence[str]) -> DictConfig:
 
 def show(rows: Sequence[dict[str, Any]], ratios: Sequence[int]) -> None:
     """Prints the rows as one table."""
-    table = Table(title="Recall of gold segments, 95% bootstrap intervals", title_justify="left")
+    table = Table(title="Recall of gold segments, 95% intervals", title_justify="left")
     table.add_column("ranker")
     table.add_column("n", justify="right")
     for ratio in ratios:

@@ -4,7 +4,7 @@
                                   [--output results/comet_passkey/map] [key=value ...]
 
 RUN is a run of any reader trained on dataset=passkey. A cell is the exact match over EXAMPLES held-out texts. Writes
-OUTPUT.json (cells with 95% bootstrap intervals) and OUTPUT.png with one map per run. A line separates the lengths seen
+OUTPUT.json (cells with 95% intervals) and OUTPUT.png with one map per run. A line separates the lengths seen
 in training (left) from longer ones. key=value are overrides as for eval.py.
 """
 

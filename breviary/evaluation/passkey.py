@@ -45,7 +45,7 @@ def measure_passkey(
 def _measure_cell(
     session: EvaluationSession, cfg: DictConfig, reader: Reader, length: int, depth: float, examples: int
 ) -> dict[str, Any]:
-    """Answers `examples` texts of one length and depth. em is the exact match with its 95% bootstrap interval."""
+    """Answers `examples` texts of one length and depth. em is the exact match with its 95% interval."""
     cfg = cfg.copy()
     with open_dict(cfg):
         cfg.dataset.context_words, cfg.dataset.depth, cfg.dataset.test_size = length, depth, examples

@@ -300,7 +300,7 @@ def report_caption(settings: list[Setting]) -> str:
     seeds = [len(s.results) for s in settings]
     parts = [f"{span([s.keys['n'] for s in settings])} examples"]
     if min(seeds) == 1:
-        parts.append("intervals of one seed: 95% bootstrap over examples")
+        parts.append("95% intervals of one seed, over examples, or over contexts where questions share them")
     if max(seeds) > 1:
         parts.append(f"of {span([n for n in seeds if n > 1])} seeds: mean ± standard deviation")
     return "; ".join(parts) + "."

@@ -99,7 +99,7 @@ def model_card(content: CardContent) -> str:
     if not content.tables:
         lines += ["Not evaluated: the run has no evaluation of this checkpoint.", ""]
     for title, rows in content.tables:
-        note = "95% bootstrap intervals, NLL in nats per token, times in milliseconds per question."
+        note = "95% intervals, NLL in nats per token, times in milliseconds per question."
         lines += [f"{title}; {note}", "", markdown_table(rows)]
     return "\n".join(lines)
 
