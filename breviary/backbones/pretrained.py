@@ -9,6 +9,7 @@ import copy
 import hashlib
 import json
 import re
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cache, cached_property
 from pathlib import Path
@@ -127,14 +128,18 @@ class Backbone:
 
     @cached_property
     def fingerprint(self) -> dict[str, str]:
-        """Name and sha256 that checkpoints store: a hash over the configuration and the bytes of the weight files."""
-        digest = hashlib.sha256(json.dumps(config_identity(self.config), sort_keys=True).encode())
+        """Name and sha256 that checkpoints store: a hash over the configuration and the bytes of the weight files.
+
+        former_sha256 is what earlier versions stored in place of sha256; nothing stores it now.
+        """
         folder = Path(self.path)
-        for file in sorted(folder.glob("*.safetensors")) or sorted(folder.glob("*.bin")):
-            digest.update(_file_digest(file, file.stat().st_mtime_ns))
+        contents = [
+            _file_digest(file, file.stat().st_mtime_ns, file.stat().st_size)
+            for file in sorted(folder.glob("*.safetensors")) or sorted(folder.glob("*.bin"))
+        ]
         if not folder.is_dir():  # a hub name, whose files may not be downloaded yet
-            digest.update(f"{self.path}@{self.config._commit_hash}".encode())
-        return {"name": Path(self.path).name, "sha256": digest.hexdigest()}
+            contents.append(f"{self.path}@{self.config._commit_hash}".encode())
+        return {"name": Path(self.path).name} | fingerprint_hashes(self.config, contents)
 
 
 def truncated_config(config: PretrainedConfig, layers: int | None) -> PretrainedConfig:
@@ -148,14 +153,74 @@ def truncated_config(config: PretrainedConfig, layers: int | None) -> Pretrained
 
 
 @cache
-def _file_digest(file: Path, modified_ns: int) -> bytes:
-    """sha256 of a file. `modified_ns`, its modification time, is part of the cache key."""
+def _file_digest(file: Path, modified_ns: int, size: int) -> bytes:
+    """sha256 of a file. Its modification time and size are part of the cache key."""
     with open(file, "rb") as stream:
         return hashlib.file_digest(stream, "sha256").digest()
 
 
+def fingerprint_hashes(config: PretrainedConfig, contents: Sequence[bytes]) -> dict[str, str]:
+    """{"sha256", "former_sha256"} of a configuration and what identifies its weights."""
+    hashes = {}
+    for name, identity in (("sha256", config_identity(config)), ("former_sha256", former_config_identity(config))):
+        text = json.dumps(identity, sort_keys=True, default=str).encode()
+        hashes[name] = hashlib.sha256(b"".join([text, *contents])).hexdigest()
+    return hashes
+
+
+# Keys of a Hugging Face configuration that do not change the function that a model computes: names and versions, how it
+# is loaded and what it returns, its initialisation, and token ids that only the tokenizer or the decoding loop uses.
+HARMLESS_KEYS = frozenset(
+    {
+        "_attn_implementation",
+        "_attn_implementation_autoset",
+        "_attn_implementation_internal",
+        "_commit_hash",
+        "_name_or_path",
+        "architectures",
+        "attn_implementation",
+        "auto_map",
+        "bos_token_id",
+        "chunk_size_feed_forward",
+        "dtype",
+        "eos_token_id",
+        "id2label",
+        "initializer_range",
+        "is_encoder_decoder",
+        "label2id",
+        "name_or_path",
+        "num_labels",
+        "output_attentions",
+        "output_hidden_states",
+        "pad_token_id",
+        "pretraining_tp",
+        "problem_type",
+        "return_dict",
+        "return_dict_in_generate",
+        "task_specific_params",
+        "torch_dtype",
+        "transformers_version",
+        "use_cache",
+        "use_return_dict",
+    }
+)
+
+
 def config_identity(config: PretrainedConfig) -> dict[str, Any]:
-    """The architecture keys of `config` that enter a fingerprint."""
+    """All of `config` that changes the function, for a fingerprint: its keys but HARMLESS_KEYS and those that are None.
+
+    The longest position counts only where rotary positions are scaled, which may depend on it.
+    """
+    keys = {key: value for key, value in config.to_dict().items() if key not in HARMLESS_KEYS and value is not None}
+    keys.setdefault("head_dim", config.hidden_size // config.num_attention_heads)  # the default of every family
+    rope = keys.get("rope_parameters") or keys.get("rope_scaling") or {}
+    if rope.get("rope_type", "default") == "default":
+        keys.pop("max_position_embeddings", None)
+    return keys
+
+
+def former_config_identity(config: PretrainedConfig) -> dict[str, Any]:
+    """The keys of `config` in the fingerprints of earlier versions, which checkpoints may still store."""
     keys = (
         "model_type",
         "vocab_size",

@@ -15,7 +15,7 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from torch import nn
 from transformers import AutoConfig, AutoModelForCausalLM, PretrainedConfig, PreTrainedTokenizerFast
 
-from breviary.backbones.pretrained import DTYPES, FAMILIES, check_choices, config_identity
+from breviary.backbones.pretrained import DTYPES, FAMILIES, check_choices, fingerprint_hashes, former_config_identity
 
 
 @dataclass
@@ -105,8 +105,12 @@ class TinyBackbone:
     @cached_property
     def fingerprint(self) -> dict[str, str]:
         """As `Backbone.fingerprint`."""
-        identity = json.dumps([config_identity(self.config), self.seed], sort_keys=True)
-        return {"name": f"tiny_{self.family}", "sha256": hashlib.sha256(identity.encode()).hexdigest()}
+        former = json.dumps([former_config_identity(self.config), self.seed], sort_keys=True)
+        return {
+            "name": f"tiny_{self.family}",
+            "sha256": fingerprint_hashes(self.config, [f"seed {self.seed}".encode()])["sha256"],
+            "former_sha256": hashlib.sha256(former.encode()).hexdigest(),
+        }
 
 
 _TEXT = (

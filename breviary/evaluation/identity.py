@@ -58,9 +58,12 @@ def evaluation_identity(
     }
 
 
-def backbone_hashes(cfg: DictConfig, backbone: Any) -> dict[str, str]:
-    """Fingerprints of the backbone and, where the compressor has one of its own, of the encoder's."""
+def backbone_hashes(cfg: DictConfig, backbone: Any) -> dict[str, Any]:
+    """Fingerprints of the backbone and, where the compressor has one of its own, of the encoder's; the end tokens."""
     hashes = {"backbone": backbone.fingerprint["sha256"]}
+    file = Path(cfg.backbone.get("path") or "") / "generation_config.json"
+    if file.is_file():  # not part of the fingerprint: end tokens change answers, not the function
+        hashes["end_tokens"] = json.loads(file.read_bytes()).get("eos_token_id")
     if cfg.compressor.get("encoder"):
         hashes["encoder"] = Backbone(cfg.compressor.encoder).fingerprint["sha256"]
     return hashes

@@ -45,10 +45,11 @@ def write_saved(
 
 
 def read_saved(
-    file: str | Path, kinds: Collection[str], identity: Mapping[str, Any]
+    file: str | Path, kinds: Collection[str], identity: Mapping[str, Any], former: Mapping[str, Any] | None = None
 ) -> tuple[dict[str, str], dict[str, Tensor]]:
     """Header and tensors of a file of one of `kinds` (the header's `kept`), written by a reader with this identity.
 
+    former  {key: value} that earlier versions wrote in place of the identity's, for the same reader
     Raises: ValueError for a file of another kind, schema or reader, and for a damaged one.
     """
     expected = " or ".join(kinds)
@@ -70,7 +71,7 @@ def read_saved(
     differences = [
         f"{key} {stored_identity.get(key)}, here {identity.get(key)}"
         for key in {**identity, **stored_identity}
-        if stored_identity.get(key) != identity.get(key)
+        if stored_identity.get(key) not in (identity.get(key), (former or identity).get(key, identity.get(key)))
     ]
     if differences:
         raise ValueError(f"{file}: a {kind} of another reader: " + "; ".join(differences))

@@ -50,7 +50,7 @@ def save_weights(
     metadata = {
         "format": "pt",
         "schema": str(SCHEMA),
-        "backbone": json.dumps(fingerprint),
+        "backbone": json.dumps({key: fingerprint[key] for key in ("name", "sha256")}),
         "sha256": hash_tensors(weights),
     }
     save_file(weights, folder / WEIGHTS, metadata=metadata | ({"merged": "true"} if merged else {}))
@@ -95,8 +95,11 @@ def weights_hash(folder: str | Path) -> str:
 
 
 def backbone_difference(folder: str | Path, stored: dict[str, str], fingerprint: dict[str, str]) -> list[str]:
-    """An error message where a checkpoint belongs to another backbone than that of `fingerprint`, else nothing."""
-    if stored["sha256"] == fingerprint["sha256"]:
+    """An error message where a checkpoint belongs to another backbone than that of `fingerprint`, else nothing.
+
+    Checkpoints of earlier versions store the former hash, which covers less of the configuration.
+    """
+    if stored["sha256"] in (fingerprint["sha256"], fingerprint.get("former_sha256")):
         return []
     return [
         f"{folder}: checkpoint of backbone {stored['name']} ({stored['sha256'][:12]}), but the backbone here is "

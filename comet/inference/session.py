@@ -146,7 +146,8 @@ class Session(EncodedContext):
 
         Raises: ValueError as in `breviary.readers.saved.read_saved`.
         """
-        header, tensors = read_saved(file, [KIND], session_identity(reader))
+        former = {"backbone": reader.fingerprint.get("former_sha256")}
+        header, tensors = read_saved(file, [KIND], session_identity(reader), former)
         session, open_ids = cls(reader.eval(), header["template"]), tensors["open"].tolist()
         device = session._device
         layers = tuple(
@@ -173,9 +174,6 @@ def _checked(text: str) -> str:
 
 def session_identity(reader: SessionReader) -> dict[str, Any]:
     """Properties that must be equal for two readers to share sessions."""
-    weights = {
-        name: weight for name, weight in reader.named_parameters() if weight.requires_grad or name.startswith("memory.")
-    }
     return {
         "method": f"{type(reader).__module__}.{type(reader).__name__}",
         "backbone": reader.fingerprint["sha256"],
@@ -184,5 +182,12 @@ def session_identity(reader: SessionReader) -> dict[str, Any]:
         "global_slots": reader.memory.global_slots,
         "queue_budget": reader.memory.queue_budget,
         "dtype": str(reader.decoder.dtype).removeprefix("torch."),
-        "weights": hash_tensors(weights),
+        "weights": reader.weights_hash or reader.hash_weights(),
     }
+
+
+def hash_session_weights(reader: SessionReader) -> str:
+    """Hash of the trained weights and the memory's."""
+    return hash_tensors(
+        {name: x for name, x in reader.named_parameters() if x.requires_grad or name.startswith("memory.")}
+    )

@@ -1,6 +1,8 @@
 """Backbones: loading, rejected settings and architectures, trained weights."""
 
+import json
 import re
+import shutil
 
 import pytest
 import torch
@@ -10,6 +12,7 @@ from breviary.backbones.pretrained import Backbone, check_architecture, truncate
 from breviary.backbones.stack import Stack
 from breviary.backbones.tiny import TinyBackbone
 from breviary.backbones.trainable import set_trainable
+from breviary.runs.checkpoints import backbone_difference, read_metadata, save_trained
 
 FAMILIES = ("llama", "qwen2", "qwen3")
 EACH = pytest.mark.parametrize("family", FAMILIES)
@@ -63,6 +66,84 @@ def test_the_fingerprint_depends_on_the_weights(tmp_path):
     assert fingerprints[0] == fingerprints[1] and fingerprints[0]["name"] == "backbone"
     assert fingerprints[0]["sha256"] != fingerprints[2]["sha256"]
     assert tiny(seed=0).fingerprint != tiny(seed=1).fingerprint != tiny("qwen2", seed=1).fingerprint
+
+
+# What changes the function of a llama, and what does not.
+FUNCTION = {
+    "rope_parameters": {"rope_theta": 5e5, "rope_type": "default"},
+    "head_dim": 8,
+    "tie_word_embeddings": False,
+    "attention_bias": True,
+    "mlp_bias": True,
+    "rms_norm_eps": 1e-5,
+    "hidden_act": "gelu",
+}
+HARMLESS = {
+    "_name_or_path": "elsewhere",
+    "architectures": ["Other"],
+    "dtype": torch.bfloat16,
+    "transformers_version": "1.0",
+    "use_cache": False,
+    "initializer_range": 0.3,
+    "max_position_embeddings": 4096,
+    "pad_token_id": 5,
+    "output_attentions": True,
+    "a_key_of_a_later_version": None,
+}
+
+
+def changed_fingerprint(folder, changes):
+    backbone = Backbone(str(folder))
+    for key, value in changes.items():
+        setattr(backbone.config, key, value)
+    return backbone.fingerprint["sha256"]
+
+
+@pytest.fixture(scope="module")
+def saved(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("backbone")
+    tiny().load().save_pretrained(folder)
+    return folder
+
+
+@pytest.mark.parametrize("key", FUNCTION)
+def test_the_fingerprint_depends_on_all_that_changes_the_function(saved, key):
+    assert changed_fingerprint(saved, {key: FUNCTION[key]}) != Backbone(str(saved)).fingerprint["sha256"]
+
+
+@pytest.mark.parametrize("key", HARMLESS)
+def test_the_fingerprint_does_not_depend_on_anything_else(saved, key):
+    assert changed_fingerprint(saved, {key: HARMLESS[key]}) == Backbone(str(saved)).fingerprint["sha256"]
+
+
+def test_scaled_rotary_positions_depend_on_the_longest_position(saved):
+    scaled = {"rope_parameters": {"rope_theta": 1e4, "rope_type": "yarn", "factor": 2.0}}
+    longer = scaled | {"max_position_embeddings": 4096}
+    assert changed_fingerprint(saved, scaled) != changed_fingerprint(saved, longer)
+
+
+def test_a_key_with_its_default_and_a_missing_key_are_equal(saved, tmp_path):
+    folder = shutil.copytree(saved, tmp_path / "copy")
+    file = folder / "config.json"
+    settings = {
+        key: value for key, value in json.loads(file.read_text()).items() if key not in ("head_dim", "mlp_bias")
+    }
+    file.write_text(json.dumps(settings))
+    assert Backbone(str(folder)).fingerprint["sha256"] == Backbone(str(saved)).fingerprint["sha256"]
+
+
+def test_checkpoints_with_the_former_fingerprint_still_open(saved, tmp_path):
+    backbone = Backbone(str(saved), dtype="float32")
+    former = backbone.fingerprint["former_sha256"]
+    assert former != backbone.fingerprint["sha256"]
+    checkpoint = tmp_path / "checkpoint"
+    save_trained(checkpoint, torch.nn.Module(), {"name": "x", "sha256": former})
+    assert backbone_difference(checkpoint, read_metadata(checkpoint)["backbone"], backbone.fingerprint) == []
+    save_trained(checkpoint, torch.nn.Module(), backbone.fingerprint)
+    assert read_metadata(checkpoint)["backbone"].keys() == {"name", "sha256"}
+    other = tiny(seed=1).fingerprint
+    [message] = backbone_difference(checkpoint, read_metadata(checkpoint)["backbone"], other)
+    assert "but the backbone here is" in message
 
 
 def test_models_do_not_share_configurations():
