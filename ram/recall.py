@@ -20,7 +20,7 @@ from breviary.config.build import build_backbone
 from breviary.contract import Batch, Example, Reader
 from breviary.evaluation.resolve import find_checkpoint
 from breviary.evaluation.session import EvaluationSession
-from breviary.evaluation.statistics import cluster_codes, difference, interval
+from breviary.evaluation.statistics import cluster_codes, paired_bootstrap
 from breviary.runtime.distributed import print_rank0
 from ram.labels import positive_segments
 from ram.segments import select_segments, split_segments
@@ -56,7 +56,7 @@ def measure_recall(
     }
     columns = {name: {r: np.array([recall[r] for recall in rows]) for r in ratios} for name, rows in recalls.items()}
     contexts = [batch.examples[0].context for batch in batches]
-    codes, ones = cluster_codes(contexts), np.ones(len(batches))
+    codes = cluster_codes(contexts)
     rows = [
         {
             "ranker": name,
@@ -64,15 +64,12 @@ def measure_recall(
             "n": len(batches),
             "contexts": len(set(contexts)),
             "segment_size": size,
-            "recall": {r: interval(values, ones, SEED, RESAMPLES, codes) for r, values in column.items()},
+            "recall": {r: paired_bootstrap(values, RESAMPLES, SEED, codes) for r, values in column.items()},
         }
         for name, column in columns.items()
     ]
     rows[0]["over"] = {
-        other: {
-            r: difference((columns[trained][r], ones), (columns[other][r], ones), SEED, RESAMPLES, codes)
-            for r in ratios
-        }
+        other: {r: paired_bootstrap(columns[trained][r] - columns[other][r], RESAMPLES, SEED, codes) for r in ratios}
         for other in (untrained, BM25)
     }
     return rows

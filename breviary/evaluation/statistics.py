@@ -87,7 +87,7 @@ def difference(
 
 
 def paired_bootstrap(differences: ndarray, resamples: int, seed: int, codes: ndarray | None = None) -> dict[str, float]:
-    """Mean of paired differences (N,) with its interval; nan for an empty array."""
+    """Mean of paired differences, or of other values that are no shares, (N,), with its interval; nan where empty."""
     if not len(differences):
         return dict.fromkeys(("value", "low", "high"), float("nan"))
     return _bootstrap((differences, np.ones(len(differences))), _ratio, seed, resamples, codes)
