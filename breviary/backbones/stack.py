@@ -15,6 +15,8 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 from transformers import PretrainedConfig
 
+HALF = (torch.bfloat16, torch.float16)
+
 
 class Stack(nn.Module):
     """embed -> run(layers i..j) -> norm -> head, each callable on its own.
@@ -34,6 +36,10 @@ class Stack(nn.Module):
         self.rotary = core.rotary_emb
         self.lm_head: Any = getattr(model, "lm_head", None)
         self.checkpointing = False
+        self.is_cast = False  # True: all weights have the stream's dtype (breviary.backbones.trainable)
+        for module in self.modules():
+            if is_norm(module):
+                module.register_forward_hook(_keep_dtype)
         # Chat models often end a turn with a token other than the tokenizer's end token (Llama-3, Qwen).
         ends = getattr(getattr(model, "generation_config", None), "eos_token_id", None)
         self.end_ids: tuple[int, ...] = tuple(ends) if isinstance(ends, list) else () if ends is None else (ends,)
@@ -59,7 +65,7 @@ class Stack(nn.Module):
                 nn.init.normal_(module.weight, std=self.config.initializer_range)
                 if module.bias is not None:
                     nn.init.zeros_(module.bias)
-            elif not list(module.children()) and hasattr(module, "weight"):  # a norm
+            elif is_norm(module):
                 nn.init.ones_(module.weight)
 
     @property
@@ -133,8 +139,8 @@ class Stack(nn.Module):
         return keys * cos + torch.cat([-right, left], -1) * sin, values
 
     def mixed_precision(self) -> contextlib.AbstractContextManager:
-        """Autocast to the stream's dtype where that is half precision: trained weights are float32."""
-        half = self.dtype in (torch.bfloat16, torch.float16)
+        """Autocast to the stream's dtype where that is half precision and trained weights are float32."""
+        half = self.dtype in HALF and not self.is_cast
         return torch.autocast(self.embed_tokens.weight.device.type, self.dtype) if half else contextlib.nullcontext()
 
     def norm(self, states: Tensor) -> Tensor:
@@ -181,6 +187,17 @@ class Stack(nn.Module):
 def _is_right_padded(mask: Tensor) -> bool:
     """Whether the valid columns of every row of mask (B, K) precede its padding, to which they then do not attend."""
     return not bool((mask[:, 1:] > mask[:, :-1]).any())
+
+
+def is_norm(module: nn.Module) -> bool:
+    """Whether a module is one of the backbone's norms: a leaf that is no linear map and no embedding."""
+    is_leaf = not list(module.children()) and hasattr(module, "weight")
+    return is_leaf and not isinstance(module, (nn.Linear, nn.Embedding))
+
+
+def _keep_dtype(norm: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> Tensor:
+    """Forward hook of norms: a float32 weight, as trained, would widen a bfloat16 stream to float32."""
+    return output.to(inputs[0].dtype)
 
 
 class CapturingCache:

@@ -156,12 +156,17 @@ class Stream:
         if chunk is not None:
             if any(updates):  # the memory changed
                 chunk.memory_keys_values = []
-            self._trim(chunk, updates_B)
+            # A piece of several tokens is padded to a multiple of ROUND_TO. Without that padding, one row, and rows of
+            # equal length, decode without an attention mask.
+            self._trim(chunk, updates_B, 0 if width > 1 else ROUND_TO)
         self.open_chunk = chunk
         return take_columns(states, layout.columns_of(TEXT))
 
-    def _trim(self, chunk: OpenChunk, ended_B: Tensor) -> None:
-        """Removes from the open chunk the rows (B,) whose chunk has ended, and columns that no row needs."""
+    def _trim(self, chunk: OpenChunk, ended_B: Tensor, spare: int) -> None:
+        """Removes from the open chunk the rows (B,) whose chunk has ended, and columns that no row needs.
+
+        Up to `spare` such columns may stay, as moving the others costs as much as a decoding step.
+        """
         stride, has_queue = self.reader.stride, self.reader.memory.queue_budget > 0
         groups = [filled // stride if has_queue else 0 for filled in self.open_tokens]
         pending_mask = chunk.pending_mask & ~ended_B[:, None]
@@ -169,7 +174,7 @@ class Stream:
         chunk.pending = [take_columns(pending, order) for pending in chunk.pending]
         chunk.mask = chunk.mask & ~ended_B[:, None]
         columns = max(filled + count for filled, count in zip(self.open_tokens, groups))
-        if chunk.mask.shape[1] > columns + ROUND_TO:  # moving the columns costs as much as a decoding step
+        if chunk.mask.shape[1] > columns + spare:
             order, chunk.mask = newest_columns(chunk.mask[:, :0], chunk.mask, columns)
             chunk.chunk_keys_values = [
                 tuple(x.gather(2, order[:, None, :, None].expand(-1, x.shape[1], -1, x.shape[3])) for x in pair)

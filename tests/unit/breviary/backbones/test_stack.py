@@ -96,6 +96,7 @@ def test_every_slot_attends_to_itself(attention):
     """A masked slot attends only to itself: kernels return NaN for a fully masked row of scores."""
     stack = Stack(tiny(attention=attention).load())
     positions, mask = torch.arange(6).expand(2, 6), torch.zeros_like(IDS, dtype=torch.bool)
+    mask[:, -1] = True  # without a valid slot behind them, no mask would be needed
     with torch.no_grad():
         masked = logits_of(stack, IDS, positions, mask)
         for n in range(6):
@@ -159,6 +160,22 @@ def test_an_all_true_mask_is_not_passed_to_the_kernel(monkeypatch):
         torch.testing.assert_close(torch.cat([first, last], 1), expected[:, :5], rtol=1e-5, atol=1e-5)
         assert masked(IDS[:, 5:], positions[:, 5:], whole.index_fill(1, torch.tensor(0), False), cache)[1]
         assert masked(IDS, positions, whole.index_fill(1, torch.tensor(0), False), None)[1]
+        padded = whole.clone()
+        padded[0, 4:] = False
+        states, hidden = masked(IDS, positions, padded, None)
+        assert not hidden  # padding on the right: no valid token attends to it
+        torch.testing.assert_close(states[padded], expected[padded], rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("attention", ["sdpa", BLOCKWISE])
+def test_rows_of_equal_length_share_a_mask(attention):
+    """Several new tokens after cached keys need a mask, but one for all rows."""
+    stack, states = Stack(tiny().load()), torch.zeros(3, 2, 64)
+    stack.config._attn_implementation = attention
+    mask = stack.attention_inputs(states, torch.zeros(3, 2).long(), torch.ones(3, 5).bool())["attention_mask"]
+    assert (mask.dtype, mask.shape) == (torch.bool, (1, 1, 2, 5))
+    ragged = torch.ones(3, 5).bool().index_fill(1, torch.tensor(1), False)
+    assert stack.attention_inputs(states, torch.zeros(3, 2).long(), ragged)["attention_mask"].shape == (3, 1, 2, 5)
 
 
 def test_earlier_keys_need_a_key_mask():
