@@ -16,6 +16,7 @@ from breviary.contract import Batch, Decoded, Generation, LossOutput, Reader
 from breviary.objectives.answer import ShuffledContext
 from breviary.readers.cache import EncodingStore
 from breviary.readers.compressed import CompressedReader
+from breviary.runtime.distributed import gather_rows, own_share
 from breviary.runtime.timing import timed_phases
 
 PHASES = ("encode", "compress", "prefill", "decode")
@@ -29,13 +30,21 @@ def context_id(context: str) -> str:
 
 
 def context_batches(lengths: Sequence[int], contexts: Sequence[str], batch_size: int) -> list[list[int]]:
-    """Batches of indices: questions on one context are adjacent, contexts are sorted by length."""
+    """Batches of indices: questions on one context are adjacent, the longest contexts come first.
+
+    A batch that does not fit into memory is therefore found at once.
+    """
+    groups = _context_groups(lengths, contexts)
+    flat = [index for group in reversed(groups) for index in group]
+    return [flat[i : i + batch_size] for i in range(0, len(flat), batch_size)]
+
+
+def _context_groups(lengths: Sequence[int], contexts: Sequence[str]) -> list[list[int]]:
+    """The indices of each context's questions, the shortest context first."""
     groups: dict[str, list[int]] = {}
     for index, context in enumerate(contexts):
         groups.setdefault(context_id(context), []).append(index)
-    ordered = sorted(groups.values(), key=lambda group: (lengths[group[0]], group[0]))
-    flat = [index for group in ordered for index in group]
-    return [flat[i : i + batch_size] for i in range(0, len(flat), batch_size)]
+    return sorted(groups.values(), key=lambda group: (lengths[group[0]], group[0]))
 
 
 @torch.no_grad()
@@ -97,14 +106,16 @@ def unconditional_nll(reader: Reader, items: Any, collate: Collate, batch_size: 
     """{id: nats of the supervised tokens, end token excluded}.
 
     reader  the untouched backbone without any context, with the objective of the reader to compare with
+    The processes share the batches; each returns the losses of all.
     """
     device = next(reader.parameters()).device
     losses: dict[str, float] = {}
     reader.eval()
-    for indices in context_batches(items.lengths, [example.context for example in items.examples], batch_size):
+    batches = context_batches(items.lengths, [example.context for example in items.examples], batch_size)
+    for indices in own_share(batches):
         batch = collate([items[i] for i in indices]).to(device)
         losses |= _nll_without_end(batch, reader.loss(batch))
-    return losses
+    return dict(gather_rows(list(losses.items())))
 
 
 @torch.no_grad()
@@ -112,10 +123,11 @@ def shuffled_context_nll(reader: Reader, items: Any, collate: Collate, batch_siz
     """{id: nats of the supervised tokens, end token excluded, given the memory of the next longer context}.
 
     Empty where all examples share one context, or the reader does not report losses of single tokens.
+    The processes share the batches; each returns the losses of all.
     """
     contexts = [example.context for example in items.examples]
     batches = context_batches(items.lengths, contexts, batch_size)
-    order = [i for batch in batches for i in batch]
+    order = [i for group in _context_groups(items.lengths, contexts) for i in group]
     n = len(order)
     other = {
         i: next((j for step in range(1, n) if contexts[j := order[(place + step) % n]] != contexts[i]), None)
@@ -125,19 +137,22 @@ def shuffled_context_nll(reader: Reader, items: Any, collate: Collate, batch_siz
         return {}
     device, objective = next(reader.parameters()).device, reader.objective
     losses: dict[str, float] = {}
+    is_supported = True
     reader.eval()
     try:
-        for indices in batches:
+        for indices in own_share(batches):
             batch = collate([items[i] for i in indices]).to(device)
             others = collate([items[other[i]] for i in indices]).to(device)
             reader.objective = ShuffledContext(objective, others)
             output = reader.loss(batch)
             if output.supervised is None:
-                return {}
+                is_supported = False
+                break
             losses |= _nll_without_end(batch, output)
     finally:
         reader.objective = objective
-    return losses
+    gathered = dict(gather_rows(list(losses.items())))
+    return gathered if all(gather_rows([is_supported])) else {}
 
 
 def _nll_without_end(batch: Batch, output: LossOutput) -> dict[str, float]:

@@ -164,6 +164,19 @@ def merge_ranks(folder: str | Path, order: list[str]) -> list[dict[str, Any]]:
     return merged
 
 
+def require_complete(folder: Path, rows: list[dict[str, Any]], order: list[str]) -> None:
+    """Raises ValueError, naming what is missing, where an example of `order` has no prediction in `rows`."""
+    answered = {row["id"] for row in rows}
+    missing = [example for example in order if example not in answered]
+    if missing:
+        more = f" and {len(missing) - 3} more" if len(missing) > 3 else ""
+        raise ValueError(
+            f"{folder}: {len(missing)} of {len(order)} examples have no prediction: "
+            f"{', '.join(map(repr, missing[:3]))}{more}; no results were written. A process ended early, or its "
+            "predictions were lost; the same command answers what is missing"
+        )
+
+
 def summarise(
     rows: list[dict[str, Any]], requested_ratio: float | None, seed: int = 0, resamples: int = 2000
 ) -> dict[str, Any]:

@@ -14,7 +14,9 @@ from omegaconf import DictConfig, OmegaConf
 
 from breviary.backbones.pretrained import Backbone
 from breviary.backbones.tiny import TinyBackbone
+from breviary.backbones.trainable import cast_for_inference
 from breviary.config.allowed_classes import ALL_SECTIONS, untrusted_targets
+from breviary.config.answer_limits import answer_notes
 from breviary.config.build import ReaderSpec, build_backbone, build_reader
 from breviary.config.checks import check_config, check_process_count, check_texts, read_splits
 from breviary.config.context_lengths import ContextLimits
@@ -38,6 +40,7 @@ from breviary.evaluation.results import (
     Predictions,
     merge_ranks,
     read_results,
+    require_complete,
     summarise,
     write_results,
 )
@@ -47,7 +50,15 @@ from breviary.runs.checkpoints import check_checkpoint, last_checkpoint, load_tr
 from breviary.runs.environment import environment
 from breviary.runs.folders import config_hash, load_config
 from breviary.runtime.device import peak_memory_bytes, resolve_device
-from breviary.runtime.distributed import barrier, call_on_rank_zero, print_rank0, rank, start_process_group, world_size
+from breviary.runtime.distributed import (
+    barrier,
+    call_on_rank_zero,
+    print_rank0,
+    rank,
+    require_shared_folder,
+    start_process_group,
+    world_size,
+)
 
 
 class EvaluationSession:
@@ -120,11 +131,15 @@ class EvaluationSession:
         return self.text.tokenise(examples, tokenizer, prompt, limit, cache, "middle")
 
     def load_reader(self, cfg: DictConfig, checkpoint: Path | None = None) -> Reader:
-        """The reader with a checkpoint's weights; None = pretrained backbone, weights of the method as initialised."""
+        """The reader with a checkpoint's weights; None = pretrained backbone, weights of the method as initialised.
+
+        For inference only: trained weights are cast to the backbone's dtype once.
+        """
         backbone = build_backbone(cfg)
         reader = build_reader(cfg, backbone, backbone.tokenizer())
         if checkpoint is not None:
             load_trained(checkpoint, reader, backbone.fingerprint)
+        cast_for_inference(reader)
         return reader
 
     def unconditional_nll(self, cfg: DictConfig, items: Any) -> dict[str, float]:
@@ -147,7 +162,9 @@ class EvaluationSession:
     def evaluate(self, cfg: DictConfig) -> list[dict[str, Any]]:
         """Checks, then evaluates every row of the table on the same examples; returns their results, in order."""
         readers, examples = self.check(cfg)
-        start_process_group(resolve_device(readers[0].backbone.device))
+        start_process_group(resolve_device(readers[0].backbone.device), readers[0].engine.timeout)
+        for home in dict.fromkeys(evaluation_home(readers[0], reader) for reader in readers):
+            require_shared_folder(home)
         results: list[dict[str, Any]] = []
         key, store = None, None
         for reader in readers:
@@ -181,19 +198,14 @@ class EvaluationSession:
             print_rank0(f"{cfg.reader}: {message}")
         if (folder / RESULTS).is_file():
             return read_results(folder)
-        limits = ContextLimits(ReaderSpec.of(cfg), backbone, cfg.generation.max_new_tokens)
-        for line in [items.report(), *limits.reconstruction_notes(items, cfg.generation.stop)]:
+        for line in [items.report(), *answer_notes(items, cfg, ReaderSpec.of(cfg).objective.is_autoencoder)]:
             print_rank0(f"{cfg.reader}: {line}")
         unconditional = self.unconditional_nll(cfg, items)  # before loading: one backbone in memory at a time
         reader = self.load_reader(cfg, checkpoint)
-        order = [example.id for example in examples]
-        if rank() == 0:
-            merge_ranks(folder, order)  # predictions of killed calls, of any number of processes
-        barrier()
+        # Predictions of killed calls, of any number of processes.
+        call_on_rank_zero(lambda: merge_ranks(folder, [example.id for example in examples]))
         self._answer_all(cfg, reader, items, folder, unconditional, store)
-        if rank() == 0:
-            self._summarise(cfg, reader, items, folder, backbone)
-        barrier()
+        call_on_rank_zero(lambda: self._summarise(cfg, reader, items, folder, backbone))
         return read_results(folder)
 
     def _answer_all(
@@ -238,8 +250,10 @@ class EvaluationSession:
     def _summarise(
         self, cfg: DictConfig, reader: Reader, items: Any, folder: Path, backbone: Backbone | TinyBackbone
     ) -> None:
-        """Writes results.json from the predictions of all ranks."""
-        rows = merge_ranks(folder, [example.id for example in items.examples])
+        """Writes results.json from the predictions of all ranks. Raises: ValueError where one is missing."""
+        order = [example.id for example in items.examples]
+        rows = merge_ranks(folder, order)
+        require_complete(folder, rows, order)
         extra = {
             "data_hash": items.data_hash,
             "peak_memory_bytes": peak_memory_bytes(),

@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import os
+import secrets
 import sys
+import time
 from collections.abc import Callable
 from datetime import timedelta
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -46,6 +49,11 @@ def broadcast_from_rank_zero(value: Any) -> Any:
     return box[0]
 
 
+def own_share(rows: list[Any]) -> list[Any]:
+    """This process's share of the rows, every N-th of N processes; all of them without a process group."""
+    return rows[dist.get_rank() :: dist.get_world_size()] if dist.is_initialized() else rows
+
+
 def gather_rows(rows: list[Any]) -> list[Any]:
     """The rows of all ranks on every rank, in order of rank."""
     if not dist.is_initialized():
@@ -69,6 +77,37 @@ def call_on_rank_zero(function: Callable[[], Any]) -> Any:
     if message is not None:
         raise ValueError(f"process 0 failed: {message}")
     return result
+
+
+def require_shared_folder(folder: Path, wait: float = 10) -> None:
+    """Makes `folder` and checks that every process sees what process 0 writes there.
+
+    wait  seconds until a file of another machine must be visible
+    Raises: ValueError on every process where some do not see it.
+    """
+    if world_size() == 1:
+        return
+    written = call_on_rank_zero(lambda: _write_token(folder))
+    file = folder / written.name
+    end = time.monotonic() + wait
+    while not (seen := folder.is_dir() and file.name in os.listdir(folder)) and time.monotonic() < end:
+        time.sleep(0.05)  # listed, not looked up: network file systems remember for seconds what does not exist
+    blind = [str(number) for number, sees in enumerate(gather_rows([seen])) if not sees]
+    if rank() == 0:
+        file.unlink()
+    if blind:
+        raise ValueError(
+            f"processes {', '.join(blind)} of {world_size()} do not see the files that process 0 writes into {written.parent}: "
+            "processes on several machines need a common file system; set paths.outputs (or the run's folder) to a "
+            "folder that all machines share"
+        )
+
+
+def _write_token(folder: Path) -> Path:
+    folder.mkdir(parents=True, exist_ok=True)
+    file = folder / f".shared-{secrets.token_hex(8)}"
+    file.touch()
+    return file
 
 
 def barrier() -> None:
