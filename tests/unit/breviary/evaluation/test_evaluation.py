@@ -54,13 +54,14 @@ def same(rows, others):
 
 def test_questions_on_one_context_stand_together():
     found = context_batches([5, 3, 5, 9, 3], ["a", "b", "a", "c", "b"], 2)
-    assert found == [[1, 4], [0, 2], [3]]
+    assert found == [[3, 0], [2, 1], [4]]
 
 
-def test_contexts_of_similar_length_follow_each_other():
-    lengths = [7, 1, 5, 3, 2]
-    order = [i for batch in context_batches(lengths, list("abcde"), 2) for i in batch]
-    assert [lengths[i] for i in order] == sorted(lengths)
+def test_the_longest_contexts_come_first():
+    """So that an evaluation that does not fit into memory fails at once."""
+    lengths = [7, 1, 5, 9, 3, 2]
+    order = [i for batch in context_batches(lengths, list("abcdef"), 2) for i in batch]
+    assert [lengths[i] for i in order] == sorted(lengths, reverse=True)
 
 
 def test_every_index_once():
