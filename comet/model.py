@@ -33,7 +33,7 @@ from comet.checks import SUPERVISED, check_settings
 from comet.chunked_text import Chunk, ChunkedText, Step, join_parts
 from comet.chunking import ChunkPlanner
 from comet.inference.context_cache import StreamCache
-from comet.inference.session import Session
+from comet.inference.session import Session, hash_session_weights
 from comet.inference.stream import Stream
 from comet.layers import MemoryLayers
 from comet.layout import TEXT, chunk_layout, compression_token_count
@@ -61,7 +61,8 @@ class Comet(ChunkedReader, Reader):
     most_chunks, smallest_chunk, widest_stride  see ChunkPlanner
     supervise        answer: the answer and its end token | text: every token
     truncate_every   gradients end at every k-th chunk of a text; null = they pass through all chunks
-    memory_rate      learning rate of the memory's weights relative to the others (published: 5)
+    memory_rate      learning rate of the memory networks (norms, gates, adapters) relative to all other weights, which
+                     include the rows of new tokens (published: 5)
     new_token_logits  logits behind the backbone's vocabulary: the published head has rows for the new tokens. They are
                       never decoded; with quirks they count in the loss
     quirks           the published numerics: eps of the norms is float32's machine epsilon (global) and 1e-12 (queue),
@@ -137,8 +138,9 @@ class Comet(ChunkedReader, Reader):
             nll_B = self._nll_from_cached_contexts(main) if use_cache else self.nll(chunked.text)
             parts = {}
             for name, (weight, other) in (self.objective.auxiliary(batch) if self.training else {}).items():
-                nll = self.nll(self.chunk_batch(other).text).sum()
-                parts[name] = (weight * nll, self._count_once(other.answer.mask.sum()))
+                chunked_other = self.chunk_batch(other)
+                nll = self.nll(chunked_other.text).sum()
+                parts[name] = (weight * nll, self._count_once(chunked_other.supervised_B.sum()))
         tokens_B, slots_B, context_B = map(
             self._count_once, (chunked.supervised_B, chunked.slots_B, main.context.lengths)
         )
@@ -148,7 +150,7 @@ class Comet(ChunkedReader, Reader):
         """Supervised tokens; in a pipeline on one rank only."""
         counts = {"answer": self.chunker.count_supervised(self.objective.primary(batch))}
         auxiliary = self.objective.auxiliary(batch) if self.training else {}
-        counts |= {name: other.answer.mask.sum() for name, (_, other) in auxiliary.items()}
+        counts |= {name: self.chunker.count_supervised(other) for name, (_, other) in auxiliary.items()}
         return {name: self._count_once(count) for name, count in counts.items()}
 
     @torch.no_grad()
@@ -191,8 +193,8 @@ class Comet(ChunkedReader, Reader):
 
     @property
     def learning_rate_factors(self) -> dict[str, float]:
-        """The factor of the memory's weights."""
-        return {"memory.": self.memory_rate}
+        """The factor of the memory networks. Rows of new tokens have the backbone's rate, as published."""
+        return {"memory.layers.": self.memory_rate}
 
     def open(self, **settings: Any) -> Session:
         """A session for one text, see Session."""
@@ -205,6 +207,10 @@ class Comet(ChunkedReader, Reader):
             for part in (batch.prefix, batch.context):
                 session.read(part.ids[row][part.mask[row]].tolist())
         return sessions
+
+    def hash_weights(self) -> str:
+        """As `session.hash_session_weights`."""
+        return hash_session_weights(self)
 
     def load_saved(self, file: str | Path) -> Session:
         """As Session.load."""

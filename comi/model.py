@@ -95,6 +95,11 @@ class COMI(MergingCompressor):
         query = torch.zeros_like(states[:, 0]) if query is None else query
         return self.gain(states, mask, query, ratio, slots)
 
+    def single_token_weights(self, mask: Tensor) -> Tensor | None:
+        """Ones; with learned weights their gradients are 0."""
+        learned = list(self.gain.parameters())
+        return torch.ones(mask.shape, device=mask.device) + sum(0 * weight for weight in learned) if learned else None
+
     @classmethod
     def problems(cls, settings: Mapping[str, Any], backbone: Any) -> list[str]:
         """As MergingCompressor.problems, and COMI's own arguments."""

@@ -5,6 +5,7 @@ Shape letters: B contexts, T context tokens, S segments of a context, L tokens o
 
 from __future__ import annotations
 
+import functools
 import random
 from collections.abc import Mapping
 from typing import Any
@@ -145,11 +146,35 @@ def check_budget(settings: Mapping[str, Any]) -> list[str]:
     return problems
 
 
-def max_context_for_slots(settings: Mapping[str, Any], slots: int) -> int | None:
-    """Longest context, in tokens, whose memory takes at most `slots` slots; None = any length."""
-    if settings["slots"] is not None:
-        return None if settings["slots"] <= slots else 0
-    return slots * int(min([settings["ratio"], *(settings["ratio_choices"] or [])]))
+def max_context_for_slots(settings: Mapping[str, Any], room: int, segment: int | None = None) -> int | None:
+    """Longest context, in tokens, such that its memory and that of every shorter one take at most `room` slots.
+
+    segment  tokens of a segment, each of which rounds its slots up; None = a context is one segment
+    None = any length fits. 0 where a budget in slots exceeds `room`.
+    """
+    slots = settings["slots"]
+    if slots is None:
+        ratio = int(min([settings["ratio"], *(settings["ratio_choices"] or [])]))
+        return room * ratio if segment is None else _max_tokens(room, segment, ratio)
+    if slots > room:
+        return 0
+    return None if segment is None else _max_tokens_for_budget(room, segment, slots)
+
+
+def _max_tokens(room: int, segment: int, ratio: int) -> int:
+    """Longest context whose segments take at most `room` slots at a ratio of tokens per slot."""
+    per_segment = -(-segment // ratio)
+    return room // per_segment * segment + room % per_segment * ratio
+
+
+@functools.lru_cache(maxsize=1024)  # searches for the longest context that fits repeat the arguments
+def _max_tokens_for_budget(room: int, segment: int, slots: int) -> int:
+    """`_max_tokens` where the ratio of a context of T tokens is ceil(T / slots)."""
+    # Each segment but one adds at most one slot to the budget: so many segments always fit.
+    ratio = max((room - slots + 1) * segment // slots, 1)
+    while ratio < segment and _max_tokens(room, segment, ratio) >= ratio * slots:
+        ratio += 1
+    return _max_tokens(room, segment, ratio)
 
 
 def fixed_ratio(settings: Mapping[str, Any]) -> dict[str, Any]:

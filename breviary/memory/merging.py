@@ -165,6 +165,13 @@ class MergingCompressor(BudgetedCompressor):
         """
         raise NotImplementedError
 
+    def single_token_weights(self, mask: Tensor) -> Tensor | None:
+        """Weights (R, L) at ratio 1, where every token of mask (R, L) is a group of its own; None = 1.
+
+        A subclass with learned weights returns ones with a gradient of 0 for each: DDP and ZeRO wait for all gradients.
+        """
+        return None
+
     @property
     def tokenizer(self) -> Any:
         """The encoder's tokenizer where it differs from the decoder's, else None."""
@@ -181,7 +188,7 @@ class MergingCompressor(BudgetedCompressor):
         G = max(self.budget.max_slots(mask_RL.shape[1], self.training), 1)
         query_RD = self.context_encoder.query(encoded, question).flatten(0, 1) if self.needs_question else None
         if isinstance(ratio, int) and ratio == 1:
-            groups_RL, weights_RL = consecutive_groups(mask_RL, 1), None  # every token is its own slot
+            groups_RL, weights_RL = consecutive_groups(mask_RL, 1), self.single_token_weights(mask_RL)
         else:
             states_RLD = self.context_encoder.similarity_states(encoded).flatten(0, 1)
             groups_RL, weights_RL = self.group_tokens(states_RLD, mask_RL, query_RD, ratio, G)
@@ -210,7 +217,7 @@ class MergingCompressor(BudgetedCompressor):
         """
         if settings["join"] == "depth":
             return max(positions - others, 0)
-        by_slots = max_context_for_slots(settings, max(positions - others, 0))
+        by_slots = max_context_for_slots(settings, max(positions - others, 0), settings["segment_size"])
         if settings["encoder"] is not None:
             positions = min(positions, Backbone(settings["encoder"]).config.max_position_embeddings)
         by_segment = None if settings["segment_size"] + others <= positions else max(positions - others, 0)

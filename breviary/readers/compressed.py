@@ -45,7 +45,7 @@ from breviary.memory.assembly import Layout, take_columns
 from breviary.memory.encoded_batches import split_contexts
 from breviary.objectives.answer import Answer, token_nll
 from breviary.readers.cache import ContextCache
-from breviary.readers.documents import ContextState, EncodedDocument, load_saved
+from breviary.readers.documents import ContextState, EncodedDocument, hash_trained, load_saved
 from breviary.runtime.timing import phase
 
 
@@ -166,6 +166,10 @@ class CompressedReader(Reader):
         """As `documents.load_saved`."""
         return load_saved(self, file)
 
+    def hash_weights(self) -> str:
+        """As `documents.hash_trained`."""
+        return hash_trained(self)
+
     @torch.no_grad()
     def footprint(self, batch: Batch) -> Footprint:
         """Slots and their decoder keys and values; layers below the joining one hold none."""
@@ -184,10 +188,10 @@ class CompressedReader(Reader):
 
     def counts(self, batch: Batch) -> dict[str, Tensor]:
         """Number of supervised tokens, and the counts of the compressor's own and the objective's auxiliary losses."""
-        others = self.objective.auxiliary(batch) if self.training else {}
+        main, others = self.objective.primary(batch), self.objective.auxiliary(batch) if self.training else {}
         return {
-            "answer": self.objective.primary(batch).answer.mask.sum(),
-            **self.compressor.counts(batch),
+            "answer": main.answer.mask.sum(),
+            **self.compressor.counts(main),
             **{name: other.answer.mask.sum() for name, (_, other) in others.items()},
         }
 

@@ -118,6 +118,22 @@ def test_at_depth_ratio_1_uses_unmerged_states(build, name, family, positions, r
 
 
 @pytest.mark.parametrize("join", ["input", "depth"])
+@pytest.mark.parametrize("draw", ["step", "sample"])
+def test_learned_weights_have_gradients_at_a_drawn_ratio_of_1(build, join, draw, ragged):
+    """DDP waits for the gradient of each trained weight. Drawn per step, every token is a slot of weight 1."""
+    overrides = ["compressor=comi", f"compressor.join={join}", "compressor.ratio_choices=[1]"]
+    reader = build([*overrides, "compressor.learned_weights=merge", f"compressor.ratio_draw={draw}"])
+    plain = build([*overrides, f"compressor.ratio_draw={draw}"])
+    for one in (reader, plain):
+        one.begin_step(0, 0)
+    output = reader.loss(ragged)
+    assert torch.equal(output.nll, plain.loss(ragged).nll)
+    assert draw == "sample" or torch.equal(output.slots, ragged.context.lengths)
+    output.nll.sum().backward()
+    assert [n for n, weight in reader.named_parameters() if weight.requires_grad and weight.grad is None] == []
+
+
+@pytest.mark.parametrize("join", ["input", "depth"])
 def test_comi_switched_off_is_mean_pooling(build, join, ragged):
     shared = [f"compressor.join={join}"]
     off = build(["compressor=comi", "compressor.coarse=false", "compressor.fine=false", *shared]).eval()

@@ -41,8 +41,14 @@ COMI = ["compressor=comi", "compressor.encoder_layers=2", f"compressor.segment_s
 SLOTS = ["compressor.ratio=null", "compressor.slots=5"]
 
 CASES: dict[str, list[str]] = {
-    # Encoder and alignment trained in full, and weights that are used without a module call.
-    "comi_input": [*COMI, "compressor.learned_weights=merge", "train.gradient_checkpointing=true"],
+    # Encoder and alignment trained in full, and weights that are used without a module call. The first step draws
+    # ratio 1, where the learned weights have no effect: DDP would wait for their gradients.
+    "comi_input": [
+        *COMI,
+        "compressor.learned_weights=merge",
+        "compressor.ratio_choices=[4,1]",
+        "train.gradient_checkpointing=true",
+    ],
     "comi_depth": [*COMI, "compressor.join=depth", "compressor.encoder_layers=1", "train.gradient_checkpointing=true"],
     "mean_pool_slots": [*COMI, *SLOTS, "compressor=mean_pool", "compressor.encoder_layers=1"],
     # A random ratio per step; contexts without a positive segment do not count in the contrastive loss.

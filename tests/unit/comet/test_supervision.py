@@ -271,6 +271,22 @@ def test_an_auxiliary_copy_loss():
     assert all(weight.grad is not None for weight in reader.parameters())
 
 
+@pytest.mark.parametrize("objective", ["answer_and_copy", "reconstruct"])
+def test_a_second_objective_is_divided_by_the_tokens_it_supervises(objective):
+    """With supervise=text every token of the second text counts, not its answer alone: nats per token stay below 7."""
+    overrides = {"reconstruct": ["objective.continuation_weight=1.0"], "answer_and_copy": ["objective.copy_tokens=5"]}
+    reader = tiny_comet("compressor.supervise=text", f"objective={objective}", *overrides[objective])
+    reader.train()
+    reader.begin_step(0, 0)
+    batch = batch_of(2 * C + 3, C + 1, 30)
+    output, counts = reader.loss(batch), reader.counts(batch)
+    [(name, (value, count))] = output.parts.items()
+    [(_, other)] = reader.objective.auxiliary(batch).values()
+    tokens = sum(len(row_ids(other, row, *PARTS)) - 1 for row in range(3))
+    assert int(count) == int(counts[name]) == tokens > int(other.answer.mask.sum())
+    assert 4 < float(value / count) < 8  # a uniform prediction: log 512 = 6.2
+
+
 # ---- the optimizer ----
 
 
@@ -283,12 +299,14 @@ def trainer_of(compose, tmp_path, *overrides):
 
 @pytest.mark.parametrize("mode", ["lora", "frozen", "full"])
 def test_the_memory_has_its_own_learning_rate(compose, tmp_path, mode):
+    """The networks of the layers' memory; the rows of new tokens are rows of the backbone's tables, as published."""
     reader, trainer = trainer_of(
         compose,
         tmp_path,
         f"decoder.train={mode}",
         "train.learning_rate=0.01",
         "compressor.memory_rate=3.0",
+        "compressor.new_token_logits=4",
         "train.weight_decay=0.1",
     )
     groups = trainer.create_optimizer().param_groups
@@ -297,9 +315,9 @@ def test_the_memory_has_its_own_learning_rate(compose, tmp_path, mode):
     assert sum(len(group["params"]) for group in groups) == len(rates) == len(trained)
     for name, weight in trained.items():
         rate, decay = rates[id(weight)]
-        assert rate == pytest.approx(0.03 if name.startswith("memory.") else 0.01), name
+        assert rate == pytest.approx(0.03 if name.startswith("memory.layers.") else 0.01), name
         assert decay == (0.0 if "norm" in name else 0.1), name
-    assert any(name.startswith("memory.") for name in trained)
+    assert {"memory.tokens.weight", "memory.new_token_head.weight", "memory.layers.0.gate.weight"} <= trained.keys()
 
 
 def test_a_schedule_preserves_the_ratio_of_the_rates(compose, tmp_path):
@@ -315,5 +333,5 @@ def test_a_schedule_preserves_the_ratio_of_the_rates(compose, tmp_path):
 
 def test_a_factor_of_1_results_in_one_learning_rate(compose, tmp_path):
     reader, trainer = trainer_of(compose, tmp_path, "train.learning_rate=0.01", "compressor.memory_rate=1.0")
-    assert reader.learning_rate_factors == {"memory.": 1.0}
+    assert reader.learning_rate_factors == {"memory.layers.": 1.0}
     assert {group["lr"] for group in trainer.create_optimizer().param_groups} == {0.01}

@@ -157,6 +157,23 @@ def test_positives_of_the_contrastive_loss_are_gold_segments(
     assert reader.eval().loss(batch).parts == {}
 
 
+def test_with_a_continuation_counts_and_labels_are_of_the_same_batch(build, collate):
+    """Positives in the second half of the context, which is predicted and not compressed, do not count."""
+    filler = " ".join(["red copper iron"] * 12)
+    late, early = f"{filler} tin", f"tin {filler}"
+    examples = [Example(str(i), text, "Which?", ("tin",)) for i, text in enumerate((late, early, late, filler))]
+    reader = build([*SIX, "objective=continue"])
+    reader.begin_step(0, 0)
+    batch = collate(examples)
+    output, counts = reader.loss(batch), reader.counts(batch)
+    assert {name: int(count) for name, count in counts.items()} == {
+        name: int(count) for name, (_, count) in output.terms().items()
+    }
+    assert int(counts["contrastive"]) == 1
+    labels = reader.compressor.labels(reader.objective.primary(batch))
+    assert labels.any(1).tolist() == [False, True, False, False]
+
+
 def test_a_contrastive_weight_of_0_requires_no_labels(build, ragged):
     reader = build([*SIX, "compressor.contrastive_weight=0"])
     ragged.offsets = ragged.evidence = None

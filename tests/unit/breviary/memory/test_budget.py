@@ -5,7 +5,10 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
+from breviary.config.build import ReaderSpec
+from breviary.contract import Example, Tokens
 from breviary.memory.budget import Budget, check_budget, max_context_for_slots
+from breviary.memory.merging import slot_count
 
 
 def settings_of(ratio=4, slots=None, ratio_choices=None, ratio_draw="step"):
@@ -128,3 +131,46 @@ def test_problems_name_the_invalid_keys(settings, keys):
 )
 def test_the_longest_context_that_fits(settings, slots, tokens):
     assert max_context_for_slots(settings, slots) == tokens
+
+
+def slots_of(tokens, segment, ratio, slots):
+    """The number of slots that the budget yields for a context in segments, computed with its tensors."""
+    lengths = [min(segment, tokens - start) for start in range(0, tokens, segment)] or [0]
+    mask = (torch.arange(segment) < torch.tensor(lengths)[:, None])[None]
+    ratios = Budget(ratio, slots).ratio_per_segment(mask.long(), mask, training=False)
+    return int(slot_count(mask.sum(-1).flatten(), ratios).sum())
+
+
+@pytest.mark.parametrize("segment", [1, 3, 7, 10])
+@pytest.mark.parametrize("ratio, slots", [(1, None), (2, None), (4, None), (9, None), (None, 1), (None, 4), (None, 6)])
+def test_the_longest_context_in_segments_is_exact(segment, ratio, slots):
+    """Every segment rounds up by itself. The longest context and all shorter ones fit, one more token does not."""
+    settings = {**settings_of(ratio, slots), "segment_size": segment}
+    for room in (0, 1, 2, 5, 8, 13):
+        longest = max_context_for_slots(settings, room, segment)
+        if slots is not None and slots > room:
+            assert longest == 0  # as for one segment
+            continue
+        assert all(slots_of(tokens, segment, ratio, slots) <= room for tokens in range(longest + 1)), (room, longest)
+        assert slots_of(longest + 1, segment, ratio, slots) > room, (room, longest)
+
+
+@pytest.mark.parametrize("name", ["comi", "mean_pool"])
+@pytest.mark.parametrize("budget", [["compressor.ratio=4"], ["compressor.ratio=null", "compressor.slots=5"]])
+def test_the_longest_context_of_a_reader_fits(build, compose, collate, name, budget):
+    """At the input join, with 7 positions left for slots; groups of 1 to 4 tokens in segments of 6."""
+    overrides = [f"compressor={name}", "compressor.join=input", "compressor.segment_size=6", *budget]
+    overrides += ["compressor.coarse=false"] if name == "comi" else []
+    spec = ReaderSpec.of(compose(overrides))
+    longest = spec.compressor.longest_context(spec.settings, 207, 200)
+    reader = build([*overrides, "decoder.train=frozen"]).eval()
+    context = " ".join(["red"] * 60)
+    examples = [Example("a", context, "Which?", ("tin",))]
+    ids = collate(examples).context.ids
+    used = []
+    for tokens in (longest, longest + 1):
+        assert ids.shape[1] >= tokens
+        batch = collate(examples)
+        batch.context = Tokens(ids[:, :tokens], torch.ones(1, tokens, dtype=torch.bool))
+        used.append(int(reader.footprint(batch).memory_slots))
+    assert used[0] <= 7 < used[1], (longest, used)
