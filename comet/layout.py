@@ -55,7 +55,7 @@ def chunk_layout(
         torch.arange(readout_tokens, device=device) + 2 * n + 3,
     ]
     masks = [text_mask, g_k < count_B[:, None], updates[:, None].expand(B, readout_tokens)]
-    return Layout.of(masks, "right", round_to, keys)
+    return Layout.of(masks, round_to, keys)
 
 
 def compression_token_count(earlier: int, text: int, updates: bool, stride: int) -> int:

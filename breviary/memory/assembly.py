@@ -25,7 +25,7 @@ class Layout:
 
     order   (B, S) int64: sequence column -> column of the concatenated parts
     column  (B, S) int64: the inverse, column of the concatenated parts -> sequence column
-    mask    (B, S) bool: True = a real token; right- or left-padded
+    mask    (B, S) bool: True = a real token; right-padded, so that causal attention needs no mask
     widths  width N of each part
     """
 
@@ -35,28 +35,24 @@ class Layout:
     widths: tuple[int, ...]
 
     @classmethod
-    def of(
-        cls, masks: list[Tensor], side: str = "right", round_to: int = ROUND_TO, keys: list[Tensor] | None = None
-    ) -> Layout:
+    def of(cls, masks: list[Tensor], round_to: int = ROUND_TO, keys: list[Tensor] | None = None) -> Layout:
         """Layout of parts with the given validity masks, each (B, N), any padding.
 
-        side      right: padding last (training) | left: padding first (generation)
         round_to  the sequence is as wide as all parts together, rounded up to a multiple of this; trimming it would
                   need a host sync. 1 for sequences that are packed into another one before any layer processes them
         keys      (B, N) or (N,) int64 >= 0 for each part: tokens are sorted by key, which interleaves the parts;
                   None = one part after the other
         """
-        assert side in ("right", "left"), f"padding side {side!r} is neither 'right' nor 'left'"
         valid_BS = torch.cat(masks, dim=1)
         valid_BS = _pad_columns(valid_BS, -(-valid_BS.shape[1] // round_to) * round_to)
         if keys is None:
-            # A stable sort by validity moves the padding to one side and preserves the order of the tokens.
-            keys_BS = (valid_BS if side == "left" else ~valid_BS).to(torch.uint8)
+            # A stable sort by validity moves the padding to the end and preserves the order of the tokens.
+            keys_BS = (~valid_BS).to(torch.uint8)
         else:
             keys_BS = _pad_columns(
                 torch.cat([key.expand(mask.shape) for key, mask in zip(keys, masks)], 1), valid_BS.shape[1]
             )
-            keys_BS = keys_BS.masked_fill(~valid_BS, -1 if side == "left" else torch.iinfo(torch.int64).max)
+            keys_BS = keys_BS.masked_fill(~valid_BS, torch.iinfo(torch.int64).max)
         order_BS = keys_BS.argsort(dim=1, stable=True)
         column_BS = torch.empty_like(order_BS)
         column_BS.scatter_(1, order_BS, torch.arange(order_BS.shape[1], device=order_BS.device).expand_as(order_BS))

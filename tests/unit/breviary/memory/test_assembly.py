@@ -1,4 +1,4 @@
-"""One dense sequence from padded parts: order, positions, padding side, and the way back."""
+"""One dense sequence from padded parts: order, positions, padding, and the way back."""
 
 import pytest
 import torch
@@ -25,23 +25,11 @@ def test_right_padded():
     assert layout.widths == (3, 2, 2)
 
 
-def test_left_padded():
-    layout = Layout.of(MASKS, "left")
-    rest, placed = layout.pack(IDS).split([ROUND_TO - 7, 7], 1)
-    assert placed.tolist() == [[0, 0, 0, 1, 2, 4, 5], [0, 0, 0, 0, 3, 6, 7]] and not rest.any()
-    assert layout.positions()[:, -7:].tolist() == [[0, 0, 0, 0, 1, 2, 3], [0, 0, 0, 0, 0, 1, 2]]
-
-
 @pytest.mark.parametrize("width", [1, ROUND_TO - 1, ROUND_TO, ROUND_TO + 1, 5 * ROUND_TO])
 def test_widths_are_rounded_up(width):
     layout = Layout.of([torch.ones(2, width, dtype=torch.bool)])
     assert layout.mask.shape[1] % ROUND_TO == 0 and 0 <= layout.mask.shape[1] - width < ROUND_TO
     assert layout.mask.sum() == 2 * width
-
-
-def test_an_unknown_side_fails_an_assertion():
-    with pytest.raises(AssertionError, match="middle"):
-        Layout.of(MASKS, "middle")
 
 
 def test_parts_of_other_widths_are_our_own_mistake():
@@ -73,11 +61,11 @@ masks = st.lists(st.integers(0, 5), min_size=1, max_size=4).flatmap(
 
 
 @settings(max_examples=60, deadline=None)
-@given(masks, st.sampled_from(["right", "left"]))
-def test_every_token_is_placed_once_and_found_again(rows, side):
+@given(masks)
+def test_every_token_is_placed_once_and_found_again(rows):
     parts = [torch.tensor(part, dtype=torch.bool).view(3, -1) for part in rows]
     values = [torch.arange(part.numel()).view(part.shape) + 100 * (i + 1) for i, part in enumerate(parts)]
-    layout = Layout.of(parts, side)
+    layout = Layout.of(parts)
     placed = layout.pack(values)
     for b in range(3):
         real = [value for ids, mask in zip(values, parts) for value in ids[b][mask[b]].tolist()]
@@ -85,7 +73,7 @@ def test_every_token_is_placed_once_and_found_again(rows, side):
         assert layout.positions()[b][layout.mask[b]].tolist() == list(range(len(real)))
         valid = layout.mask[b].long()
         step = valid.diff()
-        assert (step <= 0).all() if side == "right" else (step >= 0).all()  # one block of padding, on that side
+        assert (step <= 0).all()  # one block of padding, at the end
     for i, (ids, mask) in enumerate(zip(values, parts)):
         assert torch.equal(placed.gather(1, layout.columns_of(i))[mask], ids[mask])
         assert torch.equal(layout.unpack(placed[..., None], i)[..., 0][mask], ids[mask])
