@@ -14,10 +14,10 @@ from dataclasses import dataclass
 
 from breviary.contract import Document, Example
 from breviary.runtime.draws import choose, random_below, seeded_rng, shuffled
-from data.checks import SPLITS, check_split, integer_problems, raise_problems
+from data.checks import integer_problems, raise_problems
 from data.cloze_spans import DocumentFrequencies, Span, candidate_spans, count_occurrences
 from data.jsonl import join_passages
-from data.jsonl_contexts import JsonlContexts
+from data.jsonl_contexts import JsonlContexts, remaining_documents
 
 BLANK = "___"
 
@@ -40,8 +40,8 @@ class Cloze:
     question and title alone do not determine it.
 
     train, validation, test  a file in our JSONL format, or several (null = the split does not exist). Documents of
-                             test are removed from train and validation, those of validation from train. A document is
-                             identified by its title, or by the whole context where there are no titles.
+                             test are left out of train and validation, those of validation out of train
+                             (data/jsonl_contexts.py)
     passages                 of a context, including the question's
     near                     maximum number of distractors from the same context; the others are from any context
     min_words, max_words     of a passage; longer documents are cut into consecutive passages, shorter rests are dropped
@@ -81,10 +81,7 @@ class Cloze:
 
     def problems(self, splits: list[str]) -> list[str]:
         """An error message for each wrong argument, and for each wrong file of `splits` and of later splits."""
-        for split in splits:
-            check_split(split)
-        later = {other for split in splits for other in self._later_splits(split)}
-        problems = self.texts.problems([split for split in SPLITS if split in splits or split in later])
+        problems = self.texts.problems_with_later(splits)
         for split in splits:
             problems += integer_problems(f"{split}_size", self.sizes[split], 1, None, 100)
         problems += integer_problems("passages", self.passages, 1, None, 5)
@@ -133,24 +130,14 @@ class Cloze:
 
     # -------------------------------------------------------------- passages
 
-    def _later_splits(self, split: str) -> list[str]:
-        """The splits whose documents are removed from `split`."""
-        return [later for later in SPLITS[SPLITS.index(split) + 1 :] if self.texts.has_split(later)]
-
     def _passages(self, split: str) -> list[Passage]:
         """Every distinct passage of `split`, in the order of the files."""
-        excluded = {
-            key
-            for later in self._later_splits(split)
-            for example in self.texts.examples(later)
-            for key, _, _ in _documents(example)
-        }
+        held = self.texts.held_by_later_splits(split)
         passages: dict[str, Passage] = {}
         for number, example in enumerate(self.texts.examples(split)):
-            for key, title, text in _documents(example):
-                pieces = [] if key in excluded else self._cut(text)
-                for i, piece in enumerate(pieces, 1):
-                    passages.setdefault(piece, Passage(piece, title or f"part {i}", number))
+            for document in remaining_documents(example, held):
+                for i, piece in enumerate(self._cut(example.context[document.start : document.end]), 1):
+                    passages.setdefault(piece, Passage(piece, document.title or f"part {i}", number))
         return list(passages.values())
 
     def _cut(self, text: str) -> Iterator[str]:
@@ -218,13 +205,3 @@ def _around(passage: Passage, span: Span) -> tuple[str, str]:
     """The span's sentence before and after the span."""
     text = passage.text
     return text[span.sentence_start : span.start], text[span.end : span.sentence_end]
-
-
-def _documents(example: Example) -> list[tuple[str, str, str]]:
-    """(key, title, text) of each document of a context, or of the context itself. Equal keys are one document."""
-    if not example.documents:
-        return [(example.context, "", example.context)]
-    return [
-        (document.title, document.title, example.context[document.start : document.end])
-        for document in example.documents
-    ]

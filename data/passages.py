@@ -8,14 +8,15 @@ from collections.abc import Sequence
 from breviary.contract import Example
 from breviary.runtime.draws import random_below, seeded_rng, shuffled
 from data.checks import integer_problems, raise_problems
-from data.jsonl_contexts import JsonlContexts
+from data.jsonl_contexts import JsonlContexts, remaining_texts
 
 
 class Passages:
     """The contexts of JSONL files, cut into consecutive passages.
 
     train, validation, test  a file in our JSONL format, or several (null = the split does not exist); duplicate
-                             contexts are used once
+                             contexts are used once. Documents of test are left out of train and validation, those of
+                             validation out of train (data/jsonl_contexts.py); no passage crosses one
     min_words, max_words     words of a passage, uniformly random in this range; the rest of a context is dropped
     *_size                   maximum number of passages of the split, selected at random
     question                 the instruction; the answer is the passage itself. Default: GMSA's (arXiv 2505.12215)
@@ -40,13 +41,13 @@ class Passages:
         self.min_words, self.max_words, self.question, self.seed = min_words, max_words, question, seed
 
     def problems(self, splits: list[str]) -> list[str]:
-        """An error message for each wrong argument and file of `splits`."""
-        problems = self.texts.problems(splits)
+        """An error message for each wrong argument, and for each wrong file of `splits` and of later splits."""
+        problems = self.texts.problems_with_later(splits)
         for split in splits:
             problems += integer_problems(f"{split}_size", self.sizes[split], 1, None, 100)
         problems += integer_problems("min_words", self.min_words, 1, None, 48)
         problems += integer_problems("max_words", self.max_words, max(self.min_words, 1), None, 160)
-        if not self.question.strip():
+        if self.question and not self.question.strip():
             problems.append(
                 "dataset.question is empty; it must hold an instruction, for example 'Restate the aforementioned text.'"
             )
@@ -59,11 +60,18 @@ class Passages:
         """
         raise_problems(self.problems([split]))
         rng = seeded_rng("passages", self.seed, split)
-        passages = [passage for example in self.texts.examples(split) for passage in self._cut(example.context, rng)]
+        held = self.texts.held_by_later_splits(split)
+        passages = [
+            passage
+            for example in self.texts.examples(split)
+            for text in remaining_texts(example, held)
+            for passage in self._cut(text, rng)
+        ]
         if not passages:
             raise ValueError(
                 f"dataset.{split}: no context in {self.texts.file_names(split)} has as many words as "
-                f"dataset.min_words={self.min_words}; use longer texts, or a smaller dataset.min_words"
+                f"dataset.min_words={self.min_words} (documents of later splits are left out); use longer texts, or a "
+                "smaller dataset.min_words"
             )
         passages = shuffled(rng, passages)[: self.sizes[split]]
         return [Example(f"{split}-{self.seed}-{i}", text, self.question, (text,)) for i, text in enumerate(passages)]

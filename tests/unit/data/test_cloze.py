@@ -7,6 +7,7 @@ import pytest
 
 from data.cloze import BLANK, Cloze
 from data.cloze_spans import count_occurrences
+from data.jsonl import join_passages
 
 SYLLABLES = ["Ka", "Ve", "Dru", "Qui", "Zor", "Mel", "Tas", "Bri", "Non", "Pel"]
 
@@ -128,6 +129,18 @@ def test_splits_share_no_document(file, train):
     assert titles["train"] == {f"River {i}" for i in (0, 1, *range(6, 12), 22, 23)}
     with pytest.raises(ValueError, match="documents of later splits are left out"):
         cloze(train, None, train)
+
+
+def test_documents_without_titles_are_known_by_their_text(file):
+    def untitled(numbers):
+        return row(numbers, documents=[document(i) | {"title": ""} for i in numbers], context="")
+
+    rows = [untitled(range(0, 12)), untitled(range(8, 16))]
+    for one in rows:
+        one["context"] = join_passages(one["documents"])[0]
+    examples = cloze(file("train.jsonl", rows[0]), None, file("test.jsonl", rows[1]))
+    texts = {text for e in examples for text in passages(e).values()}
+    assert texts and texts <= {document(i)["text"] for i in range(8)}
 
 
 def test_texts_without_documents_are_cut_into_passages(file):

@@ -1,9 +1,12 @@
 """Passages of running text: cut from contexts, selected by the seed; the answer is the passage."""
 
 import json
+import re
+from pathlib import Path
 
 import pytest
 
+from data.jsonl import join_passages
 from data.passages import Passages
 
 WORDS = [f"w{i}" for i in range(1000)]
@@ -74,3 +77,81 @@ def test_missing_files_and_short_texts_are_reported(file):
     ]
     with pytest.raises(ValueError, match="dataset.min_words=10"):
         passages(file("a.jsonl", "too short"))
+
+
+# ------------------------------------------------------------------ splits share no document
+
+
+def documents(start, stop, title="Title {}"):
+    """Documents of 20 words each, in the order of their numbers."""
+    return [
+        {"title": title.format(i), "text": " ".join(f"d{i}w{j}" for j in range(20)), "is_gold": False}
+        for i in range(start, stop)
+    ]
+
+
+def written(file, name, *groups):
+    """The path of a file with one context of each group of documents."""
+    rows = [
+        {"context": join_passages(group)[0], "question": "Q?", "answers": ["A"], "documents": group} for group in groups
+    ]
+    path = file(name)
+    Path(path).write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return path
+
+
+def numbers(train, validation=None, test=None, split="train", **arguments):
+    """The numbers of the documents that the passages of `split` hold words of."""
+    data = Passages(train, validation, test, **{"min_words": 5, "max_words": 8, **arguments})
+    text = " ".join(example.context for example in data.examples(split))
+    return {int(number) for number in re.findall(r"\bd(\d+)w", text)}
+
+
+def test_documents_of_later_splits_are_left_out(file):
+    train = written(file, "train.jsonl", documents(0, 8), documents(6, 16), documents(16, 24))
+    validation = written(file, "validation.jsonl", documents(12, 20))
+    test = written(file, "test.jsonl", documents(2, 6), documents(18, 22))
+    assert numbers(train, validation, test) == {0, 1, *range(6, 12), 22, 23}
+    assert numbers(train, validation, test, "validation") == set(range(12, 18))
+    assert numbers(train, validation, test, "test") == {*range(2, 6), *range(18, 22)}
+    with pytest.raises(ValueError, match="documents of later splits are left out"):
+        numbers(train, None, train)
+
+
+def test_no_passage_crosses_a_document_that_was_left_out(file):
+    train, test = written(file, "train.jsonl", documents(0, 5)), written(file, "test.jsonl", documents(2, 3))
+    data = Passages(train, None, test, min_words=30, max_words=30)
+    for example in data.examples("train"):
+        found = {int(number) for number in re.findall(r"\bd(\d+)w", example.context)}
+        assert found <= {0, 1} or found <= {3, 4}
+        assert "Title 2" not in example.context
+
+
+@pytest.mark.parametrize("title", ["", " ", "Another {}"])
+def test_a_document_is_known_by_its_text_where_titles_differ_or_lack(file, title):
+    train = written(file, "train.jsonl", documents(0, 6, title))
+    test = written(file, "test.jsonl", documents(4, 9, "" if title else "Title {}"))
+    assert numbers(train, None, test) == {0, 1, 2, 3}
+
+
+def test_whole_contexts_are_left_out_where_there_are_no_documents(file):
+    one, two = " ".join(f"d1w{i}" for i in range(60)), " ".join(f"d2w{i}" for i in range(60))
+    train, test = file("train.jsonl", one, two), file("test.jsonl", two.replace(" ", "\n", 3) + "\n")
+    assert numbers(train, None, test) == {1}
+    # A context may name its documents in one split only.
+    named = written(file, "named.jsonl", documents(3, 5))
+    [context] = [json.loads(line)["context"] for line in Path(named).read_text().splitlines()]
+    assert numbers([file("plain.jsonl", context), train], None, named) == {1, 2}
+    assert numbers([named, train], None, file("plain.jsonl", context)) == {1, 2}
+
+
+def test_nothing_changes_where_splits_share_no_document(file):
+    train, test = written(file, "train.jsonl", documents(0, 9)), written(file, "test.jsonl", documents(9, 12))
+    arguments = {"min_words": 5, "max_words": 8}
+    alone = Passages(train, None, None, **arguments).examples("train")
+    assert Passages(train, None, test, **arguments).examples("train") == alone
+
+
+def test_files_of_later_splits_must_exist(file):
+    [message] = Passages(file("a.jsonl", " ".join(WORDS)), None, "nowhere.jsonl").problems(["train"])
+    assert message.startswith("dataset.test is 'nowhere.jsonl'")
