@@ -82,8 +82,7 @@ class Batch:
     prompt    the templated question, for the decoder
     answer    the first reference and the end token: what training supervises
     evidence  (B, T) bool, True on tokens of gold passages; None where no example marks any
-    offsets   (B, T, 2) int64, characters [start, end) of each context token in the example's context; None where the
-              tokenizer does not provide them
+    offsets   (B, T, 2) int64, characters [start, end) of each context token; None where the tokenizer provides none
     examples  the raw examples, in row order, for scoring
     task      one of TASKS, set by the objective; a compressor may condition on it
     """
@@ -134,8 +133,7 @@ class Encoded:
     states       (B, S, L, D) states after the encoding layers
     mask         (B, S, L)
     ids          (B, S, L) int64, of the encoder's tokenizer; 0 on padding, below 0 for positions that are no text
-    keys_values  per layer (keys, values), each (B, S, heads, L, head width); empty where the question does not
-                 attend to the context in the encoder
+    keys_values  per layer (keys, values), each (B, S, heads, L, head width); empty where no question attends to them
     """
 
     states: Tensor
@@ -168,8 +166,7 @@ class Memory:
     mask       (B, M) True = a slot; left-packed
     layer      the decoder layer whose input stream the slots enter; 0 = the input embeddings
     positions  (B, M) rotary position of each slot, counted from the first context token; required when layer > 0
-    losses     {name: (weighted sum, count)}: the compressor's own losses, each normalised by its own count over the
-               global step
+    losses     {name: (weighted sum, count)}: the compressor's own, each divided by its own count over the global step
     trace      which tokens went into which slot and why, for the reading map; nothing is computed from it
     """
 
@@ -284,6 +281,7 @@ class Reader(nn.Module):
     context_cache: Any = None  # in evaluation an instance of `context_cache_class`; its `reused` lists hits, row by row
     context_cache_class: type | None = None  # None = contexts are encoded again for every question
     identity: dict[str, Any] | None = None  # method, backbone and settings, stored in saved files; set by load_reader
+    weights_hash: str | None = None  # `hash_weights` of the weights as loaded, where they were cast afterwards
     decoder: Any  # backbones.stack.Stack
     objective: Any  # breviary.objectives
     tokenizer: Any
@@ -319,6 +317,9 @@ class Reader(nn.Module):
     def load_saved(self, file: str | Path) -> EncodedContext:
         """What `EncodedContext.save` of this reader wrote. Raises: ValueError for any other file."""
         raise NotImplementedError
+
+    def hash_weights(self) -> str | None:
+        """Hash of the trained weights, by which saved files name them; None where the reader saves none."""
 
     @property
     def requested_ratio(self) -> float | None:
@@ -390,8 +391,7 @@ class Compressor(nn.Module):
 
     @classmethod
     def translation(cls, settings: Mapping[str, Any], backbone: Any) -> Any:
-        """From the backbone's tokens to those of the compressor's own tokenizer, which lengths and ratios count
-        (`backbones.translation.Translation`); None where it has none."""
+        """`backbones.translation.Translation` to the compressor's own tokens, which lengths count; None = none."""
         return None
 
     @classmethod

@@ -123,6 +123,7 @@ class LayerMemory(nn.Module):
         eps: tuple[float, float] = (1e-6, 1e-6),
     ):
         super().__init__()
+        self.is_float32 = True  # as cast_for_inference reads it
         self.gate_bias = gate_bias
         self.global_norm, self.temporary_norm = Norm(width, eps[0]), Norm(width, eps[1])
         self.gate = _linear(2 * width, 1) if gated else None

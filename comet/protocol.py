@@ -27,6 +27,10 @@ class SessionReader(StreamReader, Protocol):
 
     tokenizer: Any
     fingerprint: Mapping[str, Any]  # of the backbone
+    weights_hash: str | None
+
+    def hash_weights(self) -> str | None:
+        """As Reader.hash_weights."""
 
     def eval(self) -> Any:
         """The reader in evaluation mode."""

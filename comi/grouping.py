@@ -32,6 +32,7 @@ class GainGrouping(nn.Module):
         quirks: bool = False,
     ):
         super().__init__()
+        self.is_float32 = True  # as cast_for_inference reads it
         self.coarse, self.fine, self.quirks = coarse, fine, quirks
         self.redundancy_coarse, self.redundancy_fine = redundancy_coarse, redundancy_fine
         self.alpha, self.beta = alpha, beta

@@ -11,7 +11,8 @@ from peft.tuners.lora import LoraLayer
 from peft.tuners.tuners_utils import BaseTunerLayer
 from torch import Tensor, nn
 
-from breviary.backbones.stack import Stack
+from breviary.backbones.stack import HALF, Stack, is_norm
+from breviary.contract import Reader
 
 TRAIN_MODES = ("lora", "attention", "qkv", "frozen", "full")
 
@@ -49,7 +50,7 @@ def set_trainable(
             parameter.requires_grad_(any(f"self_attn.{p}_proj." in name for p in projections))
     for parameter in stack.parameters():
         # Updates of 1e-5 are lost in bfloat16 weights. DeepSpeed's bf16 engine keeps its own float32 masters.
-        if parameter.requires_grad and parameter.dtype in (torch.bfloat16, torch.float16):
+        if parameter.requires_grad and parameter.dtype in HALF:
             parameter.data = parameter.data.float()
 
 
@@ -106,6 +107,31 @@ def merge_adapters(module: nn.Module) -> None:
                     merged = base.weight.float() + layer.get_delta_weight(adapter).float()
                     base.weight.data = merged.to(base.weight.dtype)
                 setattr(parent, name, base)
+
+
+def cast_for_inference(reader: Reader) -> None:
+    """Casts trained float32 weights to the decoder's dtype, in place, where that is half precision.
+
+    Autocast would cast them in every call. The numbers are the same, as it rounds the same weights. Norms stay float32,
+    and so do modules that set `is_float32`: they compute in float32 in training too. For loaded readers that are not
+    trained: small updates would be lost.
+    """
+    dtype = reader.decoder.dtype
+    if dtype not in HALF:
+        return
+    reader.weights_hash = reader.hash_weights()  # files name the weights as stored
+    kept = {
+        parameter
+        for module in reader.modules()
+        if getattr(module, "is_float32", False) or is_norm(module)
+        for parameter in module.parameters()
+    }
+    for parameter in reader.parameters():
+        if parameter.dtype == torch.float32 and parameter not in kept:
+            parameter.data = parameter.data.to(dtype)
+    for module in reader.modules():
+        if isinstance(module, Stack):
+            module.is_cast = True
 
 
 def learned_parameters(reader: nn.Module) -> dict[str, nn.Parameter]:

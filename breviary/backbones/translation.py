@@ -33,7 +33,7 @@ class Translation:
         mask_BN = torch.arange(max(map(len, rows), default=0)) < lengths_B[:, None]
         ids_BN = torch.zeros(mask_BN.shape, dtype=torch.int64)
         ids_BN[mask_BN] = torch.tensor([token for row in rows for token in row], dtype=torch.int64)
-        return Tokens(ids_BN, mask_BN).to(tokens.ids.device)
+        return Tokens(ids_BN, mask_BN).map(lambda x: x.to(tokens.ids.device))
 
     def rows(self, rows: Sequence[Sequence[int]]) -> list[list[int]]:
         """As `__call__`, for lists of ids."""

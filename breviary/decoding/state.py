@@ -107,6 +107,10 @@ class SharingCache:
         self._own[layer] = keys, values
         return _concatenate([*self._shared(layer), (keys, values)])
 
+    def get_seq_length(self, layer: int) -> int:
+        """Number of keys K of a layer; the name is that of transformers' caches."""
+        return sum(keys.shape[2] for keys, _ in [*self._shared(layer), self._own[layer]])
+
     def cut(self, columns: int, layers: range) -> None:
         """Removes the last columns of the rows' own keys and values in `layers`."""
         for layer in layers:

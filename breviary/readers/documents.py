@@ -35,6 +35,10 @@ class SlotReader(Protocol):
     decoder: Stack
     tokenizer: Any
     identity: dict[str, Any] | None
+    weights_hash: str | None
+
+    def hash_weights(self) -> str | None:
+        """As Reader.hash_weights."""
 
     def decode(self, batch: Batch, generation: Generation, contexts: ContextState | None = None) -> list[Decoded]:
         """As CompressedReader.decode."""
@@ -219,13 +223,16 @@ def load_saved(reader: SlotReader, file: str | Path) -> EncodedDocument | Questi
 def reader_identity(reader: SlotReader) -> dict[str, Any]:
     """What must be equal for two readers to exchange saved documents and memories."""
     assert reader.identity is not None, "reader.identity is set by breviary.load_reader only"
-    # Weights are hashed under their first names, so that files of earlier versions still load.
-    first_names = {new: old for old, new in former_names(reader).items()}
-    weights = {rename_parameter(name, first_names): tensor for name, tensor in trained_state(reader).items()}
     return reader.identity | {
         "dtype": str(reader.decoder.dtype).removeprefix("torch."),
-        "weights": hash_tensors(weights),
+        "weights": reader.weights_hash or reader.hash_weights(),
     }
+
+
+def hash_trained(reader: nn.Module) -> str:
+    """Hash of the trained weights under their first names, so that files of earlier versions still load."""
+    first_names = {new: old for old, new in former_names(reader).items()}
+    return hash_tensors({rename_parameter(name, first_names): x for name, x in trained_state(reader).items()})
 
 
 def _with_context(questions: Batch, context: Tokens) -> Batch:

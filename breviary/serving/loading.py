@@ -12,6 +12,7 @@ from omegaconf import DictConfig, OmegaConf
 
 from breviary.backbones.pretrained import Backbone
 from breviary.backbones.tiny import TinyBackbone
+from breviary.backbones.trainable import cast_for_inference
 from breviary.config.allowed_classes import READER_SECTIONS, untrusted_targets
 from breviary.config.build import ReaderSpec, build_backbone, build_reader
 from breviary.config.errors import collect_errors, raise_problems
@@ -61,6 +62,7 @@ def load_reader(path: str | Path, backbone: str | Path | None = None, device: st
     tokenizer = located.tokenizer()
     reader = build_reader(cfg, located, tokenizer)
     load_trained(checkpoint, reader, located.fingerprint)
+    cast_for_inference(reader)
     reader.identity = {
         "method": FORMER_TARGETS.get(cfg.compressor._target_, cfg.compressor._target_),
         "backbone": stored["sha256"],
