@@ -23,6 +23,7 @@ FORMAT = (
     '"documents": [{"title": str, "text": str, "is_gold": true|false}, ...] (optional)}'
 )
 MAX_SHOWN = 10  # bad lines in an error message
+PASSAGE_FORMATS = ("numbered", "plain")
 
 
 class Jsonl:
@@ -32,8 +33,14 @@ class Jsonl:
                    distractors. The selection and the order depend only on the example's id, so they are equal in
                    every run and process. None = the context unchanged.
     *_limit        the first n examples of the split; later lines are not read
+    max_new_tokens, stop  values of generation.max_new_tokens and generation.stop that the benchmark uses, where the
+                   configuration sets none (breviary/config/defaults.py); None = no such values
 
-    `start` and `end` of a Document delimit the passage's text, without its header `Document [i](Title: T)`.
+    passage_format numbered: the context as it is, passages drawn by max_documents as `Document [i](Title: T) text`
+                   between blank lines | plain: contexts with documents are rebuilt, each passage as `T text` on a line
+                   of its own (RAM 2602.01840)
+
+    `start` and `end` of a Document delimit the passage's text, without its header or title.
     """
 
     def __init__(
@@ -45,10 +52,15 @@ class Jsonl:
         train_limit: int | None = None,
         validation_limit: int | None = None,
         test_limit: int | None = None,
+        max_new_tokens: int | None = None,
+        stop: list[str] | None = None,
+        passage_format: str = "numbered",
     ) -> None:
+        self.passage_format = passage_format
         self.files = {"train": train, "validation": validation, "test": test}
         self.limits = {"train": train_limit, "validation": validation_limit, "test": test_limit}
         self.max_documents = max_documents
+        self.max_new_tokens, self.stop = max_new_tokens, stop
 
     def problems(self, splits: list[str]) -> list[str]:
         """An error message for each wrong argument and file of `splits`. Reads one character of each file."""
@@ -60,6 +72,10 @@ class Jsonl:
                 problems += integer_problems(f"{split}_limit", self.limits[split], 1, None, 100)
         if self.max_documents is not None:
             problems += integer_problems("max_documents", self.max_documents, 1, None, 20)
+        if self.passage_format not in PASSAGE_FORMATS:
+            problems.append(
+                f"dataset.passage_format={self.passage_format}: allowed are {', '.join(PASSAGE_FORMATS)}, e.g. numbered"
+            )
         return problems
 
     def _file_problems(self, split: str) -> list[str]:
@@ -104,7 +120,7 @@ class Jsonl:
                     problems = [f"the id {id!r} is already that of line {line_of_id[id]}; ids must differ"]
                 else:
                     line_of_id[id] = number
-                    example, problems = _example(id, row, self.max_documents)
+                    example, problems = _example(id, row, self.max_documents, self.passage_format)
                     examples.append(example)
             bad += [f"  line {number}: {problem}" for problem in problems[:1]]
         if bad:
@@ -224,7 +240,7 @@ def _kind(value: Any) -> str:
     return names.get(type(value), "null")
 
 
-def _example(id: str, row: dict[str, Any], max_documents: int | None) -> tuple[Example, list[str]]:
+def _example(id: str, row: dict[str, Any], max_documents: int | None, passage_format: str) -> tuple[Example, list[str]]:
     """The example of a checked object, and the problems of its passages."""
     answers = row["answers"]
     answers = (answers,) if isinstance(answers, str) else tuple(answers)
@@ -233,7 +249,9 @@ def _example(id: str, row: dict[str, Any], max_documents: int | None) -> tuple[E
     problems: list[str] = []
     if passages and max_documents is not None:
         passages = draw_passages(id, passages, max_documents)
-        context, spans = join_passages(passages)
+        context, spans = join_passages(passages, passage_format)
+    elif passages and passage_format != "numbered":
+        context, spans = join_passages(passages, passage_format)
     else:
         rebuilt, spans = join_passages(passages)
         if rebuilt != context:
@@ -250,15 +268,21 @@ def draw_passages(id: str, passages: list[dict[str, Any]], max_documents: int) -
     return shuffled(rng, gold + distractors[: max(0, max_documents - len(gold))])
 
 
-def join_passages(passages: list[dict[str, Any]]) -> tuple[str, list[tuple[int, int]]]:
-    """A context of passages `Document [i](Title: T) text`, separated by blank lines, and (start, end) of each text."""
+def join_passages(
+    passages: list[dict[str, Any]], passage_format: str = "numbered"
+) -> tuple[str, list[tuple[int, int]]]:
+    """A context of passages in one of PASSAGE_FORMATS (see Jsonl), and (start, end) of each text."""
     parts, spans, at = [], [], 0
+    separator = "\n\n" if passage_format == "numbered" else "\n"
     for i, passage in enumerate(passages, 1):
-        header = f"Document [{i}](Title: {passage['title']}) "
-        spans.append((at + len(header), at + len(header) + len(passage["text"])))
-        parts.append(header + passage["text"])
-        at += len(parts[-1]) + 2
-    return "\n\n".join(parts), spans
+        header, text = f"Document [{i}](Title: {passage['title']}) ", passage["text"]
+        if passage_format == "plain":
+            title, text = passage["title"].strip(), text.strip()
+            header = f"{title} " if title else ""
+        spans.append((at + len(header), at + len(header) + len(text)))
+        parts.append(header + text)
+        at += len(parts[-1]) + len(separator)
+    return separator.join(parts), spans
 
 
 def _find(passages: list[dict[str, Any]], context: str) -> tuple[list[tuple[int, int]], list[str]]:

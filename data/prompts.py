@@ -30,7 +30,8 @@ class Prompt:
 
     bos              start with the tokenizer's BOS, where it has one
     instruction      text before the context
-    template         text after the context; must contain {question}
+    template         text after the context; must contain {question}. Empty: nothing follows the context, for objectives
+                     that ask no question
     answer_template  the text to generate; must contain {answer}. None = " {answer}", with `chat` "{answer}": a chat
                      header ends in a line break, after which models answer without a space
     chat             wrap instruction, context and template as one user turn of the tokenizer's chat template
@@ -49,9 +50,11 @@ class Prompt:
     def __post_init__(self) -> None:
         if self.answer_template is None:
             self.answer_template = ANSWER_TEMPLATES[self.chat]
-        problems = missing_field(
-            "prompt.template", self.template, "question", override("prompt.template", "Q: {question} A:")
-        )
+        problems = []
+        if self.template:
+            problems = missing_field(
+                "prompt.template", self.template, "question", override("prompt.template", "Q: {question} A:")
+            )
         problems += missing_field(
             "prompt.answer_template", self.answer_template, "answer", override("prompt.answer_template", " {answer}")
         )
@@ -84,15 +87,11 @@ class Prompt:
                 f"the tokenizer {tokenizer.name_or_path!r} has no end token, so answers could not end; "
                 'set one in its tokenizer_config.json, for example "eos_token": "</s>"'
             )
-        for name, text in (
-            ("context", example.context),
-            ("question", example.question),
-            ("answer", example.answers[0]),
-        ):
+        answers = [("answer", answer) for answer in example.answers]
+        for name, text in [("context", example.context), ("question", example.question), *answers]:
             problem = surrogate_problem(text)
             if problem:
                 raise ValueError(f"the {name} of example {example.id!r} {problem}")
-        assert self.answer_template is not None
         header, footer = self._chat_parts(tokenizer) if self.chat else ("", "")
         prefix = tokenise(tokenizer, header + self.instruction)
         # Many chat templates contain BOS themselves.
@@ -102,12 +101,14 @@ class Prompt:
             "prefix": prefix,
             "query": tokenise(tokenizer, example.question, plain=True),
             "prompt": tokenise_inserted(tokenizer, self.template, "question", example.question, footer),
-            "answer": [
-                *tokenise_inserted(tokenizer, self.answer_template, "answer", example.answers[0]),
-                tokenizer.eos_token_id,
-            ],
+            "answer": self.answer(example.answers[0], tokenizer),
             **_context_pieces(tokenizer, example),
         }
+
+    def answer(self, reference: str, tokenizer: PreTrainedTokenizerBase) -> list[int]:
+        """Ids of a reference in its template, and of the end token."""
+        assert self.answer_template is not None
+        return [*tokenise_inserted(tokenizer, self.answer_template, "answer", reference), tokenizer.eos_token_id]
 
     def _chat_parts(self, tokenizer: PreTrainedTokenizerBase) -> tuple[str, str]:
         """The chat template's text before and after the user's message."""

@@ -32,6 +32,7 @@ _FEATURES = datasets.Features(
         "evidence": datasets.List(datasets.Value("bool")),
         "starts": _IDS,
         "ends": _IDS,
+        "references": _IDS,  # tokens of each reference in its template, end token included
         "length": datasets.Value("int32"),  # context tokens after truncation
         "cut": datasets.Value("bool"),  # whether the context was truncated
         "gold_lost": datasets.Value("bool"),
@@ -46,7 +47,8 @@ class Tokenised(torch.utils.data.Dataset):
     tokens_hash     sha256 of everything that the token ids depend on: examples, tokenizer, prompt, truncation
     lengths         context tokens of each example, after truncation
     other_lengths   further tokens of each example: prefix, the longer of question and prompt, answer
-    answer_lengths  answer tokens of each example
+    answer_lengths  answer tokens of each example: of its first reference
+    reference_lengths  tokens of every reference of each example, in the answer template, with the end token
     is_truncated    whether each example's context was truncated
     num_truncated   number of truncated contexts
     num_gold_lost   examples that lost a whole gold passage, or, without gold marks, every occurrence of an answer
@@ -67,7 +69,8 @@ class Tokenised(torch.utils.data.Dataset):
             for prefix, query, prompt, answer in zip(rows["prefix"], rows["query"], rows["prompt"], rows["answer"])
         ]
         self.answer_lengths: list[int] = [len(answer) for answer in rows["answer"]]
-        self._rows = rows.remove_columns(["length", "cut", "gold_lost"])
+        self.reference_lengths: list[list[int]] = list(rows["references"])
+        self._rows = rows.remove_columns(["references", "length", "cut", "gold_lost"])
 
     def __len__(self) -> int:
         return len(self.examples)
@@ -124,8 +127,11 @@ def tokenise_split(
         return Tokenised(examples, datasets.load_from_disk(str(folder)), data_hash, key)
 
     def tokenise_row(index: int) -> dict[str, Any]:
-        pieces = prompt.tokenise(examples[index], tokenizer)
-        return _truncate(pieces, examples[index], tokenizer, max_context_tokens, truncation)
+        example = examples[index]
+        pieces = prompt.tokenise(example, tokenizer)
+        references = [len(pieces["answer"]), *(len(prompt.answer(text, tokenizer)) for text in example.answers[1:])]
+        pieces = _truncate(pieces, example, tokenizer, max_context_tokens, truncation)
+        return {**pieces, "references": references}
 
     numbers = datasets.Dataset.from_dict({"index": list(range(len(examples)))})
     rows = numbers.map(

@@ -14,6 +14,7 @@ from omegaconf import DictConfig
 from torch import Tensor, nn
 
 from breviary.config.build import build_backbone, build_reader
+from breviary.config.defaults import fill_defaults
 from breviary.config.keys import CONFIGS
 from breviary.contract import Batch, Generation, Reader
 from breviary.evaluation.resolve import resolve_run_config
@@ -45,6 +46,7 @@ def compose_tiny(overrides: Sequence[str] = (), config: str = "train") -> DictCo
         if key in cfg[section]:
             cfg[section][key] = small
     cfg.merge_with_dotlist([o for o, choice in zip(overrides, is_choice) if not choice])
+    fill_defaults(cfg)
     return cfg
 
 

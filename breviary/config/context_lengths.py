@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from typing import Any
 
 from breviary.backbones.pretrained import Backbone
@@ -149,22 +148,3 @@ class ContextLimits:
             f"{ratio:g} tokens (compressor.ratio, ratio_choices); lower the ratio, or take longer texts, "
             "e.g. dataset.min_words=48"
         ]
-
-    def reconstruction_notes(self, items: Any, stop: Sequence[str]) -> list[str]:
-        """Generation settings that prevent texts from being reconstructed to their end; for autoencoders only."""
-        if not self.spec.objective.is_autoencoder:
-            return []
-        notes, most = [], self.max_new_tokens
-        long = sum(length + 1 > most for length in items.lengths)  # the end token counts
-        if long:
-            notes.append(
-                f"{long} of {len(items)} texts are longer than generation.max_new_tokens={most}: their reconstructions "
-                f"are cut; {max(items.lengths) + 16} would suffice"
-            )
-        stopped = sum(any(text in example.context for text in stop) for example in items.examples)
-        if stopped:
-            notes.append(
-                f"{stopped} of {len(items)} texts contain one of generation.stop={list(stop)}, where generation ends; "
-                "generation.stop=[] waits for the end token"
-            )
-        return notes

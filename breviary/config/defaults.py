@@ -9,7 +9,6 @@ from omegaconf import DictConfig
 
 from breviary.runtime.markup import ANSWER_TEMPLATES
 
-
 # Values of generation.KEY=null for data sets without a key dataset.KEY, or with null there.
 ANSWERS: dict[str, Any] = {"max_new_tokens": 16, "stop": ["\n"]}
 
@@ -31,16 +30,16 @@ def fill_defaults(cfg: DictConfig) -> None:
 def release_defaults(cfg: DictConfig, keys: Collection[str]) -> None:
     """Sets, in place, values of a run to null that `fill_defaults` gave them, where `keys` change what they depend on.
 
-    keys  keys of the command line. Values of runs from before the data sets had answer limits stay.
+    keys  keys of the command line. Limits of runs from before the data sets had such values stay, so that their
+          evaluations are found again.
     """
     if "prompt.chat" in keys and cfg.prompt.answer_template == ANSWER_TEMPLATES[bool(cfg.prompt.chat)]:
         cfg.prompt.answer_template = None
-    for key in ANSWERS:
-        if (
-            {"dataset", f"dataset.{key}"}.intersection(keys)
-            and key in cfg.dataset
-            and cfg.generation[key] == _of_dataset(cfg, key)
-        ):
+    changed = {"dataset", *(f"dataset.{key}" for key in ANSWERS)}.intersection(keys)
+    own = all(cfg.generation[key] == _of_dataset(cfg, key) for key in ANSWERS)  # none was set by hand
+    is_recent = "date" in cfg.prompt  # written since data sets have such values
+    if changed and own and is_recent:
+        for key in ANSWERS:
             cfg.generation[key] = None
 
 

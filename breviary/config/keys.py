@@ -41,6 +41,8 @@ TYPES = {
     "examples": int | None,
     "limits.max_context_tokens": int | None,
     "prompt.answer_template": str | None,
+    "generation.max_new_tokens": int | None,
+    "generation.stop": list[str] | None,
     "decoder.lora_targets": str | list[str],
     "engine.deepspeed": dict | None,
 }
@@ -277,10 +279,13 @@ def _fits(value: Any, hint: Any) -> bool:
 
 
 def _words(hint: Any) -> str:
-    """'a whole number or null'."""
+    """'a whole number or null', 'a list of texts'."""
     origin = typing.get_origin(hint) or hint
     choices = typing.get_args(hint) if origin in (types.UnionType, typing.Union) else (hint,)
-    return " or ".join(WORDS.get(typing.get_origin(choice) or choice, "a value") for choice in choices)
+    return " or ".join(
+        "a list of texts" if choice == list[str] else WORDS.get(typing.get_origin(choice) or choice, "a value")
+        for choice in choices
+    )
 
 
 def _example(key: str, value: Any) -> str:

@@ -67,7 +67,8 @@ def _from_2(cfg: DictConfig) -> None:
 # the key, and has the same hash. `...` = any value: the key acts through another one, which is hashed.
 ADDED: dict[str, dict[str, Any]] = {
     "prompt": {"date": "26 Jul 2024"},
-    "dataset": {"max_new_tokens": ..., "stop": ...},  # defaults of section generation
+    # max_new_tokens and stop: defaults of section generation.
+    "dataset": {"max_new_tokens": ..., "stop": ..., "passage_format": "numbered"},
 }
 
 

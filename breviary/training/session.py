@@ -3,19 +3,21 @@
 from __future__ import annotations
 
 import contextlib
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from omegaconf import DictConfig
 
 from breviary.backbones.pretrained import Backbone
+from breviary.config.answer_limits import answer_notes
 from breviary.config.build import ReaderSpec, build_backbone, build_reader
 from breviary.config.checks import check_config, check_process_count, check_training_dtype, read_splits
 from breviary.config.context_lengths import ContextLimits
 from breviary.config.errors import collect_errors, raise_problems
 from breviary.config.keys import validate_keys
 from breviary.config.text_pipeline import TextPipeline
-from breviary.contract import Generation, Reader
+from breviary.contract import Example, Generation, Reader
 from breviary.readers.chunked import ChunkedReader
 from breviary.runs.checkpoints import (
     best_checkpoint,
@@ -111,7 +113,12 @@ class TrainingSession:
                     f"{checkpoint.name} does not state its processes and global batch; they must be those of this run"
                 )
         for split, items in self.splits.items():
-            print_rank0(f"{split}: {items.report()}")
+            notes = [] if split == "train" else answer_notes(items, self.cfg, self.spec.objective.is_autoencoder)
+            for line in [items.report(), *notes]:
+                print_rank0(f"{split}: {line}")
+        if self.validates:
+            for line in shared_context_notes(self.splits["train"].examples, self.splits["validation"].examples):
+                print_rank0(f"validation: {line}")
         return folder, checkpoint
 
     def build(self, folder: Path) -> ReaderTrainer:
@@ -165,3 +172,15 @@ class TrainingSession:
                 finish_run(folder)
         finally:
             print_rank0(f"run {folder}")
+
+
+def shared_context_notes(train: Sequence[Example], validation: Sequence[Example]) -> list[str]:
+    """A note where validation examples have contexts that are trained on; prepared and generated data have none."""
+    trained = {example.context for example in train}
+    shared = sum(example.context in trained for example in validation)
+    if not shared:
+        return []
+    return [
+        f"{shared} of {len(validation)} examples have a context of the train split: their scores do not show how the "
+        "reader does on new contexts"
+    ]

@@ -141,7 +141,7 @@ def test_chat_template_without_bos_gets_one(tokenizer):
             "prompt.template is 'Q: question'; it must hold {question}, for example "
             "\"prompt.template='Q: {question} A:'\"",
         ),
-        ({"template": ""}, "prompt.template is ''; it must hold {question}"),
+        ({"template": " "}, "prompt.template is ' '; it must hold {question}"),
         ({"answer_template": "yes"}, "prompt.answer_template is 'yes'; it must hold {answer}, for example "),
     ],
 )

@@ -6,9 +6,11 @@ import pytest
 import torch
 from omegaconf import OmegaConf
 
+from breviary.config.answer_limits import answer_notes
 from breviary.config.build import ReaderSpec, build_backbone
+from breviary.config.checks import check_config
 from breviary.config.context_lengths import ContextLimits
-from breviary.contract import TASKS, Example
+from breviary.contract import TASKS, Example, Generation
 from breviary.objectives.text import Reconstruct
 from data.prompts import Prompt
 from data.tokenised import tokenise_split
@@ -147,14 +149,12 @@ def test_generation_settings_that_cut_reconstructions_are_reported(compose, toke
         compose([*AUTOENCODER, "generation.max_new_tokens=15", 'generation.stop=["lion"]']),
         items_of(tokenizer, 5, 11, 13),
     )
-    assert [
-        note.split(":")[0].split(",")[0] for note in limits_of(cfg).reconstruction_notes(items, cfg.generation.stop)
-    ] == [
-        "1 of 3 texts are longer than generation.max_new_tokens=15",
+    assert [note.split(" and ")[0].split(", where")[0] for note in answer_notes(items, cfg, True)] == [
+        "1 of 3 texts are longer than generation.max_new_tokens=15 tokens",
         "2 of 3 texts contain one of generation.stop=['lion']",
     ]
     cfg.generation.max_new_tokens, cfg.generation.stop = 18, []
-    assert limits_of(cfg).reconstruction_notes(items, cfg.generation.stop) == []
+    assert answer_notes(items, cfg, True) == []
 
 
 def test_invalid_settings_of_the_objective_are_reported(compose):
@@ -163,3 +163,48 @@ def test_invalid_settings_of_the_objective_are_reported(compose):
         "objective.continuation_weight=-1: must be at least 0, e.g. 0.5",
         "objective.continuation_hint=0: must be at least 1, e.g. 8",
     ]
+
+
+# ------------------------------------------------------------------ ICAE as published
+
+
+@pytest.mark.parametrize("above", [0, 14, 20])
+def test_short_continuations_have_no_second_loss(build, ragged, above):
+    """ICAE continues a text only where more than 64 tokens, its hint among them, follow the compressed part."""
+    reader = build([*MIXED, *FORMS["icae"], f"objective.continuation_above={above}"])
+    halves = [n - n // 2 for n in ragged.context.lengths.tolist()]
+    expected = sum(max(half - 2, 1) for half in halves if half > above)  # a hint of 2 tokens
+    output, counts = reader.loss(ragged), reader.counts(ragged)
+    assert int(output.parts["continue"][1]) == int(counts["continue"]) == expected
+    assert bool(output.parts["continue"][0] > 0) == bool(expected)
+
+
+def test_without_question_and_template_the_text_follows_the_memory(build, collate, ragged_examples):
+    """ICAE's published prompt: memory, task vector, text, end token. Nothing precedes the memory."""
+    examples = [replace(example, question="") for example in ragged_examples if example.context]
+    batch = collate(examples, bos=False, template="", answer_template="{answer}")
+    assert batch.prefix.ids.shape[1] == batch.query.ids.shape[1] == batch.prompt.ids.shape[1] == 0
+    reader = build([*AUTOENCODER, *FORMS["icae"]]).eval()
+    decoder = reader.decoder
+    with torch.no_grad():
+        memory, output = reader.memory(batch), reader.loss(batch)
+        for row in range(len(examples)):
+            text = batch.context.ids[row][batch.context.mask[row]]
+            slots = memory.embeds[row][memory.mask[row]]
+            embeds = torch.cat([slots, decoder.embed(text)])[None]
+            states = decoder.run(embeds, range(len(decoder)), torch.arange(embeds.shape[1])[None])
+            logits = decoder.head(decoder.norm(states))[0, len(slots) - 1 :]
+            targets = torch.cat([text, batch.answer.ids[row][batch.answer.mask[row]][-1:]])
+            expected = torch.nn.functional.cross_entropy(logits, targets, reduction="sum")
+            torch.testing.assert_close(output.nll[row], expected, rtol=1e-5, atol=1e-5)
+    assert len(reader.answer(batch, Generation(max_new_tokens=3))) == len(examples)
+
+
+@pytest.mark.parametrize(
+    "objective, refused", [("answer", True), ("answer_and_copy", True), ("reconstruct", False), ("continue", False)]
+)
+def test_an_empty_template_suits_objectives_that_ask_nothing(compose, objective, refused):
+    cfg = compose(["compressor=icae", f"objective={objective}"])
+    cfg.prompt.template = ""
+    problems = check_config(cfg, ReaderSpec.of(cfg), build_backbone(cfg))
+    assert any("prompt.template is empty, so the decoder would not see the question" in p for p in problems) == refused

@@ -1,0 +1,125 @@
+"""Answer limits and stop rules: those of the data set's benchmark, and references that they cut."""
+
+import json
+
+import pytest
+from omegaconf import OmegaConf
+
+from breviary.backbones.tiny import tiny_tokenizer
+from breviary.config.answer_limits import answer_notes
+from breviary.config.compose import compose_config
+from breviary.config.keys import CONFIGS, validate_keys
+from breviary.contract import Example
+from breviary.evaluation.resolve import compose_evaluation
+from data.prompts import Prompt
+from data.tokenised import tokenise_split
+from tests.tiny import evaluate_tiny
+
+# As the benchmarks of configs/dataset specify (LongBench, Lost in the Middle, SCROLLS).
+BENCHMARKS = {
+    "nq": (100, ["\n"]),
+    "nq_gold4": (100, ["\n"]),
+    "kv_retrieval": (100, []),
+    "hotpotqa": (32, []),
+    "2wikimultihopqa": (32, []),
+    "musique": (32, []),
+    "narrativeqa": (128, []),
+    "fairytaleqa": (128, []),
+    "qasper": (128, []),
+    "gov_report": (512, []),
+    "multinews": (512, []),
+    "qmsum": (512, []),
+    "contract_nli": (256, ["\n"]),
+    "quality": (256, ["\n"]),
+}
+DEFAULT = (16, ["\n"])  # of data sets without a benchmark
+# An experiment's own limits; they do not follow the data set.
+EXPERIMENTS = {"nq_small": DEFAULT, "ram_small": DEFAULT, "comi_ablation": DEFAULT, "ram_recall": DEFAULT}
+EXPERIMENTS |= {"comet_documents": DEFAULT, "comet_fairytaleqa": (24, ["\n"]), "comet_qmsum": (128, ["\n"])}
+EXPERIMENTS |= {"comet_contract_nli": (8, ["\n"]), "comet_nq": (32, ["\n"]), "ram_nq": (100, []), "comi_nq": (20, [])}
+EXPERIMENTS |= {"comi_multinews": (512, []), "ram_hotpotqa": (32, []), "reconstruct_small": (300, [])}
+
+
+def limits(words, config="train"):
+    generation = validate_keys(compose_config(config, words))[0].generation
+    return generation.max_new_tokens, list(generation.stop)
+
+
+@pytest.mark.parametrize("file", sorted((CONFIGS / "dataset").glob("*.yaml")), ids=lambda file: file.stem)
+def test_a_data_set_has_the_limits_of_its_benchmark(file):
+    assert limits([f"dataset={file.stem}"]) == BENCHMARKS.get(file.stem, DEFAULT)
+
+
+@pytest.mark.parametrize("name", EXPERIMENTS)
+def test_an_experiment_keeps_its_limits(name):
+    assert limits([f"experiment={name}"]) == EXPERIMENTS[name]
+
+
+@pytest.mark.parametrize("section", ["dataset", "generation"])
+def test_the_command_line_overrides_the_limits(section):
+    words = ["dataset=qmsum", f"{section}.max_new_tokens=7", f"{section}.stop=[x]"]
+    assert limits(words) == (7, ["x"])
+    assert limits(["experiment=nq_small", "generation.max_new_tokens=7"]) == (7, ["\n"])
+
+
+@pytest.mark.parametrize(
+    "trained, words, expected",
+    [
+        (["dataset=nq"], [], (100, ["\n"])),
+        (["dataset=nq"], ["dataset=qmsum"], (512, [])),
+        (["dataset=nq"], ["dataset=qmsum", "generation.stop=[x]"], (512, ["x"])),
+        (["dataset=nq"], ["dataset.stop=[x]"], (100, ["x"])),
+        (["dataset=nq", "generation.max_new_tokens=9"], ["dataset=qmsum"], (9, ["\n"])),
+        (["experiment=nq_small"], ["dataset=qmsum"], (16, ["\n"])),
+        ([], ["dataset=qmsum"], (512, [])),
+    ],
+)
+def test_limits_of_another_data_set_than_the_run_was_trained_on(tmp_path, trained, words, expected):
+    OmegaConf.save(validate_keys(compose_config("train", trained))[0], tmp_path / "config.yaml")
+    generation = validate_keys(compose_evaluation([f"run={tmp_path}", *words]))[0].generation
+    assert (generation.max_new_tokens, list(generation.stop)) == expected
+
+
+# ------------------------------------------------------------------ references
+
+SUMMARY = "The council met on Monday and agreed to build a harbour.\nIt refused to pay for a bridge."
+
+
+def notes(answers, **generation):
+    cfg = validate_keys(compose_config("train", []))[0]
+    cfg.generation.update(generation)
+    examples = [Example(str(n), "text", "What?", texts) for n, texts in enumerate(answers)]
+    return answer_notes(tokenise_split(examples, tiny_tokenizer(), Prompt(), None, None), cfg, False)
+
+
+def test_references_that_would_be_cut_are_counted():
+    tokens = len(Prompt().answer(SUMMARY, tiny_tokenizer()))
+    assert notes([(SUMMARY,), ("Monday", SUMMARY)]) == [
+        f"2 of 3 references are longer than generation.max_new_tokens=16 tokens and would be cut; "
+        f"generation.max_new_tokens={tokens} would suffice",
+        "2 of 3 references contain one of generation.stop=['\\n'], where an answer ends; "
+        '"generation.stop=[]" waits for the end token',
+    ]
+    assert notes([(SUMMARY,)], max_new_tokens=tokens - 1, stop=[]) == []  # complete without the end token
+    assert len(notes([(SUMMARY,)], max_new_tokens=tokens - 2, stop=[])) == 1
+
+
+def test_a_stop_string_after_the_reference_cuts_nothing_and_one_of_the_template_cuts_all():
+    assert notes([("yes\n",)]) == []
+    assert notes([("yes",)], stop=[" "])[0].startswith("1 of 1 references contain one of generation.stop=[' ']")
+
+
+def test_references_shorter_than_the_shortest_answer_are_counted():
+    [note] = notes([("yes",), (SUMMARY,)], max_new_tokens=100, min_new_tokens=20, stop=[])
+    assert note.startswith("1 of 2 references are shorter than generation.min_new_tokens=20 tokens")
+
+
+def test_the_count_is_printed_before_an_evaluation(tmp_path, capsys):
+    row = {"context": "The council of Velm met.", "question": "Summarise the meeting.", "answers": [SUMMARY]}
+    (tmp_path / "s.jsonl").write_text(json.dumps(row) + "\n")
+    words = ["compressor=full_context", "reader=full_context", "baselines=[]", "dataset=jsonl"]
+    paths = [f"paths.{name}={tmp_path}/{name}" for name in ("outputs", "cache")]
+    evaluate_tiny([*words, *paths, f"dataset.test={tmp_path}/s.jsonl", "generation.max_new_tokens=4"])
+    printed = capsys.readouterr().out
+    assert printed.index("1 of 1 references are longer than generation.max_new_tokens=4 tokens") < printed.index("1/1")
+    assert "1 of 1 references contain one of generation.stop=['\\n']" in printed
