@@ -304,7 +304,7 @@ class Comet(ChunkedReader, Reader):
 
     def _encoded_contexts(self, batch: Batch) -> list[tuple[list[int], Stream]]:
         """Row indices, each group with a stream that has read their prefixes and contexts; as StreamCache.streams."""
-        with phase("encode"):
+        with phase("prefill"):  # copying streams of the cache; what it reads counts as "read"
             return (self.context_cache or StreamCache(len(batch))).streams(self, batch)
 
     @torch.no_grad()

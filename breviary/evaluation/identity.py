@@ -20,7 +20,7 @@ from breviary.backbones.pretrained import Backbone
 from breviary.config.keys import validate_keys
 from breviary.evaluation.loop import Scores
 from breviary.evaluation.resolve import NOT_HASHED
-from breviary.evaluation.results import PREDICTIONS, RESULTS, Predictions, read_results
+from breviary.evaluation.results import PREDICTIONS, PROVENANCE, RESULTS, Predictions, read_results
 from breviary.evaluation.results import SCHEMA as RESULTS_SCHEMA
 from breviary.runs.checkpoints import weights_hash
 from breviary.runs.folders import config_hash
@@ -140,7 +140,12 @@ def open_evaluation(
     stored = read_identity(folder)
     fresh = cfg.get("fresh", False)
     if not fresh and stored is not None and not differences(stored["identity"], identity):
-        return folder, f"already evaluated, {folder}" if (folder / RESULTS).is_file() else ""
+        if (folder / RESULTS).is_file():
+            return folder, f"already evaluated, {folder}"
+        if environment not in (stored["environment"], *stored.get("continued", [])):
+            stored["continued"] = [*stored.get("continued", []), environment]
+            write_json(folder / IDENTITY, stored)
+        return folder, ""
     if fresh:
         message = "evaluated anew, because of fresh=true"
     else:
@@ -152,6 +157,15 @@ def open_evaluation(
     content = {"identity": identity, "sources": sources(cfg), "environment": environment}
     write_json(folder / IDENTITY, content)
     return folder, message
+
+
+def stored_provenance(folder: Path) -> dict[str, Any]:
+    """PROVENANCE of when computing into `folder` began; `continued` lists that of later calls where it differs."""
+    stored = read_identity(folder)
+    assert stored is not None, folder
+    environments = [stored["environment"], *stored.get("continued", [])]
+    started, *later = ({key: one[key] for key in PROVENANCE} for one in environments)
+    return started | ({"continued": later} if later else {})
 
 
 def read_identity(folder: Path) -> dict[str, Any] | None:

@@ -19,7 +19,7 @@ from breviary.readers.compressed import CompressedReader
 from breviary.runtime.distributed import gather_rows, own_share
 from breviary.runtime.timing import timed_phases
 
-PHASES = ("encode", "compress", "prefill", "decode")
+PHASES = ("read", "compress", "prefill", "decode")  # see runtime.timing
 Collate = Callable[[list[Any]], Batch]
 Scores = Callable[[str, Sequence[str]], dict[str, float]]
 
@@ -182,7 +182,6 @@ def _prediction_rows(
     if output is None:  # after answering, so that the times include encoding and the loss finds it in the cache
         output = reader.loss(batch)
     footprint = reader.footprint_from_slots(batch, output.slots)
-    times = {f"{phase}_ms": 1000 * seconds[phase] / len(batch) for phase in PHASES}
     references, measured = _text_metrics(reader, batch, answers, output, unconditional, shuffled)
     rows = []
     for b, (example, answer) in enumerate(zip(batch.examples, answers)):
@@ -199,12 +198,22 @@ def _prediction_rows(
                 "memory_slots": int(footprint.memory_slots[b]),
                 "memory_bytes": int(footprint.memory_bytes[b]),
                 "context_reused": reused[b],
-                "times": times,
+                "times": _row_times(seconds, reused, b),
                 **measured[b],
                 "scores": scores(answer.text, references[b]) | measured[b].get("scores", {}),
             }
         )
     return rows
+
+
+def _row_times(seconds: Mapping[str, float], reused: Sequence[bool], row: int) -> dict[str, float]:
+    """Milliseconds of each phase for one row of a batch.
+
+    Reading is divided by the contexts that the batch newly read, and costs nothing where the row's context was not one
+    of them. The other phases are divided by the rows.
+    """
+    times = {f"{phase}_ms": 1000 * seconds[phase] / len(reused) for phase in PHASES}
+    return times | {"read_ms": 0.0 if reused[row] else 1000 * seconds["read"] / reused.count(False)}
 
 
 def _text_metrics(

@@ -20,8 +20,11 @@ from breviary.evaluation.statistics import LEVEL, cluster_codes, interval, uses_
 from breviary.runs.environment import environment
 from breviary.runtime.files import _encode, write_json, write_text
 
-SCHEMA = 2
+SCHEMA = 3  # 3: phase "read" in place of "encode"; peak memory of one reader, the largest of the processes
+FORMER_SCHEMAS = (1, 2)
 FORMER_KEYS = {"asked_ratio": "requested_ratio"}  # of schema 1
+
+PROVENANCE = ("commit", "dirty", "versions", "hardware")
 
 PREDICTIONS = "predictions.jsonl"
 
@@ -193,8 +196,8 @@ def summarise(
     contexts_read    number of contexts encoded: questions on one context share its encoding
     requested_ratio  as passed in;         effective_ratio  context tokens / slots, None without slots
     memory_slots     mean per example;     memory_bytes  mean per example
-    times            {phase: median over the examples, milliseconds}; encode_ms over examples whose context was not in
-                     the cache
+    times            {phase: median over the examples, milliseconds}; read_ms (encode_ms of schema 2) over examples
+                     whose context was newly read; see runtime.timing for the phases
     Raises: ValueError where `rows` is empty.
     """
     if not rows:
@@ -284,7 +287,7 @@ def resampled_units(rows: Iterable[Mapping[str, Any]]) -> dict[str, Any]:
 
 
 def _median_time(rows: list[dict[str, Any]], phase: str) -> float:
-    counted = [row for row in rows if phase != "encode_ms" or not row["context_reused"]]
+    counted = [row for row in rows if phase not in ("read_ms", "encode_ms") or not row["context_reused"]]
     return float(np.median([row["times"][phase] for row in counted or rows]))
 
 
@@ -296,17 +299,11 @@ def write_results(folder: str | Path, reader: str, metrics: dict[str, Any], extr
 
     metrics  from `summarise`
     extra    data_hash, peak_memory_bytes, run (the run's folder), config (resolved configuration of a trained reader;
-             None for an untouched baseline, which has no run), and commit, dirty, hardware where they are not those of
+             None for an untouched baseline, which has no run), and PROVENANCE of the start where it is not that of
              this process; further keys are stored as well
     """
-    here = environment()
-    results = {
-        "schema": SCHEMA,
-        "reader": reader,
-        **metrics,
-        **{key: here[key] for key in ("commit", "dirty", "hardware")},
-        **extra,
-    }
+    started = {key: extra[key] for key in PROVENANCE if key in extra} or environment()
+    results = {"schema": SCHEMA, "reader": reader, **metrics, **{key: started[key] for key in PROVENANCE}, **extra}
     missing = sorted(RESULT_KEYS - results.keys())
     assert not missing, f"results lack {missing}; they have {sorted(results)}"
     write_json(Path(folder) / RESULTS, results)
@@ -326,7 +323,7 @@ def read_results(folder: str | Path) -> dict[str, Any]:
         results = json.loads(path.read_bytes())
     except ValueError as error:
         raise ValueError(f"{path} is not JSON: {error}") from error
-    if isinstance(results, dict) and results.get("schema") == 1:
+    if isinstance(results, dict) and results.get("schema") in FORMER_SCHEMAS:
         results = {FORMER_KEYS.get(key, key): value for key, value in results.items()} | {"schema": SCHEMA}
     if not isinstance(results, dict) or results.get("schema") != SCHEMA:
         found = results.get("schema") if isinstance(results, dict) else type(results).__name__

@@ -24,7 +24,7 @@ from breviary.config.errors import collect_errors, raise_problems
 from breviary.config.keys import validate_keys
 from breviary.config.text_pipeline import TextPipeline
 from breviary.contract import Compressor, Example, Generation, Reader
-from breviary.evaluation.identity import evaluation_identity, open_evaluation
+from breviary.evaluation.identity import evaluation_identity, open_evaluation, stored_provenance
 from breviary.evaluation.loop import evaluate, shuffled_context_nll, unconditional_nll
 from breviary.evaluation.resolve import (
     CHECKPOINTS,
@@ -49,10 +49,11 @@ from breviary.readers.cache import EncodingStore
 from breviary.runs.checkpoints import check_checkpoint, last_checkpoint, load_trained
 from breviary.runs.environment import environment
 from breviary.runs.folders import config_hash, load_config
-from breviary.runtime.device import peak_memory_bytes, resolve_device
+from breviary.runtime.device import peak_memory_bytes, reset_peak_memory, resolve_device
 from breviary.runtime.distributed import (
     barrier,
     call_on_rank_zero,
+    gather_rows,
     print_rank0,
     rank,
     require_shared_folder,
@@ -201,11 +202,16 @@ class EvaluationSession:
         for line in [items.report(), *answer_notes(items, cfg, ReaderSpec.of(cfg).objective.is_autoencoder)]:
             print_rank0(f"{cfg.reader}: {line}")
         unconditional = self.unconditional_nll(cfg, items)  # before loading: one backbone in memory at a time
+        is_reset = reset_peak_memory()
         reader = self.load_reader(cfg, checkpoint)
         # Predictions of killed calls, of any number of processes.
         call_on_rank_zero(lambda: merge_ranks(folder, [example.id for example in examples]))
         self._answer_all(cfg, reader, items, folder, unconditional, store)
-        call_on_rank_zero(lambda: self._summarise(cfg, reader, items, folder, backbone))
+        memory = {
+            "peak_memory_bytes": max(gather_rows([peak_memory_bytes()])),  # of the process that needed most
+            "peak_memory_of": "reader" if is_reset else "process",
+        }
+        call_on_rank_zero(lambda: self._summarise(cfg, reader, items, folder, backbone, memory))
         return read_results(folder)
 
     def _answer_all(
@@ -248,7 +254,13 @@ class EvaluationSession:
         print_rank0(f"  {cfg.reader}: {count}/{count} answered")
 
     def _summarise(
-        self, cfg: DictConfig, reader: Reader, items: Any, folder: Path, backbone: Backbone | TinyBackbone
+        self,
+        cfg: DictConfig,
+        reader: Reader,
+        items: Any,
+        folder: Path,
+        backbone: Backbone | TinyBackbone,
+        memory: dict[str, Any],
     ) -> None:
         """Writes results.json from the predictions of all ranks. Raises: ValueError where one is missing."""
         order = [example.id for example in items.examples]
@@ -256,7 +268,8 @@ class EvaluationSession:
         require_complete(folder, rows, order)
         extra = {
             "data_hash": items.data_hash,
-            "peak_memory_bytes": peak_memory_bytes(),
+            **memory,
+            **stored_provenance(folder),
             "backbone": backbone.description,
             "run": str(cfg.run or folder),
             "config": OmegaConf.to_container(cfg, resolve=True) if cfg.run else None,

@@ -49,7 +49,9 @@ TITLES = {
     "end_rate": "ended",
 }
 
-PHASES = ("encode_ms", "compress_ms", "prefill_ms", "decode_ms")
+PHASES = ("read_ms", "compress_ms", "prefill_ms", "decode_ms")  # see runtime.timing
+
+FORMER_PHASE = "encode_ms"  # of results before schema 3: encoding alone, a part of read_ms
 
 COST_KEYS = ("requested_ratio", "effective_ratio", "memory_slots", "memory_bytes")
 
@@ -64,14 +66,14 @@ def table_row(results: dict[str, Any]) -> dict[str, Any]:
     """The results of one reader as a flat dictionary.
 
     Keys: reader, n, each of METRICS with NAME_low and NAME_high (95% interval), each of RECONSTRUCTION_METRICS that was
-    measured, COST_KEYS, PHASES in milliseconds, truncated, run. The value None marks what was not measured.
+    measured, COST_KEYS, PHASES and FORMER_PHASE in milliseconds, truncated, run. None marks what was not measured.
     """
     flat: dict[str, Any] = {"reader": results["reader"], "n": results["n"]}
     for name in (*METRICS, *(name for name in RECONSTRUCTION_METRICS if name in results["metrics"])):
         metric = results["metrics"].get(name, {})
         flat |= {name: metric.get("value"), f"{name}_low": metric.get("low"), f"{name}_high": metric.get("high")}
     flat |= {key: results[key] for key in COST_KEYS}
-    flat |= {phase: results["times"].get(phase) for phase in PHASES}
+    flat |= {phase: results["times"].get(phase) for phase in (*PHASES, FORMER_PHASE)}
     return flat | {"truncated": results["truncated"], "run": results["run"]}
 
 
@@ -153,6 +155,9 @@ RECONSTRUCTION_COLUMNS: tuple[Column, ...] = (
 SEEDS_COLUMN: Column = ("seeds", lambda r: format_significant(r.get("seeds")))
 
 
+ENCODE_COLUMN: Column = ("encode\nms", lambda r: format_significant(r.get(FORMER_PHASE)))
+
+
 # ---- tables ----
 
 
@@ -163,7 +168,7 @@ def print_table(rows: list[dict[str, Any]], title: str, caption: str = "", conso
     or truncated, whether the output is a terminal or not.
     """
     console = console or Console(width=TABLE_WIDTH)
-    cost = COST_COLUMNS[:3] + ((SEEDS_COLUMN,) if _has_seeds(rows) else ()) + COST_COLUMNS[3:]
+    cost = _cost_columns(rows)
     _print_text(console, f"\n{title}", "bold")
     reconstruction = (RECONSTRUCTION_COLUMNS,) if _has_reconstruction(rows) else ()
     for columns in (SCORE_COLUMNS, *reconstruction, cost):
@@ -186,13 +191,7 @@ def print_block(console: Console, header: Sequence[str], cells: Iterable[Sequenc
 def markdown_table(rows: list[dict[str, Any]]) -> str:
     """All columns as one GitHub table, followed by the notes on truncated prompts."""
     reconstruction = RECONSTRUCTION_COLUMNS[1:] if _has_reconstruction(rows) else ()
-    columns = [
-        *SCORE_COLUMNS,
-        *reconstruction,
-        *COST_COLUMNS[1:3],
-        *([SEEDS_COLUMN] if _has_seeds(rows) else []),
-        *COST_COLUMNS[3:],
-    ]
+    columns = [*SCORE_COLUMNS, *reconstruction, *_cost_columns(rows)[1:]]
     lines = [
         "| " + " | ".join(name.replace("\n", " ") for name, _ in columns) + " |",
         "| :-- |" + " --: |" * (len(columns) - 1),
@@ -230,6 +229,13 @@ def run_summary(rows: list[dict[str, Any]]) -> list[str]:
 
 def _has_reconstruction(rows: list[dict[str, Any]]) -> bool:
     return any("prefix_em" in r for r in rows)
+
+
+def _cost_columns(rows: list[dict[str, Any]]) -> tuple[Column, ...]:
+    """COST_COLUMNS, with a column of seeds and one of FORMER_PHASE where a row has them."""
+    seeds = (SEEDS_COLUMN,) if _has_seeds(rows) else ()
+    former = (ENCODE_COLUMN,) if any(r.get(FORMER_PHASE) is not None for r in rows) else ()
+    return COST_COLUMNS[:3] + seeds + COST_COLUMNS[3 : -len(PHASES)] + former + COST_COLUMNS[-len(PHASES) :]
 
 
 def _has_seeds(rows: list[dict[str, Any]]) -> bool:

@@ -18,7 +18,7 @@ from breviary.contract import Batch, Compressor, Context, Encoded, Tokens
 from breviary.decoding.state import PrefilledMemory
 from breviary.memory.encoded_batches import join_contexts, move_encoded, split_contexts
 from breviary.runtime.device import synchronise
-from breviary.runtime.timing import add_phase_seconds
+from breviary.runtime.timing import READ, add_phase_seconds, phase
 
 
 def context_keys(prefix: Tokens, context: Tokens) -> list[bytes]:
@@ -88,11 +88,11 @@ class EncodingStore:
     def encode(self, compressor: Compressor, context: Context) -> list[Encoded]:
         """`compressor.encode` of each of B rows, as B encodings of batch size 1.
 
-        A hit adds the seconds of its first encoding to phase "encode", so that tables report the cost of encoding.
+        A hit adds the seconds of its first encoding to phase "read", so that tables report the cost of encoding.
         """
         keys, device = context_keys(context.prefix, context), context.ids.device
         missing = [b for b, key in enumerate(keys) if key not in self._entries]
-        add_phase_seconds("encode", sum(self._entries[key][1] for key in keys if key in self._entries))
+        add_phase_seconds(READ, sum(self._entries[key][1] for key in keys if key in self._entries))
         result = {b: move_encoded(self._entries[key][0], device) for b, key in enumerate(keys) if key in self._entries}
         if missing:
             rows = torch.tensor(missing, device=device)
@@ -141,7 +141,8 @@ class ContextCache(ContextCacheBase):
         def encode_missing(missing: list[int]) -> list[Encoded]:
             rows = torch.tensor(missing, device=context.ids.device)
             part = Context(context.ids[rows], context.mask[rows], context.prefix.rows(rows))
-            return self.store.encode(compressor, part) if self.store else split_contexts(compressor.encode(part))
+            with phase(READ):
+                return self.store.encode(compressor, part) if self.store else split_contexts(compressor.encode(part))
 
         rows = (
             self.lookup(context.prefix, context, encode_missing) if keep else encode_missing([*range(len(context.ids))])

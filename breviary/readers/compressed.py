@@ -46,7 +46,7 @@ from breviary.memory.encoded_batches import split_contexts
 from breviary.objectives.answer import Answer, token_nll
 from breviary.readers.cache import ContextCache
 from breviary.readers.documents import ContextState, EncodedDocument, hash_trained, load_saved
-from breviary.runtime.timing import phase
+from breviary.runtime.timing import READ, phase
 
 
 class CompressedReader(Reader):
@@ -209,9 +209,10 @@ class CompressedReader(Reader):
     def _encode(self, batch: Batch, keep: bool = True) -> Encoded:
         """The batch's contexts, encoded; keep: in the context cache, if there is one."""
         context = Context(batch.context.ids, batch.context.mask, batch.prefix)
-        with phase("encode"):
-            if self.context_cache:
+        if self.context_cache:
+            with phase("compress"):  # joining the rows of the cache; what it encodes counts as "read"
                 return self.context_cache.encode(self.compressor, context, keep)
+        with phase(READ):
             return self.compressor.encode(context)
 
     def _compress(self, batch: Batch, encoded: Encoded, lower: Layout, states: Tensor, labels: Any = None) -> Memory:
@@ -259,9 +260,11 @@ class CompressedReader(Reader):
 
         def compute(missing: list[int]) -> list[PrefilledMemory]:
             rows = batch.rows(missing)
-            return self.prefill(rows, self._encode(rows, keep=False)).split()
+            with phase(READ):
+                return self.prefill(rows, self._encode(rows, keep=False)).split()
 
-        return self.context_cache.prefilled(batch, compute)
+        with phase("prefill"):  # joining the rows of the cache
+            return self.context_cache.prefilled(batch, compute)
 
     # -------------------------------------------------------------- sequences
 

@@ -21,6 +21,7 @@ from typing import Any
 from breviary.evaluation.results import find_results, read_results
 from breviary.evaluation.table import (
     COST_KEYS,
+    FORMER_PHASE,
     METRICS,
     PHASES,
     RECONSTRUCTION_METRICS,
@@ -39,7 +40,7 @@ RUN_ID = re.compile(r"\d{8}T\d{6}_[0-9a-f]{6}")
 
 LEVELS = ("full_context", "no_context")  # drawn as horizontal lines, as is every reader without slots
 
-AVERAGED = (*COST_KEYS, *PHASES)
+AVERAGED = (*COST_KEYS, *PHASES, FORMER_PHASE)
 
 MAX_NAMED_KEYS = 3
 

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import ctypes
+import gc
 import os
 import random
 import resource
 import sys
 import time
+from pathlib import Path
 
 import numpy as np
 import torch
@@ -32,10 +35,34 @@ def seed_everything(seed: int) -> None:
     torch.manual_seed(seed)
 
 
+PROCESS = Path("/proc/self")
+
+
+def reset_peak_memory() -> bool:
+    """Frees unused memory and starts a new peak of `peak_memory_bytes`.
+
+    Returns False where the system cannot start a new peak (resident memory outside Linux): it stays the process's.
+    """
+    gc.collect()
+    if torch.cuda.is_available():
+        torch.cuda.reset_peak_memory_stats()
+    if not (PROCESS / "clear_refs").exists():
+        return False
+    ctypes.CDLL(None).malloc_trim(0)  # freed memory would otherwise stay resident
+    try:
+        (PROCESS / "clear_refs").write_text("5")
+    except PermissionError:  # in some containers
+        return False
+    return True
+
+
 def peak_memory_bytes() -> int:
-    """Peak memory of this process in bytes: of the GPU if one is used, else resident memory."""
+    """Peak memory of this process since `reset_peak_memory`, in bytes: of the GPU if one is used, else resident."""
     if torch.cuda.is_available() and torch.cuda.max_memory_allocated():
         return torch.cuda.max_memory_allocated()
+    if (PROCESS / "status").exists():
+        [peak] = [line for line in (PROCESS / "status").read_text().splitlines() if line.startswith("VmHWM:")]
+        return 1024 * int(peak.split()[1])
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
 
 

@@ -97,9 +97,9 @@ def require_shared_folder(folder: Path, wait: float = 10) -> None:
         file.unlink()
     if blind:
         raise ValueError(
-            f"processes {', '.join(blind)} of {world_size()} do not see the files that process 0 writes into {written.parent}: "
-            "processes on several machines need a common file system; set paths.outputs (or the run's folder) to a "
-            "folder that all machines share"
+            f"processes {', '.join(blind)} of {world_size()} do not see the files that process 0 writes into "
+            f"{written.parent}: processes on several machines need a common file system; set paths.outputs (or the "
+            "run's folder) to a folder that all machines share"
         )
 
 

@@ -47,9 +47,12 @@ def unknown_fields(key: str, template: str, field: str | None, example: str) -> 
 
 
 def _unknown_fields(template: str) -> list[str]:
-    """The parts of a template that look like a field: {name}, {0}, {}, and { question } with spaces."""
+    """The parts of a template that look like a field: {name}, {0}, {}, and { question } with spaces; no LaTeX."""
     return [
-        match[0] for match in _BRACES.finditer(template) if not (match[1] or match[3]) or match[2].lower() in FIELDS
+        match[0]
+        for match in _BRACES.finditer(template)
+        if (not (match[1] or match[3]) or match[2].lower() in FIELDS)
+        and not re.search(r"\\[A-Za-z]+$", template[: match.start()])
     ]
 
 

@@ -9,6 +9,7 @@ import torch
 
 from breviary.contract import Batch
 from breviary.readers.cache import ContextCacheBase
+from breviary.runtime.timing import READ, phase
 from comet.chunked_text import join_parts
 from comet.inference.stream import Stream
 from comet.protocol import StreamReader
@@ -25,7 +26,8 @@ class StreamCache(ContextCacheBase):
 
         def read_missing(missing: list[int]) -> list[tuple[Stream, int]]:
             part, stream = batch.rows(missing), Stream(reader, len(missing))
-            stream.read(join_parts([part.prefix, part.context])[1], part.prefix.lengths + part.context.lengths)
+            with phase(READ):
+                stream.read(join_parts([part.prefix, part.context])[1], part.prefix.lengths + part.context.lengths)
             return [(stream, row) for row in range(len(missing))]
 
         return _group_by_stream(self.lookup(batch.prefix, batch.context, read_missing))

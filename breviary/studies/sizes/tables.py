@@ -23,7 +23,8 @@ def size_table(rows: DataFrame, times: DataFrame, written: int, resamples: int) 
     *_ms            medians over rounds: time to the first token, and of one further token
     *_of_whole      times divided by those of the same decoder reading the whole text, medians of the ratios per round
     """
-    times = times.assign(first_ms=times["encode_ms"] + times["compress_ms"] + times["prefill_ms"])
+    first_phases = times.columns.intersection(["read_ms", "encode_ms", "compress_ms", "prefill_ms"])
+    times = times.assign(first_ms=times[first_phases].sum(axis=1))  # tables of earlier versions have encode_ms
     table: list[dict[str, Any]] = []
     for pair, own in rows.groupby(PAIR, sort=False):
         row = {

@@ -82,7 +82,8 @@ def test_rows_are_complete_and_right(reader, items, tokenizer):
     for row in rows:
         assert row.keys() >= PREDICTION_KEYS
         assert row["times"].keys() == {f"{phase}_ms" for phase in PHASES}
-        assert all(milliseconds > 0 for phase, milliseconds in row["times"].items() if phase != "encode_ms")
+        assert (row["times"]["read_ms"] > 0) is not row["context_reused"]
+        assert all(milliseconds > 0 for phase, milliseconds in row["times"].items() if phase != "read_ms")
         alone = collate([items[place[row["id"]]]])
         with torch.no_grad():
             loss = reader.loss(alone)

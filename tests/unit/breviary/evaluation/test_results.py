@@ -28,7 +28,7 @@ def prediction(name: str, em: float = 0.0, nll: float = 1.0, answer_tokens: int 
         "memory_bytes": 100 * slots,
         "context_reused": False,
         "truncated": False,
-        "times": {"encode_ms": 8.0, "compress_ms": 1.0, "prefill_ms": 2.0, "decode_ms": 3.0},
+        "times": {"read_ms": 8.0, "compress_ms": 1.0, "prefill_ms": 2.0, "decode_ms": 3.0},
         **changes,
     }
 
@@ -145,7 +145,7 @@ def test_summary_has_the_values_computed_by_hand():
             answer_tokens=5,
             slots=0,
             context_reused=True,
-            times={"encode_ms": 0.0, "compress_ms": 4.0, "prefill_ms": 2.0, "decode_ms": 30.0},
+            times={"read_ms": 0.0, "compress_ms": 4.0, "prefill_ms": 2.0, "decode_ms": 30.0},
         ),
     ]
     summary = summarise(rows, requested_ratio=4.0)
@@ -155,7 +155,7 @@ def test_summary_has_the_values_computed_by_hand():
     assert summary["metrics"]["nll"]["value"] == pytest.approx(10 / 10)  # not the mean of 1, 1.5 and .6
     assert summary["effective_ratio"] == pytest.approx(120 / 30)
     assert summary["memory_slots"] == 10 and summary["memory_bytes"] == 1000
-    assert summary["times"] == {"encode_ms": 8.0, "compress_ms": 1.0, "prefill_ms": 2.0, "decode_ms": 3.0}
+    assert summary["times"] == {"read_ms": 8.0, "compress_ms": 1.0, "prefill_ms": 2.0, "decode_ms": 3.0}
     for metric in summary["metrics"].values():
         assert metric["low"] <= metric["value"] <= metric["high"]
     assert summary["metrics"]["nll"]["low"] < 1.0 < summary["metrics"]["nll"]["high"]
@@ -230,7 +230,7 @@ def test_results_are_written_whole_and_read_back(tmp_path):
     summary = summarise([prediction("a", em=1.0)], 4.0)
     written = write_results(tmp_path / "comi", "comi", summary, EXTRA | {"backbone": "tiny"})
     assert read_results(tmp_path / "comi") == read_results(tmp_path / "comi" / "results.json") == written
-    assert written["schema"] == 2 and written["reader"] == "comi" and written["metrics"]["em"]["value"] == 1.0
+    assert written["schema"] == 3 and written["reader"] == "comi" and written["metrics"]["em"]["value"] == 1.0
     assert set(written) == {
         "schema",
         "reader",
@@ -248,6 +248,7 @@ def test_results_are_written_whole_and_read_back(tmp_path):
         "peak_memory_bytes",
         "commit",
         "dirty",
+        "versions",
         "hardware",
         "config",
         "run",
@@ -276,7 +277,7 @@ def test_results_without_a_needed_key_are_refused(tmp_path):
     ("text", "message"),
     [
         ("{", "not JSON"),
-        ('{"schema": 7}', "schema 7; this version reads 2"),
+        ('{"schema": 7}', "schema 7; this version reads 3"),
         ("[]", "schema 'list'"),
         ('{"schema": 1}', "lacks"),
     ],
