@@ -2,7 +2,7 @@
 
 ICAE (arXiv 2307.06945, spec C1), and GMSA's control for its group merging (2505.12215, "TCP-AE").
 Shape letters: B contexts, T context tokens, S segments of a context, L tokens of a segment, K memory tokens of a
-segment, R = B*S segment rows, N width of a row of tokens and memory tokens, M slots of a context, D width.
+segment, R segments with tokens, N width of a row of tokens and memory tokens, M slots of a context, D width.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from breviary.backbones.stack import Stack
 from breviary.backbones.tiny import TinyBackbone
 from breviary.backbones.trainable import LINEAR, inject_adapters
 from breviary.contract import TASKS, Context, Encoded, Memory, Question
-from breviary.memory.assembly import Layout
+from breviary.memory.assembly import ROUND_TO, Layout
 from breviary.memory.budget import Budget, BudgetedCompressor, check_budget
 
 COUNTS = ("fixed", "by_ratio")
@@ -91,21 +91,30 @@ class MemoryTokens(BudgetedCompressor):
     def encode(self, context: Context) -> Encoded:
         """States (B, S, N, D) after the final norm, of each segment and its memory tokens (id MEMORY_ID)."""
         layout = Layout.of([context.mask], round_to=1)
-        ids_RL, mask_RL, used_RK = self._segments(layout.pack([context.ids]), layout.mask)
+        ids_BSL, mask_BSL, used_BSK = self._segments(layout.pack([context.ids]), layout.mask)
+        # One host sync, as every row and column left out here is one that no layer computes.
+        B, S, real, L, K, N = _needed(mask_BSL, used_BSK)
+        index_R = torch.tensor(real, device=mask_BSL.device)
+        ids_RL, mask_RL, used_RK = (
+            x[:, :S, :width].flatten(0, 1)[index_R] for x, width in ((ids_BSL, L), (mask_BSL, L), (used_BSK, K))
+        )
         rows = Layout.of([mask_RL, used_RK])
         encoder = self._encoder[0]
         encoder.train(self.training)
         encoder.checkpointing = self.checkpointing
-        memory_RKD = self.memory_embeds.to(encoder.dtype).expand(len(ids_RL), -1, -1)
-        states = rows.pack([encoder.embed(ids_RL), memory_RKD])
-        states = encoder.norm(encoder.run(states, range(len(encoder)), rows.positions()))
-        ids_RN = rows.pack([ids_RL, torch.full_like(used_RK, MEMORY_ID, dtype=ids_RL.dtype)])
-        B = len(context.ids)
-        shape = (B, len(ids_RN) // B, ids_RN.shape[1])
-        return Encoded(states.view(*shape, -1), rows.mask.view(shape), ids_RN.view(shape))
+        memory_RKD = self.memory_embeds[:K].to(encoder.dtype).expand(len(ids_RL), -1, -1)
+        states = rows.pack([encoder.embed(ids_RL), memory_RKD])[:, :N]  # right-padded
+        states = encoder.norm(encoder.run(states, range(len(encoder)), rows.positions()[:, :N]))
+        ids_RN = rows.pack([ids_RL, torch.full_like(used_RK, MEMORY_ID, dtype=ids_RL.dtype)])[:, :N]
+
+        def with_empty_segments(x: Tensor) -> Tensor:
+            """(R, N, ...) of the computed segments -> (B, S, N, ...)."""
+            return x.new_zeros(B * S, *x.shape[1:]).index_copy(0, index_R, x).unflatten(0, (B, S))
+
+        return Encoded(*(with_empty_segments(x) for x in (states, rows.mask[:, :N], ids_RN)))
 
     def _segments(self, ids_BT: Tensor, mask_BT: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """Left-packed ids as segment rows: ids (R, L), mask (R, L), and mask (R, K) of each row's memory tokens."""
+        """Left-packed ids as segments: ids (B, S, L), mask (B, S, L), mask (B, S, K) of their memory tokens."""
         (B, T), K, lengths_B = ids_BT.shape, self.tokens_per_segment, mask_BT.sum(1)
         ratio = self.budget.ratio_per_row(ids_BT, mask_BT, self.training)
         min_ratio = self.budget.min_ratio(self.training)
@@ -129,7 +138,7 @@ class MemoryTokens(BudgetedCompressor):
         ratio_B11 = ratio if isinstance(ratio, int) else ratio[:, None, None]
         used_BS1 = K * (tokens_BS1 > 0) if self.count == "fixed" else -(-tokens_BS1 // ratio_B11)
         used_BSK = torch.arange(K, device=ids_BT.device) < used_BS1
-        return ids_BSL.flatten(0, 1), mask_BSL.flatten(0, 1), used_BSK.flatten(0, 1)
+        return ids_BSL, mask_BSL, used_BSK
 
     @property
     def checkpointing(self) -> bool:
@@ -141,7 +150,8 @@ class MemoryTokens(BudgetedCompressor):
     def compress(self, encoded: Encoded, question: Question) -> Memory:
         """The states of all memory tokens through the head, then the task's vector."""
         is_memory_BN = (encoded.mask & (encoded.ids == MEMORY_ID)).flatten(1)
-        max_slots = encoded.ids.shape[1] * self.tokens_per_segment
+        # One host sync: columns beyond the most slots of a context would pass the head and the whole decoder.
+        max_slots = max(int(is_memory_BN.sum(1).max()), 1)
         layout = Layout.of([is_memory_BN], round_to=1)
         slots_BMD = self.head(layout.pack([encoded.states.flatten(1, 2)])[:, :max_slots])
         mask_BM = layout.mask[:, :max_slots]
@@ -192,6 +202,23 @@ class MemoryTokens(BudgetedCompressor):
         max_ratio = int(max([settings["ratio"], *(settings["ratio_choices"] or [])]))
         slots = room // K * K or (room if settings["count"] == "by_ratio" else 0)
         return slots * ratio if K * max_ratio + K <= positions else min(slots * ratio, max(positions - K, 0))
+
+
+def _needed(mask_BSL: Tensor, used_BSK: Tensor) -> tuple[int, int, list[int], int, int, int]:
+    """What the segments' tokens and memory tokens take, of the widths that any segment could.
+
+    Returns B, the largest number S of segments of a context, the indices b * S + s of segments with a token (at least
+    one, as every rank calls every module), the most tokens L and memory tokens K of a segment, and the width N of the
+    longest one with its memory tokens, rounded up.
+    """
+    B = len(mask_BSL)
+    tokens, memory = torch.stack([mask_BSL.sum(-1), used_BSK.sum(-1)]).tolist()
+    S = max(1, *(sum(1 for length in row if length) for row in tokens))
+    real = [b * S + s for b in range(B) for s in range(S) if tokens[b][s]] or [0]
+    sizes = [(tokens[i // S][i % S], memory[i // S][i % S]) for i in real]
+    longest = max(length + own for length, own in sizes)
+    N = -(-max(longest, 1) // ROUND_TO) * ROUND_TO
+    return B, S, real, max(max(length for length, _ in sizes), 1), max(max(own for _, own in sizes), 1), N
 
 
 def _memory_tokens_per_segment(memory_tokens: int, slots: int | None) -> int:

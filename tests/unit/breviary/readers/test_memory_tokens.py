@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from breviary.config.build import ReaderSpec, build_backbone
-from breviary.contract import TASKS, Context
+from breviary.contract import TASKS, Context, Example
 from breviary.objectives.text import Reconstruct
 from breviary.readers.memory_tokens import MEMORY_ID
 from tests.tiny import disturb
@@ -196,3 +196,53 @@ def test_all_problems_are_reported_at_once(compose):
     problems = ReaderSpec.of(cfg).compressor.problems(settings, build_backbone(cfg))
     keys = ("ratio", "count", "head", "memory_tokens", "lora_rank", "encoder_layers", "lora_dropout", "lora_targets")
     assert [problem.startswith(f"compressor.{key}=") for key, problem in zip(keys, problems, strict=True)] == [True] * 8
+
+
+# ------------------------------------------------------------------ cost
+
+# [settings, columns of the encoder and of the head for contexts of 100, 12, 0 and 45 tokens]. Before, the encoder
+# computed every context's rows and columns as for the longest possible one, the head all slots of that:
+# 28 rows of 32 columns, 16 of 48, 12 of 112, and 28 slots, 32, 12 for each context.
+COSTS = {
+    "icae": ([*ICAE, "compressor.ratio=4"], (7 + 1 + 3, 32), (4, 28)),
+    "tcp_ae": ([*TCP[:1], "compressor.memory_tokens=8"], (4 + 1 + 2, 32), (4, 28)),
+    "slots": ([*ICAE, "compressor.ratio=null", "compressor.slots=12"], (3 + 3 + 3, 48), (4, 12)),
+}
+
+
+@pytest.fixture
+def lengths_of_contexts(tokenizer, collate):
+    text = "The moon is white and the sun is yellow. "
+    batch = collate([Example(str(n), text * n, "What?", ("white",)) for n in (9, 1, 0, 4)])
+    assert batch.context.lengths.tolist() == [100, 12, 0, 45]
+    return batch
+
+
+@pytest.mark.parametrize("name", COSTS)
+def test_only_columns_that_a_context_needs_are_computed(build, lengths_of_contexts, name, monkeypatch):
+    words, encoder_columns, head_columns = COSTS[name]
+    reader = build([*words, "compressor.lora_dropout=0"])
+    disturb(reader)
+    columns, encoder, run = [], reader.compressor._encoder[0], reader.compressor._encoder[0].run
+    monkeypatch.setattr(encoder, "run", lambda states, *a: (columns.append(states.shape[:2]), run(states, *a))[1])
+    reader.compressor.head.register_forward_hook(lambda module, inputs, out: columns.append(inputs[0].shape[:2]))
+    batch = lengths_of_contexts
+    whole = reader.loss(batch)
+    assert [tuple(shape) for shape in columns] == [encoder_columns, head_columns]
+    alone = [reader.loss(batch.rows([row])) for row in range(len(batch))]
+    torch.testing.assert_close(whole.nll, torch.cat([one.nll for one in alone]), rtol=1e-5, atol=0)
+    assert whole.slots.tolist() == [int(one.slots) for one in alone]
+    reader.zero_grad()
+    alone[2].nll.sum().backward()  # of nothing: every weight still receives a gradient, as DDP and ZeRO require
+    assert all(p.grad is not None for p in reader.parameters() if p.requires_grad)
+
+
+def test_ratios_drawn_per_context_cut_each_row_at_its_own_memory_tokens(build, lengths_of_contexts):
+    """The longest row has few memory tokens, a short one many: a row is as wide as their sum."""
+    reader = build([*TCP[:1], "compressor.memory_tokens=8", "compressor.ratio_choices=[2,8]"])
+    reader.compressor.budget.ratio_draw = "sample"
+    for step in range(4):
+        reader.begin_step(step, 1)
+        mask = encoded(reader, lengths_of_contexts).mask
+        longest = int(mask.sum(-1).max())
+        assert mask.shape[2] == ceil(longest, 16) * 16 and mask.shape[1] == int(mask.any(-1).sum(-1).max())
