@@ -15,7 +15,7 @@ from typing import Any
 from rapidfuzz.distance import Levenshtein
 from sacrebleu.metrics import BLEU
 
-from data.words import rouge, separate
+from data.metrics import rouge, separate
 
 POSITIONS_PER_BIN = 32
 MAX_ORDER = 4  # longest n-grams of BLEU, in words
