@@ -19,7 +19,8 @@ class Passages:
                              validation out of train (data/jsonl_contexts.py); no passage crosses one
     min_words, max_words     words of a passage, uniformly random in this range; the rest of a context is dropped
     *_size                   maximum number of passages of the split, selected at random
-    question                 the instruction; the answer is the passage itself. Default: GMSA's (arXiv 2505.12215)
+    question                 the instruction; the answer is the passage itself. Default: GMSA's (arXiv 2505.12215).
+                             Empty: none, as in ICAE (2307.06945)
     seed                     of lengths and order
     """
 
@@ -49,7 +50,8 @@ class Passages:
         problems += integer_problems("max_words", self.max_words, max(self.min_words, 1), None, 160)
         if self.question and not self.question.strip():
             problems.append(
-                "dataset.question is empty; it must hold an instruction, for example 'Restate the aforementioned text.'"
+                "dataset.question holds white space only; it must be an instruction, for example 'Restate the "
+                "aforementioned text.', or empty for none (prompt.template must suit that)"
             )
         return problems + integer_problems("seed", self.seed, 0, None, 0)
 

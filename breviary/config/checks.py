@@ -37,6 +37,12 @@ def check_config(
     if cfg.eval_batch_size < 1:
         problems.append(f"eval_batch_size={cfg.eval_batch_size}: must be at least 1, e.g. 16")
     problems += check_generation(cfg.generation)
+    if not cfg.prompt.template and spec.objective.asks_question(spec.objective_settings):
+        problems.append(
+            "prompt.template is empty, so the decoder would not see the question; it must hold {question}, for example "
+            f"{override('prompt.template', PROMPT_TEXTS['template'][1])} (only objectives that ask none, such as "
+            "reconstruct, may have an empty one)"
+        )
     if not cfg.get("run"):  # the texts of a run are checked where they differ from those it was trained with
         problems += check_texts(cfg)
     return problems + check_engine(cfg.engine, spec.compressor, world_size)

@@ -52,6 +52,11 @@ class Answer:
         """Called once per optimizer step with equal arguments on every rank."""
 
     @classmethod
+    def asks_question(cls, settings: Mapping[str, Any]) -> bool:
+        """Whether answers depend on the question of the data, so that the prompt must hold it."""
+        return True
+
+    @classmethod
     def min_context_tokens(cls, settings: Mapping[str, Any]) -> int:
         """Minimum number of tokens of a context, for constructor arguments `settings`."""
         return 0

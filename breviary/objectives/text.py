@@ -27,14 +27,23 @@ class Reconstruct(Answer):
                          compressed on its own, the second half is predicted from its memory. Each loss is a mean over
                          its tokens. 0 = none. ICAE draws one of the two losses per text; here every text has both
     continuation_hint    first tokens of the second half that are given, not predicted (ICAE: 8), as in Continue
+    continuation_above   the second loss has no term for texts whose second half has at most so many tokens, the hint
+                         among them (ICAE: 64)
     Cost of the second loss: encoding half the context once more.
     """
 
     is_autoencoder = True
 
-    def __init__(self, measures: Any = None, continuation_weight: float = 0.0, continuation_hint: int = 8):
+    def __init__(
+        self,
+        measures: Any = None,
+        continuation_weight: float = 0.0,
+        continuation_hint: int = 8,
+        continuation_above: int = 0,
+    ):
         self.text_metrics = measures
         self.continuation_weight, self.continuation_hint = continuation_weight, continuation_hint
+        self.continuation_above = continuation_above
 
     def primary(self, batch: Batch) -> Batch:
         """The batch with its contexts as answers."""
@@ -47,7 +56,15 @@ class Reconstruct(Answer):
         """The first half as context, the hint as query and prompt, the rest as answer, without an end token."""
         if not self.continuation_weight:
             return {}
-        return {"continue": (self.continuation_weight, Continue(0.5, self.continuation_hint).primary(batch))}
+        continued = Continue(0.5, self.continuation_hint).primary(batch)
+        is_long_B = batch.context.lengths - continued.context.lengths > self.continuation_above
+        answer = Tokens(continued.answer.ids, continued.answer.mask & is_long_B[:, None])
+        return {"continue": (self.continuation_weight, replace(continued, answer=answer))}
+
+    @classmethod
+    def asks_question(cls, settings: Mapping[str, Any]) -> bool:
+        """No: the prompt is an instruction, or nothing."""
+        return False
 
     @classmethod
     def min_context_tokens(cls, settings: Mapping[str, Any]) -> int:
@@ -58,8 +75,12 @@ class Reconstruct(Answer):
     def problems(cls, settings: Mapping[str, Any], reader: type, train: str) -> list[str]:
         """As `Answer.problems`."""
         problems = []
-        for key, minimum, example in (("continuation_weight", 0, 0.5), ("continuation_hint", 1, 8)):
-            if settings[key] < minimum:
+        for key, minimum, example in (
+            ("continuation_weight", 0, 0.5),
+            ("continuation_hint", 1, 8),
+            ("continuation_above", 0, 64),
+        ):
+            if settings.get(key, minimum) < minimum:
                 problems.append(f"objective.{key}={settings[key]}: must be at least {minimum}, e.g. {example}")
         return problems
 
@@ -103,6 +124,11 @@ class Continue(Answer):
             evidence=evidence,
             task="continue",
         )
+
+    @classmethod
+    def asks_question(cls, settings: Mapping[str, Any]) -> bool:
+        """Only with context_share null, where the data's questions are answered."""
+        return settings["context_share"] is None
 
     @classmethod
     def min_context_tokens(cls, settings: Mapping[str, Any]) -> int:

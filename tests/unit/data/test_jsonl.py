@@ -280,3 +280,42 @@ def test_an_unknown_split_is_an_error(tmp_path):
     for call in (lambda: data.examples("dev"), lambda: data.problems(["dev"])):
         with pytest.raises(ValueError, match="split is 'dev'; allowed: train, validation, test"):
             call()
+
+
+# ------------------------------------------------------------------ layout of passages
+
+PASSAGES = [
+    {"title": "Velkeld", "text": " A town. ", "is_gold": False},
+    {"title": "", "text": "The metal is tin.", "is_gold": True},
+]
+
+
+def one_example(tmp_path, **keys):
+    context, _ = join_passages(PASSAGES)
+    file = tmp_path / "a.jsonl"
+    file.write_text(
+        json.dumps({"context": context, "question": "Which?", "answers": ["tin"], "documents": PASSAGES}) + "\n"
+    )
+    [example] = Jsonl(None, None, str(file), **keys).examples("test")
+    return example
+
+
+@pytest.mark.parametrize("most", [None, 2])
+def test_plain_passages_are_title_and_text_on_a_line(tmp_path, most):
+    """RAM's published layout: one line a passage, title, space, text, each stripped."""
+    example = one_example(tmp_path, passage_format="plain", max_documents=most)
+    assert sorted(example.context.split("\n")) == ["The metal is tin.", "Velkeld A town."]
+    texts = {example.context[d.start : d.end]: (d.title, d.is_gold) for d in example.documents}
+    assert texts == {"A town.": ("Velkeld", False), "The metal is tin.": ("", True)}
+    assert one_example(tmp_path).context == join_passages(PASSAGES)[0]
+
+
+def test_plain_passages_change_no_context_without_documents(tmp_path):
+    (tmp_path / "a.jsonl").write_text('{"context": "a  b", "question": "Q?", "answers": "c"}\n')
+    [example] = Jsonl(None, None, str(tmp_path / "a.jsonl"), passage_format="plain").examples("test")
+    assert example.context == "a  b" and example.documents == ()
+
+
+def test_an_unknown_passage_format_is_refused(tmp_path):
+    with pytest.raises(ValueError, match=r"dataset.passage_format=rows: allowed are numbered, plain"):
+        one_example(tmp_path, passage_format="rows")
