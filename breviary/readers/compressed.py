@@ -17,6 +17,7 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -46,6 +47,7 @@ from breviary.memory.encoded_batches import split_contexts
 from breviary.objectives.answer import Answer, token_nll
 from breviary.readers.cache import ContextCache
 from breviary.readers.documents import ContextState, EncodedDocument, hash_trained, load_saved
+from breviary.readers.keep_tokens import KeepTokens
 from breviary.runtime.timing import READ, phase
 
 
@@ -68,7 +70,7 @@ class CompressedReader(Reader):
 
     def loss(self, batch: Batch) -> LossOutput:
         """Loss of the answers: in training the objective's losses, in evaluation the negative log likelihood."""
-        main = self.objective.primary(batch)
+        main = self._primary(batch)
         with self.mixed_precision():
             if self._can_prefill(main):
                 prefilled = self._cached_prefill(main)
@@ -91,7 +93,7 @@ class CompressedReader(Reader):
     @torch.no_grad()
     def answer_with_loss(self, batch: Batch, generation: Generation) -> tuple[list[Decoded], LossOutput]:
         """Decoded answers, and the likelihood of the references from the same prefill of memory and question."""
-        main = self.objective.primary(batch)
+        main = self._primary(batch)
         with self.mixed_precision():
             state, first_BV = self.start_decoding(batch)
             layout = Layout.of([main.answer.mask], round_to=1)
@@ -125,7 +127,7 @@ class CompressedReader(Reader):
         contexts  the contexts, already encoded, compressed or prefilled; only the lengths of `batch.context` are used
                   then. None = computed here from `batch.context`
         """
-        n, batch = self.compressor.layer, self.objective.primary(batch)
+        n, batch = self.compressor.layer, self._primary(batch)
         parts = [batch.prefix, batch.prompt]
         state = DecodingState(self.decoder, n)
         with phase("prefill"):
@@ -150,7 +152,7 @@ class CompressedReader(Reader):
     @torch.no_grad()
     def memory(self, batch: Batch, encoded: Encoded | None = None) -> Memory:
         """Memory of each context for its question. encoded: the contexts, if they are encoded already."""
-        batch = self.objective.primary(batch)
+        batch = self._primary(batch)
         with self.mixed_precision():
             lower, _, states = self._run_lower(batch, [batch.prefix, batch.prompt])
             return self._compress(batch, self._encode(batch) if encoded is None else encoded, lower, states)
@@ -178,7 +180,7 @@ class CompressedReader(Reader):
     def footprint_from_slots(self, batch: Batch, slots: Tensor) -> Footprint:
         """The footprint for a known number of slots (B,), without computing the memory again."""
         per_slot = self.decoder.key_value_bytes(len(self.decoder) - self.compressor.layer)
-        lengths = self.objective.primary(batch).context.lengths
+        lengths = self._primary(batch).context.lengths
         return Footprint(lengths, slots, slots * per_slot, self.compressor.requested_ratio)
 
     @property
@@ -188,7 +190,7 @@ class CompressedReader(Reader):
 
     def counts(self, batch: Batch) -> dict[str, Tensor]:
         """Number of supervised tokens, and the counts of the compressor's own and the objective's auxiliary losses."""
-        main, others = self.objective.primary(batch), self.objective.auxiliary(batch) if self.training else {}
+        main, others = self._primary(batch), self.objective.auxiliary(batch) if self.training else {}
         return {
             "answer": main.answer.mask.sum(),
             **self.compressor.counts(main),
@@ -199,6 +201,16 @@ class CompressedReader(Reader):
         """Calls `begin_step` of compressor and objective."""
         self.compressor.begin_step(step, seed)
         self.objective.begin_step(step, seed)
+
+    def _primary(self, batch: Batch) -> Batch:
+        """The objective's primary batch; without memory, prefix and prompt, answers follow the start token alone."""
+        main = self.objective.primary(batch)
+        has_memory = not isinstance(self.compressor, KeepTokens) or self.compressor.keep != "none"
+        if has_memory or main.prefix.ids.shape[1] or main.prompt.ids.shape[1]:
+            return main
+        start = self.tokenizer.bos_token_id  # None: of a tokenizer whose texts are separated by the end token
+        ids_B1 = main.answer.ids.new_full((len(main), 1), self.decoder.end_ids[0] if start is None else start)
+        return replace(main, prefix=Tokens(ids_B1, torch.ones_like(ids_B1, dtype=torch.bool)))
 
     def mixed_precision(self) -> contextlib.AbstractContextManager:
         """As `Stack.mixed_precision`."""

@@ -208,3 +208,16 @@ def test_an_empty_template_suits_objectives_that_ask_nothing(compose, objective,
     cfg.prompt.template = ""
     problems = check_config(cfg, ReaderSpec.of(cfg), build_backbone(cfg))
     assert any("prompt.template is empty, so the decoder would not see the question" in p for p in problems) == refused
+
+
+def test_the_baseline_without_memory_begins_with_the_start_token(build, collate, ragged_examples, tokenizer):
+    """Without memory, prefix and prompt there is no token to predict the first one from."""
+    examples = [replace(example, question="") for example in ragged_examples if example.context]
+    reader = build(["compressor=no_context", *AUTOENCODER]).eval()
+    prompts = [dict(bos=bos, template="", answer_template="{answer}") for bos in (False, True)]
+    with torch.no_grad():
+        bare, with_bos = (reader.loss(collate(examples, **prompt)).nll for prompt in prompts)
+    assert tokenizer.bos_token_id is not None
+    torch.testing.assert_close(bare, with_bos, rtol=1e-6, atol=0)
+    answers = [reader.answer(collate(examples, **prompt), Generation(max_new_tokens=3)) for prompt in prompts]
+    assert answers[0] == answers[1]
