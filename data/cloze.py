@@ -14,6 +14,8 @@ from dataclasses import dataclass
 
 from breviary.contract import Document, Example
 from breviary.runtime.draws import choose, random_below, seeded_rng, shuffled
+from breviary.runtime.markup import missing_field, unknown_fields
+from breviary.runtime.spelling import escape_problems, override, unescaped
 from data.checks import integer_problems, raise_problems
 from data.cloze_spans import DocumentFrequencies, Span, candidate_spans, count_occurrences
 from data.jsonl import join_passages
@@ -93,11 +95,10 @@ class Cloze:
         problems += integer_problems("max_window", self.max_window, max(self.min_window, 1), None, 12)
         if not (isinstance(self.rarity, (int, float)) and 0 <= self.rarity <= 1):
             problems.append(f"dataset.rarity is {self.rarity!r}; it must be in 0..1, for example dataset.rarity=0.002")
-        if "{text}" not in self.question:
-            problems.append(
-                f"dataset.question is {self.question!r}; it must hold {{text}}, for example "
-                "'which words are missing: {text}'"
-            )
+        example = override("dataset.question", "which words are missing: {text}")
+        problems += missing_field("dataset.question", self.question, "text", example)
+        problems += unknown_fields("dataset.question", self.question, "text", example)
+        problems += escape_problems("dataset.question", self.question, unescaped(self.question))
         return problems + integer_problems("seed", self.seed, 0, None, 0)
 
     def examples(self, split: str) -> list[Example]:

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 
 from breviary.contract import Example
 from breviary.runtime.draws import random_below, seeded_rng, shuffled
+from breviary.runtime.spelling import escape_problems, override, unescaped
 from data.checks import integer_problems, raise_problems
 from data.jsonl_contexts import JsonlContexts, remaining_texts
 
@@ -50,9 +51,11 @@ class Passages:
         problems += integer_problems("max_words", self.max_words, max(self.min_words, 1), None, 160)
         if self.question and not self.question.strip():
             problems.append(
-                "dataset.question holds white space only; it must be an instruction, for example 'Restate the "
-                "aforementioned text.', or empty for none (prompt.template must suit that)"
+                "dataset.question holds white space only; it must be an instruction, for example "
+                f"{override('dataset.question', 'Restate the aforementioned text.')}, or empty for none "
+                "(prompt.template must suit that)"
             )
+        problems += escape_problems("dataset.question", self.question, unescaped(self.question))
         return problems + integer_problems("seed", self.seed, 0, None, 0)
 
     def examples(self, split: str) -> list[Example]:

@@ -18,6 +18,8 @@ from pathlib import Path
 from typing import Any
 
 from hydra import compose, initialize_config_dir
+from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.errors import OverrideParseException
 from omegaconf import DictConfig, ListConfig, OmegaConf, open_dict
 from omegaconf.errors import OmegaConfBaseException
 
@@ -180,9 +182,13 @@ def allow_run_keys(words: list[str]) -> list[str]:
     Hydra composes before the run's configuration is loaded: compressor.keep of a RAM run, for example, is no key of the
     default compressor. Keys that the run does not have either are refused later (evaluation.resolve).
     """
-    run = next((word.partition("=")[2] for word in words if word.startswith("run=")), "")
-    file = Path(run) / "config.yaml"
-    if not run or not file.is_file():  # reported where the run is opened
+    named = [word for word in words if word.lstrip("+").startswith("run=")]
+    try:
+        run = OverridesParser.create().parse_override(named[-1]).value() if named else None  # without Hydra's quotes
+    except OverrideParseException:  # reported by Hydra
+        return words
+    file = Path(str(run)) / "config.yaml"
+    if run is None or not file.is_file():  # reported where the run is opened
         return words
     sections = tuple(f"{name}." for name, value in OmegaConf.load(file).items() if OmegaConf.is_dict(value))
     return [f"++{word}" if word.startswith(sections) else word for word in words]
