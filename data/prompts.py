@@ -6,9 +6,9 @@ many questions.
 
 from __future__ import annotations
 
+import datetime
 import re
 from dataclasses import dataclass
-from datetime import date, datetime
 from typing import Any
 
 from transformers import PreTrainedTokenizerBase
@@ -66,8 +66,8 @@ class Prompt:
             )
         raise_problems(problems)
 
-    def _day(self) -> date:
-        return datetime.strptime(self.date, DATE).date()
+    def _day(self) -> datetime.date:
+        return datetime.datetime.strptime(self.date, DATE).date()
 
     def tokenise(self, example: Example, tokenizer: PreTrainedTokenizerBase) -> dict[str, Any]:
         """Lists of ids: prefix, context, query, prompt, answer; and `evidence`, `starts`, `ends`.

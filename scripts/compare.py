@@ -4,8 +4,8 @@
 
 EVALUATION is a reader's folder that eval.py wrote (outputs/NAME/RUN/eval/HASH/READER), or a folder above it that holds
 no other evaluation. The output is the difference of every score and of the NLL per token, with 95% intervals over the
-questions, or over their contexts where questions share them. Where an interval excludes 0, the two readers differ. Evaluations of several datasets may be given;
-only those of the same questions are compared.
+questions, or over their contexts where questions share them. Where an interval excludes 0, the two readers differ.
+Evaluations of several datasets may be given; only those of the same questions are compared.
 """
 
 from __future__ import annotations

@@ -24,7 +24,8 @@ def model(width=3, dtype=torch.float32):
 
 def stored(folder):
     with safe_open(folder / WEIGHTS, framework="pt") as stream:
-        return {name: stream.get_tensor(name) for name in stream.keys()}
+        names = stream.keys()
+        return {name: stream.get_tensor(name) for name in names}
 
 
 def test_only_trained_weights_are_saved_with_the_backbone_s_name(tmp_path):
