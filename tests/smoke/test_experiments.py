@@ -158,7 +158,9 @@ def encoded_contexts(monkeypatch):
     """The number of contexts in each call of ContextEncoder.encode."""
     calls, encode = [], ContextEncoder.encode
     monkeypatch.setattr(
-        ContextEncoder, "encode", lambda self, context: calls.append(len(context.ids)) or encode(self, context)
+        ContextEncoder,
+        "encode",
+        lambda self, context, **named: calls.append(len(context.ids)) or encode(self, context, **named),
     )
     return calls
 

@@ -101,7 +101,7 @@ def uninterrupted(tmp_path_factory):
 
 def test_a_run_folder_is_complete(uninterrupted):
     names = {path.name for path in uninterrupted.iterdir()}
-    assert names == {"config.yaml", "environment.json", "metrics.jsonl", "checkpoints", FINISHED}
+    assert names == {"config.yaml", "environment.json", "inputs.json", "metrics.jsonl", "checkpoints", FINISHED}
 
 
 def test_one_row_per_logging_step_and_per_validation(uninterrupted):
