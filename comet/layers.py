@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from breviary.backbones.stack import Stack
 from breviary.memory.assembly import Layout, take_columns, token_index
 from comet.layout import COMPRESSION, READOUT
-from comet.memory import LayerMemory, LayerState, MemoryState, at_least_float32, newest_columns
+from comet.memory import LayerMemory, LayerState, MemoryState, at_least_float32, newest_columns, take_rows
 
 BACKENDS = ("kv_prefix", "scatter")
 KeysValues = tuple[Tensor, Tensor]  # each (B, key/value heads, columns, head width)
@@ -46,10 +46,12 @@ class OpenChunk:
     def rows(self, index: Tensor) -> OpenChunk:
         """The rows (R,) int64, in that order."""
         memory, chunk = (
-            [(keys[index], values[index]) for keys, values in layers]
+            [(take_rows(keys, index), take_rows(values, index)) for keys, values in layers]
             for layers in (self.memory_keys_values, self.chunk_keys_values)
         )
-        return OpenChunk(self.mask[index], self.pending_mask[index], memory, chunk, [x[index] for x in self.pending])
+        return OpenChunk(
+            self.mask[index], self.pending_mask[index], memory, chunk, [take_rows(x, index) for x in self.pending]
+        )
 
     @property
     def bytes(self) -> int:

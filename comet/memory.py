@@ -67,7 +67,7 @@ class MemoryState:
 
     def rows(self, index: Tensor) -> MemoryState:
         """The rows (R,) int64, in that order."""
-        layers = tuple(LayerState(x.global_state[index], x.queue[index]) for x in self.layers)
+        layers = tuple(LayerState(take_rows(x.global_state, index), take_rows(x.queue, index)) for x in self.layers)
         return MemoryState(layers, self.initialized[index], self.queue_mask[index])
 
     def reset_where(self, rows: Tensor) -> MemoryState:
@@ -162,6 +162,11 @@ def newest_columns(queue_mask: Tensor, entry_mask: Tensor, budget: int) -> tuple
     mask = torch.cat([queue_mask, entry_mask], 1)
     order = mask.to(torch.uint8).argsort(dim=1, stable=True)[:, max(mask.shape[1] - budget, 0) :]
     return order, mask.gather(1, order)
+
+
+def take_rows(x: Tensor, index: Tensor) -> Tensor:
+    """x[index]; of a single row a view, so that the questions on one text share its memory."""
+    return x.expand(len(index), *x.shape[1:]) if len(x) == 1 else x[index]
 
 
 def at_least_float32(x: Tensor) -> Tensor:

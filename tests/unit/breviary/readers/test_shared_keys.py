@@ -145,3 +145,21 @@ def test_questions_share_the_keys_of_a_memory(build, collate, ragged, join, monk
     layers = range(reader.compressor.layer, 4)
     assert all(state.cache._own[layer][0].shape[2] <= columns for layer in layers)
     assert memory.answer(batch, GENERATION) == [memory.answer(batch.rows([row]), GENERATION)[0] for row in range(4)]
+
+
+def test_questions_share_comet_s_memory(build, collate):
+    """Keys and values of the memory slots are held once while four questions are read in the same chunk."""
+    reader = build(["compressor=comet", "compressor.chunk_size=128"]).eval()
+    disturb(reader)
+    batch = collate(questions(4))
+    reader.context_cache = reader.context_cache_class(4)
+    with torch.no_grad():
+        [(rows, stream)] = reader._encoded_contexts(batch)
+        [(cached, _)] = {id(entry[0]): entry for entry in reader.context_cache._entries.values()}.values()
+        stream.read(batch.prompt.ids, batch.prompt.lengths)
+    assert rows == [0, 1, 2, 3] and stream.open_chunk is not None
+    for pair, own in zip(stream.open_chunk.memory_keys_values, cached.open_chunk.memory_keys_values, strict=True):
+        for shared, one in zip(pair, own):
+            assert shared.shape[0] == 4 and shared.untyped_storage().data_ptr() == one.untyped_storage().data_ptr()
+    answers = reader.answer(batch, GENERATION)
+    assert answers == [reader.answer(batch.rows([row]), GENERATION)[0] for row in range(4)]
