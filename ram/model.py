@@ -57,7 +57,7 @@ class RAM(MergingCompressor):
     positives            evidence: gold passages where the data marks them, else answers | answers: their occurrences
     ignore_case          when occurrences of answers are searched
     quirks               the published inference code: kept tokens use the encoder's embedding; contrastive temperature
-                         0.05
+                         0.05; rotary frequencies are rounded to bfloat16, for any backbone.dtype
     Further arguments as in MergingCompressor and ContextEncoder. States never depend on the question, so each context
     is encoded once.
     """
@@ -111,6 +111,10 @@ class RAM(MergingCompressor):
         self.contrastive_weight, self.positives, self.ignore_case = contrastive_weight, positives, ignore_case
         self.contrastive_temperature = 0.05 if quirks else contrastive_temperature
         self.quirks = quirks
+        if quirks:
+            for stack in (decoder, self.context_encoder.encoder, self.context_encoder.lsa):
+                if stack is not None:
+                    stack.round_frequencies()
 
     def compress(self, encoded: Encoded, question: Question) -> Memory:
         """Steps 2 to 5. Every operation runs for any selection, so that all weights always receive a gradient."""

@@ -145,8 +145,14 @@ class PublishedCOMI(nn.Module):
 # ------------------------------------------------------------------ RAM
 
 
+def round_frequencies(model):
+    """Rotary frequencies as the inference code's cast of the whole model to bfloat16 leaves them."""
+    for name, frequencies in dict(model.model.rotary_emb.named_buffers()).items():
+        setattr(model.model.rotary_emb, name, frequencies.bfloat16().float())
+
+
 class PublishedRAM(nn.Module):
-    """All modules with the released names, including those that nothing uses."""
+    """All modules with the released names, including those that nothing uses. Weights are float32 here."""
 
     def __init__(self, model):
         super().__init__()
@@ -160,6 +166,8 @@ class PublishedRAM(nn.Module):
         for name in ("alpha_merge", "alpha_select", "beta_merge", "beta_select"):
             self.register_parameter(name, nn.Parameter(torch.tensor(1.0)))
         self.adaptive_temperature = nn.Parameter(torch.ones(1))
+        for stack in (self.llm, self.llm_encoder):
+            round_frequencies(stack)
         self.eval()
 
     def encode(self, ids):

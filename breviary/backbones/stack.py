@@ -55,6 +55,11 @@ class Stack(nn.Module):
                 setattr(self.rotary, name, buffer.to(moved.device))
         return self
 
+    def round_frequencies(self, dtype: torch.dtype = torch.bfloat16) -> None:
+        """Rounds the rotary frequencies as a cast of the whole model does (see `_apply`), for published numerics."""
+        for name, buffer in dict(self.rotary.named_buffers()).items():
+            setattr(self.rotary, name, buffer.to(dtype).to(buffer.dtype))
+
     def reinitialise(self) -> None:
         """Re-initialises every layer as before pretraining: maps from the model's initializer_range, norms to 1.
 

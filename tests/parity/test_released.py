@@ -145,6 +145,28 @@ def test_ram(tmp_path, example, tied):
     assert (own.embeds[own.mask] - expected.memory).abs().max() > 1e-2
 
 
+def test_ram_rounds_rotary_frequencies_with_quirks_only(tmp_path, example):
+    """The released inference casts the whole model to bfloat16. Kept tokens apart, this is the only difference."""
+    model = plain_model("qwen3")
+    torch.save(state_of(PublishedRAM(model)), tmp_path / "pytorch_model.bin")
+    backbone = save_backbone(model, tmp_path / "backbone")
+    folder, _ = import_checkpoint(
+        FORMATS, "ram", tmp_path / "pytorch_model.bin", backbone, tmp_path / "run", quirks=True, segment_size=6
+    )
+    batch, exact = batch_of(folder, example), model.model.rotary_emb.inv_freq
+    losses = {}
+    for quirks in (True, False):
+        reader = load_imported(folder, quirks=quirks)
+        expected = exact.bfloat16().float() if quirks else exact
+        for stack in (reader.decoder, reader.compressor.context_encoder.encoder):
+            assert torch.equal(stack.rotary.inv_freq, expected)
+            assert torch.equal(stack.to(torch.bfloat16).float().rotary.inv_freq, expected)
+        reader = load_imported(folder, quirks=quirks, keep="none")
+        with torch.no_grad():
+            losses[quirks] = float(reader.loss(batch).nll.sum() / reader.loss(batch).tokens.sum())
+    assert abs(losses[True] - losses[False]) > 1e-4
+
+
 # ------------------------------------------------------------------ CoMeT
 
 
@@ -182,11 +204,7 @@ def encode(reader, text):
     memory, rows = MemoryState.empty(1, text.ids.device), []
     for chunk in reader.prepare_chunks(text):
         states, memory, _ = reader.memory.run(
-            reader.decoder,
-            reader.embed_chunk(text, chunk),
-            chunk.layout,
-            chunk.initial_memory(memory),
-            chunk.updates,
+            reader.decoder, reader.embed_chunk(text, chunk), chunk.layout, chunk.initial_memory(memory), chunk.updates
         )
         rows.append(states[0, chunk.layout.columns_of(TEXT_PART)[0, : chunk.step.sizes[0]]])
     slots = [torch.cat([layer.global_state[0], layer.queue[0, memory.queue_mask[0]]]) for layer in memory.layers]
