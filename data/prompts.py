@@ -134,7 +134,7 @@ class Prompt:
         return parts[0], parts[1]
 
 
-def _with_fixed_date(template: str, day: date) -> str:
+def _with_fixed_date(template: str, day: datetime.date) -> str:
     """A chat template whose function strftime_now(format) returns `day`, not the day of the call.
 
     transformers accepts no function from its callers, so the template gets a macro of that name, which looks up the
