@@ -23,7 +23,7 @@ from breviary.backbones.stack import Stack
 from breviary.backbones.tiny import TinyBackbone
 from breviary.contract import Batch, Decoded, Footprint, Generation, LossOutput, Reader
 from breviary.decoding.loop import decode_batch
-from breviary.memory.assembly import Layout, take_columns
+from breviary.memory.assembly import Layout, take_columns, token_index
 from breviary.objectives.answer import Answer, token_nll
 from breviary.readers.chunked import ChunkedReader
 from breviary.runtime.timing import phase
@@ -164,6 +164,8 @@ class Comet(ChunkedReader, Reader):
                 prompt, ids = part.prompt, [example.id for example in part.examples]
                 with phase("prefill"):
                     logits = stream.read(join_parts([prompt])[1], prompt.lengths)
+                if logits is None:  # no row has a token: as in rows without tokens beside others
+                    logits = self.decoder.embed_tokens.weight.new_zeros(len(rows), self.decoder.config.vocab_size)
                 with phase("decode"):
                     answers = decode_batch(
                         logits, stream.step, generation, self.tokenizer, False, self.decoder.end_ids, ids
@@ -316,7 +318,10 @@ class Comet(ChunkedReader, Reader):
             layout, ids = join_parts([part.prompt, part.answer])
             states = stream.read_shifted(ids, part.prompt.lengths + part.answer.lengths)
             states_BAD = take_columns(states, layout.columns_of(1))
-            nll_BA = self._token_nll(states_BAD, part.answer.ids).masked_fill(~part.answer.mask, 0)
+            earlier_B = part.prefix.lengths + part.context.lengths + part.prompt.lengths
+            # As in `nll`, a text's first token is predicted by nothing.
+            is_predicted_BA = part.answer.mask & ((earlier_B > 0)[:, None] | (token_index(part.answer.mask) > 0))
+            nll_BA = self._token_nll(states_BAD, part.answer.ids).masked_fill(~is_predicted_BA, 0)
             nll_B[rows] = nll_BA.sum(1)
         return nll_B
 

@@ -38,7 +38,7 @@ class DataPipeline:
 
     def collator(self, tokenizer: PreTrainedTokenizerBase) -> Callable[[Sequence[dict[str, Any]]], Batch]:
         """The function that turns tokenised items into a batch, padded for this tokenizer."""
-        return Collator(tokenizer.pad_token_id or 0)
+        return Collator(0)  # any id serves, as masks come from lengths; a tokenizer's own may have no embedding
 
     def scores(self, prediction: str, references: Sequence[str]) -> dict[str, float]:
         """As `data.metrics.scores`."""
@@ -66,7 +66,7 @@ class TextBatches:
 
     def __init__(self, tokenizer: PreTrainedTokenizerBase, prompt: dict[str, Any]) -> None:
         self.tokenizer, self.prompt = tokenizer, Prompt(**prompt)
-        self._collate = Collator(tokenizer.pad_token_id or 0)
+        self._collate = Collator(0)
 
     def __call__(self, contexts: Sequence[str], questions: Sequence[str]) -> Batch:
         """A batch with one row per (context, question); either text may be empty. Its answers are empty.

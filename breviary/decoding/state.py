@@ -52,7 +52,9 @@ class DecodingState:
         self.next_position = positions.gather(1, last_B1)[:, 0] + 1
         states = self.stack.run(states, upper, positions, mask, self.cache)
         self.upper_mask = self._without_padding(mask, upper)
-        return self.stack.head(self.stack.norm(take_columns(states, last_B1)))[:, 0]
+        # A row without any token is predicted from zeros.
+        last_B1D = take_columns(states, last_B1).masked_fill(~mask.any(1)[:, None, None], 0)
+        return self.stack.head(self.stack.norm(last_B1D))[:, 0]
 
     def _without_padding(self, mask: Tensor, layers: range) -> Tensor:
         """The mask (B, K) of a prefill without the last columns that are padding in all rows, also in the cache.

@@ -39,12 +39,14 @@ class Layout:
         """Layout of parts with the given validity masks, each (B, N), any padding.
 
         round_to  the sequence is as wide as all parts together, rounded up to a multiple of this; trimming it would
-                  need a host sync. 1 for sequences that are packed into another one before any layer processes them
+                  need a host sync. Parts of width zero make one such multiple, as layers need a column. 1 for sequences
+                  that are packed into another one before any layer processes them; these may have no column
         keys      (B, N) or (N,) int64 >= 0 for each part: tokens are sorted by key, which interleaves the parts;
                   None = one part after the other
         """
         valid_BS = torch.cat(masks, dim=1)
-        valid_BS = _pad_columns(valid_BS, -(-valid_BS.shape[1] // round_to) * round_to)
+        least = round_to if round_to > 1 else 0
+        valid_BS = _pad_columns(valid_BS, max(-(-valid_BS.shape[1] // round_to) * round_to, least))
         if keys is None:
             # A stable sort by validity moves the padding to the end and preserves the order of the tokens.
             keys_BS = (~valid_BS).to(torch.uint8)

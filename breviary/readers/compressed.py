@@ -254,11 +254,8 @@ class CompressedReader(Reader):
                 memory = contexts if isinstance(contexts, Memory) else self.compressor.compress(contexts, question)
             with phase("prefill"):
                 upper, states, positions = self._assemble([batch.prefix], memory, lower, states, positions)
-                missing = max(1 - upper.mask.shape[1], 0)  # neither prefix nor memory: one masked column
-                states = torch.nn.functional.pad(states, (0, 0, 0, missing))
-                positions, mask = (torch.nn.functional.pad(x, (0, missing)) for x in (positions, upper.mask))
                 self.decoder.run(states, range(n, len(self.decoder)), positions, cache=cache)
-        return PrefilledMemory(cache.layers, mask, memory.mask.sum(1))
+        return PrefilledMemory(cache.layers, upper.mask, memory.mask.sum(1))
 
     def _can_prefill(self, batch: Batch) -> bool:
         """True where keys and values of [prefix ; memory] can be cached and reused.
@@ -346,9 +343,10 @@ class CompressedReader(Reader):
 
     def _predict(self, states: Tensor, answer_columns: Tensor) -> Tensor:
         """Logits (B, A, V), float32, from states (B, S, D), for the answer tokens in columns (B, A)."""
-        # The row before an answer token predicts it. Every answer follows a prompt, so only padding is clamped.
-        rows_BAD = self.decoder.norm(take_columns(states, (answer_columns - 1).clamp(min=0)))
-        return self.decoder.head(rows_BAD).float()
+        # The row before an answer token predicts it. Where neither prefix, memory nor prompt holds a token, zeros do.
+        rows_BAD = take_columns(states, (answer_columns - 1).clamp(min=0))
+        rows_BAD = rows_BAD.masked_fill((answer_columns == 0)[..., None], 0)
+        return self.decoder.head(self.decoder.norm(rows_BAD)).float()
 
     def _decode(self, batch: Batch, state: DecodingState, logits: Tensor, generation: Generation) -> list[Decoded]:
         ids = [example.id for example in batch.examples]

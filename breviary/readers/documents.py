@@ -78,7 +78,8 @@ class EncodedDocument(EncodedContext):
 
     def _context_state(self, batch: Batch) -> ContextState:
         """This context for each row of the batch; prefilled where its memory does not depend on the question."""
-        if self.reader.compressor.needs_question:
+        # The last token of a prompt predicts the answer: without a prompt, the last slot does.
+        if self.reader.compressor.needs_question or not batch.prompt.mask.any(1).all():
             return join_contexts([self.encoded] * len(batch))
         if self._prefilled is None:
             self._prefilled = self.reader.prefill(batch.rows([0]), self.encoded)

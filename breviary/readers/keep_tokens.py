@@ -10,7 +10,7 @@ from collections.abc import Mapping
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from breviary.backbones.pretrained import Backbone
 from breviary.backbones.stack import Stack
@@ -52,8 +52,6 @@ class KeepTokens(BudgetedCompressor):
         """Token embeddings (B, 1, T, D)."""
         layout = Layout.of([context.mask])
         ids, mask = layout.pack([context.ids]), layout.mask
-        if not ids.shape[1]:
-            ids, mask = nn.functional.pad(ids, (0, 1)), nn.functional.pad(mask, (0, 1))
         states = self._decoder[0].embed(ids).masked_fill(~mask[..., None], 0)
         return Encoded(states[:, None], mask[:, None], ids[:, None])
 

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from breviary.config.build import compressor_forms
-from breviary.contract import Context, Generation, Question
+from breviary.contract import Context, Generation, Question, Tokens
 from breviary.memory.budget import Budget
 from breviary.readers.cache import ContextCache
 from breviary.readers.compressed import CompressedReader
@@ -65,7 +65,7 @@ def test_a_batch_of_n_equals_n_batches_of_one(build, overrides, ragged_examples,
         for batch in (
             collate(ragged_examples),
             collate(ragged_examples, side="left"),
-            collate(ragged_examples, pad_id=7),
+            *(collate(ragged_examples, pad_id=pad_id) for pad_id in (0, 511)),
         ):
             together = reader.loss(batch)
             torch.testing.assert_close(together.nll, torch.cat([one.nll for one in single]), rtol=1e-5, atol=0)
@@ -100,6 +100,51 @@ def test_sampling_depends_on_seed_and_example_alone(build, overrides, ragged_exa
         batch = collate([example])
         [context] = reader.encode_contexts(batch)
         assert "".join(context.stream(batch, generation)) == text == context.answer(batch, generation)[0]
+
+
+# ------------------------------------------------------------------ pieces of width zero
+
+PIECES = ("prefix", "context", "query", "prompt")
+EMPTY = [*((piece,) for piece in PIECES), ("prefix", "query"), ("prefix", "prompt"), PIECES]
+
+
+def without(batch, pieces):
+    """The batch with pieces of width zero, as the collator makes them where every row lacks them."""
+    none = torch.zeros(len(batch), 0, dtype=torch.int64)
+    changes = {piece: Tokens(none, none.bool()) for piece in pieces}
+    if "context" in pieces:
+        changes |= {name: None if (x := getattr(batch, name)) is None else x[:, :0] for name in ("evidence", "offsets")}
+    return replace(batch, **changes)
+
+
+@each(ALL)
+def test_pieces_of_width_zero(build, overrides, ragged_examples, collate):
+    """Losses are finite; a batch, a cache and an encoded context equal batches of one."""
+    reader = build([*overrides, *FROZEN])
+    disturb(reader)
+    generation, examples = Generation(max_new_tokens=2), ragged_examples[:2]
+    for pieces in EMPTY:
+        batch = without(collate(examples), pieces)
+        alone = [without(collate([example]), pieces) for example in examples]
+        assert all(torch.isfinite(value).all() for value, _ in reader.train().loss(batch).terms().values()), pieces
+        reader.eval()
+        with torch.no_grad():
+            nll = torch.cat([reader.loss(one).nll for one in alone])
+            answers = [reader.decode(one, generation)[0] for one in alone]
+            for cache in (None, reader.context_cache_class(len(batch))):
+                reader.context_cache = cache
+                torch.testing.assert_close(reader.loss(batch).nll, nll, rtol=1e-5, atol=1e-6, msg=str(pieces))
+                assert reader.decode(batch, generation) == answers, pieces
+                assert reader.answer_with_loss(batch, generation)[0] == answers, pieces
+            reader.context_cache = None
+            assert torch.equal(reader.footprint(batch).memory_slots, reader.loss(batch).slots)
+        [context] = reader.encode_contexts(alone[0])
+        if pieces == PIECES and not isinstance(reader, CompressedReader):  # a session needs a first token
+            with pytest.raises(ValueError, match="no text was read"):
+                context.answer(alone[0], generation)
+            continue
+        assert context.answer(alone[0], generation) == [answers[0].text], pieces
+        assert "".join(context.stream(alone[0], generation)) == answers[0].text, pieces
 
 
 # ------------------------------------------------------------------ gradients

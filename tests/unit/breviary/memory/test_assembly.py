@@ -48,9 +48,13 @@ def test_padding_holds_zeros_whatever_the_parts_hold():
     assert torch.equal(Layout.of(MASKS).pack(states)[..., 0].bool(), Layout.of(MASKS).mask)
 
 
-def test_no_column_at_all():
-    layout = Layout.of([torch.zeros(2, 0, dtype=torch.bool)])
-    assert layout.pack([torch.zeros(2, 0, dtype=torch.long)]).shape == layout.positions().shape == (2, 0)
+@pytest.mark.parametrize("round_to, width", [(1, 0), (ROUND_TO, ROUND_TO)])
+def test_parts_of_width_zero(round_to, width):
+    """Layers process at least one column; a sequence that is packed again may have none."""
+    layout = Layout.of([torch.zeros(2, 0, dtype=torch.bool)] * 2, round_to)
+    packed = layout.pack([torch.zeros(2, 0, dtype=torch.long)] * 2)
+    assert packed.shape == layout.positions().shape == (2, width)
+    assert not layout.mask.any() and layout.unpack(packed[..., None], 1).shape == (2, 0, 1)
 
 
 masks = st.lists(st.integers(0, 5), min_size=1, max_size=4).flatmap(
