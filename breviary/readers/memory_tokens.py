@@ -45,6 +45,9 @@ class MemoryTokens(BudgetedCompressor):
     head            none | mlp: two linear maps with a GELU between them, on each slot
     encoder_layers  layers of the encoder; None = all
     lora_rank, lora_alpha, lora_dropout, lora_targets  of the encoder's adapters ('all-linear', or projection names)
+    Deviations from ICAE's code: batches of any size without padding between parts; with objective=reconstruct every
+    text has both losses, the published code draws one; its second half is the continuation, always after [LM].
+    Prompts are as published with an empty dataset.question and prompt.template (experiment=icae_pretrain).
     Costs the layers' pass over all tokens and memory tokens. Independent of the question.
     """
 

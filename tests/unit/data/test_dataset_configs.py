@@ -25,6 +25,7 @@ def test_the_files_exist():
         "jsonl",
         "nq",
         "nq_gold4",
+        "nq_plain",
         "contract_nli",
         "fairytaleqa",
         "hotpotqa",
