@@ -16,6 +16,7 @@ from typing import Any
 
 from breviary.contract import Document, Example
 from breviary.runtime.draws import seeded_rng, shuffled
+from breviary.runtime.markup import surrogate_problem
 from data.checks import SPLITS, check_split, integer_problems, raise_problems
 
 FORMAT = (
@@ -189,10 +190,13 @@ def _row_problems(row: dict[str, Any]) -> list[str]:
             problems.append(f"the field {field!r} is missing (fields: {', '.join(map(repr, row)) or 'none'})")
         elif not isinstance(row[field], str):
             problems.append(f"{field!r} is {_kind(row[field])}; it must be a string")
+        else:
+            problems += _character_problems(repr(field), row[field])
     if isinstance(row.get("question"), str) and not row["question"].strip():
         problems.append("'question' is empty; it must hold a question")
     if isinstance(row.get("id", ""), bool) or not isinstance(row.get("id", ""), (str, int)):
         problems.append(f"'id' is {_kind(row['id'])}; it must be a string or a whole number")
+    problems += _character_problems("'id'", str(row.get("id", "")))
     if "answers" not in row:
         problems.append(f"the field 'answers' is missing (fields: {', '.join(map(repr, row)) or 'none'})")
     else:
@@ -212,7 +216,7 @@ def _answer_problems(answers: Any) -> list[str]:
             return [f"'answers' holds {_kind(answer)}; it must hold strings only"]
         if not answer.strip():
             return ["'answers' holds an empty string; every answer must have words"]
-    return []
+    return [problem for answer in answers for problem in _character_problems("'answers'", answer)]
 
 
 def _document_problems(documents: Any) -> list[str]:
@@ -231,7 +235,14 @@ def _document_problems(documents: Any) -> list[str]:
             if not isinstance(document.get(field), kind):
                 found = _kind(document[field]) if field in document else "missing"
                 return [f"{field!r} of document {i} is {found}; it must be {words}"]
+            if kind is str and _character_problems("", document[field]):
+                return _character_problems(f"{field!r} of document {i}", document[field])
     return []
+
+
+def _character_problems(name: str, text: str) -> list[str]:
+    problem = surrogate_problem(text)
+    return [f"{name} {problem}"] if problem else []
 
 
 def _kind(value: Any) -> str:

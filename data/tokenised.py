@@ -171,7 +171,21 @@ def _sha256(value: Any) -> str:
 
 
 def _save(rows: datasets.Dataset, folder: Path) -> None:
-    """Writes `rows` into a temporary folder and renames it, so that `folder` is never incomplete."""
+    """Writes `rows` into a temporary folder and renames it, so that `folder` is never incomplete.
+
+    Raises: ValueError where the cache cannot be written or its disk is full.
+    """
+    try:
+        _save_atomically(rows, folder)
+    except OSError as error:
+        raise ValueError(
+            f"{folder.parent}: tokenised data cannot be written there ({error.strerror or error}); free space, or set "
+            "paths.cache (or the environment variable BREVIARY_CACHE) to a folder that you may write, e.g. "
+            "paths.cache=cache"
+        ) from error
+
+
+def _save_atomically(rows: datasets.Dataset, folder: Path) -> None:
     folder.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(prefix="partial-", dir=folder.parent) as partial:
         complete = Path(partial) / "rows"

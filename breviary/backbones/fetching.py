@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import shutil
 import subprocess
 import sys
@@ -28,6 +27,7 @@ from breviary.backbones.recipes import (
     verify,
     write_provenance,
 )
+from breviary.runtime.files import variable_folder
 
 HUB_TIMEOUT_S = 4
 HUB_FILES = ["*.safetensors", "*.json", "*.jinja", "*.txt"]
@@ -39,8 +39,8 @@ class SourceUnavailable(RuntimeError):
 
 
 def cache_folder() -> Path:
-    """The folder of all downloads: BREVIARY_CACHE, else ~/.cache/breviary."""
-    return Path(os.environ.get("BREVIARY_CACHE") or "~/.cache/breviary").expanduser()
+    """The folder of all downloads: BREVIARY_CACHE, else ~/.cache/breviary. Raises: ValueError where it is empty."""
+    return variable_folder("BREVIARY_CACHE", "~/.cache/breviary")
 
 
 def get_backbone(

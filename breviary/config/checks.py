@@ -16,6 +16,7 @@ from breviary.config.errors import collect_errors
 from breviary.contract import Example
 from breviary.memory.budget import check_budget
 from breviary.readers.chunked import ChunkedReader
+from breviary.runtime.files import folder_problem
 from breviary.runtime.markup import surrogate_problem, unknown_fields
 from breviary.runtime.spelling import escape_problems, override, unescaped
 
@@ -36,7 +37,7 @@ def check_config(
     problems += check_decoder(cfg.decoder) + check_training(cfg.train) + check_limits(cfg.limits)
     if cfg.eval_batch_size < 1:
         problems.append(f"eval_batch_size={cfg.eval_batch_size}: must be at least 1, e.g. 16")
-    problems += check_generation(cfg.generation)
+    problems += check_generation(cfg.generation) + check_paths(cfg)
     if not cfg.prompt.template and spec.objective.asks_question(spec.objective_settings):
         problems.append(
             "prompt.template is empty, so the decoder would not see the question; it must hold {question}, for example "
@@ -127,6 +128,20 @@ def check_training_dtype(dtype: str) -> list[str]:
         "backbone.dtype=float16: trains nothing reliably, as small gradients become 0 and large ones infinite; allowed "
         "in training are bfloat16, float32 and, for the tiny backbone, float64, e.g. backbone.dtype=bfloat16"
     ]
+
+
+# Environment variables from which configs/paths/default.yaml takes its folders.
+VARIABLES = {"cache": "BREVIARY_CACHE", "data": "BREVIARY_DATA"}
+
+
+def check_paths(cfg: DictConfig) -> list[str]:
+    """Checks section `paths`: no folder is empty, and a new run can be written. Creates nothing."""
+    problems = []
+    for name, folder in cfg.paths.items():
+        written = name == "outputs" and not cfg.get("run")
+        if written or not str(folder).strip():  # a cache that cannot be written may hold everything already
+            problems += folder_problem(f"paths.{name}", folder, VARIABLES.get(name))
+    return problems
 
 
 def check_limits(limits: DictConfig) -> list[str]:

@@ -14,11 +14,17 @@ from typing import Any, NoReturn, TypeVar
 from hydra.errors import ConfigCompositionException, HydraException, InstantiationException
 from omegaconf import DictConfig
 from omegaconf.errors import OmegaConfBaseException
+from safetensors import SafetensorError
 
 from breviary.config.keys import allow_run_keys, known_keys, suggest
 from breviary.runtime.distributed import strip_launcher_arguments
+from breviary.runtime.files import storage_message
 
 T = TypeVar("T")
+
+
+# May be errors of the user, or of the disk, for which torch raises RuntimeError and safetensors SafetensorError.
+USER_ERRORS = (ValueError, HydraException, OmegaConfBaseException, OSError, RuntimeError, SafetensorError)
 
 
 class ConfigError(ValueError):
@@ -62,7 +68,7 @@ def run_cli(main: Callable[[], Any], config: str) -> None:
     sys.argv[1:] = allow_run_keys(sys.argv[1:])
     try:
         main()
-    except (ValueError, HydraException, OmegaConfBaseException) as error:
+    except USER_ERRORS as error:
         _exit_with(error, config)
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)
@@ -76,7 +82,7 @@ def report_user_errors(main: Callable[[DictConfig], Any]) -> Callable[[DictConfi
     def wrapped(cfg: DictConfig) -> Any:
         try:
             return main(cfg)
-        except (ValueError, HydraException, OmegaConfBaseException) as error:
+        except USER_ERRORS as error:
             _exit_with(error)
 
     return wrapped
@@ -92,7 +98,7 @@ def cli_errors() -> Iterator[None]:
         yield
     except ValueError as error:
         _print_and_exit(getattr(error, "problems", [str(error)]))
-    except (HydraException, OmegaConfBaseException) as error:
+    except USER_ERRORS as error:
         _exit_with(error)
 
 
@@ -118,6 +124,9 @@ def _user_messages(error: BaseException, config: str | None = None) -> list[str]
     """The messages of an error that the user can fix; None for any other error."""
     if isinstance(error, ConfigError):
         return error.problems
+    storage = storage_message(error)
+    if storage is not None:
+        return [storage]
     if isinstance(error, InstantiationException):  # Hydra wraps what a constructor raised
         return _user_messages(error.__cause__) if isinstance(error.__cause__, ValueError) else None
     if isinstance(error, ConfigCompositionException):
@@ -125,7 +134,9 @@ def _user_messages(error: BaseException, config: str | None = None) -> list[str]
     if isinstance(error, (HydraException, OmegaConfBaseException)):
         lines = str(error).splitlines()
         return [" ".join(line.strip() for line in lines if not re.match(r"\s*(full_key|object_type|See http)", line))]
-    return None if _raised_by_library(error) else [str(error)]
+    if not isinstance(error, ValueError) or _raised_by_library(error):
+        return None
+    return [str(error)]
 
 
 def _raised_by_library(error: BaseException) -> bool:

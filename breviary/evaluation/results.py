@@ -18,7 +18,7 @@ import numpy as np
 
 from breviary.evaluation.statistics import LEVEL, cluster_codes, interval, uses_wilson
 from breviary.runs.environment import environment
-from breviary.runtime.files import _encode, write_json, write_text
+from breviary.runtime.files import append_text, write_json, write_text
 
 SCHEMA = 3  # 3: phase "read" in place of "encode"; peak memory of one reader, the largest of the processes
 FORMER_SCHEMAS = (1, 2)
@@ -115,10 +115,9 @@ class Predictions:
         text = "".join(_line(row) for row in rows)
         for row in rows:
             assert row["id"] not in self._done, f"example {row['id']!r} is already in {self.path}"
-            self._done.add(row["id"])
         self.path.parent.mkdir(parents=True, exist_ok=True)
-        with open(self.path, "ab") as file:
-            file.write(_encode(text))
+        append_text(self.path, text)
+        self._done.update(row["id"] for row in rows)
         self.rows += rows
 
     def _load(self) -> None:

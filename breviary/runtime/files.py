@@ -1,10 +1,13 @@
-"""Atomic writes of text and JSON, and the hash of named tensors."""
+"""Atomic writes of text and JSON, the hash of named tensors, and messages for files that cannot be written."""
 
 from __future__ import annotations
 
+import contextlib
+import errno
 import hashlib
 import json
 import os
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -27,7 +30,7 @@ def write_text(path: str | Path, text: str) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     part = path.with_name(f"{path.name}.{os.getpid()}.part")
     try:
-        with open(part, "wb") as file:
+        with named_errors(path), open(part, "wb") as file:
             file.write(_encode(text))
             file.flush()
             os.fsync(file.fileno())
@@ -36,9 +39,88 @@ def write_text(path: str | Path, text: str) -> None:
         part.unlink(missing_ok=True)
 
 
+def append_text(path: str | Path, text: str) -> None:
+    """Appends to a file. Where the disk is full, the file stays as it was: no part of `text` remains in it."""
+    with named_errors(path), open(path, "ab", buffering=0) as file:
+        size = os.fstat(file.fileno()).st_size
+        rest = memoryview(_encode(text))
+        try:
+            while rest:
+                rest = rest[file.write(rest) :]
+        except OSError:
+            file.truncate(size)
+            raise
+
+
 def write_json(path: str | Path, value: Any) -> None:
     """Writes `value` as indented JSON, atomically. Raises ValueError for NaN and infinity, which JSON lacks."""
     write_text(path, json.dumps(value, ensure_ascii=False, indent=1, allow_nan=False) + "\n")
+
+
+# ------------------------------------------------------------------ what cannot be written
+
+FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+REFUSED = (errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR, errno.EEXIST, errno.EISDIR, errno.ENAMETOOLONG)
+# What safetensors and torch raise on a full disk, which are no OSErrors.
+FULL_TEXTS = ("os error 28", "os error 122", "PytorchStreamWriter failed writing")
+
+
+@contextlib.contextmanager
+def named_errors(path: str | Path) -> Iterator[None]:
+    """Adds the file to an OSError that names none, as of a write to a full disk."""
+    try:
+        yield
+    except OSError as error:
+        if error.filename is None:
+            error.filename = str(path)
+        raise
+
+
+def storage_message(error: BaseException) -> str | None:
+    """The message of an error of the disk: full, or a folder that cannot be written. None for any other error."""
+    if any(text in str(error) for text in FULL_TEXTS):
+        code, reason, name = errno.ENOSPC, os.strerror(errno.ENOSPC), "a file"
+    elif isinstance(error, OSError) and error.errno in FULL + REFUSED:
+        code, reason, name = error.errno, os.strerror(error.errno), str(error.filename or "a file")
+    else:
+        return None
+    if code in FULL:
+        return (
+            f"{name}: cannot be written ({reason}); what was written before is complete. Free space, then give the "
+            "same command again: an evaluation goes on after its predictions, a training with resume=auto after its "
+            "last checkpoint"
+        )
+    return (
+        f"{name}: no access ({reason}); set paths.outputs and paths.cache to folders that you may write, e.g. "
+        "paths.outputs=outputs"
+    )
+
+
+def folder_problem(key: str, folder: str | Path, variable: str | None = None) -> list[str]:
+    """An error message where `folder`, the value of `key`, is empty or could not be created and written to.
+
+    variable  environment variable from which the value comes by default
+    """
+    default = f"; the environment variable {variable} may be set to nothing: unset it, or" if variable else ";"
+    example = f"e.g. {key}={key.rpartition('.')[2]}"
+    if not str(folder).strip():
+        return [f"{key} is empty{default} give a folder, {example}"]
+    existing = Path(folder)
+    while not existing.exists() and existing != existing.parent:
+        existing = existing.parent
+    if not existing.is_dir():
+        return [f"{key}={folder}: {existing} is a file; give a folder, {example}"]
+    if not os.access(existing, os.W_OK | os.X_OK):
+        return [f"{key}={folder}: {existing} cannot be written; give a folder that you may write, {example}"]
+    return []
+
+
+def variable_folder(variable: str, default: str | Path) -> Path:
+    """The folder in an environment variable; the default where it is not set. Raises: ValueError where it is empty."""
+    value = os.environ.get(variable)
+    if value is not None and not value.strip():
+        raise ValueError(f"the environment variable {variable} is empty; unset it, or set it to a folder")
+    return Path(default if value is None else value).expanduser()
 
 
 def _encode(text: str) -> bytes:

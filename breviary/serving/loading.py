@@ -10,7 +10,8 @@ from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntry
 from hydra.utils import instantiate
 from omegaconf import DictConfig, OmegaConf
 
-from breviary.backbones.pretrained import Backbone
+from breviary.backbones.fetching import cache_folder
+from breviary.backbones.pretrained import Backbone, usable_positions
 from breviary.backbones.tiny import TinyBackbone
 from breviary.backbones.trainable import cast_for_inference
 from breviary.config.allowed_classes import READER_SECTIONS, untrusted_targets
@@ -70,7 +71,7 @@ def load_reader(path: str | Path, backbone: str | Path | None = None, device: st
     }
     texts = instantiate(OmegaConf.load(CONFIGS / "text.yaml"), tokenizer=tokenizer, prompt=dict(cfg.prompt))
     generation = OmegaConf.to_container(cfg.generation, resolve=True)
-    positions = located.config.max_position_embeddings
+    positions = usable_positions(located.config)
     longest = functools.partial(spec.compressor.longest_context, fixed_ratio(spec.settings), positions)
     return TextReader(reader, texts, Generation(**generation | {"stop": tuple(generation["stop"])}), longest)
 
@@ -86,8 +87,7 @@ def find_backbone(
     if given is None and not cfg.backbone.get("path"):
         places: list[str | None] = [None]  # built in code, without files
     else:
-        cache = OmegaConf.load(CONFIGS / "paths" / "default.yaml").cache
-        places = [str(given)] if given else [cfg.backbone.path, f"{cache}/backbones/{stored['name']}"]
+        places = [str(given)] if given else [cfg.backbone.path, f"{cache_folder()}/backbones/{stored['name']}"]
     tried: list[str] = []
     for place in dict.fromkeys(places):
         backbone = build_backbone(cfg) if place is None else _backbone_at(cfg, place)

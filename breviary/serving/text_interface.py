@@ -107,4 +107,6 @@ class TextReader:
 def _checked(generation: Generation) -> Generation:
     if generation.max_new_tokens < 1:
         raise ValueError(f"generation.max_new_tokens={generation.max_new_tokens}: must be at least 1, e.g. 32")
+    if "" in generation.stop:
+        raise ValueError("generation.stop holds an empty text, which would end every answer at once; e.g. stop=()")
     return replace(generation, stop=tuple(generation.stop))

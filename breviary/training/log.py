@@ -12,7 +12,7 @@ from transformers import TrainerCallback, TrainingArguments
 
 from breviary.runtime.device import peak_memory_bytes
 from breviary.runtime.distributed import print_rank0, sum_scalars_over_ranks
-from breviary.runtime.files import write_text
+from breviary.runtime.files import append_text, write_text
 
 
 class Progress:
@@ -119,8 +119,7 @@ class RunLog(TrainerCallback):
         }
         statistics = self.progress.statistics()
         row |= statistics if is_training else {key: statistics[key] for key in ("seconds", "peak_memory_bytes")}
-        with open(self.file, "a") as stream:
-            stream.write(json.dumps(row) + "\n")
+        append_text(self.file, json.dumps(row) + "\n")
         print_rank0(self.progress.format_line(row))
 
     def _mean_parts(self) -> dict[str, float]:

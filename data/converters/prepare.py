@@ -10,7 +10,6 @@ from __future__ import annotations
 import gzip
 import hashlib
 import json
-import os
 import tempfile
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
@@ -19,6 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from breviary.contract import Example
+from breviary.runtime.files import variable_folder
 from data.checks import SPLITS, raise_problems
 from data.converters import CONVERTERS
 from data.converters.fields import Skipped
@@ -91,8 +91,8 @@ def prepare(
 
 def data_folder() -> Path:
     """The folder of prepared data sets: BREVIARY_DATA, else data/ in BREVIARY_CACHE, else ~/.cache/breviary/data."""
-    cache = os.environ.get("BREVIARY_CACHE") or "~/.cache/breviary"
-    return Path(os.environ.get("BREVIARY_DATA") or f"{cache}/data").expanduser()
+    cache = variable_folder("BREVIARY_CACHE", "~/.cache/breviary")
+    return variable_folder("BREVIARY_DATA", cache / "data")
 
 
 def _output_folder(format: str, output: str | Path | None) -> Path:
