@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+from breviary.backbones.pretrained import usable_positions
 from comet.chunking import STRATEGIES
 from comet.layers import BACKENDS
 from comet.memory import INITS
@@ -40,7 +41,7 @@ def check_settings(settings: Mapping[str, Any], backbone: Any) -> list[str]:
         problems.append(
             f"compressor.truncate_every={settings['truncate_every']}: must be at least 1 chunk, or null for none"
         )
-    return problems or _layout_problems(settings, backbone.config.max_position_embeddings)
+    return problems or _layout_problems(settings, usable_positions(backbone.config))
 
 
 def _layout_problems(settings: Mapping[str, Any], positions: int) -> list[str]:

@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from breviary.backbones.pretrained import Backbone
+from breviary.backbones.pretrained import Backbone, usable_positions
 from breviary.backbones.stack import Stack
 from breviary.backbones.tiny import TinyBackbone
 from breviary.contract import Batch, Encoded, Memory, Question
@@ -312,6 +312,6 @@ class RAM(MergingCompressor):
             limit = int(room / ((size - each) / ratio + each)) * size
         if settings["read"] == "whole":
             encoder = settings["encoder"]
-            encoder_positions = Backbone(encoder).config.max_position_embeddings if encoder else positions
+            encoder_positions = usable_positions(Backbone(encoder).config) if encoder else positions
             limit = min(limit, max(encoder_positions - others, 0))
         return limit

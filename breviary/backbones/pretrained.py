@@ -9,7 +9,7 @@ import copy
 import hashlib
 import json
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache, cached_property
 from pathlib import Path
@@ -25,6 +25,9 @@ FAMILIES = ("llama", "qwen2", "qwen3")
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16, "float64": torch.float64}
 
 ATTENTION = ("sdpa", "eager")
+
+# Rotary frequencies of other types, such as dynamic and longrope, change with the longest position of a batch.
+ROPE_TYPES = ("default", "linear", "llama3", "yarn")
 
 WEIGHT_FILES = ("model.safetensors", "model.safetensors.index.json", "pytorch_model.bin")
 
@@ -246,12 +249,39 @@ def check_architecture(config: PretrainedConfig) -> list[str]:
         problems.append(
             f"backbone with layers of type {', '.join(other)}: only full_attention is supported (key backbone.path)"
         )
-    rope = getattr(config, "rope_parameters", None) or getattr(config, "rope_scaling", None) or {}
-    if rope.get("rope_type", "default") == "dynamic":
+    rope_type = rope_scaling(config)["rope_type"]
+    if rope_type not in ROPE_TYPES:
         problems.append(
-            "backbone with dynamic rope scaling, which depends on earlier tokens: not supported (key backbone.path)"
+            f"backbone with {rope_type} rope scaling, whose frequencies depend on the batch: supported are rope_type "
+            f"{', '.join(ROPE_TYPES)} in config.json (key backbone.path)"
+        )
+    quantised = getattr(config, "quantization_config", None)
+    if quantised:
+        method = quantised.get("quant_method") if isinstance(quantised, Mapping) else None
+        problems.append(
+            f"backbone with quantised weights ({method or 'quantization_config'}, key quantization_config of its "
+            "config.json): only float32, float16 and bfloat16 weights are supported; give the folder of the model "
+            "before quantisation (key backbone.path)"
         )
     return problems
+
+
+def rope_scaling(config: PretrainedConfig) -> dict[str, Any]:
+    """The parameters of rotary positions in a model configuration; `rope_type` is always set."""
+    rope = getattr(config, "rope_parameters", None) or getattr(config, "rope_scaling", None) or {}
+    return {**rope, "rope_type": rope.get("rope_type") or rope.get("type") or "default"}
+
+
+def usable_positions(config: PretrainedConfig) -> int:
+    """Positions for which a model is made: its scaled ones, where its rotary positions are scaled.
+
+    Qwen's configurations of YaRN state the unscaled number as max_position_embeddings, Llama 3.1's states the scaled
+    one: the larger of it and original_max_position_embeddings * factor is taken. Without the original number (linear
+    scaling), max_position_embeddings is the unscaled one, as Hugging Face defined it.
+    """
+    rope, positions = rope_scaling(config), config.max_position_embeddings
+    original = rope.get("original_max_position_embeddings") or positions
+    return max(positions, int(original * (rope.get("factor") or 1)))
 
 
 def check_choices(dtype: str, attn_implementation: str, device: str) -> list[str]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from breviary.backbones.pretrained import Backbone
+from breviary.backbones.pretrained import Backbone, usable_positions
 from breviary.backbones.tiny import TinyBackbone
 from breviary.config.build import ReaderSpec
 from breviary.contract import Compressor
@@ -20,7 +20,7 @@ class ContextLimits:
 
     def __init__(self, spec: ReaderSpec, backbone: Backbone | TinyBackbone, max_new_tokens: int):
         self.spec, self.backbone, self.max_new_tokens = spec, backbone, max_new_tokens
-        self.positions: int = backbone.config.max_position_embeddings
+        self.positions: int = usable_positions(backbone.config)
 
     def other_tokens(self, items: Any, context_tokens: int) -> int:
         """Largest number of tokens beside a context of at most `context_tokens` tokens, generated ones included."""

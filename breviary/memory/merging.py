@@ -19,7 +19,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from breviary.backbones.pretrained import Backbone
+from breviary.backbones.pretrained import Backbone, usable_positions
 from breviary.backbones.stack import Stack
 from breviary.backbones.tiny import TinyBackbone
 from breviary.backbones.translation import Translation, translation_between
@@ -219,7 +219,7 @@ class MergingCompressor(BudgetedCompressor):
             return max(positions - others, 0)
         by_slots = max_context_for_slots(settings, max(positions - others, 0), settings["segment_size"])
         if settings["encoder"] is not None:
-            positions = min(positions, Backbone(settings["encoder"]).config.max_position_embeddings)
+            positions = min(positions, usable_positions(Backbone(settings["encoder"]).config))
         by_segment = None if settings["segment_size"] + others <= positions else max(positions - others, 0)
         limits = [limit for limit in (by_slots, by_segment) if limit is not None]
         return min(limits) if limits else None

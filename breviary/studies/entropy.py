@@ -19,7 +19,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from breviary.backbones.pretrained import Backbone
+from breviary.backbones.pretrained import Backbone, usable_positions
 from breviary.backbones.stack import Stack
 from breviary.backbones.tiny import TinyBackbone
 from breviary.contract import Tokens
@@ -188,7 +188,7 @@ class EntropyMeter:
     def _measure_new(self, texts: dict[str, str]) -> dict[str, dict[str, float]]:
         """Results of texts that are not in the cache; texts of similar length share a batch."""
         pieces = {key: self._tokens(text) for key, text in texts.items()}
-        positions = self.backbone.config.max_position_embeddings
+        positions = usable_positions(self.backbone.config)
         longest = max(len(ids) for ids, _ in pieces.values())
         if longest + 1 > positions:
             raise ValueError(

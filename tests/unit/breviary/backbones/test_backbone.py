@@ -3,15 +3,17 @@
 import json
 import re
 import shutil
+from types import SimpleNamespace
 
 import pytest
 import torch
 from transformers import LlamaConfig, MistralConfig, Qwen2Config
 
-from breviary.backbones.pretrained import Backbone, check_architecture, truncated_config
+from breviary.backbones.pretrained import Backbone, check_architecture, truncated_config, usable_positions
 from breviary.backbones.stack import Stack
 from breviary.backbones.tiny import TinyBackbone
 from breviary.backbones.trainable import set_trainable
+from breviary.config.context_lengths import ContextLimits
 from breviary.runs.checkpoints import backbone_difference, read_metadata, save_trained
 
 FAMILIES = ("llama", "qwen2", "qwen3")
@@ -176,12 +178,83 @@ def test_truncated_config_cuts_layer_types():
             LlamaConfig(rope_parameters={"rope_type": "dynamic", "factor": 2.0, "rope_theta": 10000.0}),
             "backbone with dynamic rope scaling",
         ),
+        (
+            LlamaConfig(
+                rope_parameters={
+                    "rope_type": "longrope",
+                    "rope_theta": 10000.0,
+                    "short_factor": [1.0] * 64,
+                    "long_factor": [4.0] * 64,
+                    "original_max_position_embeddings": 512,
+                }
+            ),
+            "backbone with longrope rope scaling, whose frequencies depend on the batch: supported are",
+        ),
+        *(
+            (
+                LlamaConfig(quantization_config={"quant_method": method}),
+                f"backbone with quantised weights ({method}, key quantization_config of its config.json)",
+            )
+            for method in ("gptq", "awq", "bitsandbytes")
+        ),
+        (LlamaConfig(quantization_config={"bits": 4}), "backbone with quantised weights (quantization_config, key"),
     ],
-    ids=["family", "window", "dynamic"],
 )
 def test_unsupported_architectures_are_reported(config, message):
     [problem] = check_architecture(config)
     assert problem.startswith(message) and "backbone.path" in problem
+
+
+@pytest.mark.parametrize(
+    "positions, rope, usable",
+    [
+        (2048, None, 2048),
+        (32768, {"rope_type": "yarn", "factor": 4.0, "original_max_position_embeddings": 32768}, 131072),  # Qwen2.5
+        (40960, {"rope_type": "yarn", "factor": 4.0, "original_max_position_embeddings": 32768}, 131072),  # Qwen3
+        (131072, {"rope_type": "yarn", "factor": 4.0, "original_max_position_embeddings": 32768}, 131072),
+        (32768, {"type": "yarn", "factor": 4.0}, 131072),
+        (2048, {"rope_type": "linear", "factor": 2.0}, 4096),
+        (2048, {"type": "linear", "factor": 2.5}, 5120),
+        (
+            131072,  # Llama 3.1
+            {
+                "rope_type": "llama3",
+                "factor": 8.0,
+                "low_freq_factor": 1.0,
+                "high_freq_factor": 4.0,
+                "original_max_position_embeddings": 8192,
+            },
+            131072,
+        ),
+    ],
+)
+def test_usable_positions_are_the_scaled_ones(positions, rope, usable):
+    config = LlamaConfig(max_position_embeddings=positions, rope_parameters=rope and {"rope_theta": 10000.0, **rope})
+    assert check_architecture(config) == []
+    assert usable_positions(config) == usable
+    limits = ContextLimits(None, SimpleNamespace(config=config), 8)
+    assert limits.positions == usable
+
+
+@EACH
+def test_a_scaled_backbone_equals_the_plain_model(family):
+    """YaRN also scales the attention."""
+    backbone = tiny(family, positions=64)
+    rope = {"rope_type": "yarn", "rope_theta": 10000.0, "factor": 4.0, "original_max_position_embeddings": 64}
+    backbone.config.rope_parameters = rope
+    model, stack, ids = backbone.load(), Stack(backbone.load()), torch.arange(200)[None]
+    assert usable_positions(backbone.config) == 256
+    with torch.no_grad():
+        states = stack.run(stack.embed(ids), range(len(stack)), ids)
+        torch.testing.assert_close(stack.head(stack.norm(states)), model(ids).logits, rtol=0, atol=1e-5)
+
+
+def test_a_quantised_folder_is_rejected_before_its_weights(tmp_path):
+    config = LlamaConfig(quantization_config={"quant_method": "gptq", "bits": 4}).to_dict()
+    (tmp_path / "config.json").write_text(json.dumps({**config, "model_type": "llama"}))
+    (tmp_path / "model.safetensors").write_bytes(b"")
+    [problem] = Backbone(str(tmp_path)).problems()
+    assert "quantised weights (gptq, key quantization_config" in problem and "backbone.path" in problem
 
 
 @EACH
