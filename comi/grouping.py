@@ -44,7 +44,7 @@ class GainGrouping(nn.Module):
         self.learned_weights = learned_weights
 
     def forward(
-        self, states: Tensor, mask: Tensor, query: Tensor, ratio: int | Tensor, slots: int
+        self, states: Tensor | None, mask: Tensor, query: Tensor | None, ratio: int | Tensor, slots: int
     ) -> tuple[Tensor, Tensor | None]:
         """Groups and weights, both (R, L), from states (R, L, D), mask (R, L) and query (R, D).
 
@@ -52,8 +52,16 @@ class GainGrouping(nn.Module):
 
         ratio  tokens per slot, an int or (R,)
         slots  upper bound on the groups of a row
+
+        At ratio 1 every token is a group and states and query may be None. Learned weights then get gradients of 0, as
+        DDP and ZeRO wait for a gradient of each; here and not in the caller, because ZeRO-3 gathers weights by call.
         """
         groups_RL = consecutive_groups(mask, ratio)
+        if isinstance(ratio, int) and ratio == 1:
+            learned_weights = list(self.parameters())
+            ones_RL = torch.ones(mask.shape, device=mask.device)
+            return groups_RL, ones_RL + sum(0 * weight for weight in learned_weights) if learned_weights else None
+        assert states is not None and query is not None, "states and query at a ratio above 1"
         precomputed = precompute(states, query)
         if self.coarse:
             beta = self.beta if self.redundancy_coarse else 0.0
