@@ -1,6 +1,7 @@
 """The floor plan, enforced: import directions, no circles, lengths, docstrings."""
 
 import ast
+import functools
 import re
 import subprocess
 import sys
@@ -51,14 +52,27 @@ def module_of(file):
     return name_of(file)[:-3].replace("/", ".").removesuffix(".__init__")
 
 
+@functools.cache
+def tree_of(file):
+    return ast.parse(file.read_text())
+
+
+@functools.cache
+def nodes_of(file):
+    return tuple(ast.walk(tree_of(file)))
+
+
+@functools.cache
 def imports(file):
     """Dotted names that a file imports anywhere in it, under TYPE_CHECKING and inside functions too."""
-    for node in ast.walk(ast.parse(file.read_text())):
+    names = []
+    for node in nodes_of(file):
         if isinstance(node, ast.Import):
-            yield from (alias.name for alias in node.names)
+            names += (alias.name for alias in node.names)
         elif isinstance(node, ast.ImportFrom):
             assert node.level == 0, f"{name_of(file)}: relative import"
-            yield from (f"{node.module}.{alias.name}" for alias in node.names)
+            names += (f"{node.module}.{alias.name}" for alias in node.names)
+    return tuple(names)
 
 
 def within(name, packages):
@@ -151,11 +165,7 @@ def test_there_is_no_circle_of_imports():
 @pytest.mark.parametrize("file", [f for f in CHECKED if name_of(f).startswith("breviary/")], ids=name_of)
 def test_no_method_is_named_in_the_shared_part(file):
     """Hydra's _target_ is the registry: no `if method == ...`, no import by a method's name as text."""
-    texts = [
-        node.value
-        for node in ast.walk(ast.parse(file.read_text()))
-        if isinstance(node, ast.Constant) and isinstance(node.value, str)
-    ]
+    texts = [node.value for node in nodes_of(file) if isinstance(node, ast.Constant) and isinstance(node.value, str)]
     assert not [text for text in texts if text in METHODS and name_of(file) != "breviary/runtime/checkout.py"]
     assert not [text for text in texts if any(re.fullmatch(rf"{m}\.\w[\w.]*", text) for m in (*METHODS, "data"))]
 
@@ -178,12 +188,11 @@ def line_limit(file):
 
 @pytest.mark.parametrize("file", ALL, ids=name_of)
 def test_files_and_functions_stay_short(file):
-    text = file.read_text()
-    lines = len(text.splitlines())
+    lines = len(file.read_text().splitlines())
     assert lines <= line_limit(file), f"{lines} lines"
     lengths = {
         node.name: node.end_lineno - node.lineno + 1
-        for node in ast.walk(ast.parse(text))
+        for node in nodes_of(file)
         if isinstance(node, (ast.FunctionDef, ast.AsyncFunctionDef))
     }
     assert not {name: length for name, length in lengths.items() if length > FUNCTION_LINES}
@@ -210,7 +219,7 @@ def without_docstring(node, prefix=""):
 @pytest.mark.parametrize("file", CHECKED, ids=name_of)
 def test_everything_public_has_a_docstring(file):
     """Every module, package, public class, method and function."""
-    tree = ast.parse(file.read_text())
+    tree = tree_of(file)
     assert ast.get_docstring(tree), "the module itself"
     assert not list(without_docstring(tree))
 

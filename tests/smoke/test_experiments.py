@@ -24,6 +24,7 @@ EXPERIMENTS = sorted(file.stem for file in (CONFIGS / "experiment").glob("*.yaml
 # Upper limits for keys that cost time.
 LIMITS = {
     "train.steps": 2,
+    "train.learning_rate": 1e-4,
     "train.batch_size": 2,
     "train.accumulation": 2,
     "train.log_every": 1,
@@ -45,6 +46,7 @@ LIMITS = {
     "dataset.train_size": 8,
     "dataset.validation_size": 4,
     "dataset.test_size": 4,
+    "dataset.max_new_tokens": 4,
     "dataset.min_words": 8,
     "dataset.max_words": 12,
 }
@@ -78,7 +80,7 @@ def reduce_config(cfg, home):
     """The configuration on the tiny backbone and on local data, in one process, with LIMITS applied."""
     with open_dict(cfg):
         cfg.backbone = OmegaConf.load(CONFIGS / "backbone" / "tiny.yaml")
-        cfg.backbone.layers, cfg.backbone.width = 4, 32
+        cfg.backbone.layers, cfg.backbone.width = 3, 32
         cfg.engine = OmegaConf.load(CONFIGS / "engine" / "single.yaml")
         cfg.paths.outputs, cfg.paths.cache = f"{home}/outputs", f"{home}/cache"
         for split in ("train", "validation", "test"):
@@ -125,12 +127,12 @@ def tested():
 def test_an_experiment_trains_and_evaluates(name, home, tested):
     cfg = reduce_config(compose_config("train", [f"experiment={name}"]), home)
     is_second_stage = bool(OmegaConf.is_missing(cfg, "init_from") or cfg.init_from)
-    cfg.init_from, cfg.name = None, "smoke"
-    # Experiments that differ in backbone, sizes or data files only are equal after the reduction: tested once.
+    label, cfg.init_from, cfg.name, cfg.reader = cfg.reader or name, None, "smoke", None
+    # Experiments that differ in backbone, sizes, data files or label only are equal after the reduction: tested once.
     content = (is_second_stage, OmegaConf.to_yaml(cfg, resolve=True))
     if content in tested:
         return
-    cfg.reader = cfg.reader or name
+    cfg.reader = label
     folder = train_and_check(cfg)
     if is_second_stage:
         cfg.init_from = str(folder)
