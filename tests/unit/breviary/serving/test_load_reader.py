@@ -105,6 +105,8 @@ def test_a_reader_is_ready_to_answer(runs):
     assert reader.answer_from(reader.read(TEXT), []) == []
     with pytest.raises(ValueError, match="^generation.max_new_tokens=0: must be at least 1, e.g. 32$"):
         reader.answer([TEXT], [QUESTION], Generation(max_new_tokens=0))
+    with pytest.raises(ValueError, match="^generation.stop holds an empty text, which would end every answer at once"):
+        reader.answer([TEXT], [QUESTION], Generation(stop=("",)))
 
 
 def test_the_training_objective_does_not_change_the_answers(runs, run):
