@@ -98,7 +98,7 @@ def run_cases(ranks: int, folder: Path) -> None:
     """Every case on a pipeline of `ranks` with both schedules; writes {(case, schedule): difference to `run_alone`}."""
     start_process_group(torch.device("cpu"))
     group = init_pipeline_group(ranks) if ranks > 1 else PipelineGroup()
-    alone, rows = torch.load(folder / "alone.pt"), {}
+    alone, rows = torch.load(folder / "alone.pt") if rank() == 0 else {}, {}
     for name, case in CASES.items():
         reader = case_reader(case)
         for schedule in ("contiguous", "cyclic"):
@@ -157,8 +157,14 @@ def gradients(reader: Comet) -> dict[str, torch.Tensor]:
 
 
 def sum_dict(values: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
-    """Sums over the ranks."""
-    return {name: sum_over_ranks(value) for name, value in values.items()}
+    """Sums over the ranks: one message for each dtype."""
+    sums = {}
+    for dtype in dict.fromkeys(value.dtype for value in values.values()):
+        own = {name: value for name, value in values.items() if value.dtype == dtype}
+        total = sum_over_ranks(torch.cat([value.reshape(-1) for value in own.values()]))
+        parts = total.split([value.numel() for value in own.values()])
+        sums |= {name: part.view(value.shape) for (name, value), part in zip(own.items(), parts)}
+    return {name: sums[name] for name in values}
 
 
 def compare(actual: dict[str, torch.Tensor], expected: dict[str, torch.Tensor]) -> dict[str, float]:
@@ -214,12 +220,13 @@ def run_side_by_side(folder: Path) -> None:
         "objective=answer_and_copy", "objective.hint_tokens=3", "objective.copy_tokens=20", layers=LAYERS
     ).train()
     reader.begin_step(3, 42)
-    all_batches, group = batches(reader), init_pipeline_group(2)
-    rows, alone = {}, optimizer_step(reader, all_batches)
+    all_batches, group, rows = batches(reader), init_pipeline_group(2), {}
+    alone = optimizer_step(reader, all_batches) if rank() == 0 else None
     for schedule in ("contiguous", "cyclic"):
         reader.join_pipeline(group, schedule)
         together = optimizer_step(reader, all_batches[group.pipeline :: 2])
-        rows[schedule] = compare(together[0], alone[0]) | {"counts": (together[1], alone[1])}
+        if rank() == 0:
+            rows[schedule] = compare(together[0], alone[0]) | {"counts": (together[1], alone[1])}
     if rank() == 0:
         torch.save(rows, folder / "side_by_side.pt")
     end_process_group()

@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import contextlib
 import multiprocessing
 import os
 import runpy
 import socket
 import sys
+import threading
 import time
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from multiprocessing import forkserver
+from multiprocessing.connection import Client, Connection, Listener
 from pathlib import Path
 from typing import Any
 from unittest import mock
@@ -32,21 +35,9 @@ ENVIRONMENT = {
 
 
 def server() -> Any:
-    """A multiprocessing context whose processes start with torch, transformers and DeepSpeed imported."""
+    """A multiprocessing context whose processes start with all imports of preload.py done."""
     context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(
-        [
-            "train",
-            "eval",
-            "comi.model",
-            "comet.model",
-            "tests.tiny",
-            "transformers.trainer",
-            "transformers.models.llama.modeling_llama",
-            "deepspeed",
-            "deepspeed.runtime.zero.muon.muon_optimizer",  # slow, and imported by every engine
-        ]
-    )
+    context.set_forkserver_preload(["tests.distributed.preload"])
     with mock.patch.dict(os.environ, ENVIRONMENT):
         forkserver.ensure_running()
     return context
@@ -108,6 +99,52 @@ def start(
     for process in ranks:
         process.start()
     return ranks, files
+
+
+@contextlib.contextmanager
+def relayed(context: Any, folder: Path, script: str) -> Iterator[tuple[str, dict[str, str]]]:
+    """Yields the script to give to a launcher in place of `script`, and the environment that it needs.
+
+    Each process of the launcher runs `script` in a process of the fork server, with its own arguments and environment.
+    """
+    address = str(folder / "relay")
+    with Listener(address) as listener:
+
+        def serve() -> None:
+            while True:
+                connection = listener.accept()
+                request = connection.recv()
+                if request is None:
+                    return
+                threading.Thread(target=_run_relayed, args=(context, connection, script, *request)).start()
+
+        server = threading.Thread(target=serve)
+        server.start()
+        try:
+            yield str(Path(__file__).with_name("relay.py")), {"RELAY": address}
+        finally:
+            with Client(address) as connection:
+                connection.send(None)
+            server.join()
+
+
+def _run_relayed(
+    context: Any, connection: Connection, script: str, arguments: list[str], environment: dict[str, str]
+) -> None:
+    """Runs the script in a process of the fork server and sends its exit code, and its output if it failed."""
+    log = Path(f"{environment['RELAY']}.{environment['RANK']}.log")
+    process = context.Process(target=_relayed_rank, args=(log, script, arguments, environment))
+    process.start()
+    process.join(TIME_LIMIT)
+    process.kill()
+    process.join()
+    connection.send(log.read_text()[-4000:] if process.exitcode else 0)  # sys.exit prints a text
+
+
+def _relayed_rank(log: Path, script: str, arguments: list[str], environment: dict[str, str]) -> None:
+    os.environ.clear()
+    os.environ.update(environment)
+    _rank(0, None, 0, log, run_script, (script, arguments))
 
 
 def _kill(ranks: list[Any]) -> None:

@@ -16,7 +16,7 @@ from pathlib import Path
 import pytest
 from processes import ENVIRONMENT, ROOT, TIME_LIMIT
 
-WRITE_RANKS = str(Path(__file__).with_name("write_ranks.py"))
+WRITE_RANKS = str(Path(__file__).with_name("write_ranks.py").relative_to(ROOT))
 SRUN = """#!/usr/bin/env bash
 [ "$1" = --kill-on-bad-exit=1 ] && shift
 for node in 0 1; do NODE=$node SLURM_NODEID=$node SLURM_NNODES=2 SLURM_GPUS_ON_NODE=2 "$@" & ids="$ids $!"; done
@@ -66,7 +66,7 @@ def check_ranks(file):
         assert len(report["mapping"].splitlines()) == 4 // ranks
 
 
-def test_slurm(tmp_path, port):
+def test_slurm(tmp_path, port, relay):
     tools = {
         "srun": SRUN,
         "scontrol": '#!/usr/bin/env bash\n[ "$*" = "show hostnames here,there" ] && echo 127.0.0.1\n',
@@ -74,17 +74,18 @@ def test_slurm(tmp_path, port):
     for name, text in tools.items():
         (tmp_path / name).write_text(text)
         (tmp_path / name).chmod(0o755)
-    run_all(
-        (["bash", "scripts/launch/slurm.sbatch", WRITE_RANKS, str(tmp_path / "ranks.json"), "2", "4"], {}),
-        PYTHON=sys.executable,
-        PORT=port,
-        PATH=f"{tmp_path}:{os.environ['PATH']}",
-        SLURM_JOB_NODELIST="here,there",
-    )
+    with relay(WRITE_RANKS) as (script, environment):
+        run_all(
+            (["bash", "scripts/launch/slurm.sbatch", script, str(tmp_path / "ranks.json"), "2", "4"], environment),
+            PYTHON=sys.executable,
+            PORT=port,
+            PATH=f"{tmp_path}:{os.environ['PATH']}",
+            SLURM_JOB_NODELIST="here,there",
+        )
     check_ranks(tmp_path / "ranks.json")
 
 
-def test_deepspeed_with_a_hostfile(tmp_path, port):
+def test_deepspeed_with_a_hostfile(tmp_path, port, relay):
     from deepspeed.launcher.runner import encode_world_info, fetch_hostfile
 
     assert fetch_hostfile(str(ROOT / "scripts" / "launch" / "hostfile")) == {"node1": 8, "node2": 8}
@@ -100,10 +101,9 @@ def test_deepspeed_with_a_hostfile(tmp_path, port):
         "--master_addr=127.0.0.1",
         f"--master_port={port}",
     ]
-    run_all(
-        *(
-            ([*launch, f"--node_rank={node}", WRITE_RANKS, str(tmp_path / "ranks.json"), "2", "4"], {"NODE": str(node)})
-            for node in range(2)
+    with relay(WRITE_RANKS) as (script, environment):
+        arguments = [script, str(tmp_path / "ranks.json"), "2", "4"]
+        run_all(
+            *(([*launch, f"--node_rank={node}", *arguments], {"NODE": str(node), **environment}) for node in range(2))
         )
-    )
     check_ranks(tmp_path / "ranks.json")

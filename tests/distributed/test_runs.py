@@ -68,7 +68,7 @@ def home(ranks, tmp_path_factory):
 
 
 @pytest.fixture(scope="session")
-def run(home):
+def run(home, relay):
     """run(engine): folder of a training on two processes; each engine uses another launcher."""
 
     def train_once(engine):
@@ -81,18 +81,19 @@ def run(home):
                 2, engine, "engine=zero3", "engine.deepspeed.zero_optimization.stage3_param_persistence_threshold=0"
             )
         torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
-        command(*torchrun, "train.py", f"engine={engine}", f"name={engine}", *TRAIN, *home.paths)
+        with relay("train.py") as (script, environment):
+            command(*torchrun, script, f"engine={engine}", f"name={engine}", *TRAIN, *home.paths, **environment)
         return home.run(engine)
 
     return train_once
 
 
-def command(*arguments):
+def command(*arguments, **environment):
     """Runs a command in the checkout; on failure or timeout, kills its process group."""
     process = subprocess.Popen(
         arguments,
         cwd=ROOT,
-        env={**os.environ, **ENVIRONMENT},
+        env={**os.environ, **ENVIRONMENT, **environment},
         text=True,
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
