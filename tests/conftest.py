@@ -25,8 +25,27 @@ from tests.padding import padded_left
 from tests.tiny import compose_tiny, tiny_reader
 
 datasets.disable_progress_bars()
-# Every Trainer starts with a full garbage collection, which over all that was imported takes half a second.
-gc.freeze()
+
+
+def pytest_collection_finish():
+    """Every Trainer starts with a full garbage collection, which over all that was imported takes half a second."""
+    gc.collect()
+    gc.freeze()
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_make_scheduler(config, log):
+    """With --dist loadfile, the distributed tests count as one file: they need one fork server, not one per worker."""
+    if config.getvalue("dist") != "loadfile":
+        return None
+    from xdist.scheduler import LoadFileScheduling
+
+    class Scheduling(LoadFileScheduling):
+        def _split_scope(self, nodeid):
+            folder = "tests/distributed/"
+            return folder if nodeid.startswith(folder) else super()._split_scope(nodeid)
+
+    return Scheduling(config, log)
 
 
 @pytest.fixture
