@@ -114,8 +114,10 @@ class ContextLimits:
         segment = min(room, limit)
         smaller = {"segment_size": segment} if settings.get("segment_size", 0) > segment > 0 else {}
         is_fixed = settings.get("ratio") and not settings.get("ratio_choices")
-        larger = {"ratio": -(-longest // room)} if is_fixed else {}
-        for change in (smaller, larger, smaller | larger):
+        least = -(-longest // room)
+        # Every segment may round up by one slot: the smallest ratio that fits can be larger than `least`.
+        ratios = [{"ratio": ratio} for ratio in range(least, longest + 1)] if is_fixed else []
+        for change in (smaller, *ratios, *(smaller | larger for larger in ratios)):
             fitting = self.spec.compressor.longest_context(settings | change, self.positions, others)
             if change and (fitting is None or fitting >= longest):
                 return [" ".join(f"compressor.{key}={value}" for key, value in change.items())]

@@ -69,6 +69,7 @@ ADDED: dict[str, dict[str, Any]] = {
     "prompt": {"date": "26 Jul 2024"},
     # max_new_tokens and stop: defaults of section generation.
     "dataset": {"max_new_tokens": ..., "stop": ..., "passage_format": "numbered"},
+    "objective": {"continuation_above": 0},
 }
 
 
