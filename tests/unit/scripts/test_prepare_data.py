@@ -7,8 +7,8 @@ import json
 import pytest
 
 from data.checks import SPLITS
-from data.jsonl import Jsonl
 from data.converters.prepare import prepare
+from data.jsonl import Jsonl
 from scripts import prepare_data
 
 
