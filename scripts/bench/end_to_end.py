@@ -1,6 +1,6 @@
 """Time from question to answer: first token and 32 tokens of every reader against full context, in one process.
 
-    python scripts/bench/end_to_end.py [--lengths 2048 4096 8192] [--ratios 4 8] [--output FILE.json]
+    python scripts/bench/end_to_end.py [--lengths 2048 4096 8192 16384] [--ratios 4 8] [--output FILE.json]
     python scripts/bench/end_to_end.py --backbone tiny --lengths 32768 \\
         --keys backbone.width=256 backbone.layers=12 backbone.positions=40000
 
@@ -39,7 +39,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--backbone", default="smollm2_135m", help="a YAML of configs/backbone")
     parser.add_argument("--dtype", default="bfloat16", help="dtype of the weights")
     parser.add_argument(
-        "--lengths", type=int, nargs="+", default=[2048, 4096, 8192], help="context and question, tokens"
+        "--lengths", type=int, nargs="+", default=[2048, 4096, 8192, 16384], help="context and question, tokens"
     )
     parser.add_argument("--ratios", type=int, nargs="+", default=[4, 8])
     parser.add_argument("--readers", nargs="+", help="such as ram-input, comi-depth (default: every compressor YAML)")

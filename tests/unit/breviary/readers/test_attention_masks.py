@@ -11,7 +11,7 @@ from breviary.contract import Example, Generation
 from breviary.readers.cache import ContextCache
 from tests.tiny import greedy_ids
 
-FORMS = {name: form for name, form in compressor_forms().items() if name != "ram_comi-input"}
+FORMS = compressor_forms()
 EXAMPLE = Example("one", " ".join(["red blue green yellow black"] * 9), "What is the colour of the sun?", ("yellow",))
 
 

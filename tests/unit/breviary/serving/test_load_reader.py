@@ -109,6 +109,17 @@ def test_a_reader_is_ready_to_answer(runs):
         reader.answer([TEXT], [QUESTION], Generation(stop=("",)))
 
 
+def test_a_sampled_answer_depends_on_seed_and_question(runs):
+    """In a batch of any order, from an encoded text, and streamed."""
+    reader = breviary.load_reader(runs["comi"])
+    generation, other = Generation(max_new_tokens=6, temperature=1.0, seed=2), "Which ship?"
+    first, second = reader.answer([TEXT, TEXT], [QUESTION, other], generation)
+    assert reader.answer([TEXT, TEXT], [other, QUESTION], generation) == [second, first]
+    context = reader.read(TEXT)
+    assert reader.answer_from(context, [other, QUESTION], generation) == [second, first]
+    assert "".join(reader.stream(context, QUESTION, generation)) == first
+
+
 def test_the_training_objective_does_not_change_the_answers(runs, run):
     answer = breviary.load_reader(runs["comi"]).answer([TEXT], [QUESTION])
     for name in ("Reconstruct", "Continue"):
