@@ -35,15 +35,23 @@ def pytest_collection_finish():
 
 @pytest.hookimpl(optionalhook=True)
 def pytest_xdist_make_scheduler(config, log):
-    """With --dist loadfile, the distributed tests count as one file: they need one fork server, not one per worker."""
+    """With --dist loadfile, tests that share something expensive count as one file and run in one worker.
+
+    The distributed tests share a fork server; test_configs.py and test_experiments.py share composed configurations.
+    """
     if config.getvalue("dist") != "loadfile":
         return None
     from xdist.scheduler import LoadFileScheduling
 
     class Scheduling(LoadFileScheduling):
         def _split_scope(self, nodeid):
-            folder = "tests/distributed/"
-            return folder if nodeid.startswith(folder) else super()._split_scope(nodeid)
+            places = {
+                "tests/distributed/": "distributed",
+                "tests/test_configs.py": "configurations",
+                "tests/smoke/test_experiments.py": "configurations",
+            }
+            shared = (group for place, group in places.items() if nodeid.startswith(place))
+            return next(shared, None) or super()._split_scope(nodeid)
 
     return Scheduling(config, log)
 

@@ -1,6 +1,5 @@
 """Every YAML composes, has exactly the keys of its class, and documents each of them."""
 
-import functools
 import re
 
 import pytest
@@ -9,8 +8,8 @@ from omegaconf import OmegaConf
 
 from breviary.config.allowed_classes import ALL_SECTIONS, untrusted_targets
 from breviary.config.build import ReaderSpec, build_backbone
-from breviary.config.compose import compose_config
 from breviary.config.keys import CONFIGS, constructor_keys, validate_keys
+from tests.tiny import composed_choice
 
 
 def files(*groups):
@@ -27,10 +26,9 @@ def name_of(file):
     return str(file.relative_to(CONFIGS).with_suffix(""))
 
 
-@functools.cache
 def compose_choice(file):
     """configs/train.yaml with this choice. Tests must not change the result."""
-    return compose_config("train", [f"{file.parent.name}={file.stem}"])
+    return composed_choice(f"{file.parent.name}={file.stem}")
 
 
 @pytest.mark.parametrize("file", CHOICES, ids=name_of)

@@ -14,6 +14,7 @@ from omegaconf import DictConfig
 from torch import Tensor, nn
 
 from breviary.config.build import build_backbone, build_reader
+from breviary.config.compose import compose_config
 from breviary.config.defaults import fill_defaults
 from breviary.config.keys import CONFIGS
 from breviary.contract import Batch, Generation, Reader
@@ -54,6 +55,12 @@ def compose_tiny(overrides: Sequence[str] = (), config: str = "train") -> DictCo
 def _compose_choices(config: str, choices: tuple[str, ...]) -> DictConfig:
     with initialize_config_dir(str(CONFIGS), version_base="1.3"):
         return compose(config, list(choices))
+
+
+@functools.cache
+def composed_choice(choice: str) -> DictConfig:
+    """configs/train.yaml with one choice, group=name. Callers copy what they change."""
+    return compose_config("train", [choice])
 
 
 def tiny_reader(cfg: DictConfig) -> Reader:

@@ -3,6 +3,7 @@
 Then evaluations of two runs: tables, variants, continuing after an interruption.
 """
 
+import copy
 import json
 import math
 from pathlib import Path
@@ -11,14 +12,13 @@ import pytest
 from omegaconf import OmegaConf, open_dict
 
 import train
-from breviary.config.compose import compose_config
 from breviary.evaluation import session
 from breviary.evaluation.results import PREDICTIONS, RESULTS, Predictions
 from breviary.evaluation.session import EvaluationSession
 from breviary.memory.encoder import ContextEncoder
 from data.invented_facts import InventedFacts
 from data.text_pipeline import TEXT
-from tests.tiny import CONFIGS, LORA_TARGETS, compose_tiny, evaluate_tiny
+from tests.tiny import CONFIGS, LORA_TARGETS, compose_tiny, composed_choice, evaluate_tiny
 
 EXPERIMENTS = sorted(file.stem for file in (CONFIGS / "experiment").glob("*.yaml"))
 # Upper limits for keys that cost time.
@@ -125,7 +125,7 @@ def tested():
 
 @pytest.mark.parametrize("name", EXPERIMENTS)
 def test_an_experiment_trains_and_evaluates(name, home, tested):
-    cfg = reduce_config(compose_config("train", [f"experiment={name}"]), home)
+    cfg = reduce_config(copy.deepcopy(composed_choice(f"experiment={name}")), home)
     is_second_stage = bool(OmegaConf.is_missing(cfg, "init_from") or cfg.init_from)
     label, cfg.init_from, cfg.name, cfg.reader = cfg.reader or name, None, "smoke", None
     # Experiments that differ in backbone, sizes, data files or label only are equal after the reduction: tested once.
