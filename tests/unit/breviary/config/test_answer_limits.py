@@ -20,7 +20,6 @@ BENCHMARKS = {
     "nq": (100, ["\n"]),
     "nq_gold4": (100, ["\n"]),
     "nq_plain": (100, ["\n"]),
-    "nq_plain": (100, ["\n"]),
     "kv_retrieval": (100, []),
     "hotpotqa": (32, []),
     "2wikimultihopqa": (32, []),
