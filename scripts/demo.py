@@ -16,16 +16,13 @@ require_checkout()
 
 import time
 
-from hydra.utils import instantiate
-from omegaconf import open_dict
-
 from breviary.backbones.fetching import get_backbone
 from breviary.config.build import build_backbone
 from breviary.config.compose import compose_config
 from breviary.config.errors import run_cli
+from breviary.evaluation.resolve import compose_evaluation
 from breviary.evaluation.session import EvaluationSession
 from breviary.evaluation.table import print_table, table_row, write_table
-from breviary.runs.checkpoints import last_checkpoint
 from breviary.runtime.device import fast_dtype
 from data.text_pipeline import TEXT
 from train import CONFIG, train
@@ -56,10 +53,9 @@ def main() -> None:
         ]
         cfg = compose_config("train", [*overrides, *sys.argv[1:]])
         run = train(cfg)
-        with open_dict(cfg):  # keys of eval.yaml
-            cfg.run, cfg.split = str(run), "test"
-        examples = instantiate(cfg.dataset).examples("test")
-        rows.append(table_row(session.evaluate_reader(cfg, examples, run / "eval", last_checkpoint(run))))
+        paths = [word for word in sys.argv[1:] if word.startswith("paths.")]
+        [results] = session.evaluate(compose_evaluation([f"run={run}", "baselines=[]", *paths]))
+        rows.append(table_row(results))
     minutes = (time.perf_counter() - start) / 60
     table = Path(cfg.paths.outputs) / "demo" / "table.json"
     write_table(table, rows)

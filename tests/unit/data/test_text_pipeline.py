@@ -27,7 +27,7 @@ def test_methods_equal_the_functions_of_data(ragged_examples, tokenizer):
     expected = tokenise_split(ragged_examples, tokenizer, prompt, 20, None, "head")
     assert items.data_hash == expected.data_hash and [*items] == [*expected]
     batch = TEXT.collator(tokenizer)([*items])
-    assert batch.context.ids.equal(Collator(tokenizer.pad_token_id)([*items]).context.ids)
+    assert batch.context.ids.equal(Collator(0)([*items]).context.ids)
     assert TEXT.scores("a red", ["red"]) == scores("a red", ["red"])
 
 
