@@ -47,7 +47,7 @@ NESTED_CLASSES: dict[str, tuple[type, ...]] = {"objective": (TextMetrics,)}
 def untrusted_targets(cfg: DictConfig, sections: Sequence[str]) -> Iterator[str]:
     """An error message for each `_target_` in `sections` that is not allowed there. Imports modules, calls nothing."""
     for section in sections:
-        for key, target in _targets(OmegaConf.to_container(cfg[section], resolve=True), section):
+        for key, target in named_targets(OmegaConf.to_container(cfg[section], resolve=True), section):
             allowed = SECTION_CLASSES[section] if key == section else NESTED_CLASSES.get(section, (nn.Module,))
             try:
                 cls = get_class(target)
@@ -58,13 +58,13 @@ def untrusted_targets(cfg: DictConfig, sections: Sequence[str]) -> Iterator[str]
                 yield f"{key}._target_={target}: must be a subclass of {' or '.join(base.__name__ for base in allowed)}"
 
 
-def _targets(node: Any, key: str) -> Iterator[tuple[str, str]]:
-    """(key, value of `_target_`) of every dictionary below `node`."""
+def named_targets(node: Any, key: str) -> Iterator[tuple[str, str]]:
+    """(key, value of `_target_`) of every dictionary in `node`, plain values whose key is `key`."""
     if isinstance(node, dict):
         if "_target_" in node:
             yield key, str(node["_target_"])
         for name, value in node.items():
-            yield from _targets(value, f"{key}.{name}")
+            yield from named_targets(value, f"{key}.{name}")
     elif isinstance(node, list):
         for index, value in enumerate(node):
-            yield from _targets(value, f"{key}.{index}")
+            yield from named_targets(value, f"{key}.{index}")

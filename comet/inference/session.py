@@ -12,6 +12,7 @@ from torch import Tensor
 from breviary.contract import Batch, EncodedContext, Generation
 from breviary.decoding.loop import decode_stream, decode_texts
 from breviary.readers.saved import read_saved, write_saved
+from breviary.readers.views import Described, context_facts
 from breviary.runtime.files import hash_tensors
 from breviary.runtime.markup import missing_field, surrogate_problem, tokenise, tokenise_inserted
 from comet.inference.stream import Stream
@@ -22,7 +23,7 @@ KIND = "session"  # in the header of saved files
 TEMPLATE = "\nQuestion: {question}\nAnswer:"  # as in configs/train.yaml
 
 
-class Session(EncodedContext):
+class Session(Described, EncodedContext):
     """The state of a reader for one text, from `Comet.open()`.
 
     template     text around a question, with the field {question}; may contain special tokens, the question may not
@@ -46,6 +47,11 @@ class Session(EncodedContext):
     def bytes(self) -> int:
         """Bytes of the state: the same after ten chunks as after ten thousand."""
         return self._stream.bytes
+
+    def facts(self) -> dict[str, str]:
+        """As Described."""
+        slots = int(self._stream.memory.slot_mask.sum())
+        return context_facts(self, f"{slots:,} in each layer, and {len(self._open_ids):,} tokens of the open chunk")
 
     def read(self, text: str | Sequence[int]) -> None:
         """Reads further tokens. A string is tokenised by itself; special tokens in it are plain text.

@@ -10,6 +10,8 @@ from breviary.serving.text_interface import TextReader
 PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("*.md"))]
 GROUPS = ("experiment", "dataset", "compressor", "objective", "engine", "backbone")
 MAX_README_LINES = 160
+# Of docs/own_method.md, which its reader writes.
+OWN_METHODS = {f"configs/compressor/{name}.yaml" for name in ("every_kth", "decay_pool", "spread_pool")}
 
 WHERE_TO_EDIT = PAGES[1].read_text(encoding="utf-8").partition("## Where to edit\n")[2].partition("\n## ")[0]
 PLACES = [
@@ -25,7 +27,7 @@ def test_every_script_and_configuration_of_a_page_exists(page):
     scripts = re.findall(r"\bscripts/[\w/]+\.(?:py|sh|sbatch)", text)
     choices = re.findall(rf"(?<![\w.])({'|'.join(GROUPS)})=([a-z0-9]\w*)", text)
     named = [*scripts, *(f"configs/{group}/{name}.yaml" for group, name in choices)]
-    assert {file for file in named if not (ROOT / file).is_file()} <= {"configs/compressor/every_kth.yaml"}
+    assert {file for file in named if not (ROOT / file).is_file()} <= OWN_METHODS
 
 
 def test_readme_is_two_screens_and_links():
@@ -37,6 +39,26 @@ def test_readme_s_python_block_calls_methods_of_a_reader():
     compile(code, "README.md", "exec")
     called = set(re.findall(r"\breader\.(\w+)\(", code))
     assert called and all(hasattr(TextReader, name) for name in called)
+
+
+def shell_lines(page):
+    """The lines of a page's shell blocks, with their comments."""
+    blocks = re.findall(r"^```sh\n(.*?)^```$", (ROOT / page).read_text(encoding="utf-8"), re.MULTILINE | re.DOTALL)
+    return "".join(blocks).splitlines()
+
+
+@pytest.mark.parametrize("page", ["README.md", "docs/quickstart.md"])
+def test_a_page_names_only_what_its_earlier_commands_made(page):
+    """The page in its order: python is that of .venv before it is used, runs and sweeps exist before they are named."""
+    made, activated = set(), False
+    for line in shell_lines(page):
+        activated |= line.startswith("source .venv/bin/activate")
+        assert activated or not line.startswith("python "), line
+        assert set(re.findall(r"outputs/([\w/]+?)(?:/RUN)?(?=[\s\"]|$)", line.partition("#")[0])) <= made, line
+        name = re.search(r"\bname=(\w+)", line) or re.search(r"\bexperiment=(\w+)", line)
+        made |= {name[1]} if name and "train.py" in line else set()
+        made |= {f"sweeps/{sweep}" for sweep in re.findall(r"\bsweep=(\w+)", line)}
+    assert activated and len(made) >= 3
 
 
 def test_where_to_edit_names_places():

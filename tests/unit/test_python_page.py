@@ -21,7 +21,9 @@ FORMS = {
 
 
 BLOCKS = page_blocks()
-OTHERS = ("COMI-1", "Longer than the backbone's positions-0")  # the first is tested by scripts/test_export.py
+INPUTS = "# From Python-0"  # the text and questions of all others
+# The first of these is tested by scripts/test_export.py.
+OTHERS = ("COMI-1", "Longer than the backbone's positions-0", INPUTS)
 
 
 @pytest.fixture(scope="module")
@@ -46,6 +48,12 @@ def test_every_reader_has_a_short_block():
     assert all(
         len([line for line in code.splitlines() if line and not line.startswith(" ")]) <= 15 for code in BLOCKS.values()
     )
+
+
+def test_the_inputs_of_the_page_are_a_text_and_questions():
+    names = run_block(BLOCKS[INPUTS])
+    assert names["text"] != TEXT and all(question.endswith("?") for question in names["questions"])
+    assert type(names["text"]) is type(TEXT) and type(names["questions"]) is type(QUESTIONS)
 
 
 @pytest.mark.parametrize("name", [name for name in BLOCKS if name not in OTHERS])

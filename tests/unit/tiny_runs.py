@@ -39,7 +39,7 @@ def tiny_run(home, *words):
 def page_blocks():
     """{section-number: code} of the page's Python blocks."""
     blocks = {}
-    for section in PAGE.split("\n## ")[1:]:
+    for section in PAGE.split("\n## "):
         for number, code in enumerate(re.findall(r"^```python\n(.*?)^```$", section, re.MULTILINE | re.DOTALL)):
             blocks[f"{section.splitlines()[0]}-{number}"] = code
     return blocks
