@@ -13,6 +13,7 @@ from breviary.backbones.tiny import TinyBackbone
 from breviary.backbones.trainable import LINEAR, TRAIN_MODES
 from breviary.config.build import ReaderSpec
 from breviary.config.errors import collect_errors
+from breviary.config.training_length import check_length
 from breviary.contract import Example
 from breviary.memory.budget import check_budget
 from breviary.readers.chunked import ChunkedReader
@@ -117,7 +118,7 @@ def check_training(train: DictConfig) -> list[str]:
     for key, allowed in CHOICES.items():
         if train[key] not in allowed:
             problems.append(f"train.{key}={train[key]}: allowed are {', '.join(allowed)}")
-    return problems
+    return problems + check_length(train)
 
 
 def check_training_dtype(dtype: str) -> list[str]:

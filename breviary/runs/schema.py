@@ -66,10 +66,13 @@ def _from_2(cfg: DictConfig) -> None:
 # Keys added without a new schema, {section: {key: value}}: with that value a configuration means what it meant without
 # the key, and has the same hash. `...` = any value: the key acts through another one, which is hashed.
 ADDED: dict[str, dict[str, Any]] = {
+    "compressor": {"relevance": "cosine", "bytes": None},  # relevance: of RAM, which had no other
     "prompt": {"date": "26 Jul 2024"},
     # max_new_tokens and stop: defaults of section generation.
     "dataset": {"max_new_tokens": ..., "stop": ..., "passage_format": "numbered"},
     "objective": {"continuation_above": 0},
+    # epochs and global_batch act through steps and accumulation; save_every changes no result.
+    "train": {"epochs": ..., "global_batch": ..., "save_every": ...},
 }
 
 

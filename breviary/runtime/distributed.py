@@ -40,6 +40,13 @@ def sum_scalars_over_ranks(values: dict[str, torch.Tensor | float]) -> dict[str,
     return dict(zip(names, sum_over_ranks(sums).tolist()))
 
 
+def max_over_ranks(values: torch.Tensor) -> list[float]:
+    """Maxima of the entries of a tensor (N,) over all ranks, in one collective with one host sync."""
+    if dist.is_initialized():
+        dist.all_reduce(values, op=dist.ReduceOp.MAX)
+    return values.tolist()
+
+
 def broadcast_from_rank_zero(value: Any) -> Any:
     """Rank 0's value (any picklable object) on every rank."""
     if not dist.is_initialized():

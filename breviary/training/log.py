@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
+import os
 import time
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -11,8 +14,10 @@ import torch
 from transformers import TrainerCallback, TrainingArguments
 
 from breviary.runtime.device import peak_memory_bytes
-from breviary.runtime.distributed import print_rank0, sum_scalars_over_ranks
+from breviary.runtime.distributed import print_rank0, rank, sum_scalars_over_ranks, world_size
 from breviary.runtime.files import append_text, write_text
+
+PARTIAL_ROW = "partial_row.json"  # in a checkpoint
 
 
 class Progress:
@@ -65,6 +70,8 @@ class StepStatistics(Protocol):
 
     step_statistics: dict[str, torch.Tensor]  # of this rank, summed over the micro-batches of the last optimizer step
     examples_per_step: int
+    _tr_loss: torch.Tensor  # the Trainer's own: this rank's losses since the last row
+    _globalstep_last_logged: int
 
 
 class RunLog(TrainerCallback):
@@ -80,6 +87,7 @@ class RunLog(TrainerCallback):
         self.progress: Progress  # from the start of training on
         self.totals: dict[str, float | torch.Tensor] = {}  # of this rank since the last training row
         self.steps = 0  # since the last training row
+        self.resumed: dict[str, Any] = {}  # `partial_row` of the checkpoint from which the run resumes
 
     def on_train_begin(self, args: TrainingArguments, state: Any, control: Any, **kwargs: Any) -> None:
         """Starts the clock; removes rows that an interrupted run wrote after the checkpoint from which it resumes."""
@@ -96,6 +104,31 @@ class RunLog(TrainerCallback):
                     if all(row["step"] <= last[key] for key in last.keys() & row.keys())
                 ),
             )
+        self._continue_row()
+
+    def partial_row(self) -> dict[str, Any]:
+        """Steps since the last training row, their loss and terms summed over the ranks. A collective.
+
+        Stored in a checkpoint, so that the next row of a resumed run is that of an uninterrupted one.
+        """
+        if not self.steps:
+            return {}
+        loss = sum_scalars_over_ranks({"loss": self.trainer._tr_loss / world_size()})
+        return {"steps": self.steps, **loss, "terms": sum_scalars_over_ranks(self.totals)}
+
+    def read_partial_row(self, file: Path) -> None:
+        """Reads what a checkpoint stored; those of earlier versions stored nothing."""
+        self.resumed = json.loads(file.read_text()) if file.is_file() else {}
+
+    def _continue_row(self) -> None:
+        """Adds what the checkpoint stored to the next row, except tokens: throughput is that of this process."""
+        if not self.resumed:
+            return
+        self.steps = self.resumed["steps"]
+        self.trainer._tr_loss += self.resumed["loss"]  # of which the Trainer takes the mean over the ranks
+        self.trainer._globalstep_last_logged -= self.steps
+        terms = {name: value * (rank() == 0) for name, value in self.resumed["terms"].items()}
+        self.totals = {**terms, "context_tokens": 0.0, "slots": 0.0}
 
     def on_step_end(self, args: TrainingArguments, state: Any, control: Any, **kwargs: Any) -> None:
         """Adds the step's losses, tokens and slots."""
@@ -131,3 +164,19 @@ class RunLog(TrainerCallback):
         self.totals, self.steps = {}, 0
         self.progress.add(totals.pop("context_tokens"), totals.pop("slots"))
         return {} if set(totals) == {"answer"} else {name: total / steps for name, total in totals.items()}
+
+
+@contextlib.contextmanager
+def wandb_run(mode: str, folder: Path) -> Iterator[None]:
+    """On rank 0, a run of Weights & Biases with its files in `folder`, to which the Trainer's callback then logs.
+
+    mode  disabled (nothing happens) | offline | online
+    """
+    if mode == "disabled" or rank() != 0:
+        yield
+        return
+    import wandb
+
+    project = os.environ.get("WANDB_PROJECT", "breviary")
+    with wandb.init(project=project, name=folder.name, dir=str(folder), mode=mode):
+        yield

@@ -7,6 +7,8 @@ Differences from the plain Trainer:
   - Checkpoints hold trained weights only, with the backbone's name and hash.
   - Validation uses the evaluation loop of breviary.evaluation. The checkpoint of its step is written before it, and a
     run that was interrupted in a validation repeats that first when it is resumed.
+  - A loss, gradient norm or validation NLL that is not finite ends the training without a checkpoint, as does a signal
+    with one (breviary.training.step_end).
 """
 
 from __future__ import annotations
@@ -14,6 +16,7 @@ from __future__ import annotations
 import contextlib
 import functools
 import itertools
+import math
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -32,9 +35,11 @@ from breviary.evaluation.results import summarise
 from breviary.readers.chunked import ChunkedReader
 from breviary.runs.checkpoints import load_trained, save_trained, write_processes
 from breviary.runtime.distributed import gather_rows, rank, sum_over_ranks, world_size
+from breviary.runtime.files import write_json
 from breviary.training.engines import full_weight, gathered_parameters
-from breviary.training.log import RunLog
+from breviary.training.log import PARTIAL_ROW, RunLog
 from breviary.training.sampling import RepeatBatches, StepSampler
+from breviary.training.step_end import StepEnd
 
 
 @dataclass
@@ -68,6 +73,7 @@ class ReaderTrainer(Trainer):
         grouped: bool,
         log: RunLog,
         ranks: int = 1,
+        step_end: StepEnd | None = None,
     ):
         if not any(parameter.requires_grad for parameter in reader.parameters()):
             raise ValueError(
@@ -75,7 +81,7 @@ class ReaderTrainer(Trainer):
                 "decoder.train, e.g. decoder.train=lora"
             )
         self.reader, self.validation, self.fingerprint, self.grouped = reader, validation, fingerprint, grouped
-        self.ranks = ranks
+        self.ranks, self.run_log, self.step_end = ranks, log, step_end or StepEnd()
         super().__init__(
             model=reader,
             args=args,
@@ -87,9 +93,13 @@ class ReaderTrainer(Trainer):
         self.pop_callback(PrinterCallback)
         self.pop_callback(ProgressCallback)
         self.step_statistics: dict[str, torch.Tensor] = {}
+        self.step_losses: list[torch.Tensor] = []  # of this rank, by micro-batch
+        self.step_examples: list[list[str]] = []  # ids, likewise
+        self.gradient_norm: torch.Tensor | float | None = None
         self.last_saved_step = -1
-        log.trainer = self
+        log.trainer = self.step_end.trainer = self
         self.add_callback(log)
+        self.add_callback(self.step_end)
 
     # -------------------------------------------------------------- data
 
@@ -147,13 +157,16 @@ class ReaderTrainer(Trainer):
 
     def get_batch_samples(self, epoch_iterator: Iterator, num_batches: int, device: torch.device) -> tuple[list, Any]:
         """The micro-batches of one optimizer step, and each loss term's count over all of them on all ranks."""
+        if self.control.should_training_stop:  # by the validation before the first step
+            return [], {}
         self.reader.begin_step(self.state.global_step, self.args.seed)
         samples = list(itertools.islice(epoch_iterator, num_batches))
         counts: dict[str, torch.Tensor] = {}
         for batch in samples:
             for name, count in self.reader.counts(batch).items():
                 counts[name] = counts.get(name, 0) + count.to(self.args.device, torch.float64)
-        self.step_statistics = {}
+        self.step_statistics, self.step_losses = {}, []
+        self.step_examples = [[example.id for example in batch.examples] for batch in samples]
         return samples, {name: sum_over_ranks(count) for name, count in counts.items()}
 
     def compute_loss(
@@ -170,6 +183,7 @@ class ReaderTrainer(Trainer):
             term = value / num_items_in_batch[name].clamp(min=1).to(value.dtype)
             self._accumulate(name, term)
             total = total + term
+        self.step_losses.append(torch.as_tensor(total).detach())
         self._accumulate("slots", output["slots"])
         self._accumulate("context_tokens", output["context_tokens"])
         return total * self.args.world_size
@@ -177,29 +191,51 @@ class ReaderTrainer(Trainer):
     def _accumulate(self, name: str, value: torch.Tensor) -> None:
         self.step_statistics[name] = self.step_statistics.get(name, 0) + value.detach()
 
+    def _get_grad_norm(self, model: torch.nn.Module, grad_norm: Any = None) -> Any:
+        self.gradient_norm = super()._get_grad_norm(model, grad_norm)
+        return self.gradient_norm
+
+    def step_values(self) -> torch.Tensor:
+        """This rank's losses and gradient norm of the last optimizer step, (N,) float64, without a host sync."""
+        norm = torch.as_tensor(0.0 if self.gradient_norm is None else self.gradient_norm)
+        values = torch.stack([value.to(self.args.device, torch.float64) for value in (*self.step_losses, norm)])
+        values[-1] = torch.where(values[-1] < 0, torch.nan, values[-1])  # DeepSpeed has -1 for a norm that is infinite
+        return values
+
     # -------------------------------------------------------------- validation, checkpoints
 
     def evaluate(self, *args: Any, **kwargs: Any) -> dict[str, float]:
-        """Scores and answer NLL on the validation examples, which are distributed over the ranks."""
+        """Scores and answer NLL on the validation examples, which are distributed over the ranks.
+
+        {} after a signal, which ends the validation and the training.
+        """
         v = self.validation
         assert v is not None, "evaluate() without validation examples"
         zero3 = self.is_deepspeed_enabled and self.accelerator.deepspeed_config["zero_optimization"]["stage"] == 3
+        rows: list[dict[str, Any]] = []
         with gathered_parameters(self.reader) if zero3 else contextlib.nullcontext():
-            batches = list(
-                evaluate(
-                    self.reader,
-                    v.items,
-                    self.data_collator,
-                    v.scores,
-                    v.generation,
-                    v.batch_size,
-                    rank=rank(),
-                    world_size=world_size(),
-                    equal_calls=zero3,
-                )
-            )
-        rows = [row for batch in batches for row in batch]
-        summary = summarise(gather_rows(rows), None, resamples=100)
+            for batch in evaluate(
+                self.reader,
+                v.items,
+                self.data_collator,
+                v.scores,
+                v.generation,
+                v.batch_size,
+                rank=rank(),
+                world_size=world_size(),
+                equal_calls=zero3,
+            ):
+                rows += batch
+                if self.step_end.interruption.received and not zero3:  # ZeRO-3 needs all calls of every rank
+                    break
+        if not zero3 and self.step_end.stop_validation(self.control):
+            return {}
+        rows = gather_rows(rows)
+        failed = [row["id"] for row in rows if not math.isfinite(row["nll"])]
+        if failed:
+            self.step_end.fail_validation(failed, self.control)
+            return {}
+        summary = summarise(rows, None, resamples=100)
         metrics = {f"eval_{name}": value["value"] for name, value in summary["metrics"].items()}
         self.log(dict(metrics))
         self.control = self.callback_handler.on_evaluate(self.args, self.state, self.control, metrics)
@@ -217,6 +253,10 @@ class ReaderTrainer(Trainer):
             self._determine_best_metric(metrics, trial)
             self._update_checkpoint()
         return metrics
+
+    def _determine_best_metric(self, metrics: dict[str, float], trial: Any) -> bool:
+        """As in the Trainer; False for a validation that was not completed."""
+        return bool(metrics) and super()._determine_best_metric(metrics, trial)
 
     def _save_checkpoint(self, model: Any, trial: Any) -> None:
         """As in the Trainer; a checkpoint that was written before the validation gets the validation's result."""
@@ -240,8 +280,10 @@ class ReaderTrainer(Trainer):
 
     def _repeat_validation(self) -> bool:
         """Whether the run was interrupted after this checkpoint was written and before its validation had ended."""
-        validated = any("eval_nll" in row and row["step"] == self.state.global_step for row in self.state.log_history)
-        return self.validation is not None and not validated
+        step = self.state.global_step
+        is_due = step % self.state.eval_steps == 0 or step >= self.state.max_steps  # else saved by train.save_every
+        validated = any("eval_nll" in row and row["step"] == step for row in self.state.log_history)
+        return self.validation is not None and is_due and not validated
 
     def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
         """Writes the trained weights in float32 on rank 0. Called by every rank, because ZeRO gathers them."""
@@ -250,10 +292,12 @@ class ReaderTrainer(Trainer):
             weight = full_weight(parameter)
             if self.args.should_save:
                 state[name] = weight.cpu()
+        partial = self.run_log.partial_row()
         if self.args.should_save:
             folder = output_dir or self.args.output_dir
             save_trained(folder, self.reader, self.fingerprint, state)
             write_processes(folder, self.args.world_size, self.examples_per_step)
+            write_json(Path(folder) / PARTIAL_ROW, partial)
 
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: Any = None) -> None:
         load_trained(resume_from_checkpoint, self.reader, self.fingerprint)
@@ -262,6 +306,7 @@ class ReaderTrainer(Trainer):
         """As in the Trainer. DeepSpeed's own checkpoints hold masters and optimizer state, without frozen weights."""
         if resume_from_checkpoint:
             self.args.eval_on_start = self._repeat_validation()
+            self.run_log.read_partial_row(Path(resume_from_checkpoint) / PARTIAL_ROW)
             is_plain = (Path(resume_from_checkpoint) / "optimizer.pt").is_file()
             if is_plain == self.is_deepspeed_enabled:
                 raise ValueError(

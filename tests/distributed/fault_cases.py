@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import json
 import os
 import signal
 import time
+from pathlib import Path
+from types import SimpleNamespace
 
 import torch
 from pipeline_cases import CASES, NINE, all_supervised, case_reader
@@ -13,6 +16,7 @@ from processes import run_script
 from breviary.runtime.distributed import rank, start_process_group
 from breviary.training.log import RunLog
 from breviary.training.pipeline import init_pipeline_group
+from breviary.training.step_end import StepEnd
 from comet.layers import MemoryLayers
 
 TIMEOUT = 4.0  # seconds: engine.timeout
@@ -83,3 +87,54 @@ def run_dying_training(arguments: list[str]) -> None:
 
     RunLog.on_step_end = dying
     run_script("train.py", arguments)
+
+
+def run_signalled_training(arguments: list[str]) -> None:
+    """train.py, in which rank 1 alone gets SIGUSR1 in the third optimizer step; every rank must exit with code 0."""
+    on_step_end = RunLog.on_step_end
+
+    def signalled(self, args, state, control, **kwargs):
+        on_step_end(self, args, state, control, **kwargs)
+        if state.global_step == 3 and rank() == 1:
+            os.kill(os.getpid(), signal.SIGUSR1)
+
+    RunLog.on_step_end = signalled
+    try:
+        run_script("train.py", arguments)
+    except SystemExit as end:
+        assert end.code == 0, end.code
+    else:
+        raise AssertionError("the training was not interrupted")
+
+
+class FakeTrainer:
+    """Values of a step that StepEnd uses, on this rank."""
+
+    def __init__(self, folder: Path) -> None:
+        self.values, self.step_examples = torch.ones(2, dtype=torch.float64), [[f"rank {rank()}"]]
+        self.args = SimpleNamespace(output_dir=f"{folder}/checkpoints", learning_rate=1e-3, device="cpu")
+        self.state = SimpleNamespace(global_step=2, max_steps=9)
+
+    def step_values(self) -> torch.Tensor:
+        return self.values
+
+
+def decide_after_steps(folder: Path) -> None:
+    """Every rank writes what it does after a step in which one rank alone has a reason: its clock, a signal, a NaN."""
+    start_process_group(torch.device("cpu"))
+    decisions = {}
+    for victim in range(2):
+        for reason in ("clock", "signal", "nan"):
+            callback = StepEnd("1m")
+            callback.trainer = trainer = FakeTrainer(folder)
+            if rank() == victim:
+                callback.saved -= 61 if reason == "clock" else 0
+                callback.interruption.received = signal.SIGTERM if reason == "signal" else 0
+                trainer.values[0] = float("nan") if reason == "nan" else 1
+            control = SimpleNamespace(
+                should_save=False, should_training_stop=False, should_log=True, should_evaluate=False
+            )
+            callback.on_step_end(trainer.args, trainer.state, control)
+            stop = control.should_training_stop
+            decisions[f"{reason} {victim}"] = [control.should_save, stop, callback.signal, callback.failure]
+    (folder / f"{rank()}.json").write_text(json.dumps(decisions))

@@ -13,10 +13,12 @@ from pathlib import Path
 
 import pytest
 import torch
+from fault_cases import run_signalled_training
 from processes import ENVIRONMENT, ROOT, TIME_LIMIT, run_script
 from safetensors.torch import load_file
 
 from breviary.backbones.tiny import tiny_tokenizer
+from breviary.runs.checkpoints import checkpoints
 from data.invented_facts import InventedFacts
 from data.prompts import Prompt
 from data.tokenised import tokenise_split
@@ -149,6 +151,20 @@ def test_resumed_training_equals_uninterrupted_training(home, run, engine):
     )
     assert weights.keys() == expected.keys()
     assert all(torch.allclose(weights[name], expected[name], rtol=1e-5, atol=1e-7) for name in expected)
+
+
+def test_a_signal_to_one_rank_saves_the_run_which_resumes(home, run):
+    """Equal to the run that was not interrupted; step 3 has no validation."""
+    words = ["name=signalled", *TRAIN, *home.paths, "engine=ddp"]
+    output = home.ranks(2, run_signalled_training, words)
+    folder = home.run("signalled")
+    assert [path.name for path in checkpoints(folder)] == ["checkpoint-2", "checkpoint-3"]
+    assert not (folder / "finished").exists()
+    assert "SIGUSR1: saved checkpoint-3; this resumes the run:" in output and f"resume={folder}" in output
+    assert "global batch: 2 processes x 2 examples x 1 accumulation = 4; 4 steps" in output
+    resumed = home.train(2, "signalled", "engine=ddp", "resume=auto")
+    assert resumed == folder and (folder / "finished").exists()
+    assert_same_rows(metrics(resumed), metrics(run("ddp")), 1e-6)
 
 
 @pytest.mark.parametrize("engine", ("zero2", "zero3"))

@@ -2,9 +2,7 @@
 
 import json
 
-from breviary.contract import Example
 from breviary.evaluation.results import PREDICTIONS, RESULTS
-from breviary.training.session import shared_context_notes
 from data.metrics import METRICS_VERSION
 from tests.tiny import evaluate_tiny
 
@@ -36,9 +34,3 @@ def test_results_state_rules_contexts_and_clusters(tmp_path):
     ids = [row["context_id"] for row in predictions]
     assert len(set(ids)) == 3 and ids == ids[:3] * 4 and all(len(one) == 16 for one in ids)
 
-
-def test_training_says_where_validation_has_contexts_of_the_train_split():
-    train = [Example(str(i), f"context {i}", "Q?", ("A",)) for i in range(5)]
-    assert shared_context_notes(train, [Example("v", "another", "Q?", ("A",))]) == []
-    [note] = shared_context_notes(train, [*train[:2], Example("v", "another", "Q?", ("A",))])
-    assert note.startswith("2 of 3 examples have a context of the train split")

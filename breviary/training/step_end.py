@@ -1,0 +1,116 @@
+"""After each optimizer step: saves at intervals, and ends the training on a signal or on a value that is not finite."""
+
+from __future__ import annotations
+
+import math
+import time
+from pathlib import Path
+from typing import Any, Protocol
+
+import torch
+from transformers import TrainerCallback, TrainingArguments
+
+from breviary.config.training_length import save_interval
+from breviary.runs.checkpoints import checkpoints
+from breviary.runtime.distributed import gather_rows, max_over_ranks, rank, sum_scalars_over_ranks
+from breviary.runtime.spelling import override
+from breviary.training.interruption import Interruption
+
+NAMED = 16  # examples that a message names
+
+
+class StepValues(Protocol):
+    """What the callback uses of the Trainer, each of this rank's last optimizer step."""
+
+    args: Any
+    state: Any
+    step_examples: list[list[str]]  # ids, by micro-batch
+
+    def step_values(self) -> torch.Tensor:
+        """Loss of each micro-batch and the gradient norm, (N,)."""
+
+
+class StepEnd(TrainerCallback):
+    """Callback of the Trainer, which decides the same on every rank.
+
+    save_every    train.save_every: steps, or minutes as text, which rank 0 measures from the last checkpoint on
+    interruption  records the signals that this rank receives; a signal to one rank ends the training of all
+
+    failure  message about a value that is not finite; None = there was none. Nothing is saved after it
+    signal   number of the signal that ended the training before its last step or validation; 0 = none
+
+    Costs one collective and one host sync an optimizer step: what follows must be known before the next step.
+    """
+
+    def __init__(self, save_every: int | str = 0, interruption: Interruption | None = None):
+        self.steps, self.seconds = save_interval(save_every)
+        self.interruption = interruption or Interruption()
+        self.trainer: StepValues  # set by the Trainer
+        self.saved = time.monotonic()
+        self.failure: str | None = None
+        self.signal = 0
+
+    def on_train_begin(self, args: TrainingArguments, state: Any, control: Any, **kwargs: Any) -> None:
+        """Starts the clock."""
+        self.saved = time.monotonic()
+
+    def on_save(self, args: TrainingArguments, state: Any, control: Any, **kwargs: Any) -> None:
+        """Starts the clock anew."""
+        self.saved = time.monotonic()
+
+    def on_step_end(self, args: TrainingArguments, state: Any, control: Any, **kwargs: Any) -> None:
+        """Sets what the Trainer does next: save, stop. Comes after the Trainer's own callback, which sets intervals."""
+        is_due = rank() == 0 and 0 < self.seconds <= time.monotonic() - self.saved
+        values = self.trainer.step_values()
+        flags = values.new_tensor([float(self.interruption.received), float(is_due)])
+        not_finite, received, is_due = max_over_ranks(torch.cat([(~values.isfinite()).any()[None].to(flags), flags]))
+        if not_finite:
+            self._fail_step(values.tolist())
+            control.should_log = control.should_evaluate = control.should_save = False
+            control.should_training_stop = True
+        elif received and (state.global_step < state.max_steps or control.should_evaluate):
+            self.signal = int(received)
+            control.should_evaluate = False
+            control.should_save = control.should_training_stop = True
+        elif is_due or (self.steps and state.global_step % self.steps == 0):
+            control.should_save = True
+
+    def stop_validation(self, control: Any) -> bool:
+        """Whether a rank has received a signal during the validation, which then ends the training. A collective."""
+        received = torch.tensor([float(self.interruption.received)], device=self.trainer.args.device)
+        self.signal = int(max_over_ranks(received)[0])
+        if self.signal:
+            control.should_evaluate, control.should_training_stop = False, True
+        return bool(self.signal)
+
+    def _fail_step(self, values: list[float]) -> None:
+        """Names the examples of the micro-batches whose loss is not finite; of all where only the gradient is not."""
+        *losses, norm = values
+        loss = sum_scalars_over_ranks({"loss": sum(losses)})["loss"]
+        batches = gather_rows([(math.isfinite(one), ids) for one, ids in zip(losses, self.trainer.step_examples)])
+        failed = [ids for is_finite, ids in batches if not is_finite] or [ids for _, ids in batches]
+        self._fail(
+            f"step {self.trainer.state.global_step}: the loss is {loss:g} and the gradient norm {norm:g}",
+            [example for ids in failed for example in ids],
+            "these weights are not saved",
+        )
+
+    def fail_validation(self, examples: list[str], control: Any) -> None:
+        """Ends the training after a validation in which the NLL of `examples` is not finite."""
+        step = self.trainer.state.global_step
+        self._fail(
+            f"validation after step {step}: the NLL is not finite", examples, f"checkpoint-{step} holds these weights"
+        )
+        control.should_evaluate, control.should_training_stop = False, True
+
+    def _fail(self, what: str, examples: list[str], weights: str) -> None:
+        """Sets `failure`: what is not finite, the ids of the examples it was computed from, where the weights are."""
+        folder, ids = Path(self.trainer.args.output_dir).parent, list(dict.fromkeys(examples))
+        more = f" and {len(ids) - NAMED} more" if len(ids) > NAMED else ""
+        found, rate = checkpoints(folder), override("train.learning_rate", self.trainer.args.learning_rate / 10)
+        last = f"the last checkpoint is {found[-1].name}" if found else "there is no checkpoint"
+        again = f"start a run from it, e.g. {override('init_from', str(folder))} {rate}" if found else f"e.g. {rate}"
+        self.failure = (
+            f"{what}, with the examples {', '.join(ids[:NAMED])}{more}. The run is not finished; {weights}, {last}. "
+            f"Look at the examples, or change the training: {again}"
+        )
