@@ -38,6 +38,7 @@ class Example:
     question: str
     answers: tuple[str, ...]
     documents: tuple[Document, ...] = ()
+    compressed_context: str | None = None  # the context as another tool compressed it
 
 
 @runtime_checkable
@@ -85,6 +86,7 @@ class Batch:
     offsets   (B, T, 2) int64, characters [start, end) of each context token; None where the tokenizer provides none
     examples  the raw examples, in row order, for scoring
     task      one of TASKS, set by the objective; a compressor may condition on it
+    compressed  the contexts as another tool compressed them; None where no example has its own
     """
 
     prefix: Tokens
@@ -96,6 +98,7 @@ class Batch:
     offsets: Tensor | None
     examples: list[Example]
     task: str = "answer"
+    compressed: Tokens | None = None
 
     def __len__(self) -> int:
         return len(self.examples)
@@ -134,12 +137,14 @@ class Encoded:
     mask         (B, S, L)
     ids          (B, S, L) int64, of the encoder's tokenizer; 0 on padding, below 0 for positions that are no text
     keys_values  per layer (keys, values), each (B, S, heads, L, head width); empty where no question attends to them
+    observed     per layer (B, N, F), further features for `compress`, zero on padding; empty where it needs none
     """
 
     states: Tensor
     mask: Tensor
     ids: Tensor
     keys_values: Sequence[tuple[Tensor, Tensor]] = field(default_factory=list)
+    observed: Sequence[Tensor] = field(default_factory=list)
 
 
 @dataclass
@@ -150,12 +155,16 @@ class Question(Tokens):
     states_mask  (B, P)
     labels       result of `Compressor.labels`, in training; None otherwise
     task         as in Batch
+    evidence     (B, T) bool, as in Batch, left-packed like the encoded context
+    compressed   as in Batch
     """
 
     states: Tensor
     states_mask: Tensor
     labels: Any = None
     task: str = "answer"
+    evidence: Tensor | None = None
+    compressed: Tokens | None = None
 
 
 @dataclass
@@ -174,6 +183,26 @@ class Memory:
     mask: Tensor
     layer: int = 0
     positions: Tensor | None = None
+    losses: dict[str, tuple[Tensor, Tensor]] = field(default_factory=dict)
+    trace: dict[str, Any] = field(default_factory=dict)
+
+    @property
+    def slots(self) -> Tensor:
+        """Number of slots of each context, (B,) int64."""
+        return self.mask.sum(1)
+
+
+@dataclass
+class KeyValueMemory:
+    """The second kind of memory: what each decoder layer keeps of the keys and values of [prefix ; context].
+
+    layers  memory.kept_keys.KeptKeys of each layer, at their own positions
+    slots   (B,) int64, entries kept of the context, averaged over layers and heads
+    losses, trace  as in Memory
+    """
+
+    layers: Sequence[Any]
+    slots: Tensor
     losses: dict[str, tuple[Tensor, Tensor]] = field(default_factory=dict)
     trace: dict[str, Any] = field(default_factory=dict)
 
@@ -202,8 +231,7 @@ class LossOutput:
     tokens      (B,) int64, number of supervised tokens
     parts       {name: (weighted sum, count)}: further losses, each divided by its own count
     slots       (B,) int64, memory slots used; context_tokens (B,) int64, tokens they replace
-    supervised  the supervised tokens, (B, A); token_nll (B, A) nats of each; token_hits (B, A) bool, True where the
-                token was the most likely. All None in training
+    supervised  tokens (B, A); token_nll (B, A) nats of each; token_hits (B, A) bool, the most likely. None in training
     """
 
     nll: Tensor
@@ -245,7 +273,7 @@ class Decoded:
 class EncodedContext:
     """A context that `reader` has encoded: it answers any number of questions and can be saved."""
 
-    reader: Any  # a Reader; an implementation may require more of it (readers.documents.SlotReader)
+    reader: Any  # a Reader; an implementation may require more of it (readers.slot_reader.SlotReader)
     tokens_read: int  # of the context
 
     def answer(self, questions: Batch, generation: Generation) -> list[str]:
@@ -281,6 +309,7 @@ class Reader(nn.Module):
     context_cache: Any = None  # in evaluation an instance of `context_cache_class`; its `reused` lists hits, row by row
     context_cache_class: type | None = None  # None = contexts are encoded again for every question
     identity: dict[str, Any] | None = None  # method, backbone and settings, stored in saved files; set by load_reader
+    origin: Mapping[str, str] | None = None  # name, backbone and training in words, for views; set by load_reader
     weights_hash: str | None = None  # `hash_weights` of the weights as loaded, where they were cast afterwards
     decoder: Any  # backbones.stack.Stack
     objective: Any  # breviary.objectives
@@ -339,6 +368,11 @@ class Reader(nn.Module):
         return []
 
     @classmethod
+    def data_problems(cls, settings: Mapping[str, Any], name: str, items: Any, positions: int) -> list[str]:
+        """As `Compressor.data_problems`, for a reader named in configs/compressor."""
+        return []
+
+    @classmethod
     def longest_context(cls, settings: Mapping[str, Any], positions: int, others: int) -> int | None:
         """As `Compressor.longest_context`, for a reader named in configs/compressor."""
         return None
@@ -355,7 +389,8 @@ class Compressor(nn.Module):
 
     layer: int = 0  # the decoder layer at which the slots join (see Memory), known before any forward pass
     tokenizer: Any = None  # the encoder's tokenizer, where it differs from the decoder's
-    needs_question: bool = True  # False: the memory depends on the context alone and has no losses of its own
+    needs_question: bool = True  # False: the memory depends on the context alone; losses of its own in training only
+    keeps_cache: bool = False  # True: `compress` returns a KeyValueMemory, behind which every question has a prompt
     compress_only_keys: frozenset[str] = frozenset()  # constructor arguments that `encode` does not depend on
     supports_merge = True  # False: LoRA adapters must stay separate, as the encoder uses the weights without them
 
@@ -363,9 +398,13 @@ class Compressor(nn.Module):
         """Everything that does not depend on the question; cacheable per context."""
         raise NotImplementedError
 
-    def compress(self, encoded: Encoded, question: Question) -> Memory:
-        """Memory slots for this question."""
+    def compress(self, encoded: Encoded, question: Question) -> Memory | KeyValueMemory:
+        """The memory for this question."""
         raise NotImplementedError
+
+    def slot_bytes(self, decoder: Any) -> int:
+        """Bytes of a slot's keys and values in `decoder` (backbones.stack.Stack); layers below the joining one hold none."""
+        return decoder.key_value_bytes(len(decoder) - self.layer)
 
     @property
     def requested_ratio(self) -> float | None:
@@ -387,6 +426,12 @@ class Compressor(nn.Module):
     def problems(cls, settings: Mapping[str, Any], backbone: Any) -> list[str]:
         """Error messages for constructor arguments `settings`: key, value, what is allowed, an example. No weight is
         loaded yet; `backbone.config` is Hugging Face's configuration."""
+        return []
+
+    @classmethod
+    def data_problems(cls, settings: Mapping[str, Any], name: str, items: Any, positions: int) -> list[str]:
+        """Error messages for tokenised examples (data.tokenised.Tokenised) of split `name` that lack what `compress`
+        reads, or do not fit into `positions` positions of the decoder. No weight is loaded yet."""
         return []
 
     @classmethod

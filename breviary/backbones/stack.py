@@ -91,22 +91,32 @@ class Stack(nn.Module):
         return self.embed_tokens(ids).to(self.dtype)
 
     def run(
-        self, states: Tensor, layers: range, positions: Tensor, key_mask: Tensor | None = None, cache: Any = None
+        self,
+        states: Tensor,
+        layers: range,
+        positions: Tensor,
+        key_mask: Tensor | Mapping[int, Tensor] | None = None,
+        cache: Any = None,
     ) -> Tensor:
         """Runs decoder layers `layers` on the residual stream. Returns (B, N, D).
 
         states     (B, N, D)
         positions  (B, N) rotary positions
         key_mask   (B, K) bool, valid keys: cached ones, then the new ones; attention is also causal by slot.
-                   None = plain causal attention over N right-padded tokens, whose padding no valid token attends to
+                   None = plain causal attention over N right-padded tokens, whose padding no valid token attends to.
+                   {layer: mask} where layers hold different keys; such a mask may be (B, J, K), one for each
+                   key/value head, bool or float (added to the scores, -inf = not a key)
         cache      any object with `update(keys, values, layer) -> (keys, values)`. A cache that returns earlier keys
                    requires a key_mask: without one, sdpa would drop keys
         """
         if not len(layers):
             return states
         assert key_mask is not None or cache is None or isinstance(cache, CapturingCache), f"{cache} without a key mask"
-        inputs = self.attention_inputs(states, positions, key_mask)
+        per_layer = key_mask if isinstance(key_mask, Mapping) else None
+        inputs = self.attention_inputs(states, positions, None if isinstance(key_mask, Mapping) else key_mask)
         for index in layers:
+            if per_layer is not None:
+                inputs["attention_mask"] = self._attention_mask(states, per_layer[index])
             states = self.run_layer(index, states, inputs, cache)
         return states
 
@@ -138,10 +148,20 @@ class Stack(nn.Module):
         values = attention.v_proj(normed).unflatten(-1, heads).transpose(1, 2)
         if hasattr(attention, "k_norm"):  # Qwen3
             keys = attention.k_norm(keys)
-        keys = keys.transpose(1, 2)
-        cos, sin = (factor[:, None] for factor in self.rotary(states, positions))
-        left, right = keys.chunk(2, -1)
-        return keys * cos + torch.cat([-right, left], -1) * sin, values
+        return rotate(keys.transpose(1, 2), *self.rotary(states, positions)), values
+
+    def queries(self, index: int, states: Tensor, positions: Tensor | None) -> Tensor:
+        """Queries of layer `index`, (B, query heads, N, head width), rotated; does not run the layer.
+
+        states     (B, N, D) input of the layer
+        positions  (B, N); None = before rotation
+        """
+        layer, attention = self.layers[index], self.layers[index].self_attn
+        queries = attention.q_proj(layer.input_layernorm(states)).unflatten(-1, (-1, attention.head_dim))
+        if hasattr(attention, "q_norm"):  # Qwen3
+            queries = attention.q_norm(queries)
+        queries = queries.transpose(1, 2)
+        return queries if positions is None else rotate(queries, *self.rotary(states, positions))
 
     def mixed_precision(self) -> contextlib.AbstractContextManager:
         """Autocast to the stream's dtype where that is half precision and trained weights are float32."""
@@ -158,17 +178,19 @@ class Stack(nn.Module):
 
     def key_value_bytes(self, layers: int) -> int:
         """Bytes of one position's keys and values in `layers` layers of a cache."""
-        config = self.config
-        head_dim = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
-        return layers * 2 * config.num_key_value_heads * head_dim * self.dtype.itemsize
+        return key_value_bytes(self.config, layers, self.dtype)
 
     def _attention_mask(self, states: Tensor, key_mask: Tensor | None) -> Tensor | None:
         """The mask for the attention kernel, (B or 1, 1, N, K): causal by slot, valid keys only.
+
+        (B, query heads, N, K) for a key mask of each head, see `_head_mask`.
 
         Every slot attends to itself, so that no row is fully masked (NaN). None where no valid token would attend to
         anything else under plain causal attention: the kernel then skips the masked half of a long context, and may be
         flash attention, which accepts no mask on GPUs.
         """
+        if key_mask is not None and key_mask.dim() == 3:
+            return self._head_mask(states, key_mask)
         eager = self.config._attn_implementation == "eager"
         N = states.shape[1]
         K = N if key_mask is None else key_mask.shape[1]
@@ -187,6 +209,36 @@ class Stack(nn.Module):
             return visible  # sdpa accepts a boolean mask for every dtype; eager would add it to the scores
         zeros = torch.zeros((), dtype=states.dtype, device=states.device)
         return zeros.masked_fill(~visible, torch.finfo(states.dtype).min)
+
+    def _head_mask(self, states: Tensor, key_mask: Tensor) -> Tensor:
+        """Mask (B, query heads, N, K) from a mask of each key/value head, (B, J, K), bool or float.
+
+        Bool only where the kernel accepts it and no score is biased. The new keys are the last N.
+        """
+        N, K = states.shape[1], key_mask.shape[2]
+        slots_K = torch.arange(K, device=states.device)
+        query_slots_N1 = slots_K[K - N :, None]
+        causal_NK, own_NK = slots_K <= query_slots_N1, slots_K == query_slots_N1
+        is_bool = key_mask.dtype == torch.bool
+        visible = ((key_mask if is_bool else key_mask > -torch.inf)[:, :, None] & causal_NK) | own_NK
+        group = self.config.num_attention_heads // key_mask.shape[1]
+        if is_bool and self.config._attn_implementation != "eager":
+            return visible.repeat_interleave(group, 1)
+        bias = torch.zeros((), device=states.device) if is_bool else key_mask[:, :, None].float()
+        scores = bias.masked_fill(~visible, torch.finfo(states.dtype).min)
+        return scores.to(states.dtype).repeat_interleave(group, 1)
+
+
+def key_value_bytes(config: Any, layers: int, dtype: torch.dtype) -> int:
+    """Bytes of one position's keys and values in `layers` layers of a cache. config: Hugging Face's, of the decoder."""
+    head_dim = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
+    return layers * 2 * config.num_key_value_heads * head_dim * dtype.itemsize
+
+
+def rotate(heads: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
+    """Rotary embedding of queries or keys (B, heads, N, head width); cos and sin (B, N, head width)."""
+    left, right = heads.chunk(2, -1)
+    return heads * cos[:, None] + torch.cat([-right, left], -1) * sin[:, None]
 
 
 def _is_right_padded(mask: Tensor) -> bool:

@@ -8,12 +8,15 @@ from typing import Any
 from hydra.utils import get_class, instantiate
 from omegaconf import DictConfig, OmegaConf
 
-from breviary.backbones.pretrained import Backbone
+from breviary.backbones.pretrained import DTYPES, Backbone
 from breviary.backbones.stack import Stack
 from breviary.backbones.tiny import TinyBackbone
 from breviary.backbones.trainable import set_trainable
+from breviary.config.compose import load_choice
+from breviary.config.errors import collect_errors, raise_problems
 from breviary.config.keys import CONFIGS
 from breviary.contract import Compressor, Reader
+from breviary.memory.budget import BudgetedCompressor
 from breviary.objectives.answer import Answer
 from breviary.readers.compressed import CompressedReader
 from breviary.runtime.device import resolve_device, seed_everything
@@ -30,10 +33,34 @@ class ReaderSpec:
 
     @classmethod
     def of(cls, cfg: DictConfig) -> ReaderSpec:
-        """Raises hydra's InstantiationException where a `_target_` cannot be imported."""
+        """`compressor.bytes` becomes `slots`, as many as fit.
+
+        Raises: hydra's InstantiationException where a `_target_` cannot be imported; ConfigError where no slot fits.
+        """
         settings = {name: OmegaConf.to_container(cfg[name], resolve=True) for name in ("compressor", "objective")}
         classes = {name: get_class(section.pop("_target_")) for name, section in settings.items()}
+        _bytes_to_slots(cfg, classes["compressor"], settings["compressor"])
         return cls(classes["compressor"], settings["compressor"], classes["objective"], settings["objective"])
+
+
+def _bytes_to_slots(cfg: DictConfig, compressor: type[Any], settings: dict[str, Any]) -> None:
+    """Replaces `bytes` in a compressor's settings. Left in place beside a ratio or slots: check_budget reports it."""
+    if settings.get("bytes") is None or not issubclass(compressor, BudgetedCompressor):
+        settings.pop("bytes", None)
+        return
+    if settings.get("ratio") is not None or settings.get("slots") is not None:
+        return
+    amount, backbone = settings.pop("bytes"), build_backbone(cfg)
+    config = collect_errors([], lambda: backbone.config)  # reported by check_reader
+    if config is None:
+        settings["slots"] = 1
+        return
+    per_slot = compressor.bytes_per_slot(settings, config, DTYPES[backbone.dtype])
+    if amount < per_slot:
+        raise_problems(
+            [f"compressor.bytes={amount}: less than one slot, which takes {per_slot} bytes; e.g. {64 * per_slot}"]
+        )
+    settings["slots"] = amount // per_slot
 
 
 def build_backbone(cfg: DictConfig) -> Backbone | TinyBackbone:
@@ -74,7 +101,7 @@ def compressor_forms(only_compressors: bool = False) -> dict[str, list[str]]:
     """
     forms = {}
     for file in sorted((CONFIGS / "compressor").glob("*.yaml")):
-        settings = OmegaConf.load(file)
+        settings = load_choice(file)
         if only_compressors and not issubclass(get_class(settings._target_), Compressor):
             continue
         for join in ("input", "depth") if "join" in settings else (None,):

@@ -9,6 +9,7 @@ import difflib
 import functools
 import importlib
 import inspect
+import re
 import sys
 import types
 import typing
@@ -22,8 +23,11 @@ from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.errors import OverrideParseException
 from omegaconf import DictConfig, ListConfig, OmegaConf, open_dict
 from omegaconf.errors import OmegaConfBaseException
+from yaml import YAMLError
 
+from breviary.config.cli.aliases import alias_of
 from breviary.config.defaults import fill_defaults
+from breviary.memory.budget import BudgetedCompressor
 from breviary.runtime.checkout import ROOT
 from breviary.runtime.spelling import override
 
@@ -39,10 +43,14 @@ GIVEN = ("self", "backbone", "decoder", "objective", "tokenizer")  # constructor
 TYPES = {
     "reader": str | None,
     "init_from": str | None,
+    "sweep": str | None,
     "run": str | None,
     "examples": int | None,
     "limits.max_context_tokens": int | None,
     "prompt.answer_template": str | None,
+    "train.epochs": float | None,
+    "train.global_batch": int | None,
+    "train.save_every": int | str,
     "generation.max_new_tokens": int | None,
     "generation.stop": list[str] | None,
     "decoder.lora_targets": str | list[str],
@@ -80,7 +88,8 @@ def validate_keys(cfg: DictConfig) -> tuple[DictConfig, list[str]]:
     cfg = cfg.copy()
     with open_dict(cfg):
         plain = (plain_keys("eval.yaml") if "run" in cfg else {}) | plain_keys("train.yaml")
-        problems = _fix_section(cfg, "", plain | {name: Key(dict) for name in (*CLASSES, *GROUPS)})
+        top = plain | {name: Key(dict) for name in (*CLASSES, *GROUPS)}
+        problems = _fix_section(cfg, "", top, flat_keys(cfg))  # before any key is removed
         if any(cfg[name] is None for name in (*CLASSES, *GROUPS)):
             raise ValueError("\n".join(problems))
         for name, key in plain.items():
@@ -89,15 +98,18 @@ def validate_keys(cfg: DictConfig) -> tuple[DictConfig, list[str]]:
         for name, file in GROUPS.items():
             problems += _fix_section(cfg[name], f"{name}.", plain_keys(file, f"{name}."))
         for name in CLASSES:
-            problems += _fix_section(cfg[name], f"{name}.", constructor_keys(target_class(cfg, name)))
-            for inner in [
-                key for key in cfg[name] if OmegaConf.is_dict(cfg[name][key]) and "_target_" in cfg[name][key]
-            ]:
-                problems += _fix_section(
-                    cfg[name][inner], f"{name}.{inner}.", constructor_keys(target_class(cfg[name], inner))
-                )
+            problems += _fix_classes(cfg, name, "")
         fill_defaults(cfg)
     return cfg, problems
+
+
+def _fix_classes(section: DictConfig, name: str, prefix: str) -> list[str]:
+    """As `_fix_section` for section.NAME, whose keys are a constructor's, and for objects nested in it."""
+    problems = _fix_section(section[name], f"{prefix}{name}.", constructor_keys(target_class(section, name)))
+    for inner in [key for key in section[name] if OmegaConf.is_dict(section[name][key])]:
+        if "_target_" in section[name][inner]:
+            problems += _fix_classes(section[name], inner, f"{prefix}{name}.")
+    return problems
 
 
 def drop_unused_keys(cfg: DictConfig, words: list[str]) -> list[str]:
@@ -147,6 +159,8 @@ def constructor_keys(cls: type) -> dict[str, Key]:
                 keys.setdefault(p.name, Key(hints.get(p.name, Any), p.default))
         if not any(p.kind == p.VAR_KEYWORD for p in parameters):
             break
+    if issubclass(cls, BudgetedCompressor):
+        keys["bytes"] = Key(int | None, None)  # ReaderSpec turns it into `slots`
     return keys
 
 
@@ -163,17 +177,44 @@ def _yaml_values(file: str) -> Mapping[str, Any]:
     return types.MappingProxyType(OmegaConf.to_container(OmegaConf.load(CONFIGS / file), resolve=False))
 
 
-def known_keys(config: str) -> list[str]:
-    """Every key (a.b.c) of configs/CONFIG.yaml under the group choices of this process's command line."""
-    choices = [
-        word
-        for word in sys.argv[1:]
-        if word.startswith("hydra.searchpath=") or ("=" in word and (CONFIGS / word.partition("=")[0]).is_dir())
-    ]
+def known_keys(config: str, words: Iterable[str] | None = None) -> list[str]:
+    """Every key (a.b.c) of configs/CONFIG.yaml under the group choices of a command line; None = of this process."""
     with initialize_config_dir(str(CONFIGS), version_base="1.3"):
         # experiment=NAME is valid, but composes to no key of that name.
-        groups = [folder.name for folder in CONFIGS.iterdir() if folder.is_dir()]
-        return flat_keys(compose(config, choices)) + groups
+        return flat_keys(compose(config, choice_words(sys.argv[1:] if words is None else words))) + config_groups()
+
+
+def config_groups() -> list[str]:
+    """The config groups: folders of configs/."""
+    return sorted(folder.name for folder in CONFIGS.iterdir() if folder.is_dir())
+
+
+def group_choices(group: str) -> list[str]:
+    """The choices of a config group."""
+    return sorted(file.stem for file in (CONFIGS / group).glob("*.yaml"))
+
+
+def choice_words(words: Iterable[str]) -> list[str]:
+    """The words of a command line that choose YAML files: group=choice, and where choices are searched."""
+    return [
+        word
+        for word in words
+        if word.startswith("hydra.searchpath=") or ("=" in word and (CONFIGS / word.partition("=")[0]).is_dir())
+    ]
+
+
+def config_files(file: Path) -> list[Path]:
+    """A YAML file and those of its folder that its defaults list names, in the order in which they are merged."""
+    names = [name for name in OmegaConf.load(file).get("defaults", []) if isinstance(name, str)]
+    names += [] if "_self_" in names else ["_self_"]
+    parts = [[file] if name == "_self_" else config_files(file.with_name(f"{name}.yaml")) for name in names]
+    return [part for files in parts for part in files]
+
+
+def package_of(file: Path) -> str:
+    """The section that a YAML of a primary configuration fills, as the prefix of its keys: "" or "NAME."."""
+    package = re.match(r"# @package (\w+)", file.read_text(encoding="utf-8"))
+    return f"{package[1]}." if package and package[1] != "_global_" else ""
 
 
 def allow_run_keys(words: list[str]) -> list[str]:
@@ -190,7 +231,12 @@ def allow_run_keys(words: list[str]) -> list[str]:
     file = Path(str(run)) / "config.yaml"
     if run is None or not file.is_file():  # reported where the run is opened
         return words
-    sections = tuple(f"{name}." for name, value in OmegaConf.load(file).items() if OmegaConf.is_dict(value))
+    try:
+        cfg = OmegaConf.load(file)
+    except (YAMLError, UnicodeDecodeError):  # reported there, too
+        return words
+    names = cfg.items() if OmegaConf.is_dict(cfg) else ()
+    sections = tuple(f"{name}." for name, value in names if OmegaConf.is_dict(value))
     return [f"++{word}" if word.startswith(sections) else word for word in words]
 
 
@@ -207,12 +253,18 @@ def flat_keys(cfg: DictConfig) -> list[str]:
     return list(walk(cfg, ""))
 
 
-def suggest(key: str, known: Iterable[str]) -> str:
-    """'; the nearest right one is X': a key of that name elsewhere, or a similar one in its section; '' for none."""
+def suggest(key: str, known: Iterable[str], others: Iterable[str] = ()) -> str:
+    """'; the nearest right one is X': the key that this is another name of, one of that name elsewhere, or a similar
+    one in its section; '' for none.
+
+    others  further keys that this may be another name of
+    """
     known = list(known)
     section, _, name = key.rpartition(".")
     beside = [other.rpartition(".")[2] for other in known if other.rpartition(".")[0] == section]
-    near = [other for other in known if other.endswith(f".{name}")]
+    alias = alias_of(key)
+    near = [alias] if alias in (*known, *others) and ("." in str(alias) or not section) else []
+    near += [other for other in known if other.endswith(f".{name}")]
     near += [f"{section}.{other}".lstrip(".") for other in difflib.get_close_matches(name, beside, n=1)]
     near += [] if beside else difflib.get_close_matches(key, known, n=1)
     return f"; the nearest right one is {near[0]}" if near else ""
@@ -221,11 +273,15 @@ def suggest(key: str, known: Iterable[str]) -> str:
 # ------------------------------------------------------------------ sections and values
 
 
-def _fix_section(section: DictConfig, prefix: str, keys: dict[str, Key]) -> list[str]:
-    """Error messages for one section; in place, removes unknown keys and sets missing and wrongly typed ones."""
+def _fix_section(section: DictConfig, prefix: str, keys: dict[str, Key], others: Iterable[str] = ()) -> list[str]:
+    """Error messages for one section; in place, removes unknown keys and sets missing and wrongly typed ones.
+
+    others  keys of other sections that an unknown key may be another name of
+    """
     problems = []
     for name in [name for name in section if name not in keys]:
-        problems.append(f"{prefix}{name}: unknown key{suggest(f'{prefix}{name}', [f'{prefix}{key}' for key in keys])}")
+        near = suggest(f"{prefix}{name}", [f"{prefix}{key}" for key in keys], others)
+        problems.append(f"{prefix}{name}: unknown key{near}")
         del section[name]
     for name in list(section.keys()):
         wrong = _value_problem(section, name, f"{prefix}{name}", keys[name])
@@ -252,7 +308,10 @@ def _value_problem(section: DictConfig, name: str, key: str, allowed: Key) -> st
         return None
     has_example = allowed.default is not MISSING and not isinstance(allowed.default, Mapping)
     example = f", e.g. {_example(key, allowed.default)}" if has_example else ""
-    return f"{key}={_shown(value)}: must be {_words(allowed.hint)}{example}"
+    sweep = ""
+    if isinstance(value, ListConfig) and len(value) > 1 and all(_fits(one, allowed.hint) for one in value):
+        sweep = f"; a sweep, a run for each value, is written -m {key}={','.join(map(_shown, value))}"
+    return f"{key}={_shown(value)}: must be {_words(allowed.hint)}{example}{sweep}"
 
 
 def _keys_of(values: Mapping[str, Any], prefix: str) -> dict[str, Key]:

@@ -1,20 +1,19 @@
 """State of a decoder while it decodes: keys and values per layer, with a memory that joins at any layer.
 
-Where the memory does not depend on the question (full context, mean pooling), the keys and values of [prefix ; memory]
-are computed once and shared by every question (`PrefilledMemory`): each layer joins them with the keys of the question
-and the answer while it computes, and no copy is held.
+Keys and values of encoded contexts (decoding/shared_keys.py) are computed once and shared by every question: each layer
+joins them with the keys of the question and the answer while it computes, and no copy is held.
 Shape letters: B rows, C contexts, N new tokens, K keys, D hidden width, V vocabulary.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from breviary.backbones.stack import Stack
+from breviary.decoding.shared_keys import KeyMask, SharedKeys
 from breviary.memory.assembly import take_columns
 
 
@@ -29,7 +28,7 @@ class DecodingState:
         self.stack, self.layer = stack, layer
         self.cache = SharingCache()
         self.lower_mask: Tensor  # (B, K) valid keys of the lower layers, from prefill_lower on
-        self.upper_mask: Tensor  # (B, K) valid keys of the upper layers, from prefill_upper on
+        self.upper_mask: Tensor  # (B, K) valid keys of the upper layers behind the shared ones, from prefill_upper on
         self.next_position: Tensor  # (B,), from prefill_upper on
         self.slots: Tensor | None = None  # (B,) int64, memory slots among the upper layers' keys
 
@@ -40,21 +39,27 @@ class DecodingState:
         return states
 
     def prefill_upper(
-        self, states: Tensor, positions: Tensor, mask: Tensor, before: PrefilledMemory | None = None
+        self, states: Tensor, positions: Tensor, mask: Tensor, before: SharedKeys | None = None
     ) -> Tensor:
         """First pass through the upper layers; states (B, N, D), right-padded. Returns each row's last logits, (B, V).
 
-        before  keys and values that precede `states` in these layers; `mask` (B, K + N) then covers both
+        mask    (B, N)
+        before  keys and values that precede `states` in these layers
         """
         self.cache.before = before
         upper = range(self.layer, len(self.stack))
-        last_B1 = (mask[:, mask.shape[1] - states.shape[1] :].sum(1, keepdim=True) - 1).clamp(min=0)
+        last_B1 = (mask.sum(1, keepdim=True) - 1).clamp(min=0)
+        # A row without any token behind shared keys has zeros at position 0.
         self.next_position = positions.gather(1, last_B1)[:, 0] + 1
-        states = self.stack.run(states, upper, positions, mask, self.cache)
+        states = self.stack.run(states, upper, positions, self._key_mask(mask), self.cache)
         self.upper_mask = self._without_padding(mask, upper)
         # A row without any token is predicted from zeros.
         last_B1D = take_columns(states, last_B1).masked_fill(~mask.any(1)[:, None, None], 0)
         return self.stack.head(self.stack.norm(last_B1D))[:, 0]
+
+    def _key_mask(self, own: Tensor) -> KeyMask:
+        """Mask of all keys of the upper layers, where `own` (B, N) is that of the rows' own."""
+        return own if self.cache.before is None else self.cache.before.key_mask(own)
 
     def _without_padding(self, mask: Tensor, layers: range) -> Tensor:
         """The mask (B, K) of a prefill without the last columns that are padding in all rows, also in the cache.
@@ -74,8 +79,8 @@ class DecodingState:
         if self.layer:
             key_mask = torch.cat([self.lower_mask, mask], 1)
             states = self.stack.run(states, range(self.layer), positions, key_mask, cache)
-        key_mask = torch.cat([self.upper_mask, mask], 1)
-        states = self.stack.run(states, range(self.layer, len(self.stack)), positions, key_mask, cache)
+        upper_mask = self._key_mask(torch.cat([self.upper_mask, mask], 1))
+        states = self.stack.run(states, range(self.layer, len(self.stack)), positions, upper_mask, cache)
         return self.stack.head(self.stack.norm(states))
 
     def step(self, ids: Tensor) -> Tensor:
@@ -87,7 +92,8 @@ class DecodingState:
             self.lower_mask = torch.cat([self.lower_mask, one], 1)
             states = self.stack.run(states, range(self.layer), positions, self.lower_mask, self.cache)
         self.upper_mask = torch.cat([self.upper_mask, one], 1)
-        states = self.stack.run(states, range(self.layer, len(self.stack)), positions, self.upper_mask, self.cache)
+        key_mask = self._key_mask(self.upper_mask)
+        states = self.stack.run(states, range(self.layer, len(self.stack)), positions, key_mask, self.cache)
         self.next_position = self.next_position + 1
         return self.stack.head(self.stack.norm(states))[:, 0]
 
@@ -99,7 +105,7 @@ class SharingCache:
     """
 
     def __init__(self) -> None:
-        self.before: PrefilledMemory | None = None
+        self.before: SharedKeys | None = None
         self._own: dict[int, tuple[Tensor, Tensor]] = {}
 
     def update(self, keys: Tensor, values: Tensor, layer: int, *args: Any, **kwargs: Any) -> tuple[Tensor, Tensor]:
@@ -125,7 +131,7 @@ class SharingCache:
         return _concatenate([*self._shared(layer), *own, (keys, values)])
 
     def _shared(self, layer: int) -> list[tuple[Tensor, Tensor]]:
-        return [self.before.by_row(layer)] if self.before and layer in self.before.keys_values else []
+        return [self.before.by_row(layer)] if self.before and self.before.holds(layer) else []
 
 
 class _Unchanged:
@@ -145,66 +151,3 @@ def _concatenate(pairs: list[tuple[Tensor, Tensor]]) -> tuple[Tensor, Tensor]:
         return pairs[0]
     keys, values = ([x.to(part[-1].dtype) for x in part] for part in zip(*pairs))
     return torch.cat(keys, 2), torch.cat(values, 2)
-
-
-@dataclass
-class PrefilledMemory:
-    """Keys and values of [prefix ; memory] of C contexts, in the decoder's layers from the joining one on, for B rows.
-
-    keys_values  {layer: (keys, values)}, each (C, heads, at least K, head width)
-    mask         (B, K) True = a key that may be attended to; right-padded
-    slots        (B,) int64, memory slots among them
-    rows         context of each of the B rows; None = row b has context b
-    """
-
-    keys_values: dict[int, tuple[Tensor, Tensor]]
-    mask: Tensor
-    slots: Tensor
-    rows: tuple[int, ...] | None = None
-
-    def by_row(self, layer: int) -> tuple[Tensor, Tensor]:
-        """Keys and values of a layer, each (B, heads, K, head width): views where possible, else a copy."""
-        keys, values = (x[:, :, : self.mask.shape[1]] for x in self.keys_values[layer])
-        if self.rows is None or self.rows == tuple(range(len(keys))):
-            return keys, values
-        if len(keys) == 1:
-            shape = (len(self.rows), -1, -1, -1)
-            return keys.expand(shape), values.expand(shape)
-        index = torch.tensor(self.rows, device=keys.device)
-        return keys[index], values[index]
-
-    def split(self) -> list[PrefilledMemory]:
-        """One `PrefilledMemory` per row, which shares the keys and values of this one."""
-        rows = range(len(self.mask)) if self.rows is None else self.rows
-        return [
-            PrefilledMemory(self.keys_values, self.mask[b : b + 1], self.slots[b : b + 1], (row,))
-            for b, row in enumerate(rows)
-        ]
-
-    @staticmethod
-    def join(parts: list[PrefilledMemory]) -> PrefilledMemory:
-        """The rows of `parts`, results of `split`, as one batch. Keys and values are copied only from several tensors.
-
-        A copy holds each distinct context once, padded to the longest.
-        """
-        slots = torch.cat([part.slots for part in parts])
-        width = max(1, *(int(part.mask.sum(1).max()) for part in parts))
-        sources = [(part, row) for part in parts for row in part.rows or range(len(part.mask))]
-        if all(part.keys_values is parts[0].keys_values for part in parts):
-            rows = tuple(row for _, row in sources)
-            mask = torch.cat([part.mask[:, :width] for part in parts])
-            return PrefilledMemory(parts[0].keys_values, mask, slots, rows)
-        distinct = {(id(part.keys_values), row): (part.keys_values, row) for part, row in sources}
-        place = {key: c for c, key in enumerate(distinct)}
-
-        def padded(tensors: list[Tensor]) -> Tensor:
-            """Keys or values, or masks with two further dimensions, each (1, heads, K, head width)."""
-            return torch.cat([torch.nn.functional.pad(x, (0, 0, 0, width - x.shape[2])) for x in tensors])
-
-        layers = {
-            layer: tuple(padded([stored[layer][i][row : row + 1] for stored, row in distinct.values()]) for i in (0, 1))
-            for layer in parts[0].keys_values
-        }
-        mask = padded([part.mask[:, None, :, None] for part in parts])[:, 0, :, 0]
-        rows = tuple(place[id(part.keys_values), row] for part, row in sources)
-        return PrefilledMemory(layers, mask, slots, rows)

@@ -13,6 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from breviary.backbones.stack import key_value_bytes
 from breviary.contract import Compressor
 from breviary.memory.hashing import hash_integers, hash_tokens
 
@@ -103,6 +104,17 @@ class Budget:
             return choices[hash_integers(hash_tokens(ids, mask) + self._step_salt) % len(choices)]
         return torch.div(mask.sum(1) + self.slots - 1, self.slots, rounding_mode="floor").clamp(min=1)
 
+    def slots_per_row(self, ids: Tensor, mask: Tensor, training: bool) -> Tensor:
+        """Slots of each row, (B,) int64, for methods that take any number: ceil(T / ratio), or min(T, slots).
+
+        ids, mask  (B, T) whole contexts
+        """
+        lengths = mask.sum(1)
+        if self.slots is not None:
+            return lengths.clamp(max=self.slots)
+        ratio = self.ratio_per_row(ids, mask, training)
+        return torch.div(lengths + ratio - 1, ratio, rounding_mode="floor")
+
     def ratio_per_segment(self, ids: Tensor, mask: Tensor, training: bool) -> int | Tensor:
         """`ratio_per_row` for contexts in segments, both (B, S, L): one int, or (B*S,) int64."""
         ratio = self.ratio_per_row(ids.flatten(1), mask.flatten(1), training)
@@ -113,6 +125,15 @@ class BudgetedCompressor(Compressor):
     """A compressor whose number of slots follows from `budget`."""
 
     budget: Budget
+
+    @classmethod
+    def bytes_per_slot(cls, settings: Mapping[str, Any], config: Any, dtype: torch.dtype) -> int:
+        """Bytes of a slot's keys and values in the decoder's layers from the joining one on.
+
+        settings  constructor arguments; config: Hugging Face's, of the decoder, whose residual stream has `dtype`
+        """
+        layer = settings["encoder_layers"] if settings.get("join") == "depth" else 0
+        return key_value_bytes(config, config.num_hidden_layers - layer, dtype)
 
     @property
     def requested_ratio(self) -> float | None:
@@ -128,7 +149,12 @@ def check_budget(settings: Mapping[str, Any]) -> list[str]:
     """Error messages for `ratio`, `slots`, `ratio_choices` and `ratio_draw`."""
     problems = []
     ratio, slots, choices = settings["ratio"], settings["slots"], settings["ratio_choices"]
-    if (ratio is None) == (slots is None):
+    if settings.get("bytes") is not None:  # ReaderSpec has left it in place
+        problems.append(
+            f"compressor.bytes={settings['bytes']} with compressor.ratio={ratio} and compressor.slots={slots}: set "
+            "exactly one of them, e.g. compressor.ratio=null compressor.bytes=1000000"
+        )
+    elif (ratio is None) == (slots is None):
         problems.append(
             f"compressor.ratio={ratio} and compressor.slots={slots}: set exactly one of them, "
             "e.g. compressor.ratio=4, or compressor.ratio=null compressor.slots=64"

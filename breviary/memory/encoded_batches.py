@@ -9,6 +9,7 @@ from dataclasses import replace
 
 import torch
 from torch import Tensor
+from torch.nn.utils.rnn import pad_sequence
 
 from breviary.backbones.stack import LazyLayers
 from breviary.contract import Encoded
@@ -23,7 +24,7 @@ def split_contexts(encoded: Encoded) -> list[Encoded]:
         row = slice(b, b + 1)
         pairs = [(k[row, :s, :, :width].clone(), v[row, :s, :, :width].clone()) for k, v in encoded.keys_values]
         states, mask, ids = (x[row, :s, :width].clone() for x in (encoded.states, encoded.mask, encoded.ids))
-        parts.append(Encoded(states, mask, ids, pairs))
+        parts.append(Encoded(states, mask, ids, pairs, [x[row].clone() for x in encoded.observed]))
     return parts
 
 
@@ -55,7 +56,11 @@ def join_contexts(parts: list[Encoded]) -> Encoded:
         return joined(keys, 3), joined(values, 3)
 
     states, mask, ids = (joined([getattr(part, name) for part in distinct], 2) for name in ("states", "mask", "ids"))
-    return Encoded(states, mask.contiguous(), ids.contiguous(), LazyLayers(len(distinct[0].keys_values), pair))
+    pairs = LazyLayers(len(distinct[0].keys_values), pair)
+    observed = [pad_sequence([x[0] for x in layer], batch_first=True) for layer in zip(*(p.observed for p in distinct))]
+    if len(distinct) < len(rows):
+        observed = [x[torch.tensor(rows, device=x.device)] for x in observed]
+    return Encoded(states, mask.contiguous(), ids.contiguous(), pairs, observed)
 
 
 def move_encoded(encoded: Encoded, device: torch.device | str) -> Encoded:
@@ -67,4 +72,5 @@ def move_encoded(encoded: Encoded, device: torch.device | str) -> Encoded:
         mask=encoded.mask.to(device),
         ids=encoded.ids.to(device),
         keys_values=pairs,
+        observed=[x.to(device) for x in encoded.observed],
     )

@@ -15,7 +15,7 @@ from typing import Any
 import torch
 
 from breviary.contract import Batch, Compressor, Context, Encoded, Tokens
-from breviary.decoding.state import PrefilledMemory
+from breviary.decoding.shared_keys import SharedKeys, join_shared
 from breviary.memory.encoded_batches import join_contexts, move_encoded, split_contexts
 from breviary.runtime.device import synchronise
 from breviary.runtime.timing import READ, add_phase_seconds, phase
@@ -108,7 +108,7 @@ class EncodingStore:
         return [result[b] for b in range(len(keys))]
 
     def _insert(self, key: bytes, one: Encoded, seconds: float) -> None:
-        tensors = chain((one.states, one.mask, one.ids), *one.keys_values)
+        tensors = chain((one.states, one.mask, one.ids), *one.keys_values, one.observed)
         size = sum(tensor.numel() * tensor.element_size() for tensor in tensors)
         if self._bytes + size <= self.limit_bytes:
             self._entries[key] = move_encoded(one, "cpu"), seconds
@@ -125,9 +125,9 @@ class ContextCache(ContextCacheBase):
         super().__init__(capacity)
         self.prefills, self.store = ContextCacheBase(capacity), store
 
-    def prefilled(self, batch: Batch, prefill: Callable[[list[int]], Sequence[PrefilledMemory]]) -> PrefilledMemory:
+    def prefilled(self, batch: Batch, prefill: Callable[[list[int]], Sequence[SharedKeys]]) -> SharedKeys:
         """The prefilled memory of every row. `prefill` takes the row indices that are missing."""
-        joined = PrefilledMemory.join(self.prefills.lookup(batch.prefix, batch.context, prefill))
+        joined = join_shared(self.prefills.lookup(batch.prefix, batch.context, prefill))
         self.prefills.replace(joined.split())  # so that the tensors from which it was joined are not held beside it
         self.reused = self.prefills.reused
         return joined

@@ -16,7 +16,7 @@ n = 0 is the papers' form: step 2 is only the embedding, and positions are conse
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -34,6 +34,7 @@ from breviary.contract import (
     EncodedContext,
     Footprint,
     Generation,
+    KeyValueMemory,
     LossOutput,
     Memory,
     Question,
@@ -41,13 +42,16 @@ from breviary.contract import (
     Tokens,
 )
 from breviary.decoding.loop import decode_batch, decode_stream
-from breviary.decoding.state import DecodingState, PrefilledMemory
+from breviary.decoding.shared_keys import KeptCache, PrefilledMemory, SharedKeys
+from breviary.decoding.state import DecodingState
 from breviary.memory.assembly import Layout, take_columns
 from breviary.memory.encoded_batches import split_contexts
 from breviary.objectives.answer import Answer, token_nll
 from breviary.readers.cache import ContextCache
-from breviary.readers.documents import ContextState, EncodedDocument, hash_trained, load_saved
+from breviary.readers.documents import EncodedDocument, load_saved
 from breviary.readers.keep_tokens import KeepTokens
+from breviary.readers.key_value_documents import split_key_values
+from breviary.readers.slot_reader import ContextState, hash_trained
 from breviary.runtime.timing import READ, phase
 
 
@@ -74,12 +78,12 @@ class CompressedReader(Reader):
         with self.mixed_precision():
             if self._can_prefill(main):
                 prefilled = self._cached_prefill(main)
-                logits_BAV, slots_B, parts = self._logits_after_prefill(main, prefilled), prefilled.slots, {}
+                logits_BAV, slots_B, parts = self._logits_after_shared(main, prefilled), prefilled.slots, {}
             else:
                 encoded = self._encode(main)
                 labels = self.compressor.labels(main) if self.training else None
                 logits_BAV, memory = self._logits(main, encoded, labels)
-                slots_B, parts = memory.mask.sum(1), dict(memory.losses)
+                slots_B, parts = memory.slots, dict(memory.losses)
             if not self.training:
                 return _loss_output(main, logits_BAV, slots_B)
             losses_BA = self.objective.token_losses(main, logits_BAV, self.decoder).masked_fill(~main.answer.mask, 0)
@@ -137,20 +141,23 @@ class CompressedReader(Reader):
             states = state.prefill_lower(embeds, positions, lower.mask) if n else embeds
         if contexts is None:
             contexts = self._cached_prefill(batch) if self._can_prefill(batch) else self._encode(batch)
-        if isinstance(contexts, PrefilledMemory):
-            with phase("prefill"):
-                upper, states, positions = self._assemble_after_prefill(parts, contexts, lower, states, positions)
-                state.slots = contexts.slots
-                mask = torch.cat([contexts.mask, upper.mask], 1)
-                return state, state.prefill_upper(states, positions, mask, contexts)
-        memory = contexts if isinstance(contexts, Memory) else self._compress(batch, contexts, lower, states)
+        if isinstance(contexts, Encoded):
+            memory = self._compress(batch, contexts, lower, states)
+            contexts = memory if isinstance(memory, Memory) else KeptCache(memory.layers, memory.slots)
+        state.slots = contexts.slots
         with phase("prefill"):
-            upper, states, positions = self._assemble(parts, memory, lower, states, positions)
-            state.slots = memory.mask.sum(1)
-            return state, state.prefill_upper(states, positions, upper.mask)
+            if isinstance(contexts, Memory):
+                upper, states, positions = self._assemble(parts, contexts, lower, states, positions)
+                return state, state.prefill_upper(states, positions, upper.mask)
+            upper, states, positions = self._assemble_after_shared(parts, contexts, lower, states, positions)
+            logits = state.prefill_upper(states, positions, upper.mask, contexts)
+            # Behind a row without prompt the answer starts after the context.
+            first = batch.prefix.lengths + batch.context.lengths
+            state.next_position = torch.where(upper.mask.any(1), state.next_position, first)
+            return state, logits
 
     @torch.no_grad()
-    def memory(self, batch: Batch, encoded: Encoded | None = None) -> Memory:
+    def memory(self, batch: Batch, encoded: Encoded | None = None) -> Memory | KeyValueMemory:
         """Memory of each context for its question. encoded: the contexts, if they are encoded already."""
         batch = self._primary(batch)
         with self.mixed_precision():
@@ -160,6 +167,8 @@ class CompressedReader(Reader):
     @torch.no_grad()
     def encode_contexts(self, batch: Batch) -> list[EncodedContext]:
         """As `Reader.encode_contexts`."""
+        if self.compressor.keeps_cache and not self.compressor.needs_question:
+            return split_key_values(self, self.memory(batch), batch.context.lengths.tolist())
         with self.mixed_precision():
             encoded = self._encode(batch)
         return [EncodedDocument(self, one) for one in split_contexts(encoded)]
@@ -169,17 +178,17 @@ class CompressedReader(Reader):
         return load_saved(self, file)
 
     def hash_weights(self) -> str:
-        """As `documents.hash_trained`."""
+        """As `slot_reader.hash_trained`."""
         return hash_trained(self)
 
     @torch.no_grad()
     def footprint(self, batch: Batch) -> Footprint:
         """Slots and their decoder keys and values; layers below the joining one hold none."""
-        return self.footprint_from_slots(batch, self.memory(batch).mask.sum(1))
+        return self.footprint_from_slots(batch, self.memory(batch).slots)
 
     def footprint_from_slots(self, batch: Batch, slots: Tensor) -> Footprint:
         """The footprint for a known number of slots (B,), without computing the memory again."""
-        per_slot = self.decoder.key_value_bytes(len(self.decoder) - self.compressor.layer)
+        per_slot = self.compressor.slot_bytes(self.decoder)
         lengths = self._primary(batch).context.lengths
         return Footprint(lengths, slots, slots * per_slot, self.compressor.requested_ratio)
 
@@ -227,18 +236,22 @@ class CompressedReader(Reader):
         with phase(READ):
             return self.compressor.encode(context)
 
-    def _compress(self, batch: Batch, encoded: Encoded, lower: Layout, states: Tensor, labels: Any = None) -> Memory:
+    def _compress(
+        self, batch: Batch, encoded: Encoded, lower: Layout, states: Tensor, labels: Any = None
+    ) -> Memory | KeyValueMemory:
         """Memory for the batch's questions; states (B, S, D) of `lower`, whose part 1 is the prompt."""
         question = Question(
             batch.query.ids, batch.query.mask, lower.unpack(states, 1), batch.prompt.mask, labels, batch.task
         )
+        question.evidence, question.compressed = _packed_evidence(batch), batch.compressed
         with phase("compress"):
             memory = self.compressor.compress(encoded, question)
-        assert memory.layer == self.compressor.layer, (memory.layer, self.compressor.layer)
+        assert isinstance(memory, KeyValueMemory) == self.compressor.keeps_cache, type(memory)
+        assert isinstance(memory, KeyValueMemory) or memory.layer == self.compressor.layer, memory.layer
         return memory
 
     @torch.no_grad()
-    def prefill(self, batch: Batch, contexts: Encoded | Memory) -> PrefilledMemory:
+    def prefill(self, batch: Batch, contexts: Encoded | Memory) -> SharedKeys:
         """The decoder's keys and values of [prefix ; memory], one row for each row of `batch`.
 
         The questions of `batch` are not used: `contexts` are encoded contexts where the compressor does not need the
@@ -252,6 +265,8 @@ class CompressedReader(Reader):
             question = Question(no_ids, no_ids.bool(), states[:, :0], no_ids.bool(), None, batch.task)
             with phase("compress"):
                 memory = contexts if isinstance(contexts, Memory) else self.compressor.compress(contexts, question)
+            if isinstance(memory, KeyValueMemory):
+                return KeptCache(memory.layers, memory.slots)
             with phase("prefill"):
                 upper, states, positions = self._assemble([batch.prefix], memory, lower, states, positions)
                 self.decoder.run(states, range(n, len(self.decoder)), positions, cache=cache)
@@ -264,10 +279,10 @@ class CompressedReader(Reader):
         """
         return bool(self.context_cache and not self.compressor.needs_question and batch.prompt.mask.any(1).all())
 
-    def _cached_prefill(self, batch: Batch) -> PrefilledMemory:
+    def _cached_prefill(self, batch: Batch) -> SharedKeys:
         """`prefill` of every row; contexts in the cache are not computed again."""
 
-        def compute(missing: list[int]) -> list[PrefilledMemory]:
+        def compute(missing: list[int]) -> Sequence[SharedKeys]:
             rows = batch.rows(missing)
             with phase(READ):
                 return self.prefill(rows, self._encode(rows, keep=False)).split()
@@ -304,40 +319,42 @@ class CompressedReader(Reader):
         slots = memory.positions + prefix.lengths[:, None]
         return upper, stream, upper.pack([prefix_places, slots, *tail_places])
 
-    def _assemble_after_prefill(
-        self, parts: list[Tokens], prefilled: PrefilledMemory, lower: Layout, states: Tensor, positions: Tensor
+    def _assemble_after_shared(
+        self, parts: list[Tokens], shared: SharedKeys, lower: Layout, states: Tensor, positions: Tensor
     ) -> tuple[Layout, Tensor, Tensor]:
-        """As `_assemble`, for the parts that follow a prefilled [prefix ; memory]."""
+        """As `_assemble`, for the parts that follow the shared keys of [prefix ; memory]."""
         tail = range(1, len(parts))
         upper = Layout.of([parts[part].mask for part in tail])
         stream = upper.pack([lower.unpack(states, part) for part in tail])
-        if not self.compressor.layer:
-            after_memory = upper.positions() + prefilled.mask.sum(1, keepdim=True)
+        if not self.compressor.layer and isinstance(shared, PrefilledMemory):
+            after_memory = upper.positions() + shared.mask.sum(1, keepdim=True)
             return upper, stream, after_memory.masked_fill(~upper.mask, 0)
         return upper, stream, upper.pack([positions.gather(1, lower.columns_of(part)) for part in tail])
 
     # -------------------------------------------------------------- logits
 
-    def _logits(self, batch: Batch, encoded: Encoded, labels: Any = None) -> tuple[Tensor, Memory]:
+    def _logits(self, batch: Batch, encoded: Encoded, labels: Any = None) -> tuple[Tensor, Memory | KeyValueMemory]:
         """Logits of each answer token (B, A, V), float32, and the memory that they were computed with."""
         parts = [batch.prefix, batch.prompt, batch.answer]
         lower, positions, states = self._run_lower(batch, parts)
         memory = self._compress(batch, encoded, lower, states, labels)
+        if isinstance(memory, KeyValueMemory):
+            return self._logits_after_shared(batch, KeptCache(memory.layers, memory.slots)), memory
         upper, states, positions = self._assemble(parts, memory, lower, states, positions)
         states = self.decoder.run(states, range(self.compressor.layer, len(self.decoder)), positions)
         return self._predict(states, upper.columns_of(3)), memory
 
-    def _logits_after_prefill(self, batch: Batch, prefilled: PrefilledMemory) -> Tensor:
-        """As `_logits`, from the cached keys and values of [prefix ; memory]."""
+    def _logits_after_shared(self, batch: Batch, shared: SharedKeys) -> Tensor:
+        """As `_logits`, from the keys and values of [prefix ; memory]."""
         parts = [batch.prefix, batch.prompt, batch.answer]
         lower, positions, states = self._run_lower(batch, parts)
-        upper, states, positions = self._assemble_after_prefill(parts, prefilled, lower, states, positions)
+        upper, states, positions = self._assemble_after_shared(parts, shared, lower, states, positions)
         states = self.decoder.run(
             states,
             range(self.compressor.layer, len(self.decoder)),
             positions,
-            torch.cat([prefilled.mask, upper.mask], 1),
-            ReadOnlyCache(LazyLayers(len(self.decoder), prefilled.by_row)),
+            shared.key_mask(upper.mask),
+            ReadOnlyCache(LazyLayers(len(self.decoder), shared.by_row)),
         )
         return self._predict(states, upper.columns_of(1))
 
@@ -354,6 +371,13 @@ class CompressedReader(Reader):
             return decode_batch(
                 logits, state.step, generation, self.tokenizer, self.all_steps, self.decoder.end_ids, ids
             )
+
+
+def _packed_evidence(batch: Batch) -> Tensor | None:
+    """The batch's evidence, left-packed as contexts are encoded; None where it is not known."""
+    if batch.evidence is None:
+        return None
+    return Layout.of([batch.context.mask], round_to=1).pack([batch.evidence])
 
 
 def _loss_output(batch: Batch, logits: Tensor, slots: Tensor) -> LossOutput:

@@ -8,55 +8,29 @@ identifies the reader (readers/saved.py). Shape letters: B questions, T context 
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from dataclasses import replace
 from pathlib import Path
-from typing import Any, Protocol
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
-from breviary.backbones.stack import Stack
-from breviary.backbones.trainable import former_names, rename_parameter, trained_state
-from breviary.contract import Batch, Compressor, Decoded, Encoded, EncodedContext, Generation, Memory, Tokens
-from breviary.decoding.state import PrefilledMemory
+from breviary.contract import Batch, Encoded, EncodedContext, Generation, KeyValueMemory, Memory, Tokens
+from breviary.decoding.shared_keys import SharedKeys, join_shared
 from breviary.memory.encoded_batches import join_contexts
 from breviary.memory.trace import TokenSpan, spans_from_trace, trace_row
+from breviary.readers.key_value_documents import KeyValueDocument
 from breviary.readers.saved import read_saved, write_saved
-from breviary.runtime.files import hash_tensors
-
-# A batch of contexts after one of the steps that a reader can start from.
-ContextState = Encoded | Memory | PrefilledMemory
-
-
-class SlotReader(Protocol):
-    """What a document requires of its reader (readers/compressed.py)."""
-
-    compressor: Compressor
-    decoder: Stack
-    tokenizer: Any
-    identity: dict[str, Any] | None
-    weights_hash: str | None
-
-    def hash_weights(self) -> str | None:
-        """As Reader.hash_weights."""
-
-    def decode(self, batch: Batch, generation: Generation, contexts: ContextState | None = None) -> list[Decoded]:
-        """As CompressedReader.decode."""
-
-    def stream(self, batch: Batch, generation: Generation, contexts: ContextState | None = None) -> Iterator[str]:
-        """As CompressedReader.stream."""
-
-    def memory(self, batch: Batch, encoded: Encoded | None = None) -> Memory:
-        """As CompressedReader.memory."""
-
-    def prefill(self, batch: Batch, contexts: Encoded | Memory) -> PrefilledMemory:
-        """As CompressedReader.prefill."""
-
-    def parameters(self) -> Iterator[nn.Parameter]:
-        """As nn.Module.parameters."""
+from breviary.readers.slot_reader import (
+    ContextState,
+    SlotReader,
+    context_tokenizer,
+    reader_identity,
+    total_bytes,
+    with_context,
+)
+from breviary.readers.views import Described, context_facts, opening, slots_in_words
 
 
-class EncodedDocument(EncodedContext):
+class EncodedDocument(Described, EncodedContext):
     """A context encoded by a compressor, for any question. `encoded` has batch size 1."""
 
     reader: SlotReader
@@ -64,16 +38,16 @@ class EncodedDocument(EncodedContext):
     def __init__(self, reader: SlotReader, encoded: Encoded):
         self.reader, self.encoded = reader, encoded
         self.tokens_read = int((encoded.mask & (encoded.ids >= 0)).sum())
-        self._prefilled: PrefilledMemory | None = None  # computed with the first question
+        self._prefilled: SharedKeys | None = None  # computed with the first question
 
     def answer(self, questions: Batch, generation: Generation) -> list[str]:
         """As EncodedContext; all questions in one batch."""
-        batch = _with_context(questions, self._tokens())
+        batch = with_context(questions, self._tokens())
         return [answer.text for answer in self.reader.decode(batch, generation, self._context_state(batch))]
 
     def stream(self, questions: Batch, generation: Generation) -> Iterator[str]:
         """As EncodedContext."""
-        batch = _with_context(questions, self._tokens())
+        batch = with_context(questions, self._tokens())
         return self.reader.stream(batch, generation, self._context_state(batch))
 
     def _context_state(self, batch: Batch) -> ContextState:
@@ -83,12 +57,14 @@ class EncodedDocument(EncodedContext):
             return join_contexts([self.encoded] * len(batch))
         if self._prefilled is None:
             self._prefilled = self.reader.prefill(batch.rows([0]), self.encoded)
-        return PrefilledMemory.join([self._prefilled] * len(batch))
+        return join_shared([self._prefilled] * len(batch))
 
-    def memory(self, question: Batch) -> QuestionMemory:
+    def memory(self, question: Batch) -> QuestionMemory | KeyValueDocument:
         """The memory for the question of a batch of one."""
         [example] = question.examples
-        memory = self.reader.memory(_with_context(question, self._tokens()), self.encoded)
+        memory = self.reader.memory(with_context(question, self._tokens()), self.encoded)
+        if isinstance(memory, KeyValueMemory):
+            return KeyValueDocument(self.reader, memory, self.tokens_read, example.question)
         return QuestionMemory(self.reader, memory, self.tokens_read, example.question, self._tokens().ids[0].tolist())
 
     def save(self, file: str | Path) -> int:
@@ -97,6 +73,7 @@ class EncodedDocument(EncodedContext):
         tensors = {"states": encoded.states, "mask": encoded.mask, "ids": encoded.ids.int()}
         for layer, pair in enumerate(encoded.keys_values):
             tensors |= {f"{name}.{layer}": x for name, x in zip(("keys", "values"), pair)}
+        tensors |= {f"observed.{layer}": x for layer, x in enumerate(encoded.observed)}
         return write_saved(file, "document", reader_identity(self.reader), tensors, {})
 
     @classmethod
@@ -105,20 +82,30 @@ class EncodedDocument(EncodedContext):
         # Earlier versions stored keys and values that a compressor without a question never reads.
         layers = sum(name.startswith("keys.") for name in tensors) if reader.compressor.needs_question else 0
         pairs = [(tensors[f"keys.{i}"], tensors[f"values.{i}"]) for i in range(layers)]
-        return cls(reader, Encoded(tensors["states"], tensors["mask"], tensors["ids"].long(), pairs))
+        observed = [tensors[f"observed.{i}"] for i in range(sum(name.startswith("observed.") for name in tensors))]
+        return cls(reader, Encoded(tensors["states"], tensors["mask"], tensors["ids"].long(), pairs, observed))
 
     @property
     def bytes(self) -> int:
         """As EncodedContext."""
         tensors = [self.encoded.states, self.encoded.mask, self.encoded.ids]
-        return _total_bytes([*tensors, *(x for pair in self.encoded.keys_values for x in pair)])
+        return total_bytes([*tensors, *(x for pair in self.encoded.keys_values for x in pair)])
+
+    def facts(self) -> dict[str, str]:
+        """As Described."""
+        if self._prefilled is not None:
+            slots = slots_in_words(int(self._prefilled.slots[0]), self.tokens_read)
+        else:
+            slots = f"computed {'for each' if self.reader.compressor.needs_question else 'at the first'} question"
+        begins = opening(context_tokenizer(self.reader), self._tokens().ids[0].tolist())
+        return {"begins": begins, **context_facts(self, slots)}
 
     def _tokens(self) -> Tokens:
         ids_1T = self.encoded.ids[self.encoded.mask & (self.encoded.ids >= 0)][None]
         return Tokens(ids_1T, torch.ones_like(ids_1T, dtype=torch.bool))
 
 
-class QuestionMemory(EncodedContext):
+class QuestionMemory(Described, EncodedContext):
     """The memory of a context for one question: slots (batch size 1) and the question.
 
     It answers other questions too, from slots that were computed for its own.
@@ -141,7 +128,7 @@ class QuestionMemory(EncodedContext):
 
     def answer(self, questions: Batch, generation: Generation) -> list[str]:
         """As EncodedContext; all questions in one batch."""
-        batch = _with_context(questions, self._placeholder_tokens())
+        batch = with_context(questions, self._placeholder_tokens())
         return [answer.text for answer in self.reader.decode(batch, generation, self._context_state(batch))]
 
     def _context_state(self, batch: Batch) -> ContextState:
@@ -149,13 +136,13 @@ class QuestionMemory(EncodedContext):
         B, slots = len(batch), self.slots
         # The last token of a prompt predicts the answer: without a prompt, the last slot does.
         if B > 1 and bool(batch.prompt.mask.any(1).all()):
-            return PrefilledMemory.join([self.reader.prefill(batch.rows([0]), slots)] * B)
+            return join_shared([self.reader.prefill(batch.rows([0]), slots)] * B)
         positions = None if slots.positions is None else slots.positions.expand(B, -1)
         return Memory(slots.embeds.expand(B, -1, -1), slots.mask.expand(B, -1), slots.layer, positions)
 
     def stream(self, questions: Batch, generation: Generation) -> Iterator[str]:
         """As EncodedContext."""
-        return self.reader.stream(_with_context(questions, self._placeholder_tokens()), generation, self.slots)
+        return self.reader.stream(with_context(questions, self._placeholder_tokens()), generation, self.slots)
 
     def memory(self, question: Batch) -> QuestionMemory:
         """Raises: ValueError, as this is the memory for a question already."""
@@ -171,7 +158,7 @@ class QuestionMemory(EncodedContext):
                 "a memory from a file holds no tokens of its document; call token_spans on the memory before saving it"
             )
         segment_size = getattr(self.reader.compressor, "segment_size", None)
-        tokenizer = self.reader.compressor.tokenizer or self.reader.tokenizer
+        tokenizer = context_tokenizer(self.reader)
         spans, start = [], 0
         for span in spans_from_trace(self.tokens_read, trace_row(self.slots.trace, 0, 1), segment_size):
             spans.append((span, tokenizer.decode(self._ids[start : start + span.tokens])))
@@ -197,7 +184,15 @@ class QuestionMemory(EncodedContext):
     @property
     def bytes(self) -> int:
         """As EncodedContext."""
-        return _total_bytes([self.slots.embeds] + ([] if self.slots.positions is None else [self.slots.positions]))
+        return total_bytes([self.slots.embeds] + ([] if self.slots.positions is None else [self.slots.positions]))
+
+    def facts(self) -> dict[str, str]:
+        """As Described."""
+        return {"question": repr(self.question), **context_facts(self, slots_in_words(len(self), self.tokens_read))}
+
+    def shown_spans(self) -> list[tuple[TokenSpan, str]]:
+        """As `token_spans`; nothing for a memory from a file, which holds no tokens."""
+        return [] if self._ids is None else self.token_spans()
 
     def _placeholder_tokens(self) -> Tokens:
         """Tokens (1, T) in place of the context's, whose number determines the positions of the question."""
@@ -205,42 +200,19 @@ class QuestionMemory(EncodedContext):
         return Tokens(ids_1T, torch.ones_like(ids_1T, dtype=torch.bool))
 
 
-CLASSES: dict[str, type[EncodedDocument] | type[QuestionMemory]] = {
+CLASSES: dict[str, type[EncodedDocument] | type[QuestionMemory] | type[KeyValueDocument]] = {
     "document": EncodedDocument,
     "memory": QuestionMemory,
+    "key_values": KeyValueDocument,
 }
 
 
-def load_saved(reader: SlotReader, file: str | Path) -> EncodedDocument | QuestionMemory:
+def load_saved(reader: SlotReader, file: str | Path) -> EncodedContext:
     """A document or memory that this reader saved.
 
     Raises: ValueError as in `saved.read_saved`.
     """
-    header, tensors = read_saved(file, CLASSES, reader_identity(reader))
+    other = "memory" if reader.compressor.keeps_cache else "key_values"
+    header, tensors = read_saved(file, [kind for kind in CLASSES if kind != other], reader_identity(reader))
     device = next(reader.parameters()).device
     return CLASSES[header["kept"]].from_saved(reader, {name: x.to(device) for name, x in tensors.items()}, header)
-
-
-def reader_identity(reader: SlotReader) -> dict[str, Any]:
-    """What must be equal for two readers to exchange saved documents and memories."""
-    assert reader.identity is not None, "reader.identity is set by breviary.load_reader only"
-    return reader.identity | {
-        "dtype": str(reader.decoder.dtype).removeprefix("torch."),
-        "weights": reader.weights_hash or reader.hash_weights(),
-    }
-
-
-def hash_trained(reader: nn.Module) -> str:
-    """Hash of the trained weights under their first names, so that files of earlier versions still load."""
-    first_names = {new: old for old, new in former_names(reader).items()}
-    return hash_tensors({rename_parameter(name, first_names): x for name, x in trained_state(reader).items()})
-
-
-def _with_context(questions: Batch, context: Tokens) -> Batch:
-    """The questions, each on the same context (1, T)."""
-    rows = torch.zeros(len(questions), dtype=torch.int64, device=context.ids.device)
-    return replace(questions, context=context.rows(rows))
-
-
-def _total_bytes(tensors: list[Tensor]) -> int:
-    return sum(tensor.numel() * tensor.element_size() for tensor in tensors)

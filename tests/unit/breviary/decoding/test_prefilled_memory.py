@@ -8,7 +8,7 @@ import torch
 
 from breviary.config.build import compressor_forms
 from breviary.contract import Generation
-from breviary.decoding.state import PrefilledMemory
+from breviary.decoding.shared_keys import PrefilledMemory
 from breviary.readers.cache import ContextCache
 from breviary.readers.documents import EncodedDocument
 from tests.tiny import disturb

@@ -1,0 +1,346 @@
+"""Key/value eviction: a memory of some of each decoder layer's own keys and values, chosen by a scorer.
+
+Shape letters: B contexts, S columns of [prefix ; context], T context tokens, P prefix tokens, J key/value heads,
+G query heads of one key/value head, W observing tokens, d head width, L decoder layers.
+
+    1. encode    the decoder reads [prefix ; context] once and keeps all keys and values
+    2. observe   where the question is known, its prompt is run behind the whole cache; a scorer may run other texts
+    3. score     each entry of each layer and key/value head (breviary/scorers)
+    4. keep      the prefix and the best entries, at their own positions; the rest is dropped
+    5. the reader runs prompt and answer behind what is kept; the prompt starts at position P + T
+With every entry kept, the reader is exactly the plain backbone.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from hydra.utils import instantiate
+from torch import Tensor
+
+from breviary.backbones.pretrained import Backbone
+from breviary.backbones.stack import CapturingCache, LazyLayers, ReadOnlyCache, Stack
+from breviary.backbones.tiny import TinyBackbone
+from breviary.contract import Context, Encoded, KeyValueMemory, Question, Tokens
+from breviary.memory.assembly import Layout, take_columns
+from breviary.memory.budget import Budget, BudgetedCompressor, check_budget
+from breviary.memory.kept_keys import KeptKeys
+from breviary.scorers.base import LayerKeys, LayerQueries, Observers, Scorer, select
+
+QUESTION = ("known", "unknown")
+Pair = tuple[Tensor, Tensor]
+
+
+class CacheSelection(BudgetedCompressor):
+    """Keeps ceil(T / ratio) entries for each layer and key/value head, or as the scorer shares out the same total.
+
+    scorer    ranks the entries, see breviary/scorers
+    question  known: the prompt observes, and each question has its own memory | unknown: a memory serves any question
+    ratio, slots, ratio_choices  as in Budget. Prefix and prompt stay, outside the budget
+    Cost: a full prefill and the scorer's own; while answering, attention over the kept entries. The choice is hard: the
+    answer's loss reaches the kept keys and values, not the scores. Fitted values (attention matching) get no gradient.
+    """
+
+    keeps_cache = True
+    compress_only_keys = frozenset({"ratio", "slots", "ratio_choices"})
+
+    def __init__(
+        self,
+        backbone: Backbone | TinyBackbone,
+        decoder: Stack,
+        scorer: Scorer,
+        question: str = "unknown",
+        ratio: float | None = 4,
+        slots: int | None = None,
+        ratio_choices: list[int] | None = None,
+    ):
+        super().__init__()
+        assert question in QUESTION, question
+        self.scorer, self.budget = scorer, Budget(ratio, slots, ratio_choices)
+        self.needs_question = question == "known"
+        self._decoder, self._backbone = (decoder,), backbone
+
+    # -------------------------------------------------------------- encode
+
+    def encode(self, context: Context) -> Encoded:
+        """Keys and values of [prefix ; context] in every layer. Ids are -1 on the prefix; states have width 0."""
+        decoder = self._decoder[0]
+        layout = Layout.of([context.prefix.mask, context.mask])
+        positions = layout.positions()
+        states = decoder.embed(layout.pack([context.prefix.ids, context.ids]))
+        ids = layout.pack([torch.full_like(context.prefix.ids, -1), context.ids])
+        columns = Columns.of(layout.mask, ids)
+        cache, observed, pairs = CapturingCache(), [], []
+        inputs = decoder.attention_inputs(states, positions)
+        last = len(decoder) - 1
+        for index in range(len(decoder)):
+            entering = states
+            if index < last:
+                states = decoder.run_layer(index, states, inputs, cache)
+                pair = cache.layers[index]
+            else:  # of the last layer only keys and values are used
+                pair = decoder.keys_values(index, states, positions)
+            if self._observes:
+                observed.append(self._observe(index, entering, positions, pair[0], columns))
+            pairs.append((pair[0][:, None], pair[1][:, None]))
+        return Encoded(states.new_zeros(*ids.shape, 0)[:, None], layout.mask[:, None], ids[:, None], pairs, observed)
+
+    @property
+    def _observes(self) -> bool:
+        """Whether encoding stores features for the scorer."""
+        return self.scorer.observes != "none" and not self.needs_question
+
+    @torch.no_grad()
+    def _observe(self, index: int, states: Tensor, positions: Tensor, keys: Tensor, columns: Columns) -> Tensor:
+        """The scorer's features of layer `index`; states (B, S, D) enter it, keys (B, J, S, d)."""
+        decoder = self._decoder[0]
+        own = columns.context(positions)
+        queries = decoder.queries(index, take_columns(states, columns.context_columns), None)
+        prefix_keys, context_keys = columns.split(keys)
+        grouped = queries.unflatten(1, (keys.shape[1], -1))
+
+        def rotary(at: Tensor) -> tuple[Tensor, Tensor]:
+            return decoder.rotary(states, at)
+
+        layer = LayerQueries(grouped, context_keys, columns.mask, own, rotary, prefix_keys, columns.prefix_mask)
+        with torch.autocast(states.device.type, enabled=False):
+            return self.scorer.observe(layer)
+
+    # -------------------------------------------------------------- compress
+
+    def compress(self, encoded: Encoded, question: Question) -> KeyValueMemory:
+        """The entries to keep for this question, or for any."""
+        columns = Columns.of(encoded.mask[:, 0], encoded.ids[:, 0])
+        pairs = LazyLayers(len(self._decoder[0]), lambda layer: _without_segments(encoded.keys_values[layer]))
+        budget = self.budget.slots_per_row(columns.context(encoded.ids[:, 0]), columns.mask, self.training)
+        with torch.no_grad():
+            scores = self._scores(encoded, question, columns, pairs, budget)
+            counts = self.scorer.allocate(scores, columns.mask, budget)
+            kept = [select(score, count, columns.mask) for score, count in zip(scores, counts)]
+        layers, total = [], torch.zeros_like(budget)
+        share = torch.zeros_like(columns.mask, dtype=torch.float32)
+        for index, kept_BJT in enumerate(kept):
+            keys, values = pairs[index]
+            bias = None
+            if self.scorer.biases:
+                view = self._view(index, encoded, columns, pairs[index], budget)
+                with torch.no_grad(), torch.autocast(keys.device.type, enabled=False):
+                    fitted = self.scorer.fit(view, kept_BJT)
+                assert fitted is not None, type(self.scorer)
+                values, bias = columns.replace(values, fitted[0]), columns.replace(values[..., 0] * 0, fitted[1])
+            layers.append(KeptKeys.select(keys, values, columns.with_prefix(kept_BJT), bias))
+            total += kept_BJT.sum((1, 2))
+            share += kept_BJT.float().mean(1)
+        heads = len(layers) * kept[0].shape[1]
+        slots = torch.div(total + heads - 1, heads, rounding_mode="floor")
+        return KeyValueMemory(layers, slots, trace={"kept_share": share / len(layers)})
+
+    def _scores(
+        self, encoded: Encoded, question: Question, columns: Columns, pairs: LazyLayers, budget: Tensor
+    ) -> list[Tensor]:
+        """Scores (B, J, T) of each layer."""
+        decoder = self._decoder[0]
+        if self.needs_question:
+            prompt = Tokens(question.ids.new_zeros(question.states_mask.shape), question.states_mask)
+            observers = [(self._run_behind(question.states, prompt, columns, pairs, self.scorer.window), None)]
+        else:
+            tokenizer = self._backbone.tokenizer()
+            observers = [
+                (self._run_behind(decoder.embed(fed.ids), fed, columns, pairs, None), chunk)
+                for fed, chunk in self.scorer.probes(columns.context(encoded.ids[:, 0]), columns.mask, tokenizer)
+            ] or [(self._tail(encoded), None)]
+        best: list[Tensor] = []
+        for of_layers, chunk in observers:
+            for index, seen in enumerate(of_layers):
+                view = self._view(index, encoded, columns, pairs[index], budget)
+                view.observers, view.chunk = seen, chunk
+                with torch.autocast(view.keys.device.type, enabled=False):
+                    score = self.scorer.score(view)
+                if len(best) <= index:
+                    best.append(score)
+                else:
+                    best[index] = torch.maximum(best[index], score)
+        return best
+
+    def _view(self, index: int, encoded: Encoded, columns: Columns, pair: Pair, budget: Tensor) -> LayerKeys:
+        """Layer `index` as scorers see it."""
+        prefix_keys, keys = columns.split(pair[0])
+        observed = encoded.observed[index] if encoded.observed else None
+        return LayerKeys(
+            index,
+            len(self._decoder[0]),
+            keys,
+            columns.split(pair[1])[1],
+            columns.mask,
+            prefix_keys,
+            columns.prefix_mask,
+            budget,
+            observed,
+        )
+
+    def _tail(self, encoded: Encoded) -> Iterator[Observers | None]:
+        """For each layer the context's last tokens as observers; None where the scorer reads none."""
+        lengths = (encoded.mask[:, 0] & (encoded.ids[:, 0] >= 0)).sum(1, keepdim=True)
+        heads = encoded.keys_values[0][0].shape[2]
+        for layer in range(len(self._decoder[0])):
+            if self.scorer.observes != "tail":
+                yield None
+                continue
+            stored = encoded.observed[layer][:, -self.scorer.window :].unflatten(2, (heads, -1, encoded_width(encoded)))
+            queries = stored.permute(0, 2, 3, 1, 4)
+            index = lengths - stored.shape[1] + torch.arange(stored.shape[1], device=lengths.device)
+            nothing = encoded.mask.new_zeros(*index.shape, 0)
+            yield Observers(queries, index >= 0, index, queries[:, :, 0, :0], nothing)
+
+    def _run_behind(
+        self, states: Tensor, tokens: Tokens, columns: Columns, pairs: LazyLayers, window: int | None
+    ) -> Iterator[Observers]:
+        """Runs tokens behind the whole cache and yields their last `window` ones as observers of each layer.
+
+        states  (B, F, D) embeddings of `tokens`; window None = all
+        """
+        decoder, layout = self._decoder[0], Layout.of([tokens.mask])
+        states = layout.pack([states])
+        lengths = layout.mask.sum(1, keepdim=True)
+        positions = (layout.positions() + columns.lengths[:, None]).masked_fill(~layout.mask, 0)
+        width = states.shape[1] if window is None else min(window, states.shape[1])
+        place = torch.arange(width, device=states.device).expand(len(states), -1)
+        if window is not None:
+            place = lengths - width + place
+        own = torch.arange(states.shape[1], device=states.device)
+        mask = (place >= 0) & (place < lengths)
+        visible = layout.mask[:, None] & (own <= place[..., None])
+        sees_all = torch.full_like(place, columns.mask.shape[1])
+        key_mask, cache = torch.cat([columns.valid, layout.mask], 1), ReadOnlyCache(pairs)
+        for index in range(len(decoder)):
+            queries = decoder.queries(index, states, positions)
+            keys, _ = decoder.keys_values(index, states, positions)
+            taken = queries.gather(
+                2, place.clamp(min=0)[:, None, :, None].expand(-1, queries.shape[1], -1, queries.shape[3])
+            )
+            yield Observers(taken.unflatten(1, (keys.shape[1], -1)), mask, sees_all, keys, visible)
+            if index < len(decoder) - 1:
+                states = decoder.run(states, range(index, index + 1), positions, key_mask, cache)
+
+    # -------------------------------------------------------------- checks
+
+    def slot_bytes(self, decoder: Stack) -> int:
+        """As Compressor.slot_bytes, and a bias for each layer and head where the scorer fits them."""
+        heads = decoder.config.num_key_value_heads
+        return decoder.key_value_bytes(len(decoder)) + (4 * heads * len(decoder) if self.scorer.biases else 0)
+
+    @classmethod
+    def bytes_per_slot(cls, settings: Mapping[str, Any], config: Any, dtype: torch.dtype) -> int:
+        """As BudgetedCompressor, and a bias for each layer and head where the scorer fits them."""
+        biases = 4 * config.num_key_value_heads * config.num_hidden_layers
+        return super().bytes_per_slot(settings, config, dtype) + instantiate(settings["scorer"]).biases * biases
+
+    @classmethod
+    def problems(cls, settings: Mapping[str, Any], backbone: Any) -> list[str]:
+        """Error messages for the budget, the question, and the scorer's own arguments."""
+        problems = check_budget(settings)
+        if settings["question"] not in QUESTION:
+            problems.append(f"compressor.question={settings['question']}: allowed are {', '.join(QUESTION)}")
+        try:
+            scorer = instantiate(settings["scorer"])
+        except Exception as error:  # hydra wraps what a constructor raises
+            cause = error.__cause__ or error
+            return [
+                *problems,
+                f"compressor.{cause}" if isinstance(cause, ValueError) else f"compressor.scorer: {cause}",
+            ]
+        if settings["question"] == "known" and not scorer.question_aware:
+            problems.append(
+                f"compressor.question=known: {type(scorer).__name__} does not read the question; set "
+                "compressor.question=unknown"
+            )
+        return problems
+
+    @classmethod
+    def longest_context(cls, settings: Mapping[str, Any], positions: int, others: int) -> int | None:
+        """As `Compressor.longest_context`: all tokens take positions, and those that a scorer runs behind them."""
+        scorer, room = instantiate(settings["scorer"]), max(positions - others, 0)
+        least, most = 0, room + 1
+        while most - least > 1:  # fitting is monotonic in the length
+            middle = (least + most) // 2
+            fits = middle + max(scorer.probe_tokens(middle) - others, 0) <= room
+            least, most = (middle, most) if fits else (least, middle)
+        return least
+
+
+@dataclass
+class Columns:
+    """Which columns of right-padded rows [prefix ; context] hold the prefix, and which the context.
+
+    valid            (B, S) bool
+    prefix_mask      (B, P); mask (B, T) of the context's tokens, left-packed
+    context_columns  (B, T) int64, column of each context token; arbitrary on padding
+    start            P where every row's prefix has as many tokens, and a column follows; None otherwise
+    """
+
+    valid: Tensor
+    prefix_mask: Tensor
+    mask: Tensor
+    context_columns: Tensor
+    start: int | None
+
+    @classmethod
+    def of(cls, valid: Tensor, ids: Tensor) -> Columns:
+        """valid (B, S), and ids (B, S), below 0 on the prefix."""
+        in_prefix = valid & (ids < 0)
+        lengths = in_prefix.sum(1, keepdim=True)
+        least, most = (int(x) for x in lengths.aminmax()) if len(valid) else (0, 0)
+        width = valid.shape[1]
+        own = lengths + torch.arange(max(width - least, 1), device=valid.device)
+        mask = own < valid.sum(1, keepdim=True)
+        start = least if least == most < width else None
+        return cls(valid, in_prefix[:, :most], mask, own.clamp(max=width - 1), start)
+
+    @property
+    def lengths(self) -> Tensor:
+        """Tokens of prefix and context together, (B,)."""
+        return self.valid.sum(1)
+
+    def context(self, x: Tensor) -> Tensor:
+        """The context's columns of (B, S): (B, T)."""
+        return x.gather(1, self.context_columns)
+
+    def split(self, x: Tensor) -> Pair:
+        """Prefix and context of keys or values (B, J, S, d): (B, J, P, d) and (B, J, T, d), views where possible."""
+        prefix = x[:, :, : self.prefix_mask.shape[1]]
+        if self.start is not None:
+            return prefix, x[:, :, self.start :]
+        index = self.context_columns[:, None, :, None].expand(-1, x.shape[1], -1, x.shape[3])
+        return prefix, x.gather(2, index)
+
+    def with_prefix(self, kept: Tensor) -> Tensor:
+        """Kept context tokens (B, J, T) as columns (B, J, S), the whole prefix among them."""
+        index, in_context = self._to_columns()
+        columns = kept.gather(2, index[:, None].expand(-1, kept.shape[1], -1)) & in_context[:, None]
+        return columns | (self.valid & ~in_context)[:, None]
+
+    def replace(self, x: Tensor, of_context: Tensor) -> Tensor:
+        """x (B, J, S[, d]) with the context's columns from `of_context` (B, J, T[, d])."""
+        index, in_context = self._to_columns()
+        shape = (len(x), 1, -1, *[1] * (x.dim() - 3))
+        index, in_context = index.view(shape), in_context.view(shape)
+        return torch.where(in_context, of_context.gather(2, index.expand(-1, x.shape[1], -1, *x.shape[3:])), x)
+
+    def _to_columns(self) -> Pair:
+        """For each column (B, S) the index of its context token, and whether it holds one."""
+        column = torch.arange(self.valid.shape[1], device=self.valid.device)
+        start = self.prefix_mask.sum(1, keepdim=True)
+        return (column - start).clamp(0, max(self.mask.shape[1] - 1, 0)), self.valid & (column >= start)
+
+
+def _without_segments(pair: Pair) -> Pair:
+    """Keys and values (B, 1, J, S, d) of an encoded context as (B, J, S, d)."""
+    return pair[0][:, 0], pair[1][:, 0]
+
+
+def encoded_width(encoded: Encoded) -> int:
+    """Head width d."""
+    return encoded.keys_values[0][0].shape[-1]
