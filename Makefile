@@ -17,14 +17,21 @@ STAMP := $(VENV)/.installed
 TEST_ENV := OMP_NUM_THREADS=1 HF_HUB_OFFLINE=1 TRANSFORMERS_OFFLINE=1 HF_DATASETS_OFFLINE=1 WANDB_MODE=disabled \
             TOKENIZERS_PARALLELISM=false DS_ACCELERATOR=cpu
 
-.PHONY: help demo check test test-slow clean-venv
+.PHONY: help shell demo data check test test-slow clean-venv
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' Makefile
 	@echo "variables: PYTHON=$(PYTHON) TORCH_INDEX=$(TORCH_INDEX) TEST_JOBS=$(TEST_JOBS)"
 
+shell: $(STAMP) ## open a shell in which python is that of .venv
+	@echo "python is $(VENV)/bin/python here; leave with exit. In your own shell: source $(VENV)/bin/activate"
+	@exec bash --rcfile <(echo "[ -f ~/.bashrc ] && . ~/.bashrc; . $(VENV)/bin/activate") -i
+
 demo: $(STAMP) ## read, compress and answer with a small model
 	$(VENV)/bin/python scripts/demo.py
+
+data: $(STAMP) ## generate data that needs no download; state which public data sets are ready
+	$(VENV)/bin/python scripts/make_data.py
 
 check: $(STAMP) ## lint, format, types, links
 	$(VENV)/bin/ruff check .
@@ -35,14 +42,15 @@ check: $(STAMP) ## lint, format, types, links
 test: $(STAMP) ## fast tests: CPU, no network
 	$(TEST_ENV) $(VENV)/bin/python -m pytest -n $(TEST_JOBS) --dist loadfile
 
-test-slow: $(STAMP) ## tests that need the real backbone
+test-slow: $(STAMP) ## tests that need real backbones (downloads 1.3 GB)
 	$(VENV)/bin/python scripts/get_backbone.py
+	$(VENV)/bin/python scripts/get_backbone.py qwen25_coder_0_5b
 	$(TEST_ENV) $(VENV)/bin/python -m pytest -m slow
 
 clean-venv: ## remove .venv
 	rm -rf $(VENV)
 
-# pip builds in the tree; what that leaves is removed, so that `breviary` never resolves to a copy.
+# Editable: the checkout is added to Python's path, no package is copied. What pip leaves in the tree is removed.
 $(STAMP): pyproject.toml constraints.txt
 	@command -v $(PYTHON) >/dev/null || { echo "error: PYTHON=$(PYTHON): no such interpreter"; exit 1; }
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
@@ -51,6 +59,6 @@ $(STAMP): pyproject.toml constraints.txt
 	    { echo "error: $(PYTHON) has no venv module (on Debian and Ubuntu: apt install python3-venv)"; exit 1; }
 	test -x $(VENV)/bin/pip || $(PYTHON) -m venv $(VENV)
 	$(VENV)/bin/python -m pip install --disable-pip-version-check \
-	    $(if $(TORCH_INDEX),--extra-index-url $(TORCH_INDEX)) -c constraints.txt '.[test]'
+	    $(if $(TORCH_INDEX),--extra-index-url $(TORCH_INDEX)) -c constraints.txt -e '.[test]'
 	@rm -rf build breviary.egg-info
 	@touch $@

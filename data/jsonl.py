@@ -1,7 +1,7 @@
 """The common format: one JSON object per line, plain or gzipped.
 
 {"id": str?, "context": str, "question": str, "answers": [str, ...] or str,
- "documents": [{"title": str, "text": str, "is_gold": bool}, ...]?}
+ "documents": [{"title": str, "text": str, "is_gold": bool}, ...]?, "compressed_context": str?}
 """
 
 from __future__ import annotations
@@ -18,10 +18,12 @@ from breviary.contract import Document, Example
 from breviary.runtime.draws import seeded_rng, shuffled
 from breviary.runtime.markup import surrogate_problem
 from data.checks import SPLITS, check_split, integer_problems, raise_problems
+from data.public.sources import missing_hint
 
 FORMAT = (
     '{"id": str (optional), "context": str, "question": str, "answers": [str, ...] or str, '
-    '"documents": [{"title": str, "text": str, "is_gold": true|false}, ...] (optional)}'
+    '"documents": [{"title": str, "text": str, "is_gold": true|false}, ...] (optional), '
+    '"compressed_context": str (optional)}'
 )
 MAX_SHOWN = 10  # bad lines in an error message
 PASSAGE_FORMATS = ("numbered", "plain")
@@ -41,6 +43,7 @@ class Jsonl:
                    between blank lines | plain: contexts with documents are rebuilt, each passage as `T text` on a line
                    of its own (RAM 2602.01840)
 
+    `compressed_context` is the context as another tool compressed it, for compressor=external.
     `start` and `end` of a Document delimit the passage's text, without its header or title.
     """
 
@@ -89,7 +92,10 @@ class Jsonl:
                 f"name a file, {example}"
             ]
         if not Path(name).is_file():
-            return [f"{key} is {name!r}, which is not a file; name a JSONL file, {example}"]
+            hint = missing_hint(name)
+            return [
+                f"{key} is {name!r}, which is not a file; {f'{hint}, or ' if hint else ''}name a JSONL file, {example}"
+            ]
         try:
             with _open(name) as file:
                 is_empty = not file.read(1)
@@ -123,7 +129,7 @@ class Jsonl:
                     line_of_id[id] = number
                     example, problems = _example(id, row, self.max_documents, self.passage_format)
                     examples.append(example)
-            bad += [f"  line {number}: {problem}" for problem in problems[:1]]
+            bad += [f"  line {number}: {'; '.join(problems)}"] if problems else []
         if bad:
             more = f"\n  ... and {len(bad) - MAX_SHOWN} more" if len(bad) > MAX_SHOWN else ""
             count = "1 bad line" if len(bad) == 1 else f"{len(bad)} bad lines"
@@ -184,11 +190,11 @@ def _parse(line: str) -> tuple[dict[str, Any], list[str]]:
 
 def _row_problems(row: dict[str, Any]) -> list[str]:
     """An error message for each wrong field of one object."""
-    problems = []
+    problems = _missing_fields(row)
     for field in ("context", "question"):
         if field not in row:
-            problems.append(f"the field {field!r} is missing (fields: {', '.join(map(repr, row)) or 'none'})")
-        elif not isinstance(row[field], str):
+            continue
+        if not isinstance(row[field], str):
             problems.append(f"{field!r} is {_kind(row[field])}; it must be a string")
         else:
             problems += _character_problems(repr(field), row[field])
@@ -197,11 +203,23 @@ def _row_problems(row: dict[str, Any]) -> list[str]:
     if isinstance(row.get("id", ""), bool) or not isinstance(row.get("id", ""), (str, int)):
         problems.append(f"'id' is {_kind(row['id'])}; it must be a string or a whole number")
     problems += _character_problems("'id'", str(row.get("id", "")))
-    if "answers" not in row:
-        problems.append(f"the field 'answers' is missing (fields: {', '.join(map(repr, row)) or 'none'})")
-    else:
+    if "answers" in row:
         problems += _answer_problems(row["answers"])
+    compressed = row.get("compressed_context")
+    if compressed is not None and not isinstance(compressed, str):
+        problems.append(f"'compressed_context' is {_kind(compressed)}; it must be a string")
+    else:
+        problems += _character_problems("'compressed_context'", compressed or "")
     return problems + _document_problems(row.get("documents"))
+
+
+def _missing_fields(row: dict[str, Any]) -> list[str]:
+    """One message for all required fields that an object lacks, with the fields that it has."""
+    missing = [field for field in ("context", "question", "answers") if field not in row]
+    if not missing:
+        return []
+    names = f"field {missing[0]!r} is" if len(missing) == 1 else f"fields {', '.join(map(repr, missing))} are"
+    return [f"the {names} missing (fields: {', '.join(map(repr, row)) or 'none'})"]
 
 
 def _answer_problems(answers: Any) -> list[str]:
@@ -268,7 +286,7 @@ def _example(id: str, row: dict[str, Any], max_documents: int | None, passage_fo
         if rebuilt != context:
             spans, problems = _find(passages, context)
     documents = tuple(Document(p["title"], start, end, p["is_gold"]) for p, (start, end) in zip(passages, spans))
-    return Example(id, context, row["question"], answers, documents), problems
+    return Example(id, context, row["question"], answers, documents, row.get("compressed_context")), problems
 
 
 def draw_passages(id: str, passages: list[dict[str, Any]], max_documents: int) -> list[dict[str, Any]]:

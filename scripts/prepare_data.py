@@ -2,8 +2,10 @@
 
     python scripts/prepare_data.py hotpotqa --train hotpot_train_v1.1.json --test hotpot_dev_distractor_v1.json
     python scripts/prepare_data.py narrativeqa --train REPO --validation REPO --test REPO --context summaries
+    python scripts/prepare_data.py qmsum --test qmsum/test.jsonl --max-words 8000 --output my_data/qmsum
 
-Download the files from the data set's own pages first. A FILE may be gzipped (.gz), or a folder of such files.
+Download the files from the data set's own pages first: docs/data.md lists page, files, licence and command of each, and
+`make data` states which are ready. A FILE may be gzipped (.gz), or a folder of such files.
 
 nq               .jsonl.gz of lost-in-the-middle, or other lines with question, answers and ctxs
 hotpotqa         the official JSON array, or the hub's rows as an array or lines
@@ -17,8 +19,10 @@ qasper           the official .json
 multi_news       the .src file, with .tgt in the same folder
 quality          the official lines without HTML (QuALITY.v1.0.1.htmlstripped.*)
 fairytaleqa      a folder of questions, e.g. questions/train, with section-stories/train next to questions
-kv_retrieval     .jsonl.gz of lost-in-the-middle; --output FOLDER, one for each number of keys
-longbench        the .jsonl of a task; --output FOLDER, one for each task
+kv_retrieval     .jsonl.gz of lost-in-the-middle; --name FOLDER, one for each number of keys
+longbench        the .jsonl of a task; --name FOLDER, one for each task
+scrolls          TASK.zip of one task or of all, as SCROLLS publishes them; --name scrolls_TASK, or scrolls. Test reads
+                 its validation split, as the answers of its test split are hidden
 
 Ids are unique within a split. No two splits share a context, or a question with the same gold passages: what test has
 is removed from validation and train, what validation has from train. All splits are written, loaded and compared, and
@@ -31,16 +35,17 @@ import sys
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
-from breviary.runtime.checkout import require_checkout
+from breviary.runtime.checkout import ROOT, require_checkout
 
 require_checkout()
 
 import argparse
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
+from breviary.runtime.spelling import command, next_line, setting
 from data.checks import SPLITS
 from data.converters import CONVERTERS
-from data.converters.prepare import prepare
+from data.converters.prepare import data_folder, prepare
 
 
 def build_parser() -> argparse.ArgumentParser:
@@ -54,9 +59,9 @@ def build_parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--output",
         metavar="FOLDER",
-        help="default: the name of the format (multinews for multi_news) in BREVIARY_DATA, else in data/ of "
-        "BREVIARY_CACHE, else in ~/.cache/breviary/data",
+        help="default: NAME in BREVIARY_DATA, else in data/ of BREVIARY_CACHE, else in ~/.cache/breviary/data",
     )
+    parser.add_argument("--name", metavar="NAME", help="of the folder; default: the format's, multinews for multi_news")
     parser.add_argument("--max-words", type=int, metavar="N", help="skip contexts of more words; default: no limit")
     parser.add_argument("--context", choices=("stories", "summaries"), default="stories", help="narrativeqa only")
     parser.add_argument("--stories", metavar="FOLDER", help="narrativeqa only: folder of <document_id>.content files")
@@ -69,12 +74,21 @@ def main(arguments: Sequence[str] | None = None) -> None:
     args = parser.parse_args(arguments)
     files = {split: getattr(args, split) for split in SPLITS}
     try:
-        folder, counts = prepare(args.format, files, args.output, args.context, args.stories, args.max_words)
+        folder, counts = prepare(args.format, files, args.output, args.context, args.stories, args.max_words, args.name)
     except ValueError as error:
         parser.exit(2, "".join(f"error: {line}\n" for line in str(error).split("\n")))
     for split, split_counts in counts.items():
         print(f"{split}: {split_counts.report()}")
     print(f"{args.format}: ready: {folder} (loaded and compared)")
+    use = ["train.py", "experiment=comi_facts"] if "train" in counts else ["eval.py", "compressor=full_context"]
+    print(next_line(command(*use, *dataset_words(folder, counts))))
+
+
+def dataset_words(folder: Path, splits: Iterable[str]) -> list[str]:
+    """The settings that choose a prepared data set: its configuration, or its files where it has none."""
+    if folder.parent == data_folder() and (ROOT / "configs" / "dataset" / f"{folder.name}.yaml").is_file():
+        return [f"dataset={folder.name}"]
+    return ["dataset=jsonl", *(setting(f"dataset.{split}", str(folder / f"{split}.jsonl.gz")) for split in splits)]
 
 
 if __name__ == "__main__":

@@ -1,10 +1,13 @@
 """Makes one table and one figure from run folders: score against achieved ratio.
 
-    python scripts/report.py RUN [RUN ...] [--output DIR] [--metric f1] [--by compressor.fine] [--examples N]
+    python scripts/report.py outputs/comi_facts
+    python scripts/report.py outputs/comi_nq outputs/ram_nq --metric em --by compressor --output results/nq
+    python scripts/report.py latest --examples 100
 
-RUN is a run folder, a folder of runs (outputs/comi_nq), or a glob in quotes. Finished runs without an evaluation are
-evaluated first, as by eval.py, on the first N questions of the test split. Results that differ only in seeds become one
-row: mean and standard deviation over the seeds.
+RUN is a run folder, a folder of runs (outputs/comi_nq), a sweep (outputs/sweeps/NAME), a glob in quotes, or latest.
+Finished runs without an evaluation are evaluated first, as by eval.py, on the first N questions of the test split. A
+run that cannot be used costs one line, never the report. Results that differ only in seeds become one row: mean and
+standard deviation over the seeds.
 """
 
 from __future__ import annotations
@@ -21,21 +24,26 @@ from breviary.runtime.checkout import quiet_libraries, require_checkout
 require_checkout()
 quiet_libraries()
 
+from breviary.config.cli.run_names import LATEST, find_run
 from breviary.config.errors import cli_errors
 from breviary.evaluation.resolve import compose_evaluation
 from breviary.evaluation.results import RESULTS
 from breviary.evaluation.session import EvaluationSession
 from breviary.evaluation.table import METRICS, RECONSTRUCTION_METRICS
 from breviary.report.sweep import make_report
-from breviary.runs.folders import FINISHED
+from breviary.runs.folders import CONFIG, FINISHED
+from breviary.runs.sweeps import with_listed_runs
+from breviary.runtime.spelling import command, next_line, setting
 from data.text_pipeline import TEXT
 
 
-def main(arguments: Sequence[str] | None = None) -> None:
-    """Parses the command line; exits with code 2 on a user error."""
+def build_parser() -> argparse.ArgumentParser:
+    """The command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("runs", nargs="+", metavar="RUN", help="run folder, folder of runs, or glob")
-    parser.add_argument("--output", metavar="DIR", help="folder of the report; default: 'report' beside the runs")
+    parser.add_argument("runs", nargs="+", metavar="RUN", help="run folder, folder of runs, sweep, or glob")
+    parser.add_argument(
+        "--output", metavar="DIR", help="folder of the report; default: 'report' in the sweep or beside the runs"
+    )
     parser.add_argument(
         "--metric",
         default="f1",
@@ -48,25 +56,41 @@ def main(arguments: Sequence[str] | None = None) -> None:
         "(default: the keys in which runs of one ratio differ)",
     )
     parser.add_argument("--examples", type=int, metavar="N", help="questions for runs without evaluation (default all)")
-    args = parser.parse_args(arguments)
+    return parser
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Parses the command line; exits with code 2 on a user error."""
+    args = build_parser().parse_args(arguments)
     with cli_errors():
-        evaluate_missing(args.runs, args.examples)
-        folder = make_report(args.runs, args.output, args.metric, args.by)
+        args.runs = [str(find_run(word)) if word == LATEST else word for word in args.runs]
+        skipped = evaluate_missing(args.runs, args.examples)
+        folder = make_report(args.runs, args.output, args.metric, args.by, skipped)
     print(f"report {folder}")
+    print(next_line(command("scripts/curves.py", *args.runs)))
 
 
-def evaluate_missing(runs: Sequence[str], examples: int | None) -> None:
-    """Evaluates every finished run below `runs` that has no results; the untouched baselines only with the first."""
-    folders = sorted(
-        {file.parent for name in runs for match in glob.glob(name) for file in Path(match).rglob(FINISHED)}
-    )
-    missing = [folder for folder in folders if not any(folder.rglob(RESULTS))]
-    for number, folder in enumerate(missing):
-        print(f"evaluating {folder} ({number + 1}/{len(missing)})", flush=True)
-        overrides = [f"run={folder}", f"examples={'null' if examples is None else examples}"]
-        if number:
-            overrides.append("baselines=[]")
-        EvaluationSession(TEXT).evaluate(compose_evaluation(overrides))
+def evaluate_missing(runs: Sequence[str], examples: int | None) -> list[str]:
+    """Evaluates every finished run of `runs` that has no results. Returns one line for each run that cannot be used."""
+    places = {place for name in runs for match in glob.glob(name) for place in with_listed_runs(Path(match))}
+    folders = {file.parent.resolve(): file.parent for place in places for file in place.rglob(CONFIG)}
+    missing = sorted(folder for folder in folders.values() if not any(folder.rglob(RESULTS)))
+    skipped = [f"{folder}: not finished; resume={folder} continues it" for folder in missing if not is_done(folder)]
+    finished = [folder for folder in missing if is_done(folder)]
+    for number, folder in enumerate(finished):
+        print(f"evaluating {folder} ({number + 1}/{len(finished)})", flush=True)
+        overrides = [setting("run", str(folder)), f"examples={'null' if examples is None else examples}"]
+        try:
+            EvaluationSession(TEXT).evaluate(compose_evaluation(overrides))
+        except Exception as error:  # whatever it is: the other runs are still reported, and eval.py shows all of it
+            reason = (str(error).splitlines() or [type(error).__name__])[0]
+            skipped.append(f"{folder}: {reason} (all of it: {command('eval.py', setting('run', str(folder)))})")
+    return skipped
+
+
+def is_done(run: Path) -> bool:
+    """Whether the run's training is complete."""
+    return (run / FINISHED).is_file()
 
 
 if __name__ == "__main__":

@@ -20,6 +20,9 @@ from torch import nn
 from transformers import AutoConfig, AutoModel, AutoModelForCausalLM, AutoTokenizer, PretrainedConfig
 from transformers.utils import logging
 
+from breviary.backbones.hub import hub_options, hub_problem
+from breviary.backbones.recipes import BACKBONES
+
 FAMILIES = ("llama", "qwen2", "qwen3")
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16, "float64": torch.float64}
@@ -73,12 +76,26 @@ class Backbone:
 
     def _from_pretrained(self, loader: Any, what: str) -> Any:
         try:
-            return loader.from_pretrained(self.path)
+            return loader.from_pretrained(self.path, **self._hub_options())
         except (OSError, ValueError) as error:
+            if self._is_hub_name and hub_problem():
+                raise ValueError(
+                    f"backbone.path={self.path}: no such folder, the hub's cache has no {what} of that name, and "
+                    f"{hub_problem()}; give a folder in Hugging Face format"
+                ) from error
             raise ValueError(
                 f"backbone.path={self.path}: no {what} can be read ({str(error).splitlines()[0]}); give a folder in "
                 "Hugging Face format, or a hub name that is in the cache or can be reached"
             ) from error
+
+    def _hub_options(self) -> dict[str, Any]:
+        """Keyword arguments of `from_pretrained`: only the cache for a hub name where the hub is not reached."""
+        return hub_options() if self._is_hub_name else {}
+
+    @property
+    def _is_hub_name(self) -> bool:
+        folder = Path(self.path)
+        return not (folder.is_absolute() or self.path.startswith(".") or folder.is_dir())
 
     def problems(self) -> list[str]:
         """Error messages for settings, a folder or an architecture that cannot be used; loads no weights."""
@@ -86,9 +103,11 @@ class Backbone:
         folder = Path(self.path)
         looks_local = folder.is_absolute() or self.path.startswith(".")
         if looks_local and not folder.is_dir():
+            known = folder.name in BACKBONES
+            command = f"python scripts/get_backbone.py{f' {folder.name}' if known else ''}"
             return problems + [
                 f"backbone.path={self.path}: no such folder; "
-                "for SmolLM2 run `python scripts/get_backbone.py`, else give a folder or a hub name"
+                f"{'' if known else 'for SmolLM2 '}run `{command}`, else give a folder or a hub name"
             ]
         if folder.is_dir():
             if not (folder / "config.json").is_file():
@@ -118,6 +137,7 @@ class Backbone:
                 dtype=DTYPES[self.dtype],
                 attn_implementation=self.attn_implementation,
                 output_loading_info=True,
+                **self._hub_options(),
             )
         finally:
             logging.set_verbosity(verbosity)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import functools
+import inspect
 import os
 import re
 import sys
@@ -11,12 +12,17 @@ import sysconfig
 from collections.abc import Callable, Iterable, Iterator
 from typing import Any, NoReturn, TypeVar
 
+from hydra.core.hydra_config import HydraConfig
 from hydra.errors import ConfigCompositionException, HydraException, InstantiationException
+from hydra.types import RunMode
 from omegaconf import DictConfig
 from omegaconf.errors import OmegaConfBaseException
 from safetensors import SafetensorError
 
-from breviary.config.keys import allow_run_keys, known_keys, suggest
+from breviary.config.cli.composition import composition_messages
+from breviary.config.cli.help import help_text
+from breviary.config.cli.interpolations import value_message
+from breviary.config.cli.words import check_words, config_name
 from breviary.runtime.distributed import strip_launcher_arguments
 from breviary.runtime.files import storage_message
 
@@ -27,12 +33,22 @@ T = TypeVar("T")
 USER_ERRORS = (ValueError, HydraException, OmegaConfBaseException, OSError, RuntimeError, SafetensorError)
 
 
+HELP = frozenset({"--help", "-h"})
+
+
 class ConfigError(ValueError):
     """All problems of one configuration, one message each."""
 
     def __init__(self, problems: Iterable[str]):
         self.problems = list(problems)
         super().__init__("\n".join(self.problems))
+
+
+class RunFailure(Exception):
+    """A run ended with values that cannot be used. A command line prints the message and exits with code 1.
+
+    No user error, so that a sweep continues with its next run.
+    """
 
 
 def raise_problems(problems: Iterable[str]) -> None:
@@ -57,17 +73,27 @@ def collect_errors(problems: list[str], function: Callable[..., T], *args: Any, 
 # ------------------------------------------------------------------ command lines
 
 
-def run_cli(main: Callable[[], Any], config: str) -> None:
+def run_cli(main: Callable[[], Any], config: str, has_flags: bool = True) -> None:
     """Runs the `main` of a Hydra entry point; a user error prints its messages on stderr and exits with code 2.
 
-    config  name of the composed configuration, whose keys are suggested for unknown ones
-    Other errors keep their traceback.
+    config     name of the composed configuration, whose keys are suggested for unknown ones
+    has_flags  whether it takes Hydra's flags, such as -m
+    --help prints the docstring of main's module, the config groups and the keys. RUN becomes run=FOLDER.
+    A RunFailure prints its message and exits with code 1. Other errors keep their traceback.
     """
     os.environ.setdefault("HYDRA_FULL_ERROR", "1")  # Hydra raises its errors instead of printing them
     strip_launcher_arguments()
-    sys.argv[1:] = allow_run_keys(sys.argv[1:])
     try:
+        config = config_name(sys.argv[1:], config)
+        if not HELP.isdisjoint(sys.argv[1:]):
+            print(help_text(inspect.unwrap(main).__globals__["__doc__"], config, sys.argv[1:], has_flags))
+            return
+        words, problems = check_words(sys.argv[1:], config, has_flags)
+        raise_problems(problems)
+        sys.argv[1:] = words
         main()
+    except RunFailure as failure:
+        _print_and_exit([str(failure)], 1)
     except USER_ERRORS as error:
         _exit_with(error, config)
     except KeyboardInterrupt:
@@ -82,6 +108,10 @@ def report_user_errors(main: Callable[[DictConfig], Any]) -> Callable[[DictConfi
     def wrapped(cfg: DictConfig) -> Any:
         try:
             return main(cfg)
+        except RunFailure as failure:
+            if HydraConfig.get().mode == RunMode.MULTIRUN:  # the sweep goes on, and ends with this failure
+                raise
+            _print_and_exit([str(failure)], 1)
         except USER_ERRORS as error:
             _exit_with(error)
 
@@ -96,6 +126,8 @@ def cli_errors() -> Iterator[None]:
     """
     try:
         yield
+    except RunFailure as failure:
+        _print_and_exit([str(failure)], 1)
     except ValueError as error:
         _print_and_exit(getattr(error, "problems", [str(error)]))
     except USER_ERRORS as error:
@@ -113,11 +145,11 @@ def _exit_with(error: Exception, config: str | None = None) -> NoReturn:
     _print_and_exit(messages)
 
 
-def _print_and_exit(messages: Iterable[str]) -> NoReturn:
+def _print_and_exit(messages: Iterable[str], code: int = 2) -> NoReturn:
     if int(os.environ.get("LOCAL_RANK", 0)) == 0:  # every process of this machine has the same messages
         for message in messages:
             print(f"error: {message}", file=sys.stderr)
-    sys.exit(2)
+    sys.exit(code)
 
 
 def _user_messages(error: BaseException, config: str | None = None) -> list[str] | None:
@@ -130,10 +162,11 @@ def _user_messages(error: BaseException, config: str | None = None) -> list[str]
     if isinstance(error, InstantiationException):  # Hydra wraps what a constructor raised
         return _user_messages(error.__cause__) if isinstance(error.__cause__, ValueError) else None
     if isinstance(error, ConfigCompositionException):
-        return _composition_messages(error, config)
-    if isinstance(error, (HydraException, OmegaConfBaseException)):
-        lines = str(error).splitlines()
-        return [" ".join(line.strip() for line in lines if not re.match(r"\s*(full_key|object_type|See http)", line))]
+        return composition_messages(error, config)
+    if isinstance(error, OmegaConfBaseException):
+        return [value_message(error)]
+    if isinstance(error, HydraException):
+        return [" ".join(line.strip() for line in str(error).splitlines() if not re.match(r"\s*See http", line))]
     if not isinstance(error, ValueError) or _raised_by_library(error):
         return None
     return [str(error)]
@@ -150,30 +183,3 @@ def _raised_by_library(error: BaseException) -> bool:
     file = trace.tb_frame.f_code.co_filename
     return file.startswith(("<frozen", *(sysconfig.get_path(name) for name in ("stdlib", "purelib", "platlib"))))
 
-
-def _composition_messages(error: ConfigCompositionException, config: str | None) -> list[str]:
-    """Messages for unknown keys and unknown configuration files, each with the nearest known name."""
-    text = str(error)
-    unknown = re.search(r"Could not override '([^']+)'", text)
-    if unknown:
-        known = known_keys(config) if config else []
-        keys = [word.partition("=")[0] for word in sys.argv[1:] if "=" in word and word[0] not in "+~-"]
-        # Hydra names the first unknown key only. For section={key: value} only its cause names the key within.
-        wrong = [
-            key
-            for key in keys
-            if key not in known
-            and not key.startswith("hydra.")
-            and not any(name.startswith(f"{key}.") for name in known)
-        ]
-        within = re.search(r"full_key: (\S+)", str(error.__cause__))
-        return [f"{key}: unknown key{suggest(key, known)}" for key in wrong or [within[1] if within else unknown[1]]]
-    missing = re.search(r"Could not find '([^']+)'", text)
-    if missing:
-        options = [line.strip() for line in text.partition("Available options in")[2].splitlines()[1:] if line.strip()]
-        options = options[: next((i for i, option in enumerate(options) if " " in option), len(options))]
-        return [
-            f"no such configuration {missing[1]}{suggest(missing[1].rpartition('/')[2], options)}; "
-            f"there are: {', '.join(options)}"
-        ]
-    return [" ".join(text.split())]

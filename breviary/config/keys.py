@@ -20,12 +20,14 @@ from typing import Any
 
 from hydra import compose, initialize_config_dir
 from hydra.core.override_parser.overrides_parser import OverridesParser
-from hydra.errors import OverrideParseException
+from hydra.core.override_parser.types import Override
+from hydra.errors import ConfigCompositionException, OverrideParseException
 from omegaconf import DictConfig, ListConfig, OmegaConf, open_dict
 from omegaconf.errors import OmegaConfBaseException
 from yaml import YAMLError
 
 from breviary.config.cli.aliases import alias_of
+from breviary.config.cli.interpolations import value_message
 from breviary.config.defaults import fill_defaults
 from breviary.memory.budget import BudgetedCompressor
 from breviary.runtime.checkout import ROOT
@@ -179,9 +181,17 @@ def _yaml_values(file: str) -> Mapping[str, Any]:
 
 def known_keys(config: str, words: Iterable[str] | None = None) -> list[str]:
     """Every key (a.b.c) of configs/CONFIG.yaml under the group choices of a command line; None = of this process."""
+    choices = choice_words(sys.argv[1:] if words is None else words)
     with initialize_config_dir(str(CONFIGS), version_base="1.3"):
-        # experiment=NAME is valid, but composes to no key of that name.
-        return flat_keys(compose(config, choice_words(sys.argv[1:] if words is None else words))) + config_groups()
+        try:
+            cfg = compose(config, choices, return_hydra_config=True)
+        except ConfigCompositionException:  # a wrong choice, which is reported where the command line is composed
+            cfg = compose(config, return_hydra_config=True)
+    # experiment=NAME is valid, but composes to no key of that name.
+    groups = [group for group in config_groups() if group in cfg.hydra.runtime.choices]
+    with open_dict(cfg):
+        del cfg.hydra
+    return flat_keys(cfg) + groups
 
 
 def config_groups() -> list[str]:
@@ -194,12 +204,27 @@ def group_choices(group: str) -> list[str]:
     return sorted(file.stem for file in (CONFIGS / group).glob("*.yaml"))
 
 
+def choices_with(key: str) -> list[str]:
+    """GROUP=CHOICE for each choice of a config group that has a key GROUP.NAME, at most three of them."""
+    group, _, name = key.partition(".")
+    if not name or not (CONFIGS / group).is_dir():
+        return []
+    files = {choice: config_files(CONFIGS / group / f"{choice}.yaml") for choice in group_choices(group)}
+    return [f"{group}={choice}" for choice, parts in files.items() if any(name in _content(part) for part in parts)][:3]
+
+
+@functools.cache
+def _content(file: Path) -> frozenset[str]:
+    """The top keys of a YAML file."""
+    return frozenset(map(str, OmegaConf.load(file)))
+
+
 def choice_words(words: Iterable[str]) -> list[str]:
     """The words of a command line that choose YAML files: group=choice, and where choices are searched."""
     return [
         word
         for word in words
-        if word.startswith("hydra.searchpath=") or ("=" in word and (CONFIGS / word.partition("=")[0]).is_dir())
+        if word.startswith("hydra.searchpath=") or word.partition("=")[0] in config_groups()
     ]
 
 
@@ -225,7 +250,7 @@ def allow_run_keys(words: list[str]) -> list[str]:
     """
     named = [word for word in words if word.lstrip("+").startswith("run=")]
     try:
-        run = OverridesParser.create().parse_override(named[-1]).value() if named else None  # without Hydra's quotes
+        run = read_value(OverridesParser.create().parse_override(named[-1])) if named else None
     except OverrideParseException:  # reported by Hydra
         return words
     file = Path(str(run)) / "config.yaml"
@@ -238,6 +263,12 @@ def allow_run_keys(words: list[str]) -> list[str]:
     names = cfg.items() if OmegaConf.is_dict(cfg) else ()
     sections = tuple(f"{name}." for name, value in names if OmegaConf.is_dict(value))
     return [f"++{word}" if word.startswith(sections) else word for word in words]
+
+
+def read_value(override: Override) -> Any:
+    r"""An override's value without Hydra's quotes and OmegaConf's backslash in \${."""
+    value = override.value()
+    return value.replace(r"\${", "${") if isinstance(value, str) else value
 
 
 def flat_keys(cfg: DictConfig) -> list[str]:
@@ -263,6 +294,9 @@ def suggest(key: str, known: Iterable[str], others: Iterable[str] = ()) -> str:
     section, _, name = key.rpartition(".")
     beside = [other.rpartition(".")[2] for other in known if other.rpartition(".")[0] == section]
     alias = alias_of(key)
+    owners = choices_with(key)
+    if owners:
+        return f"; it is a key of {', '.join(owners)}"
     near = [alias] if alias in (*known, *others) and ("." in str(alias) or not section) else []
     near += [other for other in known if other.endswith(f".{name}")]
     near += [f"{section}.{other}".lstrip(".") for other in difflib.get_close_matches(name, beside, n=1)]
@@ -300,7 +334,7 @@ def _value_problem(section: DictConfig, name: str, key: str, allowed: Key) -> st
     try:
         value = section[name]
     except OmegaConfBaseException as error:  # ??? or an interpolation that cannot be resolved
-        return f"{key}: {str(error).splitlines()[0]}"
+        return value_message(error, key)
     if _fits(value, allowed.hint):
         return None
     if _fits("", allowed.hint) and isinstance(value, (bool, int, float)):

@@ -7,7 +7,9 @@ from pathlib import Path
 
 from omegaconf import DictConfig, OmegaConf, open_dict
 
-from breviary.config.compose import chosen_compressor, compose_config, resolve_choices
+from breviary.config.cli.run_names import find_run
+from breviary.config.cli.words import check_settings
+from breviary.config.compose import chosen_compressor, compose_config, load_choice, resolve_choices
 from breviary.config.defaults import release_defaults
 from breviary.config.errors import ConfigError, collect_errors, raise_problems
 from breviary.config.keys import CONFIGS, allow_run_keys, flat_keys, suggest
@@ -16,7 +18,7 @@ from breviary.runs.folders import load_config, normalise_run_path
 
 CHECKPOINTS = {"best": best_checkpoint, "last": last_checkpoint}
 # Keys that change no answer: an evaluation with other values is the same evaluation.
-NOT_HASHED = ("resume", "paths", "hydra", "variants", "compare", "baselines", "fresh", "train", "init_from")
+NOT_HASHED = ("resume", "sweep", "paths", "hydra", "variants", "compare", "baselines", "fresh", "train", "init_from")
 # Keys of eval.yaml that a run's configuration does not have.
 EVAL_KEYS = ("run", "checkpoint", "split", "examples", "variants", "compare", "baselines", "fresh")
 # Sections that a variant may change; weights and data are those of the reader.
@@ -25,7 +27,9 @@ VARIANT_SECTIONS = ("compressor", "generation")
 
 def compose_evaluation(overrides: Sequence[str]) -> DictConfig:
     """configs/eval.yaml with overrides such as run=FOLDER, resolved with the configuration of that run."""
-    return resolve_run_config(compose_config("eval", allow_run_keys(list(overrides))), list(overrides))
+    words, problems = check_settings(overrides, is_multirun=False)
+    raise_problems(problems)
+    return resolve_run_config(compose_config("eval", allow_run_keys(words)), words)
 
 
 def resolve_command_line(cfg: DictConfig, own_keys: tuple[str, ...] = ()) -> DictConfig:
@@ -49,7 +53,8 @@ def resolve_run_config(cfg: DictConfig, overrides: Sequence[str]) -> DictConfig:
     """
     if cfg.run is None:
         return cfg
-    resolved = load_config(cfg.run)
+    run = str(find_run(cfg.run, cfg.paths.outputs, "run="))  # of a sweep's values; else check_settings named it
+    resolved = load_config(run)
     keys = [override.lstrip("+~").split("=", 1)[0] for override in overrides]
     with open_dict(resolved):
         unknown = []
@@ -64,7 +69,7 @@ def resolve_run_config(cfg: DictConfig, overrides: Sequence[str]) -> DictConfig:
             resolved.reader = chosen_compressor(overrides) or resolved.reader
         for key in EVAL_KEYS:
             resolved[key] = cfg[key]
-        resolved.run = normalise_run_path(cfg.run)
+        resolved.run = normalise_run_path(run)
         resolved.paths = cfg.paths
     return resolved
 
@@ -79,7 +84,7 @@ def baseline_config(cfg: DictConfig, name: str) -> DictConfig:
     """The untouched backbone with compressor NAME on the same data."""
     other = cfg.copy()
     with open_dict(other):
-        other.compressor = OmegaConf.load(CONFIGS / "compressor" / f"{name}.yaml")
+        other.compressor = load_choice(CONFIGS / "compressor" / f"{name}.yaml")
         other.decoder.train, other.reader, other.run = "frozen", name, None
     return other
 
@@ -111,6 +116,7 @@ def variant_config(cfg: DictConfig, changes: DictConfig) -> DictConfig:
 
 def other_run_config(cfg: DictConfig, run: str) -> DictConfig:
     """Another run's reader on the data, generation settings and limits of this evaluation."""
+    run = str(find_run(run, cfg.paths.outputs, "compare="))
     other = load_config(run)
     with open_dict(other):
         for key in ("dataset", "generation", "eval_batch_size", "paths", *EVAL_KEYS):

@@ -18,6 +18,7 @@ import numpy as np
 
 from breviary.evaluation.statistics import LEVEL, cluster_codes, interval, uses_wilson
 from breviary.runs.environment import environment
+from breviary.runs.sweeps import with_listed_runs
 from breviary.runtime.files import append_text, write_json, write_text
 
 SCHEMA = 3  # 3: phase "read" in place of "encode"; peak memory of one reader, the largest of the processes
@@ -334,13 +335,14 @@ def read_results(folder: str | Path) -> dict[str, Any]:
 
 
 def find_results(runs: Iterable[str]) -> list[Path]:
-    """Every results.json below the folders `runs` (run folders, their parents, or globs of either), sorted.
+    """Every results.json below the folders `runs` (run folders, their parents, sweeps, or globs of these), sorted.
 
     Raises: ValueError where a name matches nothing or a folder holds no results.
     """
     found: dict[Path, Path] = {}
     for name in runs:
-        folders = [Path(name)] if Path(name).exists() else [Path(match) for match in sorted(glob.glob(str(name)))]
+        matches = [Path(name)] if Path(name).exists() else [Path(match) for match in sorted(glob.glob(str(name)))]
+        folders = [folder for match in matches for folder in with_listed_runs(match)]
         if not folders:
             raise ValueError(
                 f"RUN {name}: no such folder; give run folders that train.py or eval.py printed, "
@@ -362,3 +364,17 @@ def source_of(dataset: Mapping[str, Any], split: str, parts: int = 0) -> str:
         "/".join(Path(file).parts[-parts:]) if parts else file
         for file in ([files] if isinstance(files, str) else files)
     )
+
+
+def dataset_label(dataset: Mapping[str, Any], split: str) -> str:
+    """The name of a data set, as in `dataset=NAME`, e.g. "nq" or "invented_facts", or of a file, e.g. "mine.jsonl".
+
+    Files that are named by their split have the name of their folder; several files are listed. Examples that a class
+    generates have the name of its module.
+    """
+    files = dataset.get(split)
+    if not files:
+        return dataset["_target_"].split(".")[-2:][0]
+    paths = [Path(file) for file in ([files] if isinstance(files, str) else files)]
+    names = [path.parent.name if path.name.split(".")[0] == split and path.parent.name else path.name for path in paths]
+    return ", ".join(names)

@@ -6,6 +6,7 @@ encoded contexts where two rows encode alike.
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -14,9 +15,10 @@ from omegaconf import DictConfig, OmegaConf
 
 from breviary.backbones.pretrained import Backbone
 from breviary.backbones.tiny import TinyBackbone
-from breviary.backbones.trainable import cast_for_inference
+from breviary.backbones.trainable import cast_for_inference, learned_parameters
 from breviary.config.allowed_classes import ALL_SECTIONS, untrusted_targets
 from breviary.config.answer_limits import answer_notes
+from breviary.config.budget_notes import budget_notes
 from breviary.config.build import ReaderSpec, build_backbone, build_reader
 from breviary.config.checks import check_config, check_process_count, check_texts, read_splits
 from breviary.config.context_lengths import ContextLimits
@@ -24,6 +26,8 @@ from breviary.config.errors import collect_errors, raise_problems
 from breviary.config.keys import validate_keys
 from breviary.config.text_pipeline import TextPipeline
 from breviary.contract import Compressor, Example, Generation, Reader
+from breviary.evaluation.baselines import share_baseline
+from breviary.evaluation.facts import CONDITIONS, training_record
 from breviary.evaluation.identity import evaluation_identity, open_evaluation, stored_provenance
 from breviary.evaluation.loop import evaluate, shuffled_context_nll, unconditional_nll
 from breviary.evaluation.resolve import (
@@ -120,7 +124,7 @@ class EvaluationSession:
         items = self.text.tokenise(examples, tokenizer, prompt, limits.max_context_tokens, cache, limits.truncation)
         spec = ReaderSpec.of(cfg)
         fitting = ContextLimits(spec, backbone, cfg.generation.max_new_tokens)
-        raise_problems(fitting.check_min_length(cfg.split, items))
+        raise_problems(fitting.check_data(cfg.split, items))
         limit = fitting.longest_fitting(items, fixed_ratio(spec.settings))
         if max(items.lengths) <= limit:
             return items
@@ -193,17 +197,24 @@ class EvaluationSession:
         backbone, items = build_backbone(cfg), self.tokenise(cfg, examples)
         identity = evaluation_identity(cfg, checkpoint, backbone, items, self.text.metrics_version)
         folder, message = call_on_rank_zero(
-            lambda: open_evaluation(home, cfg, checkpoint, identity, self.environment, self.text.scores)
+            lambda: (
+                share_baseline(home, cfg, identity)
+                or open_evaluation(home, cfg, checkpoint, identity, self.environment, self.text.scores)
+            )
         )
         if message:
             print_rank0(f"{cfg.reader}: {message}")
         if (folder / RESULTS).is_file():
             return read_results(folder)
-        for line in [items.report(), *answer_notes(items, cfg, ReaderSpec.of(cfg).objective.is_autoencoder)]:
+        spec = ReaderSpec.of(cfg)
+        notes = answer_notes(items, cfg, spec.objective.is_autoencoder) + budget_notes(items, spec.settings)
+        for line in [items.report(), *notes]:
             print_rank0(f"{cfg.reader}: {line}")
         unconditional = self.unconditional_nll(cfg, items)  # before loading: one backbone in memory at a time
         is_reset = reset_peak_memory()
         reader = self.load_reader(cfg, checkpoint)
+        if checkpoint is None:
+            print_untrained(cfg.reader, reader)
         # Predictions of killed calls, of any number of processes.
         call_on_rank_zero(lambda: merge_ranks(folder, [example.id for example in examples]))
         self._answer_all(cfg, reader, items, folder, unconditional, store)
@@ -266,13 +277,16 @@ class EvaluationSession:
         order = [example.id for example in items.examples]
         rows = merge_ranks(folder, order)
         require_complete(folder, rows, order)
+        settings: dict[str, Any] = OmegaConf.to_container(cfg, resolve=True)
         extra = {
             "data_hash": items.data_hash,
             **memory,
             **stored_provenance(folder),
             "backbone": backbone.description,
             "run": str(cfg.run or folder),
-            "config": OmegaConf.to_container(cfg, resolve=True) if cfg.run else None,
+            "config": settings if cfg.run else None,
+            "training": training_record(cfg.run, find_checkpoint(cfg)),
+            "conditions": {key: settings[key] for key in CONDITIONS if key in settings},
             **self.text.scoring(rows),
         }
         summary = summarise(rows, reader.requested_ratio)
@@ -284,6 +298,19 @@ class EvaluationSession:
                 f"  {cfg.reader}: {summary['contexts_read']} contexts encoded for {summary['n']} questions, "
                 f"{1 - summary['contexts_read'] / summary['n']:.0%} of the encoding saved"
             )
+
+
+def print_untrained(name: str, reader: Reader) -> None:
+    """Prints a warning that names the weights which only training makes useful; nothing for a plain backbone.
+
+    reader  without a checkpoint: learned weights of the method are random, or copies of the backbone's
+    """
+    counts: Counter[str] = Counter()
+    for weight, parameter in learned_parameters(reader).items():
+        counts[".".join(weight.split(".")[:2])] += parameter.numel()
+    if counts:
+        listed = ", ".join(f"{module} ({count / 1e6:.2f} M weights)" for module, count in counts.items())
+        print_rank0(f"warning: {name} is untrained: {listed} as initialised; the scores are not those of the method")
 
 
 def encoding_key(cfg: DictConfig, checkpoint: Path | None) -> str | None:

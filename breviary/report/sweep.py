@@ -18,7 +18,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from breviary.evaluation.results import find_results, read_results
+from breviary.config.errors import ConfigError
+from breviary.evaluation.facts import mixed_facts, row_facts, stored_training, training_text, with_training
+from breviary.evaluation.results import dataset_label, find_results, read_results
 from breviary.evaluation.table import (
     COST_KEYS,
     FORMER_PHASE,
@@ -31,10 +33,11 @@ from breviary.evaluation.table import (
     table_row,
 )
 from breviary.report.figures import draw_figure
+from breviary.runs.sweeps import LISTED
 from breviary.runtime.files import write_json, write_text
 
 # Configuration keys that differ between runs without changing what is measured.
-IGNORED_KEYS = ("run", "variants", "compare", "baselines", "paths", "hydra", "resume", "name", "reader")
+IGNORED_KEYS = ("run", "variants", "compare", "baselines", "paths", "hydra", "resume", "sweep", "name", "reader")
 
 RUN_ID = re.compile(r"\d{8}T\d{6}_[0-9a-f]{6}")
 
@@ -58,6 +61,12 @@ class Setting:
     def is_level(self) -> bool:
         """Whether the figure shows a horizontal line: the reader does not compress, or its ratio has no meaning."""
         return self.reader.split(" ")[0] in LEVELS or self.results[0]["effective_ratio"] is None
+
+    @property
+    def is_trained(self) -> bool:
+        """Whether the weights come from a training run."""
+        record = stored_training(self.results[0])
+        return record is None or record["trained"]
 
     @property
     def budget(self) -> tuple[Any, ...]:
@@ -133,16 +142,13 @@ def _row_order(setting: Setting) -> tuple[Any, ...]:
 
 
 def label_settings(settings: list[Setting], by: str | None) -> None:
-    """Sets each label: the reader, with the values of the keys that distinguish settings of the same reader."""
+    """Sets each label: the reader, "(untrained)" where it is, and the keys that distinguish settings of one reader."""
     if by and not any(_config_value(s, by) is not None for s in settings):
         known = sorted({key for s in settings for key in s.keys if s.results[0]["config"]})
         raise ValueError(f"--by {by}: no run has this configuration key; keys of the runs: {', '.join(known[:12])}")
-    trained = {s.reader for s in settings if s.results[0]["config"]}
     families: dict[str, list[Setting]] = defaultdict(list)
     for s in settings:
-        s.label = s.reader
-        if s.reader in trained and not s.results[0]["config"]:
-            s.label += " (untrained)"
+        s.label = s.reader if s.is_trained else with_training(s.reader, "untrained")
         if by and (value := _config_value(s, by)) is not None:
             name = _display_name(value)
             s.label = name if by == "compressor" else f"{s.label}, {by.split('.')[-1]}={name}"
@@ -186,8 +192,8 @@ def _display_name(value: Any) -> str:
     """A scalar as YAML writes it; a configuration group by its name, model, data folder or class."""
     if not isinstance(value, dict):
         return "null" if value is None else str(value).lower() if isinstance(value, bool) else f"{value}"
-    if isinstance(value.get("test"), str):
-        return Path(value["test"]).parent.name
+    if value.get("test") or str(value.get("_target_", "")).startswith("data."):
+        return dataset_label(value, "test")
     for key in ("name", "path"):
         if isinstance(value.get(key), str):
             return Path(value[key]).name
@@ -205,6 +211,7 @@ def setting_row(setting: Setting) -> dict[str, Any]:
     """
     rows = [table_row(r) for r in setting.results]
     merged = rows[0] | {"reader": setting.label, "seeds": len(rows), "runs": sorted({r["run"] for r in rows})}
+    merged["training"] = training_text([stored_training(r) for r in setting.results])
     for name in (*METRICS, *(name for name in RECONSTRUCTION_METRICS if name in merged)):
         values: list[Any] = [r.get(name) for r in rows]
         several = len(rows) > 1 and None not in values
@@ -221,10 +228,12 @@ def setting_row(setting: Setting) -> dict[str, Any]:
 def figure_points(settings: list[Setting], metric: str) -> list[dict[str, Any]]:
     """The points of the figure: line, kind ("line" or "level"), effective_ratio, value, low, high, seeds.
 
+    line is the text of the legend, see `legend_texts`.
+
     low and high are the 95% interval over examples for one seed, and the mean minus and plus one standard deviation
     for several. A level is a horizontal line: a reader in LEVELS, or one without slots.
     """
-    points = []
+    points, legend = [], legend_texts(settings)
     for setting in settings:
         flat = setting_row(setting)
         if flat.get(metric) is None:
@@ -234,7 +243,7 @@ def figure_points(settings: list[Setting], metric: str) -> list[dict[str, Any]]:
             low, high = flat[metric] - spread, flat[metric] + spread
         points.append(
             {
-                "line": setting.label,
+                "line": legend[setting.label],
                 "kind": "level" if setting.is_level else "line",
                 "effective_ratio": flat["effective_ratio"],
                 "value": flat[metric],
@@ -244,6 +253,27 @@ def figure_points(settings: list[Setting], metric: str) -> list[dict[str, Any]]:
             }
         )
     return points
+
+
+def legend_texts(settings: list[Setting]) -> dict[str, str]:
+    """{label: text in the legend}: the label, its training, and the facts in which lines differ (`mixed_facts`).
+
+    Settings of one label, such as several ratios, are one line; its training then spans those of all its settings.
+    """
+    rows = [table_row(r) for s in settings for r in s.results]
+    mixed = [key for key in mixed_facts(rows) if key != "n"]
+    texts = {}
+    for label in dict.fromkeys(s.label for s in settings):
+        results = [r for s in settings if s.label == label for r in s.results]
+        facts = {key: {row_facts(r)[key] for r in results} - {None} for key in mixed}
+        named = [
+            f"trained on {value}" if key == "trained_on" else value
+            for key, values in facts.items()
+            for value in sorted(values)
+            if f"={value}" not in label
+        ]
+        texts[label] = ", ".join([with_training(label, training_text([stored_training(r) for r in results])), *named])
+    return texts
 
 
 def csv_text(rows: Sequence[dict[str, Any]]) -> str:
@@ -259,37 +289,74 @@ def csv_text(rows: Sequence[dict[str, Any]]) -> str:
 
 
 def make_report(
-    runs: Sequence[str], output: str | Path | None = None, metric: str = "f1", by: str | None = None
+    runs: Sequence[str],
+    output: str | Path | None = None,
+    metric: str = "f1",
+    by: str | None = None,
+    skipped: Sequence[str] = (),
 ) -> Path:
     """Makes a table and a figure from run folders, prints the table and returns the folder of the report.
 
     runs    as for `find_results`
-    output  folder; None = `report` in the folder that holds all the runs
+    output  folder; None = `report` in the sweep's folder, or in the folder that holds all the runs
     metric  of the figure, one of METRICS or RECONSTRUCTION_METRICS
     by      as for `group_results`
+    skipped  a line for each run that the caller could not use; what cannot be used here is added
     Writes report.json and report.csv (all numbers), report.md, figure.png and figure.csv (its points).
-    Raises ValueError for unknown names and for folders without results.
+    Raises ValueError for unknown names, and where nothing can be used.
     """
     allowed = METRICS + RECONSTRUCTION_METRICS
     if metric not in allowed:
         raise ValueError(f"--metric {metric}: allowed are {', '.join(allowed)}")
-    files = find_results(runs)
+    files, unusable = usable_results(runs)
+    skipped = [*skipped, *unusable]
+    if not files:
+        raise ConfigError(skipped)
     settings, notes = group_results(load_results(files), by)
     points = figure_points(settings, metric)
     if not points:
         raise ValueError(f"--metric {metric}: none of the {len(files)} results has it")
     rows = [setting_row(s) for s in settings]
     title, caption = report_title(settings), "\n".join([report_caption(settings), *notes])
-    folder = Path(output) if output else _common_folder(files) / "report"
+    folder = Path(output) if output else _home(runs, files) / "report"
 
-    write_json(folder / "report.json", {"title": title, "caption": caption, "metric": metric, "rows": rows})
+    report = {"title": title, "caption": caption, "metric": metric, "rows": rows, "skipped": skipped}
+    write_json(folder / "report.json", report)
     write_text(folder / "report.csv", csv_text(rows))
     write_text(folder / "figure.csv", csv_text(points))
     draw_figure(points, metric, title, caption.splitlines()[0], folder / "figure.png")
     text = f"# {title}\n\n![{TITLES[metric]} against compression](figure.png)\n\n{markdown_table(rows)}\n"
     write_text(folder / "report.md", text + "\n".join(f"{line}  " for line in caption.splitlines()) + "\n")
     print_table(rows, title, caption)
+    for line in skipped:
+        print(f"skipped {line}")
     return folder
+
+
+def usable_results(runs: Sequence[str]) -> tuple[list[Path], list[str]]:
+    """Every results.json of `runs` that can be read, and one line for each name and file that cannot be used."""
+    found: dict[Path, Path] = {}
+    skipped = []
+    for name in runs:
+        try:
+            files = find_results([name])
+        except ValueError as error:
+            skipped.append(str(error))
+            continue
+        for file in files:
+            try:
+                read_results(file)
+            except ValueError as error:
+                skipped.append(str(error))
+            else:
+                found.setdefault(file.resolve(), file)
+    return sorted(found.values()), list(dict.fromkeys(skipped))
+
+
+def _home(runs: Sequence[str], files: list[Path]) -> Path:
+    """The folder of the one sweep that is reported, else the folder that holds all runs."""
+    is_sweep = len(runs) == 1 and any(Path(runs[0]).glob(f"*{LISTED}"))
+    return Path(runs[0]).resolve() if is_sweep else _common_folder(files)
 
 
 def report_caption(settings: list[Setting]) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.metadata
+import json
 import os
 import platform
 import subprocess
@@ -24,19 +25,26 @@ def git_state(root: Path) -> tuple[str | None, bool | None]:
 
     (None, None) where `root` is not the top of a git checkout, e.g. an unpacked archive inside another project.
     """
-
-    def git(*arguments: str) -> str | None:
-        try:
-            done = subprocess.run(["git", "-C", str(root), *arguments], capture_output=True, text=True, timeout=30)
-        except FileNotFoundError:  # git is not installed
-            return None
-        return done.stdout.strip() if done.returncode == 0 else None
-
-    top = git("rev-parse", "--show-toplevel")
+    top = _git(root, "rev-parse", "--show-toplevel")
     if top is None or Path(top).resolve() != root.resolve():
         return None, None
-    status = git("status", "--porcelain")
-    return git("rev-parse", "--verify", "HEAD"), None if status is None else bool(status)
+    status = _git(root, "status", "--porcelain")
+    return _git(root, "rev-parse", "--verify", "HEAD"), None if status is None else bool(status)
+
+
+def commit_time(root: Path, commit: str) -> int | None:
+    """When `commit` was made, in seconds since 1970; None where the history of the checkout at `root` lacks it."""
+    seconds = _git(root, "show", "--no-patch", "--format=%ct", f"{commit}^{{commit}}")
+    return None if seconds is None else int(seconds)
+
+
+def _git(root: Path, *arguments: str) -> str | None:
+    """What git prints about the checkout at `root`; None where it fails or is not installed."""
+    try:
+        done = subprocess.run(["git", "-C", str(root), *arguments], capture_output=True, text=True, timeout=30)
+    except FileNotFoundError:
+        return None
+    return done.stdout.strip() if done.returncode == 0 else None
 
 
 def _version(package: str) -> str | None:
@@ -74,6 +82,12 @@ def environment() -> dict[str, Any]:
             "gpus": [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())],
         },
     }
+
+
+def read_commit(folder: str | Path) -> str | None:
+    """The commit at which a run began; None where it is not known."""
+    file = Path(folder) / ENVIRONMENT
+    return json.loads(file.read_bytes()).get("commit") if file.is_file() else None
 
 
 def write_environment(folder: str | Path) -> dict[str, Any]:

@@ -13,18 +13,16 @@ from pathlib import Path
 from omegaconf import DictConfig, OmegaConf, open_dict
 from yaml import YAMLError
 
+from breviary.config.cli.run_names import CONFIG, FINISHED
 from breviary.runs.checkpoints import checkpoints, last_checkpoint
-from breviary.runs.environment import write_environment
+from breviary.runs.environment import git_state, read_commit, write_environment
 from breviary.runs.schema import FORMER_TARGETS, SCHEMA, rename_targets, upgrade_config, without_added
+from breviary.runtime.checkout import ROOT
 from breviary.runtime.distributed import call_on_rank_zero, print_rank0
 from breviary.runtime.files import write_json, write_text
 
 # Keys that may change when a run is resumed.
-NOT_COMPARED = ("resume", "paths", "hydra")
-
-FINISHED = "finished"
-
-CONFIG = "config.yaml"
+NOT_COMPARED = ("resume", "sweep", "paths", "hydra")
 
 INPUTS = "inputs.json"
 
@@ -63,6 +61,28 @@ def open_run(cfg: DictConfig, inputs: Mapping[str, str | None] | None = None) ->
     Raises: ValueError when the run folder has no checkpoint, or was trained on other data.
     """
     return call_on_rank_zero(lambda: _open_run(cfg, inputs))
+
+
+def finished_run(cfg: DictConfig, inputs: Mapping[str, str | None]) -> Path | None:
+    """The newest finished run of an equal configuration and equal inputs, None where there is none; equal on all ranks.
+
+    Prints the folder, and its commit where that is not the present one.
+    """
+    return call_on_rank_zero(lambda: _finished_run(cfg, inputs))
+
+
+def _finished_run(cfg: DictConfig, inputs: Mapping[str, str | None]) -> Path | None:
+    for folder in sorted((Path(cfg.paths.outputs) / cfg.name).glob("*_*"), reverse=True):
+        if not (folder / CONFIG).is_file() or not (folder / FINISHED).exists() or not checkpoints(folder):
+            continue
+        if read_inputs(folder) == dict(inputs) and _settings_hash(load_config(folder)) == _settings_hash(cfg):
+            stored, present = read_commit(folder), git_state(ROOT)[0]
+            other = f" (at commit {str(stored)[:12]}, now {str(present)[:12]})" if stored != present else ""
+            print_rank0(
+                f"skipped: {folder} is finished{other}, with this configuration and data; resume=never trains it anew"
+            )
+            return folder
+    return None
 
 
 def _open_run(cfg: DictConfig, inputs: Mapping[str, str | None] | None) -> tuple[Path, Path | None]:

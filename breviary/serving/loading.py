@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import functools
+import json
+from collections.abc import Sequence
 from pathlib import Path
 
 from huggingface_hub import snapshot_download
@@ -11,10 +13,11 @@ from hydra.utils import instantiate
 from omegaconf import DictConfig, OmegaConf
 
 from breviary.backbones.fetching import cache_folder
+from breviary.backbones.hub import hub_options, hub_problem
 from breviary.backbones.pretrained import Backbone, usable_positions
 from breviary.backbones.tiny import TinyBackbone
-from breviary.backbones.trainable import cast_for_inference
-from breviary.config.allowed_classes import READER_SECTIONS, untrusted_targets
+from breviary.backbones.trainable import cast_for_inference, learned_parameters
+from breviary.config.allowed_classes import READER_SECTIONS, named_targets, untrusted_targets
 from breviary.config.build import ReaderSpec, build_backbone, build_reader
 from breviary.config.errors import collect_errors, raise_problems
 from breviary.config.keys import CONFIGS, validate_keys
@@ -23,8 +26,9 @@ from breviary.memory.budget import fixed_ratio
 from breviary.objectives.answer import Answer
 from breviary.runs.checkpoints import backbone_difference, best_checkpoint, load_trained, read_metadata
 from breviary.runs.folders import load_config
+from breviary.runs.importing import RECORD
 from breviary.runs.schema import FORMER_TARGETS
-from breviary.runtime.checkout import quiet_libraries, require_checkout
+from breviary.runtime.checkout import PACKAGES, foreign_packages, quiet_libraries
 from breviary.serving.text_interface import TextReader
 
 # Files downloaded from the hub: no code, no pickle.
@@ -38,16 +42,17 @@ def load_reader(path: str | Path, backbone: str | Path | None = None, device: st
     backbone  folder or hub name of the backbone, where the configured path does not lead to it; None = the configured
               path, then the cache. Its hash must equal the stored one
     device    auto | cpu | cuda[:i]; None = as configured
-    Needs a checkout of Breviary. No downloaded code is executed and no pickle is read.
+    No downloaded code is executed and no pickle is read.
     Raises: ValueError with all problems: no such folder, damaged or untrusted files, unknown keys, another backbone,
-    weights that do not fit.
+    weights that do not fit. ImportError where other packages have the names of those that the reader needs.
     """
-    require_checkout()
     quiet_libraries()
     folder = Path(path).expanduser() if Path(path).expanduser().exists() else hub_folder(str(path))
-    cfg = load_config(folder)
+    cfg, text_batches = load_config(folder), OmegaConf.load(CONFIGS / "text.yaml")
+    require_packages([cfg.get(section) for section in READER_SECTIONS] + [text_batches])
     checkpoint = best_checkpoint(folder)
-    stored = read_metadata(checkpoint)["backbone"]
+    metadata = read_metadata(checkpoint)
+    stored = metadata["backbone"]
     # From Python a reader answers questions under any training objective; the objective's metrics are not loaded.
     cfg.objective = OmegaConf.create({"_target_": f"{Answer.__module__}.{Answer.__name__}"})
     raise_problems(untrusted_targets(cfg, READER_SECTIONS))
@@ -69,11 +74,38 @@ def load_reader(path: str | Path, backbone: str | Path | None = None, device: st
         "backbone": stored["sha256"],
         "settings": spec.settings,
     }
-    texts = instantiate(OmegaConf.load(CONFIGS / "text.yaml"), tokenizer=tokenizer, prompt=dict(cfg.prompt))
+    reader.origin = {
+        "reader": cfg.reader,
+        "backbone": stored["name"],
+        "weights": training_in_words(folder, checkpoint, bool(learned_parameters(reader)) or metadata["merged"]),
+    }
+    texts = instantiate(text_batches, tokenizer=tokenizer, prompt=dict(cfg.prompt))
     generation = OmegaConf.to_container(cfg.generation, resolve=True)
     positions = usable_positions(located.config)
     longest = functools.partial(spec.compressor.longest_context, fixed_ratio(spec.settings), positions)
     return TextReader(reader, texts, Generation(**generation | {"stop": tuple(generation["stop"])}), longest)
+
+
+def require_packages(sections: Sequence[DictConfig | None]) -> None:
+    """Raises ImportError where Python finds another package under the name of one that the sections need.
+
+    Other conflicts do no harm: a reader needs its own method, not all of them.
+    """
+    plain = [OmegaConf.to_container(section) for section in sections if OmegaConf.is_dict(section)]
+    needed = {target.partition(".")[0] for _, target in named_targets(plain, "")}
+    problems = foreign_packages(name for name in PACKAGES if name in needed)
+    if problems:
+        raise ImportError("\n".join(problems))
+
+
+def training_in_words(folder: Path, checkpoint: Path, has_weights: bool) -> str:
+    """How a checkpoint came about: "trained, 40 steps". has_weights: it holds weights beside the backbone's."""
+    if (folder / RECORD).is_file():
+        return "imported from the files of the method's authors"
+    if not has_weights:
+        return "untrained, the backbone's alone"
+    state = checkpoint / "trainer_state.json"  # an exported folder has none
+    return f"trained, {json.loads(state.read_bytes())['global_step']:,} steps" if state.is_file() else "trained"
 
 
 def find_backbone(
@@ -119,9 +151,9 @@ def hub_folder(name: str) -> Path:
     Raises: ValueError where neither the cache nor the hub has it.
     """
     try:
-        return Path(snapshot_download(name, allow_patterns=HUB_FILES))
+        return Path(snapshot_download(name, allow_patterns=HUB_FILES, **hub_options()))
     except (HFValidationError, HfHubHTTPError, LocalEntryNotFoundError, OSError) as error:
         raise ValueError(
             f"{name}: no such folder, and neither the hub's cache nor a reachable hub has this name "
-            f"({str(error).splitlines()[0]})"
+            f"({hub_problem() or str(error).splitlines()[0]})"
         ) from error

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -9,9 +10,10 @@ from typing import cast
 
 from breviary.contract import Batch, EncodedContext, Generation, Reader
 from breviary.readers.documents import QuestionMemory
+from breviary.readers.views import Described, reader_facts
 
 
-class TextReader:
+class TextReader(Described):
     """Encodes texts with a trained reader and answers questions about them.
 
     reader           the reader itself, for batches of tokens
@@ -78,6 +80,12 @@ class TextReader:
         """
         return self.reader.load_saved(file)
 
+    def facts(self) -> dict[str, str]:
+        """As Described."""
+        weight = next(self.reader.parameters())
+        dtype = str(self.reader.decoder.dtype).removeprefix("torch.")
+        return {**reader_facts(self.reader), "computes": f"in {dtype} on {weight.device}"}
+
     def _batch(self, texts: Sequence[str], questions: Sequence[str]) -> Batch:
         return self.texts(texts, questions).to(next(self.reader.parameters()).device)
 
@@ -89,6 +97,7 @@ class TextReader:
             raise ValueError(
                 "this context was encoded by another reader; save it and load it here, which checks that both are equal"
             )
+        _warn_of_other_questions(context, questions)
         batch, generation = self._batch([""] * len(questions), questions), _checked(generation or self.generation)
         self._check_length(context.tokens_read, batch, generation)
         return batch, generation
@@ -102,6 +111,20 @@ class TextReader:
                 f"a text of {tokens} tokens: this reader accepts at most {limit} beside prefix, question "
                 "and answer; give a shorter text, or train with another backbone, segment_size or ratio"
             )
+
+
+def _warn_of_other_questions(context: EncodedContext, questions: Sequence[str]) -> None:
+    """Warns where a memory that was computed for one question is asked another."""
+    made_for = getattr(context, "question", None)
+    if not made_for or not getattr(getattr(context.reader, "compressor", None), "needs_question", False):
+        return
+    others = [question for question in questions if question.split() != made_for.split()]
+    if others:
+        warnings.warn(
+            f"this memory was computed for the question {made_for!r} and is asked {others[0]!r}: its slots hold what "
+            "matters for the first; for other questions ask the encoded text, answer_from(read(text), question)",
+            stacklevel=4,
+        )
 
 
 def _checked(generation: Generation) -> Generation:

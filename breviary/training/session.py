@@ -3,21 +3,23 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Sequence
+import signal
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 from omegaconf import DictConfig
 
 from breviary.backbones.pretrained import Backbone
 from breviary.config.answer_limits import answer_notes
+from breviary.config.budget_notes import budget_notes
 from breviary.config.build import ReaderSpec, build_backbone, build_reader
 from breviary.config.checks import check_config, check_process_count, check_training_dtype, read_splits
 from breviary.config.context_lengths import ContextLimits
-from breviary.config.errors import collect_errors, raise_problems
+from breviary.config.errors import RunFailure, collect_errors, raise_problems
 from breviary.config.keys import validate_keys
 from breviary.config.text_pipeline import TextPipeline
-from breviary.contract import Example, Generation, Reader
+from breviary.config.training_length import derive_accumulation, derive_steps, describe_batch, global_batch
+from breviary.contract import Generation, Reader
 from breviary.readers.chunked import ChunkedReader
 from breviary.runs.checkpoints import (
     best_checkpoint,
@@ -28,12 +30,17 @@ from breviary.runs.checkpoints import (
     load_trained,
     weights_hash,
 )
-from breviary.runs.folders import finish_run, open_run
+from breviary.runs.folders import finish_run, finished_run, open_run
+from breviary.runs.sweeps import current_sweep, list_run
 from breviary.runtime.device import resolve_device
-from breviary.runtime.distributed import print_rank0, rank, start_process_group, world_size
+from breviary.runtime.distributed import end_process_group, print_rank0, rank, start_process_group, world_size
+from breviary.runtime.spelling import override
 from breviary.training.engines import prepare_deepspeed, training_arguments
-from breviary.training.log import RunLog
+from breviary.training.interruption import Interruption, TrainingInterrupted, resume_command
+from breviary.training.log import RunLog, wandb_run
+from breviary.training.notes import batch_notes, overlap_notes
 from breviary.training.pipeline import PipelineGroup, describe_pipelines, init_pipeline_group
+from breviary.training.step_end import StepEnd
 from breviary.training.trainer import ReaderTrainer, Validation
 
 
@@ -46,8 +53,11 @@ class TrainingSession:
 
     def __init__(self, cfg: DictConfig, text: TextPipeline):
         self.cfg, problems = validate_keys(cfg)
+        train, self.interruption = self.cfg.train, Interruption()
+        problems += derive_accumulation(train, world_size(), self.cfg.engine.ranks)
         self.text, self.backbone, self.spec = text, build_backbone(self.cfg), ReaderSpec.of(self.cfg)
         self.pipeline = PipelineGroup()
+        self.is_finished = False  # set by `open`: a sweep goes on, and an earlier call has finished this run
         problems += check_config(self.cfg, self.spec, self.backbone, world_size())
         problems += check_training_dtype(self.backbone.dtype)
         problems += check_start(self.cfg.init_from, self.cfg.resume, self.backbone)
@@ -55,6 +65,7 @@ class TrainingSession:
             checkpoint = collect_errors([], last_checkpoint, self.cfg.resume)  # reported by check_start
             problems += self._check_resumed(self.cfg.resume, checkpoint) if checkpoint else []
         self.splits = self._tokenise(problems)
+        derive_steps(train, len(self.splits["train"]), self.global_batch)
         limits = ContextLimits(self.spec, self.backbone, self.cfg.generation.max_new_tokens)
         readers = world_size() // self.cfg.engine.ranks  # processes with batches of their own
         raise_problems(
@@ -67,11 +78,14 @@ class TrainingSession:
         """Whether there are validations during training."""
         return self.cfg.train.eval_examples > 0
 
+    @property
+    def global_batch(self) -> int:
+        """Examples of an optimizer step over all processes."""
+        return global_batch(self.cfg.train, world_size(), self.cfg.engine.ranks)
+
     def _check_resumed(self, run: str | Path, checkpoint: Path) -> list[str]:
         """Checks processes and global batch against those of the checkpoint from which the run resumes."""
-        train, processes = self.cfg.train, world_size()
-        per_step = train.batch_size * train.accumulation * processes // max(self.cfg.engine.ranks, 1)
-        return check_processes(run, checkpoint, processes, per_step)
+        return check_processes(run, checkpoint, world_size(), self.global_batch)
 
     def inputs(self) -> dict[str, str | None]:
         """Hashes of what the run is trained from, keys of runs.folders.INPUT_NAMES."""
@@ -99,12 +113,22 @@ class TrainingSession:
         }
 
     def open(self) -> tuple[Path, Path | None]:
-        """Joins the process group; the run folder, and the checkpoint to resume from, or None."""
+        """Joins the process group; the run folder, and the checkpoint to resume from, or None.
+
+        In a sweep with resume=auto the folder may be of a finished run, which is not trained again (`is_finished`).
+        """
         device, engine = resolve_device(self.backbone.device), self.cfg.engine
         if engine.kind == "zero":
             prepare_deepspeed(device)
         start_process_group(device, engine.timeout)
-        folder, checkpoint = open_run(self.cfg, self.inputs())
+        sweep, inputs = current_sweep(), self.inputs()
+        done = finished_run(self.cfg, inputs) if sweep is not None and self.cfg.resume == "auto" else None
+        folder, checkpoint = (done, None) if done else open_run(self.cfg, inputs)
+        if sweep is not None:
+            list_run(sweep, folder)
+        if done:
+            self.is_finished = True
+            return folder, None
         print_rank0(f"run {folder}" + (f", resumes from {checkpoint.name}" if checkpoint else ""))
         if checkpoint:
             raise_problems(self._check_resumed(folder, checkpoint))
@@ -112,14 +136,27 @@ class TrainingSession:
                 print_rank0(
                     f"{checkpoint.name} does not state its processes and global batch; they must be those of this run"
                 )
-        for split, items in self.splits.items():
-            notes = [] if split == "train" else answer_notes(items, self.cfg, self.spec.objective.is_autoencoder)
-            for line in [items.report(), *notes]:
-                print_rank0(f"{split}: {line}")
-        if self.validates:
-            for line in shared_context_notes(self.splits["train"].examples, self.splits["validation"].examples):
-                print_rank0(f"validation: {line}")
+        elif self.cfg.resume == "auto" and sweep is None:
+            print_rank0(
+                f"resume=auto: no unfinished run of this configuration and data in {folder.parent} has a checkpoint; "
+                "this run is new"
+            )
+        self._print_data()
         return folder, checkpoint
+
+    def _print_data(self) -> None:
+        """Prints a line about each split and the global batch, and notes about what makes the training useless."""
+        cfg, train = self.cfg, self.splits["train"]
+        for split, items in self.splits.items():
+            lines = [items.report(), *budget_notes(items, self.spec.settings)]
+            if split == "train":
+                lines += batch_notes(len(items), self.global_batch, cfg.train)
+            else:
+                lines += answer_notes(items, cfg, self.spec.objective.is_autoencoder)
+                lines += overlap_notes(train.examples, items.examples)
+            for line in lines:
+                print_rank0(f"{split}: {line}")
+        print_rank0(describe_batch(cfg.train, world_size(), cfg.engine.ranks, len(train)))
 
     def build(self, folder: Path) -> ReaderTrainer:
         """Loads weights and builds the Trainer, which logs and saves into `folder`."""
@@ -153,6 +190,7 @@ class TrainingSession:
             cfg.train.length_grouped,
             RunLog(folder),
             cfg.engine.ranks,
+            StepEnd(cfg.train.save_every, self.interruption),
         )
 
     def _initialise(self, reader: Reader) -> None:
@@ -164,23 +202,28 @@ class TrainingSession:
             )
 
     def run(self, trainer: ReaderTrainer, folder: Path, checkpoint: Path | None) -> None:
-        """Trains, from `checkpoint` where one is given, and marks the run as finished."""
+        """Trains, from `checkpoint` where one is given, and marks the run as finished.
+
+        Raises: RunFailure after a loss, gradient or validation that is not finite; TrainingInterrupted after a signal.
+        """
         try:
-            with self.pipeline.watchdog or contextlib.nullcontext():
+            watchdog = self.pipeline.watchdog or contextlib.nullcontext()
+            with wandb_run(self.cfg.train.wandb, folder), watchdog, self.interruption:
                 trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
-            if rank() == 0:
+            step_end = trainer.step_end
+            if step_end.failure:
+                raise RunFailure(step_end.failure)
+            if rank() == 0 and not step_end.signal:
                 finish_run(folder)
+            if step_end.signal or self.interruption.received:
+                self._end_interrupted(folder, step_end.signal)
         finally:
             print_rank0(f"run {folder}")
 
-
-def shared_context_notes(train: Sequence[Example], validation: Sequence[Example]) -> list[str]:
-    """A note where validation examples have contexts that are trained on; prepared and generated data have none."""
-    trained = {example.context for example in train}
-    shared = sum(example.context in trained for example in validation)
-    if not shared:
-        return []
-    return [
-        f"{shared} of {len(validation)} examples have a context of the train split: their scores do not show how the "
-        "reader does on new contexts"
-    ]
+    def _end_interrupted(self, folder: Path, number: int) -> NoReturn:
+        """Ends the process; prints the command that resumes the run. number: of the signal; 0 = the run is complete."""
+        if number:
+            print_rank0(f"{signal.Signals(number).name}: saved {last_checkpoint(folder).name}; this resumes the run:")
+            print_rank0("  " + (resume_command(folder) or override("resume", str(folder))))
+        end_process_group()
+        raise TrainingInterrupted(number or self.interruption.received)

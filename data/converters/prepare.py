@@ -26,7 +26,9 @@ from data.converters.files import FileError, RowReader
 from data.jsonl import Jsonl
 
 MAX_SHOWN = 10  # bad rows in an error message
-FOLDERS = {"multi_news": "multinews", "kv_retrieval": None, "longbench": None}  # others: the format's name
+# Others: the format's name. None = the format of several data sets.
+FOLDERS = {"multi_news": "multinews", "kv_retrieval": None, "longbench": None, "scrolls": None}
+EXAMPLE_NAMES = {"kv_retrieval": "kv_retrieval_75", "longbench": "gov_report", "scrolls": "scrolls_qasper"}
 
 
 @dataclass
@@ -58,18 +60,20 @@ def prepare(
     context: str = "stories",
     stories: str | Path | None = None,
     max_words: int | None = None,
+    name: str | None = None,
 ) -> tuple[Path, dict[str, SplitCounts]]:
     """Writes a prepared data set; returns its folder and each split's statistics.
 
     format     a key of data.converters.CONVERTERS
     files      {split: the data set's files}; a split that is missing or empty is not written
-    output     a folder that does not exist or is empty; None = the format's own in `data_folder`
+    output     a folder that does not exist or is empty; None = `name` in `data_folder`
+    name       of the folder; None = the format's own
     context    of narrativeqa: stories or summaries; `stories` is the folder of stories
     max_words  longer contexts are skipped; None = no limit
     Raises: ValueError for wrong arguments, files and rows: one line each, with file and row.
     """
     paths = {split: [Path(file).expanduser() for file in files[split]] for split in SPLITS if files.get(split)}
-    folder = _output_folder(format, output)
+    folder = _output_folder(format, output, name)
     raise_problems(_problems(format, paths, folder, max_words))
     folder.parent.mkdir(parents=True, exist_ok=True)
     split_of_key: dict[bytes, str] = {}
@@ -95,16 +99,18 @@ def data_folder() -> Path:
     return variable_folder("BREVIARY_DATA", cache / "data")
 
 
-def _output_folder(format: str, output: str | Path | None) -> Path:
+def _output_folder(format: str, output: str | Path | None, name: str | None) -> Path:
     if format not in CONVERTERS:
         raise ValueError(f"format {format!r}: allowed are {', '.join(CONVERTERS)}")
     if output is not None:
         return Path(output).expanduser().resolve()
-    name = FOLDERS.get(format, format)
+    if name is not None and (not name.strip() or Path(name).name != name):
+        raise ValueError(f"--name {name}: must be the name of a folder without a path, e.g. --name gov_report")
+    name = name or FOLDERS.get(format, format)
     if name is None:
         raise ValueError(
             f"{format} is the format of several data sets: name the folder of this one, for example "
-            f"--output {data_folder()}/{'kv_retrieval_75' if format == 'kv_retrieval' else 'gov_report'}"
+            f"--name {EXAMPLE_NAMES[format]} (in {data_folder()})"
         )
     return (data_folder() / name).resolve()
 

@@ -177,7 +177,12 @@ def test_max_documents_without_documents_warns(tmp_path):
 BAD_LINES = [
     ("{'id': 1}", "not JSON (Expecting property name enclosed in double quotes at column 2)"),
     ("[1, 2]", "a JSON list; it must be an object"),
-    ("{}", "the field 'context' is missing (fields: none)"),
+    ("{}", "the fields 'context', 'question', 'answers' are missing (fields: none)"),
+    ({"context": "c", "q": "?"}, "the fields 'question', 'answers' are missing (fields: 'context', 'q')"),
+    (
+        row(context=3, answers=[]),
+        "'context' is number; it must be a string; 'answers' is an empty list; it must hold at least one string",
+    ),
     ({"context": "c", "answers": ["x"]}, "the field 'question' is missing (fields: 'context', 'answers')"),
     (
         {"context": "c", "question": "q", "answer": "x"},

@@ -12,8 +12,8 @@ import pytest
 from matplotlib.image import imread
 
 from breviary.evaluation.results import find_results
-from breviary.evaluation.table import METRICS
-from breviary.report.sweep import figure_points, group_results, load_results, make_report, setting_row
+from breviary.evaluation.table import METRICS, row_label
+from breviary.report.sweep import figure_points, group_results, legend_texts, load_results, make_report, setting_row
 from breviary.runtime.files import write_json
 from scripts import report as script
 
@@ -31,6 +31,7 @@ def put(
     data: str = "data1",
     evaluation: str = "0a1b",
     n: int = 200,
+    **more: Any,
 ) -> Path:
     """Writes one evaluated reader in its own run folder; seed None = an untouched baseline, without configuration."""
     run = root / f"20260101T{number:06d}_{number:06x}"
@@ -43,7 +44,11 @@ def put(
             "name": run.name,
             "init_from": f"outputs/ae/{run.name}",
             "compressor": {"_target_": f"pkg.{reader.title()}", "ratio": ratio, "slots": None, "fine": True},
-            "dataset": {"_target_": "data.jsonl.Jsonl", "test": "/somewhere/nq/test.jsonl.gz"},
+            "dataset": {
+                "_target_": "data.jsonl.Jsonl",
+                "train": "/somewhere/nq/train.jsonl.gz",
+                "test": "/somewhere/nq/test.jsonl.gz",
+            },
             "train": {"learning_rate": 0.001},
             **(config or {}),
         }
@@ -68,6 +73,7 @@ def put(
             "config": config,
             "run": str(run if seed is not None else folder),
             "backbone": BACKBONE,
+            **more,
         },
     )
     return run
@@ -124,7 +130,13 @@ def test_folders_without_results_raise(tmp_path):
 def test_seeds_become_mean_and_standard_deviation(sweep):
     settings, notes = settings_of(sweep)
     rows = {(s.label, s.results[0]["requested_ratio"]): setting_row(s) for s in settings}
-    assert list(rows) == [("full_context", 1.0), ("no_context", None), ("comi", 4.0), ("comi", 8.0), ("mean_pool", 4.0)]
+    assert list(rows) == [
+        ("full_context (untrained)", 1.0),
+        ("no_context (untrained)", None),
+        ("comi", 4.0),
+        ("comi", 8.0),
+        ("mean_pool", 4.0),
+    ]
     assert notes == []
     several, single = rows["comi", 4.0], rows["comi", 8.0]
     assert several["seeds"] == 3 and single["seeds"] == 1
@@ -152,8 +164,8 @@ def test_the_newest_result_of_a_setting_and_seed_counts(sweep):
 def test_other_differences_than_the_seed_make_rows_with_their_own_labels(sweep):
     put(sweep, 50, "comi", 0.30, 4.0, 1, {"train": {"learning_rate": 0.01}})
     assert labels(sweep) == [
-        "full_context",
-        "no_context",
+        "full_context (untrained)",
+        "no_context (untrained)",
         "comi, learning_rate=0.001",
         "comi, learning_rate=0.001",
         "comi, learning_rate=0.01",
@@ -168,9 +180,9 @@ def test_different_data_is_labelled_and_noted(sweep):
     put(sweep, 50, "full_context", 0.95, 1.0, None, data="data2")
     settings, notes = settings_of(sweep)
     assert {s.label for s in settings} == {
-        "full_context, dataset=nq",
-        "full_context, dataset=hotpotqa",
-        "no_context",
+        "full_context (untrained), dataset=nq",
+        "full_context (untrained), dataset=hotpotqa",
+        "no_context (untrained)",
         "comi, dataset=nq",
         "comi, dataset=hotpotqa",
         "mean_pool",
@@ -205,13 +217,13 @@ def test_by_labels_every_value_of_a_key(sweep):
         {"compressor": {"_target_": "pkg.Comi", "ratio": 8.0, "slots": None, "fine": False}},
     )
     assert set(labels(sweep, "compressor.fine")) == {
-        "full_context",
-        "no_context",
+        "full_context (untrained)",
+        "no_context (untrained)",
         "comi, fine=true",
         "comi, fine=false",
         "mean_pool, fine=true",
     }
-    assert {"Mean_Pool", "full_context"} <= set(labels(sweep, "compressor"))
+    assert {"Mean_Pool", "full_context (untrained)"} <= set(labels(sweep, "compressor"))
     with pytest.raises(ValueError, match="--by compressor.fin: no run has this"):
         settings_of(sweep, "compressor.fin")
 
@@ -224,11 +236,11 @@ def test_figure_csv_holds_the_points(sweep):
     with open(folder / "figure.csv", newline="") as file:
         points = list(csv.DictReader(file))
     assert [(p["line"], p["kind"]) for p in points] == [
-        ("full_context", "level"),
-        ("no_context", "level"),
-        ("comi", "line"),
-        ("comi", "line"),
-        ("mean_pool", "line"),
+        ("full_context (untrained)", "level"),
+        ("no_context (untrained)", "level"),
+        ("comi (steps unknown)", "line"),
+        ("comi (steps unknown)", "line"),
+        ("mean_pool (steps unknown)", "line"),
     ]
     several, single = points[2], points[3]
     assert float(several["effective_ratio"]) == pytest.approx(3.92) and several["seeds"] == "3"
@@ -237,6 +249,27 @@ def test_figure_csv_holds_the_points(sweep):
         [7.84, 0.55, 0.6, 0.64]
     )
     assert points[1]["effective_ratio"] == ""
+
+
+def test_a_line_states_the_training_of_all_its_points(sweep):
+    """One line over ratios whose best checkpoints differ; an untrained compressor is another line."""
+    for number, (ratio, steps) in enumerate(((4.0, 200), (8.0, 400))):
+        training = {"trained": True, "steps": steps, "examples": 8 * steps, "data": "nq", "init_from": None}
+        put(sweep, 80 + number, "icae", 0.5, ratio, 1, training=training)
+    put(sweep, 90, "icae", 0.1, 4.0, None)
+    settings, _ = settings_of(sweep)
+    legend = [text for label, text in legend_texts(settings).items() if label.startswith("icae")]
+    assert sorted(legend) == ["icae (200 to 400 steps, 1,600 to 3,200 examples)", "icae (untrained)"]
+    rows = [setting_row(s) for s in settings if s.label == "icae"]
+    assert [row_label(row) for row in rows] == ["icae (200 steps, 1,600 examples)", "icae (400 steps, 3,200 examples)"]
+
+
+def test_lines_of_different_backbones_and_training_sets_name_them(sweep):
+    training = {"trained": True, "steps": 1, "examples": 1, "data": "hotpotqa", "init_from": None}
+    put(sweep, 80, "icae", 0.5, 4.0, 1, training=training, backbone="Qwen3-4B")
+    legend = legend_texts(settings_of(sweep)[0])
+    assert legend["icae"] == "icae (1 step, 1 example), Qwen3-4B, trained on hotpotqa"
+    assert legend["mean_pool"] == f"mean_pool (steps unknown), {BACKBONE}, trained on nq"
 
 
 def test_the_report_is_written_beside_the_runs(sweep, capsys):
@@ -256,7 +289,7 @@ def test_the_report_is_written_beside_the_runs(sweep, capsys):
     assert [row["reader"] for row in table] == [row["reader"] for row in report["rows"]]
     assert float(table[2]["f1"]) == pytest.approx(0.75) and len(table[2]["runs"].split()) == 3
     text = (folder / "report.md").read_text()
-    assert "| comi | 3.9x | .750 ± .050 |" in text and "(figure.png)" in text
+    assert "| comi (steps unknown) | 3.9x | .750 ± .050 |" in text and "(figure.png)" in text
     printed = capsys.readouterr().out
     assert ".750 ± .050" in printed and "of 3 seeds: mean ± standard deviation" in printed
 
@@ -281,12 +314,52 @@ def test_readers_without_the_metric_have_no_point(sweep):
     settings, _ = settings_of(sweep)
     for result in settings[-1].results:
         del result["metrics"]["rouge_l"]
-    assert "mean_pool" not in {point["line"] for point in figure_points(settings, "rouge_l")}
+    assert "mean_pool (steps unknown)" not in {point["line"] for point in figure_points(settings, "rouge_l")}
+
+
+def test_what_cannot_be_used_costs_one_line(sweep, tmp_path, capsys):
+    unfinished, damaged, broken = (sweep / f"20270101T00000{i}_00000{i}" for i in range(3))
+    for folder in (unfinished, broken):
+        folder.mkdir()
+        (folder / "config.yaml").write_text("schema: 3\nname: x\n")
+    (broken / "finished").touch()
+    (damaged / "eval").mkdir(parents=True)
+    (damaged / "eval/results.json").write_text("{")
+    folder = make_report([str(sweep)], tmp_path / "before", skipped=script.evaluate_missing([str(sweep)], None))
+    script.main([str(sweep), str(tmp_path / "absent"), "--output", str(tmp_path / "out")])
+    lines = [line for line in capsys.readouterr().out.splitlines() if line.startswith("skipped ")]
+    report = json.loads((tmp_path / "out/report.json").read_text())
+    assert len(report["rows"]) == len(json.loads((folder / "report.json").read_text())["rows"]) == 5
+    assert len(lines) == 3 + 4 and [f"skipped {text}" for text in report["skipped"]] == lines[3:]
+    for folder, reason in (
+        (unfinished, f"not finished; resume={unfinished} continues it"),
+        (broken, "not a run's configuration"),
+        (damaged, "is not JSON"),
+        (tmp_path / "absent", "no such folder"),
+    ):
+        [line] = [line for line in lines[3:] if str(folder) in line]
+        assert reason in line
+
+
+def test_a_sweep_stands_for_its_runs(sweep, tmp_path):
+    home = tmp_path / "outputs/sweeps/ratios"
+    for run in sorted(sweep.iterdir())[:2]:
+        write_json(home / f"{run.name}.run.json", {"run": f"../../../sweep/{run.name}", "settings": []})
+    folder = make_report([str(home)])
+    assert folder == home / "report"
+    rows = json.loads((folder / "report.json").read_text())["rows"]
+    assert [row["seeds"] for row in rows if row["reader"].startswith("comi")] == [2]
+    assert len(find_results([str(sweep), str(home)])) == len(find_results([str(sweep)]))
+
+
+def test_own_files_have_their_names_as_labels(sweep):
+    put(sweep, 50, "comi", 0.30, 4.0, 1, {"dataset": {"_target_": "data.jsonl.Jsonl", "test": "mine.jsonl"}}, "data2")
+    assert {"comi, dataset=nq", "comi, dataset=mine.jsonl"} <= set(labels(sweep))
 
 
 def test_the_script_exits_with_code_2_and_a_message(sweep, tmp_path, capsys):
     script.main([str(sweep), "--output", str(tmp_path / "out"), "--metric", "em"])
-    assert capsys.readouterr().out.splitlines()[-1] == f"report {tmp_path / 'out'}"
+    assert capsys.readouterr().out.splitlines()[-2] == f"report {tmp_path / 'out'}"
     for arguments, message in (
         ([str(tmp_path / "absent")], "no such folder"),
         ([str(sweep), "--metric", "blue"], "--metric blue: allowed are em"),

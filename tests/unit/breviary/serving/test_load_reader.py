@@ -1,6 +1,7 @@
 """load_reader: the folders that it opens, and one clear error for each that it rejects."""
 
 import shutil
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -14,6 +15,7 @@ from breviary.backbones.pretrained import Backbone
 from breviary.backbones.tiny import TinyBackbone
 from breviary.contract import Generation
 from breviary.runs.checkpoints import WEIGHTS
+from breviary.serving.text_interface import _warn_of_other_questions
 
 TEXT, QUESTION = (
     "For the town of Velkeld the official metal is copper.",
@@ -89,7 +91,9 @@ def test_the_backbone_is_found_as_configured_as_given_and_in_the_cache(runs, run
 def test_hub_names_are_looked_up_in_the_cache(runs, run, monkeypatch):
     """For the reader and for the backbone; a stand-in replaces the hub's cache."""
     places = {"me/reader": run, "me/llama": runs["backbone"]}
-    monkeypatch.setattr("breviary.serving.loading.snapshot_download", lambda name, allow_patterns: str(places[name]))
+    monkeypatch.setattr(
+        "breviary.serving.loading.snapshot_download", lambda name, allow_patterns, **options: str(places[name])
+    )
     set_key(run, "backbone.path", str(runs["backbone"]))
     assert breviary.load_reader("me/reader").reader.decoder.width == 64
     config = Backbone(str(runs["backbone"])).config
@@ -256,3 +260,15 @@ def test_the_configured_objective_is_never_instantiated(runs, tmp_path):
         set_key(run, "objective", objective)
         assert breviary.load_reader(run).answer(["The sky is blue."], ["What colour is the sky?"])
         assert not target.exists()
+
+
+def test_a_memory_asked_another_question_warns(recwarn):
+    def memory(question, needs_question=True):
+        reader = SimpleNamespace(compressor=SimpleNamespace(needs_question=needs_question))
+        return SimpleNamespace(question=question, reader=reader)
+
+    for context in (memory("Who?"), memory(None), memory("What?", needs_question=False), SimpleNamespace()):
+        _warn_of_other_questions(context, [" Who? "])
+    assert not recwarn.list
+    with pytest.warns(UserWarning, match="computed for the question 'Who\\?' and is asked 'Where\\?'"):
+        _warn_of_other_questions(memory("Who?"), ["Who?", "Where?"])

@@ -1,0 +1,1 @@
+"""Public data sets: where their files come from, which are ready here, and those that need no download."""
