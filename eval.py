@@ -1,6 +1,11 @@
-"""Evaluates a trained run or a baseline: python eval.py run=outputs/NAME/RUN [dataset=nq] [key=value ...]
+"""Evaluates a trained run or a baseline: python eval.py [RUN] [GROUP=CHOICE ...] [KEY=VALUE ...]
 
-Top to bottom: Hydra composes the configuration, then it is resolved, checked, and every row of the table evaluated.
+    python eval.py latest
+    python eval.py outputs/comi_facts dataset=nq examples=100 "variants=[{compressor.ratio: 8}]"
+    python eval.py compressor=full_context backbone=smollm2_135m dataset=nq     # a baseline without a run
+
+RUN (or run=RUN) is a run folder that train.py printed, a folder of runs (the newest finished one is taken), an
+evaluation of a run, a folder that scripts/export.py wrote, or latest.
 """
 
 from __future__ import annotations
@@ -10,7 +15,9 @@ from breviary.runtime.checkout import ROOT, quiet_libraries, require_checkout
 require_checkout()
 quiet_libraries()
 
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import hydra
 from omegaconf import DictConfig
@@ -21,6 +28,7 @@ from breviary.evaluation.results import source_of
 from breviary.evaluation.session import EvaluationSession
 from breviary.evaluation.table import print_table, table_row, write_table
 from breviary.runtime.distributed import end_process_group, rank
+from breviary.runtime.spelling import command, next_line
 from data.text_pipeline import TEXT
 
 CONFIG = "eval"
@@ -39,9 +47,20 @@ def main(cfg: DictConfig) -> None:
         print_table(
             rows,
             title=f"{rows[0]['n']} questions of the {cfg.split} split of {source_of(cfg.dataset, cfg.split)}",
-            caption=f"95% bootstrap intervals; NLL in nats a token. Backbone: {results[0]['backbone']}.",
+            caption="95% bootstrap intervals; NLL in nats a token.",
         )
+        print(next_line(*next_commands(cfg, results)))
     end_process_group()
+
+
+def next_commands(cfg: DictConfig, results: Sequence[Mapping[str, Any]]) -> list[str]:
+    """What to do with the results: compare the rows question by question, look inside the memory, or train."""
+    if not cfg.run:
+        return [command("train.py", "experiment=comi_facts")]
+    others = dict.fromkeys(result["run"] for result in results[1:] if Path(result["run"]).is_dir())
+    others.pop(cfg.run, None)
+    lines = [command("scripts/compare.py", cfg.run, *others)] if others else []
+    return [*lines, command("scripts/reading_map.py", cfg.run), command("scripts/report.py", Path(cfg.run).parent)]
 
 
 if __name__ == "__main__":

@@ -18,6 +18,7 @@ from torch import Tensor
 
 from breviary.config.build import build_backbone
 from breviary.contract import Batch, Example, Reader
+from breviary.evaluation.facts import training_record, training_text, with_training
 from breviary.evaluation.resolve import find_checkpoint
 from breviary.evaluation.session import EvaluationSession
 from breviary.evaluation.statistics import cluster_codes, paired_bootstrap
@@ -48,9 +49,11 @@ def measure_recall(
     batches = list(_gold_batches(session, cfg, examples))
     if not batches:
         raise ValueError(f"{cfg.run}: no example marks gold passages; choose another dataset, e.g. dataset=nq_gold4")
-    trained, untrained = cfg.reader, f"{cfg.reader} (untrained)"
+    checkpoint = find_checkpoint(cfg)
+    trained = with_training(cfg.reader, training_text([training_record(cfg.run, checkpoint)]))
+    untrained = with_training(cfg.reader, "untrained")
     recalls = {
-        trained: _reader_recalls(trained, session.load_reader(cfg, find_checkpoint(cfg)), batches, size, ratios),
+        trained: _reader_recalls(trained, session.load_reader(cfg, checkpoint), batches, size, ratios),
         untrained: _reader_recalls(untrained, session.load_reader(cfg), batches, size, ratios),
         **_baseline_recalls(batches, size, ratios),
     }

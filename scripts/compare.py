@@ -1,10 +1,13 @@
 """Compares readers that answered the same questions: the first minus each other one, question by question.
 
-    python scripts/compare.py EVALUATION EVALUATION [EVALUATION ...] [--pairs] [--output FILE.json]
+    python scripts/compare.py outputs/comi_facts outputs/mean_pool_facts
+    python scripts/compare.py latest outputs/comi_facts outputs/ram_facts --pairs --output differences.json
+    python scripts/compare.py latest outputs/comi_facts/RUN/eval/HASH/full_context
 
-EVALUATION is a reader's folder that eval.py wrote (outputs/NAME/RUN/eval/HASH/READER), or a folder above it that holds
-no other evaluation. The output is the difference of every score and of the NLL per token, with 95% intervals over the
-questions, or over their contexts where questions share them. Where an interval excludes 0, the two readers differ.
+A is a RUN: its reader's evaluation on the questions that the others answer. Or it is a reader's folder that eval.py
+wrote (outputs/NAME/RUN/eval/HASH/READER), or a folder above it that holds no other evaluation. The output is the
+difference of every score and of the NLL per token, with 95% intervals over the questions, or over their contexts where
+questions share them. Where an interval excludes 0, the two readers differ.
 Evaluations of several datasets may be given; only those of the same questions are compared.
 """
 
@@ -24,8 +27,10 @@ require_checkout()
 
 from rich.console import Console
 
+from breviary.config.cli.run_names import FORMS
 from breviary.config.errors import cli_errors
 from breviary.evaluation.comparison import comparison_rows, load_evaluations
+from breviary.evaluation.facts import FACTS, mixed_facts, shared_facts, with_training
 from breviary.evaluation.table import (
     METRICS,
     MISSING,
@@ -36,23 +41,30 @@ from breviary.evaluation.table import (
     print_block,
 )
 from breviary.runtime.files import write_json
+from breviary.runtime.spelling import command, next_line
+
+
+def build_parser() -> argparse.ArgumentParser:
+    """The command line."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("evaluations", nargs="+", metavar="A", help=f"at least two: a RUN or an evaluation; {FORMS}")
+    parser.add_argument("--pairs", action="store_true", help="compare every reader with every later one")
+    parser.add_argument("--output", metavar="FILE", help="JSON file for the differences")
+    return parser
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """Parses the command line; exits with code 2 on a user error."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("evaluations", nargs="+", metavar="EVALUATION", help="folders; at least two")
-    parser.add_argument("--pairs", action="store_true", help="compare every reader with every later one")
-    parser.add_argument("--output", metavar="FILE", help="JSON file for the differences")
-    args = parser.parse_args(arguments)
+    args = build_parser().parse_args(arguments)
     with cli_errors():
         if len(args.evaluations) < 2:
-            raise ValueError("a comparison needs at least two evaluations")
+            raise ValueError("a comparison needs at least two evaluations, e.g. outputs/comi_facts outputs/ram_facts")
         groups = load_evaluations(args.evaluations)
     rows = [row for group in groups for row in comparison_rows(group, args.pairs)]
     print_rows(rows)
     if args.output:
         write_json(args.output, {"schema": 1, "rows": rows})
+    print(next_line(command("scripts/report.py", *args.evaluations)))
 
 
 def print_rows(rows: list[dict[str, Any]]) -> None:
@@ -62,12 +74,30 @@ def print_rows(rows: list[dict[str, Any]]) -> None:
         block = list(group)
         n, contexts = block[0]["n"], block[0]["intervals"]["contexts"]
         shared = f" on {contexts} context{'s' * (contexts > 1)}" if contexts < n else ""
-        print(f"\n{reader}, {n} questions{shared} of {dataset}, minus\n")
+        name = with_training(reader, block[0]["facts"][0]["training"])
+        print(f"\n{name}, {n} questions{shared} of {dataset}, minus\n")
         print_block(
             Console(width=TABLE_WIDTH),
             ["", *(TITLES[name] for name in names)],
-            [[row["minus"], *(format_difference(row["metrics"].get(name)) for name in names)] for row in block],
+            [
+                [
+                    with_training(row["minus"], row["facts"][1]["training"]),
+                    *(format_difference(row["metrics"].get(name)) for name in names),
+                ]
+                for row in block
+            ],
         )
+        print_facts(block)
+
+
+def print_facts(block: list[dict[str, Any]]) -> None:
+    """Prints backbone and training data: once where all readers share them, else of each reader."""
+    readers = [(block[0]["reader"], block[0]["facts"][0]), *((row["minus"], row["facts"][1]) for row in block)]
+    compared = [{key: facts[key] for key in ("backbone", "trained_on")} for _, facts in readers]
+    if shared := shared_facts(compared):
+        print(shared)
+    for key in mixed_facts(compared):
+        print(f"{FACTS[key]}: " + ", ".join(f"{facts[key] or MISSING} ({name})" for name, facts in readers))
 
 
 def format_difference(metric: dict[str, float] | None) -> str:

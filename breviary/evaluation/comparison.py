@@ -10,20 +10,26 @@ from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import combinations
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from breviary.config.cli.run_names import EVALUATIONS, LATEST, find_run, runs_below
+from breviary.evaluation.facts import dataset_name, row_facts
 from breviary.evaluation.results import (
     PREDICTIONS,
+    RESULTS,
     Predictions,
     contexts_of,
     find_results,
     read_results,
     resampled_units,
-    source_of,
 )
 from breviary.evaluation.statistics import cluster_codes, difference
+from breviary.runs.folders import load_config
+from breviary.runtime.distributed import print_rank0
+from breviary.runtime.spelling import command
 
 
 @dataclass
@@ -40,24 +46,57 @@ class EvaluatedReader:
     predictions: dict[str, dict[str, Any]]
 
 
-def load_evaluations(folders: Sequence[str]) -> list[list[EvaluatedReader]]:
-    """The evaluations in the folders, grouped by their questions; groups and members keep the order of `folders`.
+def find_evaluations(words: Sequence[str]) -> list[Path]:
+    """The results.json of the evaluation that each word names.
 
-    A folder may also be above the evaluation, if it holds only one. Raises ValueError where a folder holds none or
-    several, where predictions are missing, and where an evaluation shares its questions with no other.
+    words  an evaluation's folder, or one above it that holds no other | a RUN (`find_run`): the evaluation of the run's
+           own reader that answers the questions of most other words, the newest of them; a line names it
+    Raises: ValueError where a word names no evaluation, or several.
+    """
+    candidates = [_candidates(word) for word in words]
+    questions = {file: _questions(file) for files in candidates for file in files}
+    shared = Counter(key for files in candidates for key in {questions[file] for file in files})
+    found = []
+    for word, files in zip(words, candidates):
+        found.append(max(files, key=lambda file: (shared[questions[file]], file.stat().st_mtime)))
+        if found[-1].parent != Path(word):
+            print_rank0(f"{word}: evaluation {found[-1].parent}")
+    return found
+
+
+def _candidates(word: str) -> list[Path]:
+    path = Path(word)
+    if word == LATEST or (path.is_dir() and runs_below(path)):
+        run = find_run(word)
+        own = load_config(run).reader
+        files = [file for file in sorted((run / EVALUATIONS).rglob(RESULTS)) if read_results(file)["reader"] == own]
+        if not files:
+            raise ValueError(f"RUN {word}: no evaluation of {own} in it; evaluate first, {command('eval.py', run)}")
+        return files
+    files = find_results([word])
+    if len(files) > 1:
+        listed = ", ".join(str(file.parent) for file in files)
+        raise ValueError(f"{word}: {len(files)} evaluations below it; name one of them: {listed}")
+    return files
+
+
+def _questions(file: Path) -> tuple[str, int]:
+    results = read_results(file)
+    return results["data_hash"], results["n"]
+
+
+def load_evaluations(words: Sequence[str]) -> list[list[EvaluatedReader]]:
+    """The evaluations that the words name (`find_evaluations`), grouped by their questions, in the order of `words`.
+
+    Raises: ValueError where a word names no evaluation or several, where predictions are missing, and where an
+    evaluation shares its questions with no other.
     """
     groups: dict[tuple[str, frozenset[str]], list[EvaluatedReader]] = {}
-    for folder in folders:
-        files = find_results([folder])
-        if len(files) > 1:
-            raise ValueError(
-                f"{folder}: {len(files)} evaluations below it; name one of them: "
-                + ", ".join(str(file.parent) for file in files)
-            )
-        path = files[0].with_name(PREDICTIONS)
+    for folder, file in zip(words, find_evaluations(words)):
+        path = file.with_name(PREDICTIONS)
         if not path.is_file():
             raise ValueError(f"{path}: no such file; a comparison is made per question and needs the predictions")
-        evaluation = EvaluatedReader(folder, read_results(files[0]), {row["id"]: row for row in Predictions(path).rows})
+        evaluation = EvaluatedReader(folder, read_results(file), {row["id"]: row for row in Predictions(path).rows})
         key = (evaluation.results["data_hash"], frozenset(evaluation.predictions))
         groups.setdefault(key, []).append(evaluation)
     for group in groups.values():
@@ -69,18 +108,6 @@ def load_evaluations(folders: Sequence[str]) -> list[list[EvaluatedReader]]:
             )
         _assign_names(group)
     return list(groups.values())
-
-
-def dataset_name(results: dict[str, Any]) -> str:
-    """The data files as "nq/test.jsonl.gz", or the class that generates the examples, e.g. "InventedFacts".
-
-    Without a configuration in the results: the first digits of the data hash.
-    """
-    config = results["config"] or {}
-    data = config.get("dataset", {})
-    if data.get(split := config.get("split", "test")):
-        return source_of(data, split, parts=2)
-    return data.get("_target_", results["data_hash"][:12]).rpartition(".")[2]
 
 
 def _assign_names(group: list[EvaluatedReader]) -> None:
@@ -99,7 +126,9 @@ def _assign_names(group: list[EvaluatedReader]) -> None:
 
 
 def comparison_rows(group: list[EvaluatedReader], all_pairs: bool) -> list[dict[str, Any]]:
-    """One row per pair: {"dataset", "n", "reader", "minus", "metrics", "intervals"}.
+    """One row per pair: {"dataset", "n", "reader", "minus", "facts", "metrics", "intervals"}.
+
+    facts      of the reader and of the other one, see `breviary.evaluation.facts.row_facts`
 
     metrics    {metric: {"value", "low", "high"}} of `paired_differences`
     intervals  as in `breviary.evaluation.results.resampled_units`
@@ -114,6 +143,7 @@ def comparison_rows(group: list[EvaluatedReader], all_pairs: bool) -> list[dict[
             "n": len(one.predictions),
             "reader": one.name,
             "minus": other.name,
+            "facts": [row_facts(one.results), row_facts(other.results)],
             "metrics": paired_differences(one, other),
             "intervals": resampled_units(_with_contexts(one, other)),
         }

@@ -11,6 +11,7 @@ from omegaconf import DictConfig, open_dict
 
 from breviary.config.build import build_backbone
 from breviary.contract import Generation, Reader
+from breviary.evaluation.facts import training_record
 from breviary.evaluation.loop import evaluate
 from breviary.evaluation.resolve import find_checkpoint
 from breviary.evaluation.session import EvaluationSession
@@ -25,13 +26,15 @@ def measure_passkey(
     cfg         a checked configuration of a run with dataset=passkey, as from `session.check`
     lengths     words of the texts; depths  position of the key, 0 = start, 1 = end
     examples    texts per cell
-    Yields {"run", "reader", "trained_words", "compressor",
+    Yields {"run", "reader", "training", "trained_words", "compressor",
             "cells": [{"words", "depth", "tokens", "slots", "em", "nll"}]}.
     """
-    reader = session.load_reader(cfg, find_checkpoint(cfg))
+    checkpoint = find_checkpoint(cfg)
+    reader = session.load_reader(cfg, checkpoint)
     measured: dict[str, Any] = {
         "run": cfg.run,
         "reader": cfg.reader,
+        "training": training_record(cfg.run, checkpoint),
         "trained_words": cfg.dataset.context_words,
         "cells": [],
         "compressor": dict(cfg.compressor),

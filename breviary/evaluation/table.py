@@ -12,6 +12,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+from breviary.evaluation.facts import FACTS, mixed_facts, row_facts, shared_facts, with_training
 from breviary.runtime.files import write_json
 
 SCORES = ("em", "em_contains", "f1", "rouge_l")  # of answers, in [0, 1]
@@ -65,10 +66,11 @@ MISSING = "-"
 def table_row(results: dict[str, Any]) -> dict[str, Any]:
     """The results of one reader as a flat dictionary.
 
-    Keys: reader, n, each of METRICS with NAME_low and NAME_high (95% interval), each of RECONSTRUCTION_METRICS that was
-    measured, COST_KEYS, PHASES and FORMER_PHASE in milliseconds, truncated, run. None marks what was not measured.
+    Keys: reader, n, those of `row_facts` (training, backbone, data, trained_on), each of METRICS with NAME_low and
+    NAME_high (95% interval), each of RECONSTRUCTION_METRICS that was measured, COST_KEYS, PHASES and FORMER_PHASE in
+    milliseconds, truncated, run. None marks what was not measured.
     """
-    flat: dict[str, Any] = {"reader": results["reader"], "n": results["n"]}
+    flat: dict[str, Any] = {"reader": results["reader"], "n": results["n"], **row_facts(results)}
     for name in (*METRICS, *(name for name in RECONSTRUCTION_METRICS if name in results["metrics"])):
         metric = results["metrics"].get(name, {})
         flat |= {name: metric.get("value"), f"{name}_low": metric.get("low"), f"{name}_high": metric.get("high")}
@@ -131,14 +133,16 @@ def format_significant(value: float | None) -> str:
 
 Column = tuple[str, Callable[[dict[str, Any]], str]]
 
+READER_COLUMN: Column = ("reader", lambda r: row_label(r))
+
 SCORE_COLUMNS: tuple[Column, ...] = (
-    ("reader", lambda r: r["reader"]),
+    READER_COLUMN,
     ("achieved\nratio", lambda r: format_ratio(r["effective_ratio"])),
     *((TITLES[name], lambda r, name=name: format_score(r, name)) for name in SCORES),
 )
 
 COST_COLUMNS: tuple[Column, ...] = (
-    ("reader", lambda r: r["reader"]),
+    READER_COLUMN,
     (TITLES["nll"], lambda r: format_score(r, "nll")),
     ("n", lambda r: format_significant(r["n"])),
     ("requested\nratio", lambda r: format_ratio(r["requested_ratio"])),
@@ -148,7 +152,7 @@ COST_COLUMNS: tuple[Column, ...] = (
 )
 
 RECONSTRUCTION_COLUMNS: tuple[Column, ...] = (
-    ("reader", lambda r: r["reader"]),
+    READER_COLUMN,
     *((TITLES[name], lambda r, name=name: format_score(r, name)) for name in RECONSTRUCTION_METRICS),
 )
 
@@ -161,19 +165,34 @@ ENCODE_COLUMN: Column = ("encode\nms", lambda r: format_significant(r.get(FORMER
 # ---- tables ----
 
 
+def row_label(row: dict[str, Any]) -> str:
+    """The reader's name with its training: "comi (400 steps, 3,200 examples)", "full_context (untrained)"."""
+    return with_training(row["reader"], row.get("training"))
+
+
+def fact_columns(rows: list[dict[str, Any]]) -> tuple[Column, ...]:
+    """Columns of the facts in which rows differ, see `mixed_facts`; the number of examples has a column anyway."""
+    return tuple(
+        (FACTS[key], lambda r, key=key: MISSING if r.get(key) is None else str(r[key]))
+        for key in mixed_facts(rows)
+        if key != "n"
+    )
+
+
 def print_table(rows: list[dict[str, Any]], title: str, caption: str = "", console: Console | None = None) -> None:
     """Prints the rows as one table in blocks of about 100 columns, then the caption and where the rows come from.
 
-    The blocks: scores; reconstruction metrics where any row has them; likelihood, memory and times. No line is wrapped
-    or truncated, whether the output is a terminal or not.
+    The blocks: scores; reconstruction metrics where any row has them; likelihood, memory and times. Every row states
+    how its reader was trained; backbone, data and training data are columns where they differ, else in the caption. No
+    line is wrapped or truncated, whether the output is a terminal or not.
     """
     console = console or Console(width=TABLE_WIDTH)
     cost = _cost_columns(rows)
     _print_text(console, f"\n{title}", "bold")
     reconstruction = (RECONSTRUCTION_COLUMNS,) if _has_reconstruction(rows) else ()
-    for columns in (SCORE_COLUMNS, *reconstruction, cost):
+    for columns in ((*SCORE_COLUMNS, *fact_columns(rows)), *reconstruction, cost):
         print_block(console, [name for name, _ in columns], [[cell(r) for _, cell in columns] for r in rows])
-    for line in [*caption.splitlines(), *truncation_notes(rows), *run_summary(rows)]:
+    for line in filter(None, [*caption.splitlines(), shared_facts(rows), *truncation_notes(rows), *run_summary(rows)]):
         _print_text(console, line)
 
 
@@ -189,21 +208,21 @@ def print_block(console: Console, header: Sequence[str], cells: Iterable[Sequenc
 
 
 def markdown_table(rows: list[dict[str, Any]]) -> str:
-    """All columns as one GitHub table, followed by the notes on truncated prompts."""
+    """All columns as one GitHub table, followed by what all rows share, and the notes on truncated prompts."""
     reconstruction = RECONSTRUCTION_COLUMNS[1:] if _has_reconstruction(rows) else ()
-    columns = [*SCORE_COLUMNS, *reconstruction, *_cost_columns(rows)[1:]]
+    columns = [*SCORE_COLUMNS, *fact_columns(rows), *reconstruction, *_cost_columns(rows)[1:]]
     lines = [
         "| " + " | ".join(name.replace("\n", " ") for name, _ in columns) + " |",
         "| :-- |" + " --: |" * (len(columns) - 1),
     ]
     lines += ["| " + " | ".join(cell(r).replace("|", "\\|") for _, cell in columns) + " |" for r in rows]
-    notes = truncation_notes(rows)
+    notes = [*filter(None, [shared_facts(rows)]), *truncation_notes(rows)]
     return "\n".join(lines + ([""] if notes else []) + [f"- {note}" for note in notes]) + "\n"
 
 
 def truncation_notes(rows: list[dict[str, Any]]) -> list[str]:
     """One note for each row that has truncated prompts."""
-    return [f"{r['reader']}: {r['truncated']} of {r['n']} prompts were truncated" for r in rows if r["truncated"]]
+    return [f"{row_label(r)}: {r['truncated']} of {r['n']} prompts were truncated" for r in rows if r["truncated"]]
 
 
 def run_summary(rows: list[dict[str, Any]]) -> list[str]:

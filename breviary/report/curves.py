@@ -7,6 +7,7 @@ import json
 from pathlib import Path
 from typing import Any
 
+from breviary.evaluation.facts import with_training
 from breviary.runs.folders import load_config
 
 METRICS_FILE = "metrics.jsonl"
@@ -72,10 +73,11 @@ def draw_curves(file: Path, curves: dict[str, list[dict[str, Any]]], levels: dic
     left, *right = axes[0]
     for name, rows in curves.items():
         steps = [row for row in rows if row["kind"] == "training"]
-        left.plot([row["examples"] for row in steps], running_mean([row["answer"] for row in steps]), label=name)
+        label = with_training(name, f"{rows[-1]['step']:,} steps, {rows[-1]['examples']:,} examples" if rows else None)
+        left.plot([row["examples"] for row in steps], running_mean([row["answer"] for row in steps]), label=label)
         scored = [row for row in rows if row["kind"] == "validation" and "eval_nll" in row]
         for axis in right:
-            axis.plot([row["examples"] for row in scored], [row["eval_nll"] for row in scored], marker="o", label=name)
+            axis.plot([row["examples"] for row in scored], [row["eval_nll"] for row in scored], marker="o", label=label)
     for name, nats in levels.items():
         left.axhline(nats, color="grey", ls="--", lw=1, label=name)
     left.set(xlabel="training examples", ylabel="answer loss (nats/token)", title="training (running mean)")

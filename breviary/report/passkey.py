@@ -8,6 +8,8 @@ from typing import Any
 
 import numpy as np
 
+from breviary.evaluation.facts import training_text, with_training
+
 
 def draw_passkey_maps(file: Path, runs: Sequence[Mapping[str, Any]]) -> None:
     """Draws one heat map per run: length of the text by depth of the key.
@@ -42,7 +44,9 @@ def _draw_map(axis: Any, run: Mapping[str, Any]) -> Any:
     tokens = {cell["words"]: cell["tokens"] for cell in run["cells"]}
     axis.set_xticks(range(len(lengths)), [f"{tokens[words]:,}" for words in lengths])
     axis.set_yticks(range(len(depths)), [f"{depth:.2f}" for depth in depths])
-    axis.set(title=run["reader"], xlabel="tokens of the text", ylabel="depth of the key")
+    # Files of earlier versions state no training.
+    title = with_training(run["reader"], training_text([run.get("training")]))
+    axis.set(title=title, xlabel="tokens of the text", ylabel="depth of the key")
     seen = sum(words <= run["trained_words"] for words in lengths)
     if 0 < seen < len(lengths):
         axis.axvline(seen - 0.5, color="black", lw=1.5)

@@ -14,11 +14,13 @@ from omegaconf import DictConfig
 from breviary.config.build import ReaderSpec, build_backbone
 from breviary.config.errors import ConfigError
 from breviary.contract import Batch, Compressor, Example, Generation, Memory
+from breviary.evaluation.facts import training_record, training_text, with_training
 from breviary.evaluation.resolve import find_checkpoint
-from breviary.evaluation.results import source_of
-from breviary.evaluation.session import EvaluationSession
+from breviary.evaluation.results import dataset_label
+from breviary.evaluation.session import EvaluationSession, print_untrained
 from breviary.memory.trace import spans_from_trace, trace_row
-from breviary.report.reading_map_page import Card, render_page
+from breviary.report.reading_map_marks import Card
+from breviary.report.reading_map_page import render_page
 from breviary.runtime.distributed import print_rank0
 from breviary.runtime.files import write_text
 
@@ -94,6 +96,8 @@ def require_token_spans(cfg: DictConfig) -> None:
 def make_cards(session: EvaluationSession, cfg: DictConfig, examples: Sequence[Example]) -> list[Card]:
     """Loads the reader, answers every example and returns a card for each."""
     reader = session.load_reader(cfg, find_checkpoint(cfg)).eval()
+    if not cfg.run:
+        print_untrained(cfg.reader, reader)
     reader.context_cache = reader.context_cache_class(cfg.eval_batch_size)  # `answer` and `memory` share the encoding
     items = session.tokenise(cfg, examples)
     print_rank0(f"{cfg.reader}: {items.report()}")
@@ -146,10 +150,12 @@ def requested_budget(cfg: DictConfig, requested_ratio: float | None) -> str | No
 def map_facts(cfg: DictConfig, questions: int) -> list[tuple[str, str]]:
     """(name, value) of the reader and the data, for the head of the page."""
     checkpoint = find_checkpoint(cfg)
+    run = "/".join(Path(cfg.run).parts[-2:]) if cfg.run else None
+    training = training_text([training_record(cfg.run, checkpoint)])
     settings = [f"{key}={cfg.compressor[key]}" for key in SHOWN_SETTINGS if cfg.compressor.get(key)]
     return [
-        ("Reader", " ".join([f"{cfg.reader}{'' if cfg.run else ' (untrained)'}", *settings])),
-        ("Run", f"{cfg.run}, {checkpoint.name}" if checkpoint else "none: the untouched backbone"),
+        ("Reader", " ".join([with_training(cfg.reader, training), *settings])),
+        ("Run", f"{run}, {checkpoint.name}" if checkpoint else "none: weights as initialised"),
         ("Backbone", build_backbone(cfg).description),
-        ("Data", f"{cfg.split} split of {source_of(cfg.dataset, cfg.split)}, first {questions} questions"),
+        ("Data", f"{cfg.split} split of {dataset_label(cfg.dataset, cfg.split)}, first {questions} questions"),
     ]

@@ -21,6 +21,7 @@ from breviary.backbones.trainable import learned_parameters, merge_adapters, tra
 from breviary.config.build import ReaderSpec, build_reader
 from breviary.config.errors import collect_errors, raise_problems
 from breviary.config.keys import CONFIGS, validate_keys
+from breviary.evaluation.facts import TRAINING, training_record
 from breviary.evaluation.identity import baselines_beside, read_identity
 from breviary.evaluation.resolve import CHECKPOINTS, NOT_HASHED
 from breviary.evaluation.results import RESULTS, read_results, source_of
@@ -29,7 +30,7 @@ from breviary.runs.checkpoints import load_trained, read_metadata, save_weights,
 from breviary.runs.environment import ENVIRONMENT
 from breviary.runs.folders import config_hash, load_config, write_config
 from breviary.runs.importing import RECORD
-from breviary.runtime.files import write_text
+from breviary.runtime.files import write_json, write_text
 from breviary.serving.loading import HUB_FILES, find_backbone
 from breviary.serving.model_card import CardContent, model_card
 
@@ -118,6 +119,7 @@ def export_run(source: ExportSource, output: Path, options: ExportOptions) -> in
             save_weights(folder, trained_state(source.load_reader()), fingerprint)
         write_config(folder, cfg, resolve=False)
         shutil.copyfile(source.run / ENVIRONMENT, folder / ENVIRONMENT)
+        write_json(folder / TRAINING, training_record(source.run, source.checkpoint))
         write_text(folder / "README.md", model_card(card_content(source, cfg, options)))
         size = sum(file.stat().st_size for file in folder.rglob("*") if file.is_file())
         os.rename(folder, output)

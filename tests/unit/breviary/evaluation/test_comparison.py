@@ -126,7 +126,7 @@ def test_questions_on_one_context_are_resampled_together(tmp_path, capsys):
     assert questions["intervals"] == {"level": 0.95, "resampled": "questions", "clusters": 90, "contexts": 90}
     assert half["metrics"] == contexts["metrics"]  # one of the two evaluations may be of an earlier version
     compare.print_rows([contexts])
-    assert "a, 90 questions on 30 contexts of one, minus" in capsys.readouterr().out
+    assert "a (untrained), 90 questions on 30 contexts of one, minus" in capsys.readouterr().out
 
 
 def test_nll_is_omitted_when_token_counts_differ(tmp_path):
@@ -170,7 +170,7 @@ def test_the_script_prints_signs_and_writes_json(tmp_path, capsys):
     compare.main([ours, *others, "--output", str(tmp_path / "out.json")])
     printed = capsys.readouterr().out
     assert (
-        "ours, 10 questions of one, minus" in printed
+        "ours (untrained), 10 questions of one, minus" in printed
         and "+.50 [.05, .78]" in printed
         and "+1.00 [.52, 1.00]" in printed
     )
@@ -193,7 +193,7 @@ def test_several_datasets_and_all_pairs(tmp_path, capsys):
         (data, *pair) for data in ("nq", "hotpotqa") for pair in pairs
     ]
     assert [line for line in capsys.readouterr().out.splitlines() if line.endswith(", minus")] == [
-        f"{reader}, 10 questions of {data}, minus" for data in ("nq", "hotpotqa") for reader in ("all", "some")
+        f"{reader} (untrained), 10 questions of {data}, minus" for data in ("nq", "hotpotqa") for reader in ("all", "some")
     ]
 
 
@@ -209,3 +209,16 @@ def test_dataset_name_is_the_file_or_the_class():
     generated = {"config": {"dataset": datasets["generated"], "split": "validation"}, "data_hash": "0"}
     assert dataset_name(generated) == "Passkey"
     assert dataset_name({"config": None, "data_hash": "0123456789abcdef"}) == "0123456789ab"
+
+
+def test_readers_of_different_training_and_backbones_say_so(tmp_path, capsys):
+    folders = [put(tmp_path / name, name, HARD) for name in ("a", "b")]
+    for folder, steps, backbone in zip(folders, (400, None), ("SmolLM2-135M", "Qwen3-4B")):
+        results = json.loads(Path(folder, "results.json").read_text())
+        training = {"trained": True, "steps": steps, "examples": None, "data": "nq", "init_from": None}
+        Path(folder, "results.json").write_text(json.dumps({**results, "training": training, "backbone": backbone}))
+    compare.main(folders)
+    lines = capsys.readouterr().out.splitlines()
+    assert "a (400 steps), 10 questions of one, minus" in lines
+    assert any(line.startswith("b (steps unknown)") for line in lines)
+    assert "backbone: SmolLM2-135M (a), Qwen3-4B (b)" in lines and "trained on: nq" in lines

@@ -1,4 +1,4 @@
-"""Rows, cells and tables: nothing is wrapped, truncated or taken for markup. Published tables beside our results."""
+"""Rows, cells and tables: nothing is wrapped, truncated or taken for markup."""
 
 from __future__ import annotations
 
@@ -6,7 +6,6 @@ import io
 import json
 
 import pytest
-import yaml
 from rich.console import Console
 
 from breviary.evaluation.table import (
@@ -22,9 +21,6 @@ from breviary.evaluation.table import (
     table_row,
     write_table,
 )
-from breviary.report.published import cell_commands, load_published_table
-from breviary.runtime.files import write_json
-from scripts import table as script
 
 
 def results(reader: str = "comi", value: float = 0.714, ratio: float | None = 3.97, **changes):
@@ -65,6 +61,10 @@ def test_table_row_is_flat_with_exactly_these_keys():
     assert set(flat) == {
         "reader",
         "n",
+        "training",
+        "backbone",
+        "data",
+        "trained_on",
         "em",
         "em_low",
         "em_high",
@@ -148,7 +148,7 @@ def test_the_printed_table_holds_every_number_on_unwrapped_lines():
     lines = printed(rows, title="test of nq", caption="first line\nsecond line")
     assert max(len(line.rstrip()) for line in lines) <= 120
     scores, cost = [line for line in lines if line.startswith("comi ")]
-    assert scores.split("  ")[0] == "comi" and " 4.0x" in scores and scores.count(".71 [.64, .77]") == 4
+    assert scores.split("  ")[0] == "comi (untrained)" and " 4.0x" in scores and scores.count(".71 [.64, .77]") == 4
     for cell in (".71 [.64, .77]", "200", "4.0x", "123", "1.2 MiB", "12.3", "0.50", "33", "1234"):
         assert cell in cost
     assert lines.count("first line") == lines.count("second line") == 1
@@ -191,105 +191,9 @@ def test_markdown_has_one_line_per_row_with_as_many_cells_as_the_header():
         [table_row(results("a|b")), table_row(results("no_context", ratio=None, truncated=3))]
     ).splitlines()
     header, rule, first, second, empty, note = lines
-    assert first.startswith("| a\\|b | 4.0x | .71 [.64, .77] |") and "| 1.2 MiB | 12.3 | 0.50 | 33 | 1234 |" in first
+    assert (
+        first.startswith("| a\\|b (untrained) | 4.0x | .71 [.64, .77] |")
+        and "| 1.2 MiB | 12.3 | 0.50 | 33 | 1234 |" in first
+    )
     assert header.count("|") == rule.count("|") == first.count("|") - 1 == second.count("|")
-    assert empty == "" and note == "- no_context: 3 of 200 prompts were truncated"
-
-
-# ------------------------------------------------------------------ published tables
-
-
-@pytest.fixture
-def spec_file(tmp_path):
-    spec = {
-        "title": "T",
-        "source": "S",
-        "notes": ["a note"],
-        "evaluate": "python eval.py run=RUN",
-        "datasets": {"nq": {"title": "NQ", "experiment": "comi_nq"}, "hp": {"title": "HP", "experiment": "comi_hp"}},
-        "columns": [{"title": "EM", "published": "em", "ours": ["em_contains", "em"]}],
-        "rows": [
-            {
-                "id": "comi_16x",
-                "title": "COMI",
-                "backbone": "qwen",
-                "ratio": 4,
-                "reader": "comi",
-                "command": "python train.py experiment={experiment} compressor.ratio=4",
-                "published": {"nq": {"em": 56.31}},
-                "runs": {},
-            }
-        ],
-    }
-    path = tmp_path / "t.yaml"
-    path.write_text(yaml.safe_dump(spec, sort_keys=False))  # the blocks keep the order of the datasets
-    return path
-
-
-def test_published_numbers_stand_beside_ours(spec_file, tmp_path, capsys):
-    write_json(tmp_path / "run/eval/h/comi/results.json", results())
-    write_json(tmp_path / "run/eval/h/no_context/results.json", results("no_context"))
-    script.main([str(spec_file), "--run", f"comi_16x/nq={tmp_path / 'run'}"])
-    lines = capsys.readouterr().out.splitlines()
-    ours, other = [line.split("  ") for line in lines if line.startswith("COMI")]
-    assert [cell.strip() for cell in ours if cell.strip()] == [
-        "COMI",
-        "qwen",
-        "4x",
-        "56.31",
-        "71.4 [64.4, 77.4]",
-        "71.4 [64.4, 77.4]",
-        "200",
-    ]
-    assert [cell.strip() for cell in other if cell.strip()] == ["COMI", "qwen", "4x", "-", "-", "-", "-"]
-    assert "- a note" in lines and "comi_16x  python train.py experiment=E compressor.ratio=4" in lines
-
-
-def test_every_published_cell_has_a_command(spec_file, capsys):
-    script.main([str(spec_file), "--commands"])
-    lines = capsys.readouterr().out.splitlines()
-    place = lines.index("# comi_16x/nq")
-    assert lines[place + 1] == "python train.py experiment=comi_nq compressor.ratio=4"
-    assert "# comi_16x/hp" not in lines  # no published number
-
-
-@pytest.mark.parametrize(
-    ("change", "message"),
-    [
-        ({"notes": None, "extra": 1}, r"unknown \['extra'\]"),
-        ({"columns": [{"title": "EM", "published": "em", "ours": ["bleu"]}]}, r"ours has \['bleu'\]; allowed are em"),
-        ({"datasets": {"hp": {"title": "HP", "experiment": "x"}}}, r"row comi_16x names \['nq'\]"),
-    ],
-)
-def test_wrong_keys_of_a_table_raise(spec_file, change, message):
-    spec_file.write_text(yaml.safe_dump(yaml.safe_load(spec_file.read_text()) | change))
-    with pytest.raises(ValueError, match=message):
-        load_published_table(str(spec_file))
-
-
-def test_wrong_runs_exit_with_code_2_and_a_message(spec_file, tmp_path, capsys):
-    write_json(tmp_path / "other/comi/results.json", results(requested_ratio=8.0))
-    write_json(tmp_path / "twice/1/comi/results.json", results())
-    write_json(tmp_path / "twice/2/comi/results.json", results())
-    for run, message in (
-        ("nonsense", "must be ROW/DATASET=RUN"),
-        (f"comi_16x/nq={tmp_path / 'other'}", "8.0x"),
-        (f"comi_16x/nq={tmp_path / 'twice'}", "holds 2 results of reader comi"),
-        (f"comi_16x/nq={tmp_path / 'absent'}", "no such folder"),
-    ):
-        with pytest.raises(SystemExit) as stop:
-            script.main([str(spec_file), "--run", run])
-        printed = capsys.readouterr()
-        assert stop.value.code == 2 and message in printed.err and printed.out == ""
-    with pytest.raises(SystemExit) as stop:
-        script.main(["no_such_table"])
-    assert stop.value.code == 2 and "comi_main" in capsys.readouterr().err
-
-
-def test_the_comi_table_holds_the_published_headline():
-    spec = load_published_table("comi_main")
-    published = {entry["id"]: entry["published"] for entry in spec["rows"]}
-    gain = published["comi_32x_qwen2_7b"]["nq"]["em"] - published["gmsa_32x_qwen2_7b"]["nq"]["em"]
-    assert gain == pytest.approx(49.15 - 24.63)  # the paper's "+25 EM"
-    assert len(published) == 12 and len(cell_commands(spec)) == 36
-    assert all(column in cell for entry in published.values() for cell in entry.values() for column in ("em", "f1"))
+    assert empty == "" and note == "- no_context (untrained): 3 of 200 prompts were truncated"

@@ -1,0 +1,147 @@
+"""What a row states beside its scores: how its weights were trained, on which backbone and data it was measured."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from breviary.evaluation.results import dataset_label, source_of
+from breviary.runs.checkpoints import PROCESSES
+from breviary.runs.folders import load_config
+from breviary.runs.importing import RECORD
+
+TRAINING = "training.json"  # of an exported folder, which has no trainer_state.json
+
+UNTRAINED: dict[str, Any] = {"trained": False, "steps": None, "examples": None, "data": None, "init_from": None}
+
+# Keys of "conditions" in results.json, as configured, for baselines too.
+CONDITIONS = ("backbone", "compressor", "dataset", "split", "examples", "prompt", "generation")
+
+UNKNOWN = "unknown"
+
+
+# ------------------------------------------------------------------ training
+
+
+def training_record(run: str | Path | None, checkpoint: Path | None) -> dict[str, Any]:
+    """{"trained", "steps", "examples", "data", "init_from"}, and "imported": true for weights of an authors' file.
+
+    trained    False without a checkpoint: pretrained backbone, weights of the method as initialised
+    steps      optimizer steps up to the checkpoint; examples  steps times the global batch
+    data       the training data, see `dataset_label`
+    init_from  the run that these steps began from, EXPERIMENT/RUN
+    None marks what the checkpoint does not state.
+    """
+    if checkpoint is None or run is None:
+        return dict(UNTRAINED)
+    if (checkpoint / TRAINING).is_file():
+        return json.loads((checkpoint / TRAINING).read_bytes())
+    cfg = load_config(run)
+    record: dict[str, Any] = {"trained": True, "steps": None, "examples": None, "data": None, "init_from": None}
+    if (Path(run) / RECORD).is_file():
+        return record | {"imported": True}
+    start = cfg.get("init_from")
+    record |= {"data": dataset_label(cfg.dataset, "train"), "init_from": start and "/".join(Path(start).parts[-2:])}
+    state, processes = checkpoint / "trainer_state.json", checkpoint / PROCESSES
+    if state.is_file():
+        record["steps"] = json.loads(state.read_bytes())["global_step"]
+        if processes.is_file():
+            record["examples"] = record["steps"] * json.loads(processes.read_bytes())["global_batch"]
+    return record
+
+
+def stored_training(results: Mapping[str, Any]) -> dict[str, Any] | None:
+    """The record of `training_record` in results; None where a version stored none for a trained reader."""
+    return results.get("training", None if results.get("config") else UNTRAINED)
+
+
+def training_text(records: Sequence[Mapping[str, Any] | None]) -> str:
+    """One of "untrained", "400 steps, 3,200 examples", "200 to 400 steps, ...", "imported weights", "steps unknown".
+
+    records  of the readers that one row, or one line of a figure, shows; None as of `stored_training`
+    """
+    known = [record for record in records if record is not None]
+    if known and not any(record["trained"] for record in known):
+        return "untrained"
+    if any(record.get("imported") for record in known):
+        return "imported weights"
+    if len(known) < len(records) or any(record["steps"] is None for record in known):
+        return f"steps {UNKNOWN}"
+    parts = [_span([record["steps"] for record in known], "step")]
+    if all(record["examples"] is not None for record in known):
+        parts.append(_span([record["examples"] for record in known], "example"))
+    starts = sorted({Path(record["init_from"]).parent.name for record in known if record["init_from"]})
+    return ", ".join(parts) + (f" after {' or '.join(starts)}" if starts else "")
+
+
+def _span(numbers: Sequence[int], unit: str) -> str:
+    """ "400 steps", "1 step", "200 to 400 steps"."""
+    low, high = min(numbers), max(numbers)
+    return (f"{low:,}" if low == high else f"{low:,} to {high:,}") + f" {unit}" + ("" if high == 1 else "s")
+
+
+def with_training(name: str, training: str | None) -> str:
+    """A reader's name with its training, e.g. "comi (400 steps, 3,200 examples)"; names that state it are unchanged."""
+    return name if not training or f"({training})" in name else f"{name} ({training})"
+
+
+# ------------------------------------------------------------------ conditions
+
+
+def conditions_of(results: Mapping[str, Any]) -> dict[str, Any]:
+    """{key of CONDITIONS: value}, without those that the results do not state.
+
+    Results of earlier versions state them in the configuration of a trained reader, and not for baselines.
+    """
+    stored = results.get("conditions") or results.get("config") or {}
+    return {key: stored[key] for key in CONDITIONS if key in stored}
+
+
+def dataset_name(results: Mapping[str, Any]) -> str:
+    """The data files as "nq/test.jsonl.gz", or the class that generates the examples, e.g. "InventedFacts".
+
+    Where the results do not state it: the first digits of the data hash.
+    """
+    conditions = conditions_of(results)
+    if not conditions.get("dataset"):
+        return results["data_hash"][:12]
+    return source_name(conditions["dataset"], conditions.get("split", "test"))
+
+
+def source_name(dataset: Mapping[str, Any], split: str) -> str:
+    """The last two parts of each file of a split, or the name of the class that generates it."""
+    return source_of(dataset, split, parts=2) if dataset.get(split) else dataset["_target_"].rpartition(".")[2]
+
+
+def row_facts(results: Mapping[str, Any]) -> dict[str, Any]:
+    """{"training", "backbone", "data", "trained_on"} of one row, as texts; None where untrained, or not stored."""
+    record, conditions = stored_training(results), conditions_of(results)
+    dataset = conditions.get("dataset")
+    trained_on = (record or {}).get("data")
+    if record is None and results["config"].get("dataset"):
+        trained_on = dataset_label(results["config"]["dataset"], "train")
+    return {
+        "training": training_text([record]),
+        "backbone": results.get("backbone"),
+        "data": dataset_label(dataset, conditions.get("split", "test")) if dataset else None,
+        "trained_on": trained_on,
+    }
+
+
+FACTS = {"backbone": "backbone", "data": "data", "n": "n", "trained_on": "trained on"}  # key of a row -> title
+
+
+def mixed_facts(rows: Iterable[Mapping[str, Any]]) -> list[str]:
+    """The keys of FACTS in which rows differ: each row must name them. Untrained rows have no training data."""
+    rows = list(rows)
+    return [key for key in FACTS if len({row.get(key) for row in rows if row.get(key) is not None}) > 1]
+
+
+def shared_facts(rows: Iterable[Mapping[str, Any]]) -> str:
+    """A caption with the facts that all rows share, e.g. "backbone: SmolLM2-135M; data: nq"; n is a column."""
+    rows = list(rows)
+    mixed = mixed_facts(rows)
+    shared = {key: row[key] for row in rows for key in FACTS if row.get(key) is not None and key not in ("n", *mixed)}
+    return "; ".join(f"{FACTS[key]}: {shared[key]}" for key in FACTS if key in shared)
