@@ -39,6 +39,7 @@ from comet.layers import MemoryLayers
 from comet.layout import TEXT, chunk_layout, compression_token_count
 from comet.memory import MemoryState, at_least_float32
 from comet.pipeline.chunk_pipeline import ChunkPipeline
+from comet.pipeline.cost import training_cost
 from comet.pipeline.schedule import SCHEDULES
 from comet.pipeline.transfer import LocalTransport, PipelineTransport
 
@@ -74,6 +75,7 @@ class Comet(ChunkedReader, Reader):
     """
 
     schedules = SCHEDULES
+    training_cost = staticmethod(training_cost)  # of the estimate of a run
     context_cache_class = StreamCache
 
     def __init__(

@@ -144,6 +144,13 @@ def rouge_l(prediction: str, references: Sequence[str]) -> float:
     return max(rouge(prediction, reference, ("rougeL",))["rougeL"] for reference in references)
 
 
+def rouge_1(prediction: str, references: Sequence[str]) -> float:
+    """F-measure of common words, unstemmed, the best of the references: ROUGE-1 of SCROLLS. Not one of `scores`."""
+    assert references, (prediction, references)
+    scorer = rouge_scorer.RougeScorer(["rouge1"])
+    return max(scorer.score(reference, prediction)["rouge1"].fmeasure for reference in references)
+
+
 def scores(prediction: str, references: Sequence[str]) -> dict[str, float]:
     """Every metric of one answer: em, em_contains, f1, rouge_l, each in [0, 1]."""
     return {

@@ -17,6 +17,7 @@ import torch.multiprocessing as processes
 from rich.console import Console
 from torch import Tensor
 
+from breviary.backbones.shape import BackboneShape
 from breviary.evaluation.table import TABLE_WIDTH, print_block
 from breviary.evaluation.timing import median_ratio, reader_from_overrides
 from breviary.runtime.checkout import quiet_libraries
@@ -25,7 +26,7 @@ from breviary.training.pipeline import init_pipeline_group
 from comet.chunked_text import ChunkedText, align_steps
 from comet.model import Comet
 from comet.pipeline.chunk_pipeline import ChunkPipeline
-from comet.pipeline.cost import BackboneShape, MemoryShape, chunk_shapes
+from comet.pipeline.cost import MemoryShape, chunk_shapes
 from comet.pipeline.monitor import FORWARD, task_spans
 from comet.pipeline.schedule import SCHEDULES, Task, simulate
 from comet.pipeline.transfer import LocalTransfer, PipelineTransfer, PipelineTransport

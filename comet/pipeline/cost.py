@@ -12,6 +12,8 @@ from typing import Any
 
 import torch
 
+from breviary.backbones.pretrained import DTYPES
+from breviary.backbones.shape import BackboneShape
 from breviary.memory.assembly import ROUND_TO
 from comet.chunking import fixed
 from comet.pipeline.messages import MessageLayout
@@ -20,48 +22,6 @@ from comet.pipeline.schedule import chunk_owners, simulate
 BACKWARD = 3  # multiplications of a task's backward pass per forward pass: two for gradients, one for recomputation
 ADAM = 8  # bytes of both moments per weight
 FLOAT32 = 4  # bytes
-
-
-@dataclass(frozen=True)
-class BackboneShape:
-    """Sizes of a backbone.
-
-    layers L, width D, inner width of the MLP, heads and kv_heads of width `head`, vocabulary size; tied embeddings
-    """
-
-    layers: int
-    width: int
-    inner: int
-    heads: int
-    kv_heads: int
-    head: int
-    vocabulary: int
-    tied: bool
-
-    @classmethod
-    def from_config(cls, config: Any) -> BackboneShape:
-        """The shape of a Hugging Face configuration."""
-        heads = config.num_attention_heads
-        return cls(
-            config.num_hidden_layers,
-            config.hidden_size,
-            config.intermediate_size,
-            heads,
-            getattr(config, "num_key_value_heads", None) or heads,
-            getattr(config, "head_dim", None) or config.hidden_size // heads,
-            config.vocab_size,
-            bool(config.tie_word_embeddings),
-        )
-
-    @property
-    def layer_weights(self) -> int:
-        """Weights of one layer's matrices = multiplications per row of its input."""
-        return 2 * self.width * self.head * (self.heads + self.kv_heads) + 3 * self.width * self.inner
-
-    @property
-    def weights(self) -> int:
-        """All weights of the backbone, without norms."""
-        return self.layers * self.layer_weights + (1 if self.tied else 2) * self.vocabulary * self.width
 
 
 @dataclass(frozen=True)
@@ -150,6 +110,25 @@ def recompute_bytes(chunk: ChunkShape, shape: BackboneShape, dtype: torch.dtype)
     rows = shape.width * (2 * FLOAT32 + 5 * e) + (2 * q + 2 * kv) * 2 * e + 3 * shape.inner * e
     keys_values_and_mask = (chunk.columns + chunk.slots) * (2 * kv * e + chunk.columns)
     return chunk.columns * rows + keys_values_and_mask
+
+
+def training_cost(cfg: Any, shape: BackboneShape, lengths: Any, processes: int) -> tuple[float, float]:
+    """(bytes of the GPU that holds most, FLOPs of one text), see `breviary.training.estimate.estimate_training`.
+
+    Texts of a batch are counted as rows of equal length; all weights are counted as trained.
+    """
+    settings, tokens = cfg.compressor, lengths.context + lengths.question + lengths.answer
+    memory = MemoryShape(
+        settings.chunk_size, settings.stride, settings.global_slots, settings.queue_budget, settings.adapter_rank
+    )
+    ranks, is_zero = cfg.engine.ranks, cfg.engine.kind == "zero"
+    dtype = DTYPES[cfg.backbone.dtype]
+    plan = PipelinePlan(shape, memory, tokens, ranks, processes // ranks, cfg.engine.schedule, dtype, is_zero)
+    held = plan.memory_bytes()
+    rows = held["activations"] + held["messages"] + held["state"] + held["layer"]
+    logits = lengths.answer * shape.vocabulary * (2 * FLOAT32 + dtype.itemsize)
+    total = held["total"] + (cfg.train.batch_size - 1) * rows + cfg.train.batch_size * logits
+    return total, 2 * plan.timing()["multiplications"] + 6 * lengths.answer * shape.embedding_weights
 
 
 @dataclass(frozen=True)

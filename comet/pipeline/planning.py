@@ -15,10 +15,11 @@ from rich.console import Console
 from transformers import AutoConfig, PretrainedConfig
 
 from breviary.backbones.pretrained import DTYPES, check_architecture
+from breviary.backbones.shape import KNOWN_SHAPES, BackboneShape
 from breviary.config.errors import raise_problems
 from breviary.config.keys import CONFIGS
 from breviary.evaluation.table import TABLE_WIDTH, print_block
-from comet.pipeline.cost import BackboneShape, MemoryShape, PipelinePlan
+from comet.pipeline.cost import MemoryShape, PipelinePlan
 from comet.pipeline.schedule import SCHEDULES
 
 SIZES = {"chunk": "chunk_size", "stride": "stride", "slots": "global_slots", "queue": "queue_budget"}  # of compressor.*
@@ -106,7 +107,7 @@ class PlanOptions:
         if self.gb <= 0:
             problems.append(f"--gb {self.gb}: must be above 0, e.g. 80")
         raise_problems(problems)
-        shape, dtype = BackboneShape.from_config(load_config(self.model)), DTYPES[self.dtype]
+        shape, dtype = load_shape(self.model), DTYPES[self.dtype]
         return [
             PipelinePlan(
                 shape, memory, int(tokens), count, processes // count, schedule, dtype, not self.ddp, self.supervised
@@ -122,6 +123,13 @@ class PlanOptions:
             f"{Path(self.model).stem}: {plan.tokens:,} tokens on {plan.ranks * plan.dp} x {self.gb:g} GB, "
             f"{self.dtype}, {optimizer}, checkpointing; c = {m.chunk}, s = {m.stride}, G = {m.slots}, B = {m.queue}"
         )
+
+
+def load_shape(model: str) -> BackboneShape:
+    """The model's sizes; those of the papers' backbones need no network. Raises: as `load_config`."""
+    yaml = CONFIGS / "backbone" / f"{model}.yaml"
+    name = OmegaConf.load(yaml).get("path", "") if yaml.is_file() else model
+    return KNOWN_SHAPES.get(name) or BackboneShape.from_config(load_config(model))
 
 
 def load_config(model: str) -> PretrainedConfig:

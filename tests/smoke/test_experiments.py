@@ -82,6 +82,7 @@ def reduce_config(cfg, home):
         cfg.backbone = OmegaConf.load(CONFIGS / "backbone" / "tiny.yaml")
         cfg.backbone.layers, cfg.backbone.width = 3, 32
         cfg.engine = OmegaConf.load(CONFIGS / "engine" / "single.yaml")
+        cfg.prompt.chat = False  # the tiny tokenizer has no chat template
         cfg.paths.outputs, cfg.paths.cache = f"{home}/outputs", f"{home}/cache"
         for split in ("train", "validation", "test"):
             if split in cfg.dataset:
