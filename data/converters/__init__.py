@@ -16,6 +16,7 @@ from typing import Any
 from data.converters.fields import Converted
 from data.converters.meetings_and_contracts import contract_nli, contract_nli_rows, qmsum
 from data.converters.multi_document import hotpotqa, musique, nq, rows_of_columns, two_wiki
+from data.converters.scrolls import scrolls
 from data.converters.stories_and_papers import fairytaleqa, narrativeqa, qasper, qasper_rows, quality
 from data.converters.summaries_and_tasks import kv_retrieval, longbench, multi_news
 
@@ -33,6 +34,7 @@ CONVERTERS: dict[str, Callable[[Iterable[Any]], Iterator[Converted]]] = {
     "fairytaleqa": fairytaleqa,
     "kv_retrieval": kv_retrieval,
     "longbench": longbench,
+    "scrolls": scrolls,
 }
 UNPACKERS: dict[str, Callable[[Any], Iterator[Any]]] = {
     "hotpotqa": rows_of_columns,

@@ -6,6 +6,7 @@ import csv
 import gzip
 import io
 import json
+import zipfile
 import zlib
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
@@ -13,10 +14,12 @@ from pathlib import Path
 from typing import Any
 
 from data.converters import UNPACKERS
+from data.converters.scrolls import TASKS
 
 NARRATIVEQA_SETS = {"train": "train", "validation": "valid", "test": "test"}
 SUFFIXES = {"multi_news": (".src",), "fairytaleqa": (".csv",)}  # of the files to read in a folder; others: JSON
-UNREADABLE = (OSError, EOFError, zlib.error, UnicodeDecodeError, csv.Error)
+SCROLLS_SETS = {"train": "train.jsonl", "test": "validation.jsonl"}  # the answers of its test.jsonl are hidden
+UNREADABLE = (OSError, EOFError, zlib.error, UnicodeDecodeError, csv.Error, zipfile.BadZipFile)
 
 
 class FileError(ValueError):
@@ -62,6 +65,8 @@ class RowReader:
         """The file itself, or a folder's files with the suffixes of the format."""
         if self.format == "narrativeqa" or not path.is_dir():
             return [path]
+        if self.format == "scrolls":
+            return [_required_file(path, _scrolls_member(path, self.split))]
         suffixes = SUFFIXES.get(self.format, (".json", ".jsonl"))
         files = sorted(file for file in path.iterdir() if file.name.removesuffix(".gz").endswith(suffixes))
         if not files:
@@ -75,6 +80,8 @@ class RowReader:
             return source_target_rows(file)
         if self.format == "fairytaleqa":
             return fairytaleqa_rows(file)
+        if self.format == "scrolls":
+            return scrolls_rows(file, self.split)
         rows = json_rows(file, UNPACKERS.get(self.format))
         return _with_meeting_names(rows, file) if self.format == "qmsum" else rows
 
@@ -175,6 +182,61 @@ def fairytaleqa_rows(file: Path) -> Iterator[dict[str, Any]]:
     questions = csv_rows(file, ["question", *(f"answer{number}" for number in range(1, 7))])
     for place, row in enumerate(questions):
         yield {**row, "story": story, "place": place, "sections": sections}
+
+
+def scrolls_rows(file: Path, split: str) -> Iterator[dict[str, Any]]:
+    """Rows of a SCROLLS task: {"task", "id", "input", "outputs": [str]}, as `data.converters.scrolls` takes them.
+
+    file  TASK.zip as published, which holds TASK/{train,validation,test}.jsonl, or one of these files in a folder TASK
+    Rows of train are one for each answer, as published. In other splits the answers of one input, which have its id,
+    are one row; the file is read twice, so that one input at a time is in memory.
+    """
+    task = file.stem if file.suffix == ".zip" else file.absolute().parent.name
+    if task not in TASKS:
+        raise FileError(
+            f"{file}: is of no task of SCROLLS; give TASK.zip or TASK/validation.jsonl with TASK one of "
+            f"{', '.join(TASKS)}"
+        )
+    outputs: dict[str, list[str]] = {}
+    if split != "train":
+        for row in _scrolls_lines(file, split):
+            if isinstance(row, dict) and row.get("output") is not None:
+                outputs.setdefault(str(row.get("id")), []).append(row["output"])
+    seen = set()
+    for row in _scrolls_lines(file, split):
+        if not isinstance(row, dict):
+            yield row
+        elif split == "train":
+            answers = [] if row.get("output") is None else [row["output"]]
+            yield {"task": task, "id": row.get("pid", row.get("id")), "input": row.get("input"), "outputs": answers}
+        elif (id := str(row.get("id"))) not in seen:
+            seen.add(id)
+            yield {"task": task, "id": id, "input": row.get("input"), "outputs": outputs.get(id, [])}
+
+
+def _scrolls_member(file: Path, split: str) -> str:
+    """The file of a split in TASK.zip or a folder TASK. Raises: FileError for validation, which is test here."""
+    if split not in SCROLLS_SETS:
+        raise FileError(
+            f"--{split} {file}: the answers of SCROLLS' test split are hidden, so that its validation split is test "
+            f"here, and there is no third one; leave out --{split} and train with train.eval_examples=0"
+        )
+    return SCROLLS_SETS[split]
+
+
+def _scrolls_lines(file: Path, split: str) -> Iterator[Any]:
+    if file.suffix != ".zip":
+        yield from json_rows(file)
+        return
+    name = _scrolls_member(file, split)
+    with zipfile.ZipFile(file) as archive:
+        members = [member for member in archive.namelist() if Path(member).name == name]
+        if len(members) != 1:
+            raise FileError(f"{file}: must hold one {name}, but holds {', '.join(archive.namelist()) or 'nothing'}")
+        with io.TextIOWrapper(archive.open(members[0]), encoding="utf-8-sig") as stream:
+            for number, line in enumerate(stream, 1):
+                if line.strip():
+                    yield _parse(line, f"{file}, {members[0]}, line {number}")
 
 
 def narrativeqa_rows(folder: Path, set_name: str, context: str, stories: str | Path | None) -> Iterator[dict[str, Any]]:

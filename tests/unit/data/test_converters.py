@@ -172,6 +172,7 @@ ROWS = {
     "fairytaleqa": FAIRY,
     "kv_retrieval": KV,
     "longbench": LONGBENCH,
+    "scrolls": {"task": "qasper", "id": "q1", "input": "Why?\n\nA paper.\n\nIts end.", "outputs": ["so", "thus"]},
 }
 
 
