@@ -45,6 +45,11 @@ def check_config(
             f"{override('prompt.template', PROMPT_TEXTS['template'][1])} (only objectives that ask none, such as "
             "reconstruct, may have an empty one)"
         )
+    if not cfg.prompt.template and getattr(spec.compressor, "keeps_cache", False):
+        problems.append(
+            "prompt.template is empty, but this compressor keeps keys and values only, behind which a prompt has to "
+            f"predict the answer; set {override('prompt.template', PROMPT_TEXTS['template'][1])}"
+        )
     if not cfg.get("run"):  # the texts of a run are checked where they differ from those it was trained with
         problems += check_texts(cfg)
     return problems + check_engine(cfg.engine, spec.compressor, world_size)

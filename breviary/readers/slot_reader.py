@@ -74,4 +74,5 @@ def context_tokenizer(reader: SlotReader) -> Any:
 
 
 def total_bytes(tensors: list[Tensor]) -> int:
+    """Bytes of all tensors."""
     return sum(tensor.numel() * tensor.element_size() for tensor in tensors)

@@ -5,15 +5,15 @@ from dataclasses import replace
 import pytest
 import torch
 
-from breviary.config.build import compressor_forms
 from breviary.contract import Context, Generation, Question, Tokens
 from breviary.memory.budget import Budget
 from breviary.readers.cache import ContextCache
 from breviary.readers.compressed import CompressedReader
 from breviary.runs.checkpoints import load_trained, save_trained
+from tests.forms import representative_forms
 from tests.tiny import disturb, greedy_ids
 
-ALL, VECTOR = compressor_forms(), compressor_forms(only_compressors=True)
+ALL, VECTOR = representative_forms(), representative_forms(only_compressors=True)
 MERGING = {name: overrides for name, overrides in VECTOR.items() if name.split("-")[0] in ("comi", "mean_pool")}
 # COMI's published rule may drop groups; with one token reserved per group, the number of slots is exact.
 EXACT = {
@@ -47,8 +47,13 @@ def context_of(batch):
 
 
 def encoded_states(reader, batch):
+    """States (B, S, L, D); of an encoded cache, which has none, the last layer's keys of the context."""
     with torch.no_grad():
-        return reader.compressor.encode(context_of(batch)).states
+        encoded = reader.compressor.encode(context_of(batch))
+    if not reader.compressor.keeps_cache:
+        return encoded.states
+    [prefix] = batch.prefix.lengths.unique().tolist()
+    return encoded.keys_values[-1][0].transpose(2, 3).flatten(3)[:, :, prefix:]
 
 
 # ------------------------------------------------------------------ batches
@@ -385,6 +390,7 @@ OTHER_VALUES = {
     "contrastive_weight": "0",
     "contrastive_temperature": "0.5",
     "positives": "answers",
+    "relevance": "random",
     "ignore_case": "false",
     "coarse": "false",
     "fine": "false",

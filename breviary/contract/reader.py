@@ -1,226 +1,19 @@
-"""The types that breviary, the methods and data exchange. Imports torch only.
+"""Readers and compressors, and what they return.
 
-Shape letters, unless a file has a legend of its own: B examples of a batch, T context tokens, Q question tokens,
-P prompt tokens, A answer tokens, N tokens of any part, S segments of a context, L tokens of a segment, M memory slots,
-D hidden width.
-Masks are boolean, True = a real token, and are made from lengths, never from token values.
+Shape letters: see the package.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol, runtime_checkable
+from typing import Any
 
-import torch
 from torch import Tensor, nn
 
-TASKS = ("answer", "reconstruct", "continue")
-
-
-@dataclass(frozen=True)
-class Document:
-    """One passage of a context: characters [start, end) of Example.context."""
-
-    title: str
-    start: int
-    end: int
-    is_gold: bool = False
-
-
-@dataclass(frozen=True)
-class Example:
-    """One question on one context, as text. `answers` holds every accepted reference."""
-
-    id: str
-    context: str
-    question: str
-    answers: tuple[str, ...]
-    documents: tuple[Document, ...] = ()
-    compressed_context: str | None = None  # the context as another tool compressed it
-
-
-@runtime_checkable
-class Dataset(Protocol):
-    """What a YAML of configs/dataset instantiates. The constructor's arguments are the keys of the YAML."""
-
-    def problems(self, splits: list[str]) -> list[str]:
-        """Error messages for wrong keys and missing files, before anything is read."""
-
-    def examples(self, split: str) -> list[Example]:
-        """All examples of the train, validation or test split. Raises ValueError where there are none."""
-
-
-@dataclass
-class Tokens:
-    """Token ids with their validity: ids (B, N) int64, mask (B, N) bool. Padding may be on any side."""
-
-    ids: Tensor
-    mask: Tensor
-
-    def map(self, function: Callable[[Tensor], Tensor]) -> Tokens:
-        """`function` of ids and mask."""
-        return Tokens(function(self.ids), function(self.mask))
-
-    def rows(self, index: Tensor) -> Tokens:
-        """The rows selected by `index` (R,) int64, in that order."""
-        return self.map(lambda x: x[index])
-
-    @property
-    def lengths(self) -> Tensor:
-        """Number of real tokens of each row, (B,) int64."""
-        return self.mask.sum(-1)
-
-
-@dataclass
-class Batch:
-    """B examples as tokens.
-
-    prefix    BOS, chat header, instruction; may have width zero
-    context   the long text
-    query     the bare question, for encoders
-    prompt    the templated question, for the decoder
-    answer    the first reference and the end token: what training supervises
-    evidence  (B, T) bool, True on tokens of gold passages; None where no example marks any
-    offsets   (B, T, 2) int64, characters [start, end) of each context token; None where the tokenizer provides none
-    examples  the raw examples, in row order, for scoring
-    task      one of TASKS, set by the objective; a compressor may condition on it
-    compressed  the contexts as another tool compressed them; None where no example has its own
-    """
-
-    prefix: Tokens
-    context: Tokens
-    query: Tokens
-    prompt: Tokens
-    answer: Tokens
-    evidence: Tensor | None
-    offsets: Tensor | None
-    examples: list[Example]
-    task: str = "answer"
-    compressed: Tokens | None = None
-
-    def __len__(self) -> int:
-        return len(self.examples)
-
-    def map(self, function: Callable[[Tensor], Tensor]) -> Batch:
-        """`function` of every tensor."""
-        parts: dict[str, Any] = {k: x for k, x in vars(self).items() if isinstance(x, (Tokens, Tensor))}
-        return replace(self, **{k: function(x) if isinstance(x, Tensor) else x.map(function) for k, x in parts.items()})
-
-    def to(self, device: torch.device | str) -> Batch:
-        """The same batch with every tensor on `device`."""
-        return self.map(lambda x: x.to(device))
-
-    def pin_memory(self) -> Batch:
-        """The same batch in page-locked memory. torch's DataLoader calls this where `pin_memory` is set."""
-        return self.map(lambda x: x.pin_memory())
-
-    def rows(self, index: list[int]) -> Batch:
-        """The examples selected by `index`, in that order; widths do not change."""
-        rows = torch.tensor(index, device=self.context.ids.device)
-        return replace(self.map(lambda x: x[rows]), examples=[self.examples[i] for i in index])
-
-
-@dataclass
-class Context(Tokens):
-    """Input of `Compressor.encode`: context tokens (B, T), and the prefix that precedes them in the decoder."""
-
-    prefix: Tokens
-
-
-@dataclass
-class Encoded:
-    """Encoded contexts, before a question is known; cacheable. Shorter contexts have empty segments at the end.
-
-    states       (B, S, L, D) states after the encoding layers
-    mask         (B, S, L)
-    ids          (B, S, L) int64, of the encoder's tokenizer; 0 on padding, below 0 for positions that are no text
-    keys_values  per layer (keys, values), each (B, S, heads, L, head width); empty where no question attends to them
-    observed     per layer (B, N, F), further features for `compress`, zero on padding; empty where it needs none
-    """
-
-    states: Tensor
-    mask: Tensor
-    ids: Tensor
-    keys_values: Sequence[tuple[Tensor, Tensor]] = field(default_factory=list)
-    observed: Sequence[Tensor] = field(default_factory=list)
-
-
-@dataclass
-class Question(Tokens):
-    """Input of `Compressor.compress`: ids and mask (B, Q) of the bare question, and
-
-    states       (B, P, D) the decoder's states of the prompt at the input of the joining layer
-    states_mask  (B, P)
-    labels       result of `Compressor.labels`, in training; None otherwise
-    task         as in Batch
-    evidence     (B, T) bool, as in Batch, left-packed like the encoded context
-    compressed   as in Batch
-    """
-
-    states: Tensor
-    states_mask: Tensor
-    labels: Any = None
-    task: str = "answer"
-    evidence: Tensor | None = None
-    compressed: Tokens | None = None
-
-
-@dataclass
-class Memory:
-    """The compressed context.
-
-    embeds     (B, M, D_decoder), zero where masked
-    mask       (B, M) True = a slot; left-packed
-    layer      the decoder layer whose input stream the slots enter; 0 = the input embeddings
-    positions  (B, M) rotary position of each slot, counted from the first context token; required when layer > 0
-    losses     {name: (weighted sum, count)}: the compressor's own, each divided by its own count over the global step
-    trace      which tokens went into which slot and why, for the reading map; nothing is computed from it
-    """
-
-    embeds: Tensor
-    mask: Tensor
-    layer: int = 0
-    positions: Tensor | None = None
-    losses: dict[str, tuple[Tensor, Tensor]] = field(default_factory=dict)
-    trace: dict[str, Any] = field(default_factory=dict)
-
-    @property
-    def slots(self) -> Tensor:
-        """Number of slots of each context, (B,) int64."""
-        return self.mask.sum(1)
-
-
-@dataclass
-class KeyValueMemory:
-    """The second kind of memory: what each decoder layer keeps of the keys and values of [prefix ; context].
-
-    layers  memory.kept_keys.KeptKeys of each layer, at their own positions
-    slots   (B,) int64, entries kept of the context, averaged over layers and heads
-    losses, trace  as in Memory
-    """
-
-    layers: Sequence[Any]
-    slots: Tensor
-    losses: dict[str, tuple[Tensor, Tensor]] = field(default_factory=dict)
-    trace: dict[str, Any] = field(default_factory=dict)
-
-
-@dataclass
-class Footprint:
-    """Memory cost of an answer, per example, each (B,) int64."""
-
-    context_tokens: Tensor
-    memory_slots: Tensor  # vectors or tokens in place of the context
-    memory_bytes: Tensor  # decoder keys and values of the context while answering
-    requested_ratio: float | None  # context tokens per slot in the configuration; None = no ratio is configured
-
-    @property
-    def effective_ratio(self) -> float:
-        """Context tokens per slot achieved over the batch; infinite where there is no slot."""
-        slots = int(self.memory_slots.sum())
-        return int(self.context_tokens.sum()) / slots if slots else float("inf")
+from breviary.contract.batch import Batch, Tokens
+from breviary.contract.memory import Context, Encoded, Footprint, KeyValueMemory, Memory, Question
 
 
 @dataclass
@@ -403,7 +196,7 @@ class Compressor(nn.Module):
         raise NotImplementedError
 
     def slot_bytes(self, decoder: Any) -> int:
-        """Bytes of a slot's keys and values in `decoder` (backbones.stack.Stack); layers below the joining one hold none."""
+        """Bytes of a slot's keys and values in `decoder` (a Stack); layers below the joining one hold none."""
         return decoder.key_value_bytes(len(decoder) - self.layer)
 
     @property

@@ -1,0 +1,31 @@
+"""Readers of configs/compressor for tests that run over all of them."""
+
+from __future__ import annotations
+
+from breviary.config.build import compressor_forms
+
+# YAMLs whose class runs in these tests under another YAML: one that reads the question (bm25) and one that runs a
+# language model without it (llmlingua). tests/contract/test_text_selections.py covers what differs.
+LIGHT = ("bm25_sentences", "dense", "external", "gold", "longllmlingua", "random_text", "selective_context")
+# Scorers of one class: here run one that reads the question (snapkv), one that runs the context again and whose heads
+# differ (kvzip), and one with biases (attention_matching). test_cache_selection.py runs all.
+LIGHT_CACHE = (
+    "adakv",
+    "expected_attention",
+    "h2o",
+    "keydiff",
+    "knorm",
+    "pyramidkv",
+    "random_cache",
+    "streaming_llm",
+    "tova",
+)
+
+
+def representative_forms(only_compressors: bool = False) -> dict[str, list[str]]:
+    """`compressor_forms` without those that run in other tests."""
+    return {
+        name: words
+        for name, words in compressor_forms(only_compressors).items()
+        if name not in LIGHT + LIGHT_CACHE
+    }
