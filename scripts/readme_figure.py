@@ -1,9 +1,12 @@
-"""Draws the figure of README.md from committed results.
+"""Draws the figures of README.md: overview.png from committed results, and join.svg, which shows no measurement.
 
-    python scripts/readme_figure.py [--results results] [--output docs/images/overview.png]
+    python scripts/readme_figure.py
+    python scripts/readme_figure.py --output outputs/images
+    python scripts/readme_figure.py --results results --output docs/images
 
-Left: F1 against memory size on HotpotQA after equal training (results/ram_small). Right: time to the first token
-against context length (results/bench). The drawn numbers are written as CSV beside the figure.
+Left: time to the first token against context length (the newest complete measurement of results/bench). Right: F1
+against memory size on HotpotQA after equal training (results/ram_small). The drawn numbers are written as CSV beside
+the figure.
 """
 
 from __future__ import annotations
@@ -20,9 +23,12 @@ require_checkout()
 
 from breviary.config.errors import cli_errors
 from breviary.report.figures import COLOURS
+from breviary.report.join_figure import write_join_figure
 from breviary.report.readme_figure import Curve, Mark, quality_rows, speed_rows, write_figure
+from breviary.runtime.spelling import command, next_line
 
 BLUE, RED, GREEN, PURPLE, ORANGE, SKY, BLACK = COLOURS
+BACKBONE = "smollm2_135m"  # of both panels
 MARKS = {  # label of a reader: file in results/ram_small, style
     "full context": Mark("full_context", BLACK, "*", offset=(-9, 10)),
     "RAM + COMI 4x": Mark("ram_comi_depth_4x", PURPLE, "D", offset=(8, 18), shift=1.06),
@@ -37,21 +43,28 @@ CURVES = {  # label of a reader: its name in results/bench, style
     "RAM 8x": Curve("ram-depth", BLUE, "o"),
     "mean pooling 8x": Curve("mean_pool-depth", GREEN, "^"),
     "COMI 8x": Curve("comi-depth", RED, "s"),
-    "CoMeT": Curve("comet", SKY, "P"),
+    "CoMeT": Curve("comet", SKY, "P", ratio=None),
     "ICAE 8x": Curve("icae", ORANGE, "v"),
 }
 
 
-def main(arguments: Sequence[str] | None = None) -> None:
-    """Reads the command line; exit code 2 where a result is missing or not comparable."""
+def build_parser() -> argparse.ArgumentParser:
+    """The command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--results", type=Path, default=ROOT / "results", help="folder of committed results")
-    parser.add_argument("--output", type=Path, default=ROOT / "docs" / "images" / "overview.png", help="PNG file")
-    given = parser.parse_args(arguments)
+    parser.add_argument("--output", type=Path, default=ROOT / "docs" / "images", help="folder of the figures")
+    return parser
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Reads the command line; exit code 2 where a result is missing or not comparable."""
+    given = build_parser().parse_args(arguments)
     with cli_errors():
+        speed = speed_rows(given.results / "bench", CURVES, BACKBONE)
         quality = quality_rows(given.results / "ram_small", MARKS)
-        speed = speed_rows([given.results / "bench" / f"end_to_end{part}.json" for part in ("", "_16k")], CURVES)
-        write_figure(quality, speed, MARKS, CURVES, given.output)
+        write_figure(speed, quality, CURVES, MARKS, given.output / "overview.png")
+        write_join_figure(given.output / "join.svg")
+    print(next_line(command("scripts/check_links.py")))
 
 
 if __name__ == "__main__":

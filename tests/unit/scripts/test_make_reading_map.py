@@ -1,15 +1,19 @@
 """scripts/reading_map.py on the tiny backbone: the page shows how the reader compressed the context."""
 
 import json
+import re
 from html.parser import HTMLParser
 
 import pytest
 from calling import call
+from omegaconf import OmegaConf
 
 import train as training
 from breviary.backbones.tiny import TinyBackbone
 from breviary.contract import Example
+from breviary.evaluation.results import dataset_label
 from breviary.report import reading_map
+from breviary.runtime.checkout import ROOT
 from data.invented_facts import InventedFacts
 from scripts import reading_map as script
 
@@ -97,7 +101,7 @@ def mapped(monkeypatch, tmp_path, capsys):
             code = call(patch, tmp_path, script, *words)
         printed = capsys.readouterr()
         assert code == 0, printed.err
-        file = printed.out.splitlines()[-1].removeprefix("reading map ")
+        [file] = re.findall(r"^reading map (.*)$", printed.out, re.MULTILINE)
         seen["file"] = file
         with open(file, encoding="utf-8", newline="") as written:
             return Page(written.read()), seen
@@ -173,7 +177,7 @@ def test_empty_cut_and_foreign_contexts(mapped, tmp_path, overrides):
     empty, cut = seen["cards"]
     assert empty.slots == 0 and empty.spans == () and len(cut.offsets) == 40 and slots_of(cut) == cut.slots
     assert f"of {len(foreign)} characters not read" in page.text and cut.gold == ()
-    assert seen["facts"]["Data"] == f"test split of {tmp_path}/some.jsonl, first 2 questions"
+    assert seen["facts"]["Data"] == "test split of some.jsonl, first 2 questions"
 
 
 def test_a_trained_run_uses_its_own_weights_and_settings(mapped, monkeypatch, tmp_path, capsys):
@@ -192,12 +196,24 @@ def test_a_trained_run_uses_its_own_weights_and_settings(mapped, monkeypatch, tm
     page, seen = mapped(f"run={run}", "n=2", "split=validation")
     assert seen["file"] == f"{run}/reading_map.html"
     assert page.documents == [example.context for example in InventedFacts().examples("validation")[:2]]
-    assert seen["facts"]["Run"] == f"{run}, checkpoint-2"
-    assert seen["facts"]["Reader"] == "ram join=depth ratio=2 segment_size=10"
+    assert seen["facts"]["Run"] == f"default/{run.name}, checkpoint-2"
+    assert seen["facts"]["Reader"] == "ram (2 steps, 4 examples) join=depth ratio=2 segment_size=10"
     _, untrained = mapped(*FORMS["ram-depth"], *SMALL, "n=2", "split=validation", f"output={tmp_path}/a/b.html")
     assert untrained["file"] == f"{tmp_path}/a/b.html"
-    assert untrained["facts"]["Run"] == "none: the untouched backbone"
+    assert untrained["facts"]["Run"] == "none: weights as initialised"
     assert [p.relevance for p in seen["cards"][0].spans] != [p.relevance for p in untrained["cards"][0].spans]
+
+
+def test_a_data_set_has_its_name_rather_than_a_path_or_a_class():
+    assert dataset_label({"_target_": "data.jsonl.Jsonl", "test": "/home/data/nq/test.jsonl.gz"}, "test") == "nq"
+    own = {"_target_": "data.jsonl.Jsonl", "test": "/home/mine.jsonl", "validation": "test.jsonl"}
+    assert (dataset_label(own, "test"), dataset_label(own, "validation")) == ("mine.jsonl", "test.jsonl")
+    several = {"_target_": "data.passages.Passages", "train": ["a/nq/train.jsonl.gz", "a/hotpotqa/train.jsonl.gz"]}
+    assert dataset_label(several, "train") == "nq, hotpotqa"
+    for file in sorted((ROOT / "configs" / "dataset").glob("*.yaml")):
+        dataset = OmegaConf.to_container(OmegaConf.load(file), resolve=False)
+        if dataset["_target_"] != "data.jsonl.Jsonl" and not dataset.get("test"):
+            assert dataset_label(dataset, "test") == file.stem
 
 
 def test_all_problems_are_reported_before_any_weight_is_loaded(monkeypatch, capsys, tmp_path):

@@ -9,16 +9,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from breviary.memory.trace import TokenSpan, spans_from_trace
-from breviary.report.reading_map_page import (
-    LEVELS,
-    TEMPLATES,
-    Card,
-    TextRun,
-    character_spans,
-    render_page,
-    template_environment,
-    visible_text,
-)
+from breviary.report.reading_map_marks import LEVELS, Card, Piece, TextRun, character_spans, share_levels
+from breviary.report.reading_map_page import TEMPLATES, render_page, template_environment
+from breviary.runtime.html import visible_text
 
 STYLE = TEMPLATES / "reading_map.css"
 VOID = {"meta", "br", "hr", "img", "link", "input"}
@@ -42,7 +35,7 @@ HOSTILE = (
 class Parsed(HTMLParser):
     """The elements of a page; fails where tags do not balance.
 
-    characters  for each document: (character, {class: title} of all elements around it within the document)
+    characters  for each document: (character, {class: note} of all elements around it within the document)
     """
 
     def __init__(self, text):
@@ -70,7 +63,7 @@ class Parsed(HTMLParser):
         depth = [i for i, (_, attributes) in enumerate(self.open) if attributes.get("class") == "document"]
         if depth:
             marks = {
-                name: attributes.get("title")
+                name: attributes.get("aria-label")
                 for _, attributes in self.open[depth[0] + 1 :]
                 for name in attributes.get("class", "").split()
             }
@@ -232,9 +225,9 @@ def test_marks_start_at_the_first_byte_of_a_character(size):
         number = first_token[i] // size
         assert ("kept" in marks) == kept[number] and ("skimmed" in marks) == (not kept[number])
         assert ("gold" in marks) == gold[first_token[i]]
-        how = "read closely" if kept[number] else "skimmed"
+        how = "read closely" if kept[number] else "skimmed into 1 slot"
         assert marks["kept" if kept[number] else "skimmed"].startswith(
-            f"segment {number + 1} of {segments}: {how}, relevance {number / 100:.3f}, "
+            f"segment {number + 1} of {segments}: {how}, relevance {number / 100:.3f} (rank {segments - number}), "
         )
 
 
@@ -248,42 +241,90 @@ def test_a_skimmed_segment_of_several_slots():
     page = parsed(card("abcdefg", spans=spans, gold=(False,) * 3 + (True,) * 4))
     assert page.document() == "abcdefg" and page.marked("gold") == "defg" and page.marked("kept") == "fg"
     assert page.marked("slot") == "ce"  # first characters of further slots; "d" starts a run of gold evidence
-    assert page.characters[0][0][1]["skimmed"] == "segment 1 of 2: skimmed into 3 slots, relevance 0.000, 5 tokens"
+    assert page.characters[0][0][1]["skimmed"] == (
+        "segment 1 of 2: skimmed into 3 slots, relevance 0.000 (rank 2), 5 tokens, 2 of gold evidence"
+    )
 
 
 def test_skimmed_segments_are_shaded_by_the_rank_of_their_relevance():
     def shades(*relevance):
         spans = tuple(TokenSpan("skimmed", 1, i + 1, relevance=value) for i, value in enumerate(relevance))
         page = parsed(card("abcde"[: len(spans)], spans=spans))
-        return [next(name for name in marks if re.fullmatch(r"s\d", name)) for _, marks in page.characters[0]]
+        return [next(name for name in marks if re.fullmatch(r"r\d", name)) for _, marks in page.characters[0]]
 
-    assert shades(0.75, 0.25, 0.5) == [f"s{LEVELS - 1}", "s0", "s4"]
-    assert shades(-0.5, -0.5) == ["s4", "s4"]
-    assert shades(-0.9, 0.51, 0.5, 0.52) == ["s0", "s5", "s2", "s7"]  # an outlier does not compress the other ranks
+    assert shades(0.75, 0.25, 0.5) == [f"r{LEVELS - 1}", "r0", "r4"]
+    assert shades(-0.5, -0.5) == ["r4", "r4"]
+    assert shades(-0.9, 0.51, 0.5, 0.52) == ["r0", "r5", "r2", "r7"]  # an outlier does not compress the other ranks
 
 
-def test_groups_are_shaded_by_size_and_their_tokens_by_weight():
+def share_marks(page):
+    """The level of each character's share."""
+    return [int("".join(name[1:] for name in marks if re.fullmatch(r"s\d", name))) for _, marks in page.characters[0]]
+
+
+def test_tokens_of_groups_are_shaded_by_their_share_of_the_slot():
     trace = {"groups": [[0, 1, 1, 1, 1, 2, 2, 2, 2, 2]], "weights": [[1.0, 0.1, 0.2, 0.3, 0.4, *[0.2] * 5]]}
     page = parsed(card("abcdefghij", spans=spans_from_trace(10, trace), gold=(False,) * 4 + (True,) + (False,) * 5))
+    levels = share_marks(page)
+    assert levels[0] == LEVELS - 1 and levels[1] == 0 and levels[1] < levels[2] < levels[3] < levels[4] < levels[0]
+    assert set(levels[5:]) == {levels[2]}  # an equal share of 1/5 is a share of .2
     marks = [marks for _, marks in page.characters[0]]
-    shades = ["".join(name for name in mark if re.fullmatch(r"s\d", name)) for mark in marks]
-    assert shades[0] == f"s{LEVELS - 1}" and shades[0] > shades[1] > shades[5]
-    assert len(set(shades[1:5])) == len(set(shades[5:])) == 1
-    inks = [int("".join(name[1:] for name in mark if re.fullmatch(r"i\d", name))) for mark in marks]
-    assert inks == [7, 2, 4, 5, 7, *[7] * 5]
     assert ["odd" in mark for mark in marks] == [True, *[False] * 4, *[True] * 5]  # neighbours differ
-    assert marks[3][f"i{inks[3]}"] == "weight 0.300 in a group of 4" and page.marked("gold") == "e"
+    assert marks[3]["group"] == "slot 2 of 3: 4 tokens; shares: b 0.100, c 0.200, d 0.300, e 0.400, 1 of gold evidence"
+    assert page.marked("gold") == "e" and "a token's share of its slot 0.100 to 1.000" in "".join(page.text)
+
+
+def test_small_differences_of_shares_span_all_levels():
+    """Weights of merged tokens differ by a few percent: the scale is the context's own range."""
+    weights = [0.25 + 0.002 * (i - 1.5) for i in range(4)] * 25
+    spans = spans_from_trace(100, {"groups": [[i // 4 for i in range(100)]], "weights": [weights]})
+    assert sorted(set(share_levels(spans))) == [0, 2, 5, LEVELS - 1]
+    alone = spans_from_trace(101, {"groups": [[i // 4 for i in range(101)]], "weights": [[*weights, 1.0]]})
+    assert share_levels(alone)[:100] == share_levels(spans)  # a token with a slot of its own hides no difference
+
+
+def test_equal_shares_have_the_middle_level():
+    sizes = [0] * 4 + [1] * 4 + [2] * 4
+    assert set(share_levels(spans_from_trace(12, {"groups": [sizes], "weights": None}))) == {LEVELS // 2}
+    assert share_levels(spans_from_trace(3, {"groups": [[0, -1, -1]], "weights": None})) == [LEVELS // 2, None, None]
 
 
 def test_groups_without_weights():
     page = parsed(card("abcd", spans=spans_from_trace(4, {"groups": [[0, 0, 1, 1]], "weights": None})))
-    assert page.marked("group") == "abcd" and page.characters[0][0][1]["group"] == "group of 2, weighted equally"
-    assert not any(re.fullmatch(r"i\d", name) for _, marks in page.characters[0] for name in marks)
+    assert page.marked("group") == "abcd"
+    assert page.characters[0][0][1]["group"] == "slot 1 of 2: 2 tokens, equal shares of 0.500"
+
+
+def test_a_note_of_an_interrupted_group_states_how_many_tokens_are_here():
+    page = parsed(card("abc", spans=spans_from_trace(3, {"groups": [[0, 1, 0]], "weights": None})))
+    assert page.characters[0][2][1]["group"] == "slot 1 of 2: 2 tokens, 1 of them here, equal shares of 0.500"
 
 
 def test_weights_that_are_all_zero():
     page = parsed(card("ab", spans=spans_from_trace(2, {"groups": [[0, 0]], "weights": [[0.0, 0.0]]})))
-    assert page.marked("i0") == "ab"
+    assert page.marked("s0") == "ab"
+
+
+def test_every_mark_can_be_focused_and_has_its_numbers_as_a_label():
+    """Pointers are not required: touch and the tab key reach every mark, and no number is in a title alone."""
+    spans = (TokenSpan("kept", 2), TokenSpan("dropped", 3), TokenSpan("group", 1, 1, 1))
+    page = parsed(card("abcdef-cut", byte_offsets("abcdef"), spans))
+    attributes = {
+        name: [value for _, key, value in page.attributes if key == name] for name in ("tabindex", "aria-label")
+    }
+    assert attributes["aria-label"] == [
+        "2 tokens kept, a slot each",
+        "3 tokens in no slot",
+        "slot 1 of 1: 1 token, alone",
+        "4 characters not read: truncated from the context",
+    ]
+    assert attributes["tabindex"] == [*["0"] * 4, "-1"]  # -1: the end of the document, reached by its skip link
+    assert not [value for _, key, value in page.attributes if key == "title"]
+    style = STYLE.read_text()
+    for state in ("hover", "focus"):
+        assert re.search(rf"\.document \[aria-label\]:{state}::after", style)
+    assert "content: attr(aria-label)" in style and re.search(r"^:focus \{ outline: 3px", style, re.MULTILINE)
+    assert 'tabindex="0"' not in render_page((), [card("abc")])  # a mark without numbers is no stop
 
 
 def test_truncated_text_inside_a_segment_is_marked_as_cut():
@@ -301,7 +342,7 @@ def test_segments_are_also_listed_in_a_table():
     text = render_page((), [card("abcde", spans=spans_from_trace(5, trace, 3), gold=(True,) + (False,) * 4)])
     rows = re.findall(r"<tr class=\"\w+\">(.*?)</tr>", text)
     assert [re.findall(r"<td>(?:<bdi>)?(.*?)(?:</bdi>)?</td>", row) for row in rows] == [
-        ["1", "skimmed", "0.125", "gold", "abc"],
+        ["1", "skimmed into 1 slot", "0.125", "gold", "abc"],
         ["2", "read closely", "0.500", "", "de"],
     ]
 
@@ -347,12 +388,18 @@ def test_the_legend_explains_only_what_occurs():
     segments = legend(
         card("abc", spans=(TokenSpan("kept", 1, 1, relevance=1.0), TokenSpan("skimmed", 2, 2, relevance=0.0)))
     )
+    assert all(f'class="r{level}"' in segments for level in range(LEVELS))
     assert "read closely" in segments and "skimmed" in segments and "group" not in segments and "gold" not in segments
     groups = legend(
         card("ab", spans=spans_from_trace(2, {"groups": [[0, 0]], "weights": [[0.5, 0.5]]}), gold=(True, False))
     )
-    assert all(f'class="{name}{level}"' in groups for name in "si" for level in range(LEVELS))
-    assert "merge weight" in groups and "gold" in groups and "skimmed" not in groups and "dropped" not in groups
+    assert all(f'class="s{level}"' in groups for level in range(LEVELS)) and "r4" not in groups
+    assert (
+        "own range" in " ".join(groups.split())
+        and "gold" in groups
+        and "skimmed" not in groups
+        and "dropped" not in groups
+    )
 
 
 # ------------------------------------------------------------------ foreign text
@@ -393,8 +440,9 @@ def test_foreign_text_is_escaped_everywhere(text):
 def test_attributes_are_escaped():
     hostile = "\"><script>' onclick=x \x1b &"
     macros = template_environment().get_template("reading_map_macros.html.jinja").module
-    page = Parsed(macros.text_run(TextRun(text=hostile, classes=hostile, title=hostile)))
-    assert page.attributes == [("span", "class", visible_text(hostile)), ("span", "title", visible_text(hostile))]
+    page = Parsed(macros.piece(Piece(hostile, hostile, [TextRun(hostile, hostile)])))
+    visible = visible_text(hostile)
+    assert [value for *_, value in page.attributes] == [visible, "0", "group", visible, visible]
     assert "".join(page.text) == visible_text(hostile)
 
 
@@ -414,7 +462,7 @@ def test_the_page_loads_no_resource_and_runs_no_script():
     page = Parsed(render_page([("Reader", "ram")], [card()]))
     assert not {"script", "link", "img", "iframe", "object", "base"} & set(page.tags)
     links = [value for _, name, value in page.attributes if name in ("src", "href", "action", "data")]
-    assert links == ["#question-1"] and ("h2", "id", "question-1") in page.attributes
+    assert links == ["#question-1", "#end-1"] and ("h2", "id", "question-1") in page.attributes
     assert not re.search(r"url\(|@import|https?:", STYLE.read_text())
     assert ("meta", "content", "default-src 'none'; style-src 'unsafe-inline'") in page.attributes
     assert ("meta", "content", "width=device-width, initial-scale=1") in page.attributes
@@ -450,13 +498,35 @@ def contrast(one, other):
 def test_text_and_marks_have_sufficient_contrast_on_every_background(scheme):
     colours = schemes()[scheme]
     assert schemes()["light"].keys() == schemes()["dark"].keys()
-    grounds = ["page", "card", *(f"s{i}" for i in range(LEVELS))]
-    for ground in grounds:
-        for ink in ("ink", "dim", *(f"i{i}" for i in range(LEVELS))):
-            assert contrast(colours[ink], colours[ground]) >= 4.5, (ink, ground)
+    pairs = [(ink, ground) for ink in ("ink", "dim", "skim") for ground in ("page", "card")]
+    pairs += [("skim", f"r{i}") for i in range(LEVELS)] + [(f"i{i}", f"s{i}") for i in range(LEVELS)]
+    for ink, ground in [*pairs, ("ink", "close"), ("page", "ink")]:
+        assert contrast(colours[ink], colours[ground]) >= 4.5, (ink, ground)
+    for ground in ("page", "card", "close", *(f"{name}{i}" for name in "rs" for i in range(LEVELS))):
         assert contrast(colours["gold"], colours[ground]) >= 3, ground
     for ground in ("page", "card"):
         assert all(contrast(colours[name], colours[ground]) >= 4.5 for name in ("bar", "right", "partly", "wrong"))
+
+
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+def test_what_was_read_closely_stands_out_and_skimmed_text_recedes(scheme):
+    """Against the page's card: the ground of close reading differs more than any skim's, and its ink is stronger."""
+    colours = schemes()[scheme]
+    skims = [contrast(colours[f"r{i}"], colours["card"]) for i in range(LEVELS)]
+    assert contrast(colours["close"], colours["card"]) > 1.15 * max(skims)
+    close = contrast(colours["ink"], colours["close"])
+    assert all(close > 1.25 * contrast(colours["skim"], colours[f"r{i}"]) for i in range(LEVELS))
+    saturation = [max(colours[name]) - min(colours[name]) for name in ("close", *(f"r{i}" for i in range(LEVELS)))]
+    assert saturation[0] > 3 * max(saturation[1:])
+    rules = STYLE.read_text()
+    assert "background: var(--close)" in re.search(r"^\.kept \{(.*?)\}", rules, re.MULTILINE)[1]
+    assert "color: var(--skim); font-size: .9em" in re.search(r"^\.skimmed \{(.*?)\}", rules, re.MULTILINE)[1]
+
+
+def test_paper_keeps_the_marks_and_leaves_out_what_works_on_a_screen_only():
+    paper = STYLE.read_text().partition("@media print {")[2]
+    assert "print-color-adjust: exact" in paper
+    assert re.search(r"nav, \.hint, \.skip, details:not\(\[open\]\) \{ display: none; \}", paper)
 
 
 def test_every_class_of_the_page_has_a_style_rule():

@@ -3,7 +3,7 @@
 import json
 import subprocess
 
-from breviary.runs.environment import environment, git_state, write_environment
+from breviary.runs.environment import commit_time, environment, git_state, write_environment
 from breviary.runtime.checkout import ROOT
 
 
@@ -21,6 +21,7 @@ def test_git_state_is_commit_and_dirty_flag(tmp_path):
     git("commit", "-q", "-m", "first")
     head = git("rev-parse", "HEAD")
     assert git_state(tmp_path) == (head, False)
+    assert commit_time(tmp_path, head) > 10**9 and commit_time(tmp_path, "0" * 40) is None
     (tmp_path / "new").write_text("untracked")
     assert git_state(tmp_path) == (head, True)
     (tmp_path / "inner").mkdir()
