@@ -1,6 +1,6 @@
 """What the methods share. Packages, from the lowest to the highest; a package imports only those before it:
 
-contract.py  runtime  backbones  memory  decoding  objectives  readers  config  runs  evaluation  training
+contract.py  runtime  backbones  memory  decoding  objectives  selection  readers  config  runs  evaluation  training
 and, side by side on top of these: report  serving  studies. No package imports a method (ram, comi, comet) or data.
 """
 

@@ -36,12 +36,17 @@ class Collator:
             evidence=self._evidence(items),
             offsets=self._offsets(items),
             examples=[item["example"] for item in items],
+            compressed=self._compressed(items),
         )
 
     def _tokens(self, rows: list[list[int]]) -> Tokens:
         return Tokens(
             _pad(rows, self.pad_id, torch.int64), _pad([[True] * len(row) for row in rows], False, torch.bool)
         )
+
+    def _compressed(self, items: Sequence[dict[str, Any]]) -> Tokens | None:
+        rows = [item.get("compressed") for item in items]
+        return None if all(row is None for row in rows) else self._tokens([row or [] for row in rows])
 
     def _evidence(self, items: Sequence[dict[str, Any]]) -> torch.Tensor | None:
         if all(item["evidence"] is None for item in items):

@@ -78,6 +78,7 @@ class Prompt:
         prompt    the template with the question, and the chat footer
         answer    the first reference in its template, then the end token
         evidence  one bool per context token, True where it overlaps a gold document; None without gold documents
+        compressed    the context as another tool compressed it, where the example has it; else the key is missing
         starts, ends  characters [start, end) of each context token in the context; None for a slow tokenizer
         Raises: ValueError where the tokenizer has no end token, no chat template (chat=True), or no character
         offsets (a slow tokenizer, gold documents), and for a lone surrogate.
@@ -87,8 +88,10 @@ class Prompt:
                 f"the tokenizer {tokenizer.name_or_path!r} has no end token, so answers could not end; "
                 'set one in its tokenizer_config.json, for example "eos_token": "</s>"'
             )
-        answers = [("answer", answer) for answer in example.answers]
-        for name, text in [("context", example.context), ("question", example.question), *answers]:
+        texts = [("context", example.context), ("question", example.question)]
+        texts += [("answer", answer) for answer in example.answers]
+        texts += [("compressed_context", example.compressed_context or "")]
+        for name, text in texts:
             problem = surrogate_problem(text)
             if problem:
                 raise ValueError(f"the {name} of example {example.id!r} {problem}")
@@ -103,6 +106,7 @@ class Prompt:
             "prompt": tokenise_inserted(tokenizer, self.template, "question", example.question, footer),
             "answer": self.answer(example.answers[0], tokenizer),
             **_context_pieces(tokenizer, example),
+            **_compressed_piece(tokenizer, example),
         }
 
     def answer(self, reference: str, tokenizer: PreTrainedTokenizerBase) -> list[int]:
@@ -148,6 +152,13 @@ def _with_fixed_date(template: str, day: datetime.date) -> str:
         f"{{%- set breviary_days = {{{days}}} -%}}{{%- macro strftime_now(format) -%}}"
         "{{ breviary_days[format] }}{%- endmacro +%}" + template
     )
+
+
+def _compressed_piece(tokenizer: PreTrainedTokenizerBase, example: Example) -> dict[str, list[int]]:
+    """compressed, as plain text; nothing for an example without."""
+    if example.compressed_context is None:
+        return {}
+    return {"compressed": tokenise(tokenizer, example.compressed_context, plain=True)}
 
 
 def _context_pieces(tokenizer: PreTrainedTokenizerBase, example: Example) -> dict[str, Any]:

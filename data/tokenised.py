@@ -48,6 +48,7 @@ class Tokenised(torch.utils.data.Dataset):
     lengths         context tokens of each example, after truncation
     other_lengths   further tokens of each example: prefix, the longer of question and prompt, answer
     answer_lengths  answer tokens of each example: of its first reference
+    compressed_lengths  tokens of each compressed_context; 0 where an example has none
     reference_lengths  tokens of every reference of each example, in the answer template, with the end token
     is_truncated    whether each example's context was truncated
     num_truncated   number of truncated contexts
@@ -68,6 +69,8 @@ class Tokenised(torch.utils.data.Dataset):
             len(prefix) + max(len(query), len(prompt)) + len(answer)
             for prefix, query, prompt, answer in zip(rows["prefix"], rows["query"], rows["prompt"], rows["answer"])
         ]
+        compressed = rows["compressed"] if "compressed" in rows.column_names else [None] * len(rows)
+        self.compressed_lengths: list[int] = [len(ids or ()) for ids in compressed]
         self.answer_lengths: list[int] = [len(answer) for answer in rows["answer"]]
         self.reference_lengths: list[list[int]] = list(rows["references"])
         self._rows = rows.remove_columns(["references", "length", "cut", "gold_lost"])
@@ -126,19 +129,20 @@ def tokenise_split(
     if folder is not None and folder.is_dir():
         return Tokenised(examples, datasets.load_from_disk(str(folder)), data_hash, key)
 
+    features = _features(examples)
+
     def tokenise_row(index: int) -> dict[str, Any]:
         example = examples[index]
         pieces = prompt.tokenise(example, tokenizer)
         references = [len(pieces["answer"]), *(len(prompt.answer(text, tokenizer)) for text in example.answers[1:])]
         pieces = _truncate(pieces, example, tokenizer, max_context_tokens, truncation)
-        return {**pieces, "references": references}
+        return {name: {**pieces, "references": references}.get(name) for name in features}
 
-    numbers = datasets.Dataset.from_dict({"index": list(range(len(examples)))})
-    rows = numbers.map(
+    rows = datasets.Dataset.from_dict({"index": list(range(len(examples)))}).map(
         tokenise_row,
         input_columns="index",
         remove_columns="index",
-        features=_FEATURES,
+        features=features,
         keep_in_memory=True,
         new_fingerprint=key[:32],
         desc="tokenising",
@@ -149,9 +153,23 @@ def tokenise_split(
     return Tokenised(examples, rows, data_hash, key)
 
 
+def _features(examples: Sequence[Example]) -> datasets.Features:
+    """The stored columns: `compressed` where an example has a compressed context."""
+    has_compressed = any(example.compressed_context is not None for example in examples)
+    return datasets.Features({**_FEATURES, "compressed": _IDS}) if has_compressed else _FEATURES
+
+
 def examples_hash(examples: Sequence[Example]) -> str:
     """sha256 of the examples as canonical JSON: of texts, ids and passages in their order."""
-    return _sha256([asdict(example) for example in examples])
+    return _sha256([_hashed_fields(example) for example in examples])
+
+
+def _hashed_fields(example: Example) -> dict[str, Any]:
+    """An example as plain values. A field that was added later counts only where it is set."""
+    fields = asdict(example)
+    if example.compressed_context is None:
+        del fields["compressed_context"]
+    return fields
 
 
 def tokenizer_hash(tokenizer: PreTrainedTokenizerBase) -> str:

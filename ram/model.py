@@ -19,9 +19,12 @@ from breviary.contract import Batch, Encoded, Memory, Question
 from breviary.memory.assembly import Layout, token_index
 from breviary.memory.hashing import HASH_RANGE, hash_integers, hash_tokens
 from breviary.memory.merging import MergingCompressor, last_token_positions, merge_slots
+from breviary.selection.cosine import Cosine, split_segments
+from breviary.selection.named import build_relevance, evidence_problems, relevance_class, relevance_problems
+from breviary.selection.relevance import Candidates, Relevance
 from ram.labels import SOURCES, positive_segments, positive_tokens
 from ram.losses import contrastive_loss
-from ram.segments import BUDGETS, SKIM_MODES, floor_divide, relevance, select_segments, skim_weights, split_segments
+from ram.segments import BUDGETS, SKIM_MODES, floor_divide, select_segments, skim_weights
 
 KEEP_MODES = ("topk", "random", "none")
 READ_MODES = ("segments", "whole")
@@ -43,6 +46,7 @@ class RAM(MergingCompressor):
     segment_size         tokens of a segment (the paper's L_seg)
     read                 segments: each is encoded by itself, as published | whole: the context is encoded at once, and
                          its states are split into segments
+    relevance            cosine (step 2) | bm25 | gold | random, or another object of breviary/selection in its place
     keep                 topk | random (by a hash of a segment's tokens, for comparison) | none (skim all)
     budget               nominal: floor(segments / ratio) are kept, skimmed vectors are not counted | strict: all slots
                          together are at most floor(tokens / ratio). A budget in `slots` is always strict
@@ -63,6 +67,7 @@ class RAM(MergingCompressor):
     """
 
     compress_only_keys = MergingCompressor.compress_only_keys | {
+        "relevance",
         "keep",
         "budget",
         "skim",
@@ -82,6 +87,7 @@ class RAM(MergingCompressor):
         *,
         segment_size: int = 50,
         read: str = "segments",
+        relevance: Relevance | dict | str = "cosine",
         keep: str = "topk",
         budget: str = "nominal",
         skim: str = "query_weighted",
@@ -103,7 +109,11 @@ class RAM(MergingCompressor):
             backbone, decoder, segment_size=encoded_size, alignment=alignment, question=question, **merging
         )
         assert keep in KEEP_MODES and skim in SKIM_MODES, (keep, skim)
-        assert not isinstance(skimmer, dict), skimmer  # a dict in the configuration only, from which it is built
+        # Dicts in the configuration only, from which both are built.
+        assert not isinstance(skimmer, dict) and not isinstance(relevance, dict), (skimmer, relevance)
+        self.relevance = build_relevance(relevance)
+        self.relevance.prepare(backbone, decoder)
+        self.needs_evidence = self.relevance.needs_evidence
         self.budget.uniform_keep = uniform_keep and self.budget.slots is None
         self.segment_size, self.keep, self.budget_rule = segment_size, keep, budget
         self.skim, self.skim_temperature = skim, skim_temperature
@@ -118,12 +128,23 @@ class RAM(MergingCompressor):
 
     def compress(self, encoded: Encoded, question: Question) -> Memory:
         """Steps 2 to 5. Every operation runs for any selection, so that all weights always receive a gradient."""
-        values_BTD, mask_BT = encoded.states.flatten(1, 2), encoded.mask.flatten(1, 2)
-        states_BNLD = split_segments(self.context_encoder.similarity_states(encoded).flatten(1, 2), self.segment_size)
+        values_BTD, mask_BT, ids_BT = (x.flatten(1, 2) for x in (encoded.states, encoded.mask, encoded.ids))
+        states_BTD = self.context_encoder.similarity_states(encoded).flatten(1, 2)
+        states_BNLD = split_segments(states_BTD, self.segment_size)
         mask_BNL = split_segments(mask_BT, self.segment_size)
         query_BD = self.context_encoder.query(encoded, question)[:, 0]
-        relevance_BN = relevance(states_BNLD, mask_BNL, query_BD)
-        keep_BN = self.select(relevance_BN, split_segments(encoded.ids.flatten(1, 2), self.segment_size), mask_BNL)
+        candidates = Candidates(
+            ids_BT,
+            mask_BT,
+            question,
+            "segments",
+            self.segment_size,
+            lambda: self.relevance.tokenizer,
+            states_BTD,
+            query_BD,
+        )
+        relevance_BN = self.relevance.scores(candidates)
+        keep_BN = self.select(relevance_BN, split_segments(ids_BT, self.segment_size), mask_BNL)
 
         groups_BT, weights_BT = self.assign_slots(keep_BN, states_BNLD, mask_BNL, query_BD, mask_BT.shape[1])
         G = self.max_slots(mask_BNL.shape[1])
@@ -234,7 +255,10 @@ class RAM(MergingCompressor):
             for key, values in ALLOWED_VALUES.items()
             if settings[key] not in values
         ]
+        problems += relevance_problems(settings["relevance"], backbone)
         problems += cls._check_numbers(settings) + cls._check_combinations(settings)
+        if not problems:
+            problems += cls._check_relevance(settings)
         if (
             not problems
             and settings["encoder"]
@@ -267,6 +291,33 @@ class RAM(MergingCompressor):
         if settings["segment_size"] < 2:
             problems.append(f"compressor.segment_size={settings['segment_size']}: must be at least 2 tokens, e.g. 50")
         return problems
+
+    @staticmethod
+    def _check_relevance(settings: Mapping[str, Any]) -> list[str]:
+        """Combinations with a relevance other than the cosine, which alone has gradients."""
+        relevance = relevance_class(settings["relevance"])
+        problems = []
+        if relevance.encode is not Relevance.encode:
+            problems.append(
+                f"compressor.relevance={settings['relevance']}: encodes contexts by itself, which only text selection "
+                "supports (compressor=dense); e.g. compressor.relevance=bm25"
+            )
+        if relevance is not Cosine and settings["keep"] != "topk":
+            problems.append(
+                f"compressor.relevance={settings['relevance']}: is not used with compressor.keep={settings['keep']}; "
+                "set compressor.keep=topk or compressor.relevance=cosine"
+            )
+        if relevance is not Cosine and settings["contrastive_weight"]:
+            problems.append(
+                f"compressor.relevance={settings['relevance']}: has no gradient for the contrastive loss; set "
+                "compressor.contrastive_weight=0"
+            )
+        return problems
+
+    @classmethod
+    def data_problems(cls, settings: Mapping[str, Any], name: str, items: Any, positions: int) -> list[str]:
+        """Examples without marked evidence, where the relevance reads it."""
+        return evidence_problems(settings["relevance"], name, items)
 
     @staticmethod
     def _check_combinations(settings: Mapping[str, Any]) -> list[str]:

@@ -18,33 +18,16 @@ import torch
 from torch import Tensor
 
 from breviary.memory.merging import without_autocast
+from breviary.selection.cosine import cosine_with, split_segments
+from breviary.selection.cosine import segment_cosine as relevance
 
 BUDGETS = ("nominal", "strict")
 SKIM_MODES = ("query_weighted", "mean", "drop")
-MIN_NORM = 1e-12  # smaller norms count as zero vectors, whose cosine with every vector is 0
 EPSILON = 1e-9  # without it int(0.29 * 100) is 28
 
+__all__ = ["floor_divide", "relevance", "select_segments", "skim", "skim_weights", "split_segments"]
+
 Number = TypeVar("Number", int, Tensor)
-
-
-def split_segments(rows: Tensor, length: int) -> Tensor:
-    """(B, T, ...) -> (B, S, L, ...) with L = length; the last segment is padded with zeros; S is at least 1."""
-    width = rows.shape[1]
-    segments = max(-(-width // length), 1)
-    pad = [0, 0] * (rows.dim() - 2) + [0, segments * length - width]
-    return torch.nn.functional.pad(rows, pad).view(len(rows), segments, length, *rows.shape[2:])
-
-
-@without_autocast
-def relevance(states: Tensor, mask: Tensor, query: Tensor) -> Tensor:
-    """Cosine of each segment's mean state with the query: (B, S) fp32, 0 for padding.
-
-    states (B, S, L, D), query (B, D). Differentiable in both. The mean is over valid tokens; the code sums, as the
-    cosine does not depend on the length of a vector.
-    """
-    wide = torch.promote_types(states.dtype, torch.float32)
-    total_BSD = states.to(wide).masked_fill(~mask[..., None], 0).sum(2)
-    return _cosine(total_BSD, query.to(wide))
 
 
 def select_segments(
@@ -113,7 +96,7 @@ def skim_weights(
     wide = torch.promote_types(states.dtype, torch.float32)
     if mode == "query_weighted":
         # Padding is cleared first: a NaN there, times 0, would reach the gradient of the query.
-        logits = _cosine(states.masked_fill(~mask[..., None], 0).to(wide), query.to(wide)) / temperature
+        logits = cosine_with(states.masked_fill(~mask[..., None], 0).to(wide), query.to(wide)) / temperature
     else:
         logits = torch.zeros(mask.shape, dtype=wide, device=mask.device)
     # Segments of padding alone are left unmasked: their softmax over -inf would be NaN.
@@ -141,12 +124,3 @@ def skim(
     wide = torch.promote_types(values.dtype, weights.dtype)
     pooled = torch.einsum("bsl,bsld->bsd", weights.to(wide), values.to(wide).masked_fill(~mask[..., None], 0))
     return pooled.to(values.dtype)
-
-
-def _cosine(states: Tensor, query: Tensor) -> Tensor:
-    """states (B, ..., D), query (B, D) -> (B, ...); 0 for zero vectors."""
-    flat_BND = states.flatten(1, -2)
-    direction_BD = query / torch.linalg.vector_norm(query, dim=-1, keepdim=True).clamp(min=MIN_NORM)
-    products_BN = (flat_BND @ direction_BD[:, :, None])[..., 0]
-    norms_BN = torch.linalg.vector_norm(flat_BND, dim=-1).clamp(min=MIN_NORM)
-    return (products_BN / norms_BN).view(states.shape[:-1])

@@ -17,7 +17,7 @@ def padded_left(batch: Batch) -> Batch:
     }
     marks = {name: getattr(batch, name) for name in ("evidence", "offsets")}
     marks = {name: mark if mark is None else _rotated(mark, batch.context.lengths) for name, mark in marks.items()}
-    return Batch(**moved, **marks, examples=batch.examples, task=batch.task)
+    return Batch(**moved, **marks, examples=batch.examples, task=batch.task, compressed=batch.compressed)
 
 
 def _rotated(values: Tensor, lengths: Tensor) -> Tensor:

@@ -8,6 +8,7 @@ from omegaconf import OmegaConf
 
 from breviary.config.allowed_classes import ALL_SECTIONS, untrusted_targets
 from breviary.config.build import ReaderSpec, build_backbone
+from breviary.config.compose import load_choice
 from breviary.config.keys import CONFIGS, constructor_keys, validate_keys
 from tests.tiny import composed_choice
 
@@ -47,7 +48,7 @@ def test_a_run_may_name_every_class_of_the_yamls(file):
 
 @pytest.mark.parametrize("file", CLASSES, ids=name_of)
 def test_keys_are_the_constructor_arguments(file):
-    config = OmegaConf.load(file)
+    config = load_choice(file)
     assert set(config) == set(constructor_keys(get_class(config._target_)))
 
 
@@ -55,9 +56,11 @@ def test_keys_are_the_constructor_arguments(file):
 def test_every_yaml_has_a_header_and_a_comment_on_every_key(file):
     header, *lines = file.read_text(encoding="utf-8").splitlines()
     assert re.match(r"# \w", header)
-    lines = [line for line in lines if not line.startswith("#")]
+    lines = [line for line in lines if not line.startswith(("#", "defaults: "))]
     assert lines[0].startswith("_target_: ")
-    assert all(re.match(r"\w+: .*\S +# \S", line) for line in lines[1:]), lines
+    # A nested section has its class and its keys on lines of their own.
+    keys = [line for line in lines[1:] if not line.startswith("  _target_: ") and not re.fullmatch(r"\w+:", line)]
+    assert all(re.match(r"(  )?\w+:( .*\S)? +# \S", line) for line in keys), lines
 
 
 @pytest.mark.parametrize("config", ["train", "eval"])

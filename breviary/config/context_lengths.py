@@ -63,7 +63,14 @@ class ContextLimits:
         """Checks all splits of a training, {name: items}."""
         return [problem for name, items in splits.items() for problem in self._check_split(name, items)]
 
-    def check_min_length(self, name: str, items: Any) -> list[str]:
+    def check_data(self, name: str, items: Any) -> list[str]:
+        """Examples that lack what objective or reader read of them."""
+        room = self.positions - self.max_new_tokens
+        return self._check_min_length(name, items) + self.spec.compressor.data_problems(
+            self.spec.settings, name, items, room
+        )
+
+    def _check_min_length(self, name: str, items: Any) -> list[str]:
         """Contexts that are too short for the objective to supervise anything."""
         fewest = self.spec.objective.min_context_tokens(self.spec.objective_settings)
         few = sum(length < fewest for length in items.lengths)
@@ -75,7 +82,7 @@ class ContextLimits:
         ]
 
     def _check_split(self, name: str, items: Any) -> list[str]:
-        problems = self.check_min_length(name, items) + self._check_group_size(name, items)
+        problems = self.check_data(name, items) + self._check_group_size(name, items)
         least = self.other_tokens(items, 0)
         if least >= self.positions:
             return [

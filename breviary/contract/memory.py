@@ -47,7 +47,7 @@ class Question(Tokens):
     states_mask  (B, P)
     labels       result of `Compressor.labels`, in training; None otherwise
     task         as in Batch
-    evidence     (B, T) bool, as in Batch, left-packed like the encoded context
+    evidence     (B, T) bool, as in Batch, left-packed like the encoded context; None unless `needs_evidence`
     compressed   as in Batch
     """
 

@@ -184,8 +184,15 @@ class Compressor(nn.Module):
     tokenizer: Any = None  # the encoder's tokenizer, where it differs from the decoder's
     needs_question: bool = True  # False: the memory depends on the context alone; losses of its own in training only
     keeps_cache: bool = False  # True: `compress` returns a KeyValueMemory, behind which every question has a prompt
+    needs_evidence: bool = False  # True: `compress` reads Question.evidence, the data's gold marks
     compress_only_keys: frozenset[str] = frozenset()  # constructor arguments that `encode` does not depend on
+    has_weights: bool = True  # False: no weights of its own, only the decoder's
     supports_merge = True  # False: LoRA adapters must stay separate, as the encoder uses the weights without them
+
+    @classmethod
+    def encode_settings(cls, settings: Mapping[str, Any]) -> dict[str, Any]:
+        """The part of the constructor arguments `settings` on which encoded contexts depend."""
+        return {key: value for key, value in settings.items() if key not in cls.compress_only_keys}
 
     def encode(self, context: Context) -> Encoded:
         """Everything that does not depend on the question; cacheable per context."""

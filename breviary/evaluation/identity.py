@@ -24,7 +24,7 @@ from breviary.evaluation.results import PREDICTIONS, PROVENANCE, RESULTS, Predic
 from breviary.evaluation.results import SCHEMA as RESULTS_SCHEMA
 from breviary.runs.checkpoints import weights_hash
 from breviary.runs.folders import config_hash
-from breviary.runs.schema import FORMER_TARGETS, rename_targets, upgrade_config
+from breviary.runs.schema import FORMER_TARGETS, rename_targets, upgrade_config, without_added
 from breviary.runtime.files import write_json
 
 IDENTITY = "identity.json"
@@ -59,14 +59,21 @@ def evaluation_identity(
 
 
 def backbone_hashes(cfg: DictConfig, backbone: Any) -> dict[str, Any]:
-    """Fingerprints of the backbone and, where the compressor has one of its own, of the encoder's; the end tokens."""
+    """Fingerprints of the backbone and of other models that the compressor reads with; the end tokens."""
     hashes = {"backbone": backbone.fingerprint["sha256"]}
     file = Path(cfg.backbone.get("path") or "") / "generation_config.json"
     if file.is_file():  # not part of the fingerprint: end tokens change answers, not the function
         hashes["end_tokens"] = json.loads(file.read_bytes()).get("eos_token_id")
-    if cfg.compressor.get("encoder"):
-        hashes["encoder"] = Backbone(cfg.compressor.encoder).fingerprint["sha256"]
+    for key, path in other_models(cfg.compressor).items():
+        hashes[key] = Backbone(path).fingerprint["sha256"]
     return hashes
+
+
+def other_models(compressor: Mapping[str, Any]) -> dict[str, str]:
+    """Folders and hub names of the compressor's other models: its encoder, and the model of its relevance."""
+    relevance = compressor.get("relevance")
+    ranker = relevance.get("model") if isinstance(relevance, Mapping) else None
+    return {key: path for key, path in (("encoder", compressor.get("encoder")), ("ranker", ranker)) if path}
 
 
 def compared_settings(cfg: DictConfig) -> dict[str, Any]:
@@ -74,8 +81,12 @@ def compared_settings(cfg: DictConfig) -> dict[str, Any]:
     plain = rename_targets(OmegaConf.to_container(cfg, resolve=True), FORMER_TARGETS)
     settings = {key: value for key, value in plain.items() if key not in NOT_SETTINGS}
     settings["backbone"] = {key: value for key, value in plain["backbone"].items() if key not in ("path", "note")}
-    if plain["compressor"].get("encoder"):
-        settings["compressor"] = plain["compressor"] | {"encoder": "another backbone"}
+    settings["compressor"] = compressor = without_added({"compressor": plain["compressor"]})["compressor"]
+    others = other_models(compressor)
+    if "encoder" in others:
+        compressor["encoder"] = "another backbone"
+    if "ranker" in others:
+        compressor["relevance"] = compressor["relevance"] | {"model": "another model"}
     return {"prompt": settings.pop("prompt"), "generation": settings.pop("generation"), "settings": settings}
 
 

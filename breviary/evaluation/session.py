@@ -315,10 +315,12 @@ def print_untrained(name: str, reader: Reader) -> None:
 
 def encoding_key(cfg: DictConfig, checkpoint: Path | None) -> str | None:
     """Equal for readers whose encoded contexts are equal; None where that is not known."""
-    compressor = ReaderSpec.of(cfg).compressor
-    compress_only = compressor.compress_only_keys if issubclass(compressor, Compressor) else frozenset()
-    if checkpoint is None or not compress_only:
+    spec = ReaderSpec.of(cfg)
+    if not issubclass(spec.compressor, Compressor) or not spec.compressor.compress_only_keys:
+        return None
+    if checkpoint is None and spec.compressor.has_weights:
         return None
     encoding = cfg.copy()
-    encoding.compressor = {key: value for key, value in cfg.compressor.items() if key not in compress_only}
-    return config_hash(encoding, without=(*NOT_HASHED, "reader", "generation"), extra=checkpoint.name)
+    encoding.compressor = spec.compressor.encode_settings(spec.settings)
+    without = (*NOT_HASHED, "reader", "generation")
+    return config_hash(encoding, without=without, extra=checkpoint.name if checkpoint else "untrained")

@@ -122,6 +122,7 @@ class Continue(Answer):
             prompt=hint,
             answer=rest,
             evidence=evidence,
+            compressed=None,
             task="continue",
         )
 

@@ -243,7 +243,9 @@ class CompressedReader(Reader):
         question = Question(
             batch.query.ids, batch.query.mask, lower.unpack(states, 1), batch.prompt.mask, labels, batch.task
         )
-        question.evidence, question.compressed = _packed_evidence(batch), batch.compressed
+        question.compressed = batch.compressed
+        if self.compressor.needs_evidence and batch.evidence is not None:
+            question.evidence = Layout.of([batch.context.mask], round_to=1).pack([batch.evidence])
         with phase("compress"):
             memory = self.compressor.compress(encoded, question)
         assert isinstance(memory, KeyValueMemory) == self.compressor.keeps_cache, type(memory)
@@ -371,13 +373,6 @@ class CompressedReader(Reader):
             return decode_batch(
                 logits, state.step, generation, self.tokenizer, self.all_steps, self.decoder.end_ids, ids
             )
-
-
-def _packed_evidence(batch: Batch) -> Tensor | None:
-    """The batch's evidence, left-packed as contexts are encoded; None where it is not known."""
-    if batch.evidence is None:
-        return None
-    return Layout.of([batch.context.mask], round_to=1).pack([batch.evidence])
 
 
 def _loss_output(batch: Batch, logits: Tensor, slots: Tensor) -> LossOutput:

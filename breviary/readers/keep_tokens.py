@@ -22,6 +22,14 @@ from breviary.memory.budget import Budget, BudgetedCompressor, check_budget, max
 KEEP = ("all", "none", "head", "tail", "middle")
 
 
+def embedded_context(decoder: Stack, context: Context) -> Encoded:
+    """The context's input embeddings (B, 1, T, D), for compressors whose slots are such embeddings."""
+    layout = Layout.of([context.mask])
+    ids, mask = layout.pack([context.ids]), layout.mask
+    states = decoder.embed(ids).masked_fill(~mask[..., None], 0)
+    return Encoded(states[:, None], mask[:, None], ids[:, None])
+
+
 class KeepTokens(BudgetedCompressor):
     """Keeps some of the context's tokens, selected by position alone.
 
@@ -50,10 +58,7 @@ class KeepTokens(BudgetedCompressor):
 
     def encode(self, context: Context) -> Encoded:
         """Token embeddings (B, 1, T, D)."""
-        layout = Layout.of([context.mask])
-        ids, mask = layout.pack([context.ids]), layout.mask
-        states = self._decoder[0].embed(ids).masked_fill(~mask[..., None], 0)
-        return Encoded(states[:, None], mask[:, None], ids[:, None])
+        return embedded_context(self._decoder[0], context)
 
     def compress(self, encoded: Encoded, question: Question) -> Memory:
         """Embeddings of the kept tokens, in order."""

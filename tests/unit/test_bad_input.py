@@ -14,11 +14,11 @@ from transformers import LlamaConfig
 import eval as evaluation
 import train as training
 from breviary.backbones.tiny import TinyBackbone, tiny_tokenizer
-from breviary.config.build import compressor_forms
 from breviary.contract import Example, Generation
 from breviary.runs.checkpoints import save_trained
 from breviary.studies.small_models import train_tokenizer
 from scripts import reading_map as mapping
+from tests.forms import representative_forms
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -79,7 +79,7 @@ def test_errors_of_a_dataset_constructor_are_reported(refused, tmp_path, monkeyp
     ) == ["compressor.ratio=0: must be a whole number of at least 1, e.g. 4", "dataset.sort=none: allowed are new, old"]
 
 
-@pytest.mark.parametrize("overrides", compressor_forms().values(), ids=compressor_forms().keys())
+@pytest.mark.parametrize("overrides", representative_forms().values(), ids=representative_forms().keys())
 def test_a_batch_of_empty_contexts_has_no_slots(build, collate, overrides):
     batch = collate([Example(str(i), "", "What colour is the sky?", ("blue",)) for i in range(2)])
     reader = build(overrides)
@@ -346,7 +346,8 @@ def test_invalid_variants(refused, trained_run):
     comi = ["compressor=comi", "compressor.encoder_layers=2"]
     assert refused(evaluation, f"run={trained_run}", *comi, f"variants={words}") == [
         "variants: compressor.ratoi: unknown key; the nearest right one is compressor.ratio",
-        "variants: dataset.facts: a variant changes keys of compressor and generation, e.g. {compressor.ratio: 8}",
+        "variants: dataset.facts: a variant changes keys of compressor and generation, e.g. {compressor.ratio: 8}, "
+        "{compressor: snapkv}",
         "variants: 8 names no change; each is like {compressor.ratio: 8}",
         "variants: {} names no change; each is like {compressor.ratio: 8}",
         "compressor.ratio=0: must be a whole number of at least 1, e.g. 4",

@@ -48,6 +48,11 @@ def test_loads_one_object_per_line(tmp_path):
     assert example.answers == ("blue", "azure") and example.documents == ()
 
 
+def test_a_compressed_context_is_optional(tmp_path):
+    rows = [row(id="a"), row(id="b", compressed_context=""), row(id="c", compressed_context="short")]
+    assert [example.compressed_context for example in read(tmp_path, rows)] == [None, "", "short"]
+
+
 def test_plain_and_gzipped_files_agree(tmp_path):
     rows = [row(id=str(i), context=f"Größe {i}") for i in range(3)]
     plain = write(tmp_path / "a.jsonl", rows)
@@ -198,6 +203,7 @@ BAD_LINES = [
     (row(answers=["x", None]), "'answers' holds null; it must hold strings only"),
     (row(answers=["x", " "]), "'answers' holds an empty string; every answer must have words"),
     (row(answers=""), "'answers' holds an empty string; every answer must have words"),
+    (row(compressed_context=["x"]), "'compressed_context' is list; it must be a string"),
     (row(documents={"title": "t"}), "'documents' is object; it must be a list of objects"),
     (row(documents=["text"]), "document 1 is string; it must be an object"),
     (row(documents=[{"text": "x", "is_gold": True}]), "'title' of document 1 is missing; it must be a string"),

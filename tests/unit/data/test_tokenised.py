@@ -2,15 +2,16 @@
 
 import os
 import shutil
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 
 import pytest
 
 from breviary.backbones.tiny import tiny_tokenizer
 from breviary.contract import Document, Example
+from data.collate import Collator
 from data.prompts import Prompt
-from data.tokenised import _truncate, examples_hash, tokenise_split, tokenizer_hash
+from data.tokenised import _sha256, _truncate, examples_hash, tokenise_split, tokenizer_hash
 
 
 class Words:
@@ -213,6 +214,25 @@ def test_data_hash_depends_on_the_examples_only():
     assert one == examples_hash(examples()) and len(one) == 64
     assert one != examples_hash(examples()[::-1])
     assert one != examples_hash([replace(e, id=e.id + "x") for e in examples()])
+
+
+def test_a_compressed_context_is_tokenised_and_counts_in_the_hash_only_where_it_is_set(tmp_path):
+    """The hashes of data without the field are those of earlier versions."""
+    plain, tokenizer = examples(), tiny_tokenizer()
+    rows = [asdict(example) for example in plain]
+    for row in rows:
+        del row["compressed_context"]
+    assert examples_hash(plain) == _sha256(rows)
+    some = [replace(plain[0], compressed_context="red blue"), *plain[1:]]
+    assert examples_hash(some) != examples_hash(plain)
+    for _ in range(2):  # the second time from the cache
+        items = tokenise_split(some, tokenizer, Prompt(), None, str(tmp_path))
+        ids = tokenizer("red blue", add_special_tokens=False)["input_ids"]
+        assert items.compressed_lengths == [len(ids)] + [0] * (len(plain) - 1)
+        batch = Collator(0)([items[0], items[1]])
+        assert batch.compressed.ids[0].tolist() == ids and batch.compressed.mask.sum(1).tolist() == [len(ids), 0]
+    assert tokenise_split(plain, tokenizer, Prompt(), None, None).compressed_lengths == [0] * len(plain)
+    assert Collator(0)([tokenise_split(plain, tokenizer, Prompt(), None, None)[0]]).compressed is None
 
 
 def test_tokenizer_hash_is_independent_of_earlier_calls():

@@ -12,6 +12,9 @@ from ram_forms import ALL, DEPTH, SIX, SKIMMED, SLOTS, WHOLE, close, memory_of, 
 from breviary.backbones.tiny import TinyBackbone
 from breviary.config.build import ReaderSpec
 from breviary.contract import Context, Example, Tokens
+from breviary.evaluation.identity import compared_settings
+from breviary.runs.folders import config_hash
+from breviary.selection.cosine import split_segments
 from ram import reference
 from ram.model import RAM
 from tests.tiny import disturb, greedy_ids, row_ids
@@ -307,6 +310,33 @@ def test_random_selection_is_uniform_over_places(build):
     assert torch.equal(moved, keep.flip(1))
 
 
+def test_other_rankers_choose_the_segments(build, ragged_examples, collate):
+    """Each keeps as many segments as the cosine, but others; gold ones come first."""
+    batch = collate([ragged_examples[0], ragged_examples[2], ragged_examples[4]])  # those that mark gold passages
+    words = [*SIX, "compressor.contrastive_weight=0"]
+    gold = split_segments(batch.evidence, 6).float().sum(-1)
+    traces = {}
+    for name in ("cosine", "gold", "bm25", "random"):
+        reader = build([*words, f"compressor.relevance={name}"]).eval()
+        with torch.no_grad():
+            traces[name] = memory_of(reader, batch)[0].trace
+    for b in range(3):
+        kept, marked = traces["gold"]["kept"][b][: gold.shape[1]], gold[b] == 6
+        assert (marked <= kept).all() or (kept <= (gold[b] > 0)).all()
+    assert len({tuple(trace["kept"].flatten().tolist()) for trace in traces.values()}) == 4
+    numbers = [trace["kept"].sum(1).tolist() for trace in traces.values()]
+    assert all(number == numbers[0] for number in numbers)
+
+
+def test_a_cosine_is_no_change_of_a_run(compose):
+    cfg = compose(["compressor=ram"])
+    old = cfg.copy()
+    del old.compressor.relevance
+    assert config_hash(cfg) == config_hash(old) and compared_settings(cfg) == compared_settings(old)
+    cfg.compressor.relevance = "bm25"
+    assert config_hash(cfg) != config_hash(old)
+
+
 def test_skim_drop_leaves_kept_tokens_only(build, ragged):
     reader = build([*SIX, "compressor.skim=drop"]).eval()
     with torch.no_grad():
@@ -350,6 +380,13 @@ def test_half_precision_streams_train(build, ragged):
         ("compressor.ratio_choices=[2,4]", "set compressor.uniform_keep=false or compressor.ratio_choices=null"),
         (("compressor.quirks=true", DEPTH), "set compressor.join=input"),
         ((SKIMMED, "compressor.skim=drop"), "use compressor=no_context"),
+        ("compressor.relevance=tfidf", "compressor.relevance=tfidf: allowed are cosine, bm25, embedding, gold, random"),
+        ("compressor.relevance=bm25", "set compressor.contrastive_weight=0"),
+        (("compressor.relevance=embedding", "compressor.contrastive_weight=0"), "encodes contexts by itself"),
+        (
+            ("compressor.relevance=bm25", "compressor.contrastive_weight=0", SKIMMED),
+            "is not used with compressor.keep=none",
+        ),
     ],
 )
 def test_invalid_settings_are_named(compose, override, words):

@@ -5,9 +5,9 @@ from dataclasses import replace
 import pytest
 import torch
 
-from breviary.config.build import compressor_forms
 from breviary.objectives.answer import Answer, AnswerAndCopy
 from breviary.objectives.text import Continue, Reconstruct
+from tests.forms import representative_forms
 from tests.tiny import disturb
 
 COPY = ["objective=answer_and_copy", "objective.hint_tokens=3", "objective.copy_tokens=6"]
@@ -132,7 +132,7 @@ def supervised(length, first, hint=2):
     return length - first - max(min(hint, length - first - 1), 0)
 
 
-VECTOR = compressor_forms(only_compressors=True)
+VECTOR = representative_forms(only_compressors=True)
 
 
 @pytest.mark.parametrize("form", VECTOR.values(), ids=VECTOR.keys())
