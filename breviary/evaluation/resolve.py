@@ -90,28 +90,41 @@ def baseline_config(cfg: DictConfig, name: str) -> DictConfig:
 
 
 def variant_config(cfg: DictConfig, changes: DictConfig) -> DictConfig:
-    """The same weights under other settings, which the row's name lists.
+    """The same weights under other settings, which the row's name lists. `compressor` takes another YAML.
 
     Raises: ValueError for keys that a variant cannot set.
     """
     if not OmegaConf.is_dict(changes) or not changes:
         raise ValueError(f"variants: {changes} names no change; each is like {{compressor.ratio: 8}}")
     other, problems = cfg.copy(), []
+    changes = changes.copy()
+    if "compressor" in changes:
+        with open_dict(other), open_dict(changes):
+            other.reader = str(changes.pop("compressor"))
+            other.compressor = compressor_choice(other.reader, "variants")
     for key, value in changes.items():
         if str(key).split(".")[0] not in VARIANT_SECTIONS or "." not in str(key):
             problems.append(
                 f"variants: {key}: a variant changes keys of {' and '.join(VARIANT_SECTIONS)}, "
-                "e.g. {compressor.ratio: 8}"
+                "e.g. {compressor.ratio: 8}, {compressor: snapkv}"
             )
-        elif key not in flat_keys(cfg):
-            problems.append(f"variants: {key}: unknown key{suggest(str(key), flat_keys(cfg))}")
+        elif key not in flat_keys(other):
+            problems.append(f"variants: {key}: unknown key{suggest(str(key), flat_keys(other))}")
         else:
             OmegaConf.update(other, str(key), value, merge=False)
     if problems:
         raise ConfigError(problems)
     settings = (f"{str(key).partition('.')[2]}={value}" for key, value in changes.items())
-    other.reader = ", ".join([cfg.reader, *settings])
+    other.reader = ", ".join([other.reader, *settings])
     return other
+
+
+def compressor_choice(name: str, key: str) -> DictConfig:
+    """The content of configs/compressor/NAME.yaml. Raises: ValueError where there is none; `key` named it."""
+    known = sorted(file.stem for file in (CONFIGS / "compressor").glob("*.yaml"))
+    if name not in known:
+        raise ValueError(f"{key}: no compressor {name}{suggest(name, known)}; there are: {', '.join(known)}")
+    return load_choice(CONFIGS / "compressor" / f"{name}.yaml")
 
 
 def other_run_config(cfg: DictConfig, run: str) -> DictConfig:
@@ -134,10 +147,8 @@ def table_rows(cfg: DictConfig, problems: list[str]) -> list[DictConfig]:
     variants = [collect_errors(problems, variant_config, cfg, changes) for changes in cfg.variants]
     readers = [cfg, *(other for other in [*variants, *others] if other is not None)]
     trained = {reader.reader for reader in readers if reader.run}
-    known = sorted(file.stem for file in (CONFIGS / "compressor").glob("*.yaml"))
     for name in cfg.baselines:
-        if name not in known:
-            problems.append(f"baselines: no compressor {name}{suggest(name, known)}; there are: {', '.join(known)}")
+        if collect_errors(problems, compressor_choice, name, "baselines") is None:
             continue
         other = baseline_config(cfg, name)
         if name in trained:

@@ -44,7 +44,7 @@ class CacheSelection(BudgetedCompressor):
     answer's loss reaches the kept keys and values, not the scores. Fitted values (attention matching) get no gradient.
     """
 
-    keeps_cache = True
+    keeps_cache, has_weights = True, False
     compress_only_keys = frozenset({"ratio", "slots", "ratio_choices"})
 
     def __init__(
@@ -64,6 +64,12 @@ class CacheSelection(BudgetedCompressor):
         self._decoder, self._backbone = (decoder,), backbone
 
     # -------------------------------------------------------------- encode
+
+    @classmethod
+    def encode_settings(cls, settings: Mapping[str, Any]) -> dict[str, Any]:
+        """All scorers encode alike but for the features that they store."""
+        observes = "none" if settings["question"] == "known" else instantiate(settings["scorer"]).observes
+        return {"keeps_cache": True, "observes": observes}
 
     def encode(self, context: Context) -> Encoded:
         """Keys and values of [prefix ; context] in every layer. Ids are -1 on the prefix; states have width 0."""
