@@ -8,10 +8,10 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import torch
-from omegaconf import OmegaConf
 from torch import Tensor
 
 from breviary.backbones.stack import CapturingCache
+from breviary.config.compose import load_choice
 from breviary.config.keys import CONFIGS
 from breviary.contract import Batch, Context, Generation, Question, Reader
 from breviary.evaluation.timing import measure_alternating, median_ratio, random_batch, reader_from_overrides
@@ -194,5 +194,5 @@ def answer_seconds(reader: Reader, batch: Batch) -> tuple[float, float]:
 
 def has_ratio(overrides: Sequence[str]) -> bool:
     """Whether the reader has a memory whose size `compressor.ratio` sets."""
-    settings = OmegaConf.load(CONFIGS / "compressor" / f"{overrides[0].partition('=')[2]}.yaml")
+    settings = load_choice(CONFIGS / "compressor" / f"{overrides[0].partition('=')[2]}.yaml")
     return settings.get("ratio") is not None and settings.get("keep") != "none"

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import functools
-import json
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -22,11 +21,11 @@ from breviary.config.build import ReaderSpec, build_backbone, build_reader
 from breviary.config.errors import collect_errors, raise_problems
 from breviary.config.keys import CONFIGS, validate_keys
 from breviary.contract import Generation
+from breviary.evaluation.facts import training_record, training_text
 from breviary.memory.budget import fixed_ratio
 from breviary.objectives.answer import Answer
 from breviary.runs.checkpoints import backbone_difference, best_checkpoint, load_trained, read_metadata
 from breviary.runs.folders import load_config
-from breviary.runs.importing import RECORD
 from breviary.runs.schema import FORMER_TARGETS
 from breviary.runtime.checkout import PACKAGES, foreign_packages, quiet_libraries
 from breviary.serving.text_interface import TextReader
@@ -74,10 +73,12 @@ def load_reader(path: str | Path, backbone: str | Path | None = None, device: st
         "backbone": stored["sha256"],
         "settings": spec.settings,
     }
+    has_weights = metadata["merged"] or bool(learned_parameters(reader))
     reader.origin = {
         "reader": cfg.reader,
         "backbone": stored["name"],
-        "weights": training_in_words(folder, checkpoint, bool(learned_parameters(reader)) or metadata["merged"]),
+        # A frozen plain decoder has a checkpoint too, without weights.
+        "training": training_text([training_record(folder, checkpoint if has_weights else None)]),
     }
     texts = instantiate(text_batches, tokenizer=tokenizer, prompt=dict(cfg.prompt))
     generation = OmegaConf.to_container(cfg.generation, resolve=True)
@@ -96,16 +97,6 @@ def require_packages(sections: Sequence[DictConfig | None]) -> None:
     problems = foreign_packages(name for name in PACKAGES if name in needed)
     if problems:
         raise ImportError("\n".join(problems))
-
-
-def training_in_words(folder: Path, checkpoint: Path, has_weights: bool) -> str:
-    """How a checkpoint came about: "trained, 40 steps". has_weights: it holds weights beside the backbone's."""
-    if (folder / RECORD).is_file():
-        return "imported from the files of the method's authors"
-    if not has_weights:
-        return "untrained, the backbone's alone"
-    state = checkpoint / "trainer_state.json"  # an exported folder has none
-    return f"trained, {json.loads(state.read_bytes())['global_step']:,} steps" if state.is_file() else "trained"
 
 
 def find_backbone(

@@ -102,7 +102,7 @@ def ram(tmp_path_factory):
 
 
 def test_views_of_a_reader_a_document_and_a_memory(ram, tmp_path):
-    own = "method: RAM; requested ratio: 4x; join: input; reader: x; backbone: tiny_llama; weights: trained, 2 steps"
+    own = "method: RAM; requested ratio: 4x; join: input; reader: x; backbone: tiny_llama; training: 2 steps"
     assert repr(ram) == f"TextReader({own}; computes: in float32 on cpu)"
     document = ram.read(TEXT)
     memory = ram.memory(document, QUESTIONS[0])
@@ -121,7 +121,7 @@ def test_views_of_a_reader_a_document_and_a_memory(ram, tmp_path):
 
 def test_a_memory_for_any_question_states_its_slots_once_it_has_them(tmp_path):
     reader = load_reader(tiny_run(tmp_path, "compressor=full_context", "decoder.train=frozen"))
-    own = "requested ratio: 1x; reader: x; backbone: tiny_llama; weights: untrained, the backbone's alone"
+    own = "requested ratio: 1x; reader: x; backbone: tiny_llama; training: untrained"
     assert own in repr(reader)
     document = reader.read(TEXT)
     assert "slots: computed at the first question" in repr(document)
