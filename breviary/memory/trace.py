@@ -13,18 +13,22 @@ from typing import Any
 
 from torch import Tensor
 
+CACHE_SPAN = 16  # tokens of a span of kind cache
+
 
 @dataclass(frozen=True)
 class TokenSpan:
     """Consecutive context tokens that were compressed in the same way.
 
     kind        kept: each token is a slot | skimmed: a segment merged into one or a few slots | dropped: in no slot |
-                group: merged into one slot | whole: the trace does not describe single tokens
+                group: merged into one slot | cache: kept by some layers and heads |
+                whole: the trace does not describe single tokens
     tokens      number of tokens
-    number      of the segment or group, from 1
+    number      of the segment, group or cache span, from 1
     size        of a group: all tokens of its slot, those outside this span included
     relevance   of the segment to the question; None where the reader computes none
-    weights     of each token in its group's slot; empty = equal weights
+    weights     of each token in its group's slot; empty = equal weights. Of a cache span: the share of layers and heads
+                that keep each token
     slot_sizes  of a skimmed segment with several slots: number of tokens in each
     """
 
@@ -57,6 +61,7 @@ def spans_from_trace(tokens: int, trace: Mapping[str, Any], segment_size: int | 
     trace  relevance, kept: one value for each segment of `segment_size` tokens
            groups: rows of the slot of each token within its row, -1 = none; weights: rows likewise, or None
            kept without relevance: one value for each token
+           kept_share: the share of layers and heads that keep each token
            other names are ignored
     """
     if not tokens:
@@ -72,6 +77,13 @@ def spans_from_trace(tokens: int, trace: Mapping[str, Any], segment_size: int | 
     if slots is not None:
         weights = [w for row in trace["weights"] for w in row][:tokens] if trace.get("weights") else None
         return _group_spans(slots, weights)
+    if "kept_share" in trace:
+        shares = trace["kept_share"][:tokens]
+        starts = range(0, tokens, CACHE_SPAN)
+        return tuple(
+            TokenSpan("cache", len(own), i + 1, weights=tuple(own))
+            for i, own in enumerate(shares[start : start + CACHE_SPAN] for start in starts)
+        )
     if "kept" in trace:
         return tuple(
             TokenSpan("kept" if kept else "dropped", len(list(run))) for kept, run in groupby(trace["kept"][:tokens])

@@ -19,6 +19,7 @@ MEANINGS = {
     "skimmed": "a segment, merged into one or a few slots",
     "group": "merged into one slot; the stronger the colour, the fewer tokens share it",
     "dropped": "in no slot",
+    "cache": "kept by some layers and heads",
     "whole": "not described token by token",
 }
 STYLES = {
@@ -26,6 +27,7 @@ STYLES = {
     "skimmed": "opacity: .75; border-left: 1px solid",
     "group": "border-left: 1px solid",
     "dropped": "opacity: .6; text-decoration: line-through",
+    "cache": "border-left: 1px dotted",
     "whole": "",
 }
 

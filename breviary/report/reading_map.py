@@ -13,7 +13,7 @@ from omegaconf import DictConfig
 
 from breviary.config.build import ReaderSpec, build_backbone
 from breviary.config.errors import ConfigError
-from breviary.contract import Batch, Compressor, Example, Generation, Memory
+from breviary.contract import Batch, Compressor, Example, Generation, KeyValueMemory, Memory
 from breviary.evaluation.facts import training_record, training_text, with_training
 from breviary.evaluation.resolve import find_checkpoint
 from breviary.evaluation.results import dataset_label
@@ -115,7 +115,12 @@ def make_cards(session: EvaluationSession, cfg: DictConfig, examples: Sequence[E
 
 
 def batch_cards(
-    session: EvaluationSession, cfg: DictConfig, batch: Batch, answers: list[str], memory: Memory, requested: str | None
+    session: EvaluationSession,
+    cfg: DictConfig,
+    batch: Batch,
+    answers: list[str],
+    memory: Memory | KeyValueMemory,
+    requested: str | None,
 ) -> Iterator[Card]:
     """A card for each example of a batch."""
     assert batch.offsets is not None  # `require_token_spans` has checked the tokenizer
@@ -134,7 +139,7 @@ def batch_cards(
             offsets=offsets,
             gold=() if batch.evidence is None else tuple(batch.evidence[b][mask].tolist()),
             spans=spans_from_trace(len(offsets), trace, cfg.compressor.get("segment_size")),
-            slots=int(memory.mask[b].sum()),
+            slots=int(memory.slots[b] if isinstance(memory, KeyValueMemory) else memory.mask[b].sum()),
             requested=requested,
         )
 

@@ -170,6 +170,9 @@ class _Notes:
             note = self._segment(span)
         elif span.kind == "group":
             note = self._group(span, first, characters)
+        elif span.kind == "cache":
+            shares = self._shares(span, first, characters)
+            note = f"tokens {first + 1} to {first + span.tokens}; kept by this share of layers and heads: {shares}"
         elif span.kind == "whole":
             return None
         else:
@@ -193,9 +196,13 @@ class _Notes:
             return f"{note}, alone"
         if not span.weights:
             return f"{note}, equal shares of {1 / span.size:.3f}"
+        return f"{note}; shares: {self._shares(span, first, characters)}"
+
+    def _shares(self, span: TokenSpan, first: int, characters: list[TokenCharacters]) -> str:
+        """The text of each token with its weight."""
         texts = {token: " ".join(self.card.context[start:end].split()) for start, end, token in characters}
         shares = [f"{texts.get(first + i) or '·'} {weight:.3f}" for i, weight in enumerate(span.weights[:MAX_NOTED])]
-        return f"{note}; shares: {', '.join(shares)}{', …' if span.tokens > MAX_NOTED else ''}"
+        return ", ".join([*shares, *(["…"] if span.tokens > MAX_NOTED else [])])
 
 
 def _tokens(count: int) -> str:
@@ -258,10 +265,13 @@ def segment_levels(spans: Sequence[TokenSpan]) -> list[int | None]:
 
 
 def token_shares(spans: Sequence[TokenSpan]) -> list[float | None]:
-    """The share of each token in its slot: its merge weight, 1 / size where weights are equal; None outside groups."""
+    """The share of each token in its slot: its merge weight, 1 / size where weights are equal; None outside groups.
+
+    Of a cache: the share of layers and heads that keep the token.
+    """
     shares: list[float | None] = []
     for span in spans:
-        if span.kind == "group":
+        if span.kind in ("group", "cache"):
             shares += span.weights or [1 / span.size] * span.tokens
         else:
             shares += [None] * span.tokens
@@ -269,7 +279,7 @@ def token_shares(spans: Sequence[TokenSpan]) -> list[float | None]:
 
 
 def share_levels(spans: Sequence[TokenSpan]) -> list[int | None]:
-    """The level of each token's share of its slot, on a logarithmic scale; None for tokens outside groups.
+    """The level of each of `token_shares`, on a logarithmic scale; None where it is None.
 
     The scale spans the context's own shares without its tails, so that small differences are visible and a few tokens
     with a slot of their own do not hide the others. Equal shares have the middle level, shares of 0 the weakest.

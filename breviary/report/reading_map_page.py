@@ -89,6 +89,9 @@ def budget_line(card: Card) -> str:
         parts.append(f"{len(sizes)} groups of {min(sizes.values())} to {max(sizes.values())} tokens")
         shares = [share for share in token_shares(spans) if share is not None]
         parts.append(f"a token's share of its slot {min(shares):.3f} to {max(shares):.3f}")
+    elif any(span.kind == "cache" for span in spans):
+        kept = [share for span in spans for share in span.weights]
+        parts.append(f"a token is kept by {min(kept):.3f} to {max(kept):.3f} of layers and heads")
     elif any(span.kind in ("kept", "dropped") for span in spans):
         parts.append(f"{sum(span.tokens for span in spans if span.kind == 'kept')} of {tokens} tokens kept")
     cut = uncovered_characters(card)
@@ -110,6 +113,11 @@ def evidence_line(card: Card) -> str | None:
         gold = _mean_or_none([size for size, is_gold in zip(sizes, card.gold) if is_gold])
         other = _mean_or_none([size for size, is_gold in zip(sizes, card.gold) if not is_gold])
         return f"mean size of a token's group: {gold} for gold evidence, {other} elsewhere"
+    if any(span.kind == "cache" for span in card.spans):
+        shares = [share for span in card.spans for share in span.weights]
+        gold = _mean_or_none([share for share, is_gold in zip(shares, card.gold) if is_gold], digits=3)
+        other = _mean_or_none([share for share, is_gold in zip(shares, card.gold) if not is_gold], digits=3)
+        return f"mean share of layers and heads that keep a token: {gold} for gold evidence, {other} elsewhere"
     kept = sum(gold for span, gold in zip(card.spans, golds) if span.kind == "kept")
     return f"{kept} of {sum(golds)} gold tokens kept"
 
@@ -136,5 +144,5 @@ def segment_rows(card: Card) -> list[dict[str, Any]]:
     ]
 
 
-def _mean_or_none(values: Sequence[float]) -> str:
-    return f"{sum(values) / len(values):.1f}" if values else "none"
+def _mean_or_none(values: Sequence[float], digits: int = 1) -> str:
+    return f"{sum(values) / len(values):.{digits}f}" if values else "none"

@@ -55,6 +55,7 @@ FORMS = {
         "compressor.encoder_layers=2",
     ],
     "mean_pool": ["compressor=mean_pool", "compressor.ratio=null", "compressor.slots=5", "compressor.encoder_layers=2"],
+    "cache": ["compressor=snapkv", "compressor.ratio=2"],
     "full_context": ["compressor=full_context"],
     "truncate": ["compressor=truncate"],
 }
@@ -113,7 +114,8 @@ def slots_of(card):
     """Slots according to the marks: kept tokens, and those of each skimmed segment and each group."""
     kept = sum(span.tokens for span in card.spans if span.kind == "kept")
     skimmed = sum(len(span.slot_sizes) or 1 for span in card.spans if span.kind == "skimmed")
-    return kept + skimmed + len({span.number for span in card.spans if span.kind == "group"})
+    cached = sum(share for span in card.spans if span.kind == "cache" for share in span.weights)
+    return kept + skimmed + len({span.number for span in card.spans if span.kind == "group"}) + round(cached)
 
 
 @pytest.mark.parametrize("overrides", FORMS.values(), ids=FORMS)
@@ -141,6 +143,7 @@ def test_the_map_shows_as_many_slots_as_the_memory_has(mapped, overrides):
         "mean_pool": "5 slots",
         "full_context": "1x",
         "ram-whole": "3x",
+        "cache": "2x",
     }
     name = next(name for name, words in FORMS.items() if words is overrides)
     assert {card.requested for card in seen["cards"]} == {requested.get(name, "4x")}

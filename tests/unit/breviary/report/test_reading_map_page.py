@@ -327,6 +327,20 @@ def test_every_mark_can_be_focused_and_has_its_numbers_as_a_label():
     assert 'tabindex="0"' not in render_page((), [card("abc")])  # a mark without numbers is no stop
 
 
+def test_tokens_of_a_cache_are_shaded_by_the_share_of_layers_and_heads_that_keep_them():
+    trace = {"kept_share": [0.0, 0.25, 0.5, 1.0] * 5 + [0.0] * 3}  # padded to the longest context of its batch
+    spans = spans_from_trace(20, trace)
+    assert [(span.kind, span.tokens) for span in spans] == [("cache", 16), ("cache", 4)]
+    page = parsed(card("abcdefghijklmnopqrst", spans=spans, gold=(False,) * 3 + (True,) + (False,) * 16))
+    assert share_marks(page)[:4] == [0, 0, 4, LEVELS - 1]
+    assert page.characters[0][16][1]["cache"] == (
+        "tokens 17 to 20; kept by this share of layers and heads: q 0.000, r 0.250, s 0.500, t 1.000"
+    )
+    text = "".join(page.text)
+    assert "a token is kept by 0.000 to 1.000 of layers and heads" in text
+    assert "keep a token: 1.000 for gold evidence, 0.408 elsewhere" in text
+
+
 def test_truncated_text_inside_a_segment_is_marked_as_cut():
     context = "start of it, the middle, the end"
     offsets = tuple((i, i + 1) for i in range(len(context)) if i < 5 or i >= len(context) - 5)
