@@ -43,7 +43,10 @@ class Interruption:
     def __enter__(self) -> Interruption:
         self._process = os.getpid()
         if threading.current_thread() is threading.main_thread():
-            self._previous = {number: signal.signal(number, self._record) for number in SIGNALS}
+            # A shell starts background jobs with SIGINT ignored: Ctrl-C is meant for another program.
+            ignored = signal.getsignal(signal.SIGINT) == signal.SIG_IGN
+            numbers = [number for number in SIGNALS if number != signal.SIGINT or not ignored]
+            self._previous = {number: signal.signal(number, self._record) for number in numbers}
         return self
 
     def __exit__(self, *error: object) -> None:
@@ -57,9 +60,9 @@ class Interruption:
         is_again = " Ctrl-C again ends at once." if number == signal.SIGINT else ""
         if not self.received:
             self.received = number
-            # Not print: the signal may arrive within another print.
             text = f"{signal.Signals(number).name}: the training saves at the end of this step and ends.{is_again}\n"
-            os.write(2, text.encode())
+            if os.environ.get("LOCAL_RANK", "0") == "0":  # the ranks of a machine share its terminal
+                os.write(2, text.encode())  # not print: the signal may arrive within another print
         if number == signal.SIGINT:
             signal.signal(number, signal.SIG_DFL)  # not a Python handler, which a blocked collective would delay
 

@@ -177,6 +177,6 @@ def wandb_run(mode: str, folder: Path) -> Iterator[None]:
         return
     import wandb
 
-    project = os.environ.get("WANDB_PROJECT", "breviary")
-    with wandb.init(project=project, name=folder.name, dir=str(folder), mode=mode):
+    settings: dict[str, Any] = {"name": folder.name, "dir": str(folder), "mode": mode}
+    with wandb.init(project=os.environ.get("WANDB_PROJECT", "breviary"), **settings):
         yield

@@ -1,4 +1,4 @@
-"""Notes about the train split, printed before a training: what validation shares with it, fewer examples than a batch."""
+"""Notes about the train split, printed before training: what validation shares with it, too few for a batch."""
 
 from __future__ import annotations
 

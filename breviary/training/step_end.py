@@ -60,9 +60,9 @@ class StepEnd(TrainerCallback):
 
     def on_step_end(self, args: TrainingArguments, state: Any, control: Any, **kwargs: Any) -> None:
         """Sets what the Trainer does next: save, stop. Comes after the Trainer's own callback, which sets intervals."""
-        is_due = rank() == 0 and 0 < self.seconds <= time.monotonic() - self.saved
+        late = rank() == 0 and 0 < self.seconds <= time.monotonic() - self.saved
         values = self.trainer.step_values()
-        flags = values.new_tensor([float(self.interruption.received), float(is_due)])
+        flags = values.new_tensor([float(self.interruption.received), float(late)])
         not_finite, received, is_due = max_over_ranks(torch.cat([(~values.isfinite()).any()[None].to(flags), flags]))
         if not_finite:
             self._fail_step(values.tolist())

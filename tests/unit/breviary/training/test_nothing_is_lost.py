@@ -57,6 +57,14 @@ def same_as(folder, other):
     return rows(folder) == rows(other) and all(torch.equal(ours[name], theirs[name]) for name in theirs)
 
 
+@pytest.fixture(autouse=True)
+def default_ctrl_c():
+    """Ctrl-C as in the foreground: a shell starts background jobs with SIGINT ignored."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
+
+
 @pytest.fixture(scope="module")
 def uninterrupted(tmp_path_factory):
     home = tmp_path_factory.mktemp("runs")
@@ -169,6 +177,13 @@ def test_the_printed_command_is_the_one_that_was_given(monkeypatch, environment,
     assert given[:-1] == [words[0], words[1], words[3]]
     read = OverridesParser.create().parse_override(given[-1])
     assert (read.key_or_group, read.value()) == ("resume", "outputs/a b/run")
+
+
+def test_a_background_job_keeps_ignoring_ctrl_c():
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    with Interruption() as interruption:
+        os.kill(os.getpid(), signal.SIGINT)
+        assert not interruption.received
 
 
 def test_another_program_than_train_py_has_no_command(monkeypatch):
