@@ -110,6 +110,7 @@ def report_user_errors(main: Callable[[DictConfig], Any]) -> Callable[[DictConfi
             return main(cfg)
         except RunFailure as failure:
             if HydraConfig.get().mode == RunMode.MULTIRUN:  # the sweep goes on, and ends with this failure
+                print(f"error: {failure}", file=sys.stderr)
                 raise
             _print_and_exit([str(failure)], 1)
         except USER_ERRORS as error:
@@ -182,4 +183,3 @@ def _raised_by_library(error: BaseException) -> bool:
         return False
     file = trace.tb_frame.f_code.co_filename
     return file.startswith(("<frozen", *(sysconfig.get_path(name) for name in ("stdlib", "purelib", "platlib"))))
-

@@ -89,28 +89,36 @@ class StepEnd(TrainerCallback):
         loss = sum_scalars_over_ranks({"loss": sum(losses)})["loss"]
         batches = gather_rows([(math.isfinite(one), ids) for one, ids in zip(losses, self.trainer.step_examples)])
         failed = [ids for is_finite, ids in batches if not is_finite] or [ids for _, ids in batches]
+        step = self.trainer.state.global_step
         self._fail(
-            f"step {self.trainer.state.global_step}: the loss is {loss:g} and the gradient norm {norm:g}",
+            f"step {step}: the loss is {loss:g} and the gradient norm {norm:g}",
             [example for ids in failed for example in ids],
-            "these weights are not saved",
+            step - 1,
         )
 
     def fail_validation(self, examples: list[str], control: Any) -> None:
         """Ends the training after a validation in which the NLL of `examples` is not finite."""
         step = self.trainer.state.global_step
-        self._fail(
-            f"validation after step {step}: the NLL is not finite", examples, f"checkpoint-{step} holds these weights"
-        )
+        self._fail(f"validation after step {step}: the NLL is not finite", examples, step)
         control.should_evaluate, control.should_training_stop = False, True
 
-    def _fail(self, what: str, examples: list[str], weights: str) -> None:
-        """Sets `failure`: what is not finite, the ids of the examples it was computed from, where the weights are."""
+    def _fail(self, what: str, examples: list[str], step: int) -> None:
+        """Sets `failure`: what is not finite, and the ids of the examples from which that was computed.
+
+        step  after which the weights were those with which it was computed
+        """
         folder, ids = Path(self.trainer.args.output_dir).parent, list(dict.fromkeys(examples))
         more = f" and {len(ids) - NAMED} more" if len(ids) > NAMED else ""
-        found, rate = checkpoints(folder), override("train.learning_rate", self.trainer.args.learning_rate / 10)
-        last = f"the last checkpoint is {found[-1].name}" if found else "there is no checkpoint"
-        again = f"start a run from it, e.g. {override('init_from', str(folder))} {rate}" if found else f"e.g. {rate}"
+        found = checkpoints(folder)
+        again = override("train.learning_rate", float(f"{self.trainer.args.learning_rate / 10:.3g}"))
+        if not found:
+            last = "there is no checkpoint"
+        elif found[-1].name == f"checkpoint-{step}":
+            last = f"the last checkpoint, {found[-1].name}, has the weights that gave this value"
+        else:
+            last = f"the last checkpoint is {found[-1].name}"
+            again = f"{override('init_from', str(folder))} {again}"
         self.failure = (
-            f"{what}, with the examples {', '.join(ids[:NAMED])}{more}. The run is not finished; {weights}, {last}. "
-            f"Look at the examples, or change the training: {again}"
+            f"{what}, with the examples {', '.join(ids[:NAMED])}{more}. The run is not finished, later weights are not "
+            f"saved; {last}. Look at the examples, or change the training, e.g. {again}"
         )

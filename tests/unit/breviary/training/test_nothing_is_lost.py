@@ -267,6 +267,15 @@ def test_a_value_that_is_not_finite_stops_without_a_checkpoint(tmp_path, values,
     assert not (control.should_save or control.should_log or control.should_evaluate)
 
 
+def test_an_earlier_checkpoint_is_named_as_a_start(tmp_path, monkeypatch):
+    callback = StepEnd()
+    fake = Fake(callback, tmp_path, (math.nan, 1.0))
+    monkeypatch.setattr(step_end, "checkpoints", lambda folder: [folder / "checkpoints" / "checkpoint-5"])
+    callback.on_step_end(fake.args, fake.state, fake.control)
+    assert "the last checkpoint is checkpoint-5. " in callback.failure
+    assert callback.failure.endswith(f"e.g. init_from={tmp_path} train.learning_rate=0.0001")
+
+
 def test_a_nan_ends_the_command_with_exit_code_1_and_leaves_the_last_checkpoint(tmp_path, monkeypatch, capsys):
     forward, calls = Reader.forward, []
 
@@ -284,12 +293,9 @@ def test_a_nan_ends_the_command_with_exit_code_1_and_leaves_the_last_checkpoint(
     printed = capsys.readouterr()
     [folder] = (tmp_path / "outputs" / "default").iterdir()
     assert printed.err.startswith("error: step 3: the loss is nan and the gradient norm nan, with the examples ")
-    assert f"with the examples {calls[5][0]}. The run is not finished; these weights are not saved" in printed.err
-    assert (
-        "the last checkpoint is checkpoint-2. Look at the examples, or change the training: start a run from it, "
-        in (printed.err)
-    )
-    assert f"init_from={folder} train.learning_rate=0.0001" in printed.err and "Traceback" not in printed.err
+    assert f"with the examples {calls[5][0]}. The run is not finished, later weights are not saved; " in printed.err
+    assert "the last checkpoint, checkpoint-2, has the weights that gave this value. Look at " in printed.err
+    assert printed.err.endswith("e.g. train.learning_rate=0.0001\n") and "Traceback" not in printed.err
     assert [path.name for path in checkpoints(folder)] == ["checkpoint-2"] and not (folder / FINISHED).exists()
     assert [row["step"] for row in rows(folder)] == [1, 2] and printed.out.splitlines()[-1] == f"run {folder}"
 
