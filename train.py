@@ -21,7 +21,7 @@ from omegaconf import DictConfig
 
 from breviary.config.compose import resolve_choices
 from breviary.config.errors import report_user_errors, run_cli
-from breviary.runs.sweeps import announced_sweep, resume_sweep
+from breviary.runs.sweeps import announced_sweep, current_sweep, resume_sweep
 from breviary.runtime.distributed import end_process_group, print_rank0
 from breviary.runtime.spelling import command, next_line
 from breviary.training.session import TrainingSession
@@ -47,7 +47,8 @@ def main(cfg: DictConfig) -> None:
     resume_sweep(cfg, resolve_choices(cfg))
     run = train(cfg)
     end_process_group()
-    print_rank0(next_line(command("eval.py", run)))
+    if current_sweep() is None:  # a sweep names its own next command at its end
+        print_rank0(next_line(command("eval.py", run)))
 
 
 if __name__ == "__main__":

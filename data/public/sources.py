@@ -237,6 +237,13 @@ def missing_hint(file: str | Path) -> str:
     source = source_of_folder(Path(file).parent.name)
     if source is None or Path(file).name not in [f"{split}.jsonl.gz" for split in SPLITS]:
         return ""
+    split = Path(file).name.partition(".")[0]
+    if split not in source.splits:
+        without = "set train.eval_examples=0, or " if split == "validation" else ""
+        return (
+            f"{source.title} has {' and '.join(source.splits)} here, and no {split} files of its own: {without}prepare "
+            f"files of yours with --{split} (docs/data.md)"
+        )
     return f"download {source.title} from {source.page} and run `{source.command()}` (docs/data.md)"
 
 

@@ -15,6 +15,7 @@ from data.jsonl import Jsonl
 from data.public.generated import KV_FOLDER, generate, key_value_rows, state_lines
 from data.public.sources import SOURCES, commands, markdown_table, missing_hint
 from scripts import make_data, prepare_data
+from tests.tiny import compose_tiny
 
 PAGE = (ROOT / "docs" / "data.md").read_text(encoding="utf-8")
 
@@ -51,6 +52,11 @@ def test_the_page_holds_the_table_and_the_commands():
 def test_a_missing_file_of_a_public_data_set_states_where_it_comes_from(tmp_path):
     [problem] = Jsonl(str(tmp_path / "hotpotqa" / "train.jsonl.gz"), None, None).problems(["train"])
     assert "download HotpotQA, distractor setting from https://hotpotqa.github.io and run `python scripts/" in problem
+    [problem] = Jsonl(None, str(tmp_path / "hotpotqa" / "validation.jsonl.gz"), None).problems(["validation"])
+    assert "HotpotQA, distractor setting has train and test here, and no validation files" in problem
+    assert (
+        compose_tiny(["train.eval_examples=0"]).train.eval_examples == 0 and "set train.eval_examples=0, or" in problem
+    )
     assert missing_hint(tmp_path / "mine" / "train.jsonl.gz") == missing_hint("hotpotqa/mine.jsonl") == ""
 
 
