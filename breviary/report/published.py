@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -69,8 +69,8 @@ def load_published_table(name: str) -> dict[str, Any]:
     return table
 
 
-def _check_keys(where: str, value: dict[str, Any], wanted: set[str], optional: set[str] = frozenset()) -> None:
-    missing, unknown = sorted(wanted - value.keys()), sorted(value.keys() - wanted - optional)
+def _check_keys(where: str, value: dict[str, Any], wanted: set[str], optional: Collection[str] = ()) -> None:
+    missing, unknown = sorted(wanted - value.keys()), sorted(value.keys() - wanted - set(optional))
     if missing or unknown:
         raise ValueError(f"{where}: missing {missing}, unknown {unknown}")
 

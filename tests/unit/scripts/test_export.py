@@ -113,7 +113,8 @@ def test_eval_accepts_an_exported_folder_as_a_run(runs, folders, tmp_path):
 def test_the_files_of_an_exported_folder(folders, form):
     folder = folders("comi", form)
     names = {str(file.relative_to(folder)) for file in folder.rglob("*") if file.is_file()}
-    own = {"config.yaml", "environment.json", "README.md", WEIGHTS, "tokenizer.json", "tokenizer_config.json"}
+    own = {"config.yaml", "environment.json", "training.json", "README.md", WEIGHTS}
+    own |= {"tokenizer.json", "tokenizer_config.json"}
     assert own == {name for name in names if not name.startswith("backbone/")}
     assert ("backbone/model.safetensors" in names) == (form != "weights")
     assert {Path(name).suffix for name in names} == {".yaml", ".json", ".md", ".safetensors"}
@@ -149,8 +150,8 @@ def test_the_card_states_code_data_training_and_results(runs, folders):
         "Steps: 2 of 8 examples",
         "data.invented_facts.InventedFacts (generated)",
         "3 questions of the test split",
-        "| comi | ",
-        "| full_context | ",
+        "| comi (2 steps",
+        "| full_context (untrained) | ",
         "Licence of the backbone: none",
     ):
         assert needed in text, needed

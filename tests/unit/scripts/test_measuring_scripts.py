@@ -59,7 +59,7 @@ def test_gold_recall_compares_with_every_ranker(run, tmp_path):
     gold_recall.main([str(run), *options, f"paths.cache={tmp_path}/cache"])
     content = json.loads(file.read_text())
     rows = {row["ranker"]: row["recall"] for row in content["rows"]}
-    assert list(rows) == ["ram", "ram (untrained)", "BM25", "chance", "best possible"]
+    assert list(rows) == ["ram (3 steps, 6 examples)", "ram (untrained)", "BM25", "chance", "best possible"]
     assert all(recall["1"]["value"] == 1 for recall in rows.values())  # ratio 1 keeps every segment
     best = rows["best possible"]
     assert best["2"]["value"] == 1 and all(best["100"]["value"] >= recall["100"]["value"] for recall in rows.values())
@@ -67,7 +67,7 @@ def test_gold_recall_compares_with_every_ranker(run, tmp_path):
     assert list(over) == ["ram (untrained)", "BM25"] and all("over" not in row for row in content["rows"][1:])
     for other, differences in over.items():
         assert differences["1"] == {"value": 0, "low": 0, "high": 0}
-        assert differences["2"]["value"] == pytest.approx(rows["ram"]["2"]["value"] - rows[other]["2"]["value"])
+        assert differences["2"]["value"] == pytest.approx(rows["ram (3 steps, 6 examples)"]["2"]["value"] - rows[other]["2"]["value"])
         assert differences["2"]["low"] <= differences["2"]["value"] <= differences["2"]["high"]
     # Only the gold sentence contains the name in the question, and at least one segment is kept.
     assert rows["BM25"]["2"]["value"] > rows["chance"]["2"]["value"] and rows["BM25"]["100"]["value"] > 0
