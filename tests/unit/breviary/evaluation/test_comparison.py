@@ -193,7 +193,9 @@ def test_several_datasets_and_all_pairs(tmp_path, capsys):
         (data, *pair) for data in ("nq", "hotpotqa") for pair in pairs
     ]
     assert [line for line in capsys.readouterr().out.splitlines() if line.endswith(", minus")] == [
-        f"{reader} (untrained), 10 questions of {data}, minus" for data in ("nq", "hotpotqa") for reader in ("all", "some")
+        f"{reader} (untrained), 10 questions of {data}, minus"
+        for data in ("nq", "hotpotqa")
+        for reader in ("all", "some")
     ]
 
 
