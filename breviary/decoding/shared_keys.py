@@ -7,14 +7,15 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from typing import TypeAlias
 
 import torch
 from torch import Tensor
 
 from breviary.memory.kept_keys import KeptKeys
 
-Pair = tuple[Tensor, Tensor]
-KeyMask = Tensor | Mapping[int, Tensor]
+Pair: TypeAlias = tuple[Tensor, Tensor]
+KeyMask: TypeAlias = Tensor | Mapping[int, Tensor]
 
 
 class SharedKeys:

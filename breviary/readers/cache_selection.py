@@ -149,6 +149,7 @@ class CacheSelection(BudgetedCompressor):
     ) -> list[Tensor]:
         """Scores (B, J, T) of each layer."""
         decoder = self._decoder[0]
+        observers: list[tuple[Iterator[Observers | None], Tensor | None]]
         if self.needs_question:
             prompt = Tokens(question.ids.new_zeros(question.states_mask.shape), question.states_mask)
             observers = [(self._run_behind(question.states, prompt, columns, pairs, self.scorer.window), None)]
@@ -203,7 +204,7 @@ class CacheSelection(BudgetedCompressor):
 
     def _run_behind(
         self, states: Tensor, tokens: Tokens, columns: Columns, pairs: LazyLayers, window: int | None
-    ) -> Iterator[Observers]:
+    ) -> Iterator[Observers | None]:
         """Runs tokens behind the whole cache and yields their last `window` ones as observers of each layer.
 
         states  (B, F, D) embeddings of `tokens`; window None = all

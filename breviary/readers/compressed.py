@@ -165,7 +165,7 @@ class CompressedReader(Reader):
             return self._compress(batch, self._encode(batch) if encoded is None else encoded, lower, states)
 
     @torch.no_grad()
-    def encode_contexts(self, batch: Batch) -> list[EncodedContext]:
+    def encode_contexts(self, batch: Batch) -> Sequence[EncodedContext]:
         """As `Reader.encode_contexts`."""
         if self.compressor.keeps_cache and not self.compressor.needs_question:
             return split_key_values(self, self.memory(batch), batch.context.lengths.tolist())

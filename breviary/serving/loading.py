@@ -26,7 +26,7 @@ from breviary.memory.budget import fixed_ratio
 from breviary.objectives.answer import Answer
 from breviary.runs.checkpoints import backbone_difference, best_checkpoint, load_trained, read_metadata
 from breviary.runs.folders import load_config
-from breviary.runs.schema import FORMER_TARGETS
+from breviary.runs.schema import FORMER_TARGETS, without_added
 from breviary.runtime.checkout import PACKAGES, foreign_packages, quiet_libraries
 from breviary.serving.text_interface import TextReader
 
@@ -71,7 +71,7 @@ def load_reader(path: str | Path, backbone: str | Path | None = None, device: st
     reader.identity = {
         "method": FORMER_TARGETS.get(cfg.compressor._target_, cfg.compressor._target_),
         "backbone": stored["sha256"],
-        "settings": spec.settings,
+        "settings": without_added({"compressor": spec.settings})["compressor"],  # as earlier versions saved them
     }
     has_weights = metadata["merged"] or bool(learned_parameters(reader))
     reader.origin = {
