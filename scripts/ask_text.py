@@ -1,8 +1,8 @@
 """Answers questions about a text of any length with a CoMeT run, in constant memory.
 
-    python scripts/ask_text.py outputs/NAME/RUN --text book.txt "Who is the narrator?" "Where does it begin?"
-    python scripts/ask_text.py outputs/NAME/RUN --text book.txt --save book.session
-    python scripts/ask_text.py outputs/NAME/RUN --load book.session "Who is the narrator?"
+    python scripts/ask_text.py outputs/comet_passkey --text book.txt "Who is the narrator?" "Where does it begin?"
+    python scripts/ask_text.py latest --text book.txt --save book.session
+    python scripts/ask_text.py latest --load book.session "Who is the narrator?"
 
 The text is encoded once. Questions are independent of each other and do not change the memory. --save writes the memory
 to a file whose size does not depend on the length of the text. --load continues from such a file; with --text, that
@@ -25,27 +25,38 @@ quiet_libraries()
 
 from omegaconf import DictConfig
 
+from breviary.config.cli.run_names import FORMS, find_run
 from breviary.config.errors import cli_errors, raise_problems
 from breviary.config.keys import validate_keys
 from breviary.contract import Example, Generation
 from breviary.evaluation.resolve import compose_evaluation, find_checkpoint
 from breviary.evaluation.session import EvaluationSession
+from breviary.runtime.spelling import command, next_line, setting
 from comet.inference.session import Session
 from comet.model import Comet
 from data.text_pipeline import TEXT
 
 
-def main(arguments: Sequence[str] | None = None) -> None:
-    """Encodes, saves, answers; exits with code 2 on wrong input."""
+def build_parser() -> argparse.ArgumentParser:
+    """The command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("run", help="a run folder of compressor=comet")
-    parser.add_argument("questions", nargs="*", help="each is answered independently")
+    parser.add_argument("run", metavar="RUN", help=f"of compressor=comet; {FORMS}")
+    parser.add_argument("questions", nargs="*", metavar="QUESTION", help="each is answered independently")
     parser.add_argument("--text", metavar="FILE", help="UTF-8 text to encode")
     parser.add_argument("--save", metavar="FILE", help="write the memory to this file")
     parser.add_argument("--load", metavar="FILE", help="continue from a saved memory")
-    options = parser.parse_intermixed_args(arguments)
+    return parser
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Encodes, saves, answers; exits with code 2 on wrong input."""
+    options = build_parser().parse_intermixed_args(arguments)
     with cli_errors():
+        options.run = str(find_run(options.run))
         ask(options)
+    memory = options.save or options.load
+    words = ["--load", memory, "Who ...?"] if memory else ["--text", options.text, "--save", "memory.session"]
+    print(next_line(command("scripts/ask_text.py", options.run, *words)))
 
 
 def ask(options: argparse.Namespace) -> None:
@@ -87,7 +98,7 @@ def check_options(options: argparse.Namespace) -> DictConfig:
         for key, file in (("text", options.text), ("load", options.load))
         if file and not Path(file).is_file()
     ]
-    cfg = compose_evaluation([f"run={options.run}"])
+    cfg = compose_evaluation([setting("run", options.run)])
     if not cfg.compressor._target_.startswith("comet."):
         problems.append(
             f"{options.run}: compressor {cfg.compressor._target_} has no running memory; give a run of compressor=comet"

@@ -1,6 +1,8 @@
 """Checks every relative link and image of the Markdown pages: the file must exist, and the heading behind a `#`.
 
-    python scripts/check_links.py [--root DIR]
+    python scripts/check_links.py
+    python scripts/check_links.py --root ../another_checkout
+    make check                                  # these links, lint, format and types
 
 Pages: *.md, */README.md, and every page below docs/ and results/. Prints `page:line: link` for each broken
 link; exit code 1 if there is one. Links with a scheme (https:, mailto:) and links inside code are not checked.
@@ -62,11 +64,16 @@ def broken_links(root: Path) -> list[str]:
     return broken
 
 
-def main(arguments: Sequence[str] | None = None) -> None:
-    """Reads the command line; exit code 1 where a link is broken."""
+def build_parser() -> argparse.ArgumentParser:
+    """The command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--root", type=Path, default=ROOT, help="folder of the checkout")
-    broken = broken_links(parser.parse_args(arguments).root.resolve())
+    return parser
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Reads the command line; exit code 1 where a link is broken."""
+    broken = broken_links(build_parser().parse_args(arguments).root.resolve())
     print("\n".join(broken) or "all links lead to a file")
     sys.exit(1 if broken else 0)
 

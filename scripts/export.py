@@ -1,12 +1,12 @@
 """Exports a run as one portable folder: weights in safetensors, configuration, tokenizer, model card.
 
-    python scripts/export.py outputs/NAME/RUN --output DIR
-    python scripts/export.py outputs/NAME/RUN --output DIR --include-backbone      self-contained
-    python scripts/export.py outputs/NAME/RUN --output DIR --merge                 self-contained, adapters merged
+    python scripts/export.py latest --output exported/comi
+    python scripts/export.py outputs/comi_facts --output exported/comi --include-backbone   # self-contained
+    python scripts/export.py outputs/comi_facts --output exported/comi --merge     # self-contained, adapters merged
 
 Without --include-backbone or --merge the folder names the backbone and its hash. Where the folder is opened, the
 backbone is looked up by its hub name (of the run, or --backbone), else in ~/.cache/breviary/backbones. The folder is
-opened by breviary.load_reader("DIR") in Python and evaluated by `python eval.py run=DIR`.
+opened by breviary.load_reader("DIR") in Python and evaluated by `python eval.py DIR`.
 """
 
 from __future__ import annotations
@@ -23,15 +23,17 @@ quiet_libraries()
 import argparse
 from collections.abc import Sequence
 
+from breviary.config.cli.run_names import FORMS, find_run
 from breviary.config.errors import cli_errors
 from breviary.evaluation.resolve import CHECKPOINTS
+from breviary.runtime.spelling import command, next_line
 from breviary.serving.export import ExportOptions, ExportSource, export_run
 
 
-def main(arguments: Sequence[str] | None = None) -> None:
-    """Parses the command line; exits with code 2 on a user error."""
+def build_parser() -> argparse.ArgumentParser:
+    """The command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("run", help="a run folder that train.py printed")
+    parser.add_argument("run", metavar="RUN", help=FORMS)
     parser.add_argument("--output", metavar="DIR", required=True, help="the folder to write; must not exist")
     parser.add_argument("--checkpoint", choices=tuple(CHECKPOINTS), default="best", help="which checkpoint of the run")
     form = parser.add_mutually_exclusive_group()
@@ -43,13 +45,19 @@ def main(arguments: Sequence[str] | None = None) -> None:
     )
     parser.add_argument("--backbone", metavar="NAME", help="hub name of the backbone, where the run has a folder")
     parser.add_argument("--license", metavar="NAME", help="licence of the backbone, where its folder does not state it")
-    args = parser.parse_args(arguments)
+    return parser
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Parses the command line; exits with code 2 on a user error."""
+    args = build_parser().parse_args(arguments)
     options = ExportOptions(args.include_backbone, args.merge, args.backbone, args.license)
     with cli_errors():
-        source = ExportSource.open(args.run, args.checkpoint, args.output, args.merge)
+        source = ExportSource.open(str(find_run(args.run)), args.checkpoint, args.output, args.merge)
         size = export_run(source, Path(args.output), options)
     print(f"{args.output}: {size / 2**20:.1f} MiB, {options.contents(source.backbone.dtype)}")
     print(f"open it with breviary.load_reader({str(args.output)!r})")
+    print(next_line(command("eval.py", args.output)))
 
 
 if __name__ == "__main__":

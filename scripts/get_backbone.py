@@ -22,29 +22,42 @@ from breviary.runtime.checkout import require_checkout
 require_checkout()
 
 import argparse
+from collections.abc import Sequence
 
 from breviary.backbones.fetching import SourceUnavailable, get_backbone
 from breviary.backbones.recipes import BACKBONES
+from breviary.runtime.spelling import command, next_line, setting
 
 
-def main() -> None:
-    """Command line. Exit status 2 for a user error, 1 when no source can be reached."""
+def build_parser() -> argparse.ArgumentParser:
+    """The command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("name", nargs="?", default="smollm2_135m", help=f"one of: {', '.join(BACKBONES)}")
-    parser.add_argument("--from", dest="source", metavar="PATH", help="a .gguf, a .whl or a folder of safetensors")
+    parser.add_argument(
+        "--from", dest="source", metavar="PATH", help="a .gguf, the wheel of SmolLM2 or a folder of safetensors"
+    )
     parser.add_argument(
         "--output",
         metavar="DIR",
         help="default: <cache>/backbones/NAME, where <cache> is the "
         "environment variable BREVIARY_CACHE or ~/.cache/breviary",
     )
-    arguments = parser.parse_args()
+    return parser
+
+
+def main(words: Sequence[str] | None = None) -> None:
+    """Command line. Exit status 2 for a user error, 1 when no source can be reached."""
+    parser = build_parser()
+    arguments = parser.parse_args(words)
     try:
         get_backbone(arguments.name, arguments.source, arguments.output)
     except ValueError as error:
         parser.exit(2, f"error: {error}\n")
     except SourceUnavailable as error:
         parser.exit(1, f"error: {error}\n")
+    backbone = [f"backbone={arguments.name}"]
+    backbone += [setting("backbone.path", arguments.output)] if arguments.output else []
+    print(next_line(command("train.py", "experiment=comi_facts", *backbone)))
 
 
 if __name__ == "__main__":

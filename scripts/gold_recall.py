@@ -1,6 +1,8 @@
 """How many gold segments RAM's relevance ranks first: recall of gold segments against the share of segments kept.
 
-    python scripts/gold_recall.py RUN [RUN ...] [--examples N] [--ratios 2 4 8 16] [--output FILE.json] [key=value ...]
+    python scripts/gold_recall.py latest
+    python scripts/gold_recall.py outputs/ram_facts outputs/ram_small --ratios 2 4 8 16 --output recall.json
+    python scripts/gold_recall.py outputs/ram_small dataset=nq_gold4 split=validation --examples 200
 
 RUN is a run of a reader that ranks segments (compressor=ram). The table compares it with the same reader untrained,
 BM25 on the same segments, chance, and the best possible ranking. A segment is gold if it contains a token of a gold
@@ -28,38 +30,48 @@ from omegaconf import DictConfig
 from rich.console import Console
 from rich.table import Table
 
-from breviary.config.errors import ConfigError, cli_errors
+from breviary.config.cli.run_names import FORMS
+from breviary.config.cli.words import runs_and_settings
+from breviary.config.errors import ConfigError, cli_errors, raise_problems
 from breviary.evaluation.resolve import compose_evaluation, require_single_reader
 from breviary.evaluation.session import EvaluationSession
 from breviary.runs.environment import environment
 from breviary.runtime.files import write_json
+from breviary.runtime.spelling import command, next_line, setting
 from data.text_pipeline import TEXT
 from ram.recall import measure_recall
 
 
+def build_parser() -> argparse.ArgumentParser:
+    """The command line."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("words", nargs="+", metavar="RUN|KEY=VALUE", help=f"{FORMS}; and overrides")
+    parser.add_argument("--examples", type=int, default=100, help="number of examples, from the first (default 100)")
+    parser.add_argument("--ratios", type=int, nargs="+", default=[2, 4, 8, 16], help="1 / kept share (2 4 8 16)")
+    parser.add_argument("--output", metavar="FILE", help="JSON file")
+    return parser
+
+
 def main(arguments: Sequence[str] | None = None) -> None:
     """Measures every run, prints one table; exits with code 2 on wrong input."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("runs", nargs="+", metavar="RUN", help="run folders, and overrides key=value")
-    parser.add_argument("--examples", type=int, default=100, help="number of examples, from the first (default 100)")
-    parser.add_argument("--ratios", type=int, nargs="+", default=[2, 4, 8, 16])
-    parser.add_argument("--output", metavar="FILE", help="JSON file")
-    options = parser.parse_intermixed_args(arguments)
-    overrides = [word for word in options.runs if "=" in word]
+    options = build_parser().parse_intermixed_args(arguments)
     session, rows = EvaluationSession(TEXT), []
     with cli_errors():
-        for run in (word for word in options.runs if "=" not in word):
+        runs, overrides, problems = runs_and_settings(options.words)
+        raise_problems(problems)
+        for run in runs:
             [cfg], examples = session.check(run_config(run, [*overrides, f"examples={options.examples}"]))
             rows += measure_recall(session, cfg, examples, options.ratios)
     show(rows, options.ratios)
     if options.output:
         content = {"schema": 1, "examples": options.examples, "rows": rows, "environment": environment()}
         write_json(options.output, content)
+    print(next_line(command("scripts/reading_map.py", runs[0], *overrides)))
 
 
 def run_config(run: str, overrides: Sequence[str]) -> DictConfig:
     """The run's configuration with the overrides. Raises: ConfigError where the reader ranks no segments."""
-    cfg = compose_evaluation([f"run={run}", *overrides, "baselines=[]"])
+    cfg = compose_evaluation([setting("run", run), *overrides, "baselines=[]"])
     require_single_reader(cfg, "name further runs, or call this again")
     if "segment_size" not in cfg.compressor or "keep" not in cfg.compressor:
         problem = f"{run}: compressor {cfg.compressor._target_} ranks no segments; give a run of compressor=ram"

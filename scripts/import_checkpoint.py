@@ -1,8 +1,9 @@
 """Turns the authors' released weights into a run folder for eval.py.
 
-    python scripts/import_checkpoint.py --format comi --source comi.safetensors --backbone DIR --output RUN
-    python scripts/import_checkpoint.py --format ram --source pytorch_model.bin --backbone DIR --output RUN --quirks
-    python eval.py run=RUN dataset=jsonl dataset.test=FILE.jsonl
+    python scripts/import_checkpoint.py --format comi --source comi.safetensors --backbone DIR --output runs/comi
+    python scripts/import_checkpoint.py --format ram --source ram.bin --backbone DIR --output runs/ram --quirks
+    python scripts/import_checkpoint.py --format comet --source CHECKPOINT_DIR --backbone DIR --output runs/comet
+    python eval.py runs/comi dataset=jsonl dataset.test=FILE.jsonl
 
 SOURCE is a .safetensors or .bin file, or a folder with one (or shards and their index); for comet the released folder
 with config.json. PyTorch files are loaded with weights_only=True. The backbone is the model that the checkpoint was
@@ -36,6 +37,7 @@ from breviary.backbones.pretrained import DTYPES
 from breviary.config.errors import cli_errors
 from breviary.runs.importing import RECORD, import_checkpoint, option_name
 from breviary.runs.released import ReleasedFormat
+from breviary.runtime.spelling import command, next_line
 from comet.released import ReleasedCoMeT
 from comi.released import ReleasedCOMI
 from ram.released import ReleasedRAM
@@ -43,8 +45,8 @@ from ram.released import ReleasedRAM
 FORMATS: dict[str, type[ReleasedFormat]] = {"comi": ReleasedCOMI, "ram": ReleasedRAM, "comet": ReleasedCoMeT}
 
 
-def parse(arguments: Sequence[str] | None) -> dict[str, Any]:
-    """The options by name."""
+def build_parser() -> argparse.ArgumentParser:
+    """The command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--format", required=True, choices=FORMATS)
     parser.add_argument("--source", required=True, metavar="PATH", help="the authors' file or folder")
@@ -57,7 +59,7 @@ def parse(arguments: Sequence[str] | None) -> dict[str, Any]:
     parser.add_argument("--segment-size", type=int, metavar="N", help="tokens of a segment (comi, ram)")
     parser.add_argument("--alignment", choices=("lsa", "linear", "transformer_linear"), help="(comi, ram)")
     parser.epilog = "defaults: " + "; ".join(f"{name}: {describe(form.defaults)}" for name, form in FORMATS.items())
-    return vars(parser.parse_args(arguments))
+    return parser
 
 
 def describe(defaults: Mapping[str, Any]) -> str:
@@ -68,7 +70,7 @@ def describe(defaults: Mapping[str, Any]) -> str:
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """Imports the checkpoint and prints the keys that are not weights; exits with code 2 on wrong input."""
-    options = parse(arguments)
+    options = vars(build_parser().parse_args(arguments))
     name = options.pop("format")
     with cli_errors():
         folder, unused = import_checkpoint(FORMATS, name, **options)
@@ -78,7 +80,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     for reason, keys in keys_by_reason.items():
         more = f" and {len(keys) - 1} more" if len(keys) > 1 else ""
         print(f"not a weight of the reader: {keys[0]}{more}: {reason}")
-    print(f"ready: {folder} (eval.py run={folder}); {RECORD} in it records the source")
+    print(f"ready: {folder}; {RECORD} in it records the source")
+    print(next_line(command("eval.py", folder)))
 
 
 if __name__ == "__main__":

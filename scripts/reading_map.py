@@ -1,9 +1,10 @@
 """Shows in the document how a reader compressed it: one HTML page that needs no other file.
 
-    python scripts/reading_map.py run=outputs/NAME/RUN [dataset=nq] [n=20] [output=map.html] [key=value ...]
-    python scripts/reading_map.py compressor=ram backbone=smollm2_135m dataset=nq_gold4      an untrained reader
+    python scripts/reading_map.py latest
+    python scripts/reading_map.py outputs/ram_facts n=40 output=map.html
+    python scripts/reading_map.py compressor=ram backbone=smollm2_135m dataset=nq_gold4     # an untrained reader
 
-The keys are those of eval.py, n and output. The reader answers the first n questions of the split.
+RUN and the keys are those of eval.py, with n and output. The reader answers the first n questions of the split.
 """
 
 from __future__ import annotations
@@ -24,6 +25,7 @@ from breviary.config.errors import report_user_errors, run_cli
 from breviary.evaluation.resolve import resolve_command_line
 from breviary.evaluation.session import EvaluationSession
 from breviary.report.reading_map import make_reading_map
+from breviary.runtime.spelling import command, next_line
 from data.text_pipeline import TEXT
 
 CONFIG = "reading_map"
@@ -38,6 +40,9 @@ def main(cfg: DictConfig) -> None:
     cfg = resolve_command_line(cfg, OWN_KEYS)
     file = make_reading_map(EvaluationSession(TEXT), cfg, n, None if output is None else str(output))
     print(f"reading map {file}")
+    exported = ["--output", f"exported/{cfg.reader}"]
+    after_run = [command("eval.py", cfg.run), command("scripts/export.py", cfg.run, *exported)]
+    print(next_line(*(after_run if cfg.run else [command("train.py", "experiment=ram_facts")])))
 
 
 if __name__ == "__main__":

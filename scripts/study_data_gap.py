@@ -1,9 +1,9 @@
 """Does it matter what encoder and decoder were trained on? A grid of mixes of prose and formal text (arXiv 2602.01778).
 
-    python scripts/study_data_gap.py [key=value ...]                       smoke form, minutes of a CPU
-    python scripts/study_data_gap.py --config-name study/data_gap_small    real text, an hour of one core
-    python scripts/study_data_gap.py --config-name study/data_gap          models of 29M weights, for a GPU
-    python scripts/study_data_gap.py tables=true                           tables and figures only
+    python scripts/study_data_gap.py                                       # smoke form, minutes of a CPU
+    python scripts/study_data_gap.py --config-name study/data_gap_small    # real text, an hour of one core
+    python scripts/study_data_gap.py --config-name study/data_gap          # models of 29M weights, for a GPU
+    python scripts/study_data_gap.py tables=true                           # tables and figures only
 
 Language models are trained from scratch on mixes D1, D2, ... with growing shares of formal text, with equal tokens and
 steps. Pairs of an encoder and a decoder become autoencoders under one budget. OUTPUT/gap_per_doc.parquet has one row
@@ -22,10 +22,12 @@ require_checkout()
 quiet_libraries()
 
 import hydra
+from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig
 
 from breviary.config.errors import report_user_errors, run_cli
 from breviary.evaluation.session import EvaluationSession
+from breviary.runtime.spelling import command, next_line, setting
 from breviary.studies.data_gap.study import STUDY
 from breviary.studies.frame import run_study
 from data.text_pipeline import TEXT
@@ -39,6 +41,8 @@ CONFIG = "study/data_gap_smoke"
 def main(cfg: DictConfig) -> None:
     """Runs the study."""
     run_study(STUDY, cfg, train, EvaluationSession(TEXT))
+    again = ["tables=true", setting("output", cfg.output)]
+    print(next_line(command("scripts/study_data_gap.py", "--config-name", HydraConfig.get().job.config_name, *again)))
 
 
 if __name__ == "__main__":

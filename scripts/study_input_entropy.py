@@ -1,7 +1,8 @@
 """Which documents survive compression? Entropy under encoder and decoder against quality (arXiv 2602.01778).
 
-    python scripts/study_input_entropy.py [key=value ...]          configs/study/input_entropy.yaml has the keys
-    python scripts/study_input_entropy.py tables=true              tables and figures only, from per_doc.parquet
+    python scripts/study_input_entropy.py                          # 12 to 20 minutes of one CPU core for each seed
+    python scripts/study_input_entropy.py "seeds=[0]" "rates=[4,8]" output=outputs/input_entropy
+    python scripts/study_input_entropy.py tables=true              # tables and figures only, from per_doc.parquet
 
 Documents of one length from several domains, and an entropy ladder of some of them. Two small language models of
 different training are encoder and decoder, in both roles; train.py trains their autoencoders. OUTPUT/per_doc.parquet
@@ -20,10 +21,12 @@ require_checkout()
 quiet_libraries()
 
 import hydra
+from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig
 
 from breviary.config.errors import report_user_errors, run_cli
 from breviary.evaluation.session import EvaluationSession
+from breviary.runtime.spelling import command, next_line, setting
 from breviary.studies.frame import run_study
 from breviary.studies.input_entropy.study import STUDY
 from data.text_pipeline import TEXT
@@ -37,6 +40,10 @@ CONFIG = "study/input_entropy"
 def main(cfg: DictConfig) -> None:
     """Runs the study."""
     run_study(STUDY, cfg, train, EvaluationSession(TEXT))
+    again = ["tables=true", setting("output", cfg.output)]
+    print(
+        next_line(command("scripts/study_input_entropy.py", "--config-name", HydraConfig.get().job.config_name, *again))
+    )
 
 
 if __name__ == "__main__":

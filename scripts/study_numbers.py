@@ -1,6 +1,8 @@
 """Writes the studies' numbers from the committed tables into docs/, between two marks.
 
-    python scripts/study_numbers.py [--check]
+    python scripts/study_numbers.py
+    python scripts/study_numbers.py --check
+    python scripts/study_sizes.py tables=true       # the tables themselves, from the measurements
 
 Every number of docs/autoencoder_study.md, and the part about sizes of docs/guidelines.md. --check writes nothing; the
 exit code is 1 where a document differs from the tables. A test does the same.
@@ -9,6 +11,7 @@ exit code is 1 where a document differs from the tables. A test does the same.
 from __future__ import annotations
 
 import argparse
+import shlex
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -20,6 +23,7 @@ require_checkout()
 quiet_libraries()
 
 from breviary.runtime.files import write_text
+from breviary.runtime.spelling import command, next_line
 from breviary.studies.data_gap.numbers import gap_correlations, mitigation_numbers, pair_accuracies
 from breviary.studies.input_entropy.numbers import input_entropy_numbers
 from breviary.studies.markdown import replace_numbers
@@ -45,11 +49,16 @@ def study_numbers(tables: Path) -> str:
 DOCUMENTS = {ROOT / "docs" / "autoencoder_study.md": study_numbers, ROOT / "docs" / "guidelines.md": size_numbers}
 
 
-def main(arguments: Sequence[str] | None = None) -> None:
-    """Writes or checks the documents."""
+def build_parser() -> argparse.ArgumentParser:
+    """The command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--check", action="store_true", help="write nothing; exit code 1 where numbers differ")
-    options = parser.parse_args(arguments)
+    return parser
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Writes or checks the documents."""
+    options = build_parser().parse_args(arguments)
     for document, numbers in DOCUMENTS.items():
         text = document.read_text(encoding="utf-8")
         expected = replace_numbers(text, numbers(TABLES))
@@ -60,6 +69,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
             sys.exit(1)
         if not options.check:
             write_text(document, expected)
+    print(next_line(command("scripts/check_links.py") if options.check else shlex.join(["git", "diff", "docs"])))
 
 
 if __name__ == "__main__":

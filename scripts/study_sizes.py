@@ -1,7 +1,8 @@
 """How large should encoder and decoder be? Rate, quality and time for every pair of sizes (arXiv 2602.01778).
 
-    python scripts/study_sizes.py [key=value ...]          configs/study/sizes.yaml has the keys
-    python scripts/study_sizes.py tables=true              tables and figure only, from per_doc.parquet and times.csv
+    python scripts/study_sizes.py                          # half an hour of one CPU core
+    python scripts/study_sizes.py "seeds=[0,1,2]" "rates=[4]" output=outputs/sizes
+    python scripts/study_sizes.py tables=true              # tables and figure only, from per_doc.parquet and times.csv
 
 Language models of several sizes (or vocabularies) are trained from scratch on the same sources. Every pair of them
 becomes an autoencoder at every rate, under one budget. OUTPUT/per_doc.parquet has one row per document and setting,
@@ -21,10 +22,12 @@ require_checkout()
 quiet_libraries()
 
 import hydra
+from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig
 
 from breviary.config.errors import report_user_errors, run_cli
 from breviary.evaluation.session import EvaluationSession
+from breviary.runtime.spelling import command, next_line, setting
 from breviary.studies.frame import run_study
 from breviary.studies.sizes.study import STUDY
 from data.text_pipeline import TEXT
@@ -38,6 +41,8 @@ CONFIG = "study/sizes"
 def main(cfg: DictConfig) -> None:
     """Runs the study."""
     run_study(STUDY, cfg, train, EvaluationSession(TEXT))
+    again = ["tables=true", setting("output", cfg.output)]
+    print(next_line(command("scripts/study_sizes.py", "--config-name", HydraConfig.get().job.config_name, *again)))
 
 
 if __name__ == "__main__":

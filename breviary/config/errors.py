@@ -94,6 +94,9 @@ def run_cli(main: Callable[[], Any], config: str, has_flags: bool = True) -> Non
         main()
     except RunFailure as failure:
         _print_and_exit([str(failure)], 1)
+    except BrokenPipeError:  # what reads the output has ended, e.g. --help | head
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        sys.exit(1)
     except USER_ERRORS as error:
         _exit_with(error, config)
     except KeyboardInterrupt:

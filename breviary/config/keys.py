@@ -9,7 +9,6 @@ import difflib
 import functools
 import importlib
 import inspect
-import re
 import sys
 import types
 import typing
@@ -18,22 +17,20 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import yaml
 from hydra import compose, initialize_config_dir
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.override_parser.types import Override
 from hydra.errors import ConfigCompositionException, OverrideParseException
 from omegaconf import DictConfig, ListConfig, OmegaConf, open_dict
 from omegaconf.errors import OmegaConfBaseException
-from yaml import YAMLError
 
 from breviary.config.cli.aliases import alias_of
+from breviary.config.cli.choices import CONFIGS, choice_words, choices_with, config_groups
 from breviary.config.cli.interpolations import value_message
 from breviary.config.defaults import fill_defaults
 from breviary.memory.budget import BudgetedCompressor
-from breviary.runtime.checkout import ROOT
 from breviary.runtime.spelling import override
-
-CONFIGS = ROOT / "configs"
 
 CLASSES = ("backbone", "compressor", "dataset", "objective")  # sections with a _target_
 
@@ -194,54 +191,6 @@ def known_keys(config: str, words: Iterable[str] | None = None) -> list[str]:
     return flat_keys(cfg) + groups
 
 
-def config_groups() -> list[str]:
-    """The config groups: folders of configs/."""
-    return sorted(folder.name for folder in CONFIGS.iterdir() if folder.is_dir())
-
-
-def group_choices(group: str) -> list[str]:
-    """The choices of a config group."""
-    return sorted(file.stem for file in (CONFIGS / group).glob("*.yaml"))
-
-
-def choices_with(key: str) -> list[str]:
-    """GROUP=CHOICE for each choice of a config group that has a key GROUP.NAME, at most three of them."""
-    group, _, name = key.partition(".")
-    if not name or not (CONFIGS / group).is_dir():
-        return []
-    files = {choice: config_files(CONFIGS / group / f"{choice}.yaml") for choice in group_choices(group)}
-    return [f"{group}={choice}" for choice, parts in files.items() if any(name in _content(part) for part in parts)][:3]
-
-
-@functools.cache
-def _content(file: Path) -> frozenset[str]:
-    """The top keys of a YAML file."""
-    return frozenset(map(str, OmegaConf.load(file)))
-
-
-def choice_words(words: Iterable[str]) -> list[str]:
-    """The words of a command line that choose YAML files: group=choice, and where choices are searched."""
-    return [
-        word
-        for word in words
-        if word.startswith("hydra.searchpath=") or word.partition("=")[0] in config_groups()
-    ]
-
-
-def config_files(file: Path) -> list[Path]:
-    """A YAML file and those of its folder that its defaults list names, in the order in which they are merged."""
-    names = [name for name in OmegaConf.load(file).get("defaults", []) if isinstance(name, str)]
-    names += [] if "_self_" in names else ["_self_"]
-    parts = [[file] if name == "_self_" else config_files(file.with_name(f"{name}.yaml")) for name in names]
-    return [part for files in parts for part in files]
-
-
-def package_of(file: Path) -> str:
-    """The section that a YAML of a primary configuration fills, as the prefix of its keys: "" or "NAME."."""
-    package = re.match(r"# @package (\w+)", file.read_text(encoding="utf-8"))
-    return f"{package[1]}." if package and package[1] != "_global_" else ""
-
-
 def allow_run_keys(words: list[str]) -> list[str]:
     """Command-line words in which keys of the run's sections (run=FOLDER) are marked as additions (`++`).
 
@@ -258,16 +207,16 @@ def allow_run_keys(words: list[str]) -> list[str]:
         return words
     try:
         cfg = OmegaConf.load(file)
-    except (YAMLError, UnicodeDecodeError):  # reported there, too
+    except (yaml.YAMLError, UnicodeDecodeError):  # reported there, too
         return words
     names = cfg.items() if OmegaConf.is_dict(cfg) else ()
     sections = tuple(f"{name}." for name, value in names if OmegaConf.is_dict(value))
     return [f"++{word}" if word.startswith(sections) else word for word in words]
 
 
-def read_value(override: Override) -> Any:
-    r"""An override's value without Hydra's quotes and OmegaConf's backslash in \${."""
-    value = override.value()
+def read_value(setting: Override) -> Any:
+    r"""A setting's value without Hydra's quotes and OmegaConf's backslash in \${."""
+    value = setting.value()
     return value.replace(r"\${", "${") if isinstance(value, str) else value
 
 

@@ -3,8 +3,12 @@
 from __future__ import annotations
 
 import re
+import shlex
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any
+
+from breviary.runtime.checkout import ROOT
 
 _BARE = re.compile(r"[A-Za-z_./][A-Za-z0-9_./-]*")  # text that Hydra reads as text without quotes
 _KEYWORDS = re.compile(r"(?i)null|true|false|nan|inf")
@@ -25,6 +29,27 @@ def override(key: str, value: Any) -> str:
     return f'"{word}"' if not re.search(r'["$`\\!]', word) else "'" + word.replace("'", "'\\''") + "'"
 
 
+def setting(key: str, value: Any) -> str:
+    """key=value as a program passes it to Hydra: without the quotes that a shell needs."""
+    return f"{key}={hydra_value(value)}"
+
+
+def command(script: str, *words: Any, processes: int = 1) -> str:
+    """`python SCRIPT WORD ...` as one line for bash and zsh, each word quoted where the shell needs it.
+
+    script     path in the checkout; absolute in the line where the working folder is another one
+    processes  more than one: started by torchrun on one machine
+    """
+    path = script if Path.cwd() == ROOT else str(ROOT / script)
+    start = ["python"] if processes == 1 else ["torchrun", "--nproc_per_node", str(processes)]
+    return shlex.join([*start, path, *map(str, words)])
+
+
+def next_line(*commands: str) -> str:
+    """What a command prints last: the commands that are useful next, one line each."""
+    return "next: " + "\n      ".join(commands)
+
+
 def hydra_value(value: Any) -> str:
     """A value in the grammar of Hydra's overrides."""
     if value is None or isinstance(value, bool):
@@ -34,6 +59,7 @@ def hydra_value(value: Any) -> str:
     if isinstance(value, str):
         if _BARE.fullmatch(value) and not _KEYWORDS.fullmatch(value):
             return value
+        value = re.sub(r"(\\*)\$\{", lambda m: m[1] * 2 + r"\${", value)  # no interpolation
         quote = '"' if re.search(r"['\n\t\r]", value) else "'"  # the quotes that the shell's do not clash with
         # Backslashes count as escapes only before a quote, and at the end.
         return quote + re.sub(rf"(\\*)({quote}|$)", lambda m: m[1] * 2 + (m[2] and f"\\{m[2]}"), value) + quote

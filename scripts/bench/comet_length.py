@@ -1,8 +1,8 @@
 """CoMeT over the length of the text: constant memory, linear time, constant decoding time; against the plain backbone.
 
-    python scripts/bench/comet_length.py [--backbone tiny] [--lengths 4096 16384 65536] [--output FILE.json]
-    python scripts/bench/comet_length.py --lengths            only the two backends, at the widths of Qwen3-4B and
-                                                              SmolLM2
+    python scripts/bench/comet_length.py --lengths 4096 16384 65536 --output length.json
+    python scripts/bench/comet_length.py --backbone smollm2_135m --keys compressor.chunk_size=512
+    python scripts/bench/comet_length.py --lengths            # only the backends, at widths of Qwen3-4B and SmolLM2
 
 Measures speed and memory only: weights are random or the plain backbone's, tokens are random. For each length: time to
 read the text, peak memory of the process above the loaded weights, bytes of the state, time of a decoded token, and the
@@ -28,12 +28,13 @@ from breviary.config.errors import cli_errors
 from breviary.evaluation.timing import reader_from_overrides
 from breviary.runs.environment import environment
 from breviary.runtime.files import write_json
+from breviary.runtime.spelling import command, next_line
 from comet.bench.backends import SHAPES, measure_backends, print_backends
 from comet.bench.length import map_tensors_separately, measure_comet, measure_plain, plot_lengths, print_lengths
 
 
-def main(arguments: Sequence[str] | None = None) -> None:
-    """Measures, prints two tables, writes one JSON file and a plot beside it."""
+def build_parser() -> argparse.ArgumentParser:
+    """The command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--backbone", default="tiny", help="a YAML of configs/backbone")
     parser.add_argument("--lengths", type=int, nargs="*", default=[4096, 16384, 65536, 262144, 1048576], help="tokens")
@@ -42,7 +43,12 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--runs", type=int, default=5, help="timed runs of each backend")
     parser.add_argument("--shapes", nargs="*", choices=SHAPES, default=list(SHAPES), help="widths for the backends")
     parser.add_argument("--output", metavar="FILE", help="JSON file; the plot has the same name with .png")
-    args = parser.parse_args(arguments)
+    return parser
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Measures, prints two tables, writes one JSON file and a plot beside it."""
+    args = build_parser().parse_args(arguments)
     quiet_libraries()
     map_tensors_separately()
     measured: dict[str, Any] = {
@@ -76,6 +82,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         add_row("backends", measure_backends(shape, args.runs))
     if args.shapes:
         print_backends(measured["backends"])
+    print(next_line(command("scripts/bench/comet_pipeline.py")))
 
 
 if __name__ == "__main__":

@@ -1,6 +1,8 @@
 """CoMeT's pipeline of two processes against one process: time, idle time, and a figure of all tasks.
 
-    python scripts/bench/comet_pipeline.py [--runs 5] [--chunks 8] [--layers 30] [--output results/comet/pipeline]
+    python scripts/bench/comet_pipeline.py
+    python scripts/bench/comet_pipeline.py --runs 5 --chunks 8 --layers 30 --output results/comet/pipeline
+    python scripts/bench/comet_pipeline.py --chunks 16 --width 256 --slots 32
 
 Two processes with one thread on one CPU core each process one text, forward and backward. Variants, in alternating
 runs: cyclic, contiguous, naive (a rank's whole block, then all its messages), and rank 0 alone on the same text.
@@ -27,6 +29,7 @@ require_checkout()
 
 from breviary.runs.environment import environment
 from breviary.runtime.files import write_json
+from breviary.runtime.spelling import command, next_line
 from comet.bench.pipeline import (
     PipelineBenchmark,
     measure_makespans,
@@ -48,13 +51,18 @@ HELP = {
 }
 
 
-def main(arguments: Sequence[str] | None = None) -> None:
-    """Measures, prints two tables, writes a JSON file and a figure."""
+def build_parser() -> argparse.ArgumentParser:
+    """The command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     for name, default in asdict(PipelineBenchmark()).items():
         parser.add_argument(f"--{name}", type=int, default=default, help=HELP[name])
     parser.add_argument("--output", metavar="PATH", help="path of both files, without suffix")
-    args = parser.parse_args(arguments)
+    return parser
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Measures, prints two tables, writes a JSON file and a figure."""
+    args = build_parser().parse_args(arguments)
     quiet_libraries()
     benchmark = PipelineBenchmark(**{name: getattr(args, name) for name in HELP})
     measured: dict[str, Any] = {"schema": 1, **vars(args), "environment": environment()}
@@ -66,6 +74,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         write_json(f"{args.output}.json", measured)
         draw_pipeline(measured["timed"], Path(f"{args.output}.png"))
         print(f"{args.output}.json, {args.output}.png")
+    print(next_line(command("scripts/plan_pipeline.py", "--model", "qwen3_4b", "--cases", "131072:16")))
 
 
 if __name__ == "__main__":

@@ -1,7 +1,8 @@
 """Speed of a compressor against its floor, measured in one process.
 
-    python scripts/bench/compress.py [--output results/bench/compress.json]
+    python scripts/bench/compress.py --output results/bench/compress.json
     python scripts/bench/compress.py --compressor ram --lengths 4096 16384 --ratios 4 8
+    python scripts/bench/compress.py --backbone tiny --dtype float32 --lengths 512 --runs 3
 
 The first table compares the whole compression (encode context and question, group, merge, align) with the bare forward
 pass of the same truncated encoder on the same tokens in the same rows. For RAM these are segments, with the question on
@@ -31,12 +32,13 @@ from breviary.config.errors import cli_errors
 from breviary.evaluation.bench import measure_compression, measure_training_step
 from breviary.runs.environment import environment
 from breviary.runtime.files import write_json
+from breviary.runtime.spelling import command, next_line
 
 JOINS = ("input", "depth")
 
 
-def main(arguments: Sequence[str] | None = None) -> None:
-    """Runs both benchmarks, prints a table for each, writes one JSON file."""
+def build_parser() -> argparse.ArgumentParser:
+    """The command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--backbone", default="smollm2_135m", help="a YAML of configs/backbone")
     parser.add_argument("--compressor", default="comi", help="a YAML of configs/compressor that merges states")
@@ -45,7 +47,12 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--ratios", type=int, nargs="+", default=[4, 16, 32])
     parser.add_argument("--runs", type=int, default=7)
     parser.add_argument("--output", metavar="FILE", help="JSON file")
-    args = parser.parse_args(arguments)
+    return parser
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Runs both benchmarks, prints a table for each, writes one JSON file."""
+    args = build_parser().parse_args(arguments)
     quiet_libraries()
     overrides = [f"compressor={args.compressor}", f"backbone={args.backbone}", f"backbone.dtype={args.dtype}"]
     measured: dict[str, Any] = {
@@ -71,6 +78,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         for join in JOINS:
             add_row("training_step", measure_training_step(overrides, join, args.lengths[0], args.runs))
     show("Training step (forward and backward) against full context on as many tokens", measured["training_step"])
+    print(next_line(command("scripts/bench/end_to_end.py", "--backbone", args.backbone)))
 
 
 def show(title: str, rows: Sequence[dict[str, Any]]) -> None:

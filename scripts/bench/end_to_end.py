@@ -1,8 +1,8 @@
 """Time from question to answer: first token and 32 tokens of every reader against full context, in one process.
 
-    python scripts/bench/end_to_end.py [--lengths 2048 4096 8192 16384] [--ratios 4 8] [--output FILE.json]
-    python scripts/bench/end_to_end.py --backbone tiny --lengths 32768 \\
-        --keys backbone.width=256 backbone.layers=12 backbone.positions=40000
+    python scripts/bench/end_to_end.py --lengths 2048 4096 8192 16384 --ratios 4 8 --output end_to_end.json
+    python scripts/bench/end_to_end.py --readers ram-depth comi-depth --ratios 8
+    python scripts/bench/end_to_end.py --backbone tiny --lengths 9000 --keys backbone.layers=12 backbone.positions=9999
 
 Nothing is cached: each question encodes and compresses its context, then answers. Weights are the untouched backbone's
 and tokens are random, because only speed is measured. Lengths may therefore exceed the backbone's positions. All
@@ -31,10 +31,11 @@ from breviary.config.errors import cli_errors
 from breviary.evaluation.bench import measure_answers
 from breviary.runs.environment import environment
 from breviary.runtime.files import write_json
+from breviary.runtime.spelling import command, next_line
 
 
-def main(arguments: Sequence[str] | None = None) -> None:
-    """Measures length by length, prints one table, writes one JSON file."""
+def build_parser() -> argparse.ArgumentParser:
+    """The command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--backbone", default="smollm2_135m", help="a YAML of configs/backbone")
     parser.add_argument("--dtype", default="bfloat16", help="dtype of the weights")
@@ -46,6 +47,12 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--keys", nargs="*", default=[], help="overrides key=value for every reader")
     parser.add_argument("--runs", type=int, default=3)
     parser.add_argument("--output", metavar="FILE", help="JSON file")
+    return parser
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Measures length by length, prints one table, writes one JSON file."""
+    parser = build_parser()
     args = parser.parse_args(arguments)
     quiet_libraries()
     forms = {name: overrides for name, overrides in compressor_forms().items() if name != "full_context"}
@@ -69,6 +76,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
             if args.output:
                 write_json(args.output, content)  # after every length, so that an interruption loses none
     show(content["rows"])
+    print(next_line(command("train.py", "experiment=comi_facts", f"backbone={args.backbone}")))
 
 
 def show(rows: Sequence[dict[str, Any]]) -> None:

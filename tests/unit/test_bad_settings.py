@@ -74,7 +74,7 @@ def test_an_unknown_choice_is_reported_with_all_choices(refused):
 
 
 def test_a_word_without_equals_sign(refused):
-    assert refused(training, "train.steps") == ["Error parsing override 'train.steps' missing EQUAL at '<EOF>'"]
+    assert refused(training, "train.steps") == ["train.steps: no value; write train.steps=VALUE"]
 
 
 def test_values_of_a_wrong_type(refused):
@@ -94,7 +94,7 @@ def test_values_of_a_wrong_type(refused):
         "train.steps=many: must be a whole number, e.g. 100",
         "train.batch_size=1.5: must be a whole number, e.g. 8",
         "train.warmup=null: must be a number, e.g. 0.1",
-        "train.log_every: Missing mandatory value: train.log_every",
+        "train.log_every=???: a value is missing; write train.log_every=VALUE",
         "compressor.ratio=eight: must be a whole number or null, e.g. 4",
         "compressor.coarse=maybe: must be true or false, e.g. true",
         "dataset.facts=four: must be a whole number, e.g. 4",

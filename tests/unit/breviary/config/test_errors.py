@@ -12,7 +12,12 @@ from omegaconf import OmegaConf
 from breviary.config.errors import ConfigError, cli_errors, run_cli
 from breviary.runtime.checkout import ROOT
 
-NO_RUN = "run=/nowhere: no run folder (no config.yaml in it); give one that train.py printed"
+NO_RUN = "run=/nowhere: no such folder; RUN is a run folder that train.py printed, a folder of runs such as "
+
+
+@pytest.fixture(autouse=True)
+def no_words(monkeypatch):
+    monkeypatch.setattr(sys, "argv", ["train.py"])
 
 
 def test_library_errors_keep_their_traceback():
@@ -40,7 +45,7 @@ def raises(error):
     [
         (lambda: raises(ConfigError(["a=1: wrong", "b=2: wrong"])), "error: a=1: wrong\nerror: b=2: wrong\n"),
         (lambda: raises(ValueError("a: wrong\n  line 2")), "error: a: wrong\n  line 2\n"),
-        (lambda: OmegaConf.create({"a": "???"}).a, "error: Missing mandatory value: a\n"),
+        (lambda: OmegaConf.create({"a": "???"}).a, "error: a=???: a value is missing; write a=VALUE\n"),
     ],
 )
 def test_cli_errors_prints_messages_and_exits_with_code_2(capsys, function, output):
@@ -77,5 +82,7 @@ def test_eval_as_a_script_prints_only_its_messages(tmp_path, monkeypatch, capfd)
     monkeypatch.setattr(sys, "argv", ["eval.py", "run=/nowhere"])
     with pytest.raises(SystemExit) as exit:
         runpy.run_path(str(ROOT / "eval.py"), run_name="__main__")
-    assert (exit.value.code, *capfd.readouterr()) == (2, "", f"error: {NO_RUN}\n")
+    printed = capfd.readouterr()
+    assert (exit.value.code, printed.out, printed.err.count("\n")) == (2, "", 1)
+    assert printed.err.startswith(f"error: {NO_RUN}")
     assert not list(tmp_path.iterdir())

@@ -1,0 +1,1 @@
+"""Command lines: which run a word names, which setting a wrong word meant, and what --help prints."""
