@@ -59,8 +59,8 @@ def test_every_yaml_has_a_header_and_a_comment_on_every_key(file):
     lines = [line for line in lines if not line.startswith(("#", "defaults: "))]
     assert lines[0].startswith("_target_: ")
     # A nested section has its class and its keys on lines of their own.
-    keys = [line for line in lines[1:] if not line.startswith("  _target_: ") and not re.fullmatch(r"\w+:", line)]
-    assert all(re.match(r"(  )?\w+:( .*\S)? +# \S", line) for line in keys), lines
+    keys = [line for line in lines[1:] if not re.match(r" +_target_: ", line) and not re.fullmatch(r" *\w+:", line)]
+    assert all(re.match(r" *\w+:( .*\S)? +# \S", line) for line in keys), lines
 
 
 @pytest.mark.parametrize("config", ["train", "eval"])

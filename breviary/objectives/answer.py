@@ -85,8 +85,8 @@ class ShuffledContext(Answer):
     def primary(self, batch: Batch) -> Batch:
         """Prompts and answers of `batch`, with the contexts of the replacement."""
         own, other = self.objective.primary(batch), self.objective.primary(self.replacement)
-        contexts = {"context": other.context, "compressed": other.compressed, "examples": other.examples}
-        return replace(own, **contexts, evidence=None, offsets=None)
+        own = replace(own, context=other.context, compressed=other.compressed, examples=other.examples)
+        return replace(own, evidence=None, offsets=None)
 
 
 class AnswerAndCopy(Answer):

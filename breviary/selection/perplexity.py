@@ -69,7 +69,7 @@ class LLMLingua(LikelihoodRelevance):
         kept = (fill_budget(scores, candidates.numbers, limits) >= 0).tolist()
         contexts = []
         for b, units in enumerate(candidates.columns()):
-            ranked = range(len(units))
+            ranked = list(range(len(units)))
             if not self.keeps_order:
                 row = scores[b].tolist()
                 ranked = sorted(ranked, key=lambda unit: (-row[unit], unit))
