@@ -20,6 +20,8 @@ from breviary.readers.chunked import ChunkedReader
 from breviary.runtime.files import folder_problem
 from breviary.runtime.markup import surrogate_problem, unknown_fields
 from breviary.runtime.spelling import escape_problems, override, unescaped
+from breviary.selection.likelihood import LikelihoodRelevance
+from breviary.selection.named import relevance_class, relevance_problems
 
 ENGINES = ("single", "ddp", "zero")
 BUDGET = ("ratio", "slots", "ratio_choices")
@@ -52,6 +54,7 @@ def check_config(
         )
     if not cfg.get("run"):  # the texts of a run are checked where they differ from those it was trained with
         problems += check_texts(cfg)
+    problems += check_equal_calls(cfg.engine, spec, backbone)
     return problems + check_engine(cfg.engine, spec.compressor, world_size)
 
 
@@ -235,6 +238,20 @@ def check_engine(engine: DictConfig, compressor: type, world_size: int) -> list[
     if engine.kind == "single" and world_size > 1:
         problems.append(f"engine=single with {world_size} processes: use engine=ddp, zero1, zero2 or zero3")
     return problems
+
+
+def check_equal_calls(engine: DictConfig, spec: ReaderSpec, backbone: Backbone | TinyBackbone) -> list[str]:
+    """Relevances that run the decoder as often as their contexts have parts, against ZeRO-3."""
+    relevance = spec.settings.get("relevance")
+    if relevance is None or relevance_problems(relevance, backbone):
+        return []
+    stage = engine.deepspeed.zero_optimization.stage if engine.deepspeed else 0
+    if stage < 3 or not issubclass(relevance_class(relevance), LikelihoodRelevance):
+        return []
+    return [
+        "engine=zero3: this compressor.relevance runs a language model a data-dependent number of times, and ZeRO-3 "
+        "needs equal module calls on every process; use engine=zero2"
+    ]
 
 
 def _check_pipeline(engine: DictConfig, compressor: type[Any], stage: int, world_size: int) -> list[str]:

@@ -50,12 +50,16 @@ def build_parser() -> argparse.ArgumentParser:
     return parser
 
 
+# The reference of every row, and the one whose text the data holds.
+NO_ROWS = ("full_context", "external")
+
+
 def main(arguments: Sequence[str] | None = None) -> None:
     """Measures length by length, prints one table, writes one JSON file."""
     parser = build_parser()
     args = parser.parse_args(arguments)
     quiet_libraries()
-    forms = {name: overrides for name, overrides in compressor_forms().items() if name != "full_context"}
+    forms = {name: overrides for name, overrides in compressor_forms().items() if name not in NO_ROWS}
     unknown = sorted(set(args.readers or []) - forms.keys())
     if unknown:
         parser.error(f"--readers: unknown {', '.join(unknown)}; allowed are {', '.join(forms)}")

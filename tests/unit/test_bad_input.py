@@ -61,6 +61,19 @@ def test_a_truncated_file(refused, tmp_path):
     )
 
 
+def test_examples_without_what_a_baseline_reads_are_refused(refused, tmp_path):
+    rows = [{**ROW, "id": "a", "compressed_context": "blue"}, {**ROW, "id": "b"}]
+    test = f"dataset.test={write(tmp_path / 'test.jsonl', rows)}"
+    for name, lacks in (("gold", "mark no gold passage"), ("external", "have no compressed_context")):
+        count, first = ("2", "a") if name == "gold" else ("1", "b")
+        for entry, split, files in (
+            (training, "train", jsonl(tmp_path, rows)),
+            (evaluation, "test", ["dataset=jsonl", test, "baselines=[]"]),
+        ):
+            [message] = refused(entry, *files, f"compressor={name}")
+            assert message.startswith(f"dataset {split}: {count} of 2 examples {lacks} (first id: '{first}')")
+
+
 def test_errors_of_a_dataset_constructor_are_reported(refused, tmp_path, monkeypatch):
     (tmp_path / "own_dataset.py").write_text(
         "class OwnDataset:\n    def __init__(self, sort: str = 'none'):\n"

@@ -7,6 +7,8 @@ import pytest
 import torch
 
 from breviary.backbones.tiny import TinyBackbone
+from breviary.config.build import ReaderSpec
+from breviary.config.checks import check_equal_calls
 from breviary.contract import Context, Document, Example, Question
 from breviary.readers.external import External
 from breviary.readers.text_selection import TextSelection
@@ -147,6 +149,13 @@ def test_wrong_settings_are_refused(changes, message):
         relevance = {"document_budget": 2.0, "segment_size": 100, **relevance}
     problems = TextSelection.problems({**SETTINGS, **changes, "relevance": relevance}, TinyBackbone(layers=4))
     assert problems and any(problem.startswith(message) for problem in problems), problems
+
+
+@pytest.mark.parametrize("name, count", [("llmlingua", 1), ("selective_context", 1), ("bm25", 0), ("comi", 0)])
+def test_zero3_is_refused_where_the_number_of_passes_depends_on_the_data(name, count):
+    cfg = compose_tiny([f"compressor={name}", "engine=zero3"])
+    problems = check_equal_calls(cfg.engine, ReaderSpec.of(cfg), TinyBackbone())
+    assert len(problems) == count and all("use engine=zero2" in problem for problem in problems)
 
 
 def test_an_embedding_model_in_a_folder_ranks(tmp_path, tokenizer, ragged):
