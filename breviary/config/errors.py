@@ -135,7 +135,7 @@ def cli_errors() -> Iterator[None]:
     except ValueError as error:
         _print_and_exit(getattr(error, "problems", [str(error)]))
     except USER_ERRORS as error:
-        _exit_with(error)
+        _exit_with(error, "eval")  # the configuration that scripts compose
 
 
 # ------------------------------------------------------------------ messages

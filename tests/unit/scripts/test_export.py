@@ -227,7 +227,7 @@ def test_the_card_of_imported_weights_names_their_source(runs, tmp_path):
 @pytest.mark.parametrize(
     "damage, message",
     [
-        (lambda run: (run / "config.yaml").unlink(), "no run folder (no config.yaml in it)"),
+        (lambda run: (run / "config.yaml").unlink(), "no run folder (no config.yaml in it"),
         (lambda run: shutil.rmtree(run / "checkpoints"), "no run folder with a complete checkpoint"),
         (lambda run: (run / "config.yaml").write_text("schema: 2\nname: x\n"), "missing: backbone, compressor, engine"),
         (

@@ -89,7 +89,8 @@ def test_splits_are_written_to_the_configured_folder_and_load_as_examples(call, 
     words = [word for split, file in files.items() for word in (f"--{split}", file)]
     printed = call("nq", *words, output=False)
     assert printed == [f"{split}: 1 examples, 1 contexts, 12 words on average" for split in SPLITS] + [
-        f"nq: ready: {tmp_path / 'data' / 'nq'} (loaded and compared)"
+        f"nq: ready: {tmp_path / 'data' / 'nq'} (loaded and compared)",
+        "next: python train.py experiment=comi_facts dataset=nq",
     ]
     assert sorted(file.name for file in (tmp_path / "data/nq").iterdir()) == sorted(f"{s}.jsonl.gz" for s in SPLITS)
     [example] = prepared(tmp_path / "data/nq", "test")
@@ -197,9 +198,9 @@ def test_multi_news_pairs_lines_of_two_files(call, tmp_path, error_lines):
         "train.tgt ends before line 2 of train.src" in error_lines("multi_news", "--train", tmp_path / "train.src")[0]
     )
     (tmp_path / "train.tgt").write_text("– One.\n– Two.\n", encoding="utf-8")
-    assert call("multi_news", "--train", tmp_path / "train.src", output=False)[-1].endswith(
-        f"{tmp_path / 'data' / 'multinews'} (loaded and compared)"
-    )
+    *_, ready, after = call("multi_news", "--train", tmp_path / "train.src", output=False)
+    assert ready.endswith(f"{tmp_path / 'data' / 'multinews'} (loaded and compared)")
+    assert after == "next: python train.py experiment=comi_facts dataset=multinews"
     examples = prepared(tmp_path / "data/multinews", "train")
     assert [(example.context, example.answers) for example in examples] == [
         ("Passage 1:\na\u2028b\n\nPassage 2:\nc", ("One.",)),

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 
+from breviary.evaluation import comparison
 from breviary.evaluation.comparison import (
     EvaluatedReader,
     comparison_rows,
@@ -224,3 +226,45 @@ def test_readers_of_different_training_and_backbones_say_so(tmp_path, capsys):
     assert "a (400 steps), 10 questions of one, minus" in lines
     assert any(line.startswith("b (steps unknown)") for line in lines)
     assert "backbone: SmolLM2-135M (a), Qwen3-4B (b)" in lines and "trained on: nq" in lines
+
+
+# ------------------------------------------------------------------ RUN in place of an evaluation
+
+
+@pytest.fixture
+def run(tmp_path, monkeypatch):
+    """run(NAME, {HASH: (reader, em, data)}) -> a run folder of the reader "ours" with these evaluations."""
+    monkeypatch.setattr(comparison, "load_config", lambda folder: SimpleNamespace(reader="ours"))
+
+    def make(name, evaluations):
+        folder = tmp_path / "outputs" / name / "20260101T000000_abcdef"
+        folder.mkdir(parents=True)
+        for file in ("config.yaml", "finished"):
+            (folder / file).touch()
+        for place, (reader, em, data) in evaluations.items():
+            put(folder / "eval" / place, reader, em, data=data)
+        return folder
+
+    return make
+
+
+def test_runs_are_compared_on_the_questions_that_both_answer(run, capsys):
+    one = run("one", {"a": ("ours", HARD, "nq"), "b": ("ours", HARD, "qasper"), "c": ("full_context", HARD, "nq")})
+    two = run("two", {"d": ("ours", HARD[::-1], "nq"), "e": ("no_context", HARD, "nq")})
+    [group] = load_evaluations([str(one), str(two.parent)])
+    assert [Path(reader.results["run"]).name for reader in group] == ["a", "d"]
+    out = capsys.readouterr().out
+    assert f"{one}: evaluation {one}/eval/a/ours\n" in out and f"RUN {two.parent}: the only finished run, {two}" in out
+
+
+def test_a_run_is_compared_with_a_baseline_s_evaluation(run):
+    one = run("one", {"a": ("ours", HARD, "nq"), "b": ("ours", HARD, "qasper"), "c": ("full_context", HARD, "qasper")})
+    [group] = load_evaluations([str(one), str(one / "eval" / "c")])
+    assert [reader.name for reader in group] == ["ours", "full_context"]
+    assert [Path(reader.results["run"]).name for reader in group] == ["b", "c"]
+
+
+def test_a_run_that_is_not_evaluated(run):
+    one = run("one", {"c": ("full_context", HARD, "nq")})
+    with pytest.raises(ValueError, match=r"no evaluation of ours in it; evaluate first, python .*eval.py "):
+        load_evaluations([str(one), str(one)])
