@@ -62,8 +62,12 @@ class LikelihoodRelevance(Relevance):
         finally:
             stack.train(training)
 
-    def nll_rows(self, rows: Sequence[Sequence[int]]) -> list[Tensor]:
-        """Nats of each token given those before it in its row, (N,) float32 for each row; 0 for the first token."""
+    def nll_rows(self, rows: Sequence[Sequence[int]], ends: Sequence[int] | None = None) -> list[Tensor]:
+        """Nats of each token given those before it in its row, (N,) float32 for each row; 0 for the first token.
+
+        ends  number of last tokens of each row that are wanted, others have 0; None = all. Logits cost most of a pass
+              of a small model
+        """
         order = sorted(range(len(rows)), key=lambda r: len(rows[r]))
         result: list[Tensor] = [torch.zeros(0)] * len(rows)
         with self.reading() as stack:
@@ -71,8 +75,13 @@ class LikelihoodRelevance(Relevance):
             for batch in _passes(order, [len(row) for row in rows]):
                 ids = pad_lists([rows[r] for r in batch]).to(device)
                 lengths = torch.tensor([len(rows[r]) for r in batch], device=device)
-                mask = torch.arange(ids.shape[1], device=device) < lengths[:, None]
+                columns = torch.arange(ids.shape[1], device=device)
+                mask = columns < lengths[:, None]
                 states = run_packed(stack, ids, mask)
+                if ends is not None:
+                    mask = mask & (
+                        columns >= lengths[:, None] - torch.tensor([[ends[r]] for r in batch], device=device)
+                    )
                 nll = nll_after(stack, states[:, :-1], ids[:, 1:], mask[:, 1:])
                 nll = torch.nn.functional.pad(nll, (1, 0))[:, : ids.shape[1]]
                 for row, r in enumerate(batch):

@@ -165,7 +165,8 @@ class LongLLMLingua(LLMLingua):
             [[*(row[c] for c in unit), *tail] for unit in units]
             for (row, units), tail in zip(_units(candidates), tails)
         ]
-        nll = iter(self.nll_rows([row for rows in contexts for row in rows]))
+        ends = [len(tail) for rows, tail in zip(contexts, tails) for _ in rows]
+        nll = iter(self.nll_rows([row for rows in contexts for row in rows], ends))
         means = [
             [-float(next(nll)[len(row) - len(tail) :].sum()) / max(len(tail), 1) for row in rows]
             for rows, tail in zip(contexts, tails)

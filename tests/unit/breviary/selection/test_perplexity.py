@@ -125,6 +125,9 @@ def test_nats_of_rows_are_those_of_a_plain_pass(backbone, decoder, tokenizer):
     relevance, nll = prepared(SelfInformation(), backbone, decoder), model(decoder)
     for row, ours in zip(rows, relevance.nll_rows(rows)):
         assert ours.tolist() == pytest.approx([0.0, *nll(row[:1], row[1:])] if row else [], rel=1e-4)
+    for whole, end in zip(relevance.nll_rows(rows), relevance.nll_rows(rows, [3] * len(rows))):
+        torch.testing.assert_close(end[-3:], whole[-3:])
+        assert not end[:-3].any()
 
 
 def test_document_scores_are_perplexities(backbone, decoder, found):
