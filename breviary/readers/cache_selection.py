@@ -14,7 +14,6 @@ With every entry kept, the reader is exactly the plain backbone.
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -22,13 +21,15 @@ from hydra.utils import instantiate
 from torch import Tensor
 
 from breviary.backbones.pretrained import Backbone
-from breviary.backbones.stack import CapturingCache, LazyLayers, ReadOnlyCache, Stack
+from breviary.backbones.stack import CapturingCache, LazyLayers, Stack
 from breviary.backbones.tiny import TinyBackbone
 from breviary.contract import Context, Encoded, KeyValueMemory, Question, Tokens
 from breviary.memory.assembly import Layout, take_columns
 from breviary.memory.budget import Budget, BudgetedCompressor, check_budget
+from breviary.memory.columns import Columns
 from breviary.memory.kept_keys import KeptKeys
-from breviary.scorers.base import LayerKeys, LayerQueries, Observers, Scorer, select
+from breviary.scorers.base import Scorer, select
+from breviary.scorers.views import LayerKeys, LayerQueries, Observers, run_behind
 
 QUESTION = ("known", "unknown")
 Pair = tuple[Tensor, Tensor]
@@ -152,11 +153,11 @@ class CacheSelection(BudgetedCompressor):
         observers: list[tuple[Iterator[Observers | None], Tensor | None]]
         if self.needs_question:
             prompt = Tokens(question.ids.new_zeros(question.states_mask.shape), question.states_mask)
-            observers = [(self._run_behind(question.states, prompt, columns, pairs, self.scorer.window), None)]
+            observers = [(run_behind(decoder, question.states, prompt, columns, pairs, self.scorer.window), None)]
         else:
             tokenizer = self._backbone.tokenizer()
             observers = [
-                (self._run_behind(decoder.embed(fed.ids), fed, columns, pairs, None), chunk)
+                (run_behind(decoder, decoder.embed(fed.ids), fed, columns, pairs), chunk)
                 for fed, chunk in self.scorer.probes(columns.context(encoded.ids[:, 0]), columns.mask, tokenizer)
             ] or [(self._tail(encoded), None)]
         best: list[Tensor] = []
@@ -202,36 +203,6 @@ class CacheSelection(BudgetedCompressor):
             nothing = encoded.mask.new_zeros(*index.shape, 0)
             yield Observers(queries, index >= 0, index, queries[:, :, 0, :0], nothing)
 
-    def _run_behind(
-        self, states: Tensor, tokens: Tokens, columns: Columns, pairs: LazyLayers, window: int | None
-    ) -> Iterator[Observers | None]:
-        """Runs tokens behind the whole cache and yields their last `window` ones as observers of each layer.
-
-        states  (B, F, D) embeddings of `tokens`; window None = all
-        """
-        decoder, layout = self._decoder[0], Layout.of([tokens.mask])
-        states = layout.pack([states])
-        lengths = layout.mask.sum(1, keepdim=True)
-        positions = (layout.positions() + columns.lengths[:, None]).masked_fill(~layout.mask, 0)
-        width = states.shape[1] if window is None else min(window, states.shape[1])
-        place = torch.arange(width, device=states.device).expand(len(states), -1)
-        if window is not None:
-            place = lengths - width + place
-        own = torch.arange(states.shape[1], device=states.device)
-        mask = (place >= 0) & (place < lengths)
-        visible = layout.mask[:, None] & (own <= place[..., None])
-        sees_all = torch.full_like(place, columns.mask.shape[1])
-        key_mask, cache = torch.cat([columns.valid, layout.mask], 1), ReadOnlyCache(pairs)
-        for index in range(len(decoder)):
-            queries = decoder.queries(index, states, positions)
-            keys, _ = decoder.keys_values(index, states, positions)
-            taken = queries.gather(
-                2, place.clamp(min=0)[:, None, :, None].expand(-1, queries.shape[1], -1, queries.shape[3])
-            )
-            yield Observers(taken.unflatten(1, (keys.shape[1], -1)), mask, sees_all, keys, visible)
-            if index < len(decoder) - 1:
-                states = decoder.run(states, range(index, index + 1), positions, key_mask, cache)
-
     # -------------------------------------------------------------- checks
 
     def slot_bytes(self, decoder: Stack) -> int:
@@ -276,71 +247,6 @@ class CacheSelection(BudgetedCompressor):
             fits = middle + max(scorer.probe_tokens(middle) - others, 0) <= room
             least, most = (middle, most) if fits else (least, middle)
         return least
-
-
-@dataclass
-class Columns:
-    """Which columns of right-padded rows [prefix ; context] hold the prefix, and which the context.
-
-    valid            (B, S) bool
-    prefix_mask      (B, P); mask (B, T) of the context's tokens, left-packed
-    context_columns  (B, T) int64, column of each context token; arbitrary on padding
-    start            P where every row's prefix has as many tokens, and a column follows; None otherwise
-    """
-
-    valid: Tensor
-    prefix_mask: Tensor
-    mask: Tensor
-    context_columns: Tensor
-    start: int | None
-
-    @classmethod
-    def of(cls, valid: Tensor, ids: Tensor) -> Columns:
-        """valid (B, S), and ids (B, S), below 0 on the prefix."""
-        in_prefix = valid & (ids < 0)
-        lengths = in_prefix.sum(1, keepdim=True)
-        least, most = (int(x) for x in lengths.aminmax()) if len(valid) else (0, 0)
-        width = valid.shape[1]
-        own = lengths + torch.arange(max(width - least, 1), device=valid.device)
-        mask = own < valid.sum(1, keepdim=True)
-        start = least if least == most < width else None
-        return cls(valid, in_prefix[:, :most], mask, own.clamp(max=width - 1), start)
-
-    @property
-    def lengths(self) -> Tensor:
-        """Tokens of prefix and context together, (B,)."""
-        return self.valid.sum(1)
-
-    def context(self, x: Tensor) -> Tensor:
-        """The context's columns of (B, S): (B, T)."""
-        return x.gather(1, self.context_columns)
-
-    def split(self, x: Tensor) -> Pair:
-        """Prefix and context of keys or values (B, J, S, d): (B, J, P, d) and (B, J, T, d), views where possible."""
-        prefix = x[:, :, : self.prefix_mask.shape[1]]
-        if self.start is not None:
-            return prefix, x[:, :, self.start :]
-        index = self.context_columns[:, None, :, None].expand(-1, x.shape[1], -1, x.shape[3])
-        return prefix, x.gather(2, index)
-
-    def with_prefix(self, kept: Tensor) -> Tensor:
-        """Kept context tokens (B, J, T) as columns (B, J, S), the whole prefix among them."""
-        index, in_context = self._to_columns()
-        columns = kept.gather(2, index[:, None].expand(-1, kept.shape[1], -1)) & in_context[:, None]
-        return columns | (self.valid & ~in_context)[:, None]
-
-    def replace(self, x: Tensor, of_context: Tensor) -> Tensor:
-        """x (B, J, S[, d]) with the context's columns from `of_context` (B, J, T[, d])."""
-        index, in_context = self._to_columns()
-        shape = (len(x), 1, -1, *[1] * (x.dim() - 3))
-        index, in_context = index.view(shape), in_context.view(shape)
-        return torch.where(in_context, of_context.gather(2, index.expand(-1, x.shape[1], -1, *x.shape[3:])), x)
-
-    def _to_columns(self) -> Pair:
-        """For each column (B, S) the index of its context token, and whether it holds one."""
-        column = torch.arange(self.valid.shape[1], device=self.valid.device)
-        start = self.prefix_mask.sum(1, keepdim=True)
-        return (column - start).clamp(0, max(self.mask.shape[1] - 1, 0)), self.valid & (column >= start)
 
 
 def _without_segments(pair: Pair) -> Pair:

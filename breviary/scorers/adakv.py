@@ -5,8 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from breviary.scorers.base import PROTECTED, Scorer, protected_entries, round_to_sum
-from breviary.scorers.wrapper import ScorerWrapper
+from breviary.scorers.base import PROTECTED, Scorer, ScorerWrapper, protected_entries, round_to_sum
 
 
 class AdaKV(ScorerWrapper):

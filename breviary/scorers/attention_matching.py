@@ -7,7 +7,8 @@ import math
 import torch
 from torch import Tensor
 
-from breviary.scorers.base import LayerKeys, Scorer
+from breviary.scorers.base import Scorer
+from breviary.scorers.views import LayerKeys
 
 BOUND = 3.0  # of a bias, in nats
 STEPS = 2  # of projected gradient

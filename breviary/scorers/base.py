@@ -1,138 +1,21 @@
-"""The interface of scorers, and what they see of a decoder layer.
+"""The interface of scorers.
 
-Shape letters: B contexts, T context tokens (left-packed), P prefix tokens, J key/value heads, G query heads of one
-key/value head, W observing tokens, X further keys that observers see, d head width, L layers.
+Shape letters: see views.py.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn.functional import avg_pool1d, max_pool1d
 
-from breviary.backbones.stack import rotate
 from breviary.contract import Tokens
+from breviary.scorers.views import LayerKeys, LayerQueries
 
 OBSERVED = 64  # last context tokens whose queries are stored where a scorer observes the tail
 PROTECTED = 1e30  # score of entries that are kept before all others
-
-
-@dataclass
-class Observers:
-    """Queries whose attention to the context a scorer reads.
-
-    queries  (B, J, G, W, d), rotated; mask (B, W)
-    index    (B, W) int64, each observer's own index among the context's tokens; T or more = it sees all of them
-    keys     (B, J, X, d), further keys, behind the context; visible (B, W, X)
-    """
-
-    queries: Tensor
-    mask: Tensor
-    index: Tensor
-    keys: Tensor
-    visible: Tensor
-
-    def block(self, part: slice) -> Observers:
-        """Some of the observers."""
-        return Observers(
-            self.queries[:, :, :, part], self.mask[:, part], self.index[:, part], self.keys, self.visible[:, part]
-        )
-
-    def attention(self, keys: Tensor, visible: Tensor, prefix_keys: Tensor, prefix_mask: Tensor) -> Tensor:
-        """Attention over the context's tokens, (B, J, G, W, T) float32, zero for observers that are padding.
-
-        The softmax is over all visible keys: prefix, context (keys (B, J, T, d), visible (B, W, T)), and `self.keys`.
-        """
-        all_keys = torch.cat([prefix_keys, keys, self.keys], 2).float()
-        all_visible = torch.cat([prefix_mask[:, None].expand(-1, visible.shape[1], -1), visible, self.visible], 2)
-        scores = torch.einsum("bjgwd,bjkd->bjgwk", self.queries.float(), all_keys) / keys.shape[-1] ** 0.5
-        scores = scores.masked_fill(~all_visible[:, None, None], torch.finfo(torch.float32).min)
-        P, T = prefix_keys.shape[2], keys.shape[2]
-        weights = scores.softmax(-1)[..., P : P + T]
-        return weights.masked_fill(~(visible & self.mask[..., None])[:, None, None], 0)
-
-
-@dataclass
-class LayerQueries:
-    """One decoder layer's queries of B contexts, while these are encoded.
-
-    queries      (B, J, G, T, d) before rotation; keys (B, J, T, d) rotated; mask (B, T), right-padded
-    positions    (B, T); rotary maps positions (B, N) to cos and sin, each (B, N, d)
-    prefix_keys  (B, J, P, d); prefix_mask (B, P)
-    """
-
-    queries: Tensor
-    keys: Tensor
-    mask: Tensor
-    positions: Tensor
-    rotary: Callable[[Tensor], tuple[Tensor, Tensor]]
-    prefix_keys: Tensor
-    prefix_mask: Tensor
-
-    def rotated(self) -> Tensor:
-        """The queries after rotation, (B, J, G, T, d)."""
-        return rotate(self.queries.flatten(1, 2), *self.rotary(self.positions)).view_as(self.queries)
-
-
-@dataclass
-class LayerKeys:
-    """One decoder layer's keys and values of B contexts.
-
-    layer, layers  index of the layer, and their number L
-    keys, values   (B, J, T, d), keys rotated
-    mask           (B, T) True = a token; right-padded
-    prefix_keys    (B, J, P, d); prefix_mask (B, P)
-    budget         (B,) int64, entries that each head keeps under an equal split
-    observed       (B, N, F), what `Scorer.observe` stored of this layer; None where it stores nothing
-    observers      None where the scorer reads no queries
-    chunk          (B, T) the part of the context that observers see and score; None = all of it
-    """
-
-    layer: int
-    layers: int
-    keys: Tensor
-    values: Tensor
-    mask: Tensor
-    prefix_keys: Tensor
-    prefix_mask: Tensor
-    budget: Tensor
-    observed: Tensor | None = None
-    observers: Observers | None = None
-    chunk: Tensor | None = None
-
-    @property
-    def index(self) -> Tensor:
-        """Index of each token of a context, (T,)."""
-        return torch.arange(self.mask.shape[1], device=self.mask.device)
-
-    @property
-    def lengths(self) -> Tensor:
-        """Tokens of each context, (B, 1)."""
-        return self.mask.sum(1, keepdim=True)
-
-    def attention(self) -> Tensor:
-        """The observers' attention to the context, (B, J, G, W, T) float32."""
-        return torch.cat([*self.attention_blocks(2**30)], 3)
-
-    def attention_blocks(self, size: int = 256) -> Iterator[Tensor]:
-        """As `attention`, for at most `size` observers at a time."""
-        assert self.observers is not None, "this scorer reads no queries"
-        seen = self.mask if self.chunk is None else self.mask & self.chunk
-        for start in range(0, self.observers.mask.shape[1], size):
-            block = self.observers.block(slice(start, start + size))
-            visible = seen[:, None] & (self.index <= block.index[..., None])
-            yield block.attention(self.keys, visible, self.prefix_keys, self.prefix_mask)
-
-    @property
-    def is_window(self) -> Tensor:
-        """Which context tokens observe, (B, T): none where the question does."""
-        assert self.observers is not None, "this scorer reads no queries"
-        own = self.observers.index.masked_fill(~self.observers.mask, -1)
-        return (self.index[None, :, None] == own[:, None]).any(-1)
 
 
 class Scorer(nn.Module):
@@ -191,6 +74,41 @@ class Scorer(nn.Module):
     def probe_tokens(self, context_tokens: int) -> int:
         """Upper bound on the tokens of a probe, which need positions of the backbone."""
         return 0
+
+
+class ScorerWrapper(Scorer):
+    """Passes everything to `scorer`; a subclass overrides `allocate`.
+
+    Raises: ValueError for a scorer that fits values, which its own budget determines.
+    """
+
+    def __init__(self, scorer: Scorer):
+        super().__init__()
+        if type(scorer).fit is not Scorer.fit or isinstance(scorer, ScorerWrapper):
+            raise ValueError(f"scorer.scorer={type(scorer).__name__}: must rank entries only, e.g. SnapKV")
+        self.scorer = scorer
+        self.question_aware, self.observes = scorer.question_aware, scorer.observes
+        self.window = scorer.window
+
+    def score(self, view: LayerKeys) -> Tensor:
+        """As the wrapped scorer."""
+        return self.scorer.score(view)
+
+    def observe(self, layer: LayerQueries) -> Tensor:
+        """As the wrapped scorer."""
+        return self.scorer.observe(layer)
+
+    def observed_index(self, lengths: Tensor) -> Tensor:
+        """As the wrapped scorer."""
+        return self.scorer.observed_index(lengths)
+
+    def probes(self, ids: Tensor, mask: Tensor, tokenizer: Any) -> list[tuple[Tokens, Tensor]]:
+        """As the wrapped scorer."""
+        return self.scorer.probes(ids, mask, tokenizer)
+
+    def probe_tokens(self, context_tokens: int) -> int:
+        """As the wrapped scorer."""
+        return self.scorer.probe_tokens(context_tokens)
 
 
 def protect(scores: Tensor, where: Tensor, index: Tensor) -> Tensor:

@@ -6,7 +6,8 @@ import torch
 from torch import Tensor
 
 from breviary.backbones.stack import rotate
-from breviary.scorers.base import LayerKeys, LayerQueries, Scorer, protect
+from breviary.scorers.base import Scorer, protect
+from breviary.scorers.views import LayerKeys, LayerQueries
 
 
 class ExpectedAttention(Scorer):

@@ -6,7 +6,8 @@ import torch
 from torch import Tensor
 from torch.nn.functional import pad
 
-from breviary.scorers.base import LayerKeys, LayerQueries, Observers, Scorer, protect
+from breviary.scorers.base import Scorer, protect
+from breviary.scorers.views import LayerKeys, LayerQueries, Observers
 
 BLOCK = 256  # queries at a time
 

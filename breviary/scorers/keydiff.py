@@ -5,7 +5,8 @@ from __future__ import annotations
 from torch import Tensor
 from torch.nn.functional import cosine_similarity, normalize
 
-from breviary.scorers.base import LayerKeys, Scorer
+from breviary.scorers.base import Scorer
+from breviary.scorers.views import LayerKeys
 
 
 class KeyDiff(Scorer):

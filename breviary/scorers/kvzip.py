@@ -10,7 +10,8 @@ from torch.nn.utils.rnn import pad_sequence
 
 from breviary.contract import Tokens
 from breviary.scorers.adakv import best_entries
-from breviary.scorers.base import LayerKeys, Scorer
+from breviary.scorers.base import Scorer
+from breviary.scorers.views import LayerKeys
 
 BUDGETS = ("all", "head")
 FIRST = "\n\nRepeat the previous context exactly.\n"

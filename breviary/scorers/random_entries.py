@@ -6,7 +6,8 @@ import torch
 from torch import Tensor
 
 from breviary.memory.hashing import HASH_RANGE, hash_integers
-from breviary.scorers.base import LayerKeys, Scorer
+from breviary.scorers.base import Scorer
+from breviary.scorers.views import LayerKeys
 
 
 class RandomEntries(Scorer):

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from torch import Tensor
 
-from breviary.scorers.base import LayerKeys, Scorer, check_kernel, check_window, pool, protect
+from breviary.scorers.base import Scorer, check_kernel, check_window, pool, protect
+from breviary.scorers.views import LayerKeys
 
 
 class SnapKV(Scorer):

@@ -5,7 +5,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from breviary.scorers.base import PROTECTED, LayerKeys, Scorer
+from breviary.scorers.base import PROTECTED, Scorer
+from breviary.scorers.views import LayerKeys
 
 
 class StreamingLLM(Scorer):

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from torch import Tensor
 
-from breviary.scorers.base import LayerKeys, Scorer
+from breviary.scorers.base import Scorer
+from breviary.scorers.views import LayerKeys
 
 
 class TOVA(Scorer):

@@ -8,9 +8,10 @@ import torch
 from breviary.backbones.stack import ReadOnlyCache
 from breviary.contract import Context, Generation
 from breviary.memory.assembly import Layout
+from breviary.memory.columns import Columns
 from breviary.memory.kept_keys import KeptKeys
 from breviary.readers.cache import ContextCache
-from breviary.readers.cache_selection import CacheSelection, Columns
+from breviary.readers.cache_selection import CacheSelection
 from tests.tiny import disturb, greedy_ids, plain_nll, row_ids
 
 SCORERS = (

@@ -7,7 +7,7 @@ import torch
 
 from breviary.scorers.adakv import AdaKV
 from breviary.scorers.attention_matching import AttentionMatching
-from breviary.scorers.base import LayerKeys, LayerQueries, Observers, Scorer, pool, round_to_sum, select
+from breviary.scorers.base import Scorer, pool, round_to_sum, select
 from breviary.scorers.expected_attention import ExpectedAttention
 from breviary.scorers.h2o import H2O
 from breviary.scorers.keydiff import KeyDiff
@@ -18,6 +18,7 @@ from breviary.scorers.random_entries import RandomEntries
 from breviary.scorers.snapkv import SnapKV
 from breviary.scorers.streaming_llm import StreamingLLM
 from breviary.scorers.tova import TOVA
+from breviary.scorers.views import LayerKeys, LayerQueries, Observers
 
 
 def view(keys, values=None, budget=2, prefix=0, **parts):
