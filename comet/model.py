@@ -183,7 +183,8 @@ class Comet(ChunkedReader, Reader):
     def footprint_from_slots(self, batch: Batch, slots: Tensor) -> Footprint:
         """The footprint for a known number of slots (B,)."""
         per_slot = self.decoder.key_value_bytes(len(self.decoder))
-        return Footprint(self.objective.primary(batch).context.lengths, slots, slots * per_slot, None)
+        main = self.objective.primary(batch)
+        return Footprint(main.context.lengths, slots, slots * per_slot, None, self.document_bytes(main))
 
     def begin_step(self, step: int, seed: int) -> None:
         """Selects the random chunk plans and strides of this step."""

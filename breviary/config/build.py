@@ -44,11 +44,11 @@ class ReaderSpec:
 
 
 def _bytes_to_slots(cfg: DictConfig, compressor: type[Any], settings: dict[str, Any]) -> None:
-    """Replaces `bytes` in a compressor's settings. Left in place beside a ratio or slots: check_budget reports it."""
+    """Replaces `bytes` in a compressor's settings. Left in place beside other budgets: check_budget reports it."""
     if settings.get("bytes") is None or not issubclass(compressor, BudgetedCompressor):
         settings.pop("bytes", None)
         return
-    if settings.get("ratio") is not None or settings.get("slots") is not None:
+    if any(settings.get(key) is not None for key in ("ratio", "slots", "ratio_choices")):
         return
     amount, backbone = settings.pop("bytes"), build_backbone(cfg)
     config = collect_errors([], lambda: backbone.config)  # reported by check_reader

@@ -38,6 +38,12 @@ class Encoded:
     keys_values: Sequence[tuple[Tensor, Tensor]] = field(default_factory=list)
     observed: Sequence[Tensor] = field(default_factory=list)
 
+    @property
+    def bytes(self) -> int:
+        """Bytes of all tensors."""
+        tensors = (self.states, self.mask, self.ids, *(x for pair in self.keys_values for x in pair), *self.observed)
+        return sum(tensor.numel() * tensor.element_size() for tensor in tensors)
+
 
 @dataclass
 class Question(Tokens):
@@ -101,12 +107,17 @@ class KeyValueMemory:
 
 @dataclass
 class Footprint:
-    """Memory cost of an answer, per example, each (B,) int64."""
+    """Memory cost of an answer, per example, each (B,) int64.
+
+    document_bytes  held of the context, with its prefix, for further questions: its encoding where each question has
+                    its own memory, else the memory; None without a context cache
+    """
 
     context_tokens: Tensor
     memory_slots: Tensor  # vectors or tokens in place of the context
     memory_bytes: Tensor  # decoder keys and values of the context while answering
     requested_ratio: float | None  # context tokens per slot in the configuration; None = no ratio is configured
+    document_bytes: Tensor | None = None
 
     @property
     def effective_ratio(self) -> float:

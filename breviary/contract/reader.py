@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
 from breviary.contract.batch import Batch, Tokens
@@ -131,6 +132,11 @@ class Reader(nn.Module):
     def footprint_from_slots(self, batch: Batch, slots: Tensor) -> Footprint:
         """`footprint` for a known number of slots (B,) (LossOutput.slots), without encoding again."""
         raise NotImplementedError
+
+    def document_bytes(self, batch: Batch) -> Tensor | None:
+        """`Footprint.document_bytes`, of the tensors that the context cache holds."""
+        held = self.context_cache.held_bytes(batch.prefix, batch.context) if self.context_cache else None
+        return None if held is None else torch.tensor(held, device=batch.context.ids.device)
 
     def encode_contexts(self, batch: Batch) -> Sequence[EncodedContext]:
         """Each context, with its prefix, encoded for any question."""

@@ -44,6 +44,10 @@ class SharedKeys:
         """One object per row, which shares keys and values with this one."""
         raise NotImplementedError
 
+    def row_bytes(self) -> list[int]:
+        """Bytes of the keys and values of each row's context, without padding."""
+        raise NotImplementedError
+
     def _for_rows(self, contexts: Tensor) -> Tensor:
         """A tensor with a row for each context as one with a row for each of the B rows."""
         if self.rows is None or self.rows == tuple(range(len(contexts))):
@@ -87,6 +91,12 @@ class PrefilledMemory(SharedKeys):
     def key_mask(self, own: Tensor) -> Tensor:
         """One mask for all layers, (B, K + N)."""
         return torch.cat([self.mask, own], 1)
+
+    def row_bytes(self) -> list[int]:
+        """As SharedKeys.row_bytes."""
+        tensors = [x for pair in self.keys_values.values() for x in pair]
+        per_key = sum(x.shape[1] * x.shape[3] * x.element_size() for x in tensors)
+        return [per_key * keys for keys in self.mask.sum(1).tolist()]
 
     def split(self) -> list[PrefilledMemory]:
         """As SharedKeys.split."""
@@ -153,6 +163,11 @@ class KeptCache(SharedKeys):
         if len(widths) == 1 and all(layer.is_uniform and layer.bias is None for layer in self.layers):
             return torch.cat([own.new_ones(len(own), widths.pop()), own], 1)
         return _HeadMasks(self, own)
+
+    def row_bytes(self) -> list[int]:
+        """As SharedKeys.row_bytes."""
+        rows = range(len(self.slots)) if self.rows is None else self.rows
+        return [sum(layer.row_bytes(row) for layer in self.layers) for row in rows]
 
     def split(self) -> list[KeptCache]:
         """As SharedKeys.split."""

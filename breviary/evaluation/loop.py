@@ -197,6 +197,7 @@ def _prediction_rows(
                 "context_tokens": int(footprint.context_tokens[b]),
                 "memory_slots": int(footprint.memory_slots[b]),
                 "memory_bytes": int(footprint.memory_bytes[b]),
+                "document_bytes": None if footprint.document_bytes is None else int(footprint.document_bytes[b]),
                 "context_reused": reused[b],
                 "times": _row_times(seconds, reused, b),
                 **measured[b],

@@ -196,6 +196,7 @@ def summarise(
     contexts_read    number of contexts encoded: questions on one context share its encoding
     requested_ratio  as passed in;         effective_ratio  context tokens / slots, None without slots
     memory_slots     mean per example;     memory_bytes  mean per example
+    document_bytes   held for further questions on a context (Footprint), mean per example; None where a row lacks it
     times            {phase: median over the examples, milliseconds}; read_ms (encode_ms of schema 2) over examples
                      whose context was newly read; see runtime.timing for the phases
     Raises: ValueError where `rows` is empty.
@@ -225,11 +226,17 @@ def summarise(
         "effective_ratio": float(column("context_tokens").sum() / slots.sum()) if slots.sum() else None,
         "memory_slots": float(slots.mean()),
         "memory_bytes": float(column("memory_bytes").mean()),
+        "document_bytes": float(column("document_bytes").mean()) if all(map(_holds_document, rows)) else None,
         "times": {phase: _median_time(rows, phase) for phase in rows[0]["times"]},
         "truncated": sum(bool(row["truncated"]) for row in rows),
         "contexts_read": sum(not row["context_reused"] for row in rows),
         **({"by_position": positions} if positions else {}),
     }
+
+
+def _holds_document(row: Mapping[str, Any]) -> bool:
+    """Whether the prediction has document_bytes; those of earlier versions and without a context cache lack it."""
+    return row.get("document_bytes") is not None
 
 
 class _Column:

@@ -54,7 +54,7 @@ PHASES = ("read_ms", "compress_ms", "prefill_ms", "decode_ms")  # see runtime.ti
 
 FORMER_PHASE = "encode_ms"  # of results before schema 3: encoding alone, a part of read_ms
 
-COST_KEYS = ("requested_ratio", "effective_ratio", "memory_slots", "memory_bytes")
+COST_KEYS = ("requested_ratio", "effective_ratio", "memory_slots", "memory_bytes", "document_bytes")
 
 TABLE_WIDTH = 1000  # columns given to rich, which then never wraps or truncates a cell
 
@@ -74,7 +74,7 @@ def table_row(results: dict[str, Any]) -> dict[str, Any]:
     for name in (*METRICS, *(name for name in RECONSTRUCTION_METRICS if name in results["metrics"])):
         metric = results["metrics"].get(name, {})
         flat |= {name: metric.get("value"), f"{name}_low": metric.get("low"), f"{name}_high": metric.get("high")}
-    flat |= {key: results[key] for key in COST_KEYS}
+    flat |= {key: results.get(key) for key in COST_KEYS}
     flat |= {phase: results["times"].get(phase) for phase in (*PHASES, FORMER_PHASE)}
     return flat | {"truncated": results["truncated"], "run": results["run"]}
 
@@ -158,6 +158,7 @@ RECONSTRUCTION_COLUMNS: tuple[Column, ...] = (
 
 SEEDS_COLUMN: Column = ("seeds", lambda r: format_significant(r.get("seeds")))
 
+DOCUMENT_COLUMN: Column = ("document", lambda r: format_bytes(r.get("document_bytes")))
 
 ENCODE_COLUMN: Column = ("encode\nms", lambda r: format_significant(r.get(FORMER_PHASE)))
 
@@ -251,10 +252,12 @@ def _has_reconstruction(rows: list[dict[str, Any]]) -> bool:
 
 
 def _cost_columns(rows: list[dict[str, Any]]) -> tuple[Column, ...]:
-    """COST_COLUMNS, with a column of seeds and one of FORMER_PHASE where a row has them."""
+    """COST_COLUMNS, with columns of seeds, of document_bytes and of FORMER_PHASE where a row has them."""
     seeds = (SEEDS_COLUMN,) if _has_seeds(rows) else ()
+    document = (DOCUMENT_COLUMN,) if any(r.get("document_bytes") is not None for r in rows) else ()
     former = (ENCODE_COLUMN,) if any(r.get(FORMER_PHASE) is not None for r in rows) else ()
-    return COST_COLUMNS[:3] + seeds + COST_COLUMNS[3 : -len(PHASES)] + former + COST_COLUMNS[-len(PHASES) :]
+    memory, times = COST_COLUMNS[3 : -len(PHASES)], COST_COLUMNS[-len(PHASES) :]
+    return COST_COLUMNS[:3] + seeds + memory + document + former + times
 
 
 def _has_seeds(rows: list[dict[str, Any]]) -> bool:

@@ -149,12 +149,15 @@ def check_budget(settings: Mapping[str, Any]) -> list[str]:
     """Error messages for `ratio`, `slots`, `ratio_choices` and `ratio_draw`."""
     problems = []
     ratio, slots, choices = settings["ratio"], settings["slots"], settings["ratio_choices"]
-    if settings.get("bytes") is not None:  # ReaderSpec has left it in place
+    amount = settings.get("bytes")  # ReaderSpec has left it in place
+    if amount is not None and choices:
+        problems.append("compressor.ratio_choices and compressor.bytes exclude each other: set one of them to null")
+    if amount is not None and (ratio is not None or slots is not None):
         problems.append(
-            f"compressor.bytes={settings['bytes']} with compressor.ratio={ratio} and compressor.slots={slots}: set "
+            f"compressor.bytes={amount} with compressor.ratio={ratio} and compressor.slots={slots}: set "
             "exactly one of them, e.g. compressor.ratio=null compressor.bytes=1000000"
         )
-    elif (ratio is None) == (slots is None):
+    if amount is None and (ratio is None) == (slots is None):
         problems.append(
             f"compressor.ratio={ratio} and compressor.slots={slots}: set exactly one of them, "
             "e.g. compressor.ratio=4, or compressor.ratio=null compressor.slots=64"

@@ -48,6 +48,11 @@ class KeptKeys:
         tensors = [self.keys, self.values] + ([] if self.bias is None else [self.bias])
         return sum(tensor.numel() * tensor.element_size() for tensor in tensors)
 
+    def row_bytes(self, row: int) -> int:
+        """Bytes of one context's entries, biases included."""
+        tensors = [self.keys, self.values] + ([] if self.bias is None else [self.bias])
+        return sum(self.counts[row]) * sum(tensor[:1].nbytes for tensor in tensors)
+
     def padded(self) -> tuple[Tensor, Tensor]:
         """Keys and values, each (B, J, K, W), right-padded: views where heads keep equal numbers, else copies."""
         shape = (len(self.counts), len(self.counts[0]), self.width, self.keys.shape[-1])

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 from collections import OrderedDict
 from collections.abc import Callable, Collection, Sequence
-from itertools import chain
 from time import perf_counter
 from typing import Any
 
@@ -62,6 +61,15 @@ class ContextCacheBase:
         """Replaces the entries of the last call's rows, those that are still in the cache."""
         self._entries |= {key: entry for key, entry in zip(self._keys, entries) if key in self._entries}
 
+    def held_bytes(self, prefix: Tokens, context: Tokens) -> list[int] | None:
+        """Bytes held of each row's context; None where one is not in the cache."""
+        entries = [self._entries.get(key) for key in context_keys(prefix, context)]
+        return None if any(entry is None for entry in entries) else [self._entry_bytes(entry) for entry in entries]
+
+    def _entry_bytes(self, entry: Any) -> int:
+        """Bytes of one entry."""
+        raise NotImplementedError
+
     def _make_room(self, count: int, keep: Collection[bytes]) -> None:
         """Removes the oldest entries, but none of `keep`, until `count` further ones fit."""
         removable = [key for key in self._entries if key not in keep]
@@ -108,11 +116,16 @@ class EncodingStore:
         return [result[b] for b in range(len(keys))]
 
     def _insert(self, key: bytes, one: Encoded, seconds: float) -> None:
-        tensors = chain((one.states, one.mask, one.ids), *one.keys_values, one.observed)
-        size = sum(tensor.numel() * tensor.element_size() for tensor in tensors)
-        if self._bytes + size <= self.limit_bytes:
+        if self._bytes + one.bytes <= self.limit_bytes:
             self._entries[key] = move_encoded(one, "cpu"), seconds
-            self._bytes += size
+            self._bytes += one.bytes
+
+
+class PrefillCache(ContextCacheBase):
+    """The decoder's keys and values of [prefix ; memory], a SharedKeys of one row for each context."""
+
+    def _entry_bytes(self, entry: SharedKeys) -> int:
+        return entry.row_bytes()[0]
 
 
 class ContextCache(ContextCacheBase):
@@ -123,7 +136,7 @@ class ContextCache(ContextCacheBase):
 
     def __init__(self, capacity: int = 32, store: EncodingStore | None = None) -> None:
         super().__init__(capacity)
-        self.prefills, self.store = ContextCacheBase(capacity), store
+        self.prefills, self.store = PrefillCache(capacity), store
 
     def prefilled(self, batch: Batch, prefill: Callable[[list[int]], Sequence[SharedKeys]]) -> SharedKeys:
         """The prefilled memory of every row. `prefill` takes the row indices that are missing."""
@@ -131,6 +144,14 @@ class ContextCache(ContextCacheBase):
         self.prefills.replace(joined.split())  # so that the tensors from which it was joined are not held beside it
         self.reused = self.prefills.reused
         return joined
+
+    def held_bytes(self, prefix: Tokens, context: Tokens) -> list[int] | None:
+        """As ContextCacheBase.held_bytes: the memory where it serves any question, else the encoded context."""
+        prefilled = self.prefills.held_bytes(prefix, context)
+        return super().held_bytes(prefix, context) if prefilled is None else prefilled
+
+    def _entry_bytes(self, entry: Encoded) -> int:
+        return entry.bytes
 
     def encode(self, compressor: Compressor, context: Context, keep: bool = True) -> Encoded:
         """`compressor.encode(context)`; contexts in the cache are not encoded again.

@@ -189,8 +189,9 @@ class CompressedReader(Reader):
     def footprint_from_slots(self, batch: Batch, slots: Tensor) -> Footprint:
         """The footprint for a known number of slots (B,), without computing the memory again."""
         per_slot = self.compressor.slot_bytes(self.decoder)
-        lengths = self._primary(batch).context.lengths
-        return Footprint(lengths, slots, slots * per_slot, self.compressor.requested_ratio)
+        main = self._primary(batch)
+        held = self.document_bytes(main)
+        return Footprint(main.context.lengths, slots, slots * per_slot, self.compressor.requested_ratio, held)
 
     @property
     def requested_ratio(self) -> float | None:

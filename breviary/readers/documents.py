@@ -88,8 +88,7 @@ class EncodedDocument(Described, EncodedContext):
     @property
     def bytes(self) -> int:
         """As EncodedContext."""
-        tensors = [self.encoded.states, self.encoded.mask, self.encoded.ids]
-        return total_bytes([*tensors, *(x for pair in self.encoded.keys_values for x in pair)])
+        return self.encoded.bytes
 
     def facts(self) -> dict[str, str]:
         """As Described."""

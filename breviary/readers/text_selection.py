@@ -9,7 +9,9 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+import torch
 from torch import Tensor
+from torch.nn.functional import pad
 
 from breviary.backbones.pretrained import Backbone
 from breviary.backbones.stack import Stack
@@ -17,7 +19,6 @@ from breviary.backbones.tiny import TinyBackbone
 from breviary.contract import Context, Encoded, Memory, Question
 from breviary.memory.assembly import Layout
 from breviary.memory.budget import Budget, BudgetedCompressor, check_budget, max_context_for_slots
-from breviary.readers.keep_tokens import embedded_context
 from breviary.selection.named import build_relevance, evidence_problems, relevance_class, relevance_problems
 from breviary.selection.relevance import Candidates, Relevance
 from breviary.selection.units import UNITS
@@ -56,14 +57,14 @@ class TextSelection(BudgetedCompressor):
         self._decoder = (decoder,)
 
     def encode(self, context: Context) -> Encoded:
-        """Token ids, with the states that the relevance compares: (B, 1, T, D), by default token embeddings."""
-        encoded = embedded_context(self._decoder[0], context)
-        states = self.relevance.encode(context)
-        if states is not None:
-            assert states.shape[1] <= encoded.mask.shape[2], (states.shape, encoded.mask.shape)
-            encoded.states = encoded.states.new_zeros(*encoded.mask.shape, states.shape[-1])
-            encoded.states[:, 0, : states.shape[1]] = states
-        return encoded
+        """Token ids, with the states (B, 1, T, D) that the relevance compares; of width 0 where it compares none."""
+        layout = Layout.of([context.mask])
+        ids, mask = layout.pack([context.ids])[:, None], layout.mask[:, None]
+        own = self.relevance.encode(context)
+        if own is None:
+            return Encoded(torch.empty(*mask.shape, 0, dtype=self._decoder[0].dtype, device=ids.device), mask, ids)
+        assert own.shape[1] <= mask.shape[2], (own.shape, mask.shape)
+        return Encoded(pad(own, (0, 0, 0, mask.shape[2] - own.shape[1]))[:, None], mask, ids)
 
     def compress(self, encoded: Encoded, question: Question) -> Memory:
         """Embeddings of the kept tokens."""

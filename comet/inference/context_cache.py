@@ -32,6 +32,22 @@ class StreamCache(ContextCacheBase):
 
         return _group_by_stream(self.lookup(batch.prefix, batch.context, read_missing))
 
+    def _entry_bytes(self, entry: tuple[Stream, int]) -> int:
+        return row_bytes(*entry)
+
+
+def row_bytes(stream: Stream, row: int) -> int:
+    """Bytes of the state of one text, without the padding that other rows of the stream cause."""
+    one = stream.rows(torch.tensor([row], device=stream.device))
+    memory, chunk = one.memory, one.open_chunk
+    slots, queue = memory.slot_mask[0], memory.queue_mask[0]
+    held = [x for layer in memory.layers for x in (layer.global_state[memory.initialized], layer.queue[:, queue])]
+    if chunk is not None:
+        held += [x[:, :, slots] for pair in chunk.memory_keys_values for x in pair]
+        held += [x[:, :, chunk.mask[0]] for pair in chunk.chunk_keys_values for x in pair]
+        held += [x[:, chunk.pending_mask[0]] for x in chunk.pending]
+    return sum(x.nbytes for x in held)
+
 
 def _group_by_stream(entries: list[tuple[Stream, int]]) -> list[tuple[list[int], Stream]]:
     """For each batch row (stream, its row there) -> for each stream (batch rows, the stream's rows for them)."""

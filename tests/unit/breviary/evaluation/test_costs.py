@@ -102,7 +102,7 @@ def test_the_peak_of_memory_is_that_of_one_reader(tmp_path, monkeypatch):
         return answer(self, batch, generation)
 
     monkeypatch.setattr(CompressedReader, "answer_with_loss", answer_holding)
-    full, none = evaluate_tiny([*BASELINE, f"paths.outputs={tmp_path}", f"paths.cache={tmp_path}"])
+    full, none = evaluate_tiny([*BASELINE, f"paths.outputs={tmp_path}/outputs", f"paths.cache={tmp_path}"])
     assert full["peak_memory_of"] == none["peak_memory_of"] == "reader"
     assert full["peak_memory_bytes"] - none["peak_memory_bytes"] > 300_000_000
 
@@ -120,7 +120,7 @@ def test_provenance_is_that_of_the_start(tmp_path, monkeypatch):
         yield from evaluated(*arguments, **named)
 
     monkeypatch.setattr(session, "evaluate", commit_meanwhile)
-    words = [*BASELINE, "baselines=[]", f"paths.outputs={tmp_path}", f"paths.cache={tmp_path}"]
+    words = [*BASELINE, "baselines=[]", f"paths.outputs={tmp_path}/outputs", f"paths.cache={tmp_path}"]
     [results] = evaluate_tiny(words)
     assert results["commit"] == "first" and results["versions"] == {"torch": "1"} and "continued" not in results
 
@@ -132,7 +132,7 @@ def test_a_continued_evaluation_names_both_commits(tmp_path, monkeypatch):
     def killed(*_, **__):
         raise KeyboardInterrupt
 
-    words = [*BASELINE, "baselines=[]", f"paths.outputs={tmp_path}", f"paths.cache={tmp_path}"]
+    words = [*BASELINE, "baselines=[]", f"paths.outputs={tmp_path}/outputs", f"paths.cache={tmp_path}"]
     monkeypatch.setattr(session, "environment", lambda: state("first"))
     with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
         patch.setattr(session, "evaluate", killed)

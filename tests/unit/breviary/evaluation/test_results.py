@@ -242,6 +242,7 @@ def test_results_are_written_whole_and_read_back(tmp_path):
         "effective_ratio",
         "memory_slots",
         "memory_bytes",
+        "document_bytes",
         "times",
         "truncated",
         "contexts_read",
@@ -255,6 +256,13 @@ def test_results_are_written_whole_and_read_back(tmp_path):
         "backbone",
     }
     assert [path.name for path in (tmp_path / "comi").iterdir()] == ["results.json"]
+
+
+def test_bytes_of_documents_are_averaged_where_every_row_has_them():
+    rows = [prediction("a", document_bytes=10), prediction("b", document_bytes=30)]
+    assert summarise(rows, 4.0)["document_bytes"] == 20
+    for former in (prediction("c"), prediction("c", document_bytes=None)):  # of an interrupted earlier version
+        assert summarise([*rows, former], 4.0)["document_bytes"] is None
 
 
 def test_failed_write_leaves_the_old_file_and_no_rest(tmp_path):

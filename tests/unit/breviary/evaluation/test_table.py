@@ -84,6 +84,7 @@ def test_table_row_is_flat_with_exactly_these_keys():
         "effective_ratio",
         "memory_slots",
         "memory_bytes",
+        "document_bytes",
         "read_ms",
         "compress_ms",
         "prefill_ms",
@@ -175,6 +176,14 @@ def test_the_seeds_column_appears_only_for_several_seeds():
     flat = table_row(results())
     assert "seeds" not in "\n".join(printed([flat | {"seeds": 1}], title="t"))
     assert "seeds" in "\n".join(printed([flat | {"seeds": 3}], title="t"))
+
+
+def test_bytes_of_documents_have_a_column_where_a_row_knows_them():
+    former, known = table_row(results()), table_row(results("ram", document_bytes=2048.0))
+    assert "document" not in "\n".join(printed([former], title="t")) + markdown_table([former])
+    lines = markdown_table([former, known]).splitlines()
+    place = [cell.strip() for cell in lines[0].split("|")].index("document")
+    assert [line.split("|")[place].strip() for line in lines[2:4]] == ["-", "2.0 KiB"]
 
 
 def test_many_runs_are_summarised():
