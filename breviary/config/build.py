@@ -42,6 +42,13 @@ class ReaderSpec:
         _bytes_to_slots(cfg, classes["compressor"], settings["compressor"])
         return cls(classes["compressor"], settings["compressor"], classes["objective"], settings["objective"])
 
+    def arguments(self) -> dict[str, Any]:
+        """The compressor's settings with the objects that they name, such as a scorer."""
+        return {
+            key: instantiate(value) if isinstance(value, dict) and "_target_" in value else value
+            for key, value in self.settings.items()
+        }
+
 
 def _bytes_to_slots(cfg: DictConfig, compressor: type[Any], settings: dict[str, Any]) -> None:
     """Replaces `bytes` in a compressor's settings. Left in place beside other budgets: check_budget reports it."""
@@ -77,16 +84,12 @@ def build_reader(cfg: DictConfig, backbone: Backbone | TinyBackbone, tokenizer: 
     spec = ReaderSpec.of(cfg)
     decoder = Stack(backbone.load())
     set_trainable(decoder, **OmegaConf.to_container(cfg.decoder, resolve=True))
-    # Called, not instantiated: Hydra would turn the backbone, a dataclass, into a configuration.
-    settings = {
-        key: instantiate(value) if isinstance(value, dict) and "_target_" in value else value
-        for key, value in spec.settings.items()
-    }
     objective = instantiate(cfg.objective)
     if issubclass(spec.compressor, Reader):
-        reader: Reader = spec.compressor(backbone, decoder, objective, tokenizer, **settings)
+        reader: Reader = spec.compressor(backbone, decoder, objective, tokenizer, **spec.arguments())
     else:
-        compressor = spec.compressor(backbone, decoder, **settings)
+        # Called, not instantiated: Hydra would turn the backbone, a dataclass, into a configuration.
+        compressor = spec.compressor(backbone, decoder, **spec.arguments())
         reader = CompressedReader(compressor, decoder, objective, tokenizer)
     for module in reader.modules():
         if isinstance(module, Stack):

@@ -105,14 +105,16 @@ class CacheSelection(BudgetedCompressor):
         """The scorer's features of layer `index`; states (B, S, D) enter it, keys (B, J, S, d)."""
         decoder = self._decoder[0]
         own = columns.context(positions)
-        queries = decoder.queries(index, take_columns(states, columns.context_columns), None)
         prefix_keys, context_keys = columns.split(keys)
-        grouped = queries.unflatten(1, (keys.shape[1], -1))
+
+        def project(tokens: Tensor) -> Tensor:
+            taken = take_columns(states, columns.context_columns.gather(1, tokens))
+            return decoder.queries(index, taken, None).unflatten(1, (keys.shape[1], -1))
 
         def rotary(at: Tensor) -> tuple[Tensor, Tensor]:
             return decoder.rotary(states, at)
 
-        layer = LayerQueries(grouped, context_keys, columns.mask, own, rotary, prefix_keys, columns.prefix_mask)
+        layer = LayerQueries(project, context_keys, columns.mask, own, rotary, prefix_keys, columns.prefix_mask)
         with torch.autocast(states.device.type, enabled=False):
             return self.scorer.observe(layer)
 

@@ -52,10 +52,9 @@ class Scorer(nn.Module):
 
         Here: rotated queries of the tokens of `observed_index`, (B, N, J * G * d).
         """
-        rotated = layer.rotated().flatten(1, 2).transpose(1, 2).flatten(2)  # (B, T, J * G * d)
         index = self.observed_index(layer.mask.sum(1, keepdim=True))
-        taken = rotated.gather(1, index.clamp(0, rotated.shape[1] - 1)[..., None].expand(-1, -1, rotated.shape[-1]))
-        return taken.masked_fill((index < 0)[..., None], 0)
+        rotated = layer.rotated(index.clamp(0, layer.mask.shape[1] - 1))
+        return rotated.flatten(1, 2).transpose(1, 2).flatten(2).masked_fill((index < 0)[..., None], 0)
 
     def observed_index(self, lengths: Tensor) -> Tensor:
         """Context tokens whose queries `observe` stores, (B, N) int64, below 0 = none, of contexts of `lengths` (B, 1).

@@ -35,9 +35,10 @@ class ExpectedAttention(Scorer):
 
     def observe(self, layer: LayerQueries) -> Tensor:
         """Mean and covariance of each query head, after the mean rotation: (B, J * G, d + d * d)."""
-        queries = layer.queries.flatten(1, 2).float()
+        queries = layer.queries().flatten(1, 2).float()
         index = torch.arange(queries.shape[2], device=queries.device)
-        counted = (layer.mask & (index >= self.sinks))[:, None, :, None]
+        sinks = self.sinks - layer.prefix_mask.sum(1, keepdim=True)  # left of them in the context
+        counted = (layer.mask & (index >= sinks))[:, None, :, None]
         number = counted.sum(2, keepdim=True).clamp(min=1)
         mean = queries.masked_fill(~counted, 0).sum(2, keepdim=True) / number
         centred = (queries - mean).masked_fill(~counted, 0)

@@ -59,12 +59,13 @@ class Observers:
 class LayerQueries:
     """One decoder layer's queries of B contexts, while these are encoded.
 
-    queries      (B, J, G, T, d) before rotation; keys (B, J, T, d) rotated; mask (B, T), right-padded
+    project      maps indices (B, N) of context tokens to their queries before rotation, (B, J, G, N, d)
+    keys         (B, J, T, d) rotated; mask (B, T), right-padded
     positions    (B, T); rotary maps positions (B, N) to cos and sin, each (B, N, d)
     prefix_keys  (B, J, P, d); prefix_mask (B, P)
     """
 
-    queries: Tensor
+    project: Callable[[Tensor], Tensor]
     keys: Tensor
     mask: Tensor
     positions: Tensor
@@ -72,9 +73,19 @@ class LayerQueries:
     prefix_keys: Tensor
     prefix_mask: Tensor
 
-    def rotated(self) -> Tensor:
-        """The queries after rotation, (B, J, G, T, d)."""
-        return rotate(self.queries.flatten(1, 2), *self.rotary(self.positions)).view_as(self.queries)
+    def queries(self) -> Tensor:
+        """Queries of all tokens before rotation, (B, J, G, T, d)."""
+        return self.project(self._all)
+
+    def rotated(self, index: Tensor | None = None) -> Tensor:
+        """Rotated queries of the tokens `index` (B, N), (B, J, G, N, d). None = of all."""
+        index = self._all if index is None else index
+        queries = self.project(index)
+        return rotate(queries.flatten(1, 2), *self.rotary(self.positions.gather(1, index))).view_as(queries)
+
+    @property
+    def _all(self) -> Tensor:
+        return torch.arange(self.mask.shape[1], device=self.mask.device).expand(len(self.mask), -1)
 
 
 @dataclass

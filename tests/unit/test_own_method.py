@@ -18,6 +18,7 @@ from breviary.config.compose import load_choice
 from breviary.config.errors import run_cli
 from breviary.config.keys import CONFIGS, constructor_keys, target_class, validate_keys
 from breviary.contract import Context, Question
+from breviary.readers.cache_selection import CacheSelection
 from tests.tiny import disturb, greedy_ids
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -26,6 +27,7 @@ FILE = re.compile(r"`([\w/]+\.(?:py|yaml))`[^`]*\n\n```(?:python|yaml)\n(.*?)^``
 FILES = dict(FILE.findall(PAGE))
 COMMANDS = "".join(re.findall(r"^```sh\n(.*?)^```$", PAGE, re.MULTILINE | re.DOTALL)).splitlines()
 METHODS = ("every_kth", "decay_pool", "spread_pool")
+SCORER = "value_norm"
 SMALL = [
     "backbone.layers=4",
     "compressor.encoder_layers=2",
@@ -62,7 +64,8 @@ def call(search, monkeypatch, tmp_path):
 
     def called(entry, *words):
         paths = [f"paths.outputs={tmp_path}/outputs", f"paths.cache={tmp_path}/cache"]
-        monkeypatch.setattr(sys, "argv", [entry.__file__, *words, *paths, *([search] if entry is training else [])])
+        words = [*words, *paths, *([] if any(word.startswith("run=") for word in words) else [search])]
+        monkeypatch.setattr(sys, "argv", [entry.__file__, *words])
         try:
             run_cli(entry.main, entry.CONFIG)
         except SystemExit as exit:
@@ -84,13 +87,15 @@ def compressed(reader, batch):
 
 
 def test_the_page_has_a_code_file_and_a_yaml_for_each_method():
-    assert list(FILES) == [file for name in METHODS for file in (f"mine/{name}.py", f"configs/compressor/{name}.yaml")]
+    names = (*METHODS, SCORER)
+    assert list(FILES) == [file for name in names for file in (f"mine/{name}.py", f"configs/compressor/{name}.yaml")]
     assert len(re.findall(r"^```(?:python|yaml)$", PAGE, re.MULTILINE)) == len(FILES)
 
 
-@pytest.mark.parametrize("name", METHODS)
+@pytest.mark.parametrize("name", [*METHODS, SCORER])
 def test_the_yaml_has_the_constructor_s_keys(search, tmp_path, name):
-    (tmp_path / "configs" / "compressor" / "mean_pool.yaml").symlink_to(CONFIGS / "compressor" / "mean_pool.yaml")
+    for base in ("mean_pool.yaml", "knorm.yaml"):
+        (tmp_path / "configs" / "compressor" / base).symlink_to(CONFIGS / "compressor" / base)
     settings = load_choice(tmp_path / "configs" / "compressor" / f"{name}.yaml")
     cls = target_class(OmegaConf.create({"compressor": settings}), "compressor")
     assert set(settings) == set(constructor_keys(cls))
@@ -98,9 +103,10 @@ def test_the_yaml_has_the_constructor_s_keys(search, tmp_path, name):
         assert hydra_compose("train", [search, f"compressor={name}"]).compressor == settings
 
 
-@pytest.mark.parametrize("name, join", [("every_kth", "input"), *((name, "depth") for name in METHODS)])
+@pytest.mark.parametrize("name, join", [("every_kth", "input"), *((name, "depth") for name in METHODS), (SCORER, None)])
 def test_a_batch_of_n_equals_n_batches_of_one(search, build, name, join, ragged_examples, collate):
-    reader = build([search, f"compressor={name}", "compressor.encoder_layers=2", f"compressor.join={join}"])
+    words = ["compressor.encoder_layers=2", f"compressor.join={join}"] if join else ["compressor.scorer.recent=2"]
+    reader = build([search, f"compressor={name}", *words])
     disturb(reader)
     with torch.no_grad():
         together = reader.loss(collate(ragged_examples, side="left"))
@@ -159,7 +165,7 @@ def test_the_argument_is_swept_and_set_in_variants(call, tmp_path):
     assert call(training, "-m", "compressor=decay_pool", *AT_DEPTH, *small, "compressor.decay=0.25,1") == 0
     runs = sorted((tmp_path / "outputs" / "default").iterdir())
     assert {OmegaConf.load(run / "config.yaml").compressor.decay for run in runs} == {0.25, 1}
-    [variants] = [words[-1] for words in commands("eval.py") if words[-1].startswith("variants=")]
+    [variants] = [words[-1] for words in commands("eval.py") if words[-1].startswith("variants=[{compressor.decay")]
     assert call(evaluation, f"run={runs[0]}", variants, "baselines=[]") == 0
     names = [row["reader"] for row in json.loads((runs[0] / "table.json").read_text())]
     assert names == ["decay_pool", "decay_pool, decay=0.25", "decay_pool, decay=1"]
@@ -217,3 +223,45 @@ def test_the_loss_is_the_mean_squared_cosine_of_neighbours(search, build, ragged
     off = build([search, "compressor=spread_pool", *AT_DEPTH, "compressor.spread_weight=0"]).train()
     assert compressed(off, ragged)[1].losses == {} and "spread" not in off.counts(ragged)
     assert compressed(reader.eval(), ragged)[1].losses == {}
+
+
+# ---- a scorer of its own ----
+
+
+def test_the_scorer_has_a_row_beside_others_over_one_prefill(call, tmp_path, monkeypatch):
+    [words] = [words for words in commands("eval.py") if words[0] == f"compressor={SCORER}"]
+    small = [word for word in words if word.startswith(("compressor=", "variants="))]
+    encoded, encode = [], CacheSelection.encode
+
+    def counted(self, context):
+        encoded.extend(context.ids)
+        return encode(self, context)
+
+    monkeypatch.setattr(CacheSelection, "encode", counted)
+    assert call(evaluation, *small, "backbone=tiny", "baselines=[]", "dataset.test_size=3", "backbone.layers=2") == 0
+    rows = json.loads((tmp_path / "outputs" / "eval" / "table.json").read_text())
+    assert [row["reader"] for row in rows] == [SCORER, "knorm", "streaming_llm"] and len(encoded) == 3
+    assert len({row["memory_bytes"] for row in rows}) == 1 and 3 < rows[0]["effective_ratio"] <= 4
+
+
+def test_the_scorer_keeps_recent_and_long_values(search, build, ragged):
+    reader = build([search, f"compressor={SCORER}", "compressor.scorer.recent=2"]).eval()
+    with torch.no_grad():
+        encoded, memory = compressed(reader, ragged)
+    for layer, kept in enumerate(memory.layers):
+        values = encoded.keys_values[layer][1][:, 0]
+        for b, (prefix, length) in enumerate(zip(ragged.prefix.lengths.tolist(), ragged.context.lengths.tolist())):
+            for head, count in enumerate(kept.counts[b]):
+                norms = values[b, head, prefix : prefix + length].norm(dim=-1)
+                recent = [*range(max(length - 2, 0), length)][::-1]
+                best = sorted(range(max(length - 2, 0)), key=lambda j: -norms[j])
+                places = sorted((recent + best)[: -(-length // 4)])
+                expected = torch.cat([values[b, head, :prefix], values[b, head, prefix:][places]])
+                assert torch.equal(kept.rows([b]).values.split(kept.counts[b])[head], expected) and count == len(
+                    expected
+                )
+
+
+def test_wrong_values_of_the_scorer_are_reported(call, capsys):
+    assert call(evaluation, f"compressor={SCORER}", "backbone=tiny", "compressor.scorer.recent=-1") == 2
+    assert capsys.readouterr().err == "error: compressor.scorer.recent=-1: must be 0 or more tokens, e.g. 16\n"

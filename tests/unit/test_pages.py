@@ -11,7 +11,7 @@ PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").g
 GROUPS = ("experiment", "dataset", "compressor", "objective", "engine", "backbone")
 MAX_README_LINES = 160
 # Of docs/own_method.md, which its reader writes.
-OWN_METHODS = {f"configs/compressor/{name}.yaml" for name in ("every_kth", "decay_pool", "spread_pool")}
+OWN_METHODS = {f"configs/compressor/{name}.yaml" for name in ("every_kth", "decay_pool", "spread_pool", "value_norm")}
 
 WHERE_TO_EDIT = PAGES[1].read_text(encoding="utf-8").partition("## Where to edit\n")[2].partition("\n## ")[0]
 PLACES = [

@@ -90,7 +90,7 @@ def test_h2o_sums_what_each_token_receives():
     def rotary(positions):
         return torch.ones(1, 4, 4), torch.zeros(1, 4, 4)
 
-    layer = LayerQueries(queries, keys, mask, torch.arange(4)[None], rotary, keys[:, :, :0], mask[:, :0])
+    layer = LayerQueries(lambda index: queries, keys, mask, torch.arange(4)[None], rotary, keys[:, :, :0], mask[:, :0])
     observed = H2O().observe(layer)
     torch.testing.assert_close(observed[0, :, 0], torch.tensor([2.2, 0.8, 0.7, 0.3]))
     one = view(torch.eye(4)[None].tolist(), budget=3, observed=observed)
@@ -127,7 +127,8 @@ def test_expected_attention_observes_mean_and_covariance():
     def rotary(positions):  # no rotation
         return torch.ones(*positions.shape, 4), torch.zeros(*positions.shape, 4)
 
-    layer = LayerQueries(queries, keys, mask, torch.arange(9).expand(2, -1), rotary, keys[:, :, :0], mask[:, :0])
+    at = torch.arange(9).expand(2, -1)
+    layer = LayerQueries(lambda index: queries, keys, mask, at, rotary, keys[:, :, :0], mask[:, :0])
     observed = ExpectedAttention(sinks=2).observe(layer)
     for row, length in enumerate((9, 6)):
         for head in range(2):
