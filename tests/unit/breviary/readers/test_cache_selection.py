@@ -5,8 +5,9 @@ from dataclasses import replace
 import pytest
 import torch
 
+from breviary.backbones.fetching import get_backbone
 from breviary.backbones.stack import ReadOnlyCache
-from breviary.contract import Context, Generation
+from breviary.contract import Batch, Context, Example, Generation, Tokens
 from breviary.memory.assembly import Layout
 from breviary.memory.columns import Columns
 from breviary.memory.kept_keys import KeptKeys
@@ -226,3 +227,23 @@ def test_kept_keys_hold_no_padding():
     uniform = KeptKeys.select(keys, keys, torch.ones(2, 2, 3, dtype=torch.bool))
     assert uniform.is_uniform and uniform.key_mask() is None and torch.equal(uniform.padded()[0], keys)
     assert uniform.padded()[0].data_ptr() == uniform.keys.data_ptr()
+
+
+@pytest.mark.slow
+def test_every_entry_kept_is_smollm2(build):
+    """The real backbone in float32: keeping everything equals full context."""
+    shared = ["backbone=smollm2_135m", f"backbone.path={get_backbone()}", "backbone.dtype=float32", FROZEN]
+    full = build([*shared, "compressor=full_context"]).eval()
+    kept = build([*shared, "compressor=snapkv", "compressor.ratio=1"]).eval()
+    reading = build([*shared, "compressor=attention", "compressor.ratio=1"]).eval()
+    texts = full.tokenizer(["The metal of Velkeld is tin. " * 20, "Where is it? Nobody knows."])
+    parts = [torch.tensor(ids)[None] for ids in texts.input_ids]
+    tokens = [Tokens(ids, torch.ones_like(ids, dtype=torch.bool)) for ids in parts]
+    start = Tokens(torch.zeros(1, 1, dtype=torch.int64), torch.ones(1, 1, dtype=torch.bool))
+    answer = Tokens(tokens[1].ids[:, :3], tokens[1].mask[:, :3])
+    example = Example("0", "", "", ("",))
+    batch = Batch(start, tokens[0], tokens[1], tokens[1], answer, None, None, [example])
+    with torch.no_grad():
+        expected = full.loss(batch).nll
+        for reader in (kept, reading):
+            torch.testing.assert_close(reader.loss(batch).nll, expected, rtol=1e-5, atol=1e-4)
