@@ -7,14 +7,15 @@ from breviary.config.build import compressor_forms
 # YAMLs whose class runs in these tests under another YAML: one that reads the question (bm25) and one that runs a
 # language model without it (llmlingua). tests/contract/test_text_selections.py covers what differs.
 LIGHT = ("bm25_sentences", "dense", "external", "gold", "longllmlingua", "random_text", "selective_context")
-# Scorers of one class: here run one that reads the question (snapkv), one that runs the context again and whose heads
-# differ (kvzip), and one with biases (attention_matching). test_cache_selection.py runs all.
+# Scorers of one class: here run one that reads the question (snapkv) and one with biases and a mask for each head
+# (attention_matching). test_cache_selection.py runs all.
 LIGHT_CACHE = (
     "adakv",
     "expected_attention",
     "h2o",
     "keydiff",
     "knorm",
+    "kvzip",
     "pyramidkv",
     "random_cache",
     "streaming_llm",
