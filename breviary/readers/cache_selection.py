@@ -152,39 +152,44 @@ class CacheSelection(BudgetedCompressor):
     ) -> list[Tensor]:
         """Scores (B, J, T) of each layer."""
         decoder = self._decoder[0]
-        observers: list[tuple[Iterator[Observers | None], Tensor | None]]
+        everything = slice(None)
+        observers: list[tuple[Iterator[Observers | None], slice]]
         if self.needs_question:
             prompt = Tokens(question.ids.new_zeros(question.states_mask.shape), question.states_mask)
-            observers = [(run_behind(decoder, question.states, prompt, columns, pairs, self.scorer.window), None)]
+            observers = [(run_behind(decoder, question.states, prompt, columns, pairs, self.scorer.window), everything)]
         else:
             tokenizer = self._backbone.tokenizer()
             observers = [
                 (run_behind(decoder, decoder.embed(fed.ids), fed, columns, pairs), chunk)
                 for fed, chunk in self.scorer.probes(columns.context(encoded.ids[:, 0]), columns.mask, tokenizer)
-            ] or [(self._tail(encoded), None)]
+            ] or [(self._tail(encoded), everything)]
         best: list[Tensor] = []
-        for of_layers, chunk in observers:
+        for of_layers, part in observers:
             for index, seen in enumerate(of_layers):
-                view = self._view(index, encoded, columns, pairs[index], budget)
-                view.observers, view.chunk = seen, chunk
+                view = self._view(index, encoded, columns, pairs[index], budget, part)
+                view.observers = seen
                 with torch.autocast(view.keys.device.type, enabled=False):
                     score = self.scorer.score(view)
-                if len(best) <= index:
+                if part == everything:
                     best.append(score)
-                else:
-                    best[index] = torch.maximum(best[index], score)
+                    continue
+                if len(best) <= index:
+                    best.append(score.new_zeros(*score.shape[:2], columns.mask.shape[1]))
+                best[index][..., part] = torch.maximum(best[index][..., part], score)
         return best
 
-    def _view(self, index: int, encoded: Encoded, columns: Columns, pair: Pair, budget: Tensor) -> LayerKeys:
-        """Layer `index` as scorers see it."""
+    def _view(
+        self, index: int, encoded: Encoded, columns: Columns, pair: Pair, budget: Tensor, part: slice = slice(None)
+    ) -> LayerKeys:
+        """A `part` of the context in layer `index` as scorers see it."""
         prefix_keys, keys = columns.split(pair[0])
         observed = encoded.observed[index] if encoded.observed else None
         return LayerKeys(
             index,
             len(self._decoder[0]),
-            keys,
-            columns.split(pair[1])[1],
-            columns.mask,
+            keys[:, :, part],
+            columns.split(pair[1])[1][:, :, part],
+            columns.mask[:, part],
             prefix_keys,
             columns.prefix_mask,
             budget,

@@ -63,8 +63,8 @@ class Scorer(nn.Module):
         """
         return lengths - OBSERVED + torch.arange(OBSERVED, device=lengths.device)
 
-    def probes(self, ids: Tensor, mask: Tensor, tokenizer: Any) -> list[tuple[Tokens, Tensor]]:
-        """Texts that are run behind the whole cache to observe it: tokens, and the chunk (B, T) that each one scores.
+    def probes(self, ids: Tensor, mask: Tensor, tokenizer: Any) -> list[tuple[Tokens, slice]]:
+        """Texts that are run behind the whole cache to observe it: tokens, and the part of T that each sees and scores.
 
         ids, mask  (B, T) of the contexts. The best score over all probes counts.
         """
@@ -101,7 +101,7 @@ class ScorerWrapper(Scorer):
         """As the wrapped scorer."""
         return self.scorer.observed_index(lengths)
 
-    def probes(self, ids: Tensor, mask: Tensor, tokenizer: Any) -> list[tuple[Tokens, Tensor]]:
+    def probes(self, ids: Tensor, mask: Tensor, tokenizer: Any) -> list[tuple[Tokens, slice]]:
         """As the wrapped scorer."""
         return self.scorer.probes(ids, mask, tokenizer)
 

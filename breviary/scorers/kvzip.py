@@ -26,8 +26,9 @@ class KVzip(Scorer):
 
     chunk_size  tokens of a chunk
     budget      all: the best entries over all layers and heads (published) | head: the same number for every head
-    Cost: about one more prefill, in attention about two, once for each context. Deviation: exactly the requested number
-    of entries is kept; the released code compares with a threshold and keeps one too few.
+    Cost: two to four more prefills, once for each context: kernels do not return the attention of all fed tokens.
+    Deviation: exactly the requested number of entries is kept; the released code compares with a threshold and keeps
+    one too few.
     """
 
     def __init__(self, chunk_size: int = 2000, budget: str = "all"):
@@ -51,10 +52,10 @@ class KVzip(Scorer):
         counts = best_entries(together, budget * together.shape[1] * together.shape[2]).sum(-1)
         return [counts[:, layer] for layer in range(len(scores))]
 
-    def probes(self, ids: Tensor, mask: Tensor, tokenizer: Any) -> list[tuple[Tokens, Tensor]]:
+    def probes(self, ids: Tensor, mask: Tensor, tokenizer: Any) -> list[tuple[Tokens, slice]]:
         """One request and chunk after another; rows without that chunk are padding."""
         rows = [row[valid] for row, valid in zip(ids, mask)]
-        index, probes = torch.arange(ids.shape[1], device=ids.device), []
+        probes = []
         for start in range(0, ids.shape[1], self.chunk_size):
             end = start + self.chunk_size
             fed = []
@@ -67,8 +68,7 @@ class KVzip(Scorer):
                 fed.append(torch.cat([row.new_tensor(request_ids), row[start:end]]))
             valid = [torch.ones_like(one, dtype=torch.bool) for one in fed]
             tokens = Tokens(pad_sequence(fed, batch_first=True), pad_sequence(valid, batch_first=True))
-            chunk = (index >= start) & (index < end)
-            probes.append((tokens, chunk.expand_as(mask)))
+            probes.append((tokens, slice(start, end)))
         return probes
 
     def probe_tokens(self, context_tokens: int) -> int:

@@ -18,6 +18,7 @@ from breviary.memory.assembly import Layout
 from breviary.memory.columns import Columns
 
 Pair = tuple[Tensor, Tensor]
+BLOCK = 64  # observers at a time, whose attention then stays in the processor's caches
 
 
 @dataclass
@@ -48,11 +49,12 @@ class Observers:
         """
         all_keys = torch.cat([prefix_keys, keys, self.keys], 2).float()
         all_visible = torch.cat([prefix_mask[:, None].expand(-1, visible.shape[1], -1), visible, self.visible], 2)
-        scores = torch.einsum("bjgwd,bjkd->bjgwk", self.queries.float(), all_keys) / keys.shape[-1] ** 0.5
-        scores = scores.masked_fill(~all_visible[:, None, None], torch.finfo(torch.float32).min)
+        # The scores of all observers are large: masked in place.
+        scores = torch.einsum("bjgwd,bjkd->bjgwk", self.queries.float() * keys.shape[-1] ** -0.5, all_keys)
+        scores.masked_fill_(~all_visible[:, None, None], torch.finfo(torch.float32).min)
         P, T = prefix_keys.shape[2], keys.shape[2]
         weights = scores.softmax(-1)[..., P : P + T]
-        return weights.masked_fill(~(visible & self.mask[..., None])[:, None, None], 0)
+        return weights.masked_fill_(~(visible & self.mask[..., None])[:, None, None], 0)
 
 
 @dataclass
@@ -99,7 +101,6 @@ class LayerKeys:
     budget         (B,) int64, entries that each head keeps under an equal split
     observed       (B, N, F), what `Scorer.observe` stored of this layer; None where it stores nothing
     observers      None where the scorer reads no queries
-    chunk          (B, T) the part of the context that observers see and score; None = all of it
     """
 
     layer: int
@@ -112,7 +113,6 @@ class LayerKeys:
     budget: Tensor
     observed: Tensor | None = None
     observers: Observers | None = None
-    chunk: Tensor | None = None
 
     @property
     def index(self) -> Tensor:
@@ -128,13 +128,12 @@ class LayerKeys:
         """The observers' attention to the context, (B, J, G, W, T) float32."""
         return torch.cat([*self.attention_blocks(2**30)], 3)
 
-    def attention_blocks(self, size: int = 256) -> Iterator[Tensor]:
+    def attention_blocks(self, size: int = BLOCK) -> Iterator[Tensor]:
         """As `attention`, for at most `size` observers at a time."""
         assert self.observers is not None, "this scorer reads no queries"
-        seen = self.mask if self.chunk is None else self.mask & self.chunk
         for start in range(0, self.observers.mask.shape[1], size):
             block = self.observers.block(slice(start, start + size))
-            visible = seen[:, None] & (self.index <= block.index[..., None])
+            visible = self.mask[:, None] & (self.index <= block.index[..., None])
             yield block.attention(self.keys, visible, self.prefix_keys, self.prefix_mask)
 
     @property

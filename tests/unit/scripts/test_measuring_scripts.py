@@ -13,7 +13,7 @@ import train as training
 from breviary.evaluation import bench
 from breviary.report.curves import draw_curves, read_curve
 from scripts import curves, gold_recall
-from scripts.bench import compress, end_to_end
+from scripts.bench import compress, end_to_end, scoring
 
 RAM = [
     "compressor=ram",
@@ -67,7 +67,9 @@ def test_gold_recall_compares_with_every_ranker(run, tmp_path):
     assert list(over) == ["ram (untrained)", "BM25"] and all("over" not in row for row in content["rows"][1:])
     for other, differences in over.items():
         assert differences["1"] == {"value": 0, "low": 0, "high": 0}
-        assert differences["2"]["value"] == pytest.approx(rows["ram (3 steps, 6 examples)"]["2"]["value"] - rows[other]["2"]["value"])
+        assert differences["2"]["value"] == pytest.approx(
+            rows["ram (3 steps, 6 examples)"]["2"]["value"] - rows[other]["2"]["value"]
+        )
         assert differences["2"]["low"] <= differences["2"]["value"] <= differences["2"]["high"]
     # Only the gold sentence contains the name in the question, and at least one segment is kept.
     assert rows["BM25"]["2"]["value"] > rows["chance"]["2"]["value"] and rows["BM25"]["100"]["value"] > 0
@@ -140,6 +142,34 @@ def test_end_to_end_times_every_reader_against_full_context(tmp_path, capsys):
     assert [row["slots"] for row in rows[:4]] == slots
     assert all(0 < row["ours_1_s"] < row["ours_32_s"] and 0 < row["full_1_s"] < row["full_32_s"] for row in rows)
     assert len({row["full_32_s"] for row in rows}) == 1 and "mean_pool-depth" in capsys.readouterr().out
+
+
+def test_end_to_end_times_selections_of_cache_and_text(tmp_path, capsys):
+    readers = ["snapkv", "kvzip", "bm25", "longllmlingua"]
+    options = ["--backbone", "tiny", "--dtype", "float32", "--lengths", "90", "--runs", "1", "--ratios", "4"]
+    file = tmp_path / "end_to_end.json"
+    keys = ["--keys", "backbone.layers=2", "backbone.width=32"]
+    end_to_end.main([*options, "--output", str(file), "--readers", *readers, *keys])
+    rows = json.loads(file.read_text())["rows"]
+    assert [(row["reader"], row["slots"]) for row in rows] == [(name, 17) for name in readers]
+    assert "allowed are" in exit_message(capsys, end_to_end.main, ["--readers", "gold"])
+
+
+def test_scoring_is_measured_against_the_bare_prefill(tmp_path, capsys):
+    file = tmp_path / "scoring.json"
+    options = ["--backbone", "tiny", "--dtype", "float32", "--lengths", "64", "--runs", "1", "--output", str(file)]
+    scoring.main([*options, "--scorers", "snapkv", "kvzip", "--keys", "backbone.layers=2", "backbone.width=32"])
+    rows = json.loads(file.read_text())["rows"]
+    assert [(row["scorer"], row["question"]) for row in rows] == [
+        ("snapkv", "unknown"),
+        ("snapkv", "known"),
+        ("kvzip", "unknown"),
+    ]
+    for row in rows:
+        assert row["tokens"] == 64 and len({row["floor_s"] for row in rows}) == 1
+        assert row["time_ratio"] == pytest.approx(row["ours_s"] / row["floor_s"])
+    assert "bare prefill" in capsys.readouterr().out
+    assert "unknown bm25; allowed are adakv" in exit_message(capsys, scoring.main, ["--scorers", "bm25"])
 
 
 def test_compress_measures_both_joins(tmp_path, capsys):
