@@ -10,6 +10,7 @@ from breviary.evaluation import loop, session
 from breviary.evaluation.loop import evaluate
 from breviary.evaluation.results import summarise
 from breviary.evaluation.table import COST_COLUMNS, markdown_table, table_row
+from breviary.readers.cache_selection import CacheSelection
 from breviary.readers.compressed import CompressedReader
 from breviary.runtime import timing
 from data.collate import Collator
@@ -24,6 +25,8 @@ READERS = {
     "mean_pool": ["compressor=mean_pool"],
     "comi": ["compressor=comi", "compressor.join=input"],
     "comet": ["compressor=comet"],
+    "snapkv": ["compressor=snapkv", "compressor.question=known"],
+    "kvzip": ["compressor=kvzip"],
 }
 
 
@@ -75,6 +78,18 @@ def test_every_reader_states_the_same_phases(items, tokenizer, name):
     for row in rows.values():
         assert row["times"].keys() == {f"{phase}_ms" for phase in loop.PHASES}
         assert (row["times"]["read_ms"] > 0) is not row["context_reused"]
+
+
+@pytest.mark.parametrize(("name", "question"), [("snapkv", "known"), ("kvzip", "unknown")])
+def test_eviction_reads_each_context_once(items, tokenizer, monkeypatch, name, question):
+    """In both modes: a known question only selects anew, an unknown one costs nothing but its own prefill."""
+    encoded, encode = [], CacheSelection.encode
+    monkeypatch.setattr(CacheSelection, "encode", lambda self, c: encoded.extend(c.ids) or encode(self, c))
+    rows = predictions(name, items, tokenizer, 2)
+    assert len(encoded) == summarise([*rows.values()], None)["contexts_read"] == 2 < len(rows)
+    assert all((row["times"]["compress_ms"] > 0) is (question == "known") for row in rows.values())
+    per_question = [row["document_bytes"] / row["memory_bytes"] for row in rows.values()]
+    assert all(3 < ratio < 6 if question == "known" else 1 <= ratio < 1.2 for ratio in per_question)
 
 
 def test_results_before_schema_3_show_what_they_measured():
