@@ -20,13 +20,14 @@ from pathlib import Path
 from typing import Any
 
 import hydra
+from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig
 
 from breviary.config.errors import report_user_errors, run_cli
-from breviary.evaluation.resolve import resolve_command_line
-from breviary.evaluation.results import source_of
+from breviary.evaluation.resolve import EVAL_KEYS, resolve_command_line
 from breviary.evaluation.session import EvaluationSession
 from breviary.evaluation.table import print_table, table_row, write_table
+from breviary.runs.dataset_names import dataset_label
 from breviary.runtime.distributed import end_process_group, rank
 from breviary.runtime.spelling import command, next_line
 from data.text_pipeline import TEXT
@@ -46,21 +47,32 @@ def main(cfg: DictConfig) -> None:
         write_table(folder / "table.json", rows)
         print_table(
             rows,
-            title=f"{rows[0]['n']} questions of the {cfg.split} split of {source_of(cfg.dataset, cfg.split)}",
+            title=f"{rows[0]['n']} questions of the {cfg.split} split of {dataset_label(cfg.dataset, cfg.split)}",
             caption="95% bootstrap intervals; NLL in nats a token.",
         )
-        print(next_line(*next_commands(cfg, results)))
+        print(next_line(*next_commands(cfg, results, HydraConfig.get().overrides.task)))
     end_process_group()
 
 
-def next_commands(cfg: DictConfig, results: Sequence[Mapping[str, Any]]) -> list[str]:
-    """What to do with the results: compare the rows question by question, look inside the memory, or train."""
+def next_commands(cfg: DictConfig, results: Sequence[Mapping[str, Any]], words: Sequence[str]) -> list[str]:
+    """What to do with the results: compare the rows question by question, look inside the memory, or train.
+
+    words  settings of this call
+    """
     if not cfg.run:
-        return [command("train.py", "experiment=comi_facts")]
+        return [command("train.py", *training_words(words))]
     others = dict.fromkeys(result["run"] for result in results[1:] if Path(result["run"]).is_dir())
     others.pop(cfg.run, None)
     lines = [command("scripts/compare.py", cfg.run, *others)] if others else []
     return [*lines, command("scripts/reading_map.py", cfg.run), command("scripts/report.py", Path(cfg.run).parent)]
+
+
+def training_words(words: Sequence[str]) -> list[str]:
+    """The settings of a training on the same backbone and data as an evaluation without a run.  words  its settings"""
+    others = [word for word in words if word.lstrip("+~").split("=")[0].split(".")[0] not in (*EVAL_KEYS, "compressor")]
+    if any(word.startswith("experiment=") for word in others):
+        return others
+    return ["compressor=comi", *others] if others else ["experiment=comi_facts"]
 
 
 if __name__ == "__main__":

@@ -22,7 +22,7 @@ from breviary.evaluation.facts import training_record, training_text, with_train
 from breviary.evaluation.resolve import find_checkpoint
 from breviary.evaluation.session import EvaluationSession
 from breviary.evaluation.statistics import cluster_codes, paired_bootstrap
-from breviary.runtime.distributed import print_rank0
+from breviary.runtime.distributed import print_progress, print_rank0
 from ram.labels import positive_segments
 from ram.segments import select_segments, split_segments
 
@@ -129,8 +129,8 @@ def _reader_recalls(
         gold, lengths = _gold_segments(batch, segment_size)
         relevance = reader.memory(batch.to(device)).trace["relevance"][:, : gold.shape[1]].cpu()
         recalls.append(segment_recall(relevance, gold, lengths, ratios))
-        print_rank0(f"  {name}: {len(recalls)}/{len(batches)} ranked", end="\r")
-    print_rank0("")
+        print_progress(f"  {name}: {len(recalls)}/{len(batches)} ranked")
+    print_rank0(f"  {name}: {len(batches)}/{len(batches)} ranked")
     return recalls
 
 

@@ -32,6 +32,7 @@ from breviary.evaluation.passkey import measure_passkey
 from breviary.evaluation.resolve import compose_evaluation, require_single_reader
 from breviary.evaluation.session import EvaluationSession
 from breviary.report.passkey import draw_passkey_maps
+from breviary.runs.dataset_names import dataset_label
 from breviary.runs.environment import environment
 from breviary.runtime.files import write_json
 from breviary.runtime.spelling import command, next_line, setting
@@ -77,7 +78,8 @@ def run_config(run: str, overrides: Sequence[str]) -> DictConfig:
     cfg = compose_evaluation([setting("run", run), *overrides, "baselines=[]"])
     require_single_reader(cfg, "name further runs, or call this again")
     if "context_words" not in cfg.dataset:
-        problem = f"{run}: trained on {cfg.dataset._target_}; give a run of dataset=passkey, or add dataset=passkey"
+        name = dataset_label(cfg.dataset, cfg.split)
+        problem = f"{run}: its data set is {name}; give a run of dataset=passkey, or add dataset=passkey"
         raise ConfigError([problem])
     return cfg
 

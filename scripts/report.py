@@ -25,7 +25,7 @@ require_checkout()
 quiet_libraries()
 
 from breviary.config.cli.run_names import LATEST, find_run
-from breviary.config.errors import cli_errors
+from breviary.config.errors import cli_errors, raise_problems
 from breviary.evaluation.resolve import compose_evaluation
 from breviary.evaluation.results import RESULTS
 from breviary.evaluation.session import EvaluationSession
@@ -63,6 +63,11 @@ def main(arguments: Sequence[str] | None = None) -> None:
     """Parses the command line; exits with code 2 on a user error."""
     args = build_parser().parse_args(arguments)
     with cli_errors():
+        raise_problems(
+            f"{word}: no RUN, and this command takes no settings; its options are written --examples 100, --metric em"
+            for word in args.runs
+            if "=" in word and not glob.glob(word)
+        )
         args.runs = [str(find_run(word)) if word == LATEST else word for word in args.runs]
         skipped = evaluate_missing(args.runs, args.examples)
         folder = make_report(args.runs, args.output, args.metric, args.by, skipped)

@@ -17,12 +17,23 @@ def budget_notes(items: Any, settings: Mapping[str, Any]) -> list[str]:
     notes, count = [], len(items.lengths)
     ratio, slots = settings.get("ratio"), settings.get("slots")
     compresses = settings.get("keep") not in ("all", "none")  # full_context, no_context
-    if compresses and ratio and slots is None:
+    reads_closely = {"keep", "segment_size"} <= settings.keys()  # RAM: floor(segments / ratio) segments stay whole
+    if compresses and ratio and slots is None and reads_closely and settings.get("budget") != "strict":
+        size = settings["segment_size"]
+        few = [length for length in items.lengths if 0 < -(-length // size) < ratio]
+        if len(few) >= max(1, SHARE * count):
+            notes.append(
+                f"warning: compressor.ratio={ratio:g} is above the number of segments (compressor.segment_size={size}) "
+                f"of {len(few)} of {count} contexts (the longest of these has {max(few)} tokens): no segment is read "
+                "closely, each becomes a vector; lower the ratio or the segment size"
+            )
+    elif compresses and ratio and slots is None:
         short = [length for length in items.lengths if 0 < length < ratio]
         if len(short) >= max(1, SHARE * count):
             notes.append(
                 f"warning: compressor.ratio={ratio:g} is above the length of {len(short)} of {count} contexts (the "
-                f"longest of these has {max(short)} tokens): at most one slot is left of each; lower the ratio"
+                f"longest of these has {max(short)} tokens): at most one slot {'a segment ' if reads_closely else ''}"
+                "is left of each; lower the ratio"
             )
     if compresses and slots is not None:
         short = [length for length in items.lengths if 0 < length <= slots]

@@ -7,8 +7,9 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from breviary.evaluation.results import dataset_label, source_of
+from breviary.evaluation.results import source_of
 from breviary.runs.checkpoints import PROCESSES
+from breviary.runs.dataset_names import dataset_label
 from breviary.runs.folders import load_config
 from breviary.runs.importing import RECORD
 
@@ -100,14 +101,16 @@ def conditions_of(results: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def dataset_name(results: Mapping[str, Any]) -> str:
-    """The data files as "nq/test.jsonl.gz", or the class that generates the examples, e.g. "InventedFacts".
+    """The data set as in `dataset_label`, e.g. "nq_gold4", or "the validation split of nq_gold4".
 
     Where the results do not state it: the first digits of the data hash.
     """
     conditions = conditions_of(results)
     if not conditions.get("dataset"):
         return results["data_hash"][:12]
-    return source_name(conditions["dataset"], conditions.get("split", "test"))
+    split = conditions.get("split", "test")
+    label = dataset_label(conditions["dataset"], split)
+    return label if split == "test" else f"the {split} split of {label}"
 
 
 def source_name(dataset: Mapping[str, Any], split: str) -> str:

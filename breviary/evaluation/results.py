@@ -371,17 +371,3 @@ def source_of(dataset: Mapping[str, Any], split: str, parts: int = 0) -> str:
         "/".join(Path(file).parts[-parts:]) if parts else file
         for file in ([files] if isinstance(files, str) else files)
     )
-
-
-def dataset_label(dataset: Mapping[str, Any], split: str) -> str:
-    """The name of a data set, as in `dataset=NAME`, e.g. "nq" or "invented_facts", or of a file, e.g. "mine.jsonl".
-
-    Files that are named by their split have the name of their folder; several files are listed. Examples that a class
-    generates have the name of its module.
-    """
-    files = dataset.get(split)
-    if not files:
-        return dataset["_target_"].split(".")[-2:][0]
-    paths = [Path(file) for file in ([files] if isinstance(files, str) else files)]
-    names = [path.parent.name if path.name.split(".")[0] == split and path.parent.name else path.name for path in paths]
-    return ", ".join(names)

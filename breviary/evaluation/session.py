@@ -58,6 +58,7 @@ from breviary.runtime.distributed import (
     barrier,
     call_on_rank_zero,
     gather_rows,
+    print_progress,
     print_rank0,
     rank,
     require_shared_folder,
@@ -260,7 +261,7 @@ class EvaluationSession:
         ):
             predictions.append(rows)
             answered = len(done) + world_size() * len(predictions.done - done)  # assumes equal progress on all ranks
-            print_rank0(f"  {cfg.reader}: {min(answered, count)}/{count} answered", end="\r")
+            print_progress(f"  {cfg.reader}: {min(answered, count)}/{count} answered")
         barrier()
         print_rank0(f"  {cfg.reader}: {count}/{count} answered")
 

@@ -16,12 +16,12 @@ from breviary.config.errors import ConfigError
 from breviary.contract import Batch, Compressor, Example, Generation, KeyValueMemory, Memory
 from breviary.evaluation.facts import training_record, training_text, with_training
 from breviary.evaluation.resolve import find_checkpoint
-from breviary.evaluation.results import dataset_label
 from breviary.evaluation.session import EvaluationSession, print_untrained
 from breviary.memory.trace import spans_from_trace, trace_row
 from breviary.report.reading_map_marks import Card
 from breviary.report.reading_map_page import render_page
-from breviary.runtime.distributed import print_rank0
+from breviary.runs.dataset_names import dataset_label
+from breviary.runtime.distributed import print_progress, print_rank0
 from breviary.runtime.files import write_text
 
 SINGLE_READER = {
@@ -109,8 +109,8 @@ def make_cards(session: EvaluationSession, cfg: DictConfig, examples: Sequence[E
         batch = collate([items[i] for i in range(start, min(start + cfg.eval_batch_size, len(items)))]).to(device)
         answers = reader.answer(batch, Generation(**cfg.generation))
         cards += batch_cards(session, cfg, batch, answers, reader.memory(batch), requested)
-        print_rank0(f"  {cfg.reader}: {len(cards)}/{len(items)} answered", end="\r")
-    print_rank0("")
+        print_progress(f"  {cfg.reader}: {len(cards)}/{len(items)} answered")
+    print_rank0(f"  {cfg.reader}: {len(items)}/{len(items)} answered")
     return cards
 
 

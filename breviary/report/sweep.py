@@ -20,7 +20,7 @@ from typing import Any
 
 from breviary.config.errors import ConfigError
 from breviary.evaluation.facts import mixed_facts, row_facts, stored_training, training_text, with_training
-from breviary.evaluation.results import dataset_label, find_results, read_results
+from breviary.evaluation.results import find_results, read_results
 from breviary.evaluation.table import (
     COST_KEYS,
     FORMER_PHASE,
@@ -33,6 +33,7 @@ from breviary.evaluation.table import (
     table_row,
 )
 from breviary.report.figures import draw_figure
+from breviary.runs.dataset_names import dataset_label
 from breviary.runs.sweeps import LISTED
 from breviary.runtime.files import write_json, write_text
 

@@ -249,7 +249,7 @@ def last_checkpoint(folder: str | Path) -> Path:
     if not found:
         raise ValueError(
             f"{folder}: no run folder with a complete checkpoint in checkpoints/; "
-            "give one that train.py printed, e.g. run=outputs/comi_facts/20260101T000000_ab12cd"
+            "give one that train.py printed, e.g. outputs/comi_facts/20260101T000000_ab12cd"
         )
     return found[-1]
 

@@ -46,6 +46,25 @@ def list_run(sweep: Path, run: Path) -> None:
         write_json(sweep / f"{run.name}{LISTED}", {"run": os.path.relpath(run, sweep), "settings": settings})
 
 
+def announce_job(sweep: Path) -> None:
+    """Prints which settings this job of a sweep has: its lines follow one another in one terminal."""
+    hydra = HydraConfig.get()
+    settings = [word for word in hydra.overrides.task if not word.startswith("sweep=")]
+    print_rank0(f"sweep {sweep.name}, job {hydra.job.num + 1}: {' '.join(settings)}")
+
+
+def sweep_labels(sweep: Path) -> dict[Path, str]:
+    """{run: its settings that not all runs of the sweep have} of a sweep's folder, in the order of their start."""
+    listed = [json.loads(file.read_bytes()) for file in sorted(sweep.glob(f"*{LISTED}"))]
+    shared = set.intersection(*(set(one["settings"]) for one in listed)) if listed else set()
+    labels = {}
+    for one in listed:
+        run = Path(os.path.normpath(sweep / one["run"]))
+        if run.is_dir():
+            labels[run] = " ".join(word for word in one["settings"] if word not in shared) or run.name
+    return labels
+
+
 def with_listed_runs(folder: Path) -> list[Path]:
     """The folder, and the runs that the sweeps in it list."""
     files = sorted(folder.rglob(f"*{LISTED}")) if folder.is_dir() else []

@@ -123,10 +123,30 @@ def barrier() -> None:
         dist.barrier()
 
 
-def print_rank0(text: str, end: str = "\n") -> None:
+def print_rank0(text: str) -> None:
     """Prints `text` on rank 0 and flushes."""
     if rank() == 0:
-        print(text, end=end, flush=True)
+        print(text, flush=True)
+
+
+PROGRESS_S = 60.0  # seconds between lines of progress in a file
+
+_last_progress = time.monotonic()
+
+
+def print_progress(text: str) -> None:
+    """Prints how far a long loop is, on rank 0: on a terminal in place of the last such text, in a file once a minute.
+
+    What follows the loop prints a line of its own.
+    """
+    global _last_progress
+    if rank() != 0:
+        return
+    if sys.stdout.isatty():
+        print(text, end="\r", flush=True)
+    elif time.monotonic() - _last_progress > PROGRESS_S:
+        _last_progress = time.monotonic()
+        print(text, flush=True)
 
 
 # ------------------------------------------------------------------ start and end of a process

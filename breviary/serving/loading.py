@@ -18,6 +18,7 @@ from breviary.backbones.tiny import TinyBackbone
 from breviary.backbones.trainable import cast_for_inference, learned_parameters
 from breviary.config.allowed_classes import READER_SECTIONS, named_targets, untrusted_targets
 from breviary.config.build import ReaderSpec, build_backbone, build_reader
+from breviary.config.cli.run_names import LATEST, find_run, runs_below
 from breviary.config.errors import collect_errors, raise_problems
 from breviary.config.keys import CONFIGS, validate_keys
 from breviary.contract import Generation
@@ -37,7 +38,8 @@ HUB_FILES = ["*.safetensors", "*.json", "*.yaml", "*.jinja", "*.txt", "*.md", "*
 def load_reader(path: str | Path, backbone: str | Path | None = None, device: str | None = None) -> TextReader:
     """Opens a trained reader for use from Python: texts in, answers out.
 
-    path      a folder written by scripts/export.py, a run folder (its best checkpoint), or the hub name of an export
+    path      a folder written by scripts/export.py, a run folder (its best checkpoint), a folder of runs or `latest`
+              (the newest finished run, printed), or the hub name of an export
     backbone  folder or hub name of the backbone, where the configured path does not lead to it; None = the configured
               path, then the cache. Its hash must equal the stored one
     device    auto | cpu | cuda[:i]; None = as configured
@@ -46,7 +48,11 @@ def load_reader(path: str | Path, backbone: str | Path | None = None, device: st
     weights that do not fit. ImportError where other packages have the names of those that the reader needs.
     """
     quiet_libraries()
-    folder = Path(path).expanduser() if Path(path).expanduser().exists() else hub_folder(str(path))
+    folder = Path(path).expanduser()
+    if str(path) == LATEST or runs_below(folder):
+        folder = find_run(path, name="load_reader: ")
+    elif not folder.exists():
+        folder = hub_folder(str(path))
     cfg, text_batches = load_config(folder), OmegaConf.load(CONFIGS / "text.yaml")
     require_packages([cfg.get(section) for section in READER_SECTIONS] + [text_batches])
     checkpoint = best_checkpoint(folder)

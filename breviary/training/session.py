@@ -31,7 +31,7 @@ from breviary.runs.checkpoints import (
     weights_hash,
 )
 from breviary.runs.folders import finish_run, finished_run, open_run
-from breviary.runs.sweeps import current_sweep, list_run
+from breviary.runs.sweeps import announce_job, current_sweep, list_run
 from breviary.runtime.device import resolve_device
 from breviary.runtime.distributed import end_process_group, print_rank0, rank, start_process_group, world_size
 from breviary.runtime.spelling import override
@@ -122,6 +122,8 @@ class TrainingSession:
             prepare_deepspeed(device)
         start_process_group(device, engine.timeout)
         sweep, inputs = current_sweep(), self.inputs()
+        if sweep is not None:
+            announce_job(sweep)
         done = finished_run(self.cfg, inputs) if sweep is not None and self.cfg.resume == "auto" else None
         folder, checkpoint = (done, None) if done else open_run(self.cfg, inputs)
         if sweep is not None:

@@ -355,6 +355,13 @@ def test_a_missing_run(refused, trained_run, tmp_path):
     assert found[3] == f"baselines: no compressor no_contxt; the nearest right one is no_context; there are: {known}"
 
 
+def test_a_section_in_place_of_a_list(refused):
+    assert refused(evaluation, "variants={compressor.ratio:8}") == [
+        "variants={compressor.ratio:8}: must be a list, e.g. 'variants=[{compressor.ratio: 8}]'"
+    ]
+    assert refused(evaluation, "compare={a: 1}") == ["compare={a: 1}: must be a list, e.g. 'compare=[]'"]
+
+
 def test_invalid_variants(refused, trained_run):
     words = "[{compressor.ratoi: 8, dataset.facts: 2}, {compressor.ratio: 0}, 8, {}, {compressor.ratio: many}]"
     comi = ["compressor=comi", "compressor.encoder_layers=2"]

@@ -253,7 +253,7 @@ def test_all_problems_of_a_call_are_reported_at_once(refused, tmp_path):
         "compressor.ratio=0: must be a whole number of at least 1, e.g. 4",
         "train.batch_size=0: must be at least 1, e.g. 8",
         "init_from: nowhere: no run folder with a complete checkpoint in checkpoints/; give one that train.py printed, "
-        "e.g. run=outputs/comi_facts/20260101T000000_ab12cd",
+        "e.g. outputs/comi_facts/20260101T000000_ab12cd",
         "prompt.template is 'Q'; it must hold {question}, for example \"prompt.template='Q: {question} A:'\"",
         f"dataset.train is '{tmp_path}/none.jsonl', which is not a file; name a JSONL file, for example "
         "dataset.train=path/to/train.jsonl.gz",

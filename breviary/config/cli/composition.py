@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import shlex
 import sys
 
 from hydra.errors import ConfigCompositionException
@@ -32,7 +33,17 @@ def composition_messages(error: ConfigCompositionException, config: str | None) 
         return [f"+{chosen[1]}: a choice exists; write {chosen[1]}=CHOICE"]
     if absent := re.search(r"Could not delete(?: from config\.)? '([^']+)'", text):
         return [f"~{absent[1]}: unknown key{suggest(absent[1], known_keys(config) if config else [])}"]
+    if merging := re.search(r"Error merging override (.+)", text):
+        return [_wrong_kind(merging[1])]
     return [" ".join(text.split())]
+
+
+def _wrong_kind(word: str) -> str:
+    """For a section {...} in place of a list: Hydra's own line does not say what is wrong."""
+    key, _, value = word.lstrip("+").partition("=")
+    spaced = re.sub(r":(?=\S)", ": ", value)
+    listed = f"{key}=[{spaced}]" if key == "variants" else f"{key}=[]"
+    return f"{word}: must be a list, e.g. {shlex.quote(listed)}"
 
 
 def _unknown_keys(named: str, config: str | None) -> list[str]:

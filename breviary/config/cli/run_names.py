@@ -35,13 +35,14 @@ EVALUATIONS = "eval"  # folder of a run
 CHECKPOINTS = "checkpoints"  # folder of a run
 
 
-def find_run(word: str | Path, outputs: str | Path = OUTPUTS, name: str = "RUN ") -> Path:
+def find_run(word: str | Path, outputs: str | Path = OUTPUTS, name: str = "RUN ", wanted: str = "finished") -> Path:
     """The run folder that `word` names. Where that is another folder than `word`, a line names it.
 
     word     a run folder or an exported folder: itself | a folder inside a run, such as an evaluation: that run | a
              folder above runs: the newest finished one | `latest`: the newest finished run below `outputs`
     outputs  paths.outputs
     name     what the user calls the word, for messages: "RUN ", or a key such as "run="
+    wanted   finished | unfinished: with a checkpoint, as resume= takes it. A run that `word` itself names may be either
     Raises: ValueError where there is no such run, with what there is.
     """
     is_latest = str(word) == LATEST
@@ -55,12 +56,14 @@ def find_run(word: str | Path, outputs: str | Path = OUTPUTS, name: str = "RUN "
         print_rank0(f"{name}{word}: inside the run {run}")
         return run
     runs = runs_below(path)
-    finished = [run for run in runs if (run / FINISHED).exists()]
-    if not finished:
-        raise ValueError(f"{name}{word}: {_none_finished(path, runs)}")
-    count = f"newest of {len(finished)} finished runs" if len(finished) > 1 else "only finished run"
-    print_rank0(f"{name}{word}: the {count}, {finished[-1]}")
-    return finished[-1]
+    found = [run for run in runs if _state(run) == wanted]
+    if not found:
+        raise ValueError(
+            f"{name}{word}: {_none_unfinished(path) if wanted != 'finished' else _none_finished(path, runs)}"
+        )
+    count = f"newest of {len(found)} {wanted} runs" if len(found) > 1 else f"only {wanted} run"
+    print_rank0(f"{name}{word}: the {count}, {found[-1]}")
+    return found[-1]
 
 
 def find_results_folder(word: str, outputs: str | Path = OUTPUTS) -> Path:
@@ -99,6 +102,13 @@ def _started(run: Path) -> str:
     return stamp[0] if stamp else changed.strftime("%Y%m%dT%H%M%S")
 
 
+def _state(run: Path) -> str:
+    """finished | unfinished (with a checkpoint to go on from) | empty."""
+    if (run / FINISHED).exists():
+        return "finished"
+    return "unfinished" if any((run / CHECKPOINTS).glob("checkpoint-*")) else "empty"
+
+
 def _run_around(path: Path) -> Path | None:
     """The run of an evaluation, RUN/eval/..., or of a file of RUN. A checkpoint is no run: it is one of several."""
     for parent in path.parents:
@@ -123,6 +133,13 @@ def _missing(path: Path, outputs: str | Path, is_latest: bool) -> str:
         message += f"; {parent} holds {_listed(names)}"
     runs = [str(run) for run in runs_below(Path(outputs)) if (run / FINISHED).exists()]
     return message + (f"; finished runs: {_listed(runs[::-1])}" if runs else f"; no run is finished below {outputs}")
+
+
+def _none_unfinished(path: Path) -> str:
+    """Why a folder holds no run to resume."""
+    if CHECKPOINTS in path.parts:
+        return "a checkpoint is no run; give its run, which goes on from its last checkpoint"
+    return "no run below it is unfinished and has a checkpoint; give never, auto, or a run folder that train.py printed"
 
 
 def _none_finished(path: Path, runs: list[Path]) -> str:

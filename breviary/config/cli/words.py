@@ -25,7 +25,7 @@ OPTIONS |= {"--info", "-i", "--experimental-rerun"}
 
 MULTIRUN = ("--multirun", "-m")
 
-RUN_KEYS = ("run", "init_from", "compare")  # their values are RUNs
+RUN_KEYS = ("run", "init_from", "compare", "resume")  # their values are RUNs
 
 
 @dataclass
@@ -192,9 +192,11 @@ def _run_of(value: Any, key: str, outputs: str) -> Any:
     Other keys than `run` report a wrong RUN themselves, and also take a checkpoint.
     """
     path = Path(str(value)).expanduser()
-    if value is None or (key != "run" and value != LATEST and (CHECKPOINTS in path.parts or not path.exists())):
+    if value is None or (key == "resume" and value in ("never", "auto")):
         return value
-    run = str(find_run(str(value), outputs, f"{key}="))
+    if key != "run" and value != LATEST and (CHECKPOINTS in path.parts or not path.exists()):
+        return value
+    run = str(find_run(str(value), outputs, f"{key}=", "unfinished" if key == "resume" else "finished"))
     return value if run == str(value).rstrip("/") else run
 
 

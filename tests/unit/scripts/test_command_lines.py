@@ -2,6 +2,7 @@
 
 import functools
 import importlib
+import json
 import re
 import shlex
 import sys
@@ -41,7 +42,8 @@ def check_command(line, monkeypatch, page=""):
 
     page  text that shows further YAML files of configs/, with their keys
     """
-    parts = [part for part in shlex.split(line, comments=True) if not re.match(r"[A-Z_]+=", part)]
+    bash = line.replace("$'", "'")  # which shlex does not know; only keys are checked
+    parts = [part for part in shlex.split(bash, comments=True) if not re.match(r"[A-Z_]+=", part)]
     if parts[0] not in ("python", "torchrun"):
         assert parts[0] != "make" or re.search(rf"^{parts[1]}:", (ROOT / "Makefile").read_text(), re.MULTILINE), line
         return
@@ -268,10 +270,60 @@ def test_the_commands_after_an_evaluation(tmp_path, monkeypatch):
     baseline = tmp_path / "eval" / "0123" / "full context"
     baseline.mkdir(parents=True)
     results = [{"run": RUN_FOLDER}, {"run": str(baseline)}, {"run": "gone"}]
-    lines = evaluation.next_commands(Named(run=RUN_FOLDER), results)
+    lines = evaluation.next_commands(Named(run=RUN_FOLDER), results, [])
     assert shlex.split(lines[0]) == ["python", "scripts/compare.py", RUN_FOLDER, str(baseline)] and len(lines) == 3
-    for line in [*lines, *evaluation.next_commands(Named(run=None), results)]:
+    for line in lines:
         check_command(line, monkeypatch)
+
+
+@pytest.mark.parametrize(
+    "words, after",
+    [
+        ([], "experiment=comi_facts"),
+        (
+            ["compressor=bm25", "backbone=smollm2_135m", "dataset=nq", "examples=4"],
+            "compressor=comi backbone=smollm2_135m dataset=nq",
+        ),
+        (["experiment=comi_nq", "compressor=no_context", "compressor.keep=none"], "experiment=comi_nq"),
+        (
+            ["prompt.instruction='Answer it.'", "split=validation"],
+            "compressor=comi 'prompt.instruction='\"'\"'Answer it.'",
+        ),
+    ],
+)
+def test_after_a_baseline_the_same_backbone_and_data_are_trained(words, after, monkeypatch):
+    monkeypatch.chdir(ROOT)
+    [line] = module_of("eval.py").next_commands(Named(run=None), [], words)
+    assert line.startswith(f"python train.py {after}")
+    check_command(line, monkeypatch)
+
+
+def test_a_setting_among_the_runs_of_a_report_is_refused_before_anything_is_evaluated(monkeypatch, capsys):
+    report = module_of("scripts/report.py")
+    monkeypatch.setattr(report, "evaluate_missing", None)
+    with pytest.raises(SystemExit) as ended:
+        report.main([RUN_FOLDER, "examples=10"])
+    assert ended.value.code == 2
+    assert capsys.readouterr().err == (
+        "error: examples=10: no RUN, and this command takes no settings; its options are written --examples 100, "
+        "--metric em\n"
+    )
+
+
+def test_the_curves_of_a_sweep_are_those_of_all_its_runs(tmp_path, monkeypatch, capsys):
+    curves, drawn = module_of("scripts/curves.py"), {}
+    sweep = tmp_path / "sweeps" / "ratios"
+    sweep.mkdir(parents=True)
+    for number, ratio in enumerate((2, 4, 4)):
+        (tmp_path / f"run{number}").mkdir()
+        settings = ["name=x", f"compressor.ratio={ratio}"]
+        (sweep / f"run{number}.run.json").write_text(json.dumps({"run": f"../../run{number}", "settings": settings}))
+    monkeypatch.setattr(curves, "read_curve", lambda run: run.name)
+    monkeypatch.setattr(curves, "write_curves", lambda file, lines: drawn.update(lines))
+    monkeypatch.setattr(curves, "draw_curves", lambda file, lines, levels: file.touch())
+    curves.main([str(sweep)])
+    assert drawn == {"compressor.ratio=2": "run0", "compressor.ratio=4/run1": "run1", "compressor.ratio=4/run2": "run2"}
+    assert (sweep / "curves.png").exists() and next_commands(capsys.readouterr().out)[0].endswith(f"report.py {sweep}")
 
 
 # ------------------------------------------------------------------ pages

@@ -6,14 +6,11 @@ from html.parser import HTMLParser
 
 import pytest
 from calling import call
-from omegaconf import OmegaConf
 
 import train as training
 from breviary.backbones.tiny import TinyBackbone
 from breviary.contract import Example
-from breviary.evaluation.results import dataset_label
 from breviary.report import reading_map
-from breviary.runtime.checkout import ROOT
 from data.invented_facts import InventedFacts
 from scripts import reading_map as script
 
@@ -205,18 +202,6 @@ def test_a_trained_run_uses_its_own_weights_and_settings(mapped, monkeypatch, tm
     assert untrained["file"] == f"{tmp_path}/a/b.html"
     assert untrained["facts"]["Run"] == "none: weights as initialised"
     assert [p.relevance for p in seen["cards"][0].spans] != [p.relevance for p in untrained["cards"][0].spans]
-
-
-def test_a_data_set_has_its_name_rather_than_a_path_or_a_class():
-    assert dataset_label({"_target_": "data.jsonl.Jsonl", "test": "/home/data/nq/test.jsonl.gz"}, "test") == "nq"
-    own = {"_target_": "data.jsonl.Jsonl", "test": "/home/mine.jsonl", "validation": "test.jsonl"}
-    assert (dataset_label(own, "test"), dataset_label(own, "validation")) == ("mine.jsonl", "test.jsonl")
-    several = {"_target_": "data.passages.Passages", "train": ["a/nq/train.jsonl.gz", "a/hotpotqa/train.jsonl.gz"]}
-    assert dataset_label(several, "train") == "nq, hotpotqa"
-    for file in sorted((ROOT / "configs" / "dataset").glob("*.yaml")):
-        dataset = OmegaConf.to_container(OmegaConf.load(file), resolve=False)
-        if dataset["_target_"] != "data.jsonl.Jsonl" and not dataset.get("test"):
-            assert dataset_label(dataset, "test") == file.stem
 
 
 def test_all_problems_are_reported_before_any_weight_is_loaded(monkeypatch, capsys, tmp_path):

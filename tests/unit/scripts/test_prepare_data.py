@@ -326,9 +326,7 @@ def test_wrong_arguments_are_reported_together(call, tmp_path, error_lines):
     assert error_lines("squad", "--test", "x")[0].startswith("format 'squad': allowed are nq, hotpotqa, ")
     assert error_lines("nq") == ["no files: name the data set's files with --train, --validation and --test"]
     for format in ("longbench", "kv_retrieval"):
-        assert (
-            "name the folder of this one, for example --name" in error_lines(format, "--test", "x", output=False)[0]
-        )
+        assert "name the folder of this one, for example --name" in error_lines(format, "--test", "x", output=False)[0]
     file = lines(tmp_path / "a.jsonl", [nq("q", "a")])
     call("nq", "--test", file)
     messages = error_lines("nq", "--test", file, "--train", tmp_path / "absent", "--max-words", "0")

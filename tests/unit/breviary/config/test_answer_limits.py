@@ -33,6 +33,7 @@ BENCHMARKS = {
     "contract_nli": (256, ["\n"]),
     "quality": (256, ["\n"]),
 }
+BENCHMARKS |= {file.stem: (512, []) for file in (CONFIGS / "dataset").glob("scrolls*.yaml")}  # of CoMeT's code
 DEFAULT = (16, ["\n"])  # of data sets without a benchmark
 # An experiment's own limits; they do not follow the data set.
 EXPERIMENTS = {"nq_small": DEFAULT, "ram_small": DEFAULT, "comi_ablation": DEFAULT, "ram_recall": DEFAULT}

@@ -6,6 +6,8 @@ import pytest
 
 from breviary.config.budget_notes import budget_notes
 
+RAM = {"keep": "topk", "segment_size": 10, "budget": "nominal"}
+
 
 def items(lengths, cut=0, lost=0):
     return SimpleNamespace(lengths=lengths, num_truncated=cut, num_gold_lost=lost)
@@ -23,6 +25,14 @@ def items(lengths, cut=0, lost=0):
         ({"ratio": 64, "keep": "all"}, [50], None),
         ({"ratio": 64, "keep": "middle"}, [50], "compressor.ratio=64"),
         ({}, [50], None),
+        (
+            {**RAM, "ratio": 4},
+            [50] * 9 + [30],
+            "compressor.ratio=4 is above the number of segments (compressor.segment_",
+        ),
+        ({**RAM, "ratio": 4}, [31], None),
+        ({**RAM, "ratio": 4, "keep": "none"}, [30], None),  # skims only, as asked
+        ({**RAM, "ratio": 64, "budget": "strict"}, [50], "at most one slot a segment is left of each"),
     ],
 )
 def test_a_memory_that_is_no_compression(settings, lengths, expected):

@@ -7,7 +7,7 @@ import re
 import pytest
 
 from breviary.config.cli.run_names import find_results_folder, find_run, runs_below
-from breviary.config.cli.words import check_words, runs_and_settings
+from breviary.config.cli.words import check_settings, check_words, runs_and_settings
 from breviary.config.keys import CONFIGS
 
 RUN = "20260102T000000_bbbbbb"
@@ -165,3 +165,19 @@ def test_several_runs(outputs):
 
 def test_a_script_without_a_run(outputs):
     assert runs_and_settings(["seed=1"])[2][0].startswith("no RUN given; RUN is a run folder")
+
+
+def test_resume_takes_the_newest_unfinished_run(outputs, capsys):
+    unfinished = outputs / "a" / "20260103T000000_cccccc"
+    make_run(outputs / "a" / "20260104T000000_eeeeee", finished=False)  # interrupted before its first checkpoint
+    assert check_settings(["resume=outputs/a"], False)[1] == [
+        "resume=outputs/a: no run below it is unfinished and has a checkpoint; give never, auto, or a run folder that "
+        "train.py printed"
+    ]
+    (unfinished / "checkpoints" / "checkpoint-3").mkdir(parents=True)
+    name = f"outputs/a/{unfinished.name}"
+    for word in ("outputs/a", "latest"):
+        assert check_settings([f"resume={word}"], False) == ([f"resume={name}"], [])
+        assert capsys.readouterr().out == f"resume={word}: the only unfinished run, {name}\n"
+    for word in ("never", "auto", name, f"outputs/a/{RUN}", "outputs/nowhere"):  # the last one is reported by train.py
+        assert check_settings([f"resume={word}"], False) == ([f"resume={word}"], [])

@@ -201,17 +201,17 @@ def test_several_datasets_and_all_pairs(tmp_path, capsys):
     ]
 
 
-def test_dataset_name_is_the_file_or_the_class():
+def test_dataset_name_is_that_of_its_yaml_file():
     datasets = {
         "jsonl": {"_target_": "data.jsonl.Jsonl", "test": "/data/nq/test.jsonl.gz"},
         "generated": {"_target_": "data.passkey.Passkey"},
     }
-    assert dataset_name({"config": {"dataset": datasets["jsonl"]}, "data_hash": "0"}) == "nq/test.jsonl.gz"
+    assert dataset_name({"config": {"dataset": datasets["jsonl"]}, "data_hash": "0"}) == "nq"
     several = {"_target_": "data.passages.Passages", "test": ["/data/nq/test.jsonl.gz", "/data/hotpotqa/test.jsonl.gz"]}
     several = {"config": {"dataset": several}, "data_hash": "0"}
-    assert dataset_name(several) == "nq/test.jsonl.gz, hotpotqa/test.jsonl.gz"
+    assert dataset_name(several) == "nq, hotpotqa"
     generated = {"config": {"dataset": datasets["generated"], "split": "validation"}, "data_hash": "0"}
-    assert dataset_name(generated) == "Passkey"
+    assert dataset_name(generated) == "the validation split of passkey"
     assert dataset_name({"config": None, "data_hash": "0123456789abcdef"}) == "0123456789ab"
 
 

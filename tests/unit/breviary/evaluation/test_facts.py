@@ -91,12 +91,7 @@ def test_results_of_earlier_versions_state_what_is_known():
     assert row_facts(old) == {"training": "untrained", "backbone": "B", "data": None, "trained_on": None}
     dataset = {"_target_": "data.jsonl.Jsonl", "train": "/x/nq/train.jsonl.gz", "test": "/x/nq/test.jsonl.gz"}
     facts = row_facts({**old, "config": {"dataset": dataset}})
-    assert facts == {
-        "training": "steps unknown",
-        "backbone": "B",
-        "data": "nq",
-        "trained_on": "nq",
-    }
+    assert facts == {"training": "steps unknown", "backbone": "B", "data": "nq", "trained_on": "nq"}
 
 
 def test_a_name_that_states_its_training_is_not_repeated():

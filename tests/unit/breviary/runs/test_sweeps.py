@@ -9,7 +9,7 @@ from calling import call
 import train
 from breviary.runs import sweeps
 from breviary.runs.folders import FINISHED
-from breviary.runs.sweeps import LISTED, announced_sweep, with_listed_runs
+from breviary.runs.sweeps import LISTED, announced_sweep, sweep_labels, with_listed_runs
 from breviary.training.session import TrainingSession
 
 WORDS = ["-m", "dataset.train_size=8", "dataset.test_size=2", "train.eval_examples=0", "name=s"]
@@ -53,6 +53,9 @@ def test_the_same_command_skips_finished_runs_and_the_folder_lists_all(sweep, tr
     assert lines[-1].startswith("next: python ") and lines[-1].endswith(f"scripts/report.py {home}")
     assert [run.name for run in with_listed_runs(home)[1:]] == sorted(trained)
     settings = [json.loads(file.read_text())["settings"] for file in sorted(home.glob(f"*{LISTED}"))]
+    jobs = [line for line in lines if line.startswith("sweep ratios, job ")]
+    assert ["compressor.ratio=2" in jobs[0].split(), "compressor.ratio=4" in jobs[1].split()] == [True, True]
+    assert sorted(sweep_labels(home).values()) == ["compressor.ratio=2", "compressor.ratio=4"]
     assert {"compressor.ratio=2"} < set(settings[0]) or {"compressor.ratio=2"} < set(settings[1])
 
     before = list(trained)

@@ -141,6 +141,19 @@ def test_a_missing_folder(tmp_path):
     )
 
 
+def test_a_folder_above_runs_and_latest(run, tmp_path, monkeypatch, capsys):
+    home = tmp_path / "outputs" / "comi"
+    shutil.copytree(run, home / "20260101T000000_aaaaaa")
+    (home / "20260101T000000_aaaaaa" / "finished").touch()
+    monkeypatch.chdir(tmp_path)
+    for word in ("latest", "outputs/comi", home):
+        assert breviary.load_reader(word).reader.origin["reader"]
+        assert capsys.readouterr().out.startswith(f"load_reader: {word}: the only finished run, ")
+    (home / "20260101T000000_aaaaaa" / "finished").unlink()
+    [line] = error_lines(home)
+    assert "no run below it is finished" in line
+
+
 def test_a_folder_without_a_configuration(run):
     (run / "config.yaml").unlink()
     [line] = error_lines(run)

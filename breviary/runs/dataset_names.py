@@ -1,0 +1,56 @@
+"""Names of data sets as their users write them: `dataset=NAME`."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from breviary.config.cli.choices import CONFIGS, content, group_choices
+
+SPLITS = ("train", "validation", "test")
+
+# Keys that do not make another data set: how many examples (n is stated), which draw, and how answers end.
+IGNORED = {"seed", "max_new_tokens", "stop", *SPLITS}
+IGNORED |= {f"{split}_{key}" for split in SPLITS for key in ("limit", "size")}
+
+
+def dataset_label(dataset: Mapping[str, Any], split: str) -> str:
+    """The name of a data set, as in `dataset=NAME`, e.g. "nq_gold4" or "invented_facts", or of a file, "mine.jsonl".
+
+    Settings that differ from those of configs/dataset/NAME.yaml follow it: "nq_gold4 (max_documents=3)". Of several
+    YAML files the one with the fewest such settings is taken. Without a YAML file: files that are named by their split
+    have the name of their folder, several files are listed, and generated examples have the name of their module.
+    """
+    found = []
+    for name in group_choices("dataset"):
+        known = content(CONFIGS / "dataset" / f"{name}.yaml")
+        is_same = known["_target_"] == dataset.get("_target_") and _ends(known.get(split)) == _ends(dataset.get(split))
+        is_named = dataset.get(split) or not set(SPLITS) & set(known)  # by its files, or generated: not a missing split
+        if is_same and is_named:
+            keys = [key for key in known if key in dataset and key not in IGNORED and dataset[key] != known[key]]
+            found.append((len(keys), name, keys))
+    if not found:
+        return _file_label(dataset, split)
+    _, name, keys = min(found)
+    return name + (f" ({', '.join(f'{key}={_value(dataset[key])}' for key in keys)})" if keys else "")
+
+
+def _file_label(dataset: Mapping[str, Any], split: str) -> str:
+    files = dataset.get(split)
+    if not files:
+        return dataset["_target_"].split(".")[-2:][0]
+    paths = [Path(file) for file in ([files] if isinstance(files, str) else files)]
+    names = [path.parent.name if path.name.split(".")[0] == split and path.parent.name else path.name for path in paths]
+    return ", ".join(names)
+
+
+def _ends(files: Any) -> list[tuple[str, ...]]:
+    """The last two parts of each file: the folder paths.data differs between machines."""
+    return [Path(file).parts[-2:] for file in ([files] if isinstance(files, str) else files or [])]
+
+
+def _value(value: Any) -> str:
+    """As a command line writes it; long texts and lists shortened."""
+    text = "null" if value is None else str(value).lower() if isinstance(value, bool) else str(value)
+    return text if len(text) <= 24 else f"{text[:23]}…"

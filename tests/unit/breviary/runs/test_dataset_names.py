@@ -1,0 +1,49 @@
+"""The name of a data set in tables, captions and messages."""
+
+import pytest
+from omegaconf import OmegaConf
+
+from breviary.config.cli.choices import CONFIGS, content, group_choices
+from breviary.runs.dataset_names import dataset_label
+
+NQ = {"_target_": "data.jsonl.Jsonl", "train": "/data/nq/train.jsonl.gz", "test": "/data/nq/test.jsonl.gz"}
+
+
+@pytest.mark.parametrize("name", [name for name in group_choices("dataset") if name != "jsonl"])
+def test_every_data_set_has_the_name_of_its_file(name):
+    dataset = content(CONFIGS / "dataset" / f"{name}.yaml")
+    assert dataset_label(dataset, "test") == name
+    cfg = OmegaConf.create({"paths": {"data": "/elsewhere"}, "dataset": dict(dataset)})
+    assert dataset_label(cfg.dataset, "test") == name
+
+
+@pytest.mark.parametrize(
+    "settings, name",
+    [
+        ({}, "nq"),  # as earlier versions stored it, without the other keys
+        ({"max_documents": None, "test_limit": 10, "stop": []}, "nq"),  # n is stated; the answer's end is no data set
+        ({"max_documents": 5}, "nq_gold4"),
+        ({"max_documents": 3}, "nq (max_documents=3)"),
+        ({"max_documents": 5, "passage_format": "plain"}, "nq_gold4 (passage_format=plain)"),
+    ],
+)
+def test_settings_that_change_the_examples_are_named(settings, name):
+    assert dataset_label(NQ | settings, "test") == name
+
+
+def test_generated_examples_have_a_name_with_their_settings():
+    facts = {"_target_": "data.invented_facts.InventedFacts", "facts": 4, "train_size": 8, "seed": 3}
+    assert dataset_label(facts, "test") == "invented_facts"
+    assert dataset_label(facts | {"facts": 16}, "train") == "invented_facts (facts=16)"
+
+
+def test_files_without_a_yaml_file():
+    own = {"_target_": "data.jsonl.Jsonl", "test": "/home/mine.jsonl", "validation": "test.jsonl", "train": None}
+    assert [dataset_label(own, split) for split in ("test", "validation", "train")] == [
+        "mine.jsonl",
+        "test.jsonl",
+        "jsonl",
+    ]
+    several = {"_target_": "data.passages.Passages", "train": ["a/nq/train.jsonl.gz", "a/musique/train.jsonl.gz"]}
+    assert dataset_label(several, "train") == "nq, musique"
+    assert dataset_label({"_target_": "mine.Mine"}, "test") == "mine"
