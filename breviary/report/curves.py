@@ -85,7 +85,8 @@ def draw_curves(file: Path, curves: dict[str, list[dict[str, Any]]], levels: dic
         axis.set(xlabel="training examples", ylabel="answer NLL (nats/token)", title="validation")
     for axis in axes[0]:
         axis.grid(alpha=0.3)
-    axes[0, 0 if levels else -1].legend(fontsize=8)
+    # Below the panels: within one it would hide points.
+    figure.legend(*left.get_legend_handles_labels(), loc="outside lower center", ncols=1 + validated, fontsize=8)
     figure.savefig(file, dpi=120)
     pyplot.close(figure)
 

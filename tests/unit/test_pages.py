@@ -9,7 +9,7 @@ from breviary.serving.text_interface import TextReader
 
 PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("*.md"))]
 GROUPS = ("experiment", "dataset", "compressor", "objective", "engine", "backbone")
-MAX_README_LINES = 160
+MAX_README_LINES = 120
 # Of docs/own_method.md, which its reader writes.
 OWN_METHODS = {f"configs/compressor/{name}.yaml" for name in ("every_kth", "decay_pool", "spread_pool", "value_norm")}
 
