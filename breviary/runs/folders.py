@@ -9,17 +9,20 @@ import secrets
 from collections.abc import Mapping
 from datetime import UTC, datetime
 from pathlib import Path
+from typing import Any
 
 from omegaconf import DictConfig, OmegaConf, open_dict
 from yaml import YAMLError
 
 from breviary.config.cli.run_names import CONFIG, FINISHED
+from breviary.config.keys import flat_keys
 from breviary.runs.checkpoints import checkpoints, last_checkpoint
 from breviary.runs.environment import git_state, read_commit, write_environment
 from breviary.runs.schema import FORMER_TARGETS, SCHEMA, rename_targets, upgrade_config, without_added
 from breviary.runtime.checkout import ROOT
 from breviary.runtime.distributed import call_on_rank_zero, print_rank0
 from breviary.runtime.files import write_json, write_text
+from breviary.runtime.spelling import hydra_value, override
 
 # Keys that may change when a run is resumed.
 NOT_COMPARED = ("resume", "sweep", "paths", "hydra")
@@ -98,12 +101,33 @@ def _open_run(cfg: DictConfig, inputs: Mapping[str, str | None] | None) -> tuple
                 f"resume={folder}: that run has other training data (sha256 {stored['train']}, here "
                 f"{inputs['train']}); resume with its data, or start a new run from its weights: init_from={folder}"
             )
+        other = changed_settings(load_config(folder), cfg)
+        if other:
+            print_rank0(
+                f"warning: {folder} goes on with other settings than it began with, and its {CONFIG} keeps stating the "
+                f"first: {', '.join(other)}"
+            )
     if folder is None:
         folder = _new_folder(home)
         write_run_metadata(folder, cfg)
         if inputs:
             write_json(folder / INPUTS, inputs)
     return folder, checkpoint
+
+
+def changed_settings(began: DictConfig, cfg: DictConfig) -> list[str]:
+    """ "KEY=VALUE (was VALUE)" of each key that both configurations have, with other values; paths do not count."""
+    texts, known = [], set(flat_keys(began))
+    for key in flat_keys(cfg):
+        old, new = OmegaConf.select(began, key, default=None), OmegaConf.select(cfg, key)
+        if key.split(".")[0] in NOT_COMPARED or OmegaConf.is_dict(new) or key not in known or old == new:
+            continue
+        texts.append(f"{override(key, _plain(new))} (was {hydra_value(_plain(old))})")
+    return texts
+
+
+def _plain(value: Any) -> Any:
+    return OmegaConf.to_container(value, resolve=True) if OmegaConf.is_config(value) else value
 
 
 def write_run_metadata(folder: Path, cfg: DictConfig) -> None:

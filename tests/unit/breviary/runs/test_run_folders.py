@@ -66,13 +66,20 @@ def test_auto_passes_over_other_configurations(cfg):
     assert open_run(cfg)[0] != folder
 
 
-def test_a_run_folder_as_resume(cfg, tmp_path):
+def test_a_run_folder_as_resume(cfg, tmp_path, capsys):
     folder, _ = open_run(cfg)
     cfg.resume = str(folder)
     with pytest.raises(ValueError, match="no run folder with a complete checkpoint"):
         open_run(cfg)
     step = checkpoint(folder, 2)
+    capsys.readouterr()
+    assert open_run(cfg) == (folder, step) and capsys.readouterr().out == ""
+    cfg.train.steps, cfg.seed, cfg.paths.outputs = 8, None, str(tmp_path / "elsewhere")
     assert open_run(cfg) == (folder, step)
+    assert capsys.readouterr().out == (
+        f"warning: {folder} goes on with other settings than it began with, and its config.yaml keeps stating the "
+        "first: seed=null (was 1), train.steps=8 (was 4)\n"
+    )
 
 
 def test_incomplete_checkpoints_do_not_count(tmp_path):
