@@ -49,12 +49,12 @@ class Observers:
         """
         all_keys = torch.cat([prefix_keys, keys, self.keys], 2).float()
         all_visible = torch.cat([prefix_mask[:, None].expand(-1, visible.shape[1], -1), visible, self.visible], 2)
-        # The scores of all observers are large: masked in place.
+        # The scores of all observers are large: masked in place. Training needs the softmax as it is.
         scores = torch.einsum("bjgwd,bjkd->bjgwk", self.queries.float() * keys.shape[-1] ** -0.5, all_keys)
         scores.masked_fill_(~all_visible[:, None, None], torch.finfo(torch.float32).min)
         P, T = prefix_keys.shape[2], keys.shape[2]
         weights = scores.softmax(-1)[..., P : P + T]
-        return weights.masked_fill_(~(visible & self.mask[..., None])[:, None, None], 0)
+        return weights.masked_fill(~(visible & self.mask[..., None])[:, None, None], 0)
 
 
 @dataclass

@@ -47,11 +47,11 @@ def context_of(batch):
 
 
 def encoded_states(reader, batch):
-    """States (B, S, L, D); of an encoded cache, which has none, the last layer's keys of the context."""
+    """States (B, S, L, D); where there are none, the last layer's keys of the context, or the tokens of a text."""
     with torch.no_grad():
         encoded = reader.compressor.encode(context_of(batch))
     if not reader.compressor.keeps_cache:
-        return encoded.states
+        return encoded.states if encoded.states.shape[-1] else encoded.ids[..., None]
     [prefix] = batch.prefix.lengths.unique().tolist()
     return encoded.keys_values[-1][0].transpose(2, 3).flatten(3)[:, :, prefix:]
 
