@@ -28,13 +28,13 @@ quiet_libraries()
 
 from omegaconf import DictConfig
 from rich.console import Console
-from rich.table import Table
 
 from breviary.config.cli.run_names import FORMS
 from breviary.config.cli.words import runs_and_settings
 from breviary.config.errors import ConfigError, cli_errors, raise_problems
 from breviary.evaluation.resolve import compose_evaluation, require_single_reader
 from breviary.evaluation.session import EvaluationSession
+from breviary.evaluation.table import TABLE_WIDTH, print_block
 from breviary.runs.environment import environment
 from breviary.runtime.files import write_json
 from breviary.runtime.spelling import command, next_line, setting
@@ -80,18 +80,13 @@ def run_config(run: str, overrides: Sequence[str]) -> DictConfig:
 
 
 def show(rows: Sequence[dict[str, Any]], ratios: Sequence[int]) -> None:
-    """Prints the rows as one table."""
-    table = Table(title="Recall of gold segments, 95% intervals", title_justify="left")
-    table.add_column("ranker")
-    table.add_column("n", justify="right")
-    for ratio in ratios:
-        table.add_column(f"1/{ratio} kept", justify="right")
-    for row in rows:
-        table.add_row(row["ranker"], str(row["n"]), *format_values(row["recall"].values()))
+    """Prints the rows as one table; no line is wrapped."""
+    lines = [[row["ranker"], str(row["n"]), *format_values(row["recall"].values())] for row in rows]
     for row in rows:
         for other, differences in row.get("over", {}).items():
-            table.add_row(f"{row['ranker']} minus {other}", str(row["n"]), *format_values(differences.values()))
-    Console(width=max(Console().width, 110)).print(table)
+            lines.append([f"{row['ranker']} minus {other}", str(row["n"]), *format_values(differences.values())])
+    print("\nRecall of gold segments, 95% intervals")
+    print_block(Console(width=TABLE_WIDTH), ["ranker", "n", *(f"1/{ratio} kept" for ratio in ratios)], lines)
 
 
 def format_values(values: Iterable[dict[str, float]]) -> list[str]:

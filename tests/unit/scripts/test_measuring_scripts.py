@@ -53,10 +53,12 @@ def exit_message(capsys, main, arguments):
     return capsys.readouterr().err
 
 
-def test_gold_recall_compares_with_every_ranker(run, tmp_path):
+def test_gold_recall_compares_with_every_ranker(run, tmp_path, capsys):
     file = tmp_path / "recall.json"
     options = ["--examples", "12", "--ratios", "1", "2", "100", "--output", str(file)]
     gold_recall.main([str(run), *options, f"paths.cache={tmp_path}/cache"])
+    printed = capsys.readouterr().out
+    assert "\nram (3 steps, 6 examples) minus ram (untrained) " in printed  # one line a row
     content = json.loads(file.read_text())
     rows = {row["ranker"]: row["recall"] for row in content["rows"]}
     assert list(rows) == ["ram (3 steps, 6 examples)", "ram (untrained)", "BM25", "chance", "best possible"]
