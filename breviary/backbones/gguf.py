@@ -81,7 +81,7 @@ def _tie_embeddings(model: nn.Module, finer: str) -> None:
     assert head.weight is embedding.weight, f"{type(model).__name__} did not tie its head to its embedding"
 
 
-def _smollm_backend(vocabulary: dict[str, int], merges: list[tuple[str, ...]]) -> Tokenizer:
+def _smollm_backend(vocabulary: dict[str, int], merges: list[tuple[str, str]]) -> Tokenizer:
     """SmolLM's: digits one by one, then GPT-2's rule."""
     backend = Tokenizer(models.BPE(vocabulary, merges))
     backend.pre_tokenizer = pre_tokenizers.Sequence(
@@ -94,13 +94,13 @@ def _smollm_backend(vocabulary: dict[str, int], merges: list[tuple[str, ...]]) -
     return backend
 
 
-def _qwen2_backend(vocabulary: dict[str, int], merges: list[tuple[str, ...]]) -> Tokenizer:
+def _qwen2_backend(vocabulary: dict[str, int], merges: list[tuple[str, str]]) -> Tokenizer:
     """Qwen2's, with its regular expression and Unicode normalisation (NFC)."""
     return Qwen2Tokenizer(vocab=vocabulary, merges=merges).backend_tokenizer
 
 
 # Value of the GGUF key tokenizer.ggml.pre: builds the tokenizer of a vocabulary and its merges.
-PRE_TOKENIZERS: dict[str, Callable[[dict[str, int], list[tuple[str, ...]]], Tokenizer]] = {
+PRE_TOKENIZERS: dict[str, Callable[[dict[str, int], list[tuple[str, str]]], Tokenizer]] = {
     "smollm": _smollm_backend,
     "qwen2": _qwen2_backend,
 }

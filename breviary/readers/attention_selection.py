@@ -114,7 +114,7 @@ class AttentionSelection(BudgetedCompressor):
             kept_BT = self._select(scores.detach(), columns.mask, budget)
             kept_BS = columns.with_prefix(kept_BT[:, None])[:, 0]
         layers = [
-            KeptKeys.select(*pairs[i], kept_BS[:, None].expand(-1, pairs[i][0].shape[1], -1)) for i in range(len(pairs))
+            KeptKeys.select(keys, values, kept_BS[:, None].expand(-1, keys.shape[1], -1)) for keys, values in pairs
         ]
         layers += self._read_kept(encoded.states[:, 0], kept_BS)
         memory = KeyValueMemory(layers, kept_BT.sum(1), trace={"kept_share": kept_BT.float()})

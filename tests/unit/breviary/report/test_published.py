@@ -10,6 +10,7 @@ from omegaconf import OmegaConf
 
 from breviary.evaluation.facts import CONDITIONS
 from breviary.evaluation.table import METRICS
+from breviary.report.measured import is_measured
 from breviary.report.published import TABLES, cell_commands, load_published_table, published_cells
 from breviary.report.published_cells import cell_config, parse_command
 from breviary.runtime.files import write_json
@@ -286,7 +287,7 @@ def test_the_comi_table_holds_the_published_headline():
 
 
 def test_every_table_of_the_papers_is_valid():
-    names = {file.stem for file in TABLES.glob("*.yaml")}
+    names = {file.stem for file in TABLES.glob("*.yaml") if not is_measured(file.stem)}
     assert names == {"comi_main", "ram_main", "gmsa_main", "gmsa_autoencoder", "comet_scrolls", "comet_short"}
     for name in names:
         table = load_published_table(name)
