@@ -26,7 +26,5 @@ LIGHT_CACHE = (
 def representative_forms(only_compressors: bool = False) -> dict[str, list[str]]:
     """`compressor_forms` without those that run in other tests."""
     return {
-        name: words
-        for name, words in compressor_forms(only_compressors).items()
-        if name not in LIGHT + LIGHT_CACHE
+        name: words for name, words in compressor_forms(only_compressors).items() if name not in LIGHT + LIGHT_CACHE
     }

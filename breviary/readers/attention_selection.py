@@ -42,7 +42,7 @@ class AttentionSelection(BudgetedCompressor):
     """Keeps the context tokens that the prompt attends to in layers n-W..n-1; upper layers see these alone.
 
     layer               n, the first layer that sees kept tokens only; null = three fifths of the decoder's layers
-    window              W, layers whose attention counts, the last ones below n
+    window              W, layers whose attention counts, the last ones below n; at most n
     heads               how their heads are combined: mean | max (over heads, then the mean over layers) | linear: a
                         learned read-out of the log mean and log largest mass of each head in a segment
     units               segments, the last one cut at the budget | tokens, smoothed over `kernel` neighbours
@@ -77,11 +77,11 @@ class AttentionSelection(BudgetedCompressor):
         assert heads in HEADS and units in UNITS, (heads, units)
         self.budget = Budget(ratio, slots, ratio_choices)
         self.select_layer = selecting_layer(layer, len(decoder))
-        self.window, self.heads, self.units = window, heads, units
+        self.window, self.heads, self.units = min(window, self.select_layer), heads, units
         self.segment_size, self.kernel, self.contrastive_weight = segment_size, kernel, contrastive_weight
         self._decoder = (decoder,)
         if heads == "linear":
-            number = window * decoder.config.num_attention_heads
+            number = self.window * decoder.config.num_attention_heads
             # At first the geometric mean of all heads' mean mass.
             self.readout = nn.Parameter(torch.cat([torch.full((number,), 1 / number), torch.zeros(number)]))
 
@@ -218,11 +218,8 @@ class AttentionSelection(BudgetedCompressor):
         layer = settings["layer"]
         if layer is not None and not 1 <= layer < layers:
             problems.append(f"compressor.layer={layer}: must be from 1 to {layers - 1} of this backbone, or null")
-        elif not 1 <= settings["window"] <= selecting_layer(layer, layers):
-            problems.append(
-                f"compressor.window={settings['window']}: must be from 1 to compressor.layer, here "
-                f"{selecting_layer(layer, layers)}, e.g. 4"
-            )
+        if settings["window"] < 1:
+            problems.append(f"compressor.window={settings['window']}: must be at least 1 layer, e.g. 4")
         for key, allowed in (("heads", HEADS), ("units", UNITS)):
             if settings[key] not in allowed:
                 problems.append(f"compressor.{key}={settings[key]}: allowed are {', '.join(allowed)}")

@@ -37,6 +37,7 @@ LIMITS = {
     "limits.max_context_tokens": 128,
     "compressor.encoder_layers": 2,
     "compressor.layers": 2,
+    "compressor.layer": 2,
     "compressor.chunk_size": 16,
     "compressor.stride": 4,
     "compressor.global_slots": 3,

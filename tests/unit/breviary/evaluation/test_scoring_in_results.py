@@ -33,4 +33,3 @@ def test_results_state_rules_contexts_and_clusters(tmp_path):
     predictions = [json.loads(line) for line in (folder / PREDICTIONS).read_text().splitlines()]
     ids = [row["context_id"] for row in predictions]
     assert len(set(ids)) == 3 and ids == ids[:3] * 4 and all(len(one) == 16 for one in ids)
-

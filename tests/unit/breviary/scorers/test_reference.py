@@ -1,4 +1,4 @@
-"""Scores of the fast scorers in a reader equal those of the slow twins, from the layers of a plain Hugging Face model."""
+"""Scores of the fast scorers equal those of the slow twins, from the layers of a plain Hugging Face model."""
 
 import math
 
