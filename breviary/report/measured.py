@@ -189,25 +189,53 @@ def markdown(table: Mapping[str, Any], part: Part, rows: Sequence[Mapping[str, A
 
 
 def draw_part(part: Part, rows: Sequence[Mapping[str, Any]], path: Path) -> None:
-    """F1 against bytes kept, a mark for each row, with intervals. Rows without memory stand at the left edge."""
+    """F1 against bytes kept, a mark for each row, with intervals. Rows of one size stand side by side, by F1."""
     import matplotlib
 
     matplotlib.use("Agg")
     import matplotlib.pyplot as plt
 
-    figure, axes = plt.subplots(figsize=(8.5, 5.5), layout="constrained")
-    sizes = [row["memory_bytes"] for row in rows if row["memory_bytes"]]
-    left = min(sizes) / 3
-    for number, row in enumerate(rows):
-        title, color, mark = KINDS[row["kind"]]
-        # Rows of equal size are moved apart, by at most a tenth.
-        x = (row["memory_bytes"] or left) * (1 + 0.012 * (number % 17 - 8))
-        low, high = row["f1"] - row["f1_low"], row["f1_high"] - row["f1"]
-        axes.errorbar(x, row["f1"], [[low], [high]], fmt=mark, color=color, ms=5, lw=0.6, label=title)
-        axes.annotate(row["reader"], (x, row["f1"]), (4, 2), textcoords="offset points", fontsize=6, color=color)
-    axes.set(xscale="log", xlabel="bytes of keys and values kept while answering", ylabel="F1", title=part.title)
+    figure, axes = plt.subplots(figsize=(max(7.0, 0.36 * len(rows) + 2.5), 5.2), layout="constrained")
+    place, ticks = 0.0, []
+    for group in size_groups(rows):
+        ticks.append((place + (len(group) - 1) / 2, format_bytes(group[0]["memory_bytes"])))
+        for row in sorted(group, key=lambda row: row["f1"]):
+            title, color, mark = KINDS[row["kind"]]
+            low, high = row["f1"] - row["f1_low"], row["f1_high"] - row["f1"]
+            axes.errorbar(place, row["f1"], [[low], [high]], fmt=mark, color=color, ms=5, lw=0.7, label=title)
+            asks = ", known" if row["question"] == "known" and row["kind"] == "cache" else ""
+            label = f"{row['reader']}{asks}"
+            axes.annotate(
+                label,
+                (place, row["f1_high"]),
+                (0, 4),
+                textcoords="offset points",
+                fontsize=7,
+                color=color,
+                rotation=90,
+                ha="center",
+                va="bottom",
+            )
+            place += 1
+        axes.axvline(place, color="#bbbbbb", lw=0.8)
+        place += 1
+    axes.set(xlabel="keys and values kept while answering", ylabel="F1")
+    axes.set_title(part.title, fontsize=9)
+    axes.set_xticks([x for x, _ in ticks], [label for _, label in ticks])
+    axes.set_ylim(0, max(row["f1_high"] for row in rows) * 1.35)
     handles = dict(zip(*reversed(axes.get_legend_handles_labels())))
     axes.legend(handles.values(), handles.keys(), fontsize=8, loc="upper left")
-    axes.grid(alpha=0.3)
+    axes.grid(axis="y", alpha=0.3)
     figure.savefig(path, dpi=130)
     plt.close(figure)
+
+
+def size_groups(rows: Sequence[Mapping[str, Any]]) -> list[list[Mapping[str, Any]]]:
+    """The rows in groups of memory sizes that differ by less than a tenth, the smallest first."""
+    groups: list[list[Mapping[str, Any]]] = []
+    for row in sorted(rows, key=lambda row: row["memory_bytes"]):
+        if groups and row["memory_bytes"] <= 1.1 * groups[-1][0]["memory_bytes"]:
+            groups[-1].append(row)
+        else:
+            groups.append([row])
+    return groups
