@@ -149,12 +149,12 @@ class AttentionSelection(BudgetedCompressor):
         of_tokens = mass.mean((2, 3)) if self.heads == "mean" else mass.amax(3).mean(2)
         if self.units == "tokens":
             return pool(of_tokens[:, None], mask, self.kernel, "avg")[:, 0]
-        return _segment_sums(of_tokens[..., None], mask, self.segment_size)[0][..., 0]
+        return _segment_means(of_tokens[..., None], mask, self.segment_size)[0][..., 0]
 
     def _read_out(self, mass: Tensor, mask: Tensor) -> Tensor:
         """exp of the linear read-out of centred log masses of each head in a segment: (B, U)."""
         flat = mass.flatten(2)
-        means, valid = _segment_sums(flat, mask, self.segment_size)
+        means, valid = _segment_means(flat, mask, self.segment_size)
         largest = _segment_view(flat.masked_fill(~mask[..., None], 0), self.segment_size).amax(2)
         features = torch.cat([means, largest], -1).clamp(min=SMALL).log()
         number = valid.sum(1, keepdim=True).clamp(min=1)[..., None]
@@ -202,7 +202,7 @@ class AttentionSelection(BudgetedCompressor):
         gold = nn.functional.pad(labels, (0, mask.shape[1]))[:, : mask.shape[1]] & mask
         valid = mask
         if scores.shape != mask.shape or self.units == "segments" or self.heads == "linear":
-            sums, valid = _segment_sums(gold[..., None].float(), mask, self.segment_size)
+            sums, valid = _segment_means(gold[..., None].float(), mask, self.segment_size)
             gold = sums[..., 0] > 0
         scores = scores.masked_fill(~valid, 0) + SMALL
         others = (scores * (valid & ~gold)).sum(1, keepdim=True)
@@ -249,7 +249,7 @@ def _segment_view(x: Tensor, size: int) -> Tensor:
     return nn.functional.pad(x, (0, 0, 0, -x.shape[1] % size)).unflatten(1, (-1, size))
 
 
-def _segment_sums(x: Tensor, mask: Tensor, size: int) -> tuple[Tensor, Tensor]:
+def _segment_means(x: Tensor, mask: Tensor, size: int) -> tuple[Tensor, Tensor]:
     """Means of (B, T, F) over the tokens of each segment, (B, U, F), and which segments have a token, (B, U)."""
     counts = _segment_view(mask[..., None].float(), size).sum(2)
     return _segment_view(x.masked_fill(~mask[..., None], 0), size).sum(2) / counts.clamp(min=1), counts[..., 0] > 0

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from breviary.scorers.base import PROTECTED, Scorer, ScorerWrapper, protected_entries, round_to_sum
+from breviary.scorers.base import PROTECTED, Scorer, ScorerWrapper, best_entries, protected_entries, round_to_sum
 
 
 class AdaKV(ScorerWrapper):
@@ -38,13 +38,3 @@ class AdaKV(ScorerWrapper):
             shares = (1 - self.floor) * best + self.floor * base[:, None]
             counts.append(round_to_sum(shares, base * heads) + torch.minimum(window, budget)[:, None])
         return counts
-
-
-def best_entries(scores: Tensor, total: Tensor) -> Tensor:
-    """The `total` (B,) highest of scores (B, ...) in each row, as bool; ties keep the lower index."""
-    flat = scores.flatten(1)
-    order = flat.argsort(dim=-1, descending=True, stable=True)
-    place = torch.empty_like(order).scatter_(
-        -1, order, torch.arange(flat.shape[1], device=flat.device).expand_as(order)
-    )
-    return (place < total[:, None]).view_as(scores)

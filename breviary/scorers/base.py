@@ -126,12 +126,19 @@ def pool(scores: Tensor, mask: Tensor, kernel: int, mode: str) -> Tensor:
     return max_pool1d(scores, kernel, 1, kernel // 2)
 
 
+def ranks(scores: Tensor) -> Tensor:
+    """Place of each entry in descending order along the last dimension, from 0; ties keep the lower index first."""
+    return scores.argsort(dim=-1, descending=True, stable=True).argsort(dim=-1)
+
+
 def select(scores: Tensor, counts: Tensor, mask: Tensor) -> Tensor:
     """The `counts` (B, J) highest of scores (B, J, T) among mask (B, T), as (B, J, T) bool. Ties: the lower index."""
-    order = scores.masked_fill(~mask[:, None], -torch.inf).argsort(dim=-1, descending=True, stable=True)
-    rank = torch.arange(scores.shape[-1], device=scores.device).expand_as(order)
-    place = torch.empty_like(order).scatter_(-1, order, rank)
-    return (place < counts[..., None]) & mask[:, None]
+    return (ranks(scores.masked_fill(~mask[:, None], -torch.inf)) < counts[..., None]) & mask[:, None]
+
+
+def best_entries(scores: Tensor, total: Tensor) -> Tensor:
+    """The `total` (B,) highest of scores (B, ...) in each row, over all other dimensions, as bool."""
+    return (ranks(scores.flatten(1)) < total[:, None]).view_as(scores)
 
 
 def check_kernel(kernel: int, pooling: str) -> None:
@@ -157,8 +164,4 @@ def round_to_sum(shares: Tensor, total: Tensor) -> Tensor:
     """Whole numbers near `shares` (..., N) >= 0 whose sum is `total` (...), by largest remainder."""
     floors = shares.floor()
     missing = total - floors.sum(-1).long()
-    order = (shares - floors).argsort(dim=-1, descending=True, stable=True)
-    place = torch.empty_like(order).scatter_(
-        -1, order, torch.arange(shares.shape[-1], device=shares.device).expand_as(order)
-    )
-    return floors.long() + (place < missing[..., None])
+    return floors.long() + (ranks(shares - floors) < missing[..., None])

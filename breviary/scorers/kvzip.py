@@ -9,8 +9,7 @@ from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 
 from breviary.contract import Tokens
-from breviary.scorers.adakv import best_entries
-from breviary.scorers.base import Scorer
+from breviary.scorers.base import Scorer, best_entries
 from breviary.scorers.views import LayerKeys
 
 BUDGETS = ("all", "head")

@@ -50,8 +50,8 @@ def keep_tokens(
         past, text = [ids[column] for column in kept], [ids[column] for column in columns]
         surprise = nll(past, text)
         if question is not None:
-            told = nll([*question, *past], text)
-            surprise = [math.inf if math.isinf(a) else a - b for a, b in zip(surprise, told)]
+            conditional = nll([*question, *past], text)
+            surprise = [math.inf if math.isinf(a) else a - b for a, b in zip(surprise, conditional)]
         best = sorted(range(len(text)), key=lambda i: (-surprise[i], i))[:count]
         kept += [columns[i] for i in sorted(best)]
     return kept

@@ -114,15 +114,15 @@ class TextReader(Described):
 
 
 def _warn_of_other_questions(context: EncodedContext, questions: Sequence[str]) -> None:
-    """Warns where a memory that was computed for one question is asked another."""
+    """Warns where a memory that was computed for one question is used for another."""
     made_for = getattr(context, "question", None)
     if not made_for or not getattr(getattr(context.reader, "compressor", None), "needs_question", False):
         return
     others = [question for question in questions if question.split() != made_for.split()]
     if others:
         warnings.warn(
-            f"this memory was computed for the question {made_for!r} and is asked {others[0]!r}: its slots hold what "
-            "matters for the first; for other questions ask the encoded text, answer_from(read(text), question)",
+            f"this memory was computed for the question {made_for!r} and is used for {others[0]!r}: its slots hold "
+            "what matters for the first; for other questions ask the encoded text, answer_from(read(text), question)",
             stacklevel=4,
         )
 

@@ -18,7 +18,7 @@ KV_FOLDER, KV_PAIRS, KV_EXAMPLES = "kv_retrieval_75", 75, 500  # sizes of Lost i
 
 
 def key_value_rows(pairs: int, examples: int, seed: int = 0) -> Iterator[dict[str, Any]]:
-    """Rows in the format of Lost in the Middle: `pairs` random pairs of UUIDs each, one of which is asked for."""
+    """Rows in the format of Lost in the Middle: `pairs` random pairs of UUIDs each, one of which the question names."""
     rng = seeded_rng("key-value retrieval", pairs, seed)
     for _ in range(examples):
         records = [[_random_uuid(rng), _random_uuid(rng)] for _ in range(pairs)]

@@ -27,7 +27,7 @@ WRITTEN = re.compile(
 
 
 def written(message):
-    """{key: value} of the words that a message tells to write, as a shell and Hydra read them."""
+    """{key: value} of the words that a message suggests, as a shell and Hydra read them."""
     found = {}
     for word in WRITTEN.findall(message):
         if not word.endswith("VALUE") and "=" in word and not word.startswith("key="):

@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from breviary.contract import Context
-from breviary.readers.attention_selection import AttentionSelection, _segment_sums
+from breviary.readers.attention_selection import AttentionSelection, _segment_means
 from tests.tiny import disturb, greedy_ids, plain_nll, row_ids
 
 SETTINGS = ["compressor=attention", "compressor.layer=2", "compressor.window=2", "compressor.segment_size=8"]
@@ -128,7 +128,7 @@ def test_both_losses_reach_the_weights(build, ragged):
 
 def test_segment_means():
     x, mask = torch.tensor([[[1.0], [3], [5], [7]]]), torch.tensor([[True, True, True, False]])
-    means, valid = _segment_sums(x, mask, 2)
+    means, valid = _segment_means(x, mask, 2)
     assert means[0, :, 0].tolist() == [2, 5] and valid.tolist() == [[True, True]]
 
 

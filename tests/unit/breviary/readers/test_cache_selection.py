@@ -236,7 +236,7 @@ def test_every_entry_kept_is_smollm2(build):
     full = build([*shared, "compressor=full_context"]).eval()
     kept = build([*shared, "compressor=snapkv", "compressor.ratio=1"]).eval()
     reading = build([*shared, "compressor=attention", "compressor.ratio=1"]).eval()
-    texts = full.tokenizer(["The metal of Velkeld is tin. " * 20, "Where is it? Nobody knows."])
+    texts = full.tokenizer(["The metal of Velkeld is tin. " * 20, "Where is it? In the mountains."])
     parts = [torch.tensor(ids)[None] for ids in texts.input_ids]
     tokens = [Tokens(ids, torch.ones_like(ids, dtype=torch.bool)) for ids in parts]
     start = Tokens(torch.zeros(1, 1, dtype=torch.int64), torch.ones(1, 1, dtype=torch.bool))

@@ -275,7 +275,7 @@ def test_the_configured_objective_is_never_instantiated(runs, tmp_path):
         assert not target.exists()
 
 
-def test_a_memory_asked_another_question_warns(recwarn):
+def test_a_memory_used_for_another_question_warns(recwarn):
     def memory(question, needs_question=True):
         reader = SimpleNamespace(compressor=SimpleNamespace(needs_question=needs_question))
         return SimpleNamespace(question=question, reader=reader)
@@ -283,5 +283,5 @@ def test_a_memory_asked_another_question_warns(recwarn):
     for context in (memory("Who?"), memory(None), memory("What?", needs_question=False), SimpleNamespace()):
         _warn_of_other_questions(context, [" Who? "])
     assert not recwarn.list
-    with pytest.warns(UserWarning, match="computed for the question 'Who\\?' and is asked 'Where\\?'"):
+    with pytest.warns(UserWarning, match="computed for the question 'Who\\?' and is used for 'Where\\?'"):
         _warn_of_other_questions(memory("Who?"), ["Who?", "Where?"])
