@@ -12,7 +12,6 @@ import pandas as pd
 import statsmodels.api as sm
 from numpy import ndarray
 from scipy import stats
-from statsmodels.stats.multitest import multipletests
 from statsmodels.stats.outliers_influence import variance_inflation_factor
 
 CHUNK = 500  # resamples in memory at once
@@ -119,15 +118,6 @@ def partial_correlation(x: ndarray, y: ndarray, controls: ndarray, ranks: bool =
     t = value * np.sqrt((n - 2 - k) / max(1 - value**2, 1e-15))
     low, high = fisher_interval(value, n, covariates=k, variance=1 + value**2 / 2 if ranks else 1.0)
     return {"value": value, "low": low, "high": high, "p": float(2 * stats.t.sf(abs(t), n - 2 - k))}
-
-
-def holm_correction(p: Sequence[float]) -> list[float]:
-    """Holm's (1979) corrected p values of one family of tests, in their order; nan is not counted as a test."""
-    corrected = np.asarray(p, dtype=float).copy()
-    tested = ~np.isnan(corrected)
-    if tested.any():
-        corrected[tested] = multipletests(corrected[tested], method="holm")[1]
-    return corrected.tolist()
 
 
 def equivalence_p(r: float, n: int, bound: float = 0.1, covariates: int = 0, ranks: bool = True) -> float:

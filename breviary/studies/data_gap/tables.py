@@ -9,8 +9,9 @@ from typing import Any
 
 from pandas import DataFrame, Series
 
+from breviary.evaluation.statistics import holm_correction
 from breviary.studies.autoencoders import QUALITIES
-from breviary.studies.statistics import NAN, holm_correction, pearson, spearman, standardised_regression
+from breviary.studies.statistics import NAN, pearson, spearman, standardised_regression
 from breviary.studies.tables import mean_by_document, paired_difference
 
 RANDOM = "random"

@@ -6,7 +6,15 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from breviary.evaluation.statistics import cluster_codes, difference, effective_size, interval, paired_bootstrap
+from breviary.evaluation.statistics import (
+    cluster_codes,
+    difference,
+    effective_size,
+    holm_correction,
+    interval,
+    paired_bootstrap,
+    paired_p,
+)
 
 
 def test_paired_differences():
@@ -173,3 +181,33 @@ def test_means_of_few_values_hold_the_truth():
         found = interval(values, np.ones(8), trial, 300)
         held += found["low"] <= 0.4 <= found["high"]
     assert held / 300 >= 0.92  # 88% without the expanded level
+
+
+def test_holm_by_hand():
+    # Sorted .01 .02 .03 .04 times 4 3 2 1: .04 .06 .06 .04, never falling: .04 .06 .06 .06.
+    assert holm_correction([0.04, 0.01, float("nan"), 0.03, 0.02]) == pytest.approx(
+        [0.06, 0.04, float("nan"), 0.06, 0.06], nan_ok=True
+    )
+
+
+def test_p_of_a_paired_difference_by_hand():
+    """Differences 1, 2, 3: of the 8 ways to swap, two have a sum as far from 0 as 6."""
+    zero, one = np.zeros(3), np.ones(3)
+    assert paired_p((np.array([1.0, 2, 3]), one), (zero, one), seed=0, resamples=999) == pytest.approx(2 / 8)
+    assert paired_p((one, one), (one, one), seed=0, resamples=999) == 1.0
+    assert np.isnan(paired_p((zero[:0], zero[:0]), (zero[:0], zero[:0]), seed=0, resamples=9))
+
+
+def test_p_swaps_whole_contexts_and_ratios_of_sums():
+    """Two contexts of two questions: 4 ways to swap, and both or none are as extreme."""
+    ours, other, tokens = np.array([1.0, 1, 1, 1]), np.zeros(4), np.array([1.0, 2, 3, 4])
+    codes = np.array([0, 0, 1, 1])
+    assert paired_p((ours, tokens), (other, tokens), 0, 999, codes) == pytest.approx(2 / 4)
+    assert paired_p((ours, tokens), (other, tokens), 0, 999) == pytest.approx(2 / 16)
+
+
+def test_p_of_many_questions_agrees_with_a_t_test():
+    draw = np.random.default_rng(0)
+    ours, other = draw.random(80), draw.random(80) * 0.8
+    found = paired_p((ours, np.ones(80)), (other, np.ones(80)), seed=0, resamples=1999)
+    assert found == pytest.approx(stats.ttest_rel(ours, other).pvalue, abs=0.02)

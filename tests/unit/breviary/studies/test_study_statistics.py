@@ -111,13 +111,6 @@ def test_undefined_statistics_are_nan(rng):
     assert all(np.isnan(v) for v in s.pearson(x[:3], y[:3]).values())
 
 
-def test_holm_by_hand():
-    # Sorted .01 .02 .03 .04 times 4 3 2 1: .04 .06 .06 .04, never falling: .04 .06 .06 .06.
-    assert s.holm_correction([0.04, 0.01, float("nan"), 0.03, 0.02]) == pytest.approx(
-        [0.06, 0.04, float("nan"), 0.06, 0.06], nan_ok=True
-    )
-
-
 def test_equivalence_needs_many_documents():
     few, many = s.equivalence_p(0.0, 50), s.equivalence_p(0.0, 2000)
     assert few > 0.05 > many
