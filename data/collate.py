@@ -37,6 +37,7 @@ class Collator:
             offsets=self._offsets(items),
             examples=[item["example"] for item in items],
             compressed=self._compressed(items),
+            choices=self._choices(items),
         )
 
     def _tokens(self, rows: list[list[int]]) -> Tokens:
@@ -47,6 +48,11 @@ class Collator:
     def _compressed(self, items: Sequence[dict[str, Any]]) -> Tokens | None:
         rows = [item.get("compressed") for item in items]
         return None if all(row is None for row in rows) else self._tokens([row or [] for row in rows])
+
+    def _choices(self, items: Sequence[dict[str, Any]]) -> list[Tokens] | None:
+        rows = [item.get("choices") or [] for item in items]
+        places = range(max(map(len, rows)))
+        return [self._tokens([row[i] if i < len(row) else [] for row in rows]) for i in places] or None
 
     def _evidence(self, items: Sequence[dict[str, Any]]) -> torch.Tensor | None:
         if all(item["evidence"] is None for item in items):

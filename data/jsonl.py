@@ -1,7 +1,8 @@
 """The common format: one JSON object per line, plain or gzipped.
 
 {"id": str?, "context": str, "question": str, "answers": [str, ...] or str,
- "documents": [{"title": str, "text": str, "is_gold": bool}, ...]?, "compressed_context": str?}
+ "documents": [{"title": str, "text": str, "is_gold": bool}, ...]?, "compressed_context": str?,
+ "answer_prefix": str?, "choices": [str, ...]?}
 """
 
 from __future__ import annotations
@@ -23,7 +24,7 @@ from data.public.sources import missing_hint
 FORMAT = (
     '{"id": str (optional), "context": str, "question": str, "answers": [str, ...] or str, '
     '"documents": [{"title": str, "text": str, "is_gold": true|false}, ...] (optional), '
-    '"compressed_context": str (optional)}'
+    '"compressed_context": str (optional), "answer_prefix": str (optional), "choices": [str, ...] (optional)}'
 )
 MAX_SHOWN = 10  # bad lines in an error message
 PASSAGE_FORMATS = ("numbered", "plain")
@@ -43,7 +44,8 @@ class Jsonl:
                    between blank lines | plain: contexts with documents are rebuilt, each passage as `T text` on a line
                    of its own (RAM 2602.01840)
 
-    `compressed_context` is the context as another tool compressed it, for compressor=external.
+    `compressed_context` is the context as another tool compressed it, for compressor=external. `answer_prefix` and
+    `choices`: see Example.
     `start` and `end` of a Document delimit the passage's text, without its header or title.
     """
 
@@ -205,11 +207,13 @@ def _row_problems(row: dict[str, Any]) -> list[str]:
     problems += _character_problems("'id'", str(row.get("id", "")))
     if "answers" in row:
         problems += _answer_problems(row["answers"])
-    compressed = row.get("compressed_context")
-    if compressed is not None and not isinstance(compressed, str):
-        problems.append(f"'compressed_context' is {_kind(compressed)}; it must be a string")
-    else:
-        problems += _character_problems("'compressed_context'", compressed or "")
+    for field in ("compressed_context", "answer_prefix"):
+        text = row.get(field)
+        if text is not None and not isinstance(text, str):
+            problems.append(f"{field!r} is {_kind(text)}; it must be a string")
+        else:
+            problems += _character_problems(repr(field), text or "")
+    problems += _choice_problems(row.get("choices"), row.get("answers"))
     return problems + _document_problems(row.get("documents"))
 
 
@@ -235,6 +239,25 @@ def _answer_problems(answers: Any) -> list[str]:
         if not answer.strip():
             return ["'answers' holds an empty string; every answer must have words"]
     return [problem for answer in answers for problem in _character_problems("'answers'", answer)]
+
+
+def _choice_problems(choices: Any, answers: Any) -> list[str]:
+    """Problems of `choices`, in an object with `answers`, which are checked elsewhere."""
+    if choices is None:
+        return []
+    if not isinstance(choices, list) or len(choices) < 2:
+        found = "a list of fewer than 2" if isinstance(choices, list) else _kind(choices)
+        return [f'\'choices\' is {found}; it must be a list of 2 or more options, for example ["yes", "no"]']
+    for choice in choices:
+        if not isinstance(choice, str) or not choice.strip():
+            found = "an empty string" if isinstance(choice, str) else _kind(choice)
+            return [f"'choices' holds {found}; every option must be a string with words"]
+    repeated = next((choice for choice in choices if choices.count(choice) > 1), None)
+    if repeated is not None:
+        return [f"'choices' holds {repeated!r} more than once; options must differ"]
+    if isinstance(answers, (str, list)) and not set([answers] if isinstance(answers, str) else answers) & set(choices):
+        return ["none of 'answers' is one of 'choices'; the right option must be an answer, verbatim"]
+    return [problem for choice in choices for problem in _character_problems("'choices'", choice)]
 
 
 def _document_problems(documents: Any) -> list[str]:
@@ -286,7 +309,8 @@ def _example(id: str, row: dict[str, Any], max_documents: int | None, passage_fo
         if rebuilt != context:
             spans, problems = _find(passages, context)
     documents = tuple(Document(p["title"], start, end, p["is_gold"]) for p, (start, end) in zip(passages, spans))
-    return Example(id, context, row["question"], answers, documents, row.get("compressed_context")), problems
+    added = {"answer_prefix": row.get("answer_prefix") or "", "choices": tuple(row.get("choices") or ())}
+    return Example(id, context, row["question"], answers, documents, row.get("compressed_context"), **added), problems
 
 
 def draw_passages(id: str, passages: list[dict[str, Any]], max_documents: int) -> list[dict[str, Any]]:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import datetime
 import re
+import unicodedata
 from dataclasses import dataclass
 from typing import Any
 
@@ -33,10 +34,12 @@ class Prompt:
     template         text after the context; must contain {question}. Empty: nothing follows the context, for objectives
                      that ask no question
     answer_template  the text to generate; must contain {answer}. None = " {answer}", with `chat` "{answer}": a chat
-                     header ends in a line break, after which models answer without a space
+                     header ends in a line break, after which models answer without a space. Behind an answer prefix,
+                     the prefix decides (see `template_behind`)
     chat             wrap instruction, context and template as one user turn of the tokenizer's chat template
     date             day that chat templates see as today, such as "26 Jul 2024" (the default of Llama 3.1's)
-    Special tokens may be written in instruction and templates. In a context, question or answer they are plain text.
+    Special tokens may be written in instruction and templates. In a context, question, answer prefix or answer they
+    are plain text.
     Raises: ValueError for a template without its field, or another form of date.
     """
 
@@ -75,8 +78,9 @@ class Prompt:
         prefix    BOS, chat header, instruction
         context   the context alone
         query     the bare question
-        prompt    the template with the question, and the chat footer
+        prompt    the template with the question, the chat footer and the answer prefix; without a template nothing
         answer    the first reference in its template, then the end token
+        choices   the options, each as `answer` without the end token; the key is missing for an example without
         evidence  one bool per context token, True where it overlaps a gold document; None without gold documents
         compressed    the context as another tool compressed it, where the example has it; else the key is missing
         starts, ends  characters [start, end) of each context token in the context; None for a slow tokenizer
@@ -90,7 +94,8 @@ class Prompt:
             )
         texts = [("context", example.context), ("question", example.question)]
         texts += [("answer", answer) for answer in example.answers]
-        texts += [("compressed_context", example.compressed_context or "")]
+        texts += [("choices", choice) for choice in example.choices]
+        texts += [("answer_prefix", example.answer_prefix), ("compressed_context", example.compressed_context or "")]
         for name, text in texts:
             problem = surrogate_problem(text)
             if problem:
@@ -103,16 +108,31 @@ class Prompt:
         return {
             "prefix": prefix,
             "query": tokenise(tokenizer, example.question, plain=True),
-            "prompt": tokenise_inserted(tokenizer, self.template, "question", example.question, footer),
-            "answer": self.answer(example.answers[0], tokenizer),
+            "prompt": tokenise_inserted(
+                tokenizer,
+                self.template,
+                "question",
+                example.question,
+                end=footer,
+                continuation=example.answer_prefix if self.template else "",  # "" for objectives that ask nothing
+            ),
+            "answer": self.answer(example.answers[0], tokenizer, example.answer_prefix),
+            **self._choices_piece(example, tokenizer),
             **_context_pieces(tokenizer, example),
             **_compressed_piece(tokenizer, example),
         }
 
-    def answer(self, reference: str, tokenizer: PreTrainedTokenizerBase) -> list[int]:
-        """Ids of a reference in its template, and of the end token."""
+    def answer(self, reference: str, tokenizer: PreTrainedTokenizerBase, answer_prefix: str = "") -> list[int]:
+        """Ids of a reference in the answer template, behind an example's `answer_prefix`, and of the end token."""
         assert self.answer_template is not None
-        return [*tokenise_inserted(tokenizer, self.answer_template, "answer", reference), tokenizer.eos_token_id]
+        template = template_behind(answer_prefix if self.template else "", self.answer_template)
+        return [*tokenise_inserted(tokenizer, template, "answer", reference), tokenizer.eos_token_id]
+
+    def _choices_piece(self, example: Example, tokenizer: PreTrainedTokenizerBase) -> dict[str, list[list[int]]]:
+        """choices, or nothing for an example without."""
+        if not example.choices:
+            return {}
+        return {"choices": [self.answer(choice, tokenizer, example.answer_prefix)[:-1] for choice in example.choices]}
 
     def _chat_parts(self, tokenizer: PreTrainedTokenizerBase) -> tuple[str, str]:
         """The chat template's text before and after the user's message."""
@@ -136,6 +156,19 @@ class Prompt:
                 f"user's message {len(parts) - 1} times, not once; set prompt.chat=false"
             )
         return parts[0], parts[1]
+
+
+def template_behind(answer_prefix: str, answer_template: str) -> str:
+    """An answer template with as much space before {answer} as an answer prefix asks for.
+
+    "Answer:" is followed by one space; a prefix that ends in white space or in a full-width character by none. Without
+    a prefix, and where text stands before {answer}, the template stays, but for a second space.
+    """
+    template = answer_template.lstrip(" ")
+    if not answer_prefix or (not template.startswith("{answer}") and not answer_prefix[-1].isspace()):
+        return answer_template
+    is_closed = answer_prefix[-1].isspace() or unicodedata.east_asian_width(answer_prefix[-1]) in "FW"
+    return template if is_closed else f" {template}"
 
 
 def _with_fixed_date(template: str, day: datetime.date) -> str:

@@ -46,11 +46,13 @@ class Tokenised(torch.utils.data.Dataset):
     data_hash       sha256 of the examples, before truncation
     tokens_hash     sha256 of everything that the token ids depend on: examples, tokenizer, prompt, truncation
     lengths         context tokens of each example, after truncation
-    other_lengths   further tokens of each example: prefix, the longer of question and prompt, answer
+    other_lengths   further tokens of each example: prefix, the longer of question and prompt, the longer of answer and
+                    options
     answer_lengths  answer tokens of each example: of its first reference
     compressed_lengths  tokens of each compressed_context; 0 where an example has none
     reference_lengths  tokens of every reference of each example, in the answer template, with the end token
     is_truncated    whether each example's context was truncated
+    choice_lengths  tokens of the longest option of each example; 0 without
     num_truncated   number of truncated contexts
     num_gold_lost   examples that lost a whole gold passage, or, without gold marks, every occurrence of an answer
     """
@@ -65,9 +67,12 @@ class Tokenised(torch.utils.data.Dataset):
         self.is_truncated: list[bool] = list(rows["cut"])
         self.num_truncated = sum(self.is_truncated)
         self.num_gold_lost = sum(rows["gold_lost"])
+        choices = rows["choices"] if "choices" in rows.column_names else [None] * len(rows)
+        self.choice_lengths: list[int] = [max((len(ids) for ids in options or ()), default=0) for options in choices]
+        columns = (rows["prefix"], rows["query"], rows["prompt"], rows["answer"], self.choice_lengths)
         self.other_lengths: list[int] = [
-            len(prefix) + max(len(query), len(prompt)) + len(answer)
-            for prefix, query, prompt, answer in zip(rows["prefix"], rows["query"], rows["prompt"], rows["answer"])
+            len(prefix) + max(len(query), len(prompt)) + max(len(answer), longest)
+            for prefix, query, prompt, answer, longest in zip(*columns)
         ]
         compressed = rows["compressed"] if "compressed" in rows.column_names else [None] * len(rows)
         self.compressed_lengths: list[int] = [len(ids or ()) for ids in compressed]
@@ -134,7 +139,8 @@ def tokenise_split(
     def tokenise_row(index: int) -> dict[str, Any]:
         example = examples[index]
         pieces = prompt.tokenise(example, tokenizer)
-        references = [len(pieces["answer"]), *(len(prompt.answer(text, tokenizer)) for text in example.answers[1:])]
+        others = (prompt.answer(text, tokenizer, example.answer_prefix) for text in example.answers[1:])
+        references = [len(pieces["answer"]), *(len(ids) for ids in others)]
         pieces = _truncate(pieces, example, tokenizer, max_context_tokens, truncation)
         return {name: {**pieces, "references": references}.get(name) for name in features}
 
@@ -154,9 +160,13 @@ def tokenise_split(
 
 
 def _features(examples: Sequence[Example]) -> datasets.Features:
-    """The stored columns: `compressed` where an example has a compressed context."""
-    has_compressed = any(example.compressed_context is not None for example in examples)
-    return datasets.Features({**_FEATURES, "compressed": _IDS}) if has_compressed else _FEATURES
+    """The stored columns: `compressed` and `choices` where an example has them."""
+    added: dict[str, Any] = {}
+    if any(example.compressed_context is not None for example in examples):
+        added["compressed"] = _IDS
+    if any(example.choices for example in examples):
+        added["choices"] = datasets.List(_IDS)
+    return datasets.Features({**_FEATURES, **added})
 
 
 def examples_hash(examples: Sequence[Example]) -> str:
@@ -167,9 +177,8 @@ def examples_hash(examples: Sequence[Example]) -> str:
 def _hashed_fields(example: Example) -> dict[str, Any]:
     """An example as plain values. A field that was added later counts only where it is set."""
     fields = asdict(example)
-    if example.compressed_context is None:
-        del fields["compressed_context"]
-    return fields
+    unset = {"compressed_context": None, "answer_prefix": "", "choices": ()}
+    return {name: value for name, value in fields.items() if name not in unset or value != unset[name]}
 
 
 def tokenizer_hash(tokenizer: PreTrainedTokenizerBase) -> str:

@@ -11,13 +11,17 @@ from breviary.contract import Batch, Tokens
 def padded_left(batch: Batch) -> Batch:
     """A right-padded batch with the padding of every piece, and of evidence and offsets, moved to the left."""
     pieces = {name: getattr(batch, name) for name in ("prefix", "context", "query", "prompt", "answer")}
-    moved = {
-        name: Tokens(_rotated(tokens.ids, tokens.lengths), _rotated(tokens.mask, tokens.lengths))
-        for name, tokens in pieces.items()
-    }
+    moved = {name: _moved(tokens) for name, tokens in pieces.items()}
+    choices = None if batch.choices is None else [_moved(option) for option in batch.choices]
     marks = {name: getattr(batch, name) for name in ("evidence", "offsets")}
     marks = {name: mark if mark is None else _rotated(mark, batch.context.lengths) for name, mark in marks.items()}
-    return Batch(**moved, **marks, examples=batch.examples, task=batch.task, compressed=batch.compressed)
+    return Batch(
+        **moved, **marks, examples=batch.examples, task=batch.task, compressed=batch.compressed, choices=choices
+    )
+
+
+def _moved(tokens: Tokens) -> Tokens:
+    return Tokens(_rotated(tokens.ids, tokens.lengths), _rotated(tokens.mask, tokens.lengths))
 
 
 def _rotated(values: Tensor, lengths: Tensor) -> Tensor:

@@ -27,7 +27,14 @@ class Document:
 
 @dataclass(frozen=True)
 class Example:
-    """One question on one context, as text. `answers` holds every accepted reference."""
+    """One question on one context, as text.
+
+    answers        every accepted reference
+    answer_prefix  text between question and answer that the reader is given and does not generate, such as "Answer:";
+                   with a chat template it begins the assistant's turn
+    choices        the options of a multiple-choice question, in order; () = the answer is free. One of `answers` is
+                   one of them
+    """
 
     id: str
     context: str
@@ -35,6 +42,8 @@ class Example:
     answers: tuple[str, ...]
     documents: tuple[Document, ...] = ()
     compressed_context: str | None = None  # the context as another tool compressed it
+    answer_prefix: str = ""
+    choices: tuple[str, ...] = ()
 
 
 @runtime_checkable
@@ -76,13 +85,15 @@ class Batch:
     prefix    BOS, chat header, instruction; may have width zero
     context   the long text
     query     the bare question, for encoders
-    prompt    the templated question, for the decoder
+    prompt    the templated question and the example's answer prefix, for the decoder
     answer    the first reference and the end token: what training supervises
     evidence  (B, T) bool, True on tokens of gold passages; None where no example marks any
     offsets   (B, T, 2) int64, characters [start, end) of each context token; None where the tokenizer provides none
     examples  the raw examples, in row order, for scoring
     task      one of TASKS, set by the objective; a compressor may condition on it
     compressed  the contexts as another tool compressed them; None where no example has its own
+    choices   one Tokens (B, .) for each place of an option, in the answer template without the end token; rows of
+              examples with fewer options are empty. None where no example has options
     """
 
     prefix: Tokens
@@ -95,6 +106,7 @@ class Batch:
     examples: list[Example]
     task: str = "answer"
     compressed: Tokens | None = None
+    choices: list[Tokens] | None = None
 
     def __len__(self) -> int:
         return len(self.examples)
@@ -102,7 +114,9 @@ class Batch:
     def map(self, function: Callable[[Tensor], Tensor]) -> Batch:
         """`function` of every tensor."""
         parts: dict[str, Any] = {k: x for k, x in vars(self).items() if isinstance(x, (Tokens, Tensor))}
-        return replace(self, **{k: function(x) if isinstance(x, Tensor) else x.map(function) for k, x in parts.items()})
+        mapped = {k: function(x) if isinstance(x, Tensor) else x.map(function) for k, x in parts.items()}
+        choices = None if self.choices is None else [option.map(function) for option in self.choices]
+        return replace(self, **mapped, choices=choices)
 
     def to(self, device: torch.device | str) -> Batch:
         """The same batch with every tensor on `device`."""

@@ -73,22 +73,28 @@ def tokenise(tokenizer: Any, text: str, plain: bool = False) -> list[int]:
     return tokenizer(text, add_special_tokens=False, split_special_tokens=plain, verbose=False)["input_ids"]
 
 
-def tokenise_inserted(tokenizer: Any, template: str, field: str, text: str, end: str = "") -> list[int]:
-    """Ids of `template` with `text` in place of {field}, then of `end`.
+def tokenise_inserted(
+    tokenizer: Any, template: str, field: str, text: str, end: str = "", continuation: str = ""
+) -> list[int]:
+    """Ids of `template` with `text` in place of {field}, then of `end`, then of `continuation`.
 
-    Special tokens of template and end are special, those of the text are plain. Ids are those of the whole string,
-    except where the text holds a special token, or forms one with the characters around it.
+    Special tokens of template and end are special, those of text and continuation are plain. Ids are those of the whole
+    string, except where an inserted text holds a special token, or forms one with the characters around it.
     """
     markup = template.split(f"{{{field}}}")
+    inserted = ["", *[text] * (len(markup) - 1)]  # before each piece of markup
     markup[-1] += end
-    whole = text.join(markup)
+    if continuation:
+        markup, inserted = [*markup, ""], [*inserted, continuation]
+    whole = "".join(part for pair in zip(inserted, markup) for part in pair)
     special = _special_tokens(tokenizer)
     own = [list(special.finditer(piece)) if special else [] for piece in markup]
-    if special is None or _lies_in_markup([match.span() for match in special.finditer(whole)], markup, own, len(text)):
+    found = [match.span() for match in special.finditer(whole)] if special else []
+    if special is None or _lies_in_markup(found, markup, own, [len(part) for part in inserted]):
         return tokenise(tokenizer, whole)
     ids, plain = [], ""
-    for index, (piece, matches) in enumerate(zip(markup, own)):
-        plain += text if index else ""
+    for before, piece, matches in zip(inserted, markup, own):
+        plain += before
         if matches:  # special from the first to the last special token; what is around them joins the text
             first, last = matches[0].start(), matches[-1].end()
             ids += tokenise(tokenizer, plain + piece[:first], plain=True) + tokenise(tokenizer, piece[first:last])
@@ -110,14 +116,18 @@ def _special_tokens(tokenizer: Any) -> re.Pattern[str] | None:
 
 
 def _lies_in_markup(
-    found: Sequence[tuple[int, int]], markup: Sequence[str], own: Sequence[Sequence[re.Match[str]]], width: int
+    found: Sequence[tuple[int, int]],
+    markup: Sequence[str],
+    own: Sequence[Sequence[re.Match[str]]],
+    widths: Sequence[int],
 ) -> bool:
     """Whether the special tokens `found` in the whole string are those of the markup, at their places.
 
-    width  characters of the text between two pieces of markup
+    widths  characters of the text before each piece of markup
     """
     expected, start = [], 0
-    for piece, matches in zip(markup, own):
+    for width, piece, matches in zip(widths, markup, own):
+        start += width
         expected += [(start + match.start(), start + match.end()) for match in matches]
-        start += len(piece) + width
+        start += len(piece)
     return list(found) == expected

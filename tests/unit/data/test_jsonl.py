@@ -53,6 +53,13 @@ def test_a_compressed_context_is_optional(tmp_path):
     assert [example.compressed_context for example in read(tmp_path, rows)] == [None, "", "short"]
 
 
+def test_answer_prefix_and_choices_are_optional(tmp_path):
+    chosen = row(id="b", answer_prefix=" Answer:", choices=["red", "blue"], answers="blue")
+    plain, empty, example = read(tmp_path, [ROW, row(id="c", answer_prefix=None, choices=None), chosen])
+    assert (plain.answer_prefix, plain.choices) == (empty.answer_prefix, empty.choices) == ("", ())
+    assert (example.answer_prefix, example.choices) == (" Answer:", ("red", "blue"))
+
+
 def test_plain_and_gzipped_files_agree(tmp_path):
     rows = [row(id=str(i), context=f"Größe {i}") for i in range(3)]
     plain = write(tmp_path / "a.jsonl", rows)
@@ -204,6 +211,19 @@ BAD_LINES = [
     (row(answers=["x", " "]), "'answers' holds an empty string; every answer must have words"),
     (row(answers=""), "'answers' holds an empty string; every answer must have words"),
     (row(compressed_context=["x"]), "'compressed_context' is list; it must be a string"),
+    (row(answer_prefix=3), "'answer_prefix' is number; it must be a string"),
+    (row(choices="blue"), '\'choices\' is string; it must be a list of 2 or more options, for example ["yes", "no"]'),
+    (
+        row(choices=["blue"]),
+        '\'choices\' is a list of fewer than 2; it must be a list of 2 or more options, for example ["yes", "no"]',
+    ),
+    (row(choices=["blue", None]), "'choices' holds null; every option must be a string with words"),
+    (row(choices=["blue", " "]), "'choices' holds an empty string; every option must be a string with words"),
+    (row(choices=["blue", "red", "red"]), "'choices' holds 'red' more than once; options must differ"),
+    (
+        row(choices=["Blue", "red"]),
+        "none of 'answers' is one of 'choices'; the right option must be an answer, verbatim",
+    ),
     (row(documents={"title": "t"}), "'documents' is object; it must be a list of objects"),
     (row(documents=["text"]), "document 1 is string; it must be an object"),
     (row(documents=[{"text": "x", "is_gold": True}]), "'title' of document 1 is missing; it must be a string"),

@@ -232,13 +232,61 @@ def test_without_special_tokens_the_ids_are_those_of_the_whole_string(chatty):
         assert pieces["prompt"] == chatty(whole, add_special_tokens=False)["input_ids"]
 
 
-@pytest.mark.parametrize("name", ["context", "question", "answer"])
+@pytest.mark.parametrize("name", ["context", "question", "answer", "answer_prefix", "choices"])
 def test_a_lone_surrogate_is_an_error_that_names_the_text(tokenizer, name):
-    example = replace(EXAMPLE, **({"answers": ("a\ud800",)} if name == "answer" else {name: "a\ud800"}), documents=())
+    changes = {"answer": {"answers": ("a\ud800",)}, "choices": {"choices": ("a\ud800",)}}.get(name, {name: "a\ud800"})
+    example = replace(EXAMPLE, **changes, documents=())
     with pytest.raises(
         ValueError, match=rf"^the {name} of example 'a' holds a lone surrogate \('\\ud800', character 1\)"
     ):
         Prompt().tokenise(example, tokenizer)
+
+
+# ------------------------------------------------------------------ answer prefix, options
+
+PREFIXED = replace(EXAMPLE, answer_prefix=" In one word:")
+
+
+def test_an_answer_prefix_follows_the_question_and_in_a_chat_begins_the_assistant_s_turn(chatty):
+    plain, chat = (Prompt(template="\nQ: {question}", chat=chat).tokenise(PREFIXED, chatty) for chat in (False, True))
+    assert text(chatty, plain["prompt"]) == "\nQ: What is the sun? In one word:"
+    assert plain["prompt"] == chatty("\nQ: What is the sun? In one word:", add_special_tokens=False)["input_ids"]
+    assert text(chatty, chat["prompt"]).endswith("sun?<|im_end|>\n<|im_start|>assistant\n In one word:")
+    assert plain["query"] == chat["query"] == Prompt().tokenise(EXAMPLE, chatty)["query"]
+    assert Prompt(template="").tokenise(PREFIXED, chatty)["prompt"] == []  # an objective that asks nothing
+
+
+@pytest.mark.parametrize("chat", [False, True])
+@pytest.mark.parametrize(
+    ("prefix", "template", "answer"),
+    [
+        ("Answer:", None, " yellow"),
+        ("they are: ", None, "yellow"),
+        ("Answer:\n", None, "yellow"),
+        ("答案：", None, "yellow"),
+        ("Answer:", "<{answer}>", "<yellow>"),
+        ("Answer: ", " <{answer}>", "<yellow>"),
+    ],
+)
+def test_one_space_at_most_stands_between_an_answer_prefix_and_the_answer(chatty, chat, prefix, template, answer):
+    example = replace(EXAMPLE, answer_prefix=prefix)
+    pieces = Prompt(chat=chat, answer_template=template).tokenise(example, chatty)
+    assert text(chatty, pieces["answer"]) == f"{answer}</s>"
+
+
+def test_special_tokens_of_an_answer_prefix_are_plain(chatty):
+    example = replace(EXAMPLE, question="Is <|im_end|> it?", answer_prefix=" <|im_start|>so</s>")
+    pieces = Prompt(template="\nQ: {question}", chat=True).tokenise(example, chatty)
+    assert text(chatty, pieces["prompt"]).endswith("assistant\n <|im_start|>so</s>")
+    assert len(special_ids(chatty, pieces["prompt"])) == 2  # those of the chat template
+
+
+def test_options_are_answers_without_the_end_token(chatty):
+    example = replace(EXAMPLE, choices=("yellow", "white"), answer_prefix="It is ")
+    pieces = Prompt().tokenise(example, chatty)
+    assert [text(chatty, ids) for ids in pieces["choices"]] == ["yellow", "white"]
+    assert pieces["answer"] == [*pieces["choices"][0], chatty.eos_token_id]
+    assert "choices" not in Prompt().tokenise(EXAMPLE, chatty)
 
 
 # ------------------------------------------------------------------ chat

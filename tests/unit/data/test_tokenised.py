@@ -221,7 +221,8 @@ def test_a_compressed_context_is_tokenised_and_counts_in_the_hash_only_where_it_
     plain, tokenizer = examples(), tiny_tokenizer()
     rows = [asdict(example) for example in plain]
     for row in rows:
-        del row["compressed_context"]
+        for name in ("compressed_context", "answer_prefix", "choices"):
+            del row[name]
     assert examples_hash(plain) == _sha256(rows)
     some = [replace(plain[0], compressed_context="red blue"), *plain[1:]]
     assert examples_hash(some) != examples_hash(plain)
@@ -233,6 +234,24 @@ def test_a_compressed_context_is_tokenised_and_counts_in_the_hash_only_where_it_
         assert batch.compressed.ids[0].tolist() == ids and batch.compressed.mask.sum(1).tolist() == [len(ids), 0]
     assert tokenise_split(plain, tokenizer, Prompt(), None, None).compressed_lengths == [0] * len(plain)
     assert Collator(0)([tokenise_split(plain, tokenizer, Prompt(), None, None)[0]]).compressed is None
+
+
+def test_options_and_answer_prefixes_are_stored_and_count_in_the_hash(tmp_path):
+    plain, tokenizer = examples(), tiny_tokenizer()
+    prefixed = [replace(plain[0], answer_prefix="So:"), *plain[1:]]
+    some = [replace(plain[0], choices=("yellow", "blue and white")), *plain[1:]]
+    assert len({examples_hash(data) for data in (plain, prefixed, some)}) == 3
+    for _ in range(2):  # the second time from the cache
+        items = tokenise_split(some, tokenizer, Prompt(), None, str(tmp_path))
+        ids = [tokenizer(f" {choice}", add_special_tokens=False)["input_ids"] for choice in some[0].choices]
+        assert items.choice_lengths == [len(ids[1])] + [0] * (len(plain) - 1)
+        batch = Collator(0)([items[1], items[0]]).rows([1, 0])
+        assert [option.ids[0][option.mask[0]].tolist() for option in batch.choices] == ids
+        assert [option.lengths.tolist() for option in batch.choices] == [[len(ids[0]), 0], [len(ids[1]), 0]]
+    without = tokenise_split(prefixed, tokenizer, Prompt(), None, None)
+    assert without.choice_lengths == [0] * len(plain) and Collator(0)([without[0]]).choices is None
+    row = items[0]
+    assert items.other_lengths[0] == len(row["prefix"]) + len(row["prompt"]) + max(len(row["answer"]), len(ids[1]))
 
 
 def test_tokenizer_hash_is_independent_of_earlier_calls():
