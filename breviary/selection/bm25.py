@@ -16,7 +16,7 @@ from breviary.selection.relevance import Candidates, Relevance
 
 logging.getLogger("bm25s").setLevel(logging.WARNING)  # it logs every index that it builds
 
-# Scripts without spaces between words: each character is a word, as in data/metrics.py.
+# Scripts without spaces between words: each character is a word, as in data/metrics.
 _SCRIPTS = r"\p{Han}\p{Hiragana}\p{Katakana}\p{Thai}\p{Lao}\p{Khmer}\p{Myanmar}"
 _WORDS = regex.compile(rf"(?V1)[{_SCRIPTS}]|[\w--[{_SCRIPTS}]]+")
 
