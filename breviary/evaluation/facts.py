@@ -18,7 +18,7 @@ TRAINING = "training.json"  # of an exported folder, which has no trainer_state.
 UNTRAINED: dict[str, Any] = {"trained": False, "steps": None, "examples": None, "data": None, "init_from": None}
 
 # Keys of "conditions" in results.json, as configured, for baselines too.
-CONDITIONS = ("backbone", "compressor", "dataset", "split", "examples", "prompt", "generation")
+CONDITIONS = ("backbone", "compressor", "dataset", "split", "examples", "prompt", "generation", "limits")
 
 UNKNOWN = "unknown"
 

@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from breviary.contract import Batch, Decoded, Generation, LossOutput, Reader
+from breviary.contract import Batch, Decoded, Example, Generation, LossOutput, Reader
 from breviary.objectives.answer import ShuffledContext
 from breviary.readers.cache import EncodingStore
 from breviary.readers.compressed import CompressedReader
@@ -199,12 +199,19 @@ def _prediction_rows(
                 "memory_bytes": int(footprint.memory_bytes[b]),
                 "document_bytes": None if footprint.document_bytes is None else int(footprint.document_bytes[b]),
                 "context_reused": reused[b],
+                **_gold_position(example),
                 "times": _row_times(seconds, reused, b),
                 **measured[b],
                 "scores": scores(answer.text, references[b]) | measured[b].get("scores", {}),
             }
         )
     return rows
+
+
+def _gold_position(example: Example) -> dict[str, float]:
+    """{"gold_position": share of the context's characters before the first gold passage}; {} where none is marked."""
+    starts = [document.start for document in example.documents if document.is_gold]
+    return {"gold_position": min(starts) / max(len(example.context), 1)} if starts else {}
 
 
 def _row_times(seconds: Mapping[str, float], reused: Sequence[bool], row: int) -> dict[str, float]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 import shlex
+import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -43,6 +44,13 @@ def command(script: str, *words: Any, processes: int = 1) -> str:
     path = script if Path.cwd() == ROOT else str(ROOT / script)
     start = ["python"] if processes == 1 else ["torchrun", "--nproc_per_node", str(processes)]
     return shlex.join([*start, path, *map(str, words)])
+
+
+def own_command() -> str:
+    """The command line of this process, as `command` writes it; a script of the checkout without its folders."""
+    script = Path(sys.argv[0]).resolve()
+    inside = script.is_relative_to(ROOT) and script.suffix == ".py"
+    return command(str(script.relative_to(ROOT)) if inside else sys.argv[0], *sys.argv[1:])
 
 
 def next_line(*commands: str) -> str:

@@ -83,6 +83,9 @@ def test_rows_are_complete_and_right(reader, items, tokenizer):
     reader.eval()
     for row in rows:
         assert row.keys() >= PREDICTION_KEYS
+        example = items.examples[place[row["id"]]]
+        [gold] = [document.start for document in example.documents if document.is_gold]
+        assert row["gold_position"] == gold / len(example.context) < 1
         assert row["times"].keys() == {f"{phase}_ms" for phase in PHASES}
         assert (row["times"]["read_ms"] > 0) is not row["context_reused"]
         assert all(milliseconds > 0 for phase, milliseconds in row["times"].items() if phase != "read_ms")
