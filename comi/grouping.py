@@ -5,6 +5,8 @@ Shape letters: R rows, L tokens of a row, G slots of a row, D width.
 
 from __future__ import annotations
 
+import dataclasses
+
 import torch
 from torch import Tensor, nn
 
@@ -44,14 +46,21 @@ class GainGrouping(nn.Module):
         self.learned_weights = learned_weights
 
     def forward(
-        self, states: Tensor | None, mask: Tensor, query: Tensor | None, ratio: int | Tensor, slots: int
+        self,
+        states: Tensor | None,
+        mask: Tensor,
+        query: Tensor | None,
+        ratio: int | Tensor,
+        slots: int,
+        relevance: Tensor | None = None,
     ) -> tuple[Tensor, Tensor | None]:
         """Groups and weights, both (R, L), from states (R, L, D), mask (R, L) and query (R, D).
 
         The coarse stage determines group sizes, the fine stage weights; weights None = plain means.
 
-        ratio  tokens per slot, an int or (R,)
-        slots  upper bound on the groups of a row
+        ratio      tokens per slot, an int or (R,)
+        slots      upper bound on the groups of a row
+        relevance  (R, L) of each token, in place of the cosine with the query; None = the cosine
 
         At ratio 1 every token is a group and states and query may be None. Learned weights then get gradients of 0, as
         DDP and ZeRO wait for a gradient of each; here and not in the caller, because ZeRO-3 gathers weights by call.
@@ -63,6 +72,8 @@ class GainGrouping(nn.Module):
             return groups_RL, ones_RL + sum(0 * weight for weight in learned_weights) if learned_weights else None
         assert states is not None and query is not None, "states and query at a ratio above 1"
         precomputed = precompute(states, query)
+        if relevance is not None:
+            precomputed = dataclasses.replace(precomputed, relevance=relevance.to(precomputed.relevance.dtype))
         if self.coarse:
             beta = self.beta if self.redundancy_coarse else 0.0
             sizes_RG = reallocate_groups(

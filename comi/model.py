@@ -14,7 +14,10 @@ from torch import Tensor
 from breviary.backbones.pretrained import Backbone
 from breviary.backbones.stack import Stack
 from breviary.backbones.tiny import TinyBackbone
+from breviary.contract import Encoded, Question
 from breviary.memory.merging import MergingCompressor
+from breviary.selection.named import build_relevance, evidence_problems, relevance_class, relevance_problems
+from breviary.selection.relevance import Candidates, Relevance
 from comi.grouping import GainGrouping
 
 LEARNED_WEIGHTS = ("none", "merge")
@@ -35,6 +38,10 @@ class COMI(MergingCompressor):
                          its sizes are integers and pass no gradient
     quirks               the published numerics, see comi/README.md
     query_free           the question is ignored: relevance is 0 and the gain is redundancy alone, e.g. for autoencoding
+    relevance            cosine: of a token's state with the question's, as published | attention | bm25 | gold |
+                         random, or another object of breviary/selection: the score of a token's segment, divided by the
+                         highest of its context, takes the cosine's place in both stages
+    relevance_size       tokens of such a segment
     Further arguments as in MergingCompressor and ContextEncoder. Costs O(L) memory per segment beside its states.
     """
 
@@ -47,6 +54,8 @@ class COMI(MergingCompressor):
         "beta",
         "temperature",
         "min_group_size",
+        "relevance",
+        "relevance_size",
     }
 
     former_names = {
@@ -71,10 +80,18 @@ class COMI(MergingCompressor):
         learned_weights: str = "none",
         quirks: bool = False,
         query_free: bool = False,
+        relevance: Relevance | dict | str = "cosine",
+        relevance_size: int = 50,
         **merging: Any,
     ):
         super().__init__(backbone, decoder, **merging)
         self.needs_question = not query_free
+        assert not isinstance(relevance, dict), relevance  # a dict in the configuration only, from which it is built
+        self.relevance = None if relevance == "cosine" else build_relevance(relevance)
+        self.relevance_size = relevance_size
+        if self.relevance is not None:
+            self.relevance.prepare(backbone, decoder)
+            self.needs_evidence = self.relevance.needs_evidence
         self.gain = GainGrouping(
             coarse,
             fine,
@@ -89,11 +106,29 @@ class COMI(MergingCompressor):
         )
 
     def group_tokens(
-        self, states: Tensor, mask: Tensor, query: Tensor | None, ratio: int | Tensor, slots: int
+        self,
+        states: Tensor,
+        mask: Tensor,
+        query: Tensor | None,
+        ratio: int | Tensor,
+        slots: int,
+        relevance: Tensor | None = None,
     ) -> tuple[Tensor, Tensor | None]:
         """As `GainGrouping.forward`; without a question, relevance is 0 for every token."""
         query = torch.zeros_like(states[:, 0]) if query is None else query
-        return self.gain(states, mask, query, ratio, slots)
+        return self.gain(states, mask, query, ratio, slots, relevance)
+
+    def group_inputs(self, encoded: Encoded, question: Question) -> dict[str, Any]:
+        """The relevance of each token, (R, L) in [0, 1], where it is not the cosine."""
+        if self.relevance is None:
+            return {}
+        ids, mask = encoded.ids.flatten(1, 2), encoded.mask.flatten(1, 2)
+        seen = self.relevance
+        candidates = Candidates(ids, mask, question, "segments", self.relevance_size, lambda: seen.tokenizer)
+        scores = seen.scores(candidates)
+        of_tokens = scores.gather(1, candidates.numbers.clamp(min=0)).clamp(min=0).masked_fill(~mask, 0)
+        highest = of_tokens.amax(1, keepdim=True).clamp(min=torch.finfo(of_tokens.dtype).tiny)
+        return {"relevance": (of_tokens / highest).view(encoded.mask.shape).flatten(0, 1)}
 
     def single_token_weights(self, mask: Tensor) -> Tensor | None:
         """Ones; with learned weights their gradients are 0."""
@@ -118,8 +153,43 @@ class COMI(MergingCompressor):
                 "compressor.learned_weights=merge: the weight of relevance would never receive a gradient with "
                 "compressor.query_free=true; set compressor.learned_weights=none or compressor.query_free=false"
             )
+        problems += cls._relevance_problems(settings, backbone)
         if settings["temperature"] <= 0:
             problems.append(f"compressor.temperature={settings['temperature']}: must be above 0, e.g. 1.0")
         if settings["min_group_size"] < 0:
             problems.append(f"compressor.min_group_size={settings['min_group_size']}: must be 0 or more tokens, e.g. 0")
         return problems
+
+    @classmethod
+    def _relevance_problems(cls, settings: Mapping[str, Any], backbone: Any) -> list[str]:
+        """Error messages for a relevance in place of the cosine."""
+        relevance = settings["relevance"]
+        problems = relevance_problems(relevance, backbone)
+        if settings["relevance_size"] < 1:
+            problems.append(
+                f"compressor.relevance_size={settings['relevance_size']}: must be at least 1 token, e.g. 50"
+            )
+        if problems or relevance == "cosine":
+            return problems
+        kind = relevance_class(relevance)
+        if kind.needs_states or kind.encode is not Relevance.encode:
+            problems.append(
+                f"compressor.relevance={relevance}: compares states of its own; allowed are attention, bm25, gold, "
+                "random, or cosine as published"
+            )
+        if settings["query_free"]:
+            problems.append(
+                f"compressor.relevance={relevance}: is not used with compressor.query_free=true; set "
+                "compressor.relevance=cosine or compressor.query_free=false"
+            )
+        if settings["encoder"]:
+            problems.append(
+                f"compressor.encoder={settings['encoder']}: relevance={relevance} reads the decoder's tokens; "
+                "set compressor.encoder=null or compressor.relevance=cosine"
+            )
+        return problems
+
+    @classmethod
+    def data_problems(cls, settings: Mapping[str, Any], name: str, items: Any, positions: int) -> list[str]:
+        """Examples without marked evidence, where the relevance reads it."""
+        return [] if settings["relevance"] == "cosine" else evidence_problems(settings["relevance"], name, items)

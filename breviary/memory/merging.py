@@ -165,6 +165,10 @@ class MergingCompressor(BudgetedCompressor):
         """
         raise NotImplementedError
 
+    def group_inputs(self, encoded: Encoded, question: Question) -> dict[str, Any]:
+        """Further arguments of `group_tokens`, for a subclass that groups by more than states and query."""
+        return {}
+
     def single_token_weights(self, mask: Tensor) -> Tensor | None:
         """Weights (R, L) at ratio 1, where every token of mask (R, L) is a group of its own; None = 1.
 
@@ -191,7 +195,8 @@ class MergingCompressor(BudgetedCompressor):
             groups_RL, weights_RL = consecutive_groups(mask_RL, 1), self.single_token_weights(mask_RL)
         else:
             states_RLD = self.context_encoder.similarity_states(encoded).flatten(0, 1)
-            groups_RL, weights_RL = self.group_tokens(states_RLD, mask_RL, query_RD, ratio, G)
+            further = self.group_inputs(encoded, question)
+            groups_RL, weights_RL = self.group_tokens(states_RLD, mask_RL, query_RD, ratio, G, **further)
         slots_RGD, slot_mask_RG = merge_slots(values_RLD, groups_RL, G, weights_RL)
         last_RG = last_token_positions(token_index(mask_RL), groups_RL, G)
         memory = self.context_encoder.memory(slots_RGD, slot_mask_RG, last_RG, encoded)

@@ -9,6 +9,7 @@ layer.
                  attention mass on a context token is the mean over the prompt's tokens
     3. select    units are ranked by that mass, and fill the budget
     4. keep      layers n..L-1 read prefix and kept tokens alone, at their own positions; below n their columns are kept
+    4a. skim     optional: in layers n..L-1 what a segment drops is one more column, its mean state
     5. the reader runs prompt and answer behind what every layer keeps
 Cost of the prefill, relative to full context: n / L + (1 - n / L) / ratio, and the prompt's pass of step 2.
 """
@@ -24,18 +25,18 @@ from torch import Tensor, nn
 from breviary.backbones.pretrained import Backbone
 from breviary.backbones.stack import CapturingCache, LazyLayers, Stack
 from breviary.backbones.tiny import TinyBackbone
-from breviary.contract import Batch, Context, Encoded, KeyValueMemory, Question, Tokens
+from breviary.contract import Batch, Context, Encoded, KeyValueMemory, Question
 from breviary.memory.assembly import Layout, take_columns
 from breviary.memory.budget import Budget, BudgetedCompressor, check_budget
 from breviary.memory.columns import Columns
 from breviary.memory.kept_keys import KeptKeys
 from breviary.scorers.base import pool, select
-from breviary.scorers.views import Observers, run_behind
-from breviary.selection.relevance import fill_budget
+from breviary.selection.head_scores import SMALL, HeadScores, attention_mass, head_problems, selecting_layer, unit_means
+from breviary.selection.named import build_relevance, evidence_problems, relevance_class, relevance_problems
+from breviary.selection.relevance import Candidates, Relevance, fill_budget
 from breviary.selection.units import fixed_segments
 
-UNITS, HEADS = ("segments", "tokens"), ("mean", "max", "linear")
-SMALL = 1e-9
+UNITS, SKIMS, GATES = ("segments", "tokens"), ("none", "mean"), ("none", "straight_through")
 
 
 class AttentionSelection(BudgetedCompressor):
@@ -43,13 +44,17 @@ class AttentionSelection(BudgetedCompressor):
 
     layer               n, the first layer that sees kept tokens only; null = three fifths of the decoder's layers
     window              W, layers whose attention counts, the last ones below n; at most n
-    heads               how their heads are combined: mean | max (over heads, then the mean over layers) | linear: a
-                        learned read-out of the log mean and log largest mass of each head in a segment
+    heads               mean | max | linear, as in HeadScores; linear ranks segments
+    relevance           None = the attention of the window; another relevance of breviary/selection in its place, for
+                        comparison (bm25, gold, random): no prompt runs behind the context then
     units               segments, the last one cut at the budget | tokens, smoothed over `kernel` neighbours
     segment_size        tokens of a segment; kernel: odd width of the smoothing
+    skim                none | mean: in layers n.. what is dropped of a segment leaves its mean state, at its last
+                        dropped token's position. Skims count towards the budget, and whole segments are kept
     contrastive_weight  of the loss that raises the gold tokens' share of the attention mass; 0 = off. It needs marked
-                        evidence, and is the only gradient that reaches the choice: the answer's loss reaches kept
-                        states alone
+                        evidence
+    gate                none: the answer's loss reaches kept states alone, not the choice | straight_through: the kept
+                        values of layers n.. carry the gradient of their score in training, unchanged in value
     ratio, slots, ratio_choices  as in Budget
     Relatives: GemFilter (2409.17422) reads chosen tokens again from layer 0; FastKV (2502.01068) passes chosen states
     on and keeps another choice in each layer's cache.
@@ -65,25 +70,30 @@ class AttentionSelection(BudgetedCompressor):
         layer: int | None = None,
         window: int = 4,
         heads: str = "mean",
+        relevance: Relevance | dict | str | None = None,
         units: str = "segments",
         segment_size: int = 50,
         kernel: int = 7,
+        skim: str = "none",
         contrastive_weight: float = 0.0,
+        gate: str = "none",
         ratio: float | None = 4,
         slots: int | None = None,
         ratio_choices: list[int] | None = None,
     ):
         super().__init__()
-        assert heads in HEADS and units in UNITS, (heads, units)
+        assert units in UNITS and skim in SKIMS and gate in GATES, (units, skim, gate)
+        assert not isinstance(relevance, dict), relevance  # a dict in the configuration only, from which it is built
         self.budget = Budget(ratio, slots, ratio_choices)
         self.select_layer = selecting_layer(layer, len(decoder))
-        self.window, self.heads, self.units = min(window, self.select_layer), heads, units
+        self.window, self.units, self.skim, self.gate = min(window, self.select_layer), units, skim, gate
         self.segment_size, self.kernel, self.contrastive_weight = segment_size, kernel, contrastive_weight
         self._decoder = (decoder,)
-        if heads == "linear":
-            number = self.window * decoder.config.num_attention_heads
-            # At first the geometric mean of all heads' mean mass.
-            self.readout = nn.Parameter(torch.cat([torch.full((number,), 1 / number), torch.zeros(number)]))
+        self.head_scores = HeadScores(heads, self.window * decoder.config.num_attention_heads)
+        self.relevance = None if relevance is None else build_relevance(relevance)
+        if self.relevance is not None:
+            self.relevance.prepare(backbone, decoder)
+            self.needs_evidence = self.relevance.needs_evidence
 
     # -------------------------------------------------------------- encode
 
@@ -102,73 +112,97 @@ class AttentionSelection(BudgetedCompressor):
 
     def compress(self, encoded: Encoded, question: Question) -> KeyValueMemory:
         """The kept columns of every layer for this question."""
+        decoder, n = self._decoder[0], self.select_layer
         columns = Columns.of(encoded.mask[:, 0], encoded.ids[:, 0])
         keys_values = encoded.keys_values
-        pairs = LazyLayers(self.select_layer, lambda i: (keys_values[i][0][:, 0], keys_values[i][1][:, 0]))
-        budget = self.budget.slots_per_row(columns.context(encoded.ids[:, 0]), columns.mask, self.training)
-        learns = self.training and self.contrastive_weight > 0 and question.labels is not None
+        pairs = LazyLayers(n, lambda i: (keys_values[i][0][:, 0], keys_values[i][1][:, 0]))
+        ids = columns.context(encoded.ids[:, 0])
+        budget = self.budget.slots_per_row(ids, columns.mask, self.training)
+        teaches = self.contrastive_weight > 0 and question.labels is not None
+        learns = self.training and (teaches or self.gate != "none")
         with torch.set_grad_enabled(learns):
-            mass_BTWH = self._mass(question, columns, pairs)
-            scores = self._scores(mass_BTWH, columns.mask)
+            scores, numbers = self._scores(question, columns, pairs, ids, learns)
         with torch.no_grad():
-            kept_BT = self._select(scores.detach(), columns.mask, budget)
-            kept_BS = columns.with_prefix(kept_BT[:, None])[:, 0]
+            kept_BT = self._select(scores.detach(), numbers, columns.mask, budget)
+            skims_BT = self._skims(kept_BT, numbers, columns.mask, budget)
+            kept_BS, upper_BS = (columns.with_prefix(x[:, None])[:, 0] for x in (kept_BT, kept_BT | skims_BT))
         layers = [
             KeptKeys.select(keys, values, kept_BS[:, None].expand(-1, keys.shape[1], -1)) for keys, values in pairs
         ]
-        layers += self._read_kept(encoded.states[:, 0], kept_BS)
-        memory = KeyValueMemory(layers, kept_BT.sum(1), trace={"kept_share": kept_BT.float()})
-        if learns:
-            memory.losses["contrastive"] = self._contrastive(scores, question.labels, columns.mask)
+        states = encoded.states[:, 0]
+        if self.skim == "mean":
+            states = self._with_skims(states, columns, kept_BT, skims_BT, numbers)
+        gate = None
+        if learns and self.gate == "straight_through":
+            log_BT = scores.clamp(min=SMALL).log().gather(1, numbers.clamp(min=0)) * kept_BT
+            gate = columns.replace(states.new_zeros(len(states), 1, states.shape[1]), log_BT[:, None].to(states.dtype))
+            gate = gate[:, 0] - gate[:, 0].detach()
+        layers += self._read_kept(states, upper_BS, gate)
+        total = len(decoder) * kept_BT.sum(1) + (len(decoder) - n) * skims_BT.sum(1)
+        slots = torch.div(total + len(decoder) - 1, len(decoder), rounding_mode="floor")
+        memory = KeyValueMemory(layers, slots, trace={"kept_share": kept_BT.float(), "relevance": scores.detach()})
+        if learns and teaches:
+            memory.losses["contrastive"] = self._contrastive(scores, numbers, question.labels, columns.mask)
         return memory
 
-    def _mass(self, question: Question, columns: Columns, pairs: LazyLayers) -> Tensor:
-        """Attention mass of each context token, mean over the prompt's tokens: (B, T, W, H) float32."""
-        prompt = Tokens(question.ids.new_zeros(question.states_mask.shape), question.states_mask)
-        first = self.select_layer - self.window
-        states = question.states if torch.is_grad_enabled() else question.states.detach()
-        masses = []
-        for index, seen in enumerate(run_behind(self._decoder[0], states, prompt, columns, pairs, first=first)):
-            if seen is not None:
-                masses.append(self._layer_mass(seen, columns, pairs[index][0]))
-        return torch.stack(masses, 2)
-
-    @staticmethod
-    def _layer_mass(seen: Observers, columns: Columns, keys: Tensor) -> Tensor:
-        """The mass in one layer, (B, T, H)."""
-        prefix_keys, context_keys = columns.split(keys)
-        visible = columns.mask[:, None].expand(-1, seen.mask.shape[1], -1)
-        with torch.autocast(keys.device.type, enabled=False):
-            weights = seen.attention(context_keys, visible, prefix_keys, columns.prefix_mask)  # (B, J, G, Q, T)
-        return (weights.sum(3) / seen.mask.sum(1).clamp(min=1)[:, None, None, None]).flatten(1, 2).transpose(1, 2)
-
-    def _scores(self, mass: Tensor, mask: Tensor) -> Tensor:
-        """Positive score of each token (B, T) or of each segment (B, U), from mass (B, T, W, H)."""
-        if self.heads == "linear":
-            return self._read_out(mass, mask)
-        of_tokens = mass.mean((2, 3)) if self.heads == "mean" else mass.amax(3).mean(2)
+    def _scores(
+        self, question: Question, columns: Columns, pairs: LazyLayers, ids: Tensor, learns: bool
+    ) -> tuple[Tensor, Tensor]:
+        """Score of each unit (B, U), and the unit of each context token (B, T), -1 on padding. Tokens are units too."""
+        mask = columns.mask
+        if self.relevance is not None:
+            seen = self.relevance
+            candidates = Candidates(ids, mask, question, "segments", self.segment_size, lambda: seen.tokenizer)
+            return seen.scores(candidates), candidates.numbers
+        states = question.states if learns else question.states.detach()
+        mass = attention_mass(self._decoder[0], states, question.states_mask, columns, pairs, self.window)
         if self.units == "tokens":
-            return pool(of_tokens[:, None], mask, self.kernel, "avg")[:, 0]
-        return _segment_means(of_tokens[..., None], mask, self.segment_size)[0][..., 0]
+            scores = pool(self.head_scores.of_tokens(mass)[:, None], mask, self.kernel, "avg")[:, 0]
+            return scores, torch.arange(mask.shape[1], device=mask.device).expand(mask.shape).masked_fill(~mask, -1)
+        numbers = fixed_segments(mask, self.segment_size)
+        return self.head_scores(mass, numbers, max(-(-mask.shape[1] // self.segment_size), 1)), numbers
 
-    def _read_out(self, mass: Tensor, mask: Tensor) -> Tensor:
-        """exp of the linear read-out of centred log masses of each head in a segment: (B, U)."""
-        flat = mass.flatten(2)
-        means, valid = _segment_means(flat, mask, self.segment_size)
-        largest = _segment_view(flat.masked_fill(~mask[..., None], 0), self.segment_size).amax(2)
-        features = torch.cat([means, largest], -1).clamp(min=SMALL).log()
-        number = valid.sum(1, keepdim=True).clamp(min=1)[..., None]
-        centred = features - features.masked_fill(~valid[..., None], 0).sum(1, keepdim=True) / number
-        return (centred @ self.readout.float()).clamp(-30, 30).exp()
-
-    def _select(self, scores: Tensor, mask: Tensor, budget: Tensor) -> Tensor:
-        """Kept context tokens, (B, T) bool, exactly the budget (B,) in each row."""
-        if self.units == "tokens" and self.heads != "linear":
+    def _select(self, scores: Tensor, numbers: Tensor, mask: Tensor, budget: Tensor) -> Tensor:
+        """Kept context tokens, (B, T) bool: the budget (B,) exactly, or with skims whole segments and these."""
+        if self.units == "tokens":
             return select(scores[:, None], budget[:, None], mask)[:, 0]
-        return fill_budget(scores, fixed_segments(mask, self.segment_size), budget) >= 0
+        if self.skim == "mean":
+            units = numbers.amax(1) + 1
+            whole = (budget - units).clamp(min=0) // max(self.segment_size - 1, 1)
+            budget = torch.where(budget < mask.sum(1), whole * self.segment_size, budget)
+        return fill_budget(scores, numbers, budget) >= 0
 
-    def _read_kept(self, states: Tensor, kept: Tensor) -> list[KeptKeys]:
-        """Layers n..L-1 on the kept columns (B, S) of states (B, S, D) alone: what each of them keeps."""
+    def _skims(self, kept: Tensor, numbers: Tensor, mask: Tensor, budget: Tensor) -> Tensor:
+        """Tokens (B, T) in whose place a skim stands: the last dropped one of each segment, as the budget admits."""
+        if self.skim == "none":
+            return torch.zeros_like(kept)
+        dropped = mask & ~kept
+        later = nn.functional.pad(dropped.to(torch.long).flip(1).cumsum(1).flip(1), (0, 1))[:, 1:]
+        # The last dropped token of a segment: none of the dropped ones behind it belongs to the segment.
+        last = torch.zeros_like(numbers).scatter_reduce(
+            1,
+            numbers.clamp(min=0),
+            later.masked_fill(~dropped, torch.iinfo(torch.int64).max),
+            "amin",
+            include_self=False,
+        )
+        skims = dropped & (later == last.gather(1, numbers.clamp(min=0)))
+        return skims & (skims.cumsum(1) <= (budget - kept.sum(1))[:, None])
+
+    def _with_skims(self, states: Tensor, columns: Columns, kept: Tensor, skims: Tensor, numbers: Tensor) -> Tensor:
+        """States (B, S, D) with the mean of each segment's dropped ones in the columns of its skim."""
+        dropped = numbers.masked_fill(kept, -1)
+        context = take_columns(states, columns.context_columns)
+        means, _ = unit_means(context.float(), dropped, max(int(numbers.max()) + 1, 1))
+        index = numbers.clamp(min=0)[..., None].expand_as(context)
+        skimmed = torch.where(skims[..., None], means.gather(1, index).to(states.dtype), context)
+        return columns.replace(states[:, None], skimmed[:, None])[:, 0]
+
+    def _read_kept(self, states: Tensor, kept: Tensor, gate: Tensor | None = None) -> list[KeptKeys]:
+        """Layers n..L-1 on the kept columns (B, S) of states (B, S, D) alone: what each of them keeps.
+
+        gate  (B, S), zero in value, whose gradient the kept values carry
+        """
         decoder, n = self._decoder[0], self.select_layer
         order = (~kept).to(torch.uint8).argsort(dim=1, stable=True)[:, : max(int(kept.sum(1).max()), 1)]
         mask = kept.gather(1, order)
@@ -176,13 +210,21 @@ class AttentionSelection(BudgetedCompressor):
         cache, last = CapturingCache(), len(decoder) - 1
         stream = decoder.run(stream, range(n, last), positions, cache=cache)
         pairs = [cache.layers[i] for i in range(n, last)] + [decoder.keys_values(last, stream, positions)]
+        if gate is not None:
+            factor = 1 + gate.gather(1, order)[:, None, :, None]
+            pairs = [(keys, values * factor) for keys, values in pairs]
         return [KeptKeys.select(keys, values, mask[:, None].expand(-1, keys.shape[1], -1)) for keys, values in pairs]
 
     # -------------------------------------------------------------- contrastive loss
 
     def labels(self, batch: Batch) -> Tensor | None:
         """Marked evidence (B, T), left-packed; None where the loss is off or nothing is marked."""
-        if not self.contrastive_weight or batch.evidence is None:
+        return self.evidence(batch) if self.contrastive_weight else None
+
+    @staticmethod
+    def evidence(batch: Batch) -> Tensor | None:
+        """Marked evidence (B, T), left-packed; None where nothing is marked."""
+        if batch.evidence is None:
             return None
         return Layout.of([batch.context.mask], round_to=1).pack([batch.evidence])
 
@@ -194,16 +236,14 @@ class AttentionSelection(BudgetedCompressor):
             return {"contrastive": batch.context.ids.new_zeros(())}
         return {"contrastive": (batch.evidence & batch.context.mask).any(1).sum()}
 
-    def _contrastive(self, scores: Tensor, labels: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
+    def _contrastive(self, scores: Tensor, numbers: Tensor, labels: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
         """Mean over gold units of -log of its score's share among itself and all other units that are not gold.
 
         Each gold unit competes with the rest, so that one gold unit alone does not satisfy the loss.
         """
-        gold = nn.functional.pad(labels, (0, mask.shape[1]))[:, : mask.shape[1]] & mask
-        valid = mask
-        if scores.shape != mask.shape or self.units == "segments" or self.heads == "linear":
-            sums, valid = _segment_means(gold[..., None].float(), mask, self.segment_size)
-            gold = sums[..., 0] > 0
+        labels = nn.functional.pad(labels, (0, mask.shape[1]))[:, : mask.shape[1]] & mask
+        shares, valid = unit_means(labels[..., None].float(), numbers, scores.shape[1])
+        gold = shares[..., 0] > 0
         scores = scores.masked_fill(~valid, 0) + SMALL
         others = (scores * (valid & ~gold)).sum(1, keepdim=True)
         losses = -(scores / (scores + others)).log().masked_fill(~gold, 0).sum(1) / gold.sum(1).clamp(min=1)
@@ -214,17 +254,15 @@ class AttentionSelection(BudgetedCompressor):
     @classmethod
     def problems(cls, settings: Mapping[str, Any], backbone: Any) -> list[str]:
         """Error messages for the budget, the layers and the scoring."""
-        problems, layers = check_budget(settings), backbone.config.num_hidden_layers
-        layer = settings["layer"]
-        if layer is not None and not 1 <= layer < layers:
-            problems.append(f"compressor.layer={layer}: must be from 1 to {layers - 1} of this backbone, or null")
-        if settings["window"] < 1:
-            problems.append(f"compressor.window={settings['window']}: must be at least 1 layer, e.g. 4")
-        for key, allowed in (("heads", HEADS), ("units", UNITS)):
+        problems = check_budget(settings)
+        problems += head_problems(settings, backbone.config.num_hidden_layers, "compressor")
+        for key, allowed in (("units", UNITS), ("skim", SKIMS), ("gate", GATES)):
             if settings[key] not in allowed:
                 problems.append(f"compressor.{key}={settings[key]}: allowed are {', '.join(allowed)}")
-        if settings["heads"] == "linear" and settings["units"] == "tokens":
-            problems.append("compressor.heads=linear reads segments; set compressor.units=segments")
+        for key, value in (("heads", "linear"), ("skim", "mean")):
+            if settings[key] == value and settings["units"] == "tokens":
+                problems.append(f"compressor.{key}={value} reads segments; set compressor.units=segments")
+        problems += cls._relevance_problems(settings, backbone)
         if settings["kernel"] < 1 or settings["kernel"] % 2 == 0:
             problems.append(f"compressor.kernel={settings['kernel']}: must be an odd number of tokens, e.g. 7")
         if settings["segment_size"] < 1:
@@ -234,22 +272,34 @@ class AttentionSelection(BudgetedCompressor):
         return problems
 
     @classmethod
+    def _relevance_problems(cls, settings: Mapping[str, Any], backbone: Any) -> list[str]:
+        """Error messages for a relevance in place of the attention."""
+        relevance = settings["relevance"]
+        if relevance is None:
+            return []
+        problems = relevance_problems(relevance, backbone)
+        if not problems and relevance_class(relevance).needs_states:
+            problems.append(
+                f"compressor.relevance={relevance}: compares encoder states; use null, bm25, gold or random"
+            )
+        taught = [
+            f"compressor.{key}={settings[key]}"
+            for key in ("contrastive_weight", "gate")
+            if settings[key] not in (0, "none")
+        ]
+        taught += ["compressor.units=tokens"] if settings["units"] == "tokens" else []
+        if taught:
+            problems.append(
+                f"compressor.relevance={relevance}: {', '.join(taught)} needs attention; set relevance=null"
+            )
+        return problems
+
+    @classmethod
+    def data_problems(cls, settings: Mapping[str, Any], name: str, items: Any, positions: int) -> list[str]:
+        """Examples without marked evidence, where the relevance reads it."""
+        return [] if settings["relevance"] is None else evidence_problems(settings["relevance"], name, items)
+
+    @classmethod
     def longest_context(cls, settings: Mapping[str, Any], positions: int, others: int) -> int | None:
         """As `Compressor.longest_context`: all tokens take positions."""
         return max(positions - others, 0)
-
-
-def selecting_layer(layer: int | None, layers: int) -> int:
-    """Layer n of a decoder of `layers` layers."""
-    return max(layers * 3 // 5, 1) if layer is None else layer
-
-
-def _segment_view(x: Tensor, size: int) -> Tensor:
-    """(B, T, F) in segments: (B, U, size, F), padded with zeros."""
-    return nn.functional.pad(x, (0, 0, 0, -x.shape[1] % size)).unflatten(1, (-1, size))
-
-
-def _segment_means(x: Tensor, mask: Tensor, size: int) -> tuple[Tensor, Tensor]:
-    """Means of (B, T, F) over the tokens of each segment, (B, U, F), and which segments have a token, (B, U)."""
-    counts = _segment_view(mask[..., None].float(), size).sum(2)
-    return _segment_view(x.masked_fill(~mask[..., None], 0), size).sum(2) / counts.clamp(min=1), counts[..., 0] > 0

@@ -28,8 +28,9 @@ from breviary.memory.assembly import Layout, take_columns
 from breviary.memory.budget import Budget, BudgetedCompressor, check_budget
 from breviary.memory.columns import Columns
 from breviary.memory.kept_keys import KeptKeys
+from breviary.memory.observers import Observers, run_behind
 from breviary.scorers.base import Scorer, select
-from breviary.scorers.views import LayerKeys, LayerQueries, Observers, run_behind
+from breviary.scorers.views import LayerKeys, LayerQueries
 
 QUESTION = ("known", "unknown")
 Pair = tuple[Tensor, Tensor]

@@ -66,10 +66,14 @@ def _from_2(cfg: DictConfig) -> None:
 # Keys added without a new schema, {section: {key: value}}: with that value a configuration means what it meant without
 # the key, and has the same hash. `...` = any value: the key acts through another one, which is hashed.
 ADDED: dict[str, dict[str, Any]] = {
-    "compressor": {"relevance": "cosine", "bytes": None},  # relevance: of RAM, which had no other
+    # relevance: RAM and COMI had the cosine alone, reading by attention (None) its own; so had skim and gate one value.
+    "compressor": {"relevance": ("cosine", None), "relevance_size": 50, "skim": "none", "gate": "none", "bytes": None},
     "prompt": {"date": "26 Jul 2024"},
-    # max_new_tokens and stop: defaults of section generation.
-    "dataset": {"max_new_tokens": ..., "stop": ..., "passage_format": "numbered"},
+    # max_new_tokens to truncation: defaults of sections generation, prompt and limits.
+    "dataset": {
+        **dict.fromkeys(("max_new_tokens", "stop", "instruction", "template", "chat", "truncation"), ...),
+        "passage_format": "numbered",
+    },
     "objective": {"continuation_above": 0},
     # epochs and global_batch act through steps and accumulation; save_every changes no result.
     "train": {"epochs": ..., "global_batch": ..., "save_every": ...},
@@ -82,12 +86,17 @@ def without_added(plain: Mapping[str, Any]) -> dict[str, Any]:
         section: {
             key: value
             for key, value in values.items()
-            if key not in ADDED[section] or ADDED[section][key] not in (..., value)
+            if key not in ADDED[section] or not _is_former(ADDED[section][key], value)
         }
         if section in ADDED and isinstance(values, Mapping)
         else values
         for section, values in plain.items()
     }
+
+
+def _is_former(default: Any, value: Any) -> bool:
+    """Whether the value is the one, or in a tuple one of those, that earlier versions had; ... = any."""
+    return default is ... or (value in default if isinstance(default, tuple) else value == default)
 
 
 UPGRADES: dict[int, Callable[[DictConfig], None]] = {1: _from_1, 2: _from_2}

@@ -6,8 +6,9 @@ import torch
 from torch import Tensor
 from torch.nn.functional import pad
 
+from breviary.memory.observers import Observers
 from breviary.scorers.base import Scorer, protect
-from breviary.scorers.views import LayerKeys, LayerQueries, Observers
+from breviary.scorers.views import LayerKeys, LayerQueries
 
 BLOCK = 256  # queries at a time
 

@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from breviary.runtime.spelling import override
+from breviary.selection.attention import Attention
 from breviary.selection.bm25 import BM25
 from breviary.selection.cosine import Cosine
 from breviary.selection.embedding import Embedding
@@ -17,6 +18,7 @@ from breviary.selection.relevance import Relevance
 # With default arguments. Those that only text selection uses have a YAML of their own in configs/compressor.
 NAMED: dict[str, type[Relevance]] = {
     "cosine": Cosine,
+    "attention": Attention,
     "bm25": BM25,
     "embedding": Embedding,
     "gold": Gold,

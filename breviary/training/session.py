@@ -163,9 +163,7 @@ class TrainingSession:
     def build(self, folder: Path) -> ReaderTrainer:
         """Loads weights and builds the Trainer, which logs and saves into `folder`."""
         cfg, tokenizer = self.cfg, self.backbone.tokenizer()
-        reader = build_reader(cfg, self.backbone, tokenizer)
-        if cfg.init_from:
-            self._initialise(reader)
+        reader = self.build_reader()
         if cfg.engine.ranks > 1:
             assert isinstance(reader, ChunkedReader), type(reader)  # config.checks
             self.pipeline = init_pipeline_group(cfg.engine.ranks, cfg.engine.timeout)
@@ -194,6 +192,13 @@ class TrainingSession:
             cfg.engine.ranks,
             StepEnd(cfg.train.save_every, self.interruption),
         )
+
+    def build_reader(self) -> Any:
+        """The reader, with the weights of `init_from`."""
+        reader = build_reader(self.cfg, self.backbone, self.backbone.tokenizer())
+        if self.cfg.init_from:
+            self._initialise(reader)
+        return reader
 
     def _initialise(self, reader: Reader) -> None:
         """Loads the best weights of run `init_from`; the reader may have weights that it did not train."""

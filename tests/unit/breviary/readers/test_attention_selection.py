@@ -4,7 +4,8 @@ import pytest
 import torch
 
 from breviary.contract import Context
-from breviary.readers.attention_selection import AttentionSelection, _segment_means
+from breviary.readers.attention_selection import AttentionSelection
+from breviary.selection.head_scores import unit_features, unit_means
 from tests.tiny import disturb, greedy_ids, plain_nll, row_ids
 
 SETTINGS = ["compressor=attention", "compressor.layer=2", "compressor.window=2", "compressor.segment_size=8"]
@@ -77,14 +78,7 @@ def test_mass_is_the_prompts_mean_attention(build, ragged_examples, collate):
     ids = row_ids(batch, 0, "prefix", "context", "prompt")
     P, T = int(batch.prefix.lengths[0]), int(batch.context.lengths[0])
     recorded = {}
-    compressor = reader.compressor
-    scores = compressor._scores
-
-    def record(mass, mask):
-        recorded["mass"] = mass
-        return scores(mass, mask)
-
-    compressor._scores = record
+    reader.compressor.head_scores.register_forward_hook(lambda module, inputs, out: recorded.update(mass=inputs[0]))
     with torch.no_grad():
         reader.memory(batch)
         attentions = model(torch.as_tensor(ids)[None], output_attentions=True).attentions
@@ -96,16 +90,11 @@ def test_mass_is_the_prompts_mean_attention(build, ragged_examples, collate):
 def test_the_contrastive_loss_wants_every_gold_segment():
     compressor = AttentionSelection.__new__(AttentionSelection)
     torch.nn.Module.__init__(compressor)
-    compressor.units, compressor.heads, compressor.segment_size, compressor.contrastive_weight = (
-        "segments",
-        "mean",
-        2,
-        1.0,
-    )
-    mask = torch.ones(1, 8, dtype=torch.bool)
+    compressor.contrastive_weight = 1.0
+    mask, numbers = torch.ones(1, 8, dtype=torch.bool), torch.arange(8)[None] // 2
     gold = torch.tensor([[True, True, True, False, False, False, False, False]])
     one, both = torch.tensor([[0.8, 0.0, 0.1, 0.1]]), torch.tensor([[0.4, 0.4, 0.1, 0.1]])
-    (loss_one, count), (loss_both, _) = (compressor._contrastive(x, gold, mask) for x in (one, both))
+    (loss_one, count), (loss_both, _) = (compressor._contrastive(x, numbers, gold, mask) for x in (one, both))
     assert int(count) == 1 and loss_both < loss_one
     expected = -torch.tensor(0.4 / 0.6).log()
     torch.testing.assert_close(loss_both, expected, rtol=1e-5, atol=1e-6)
@@ -119,17 +108,85 @@ def test_both_losses_reach_the_weights(build, ragged):
     output = reader.loss(ragged)
     assert int(output.parts["contrastive"][1]) == int(reader.counts(ragged)["contrastive"]) > 0
     output.parts["contrastive"][0].backward(retain_graph=True)
-    assert reader.compressor.readout.grad.abs().sum() > 0
+    assert reader.compressor.head_scores.readout.grad.abs().sum() > 0
     lower = [p for name, p in reader.named_parameters() if p.requires_grad and "layers.0." in name and "q_proj" in name]
     assert lower and any(p.grad is not None and p.grad.abs().sum() > 0 for p in lower)
     output.nll.sum().backward()
     assert all(p.grad is not None for p in reader.parameters() if p.requires_grad)
 
 
-def test_segment_means():
-    x, mask = torch.tensor([[[1.0], [3], [5], [7]]]), torch.tensor([[True, True, True, False]])
-    means, valid = _segment_means(x, mask, 2)
+def test_the_gate_lets_the_answer_teach_the_choice(build, ragged):
+    readers = [
+        build([*SETTINGS, "decoder.train=lora", "compressor.heads=linear", f"compressor.gate={gate}"]).train()
+        for gate in ("none", "straight_through")
+    ]
+    readers[1].load_state_dict(readers[0].state_dict())
+    plain, gated = (reader.loss(ragged).nll for reader in readers)
+    torch.testing.assert_close(gated, plain, rtol=0, atol=0)
+    plain.sum().backward()
+    assert readers[0].compressor.head_scores.readout.grad is None
+    gated.sum().backward()
+    assert readers[1].compressor.head_scores.readout.grad.abs().sum() > 0
+
+
+def test_skims_are_means_of_what_a_segment_drops(build, ragged, monkeypatch):
+    reader = reader_of(build, "compressor.skim=mean", "compressor.segment_size=4", "compressor.ratio=2")
+    seen, read = [], reader.compressor._read_kept
+
+    def record(states, kept, gate):
+        seen.append((states, kept))
+        return read(states, kept, gate)
+
+    monkeypatch.setattr(reader.compressor, "_read_kept", record)
+    with torch.no_grad():
+        memory = reader.memory(ragged)
+        encoded = reader.compressor.encode(Context(ragged.context.ids, ragged.context.mask, ragged.prefix))
+    [(states, upper)] = seen
+    skimmed = 0
+    for b in range(len(ragged)):
+        P, T = int(ragged.prefix.lengths[b]), int(ragged.context.lengths[b])
+        kept = memory.trace["kept_share"][b, :T].bool().tolist()
+        above = upper[b, P : P + T].tolist()
+        assert all(above[t] for t in range(T) if kept[t]) and bool(upper[b, :P].all())
+        assert sum(above) <= -(-T // 2)
+        for start in range(0, T, 4):
+            dropped = [t for t in range(start, min(start + 4, T)) if not kept[t]]
+            skims = [t for t in dropped if above[t]]
+            assert skims in ([], dropped[-1:])
+            if skims:
+                mean = encoded.states[b, 0, [P + t for t in dropped]].mean(0)
+                torch.testing.assert_close(states[b, P + skims[0]], mean)
+                skimmed += 1
+        sizes = [sum(layer.counts[b]) for layer in memory.layers]
+        assert sizes[0] < sizes[-1] or all(kept)
+    assert skimmed > 0
+
+
+def test_another_relevance_chooses(build, ragged):
+    reader = reader_of(build, "compressor.relevance=gold", "compressor.ratio=3")
+    with torch.no_grad():
+        memory = reader.memory(ragged)
+    for b in range(len(ragged)):
+        T = int(ragged.context.lengths[b])
+        kept = memory.trace["kept_share"][b, :T].bool()
+        assert int(kept.sum()) == -(-T // 3)
+        marked = ragged.evidence[b][ragged.context.mask[b]]
+        segments = [range(start, min(start + 8, T)) for start in range(0, T, 8)]
+        of_gold = [s for s in segments if bool(marked[list(s)].any())]
+        others = [s for s in segments if s not in of_gold]
+        if sum(len(s) for s in of_gold) >= int(kept.sum()):
+            assert not any(bool(kept[list(s)].any()) for s in others)
+        else:
+            assert all(bool(kept[list(s)].all()) for s in of_gold)
+
+
+def test_unit_features():
+    x, numbers = torch.tensor([[[1.0], [3], [5], [7]]]), torch.tensor([[0, 0, 1, -1]])
+    means, valid = unit_means(x, numbers, 2)
     assert means[0, :, 0].tolist() == [2, 5] and valid.tolist() == [[True, True]]
+    features, _ = unit_features(x, numbers, 2)
+    logs = torch.tensor([[2.0, 3], [5, 5]]).log()
+    torch.testing.assert_close(features[0], logs - logs.mean(0))
 
 
 @pytest.mark.parametrize(
@@ -139,6 +196,11 @@ def test_segment_means():
         ({"window": 0}, "compressor.window=0: must be at least 1 layer"),
         ({"heads": "sum"}, "allowed are mean, max, linear"),
         ({"heads": "linear", "units": "tokens"}, "heads=linear reads segments"),
+        ({"skim": "mean", "units": "tokens"}, "skim=mean reads segments"),
+        ({"skim": "sum"}, "compressor.skim=sum: allowed are none, mean"),
+        ({"gate": "soft"}, "compressor.gate=soft: allowed are none, straight_through"),
+        ({"relevance": "cosine"}, "compressor.relevance=cosine: compares encoder states"),
+        ({"relevance": "bm25", "gate": "straight_through"}, "compressor.gate=straight_through needs attention"),
         ({"kernel": 2}, "compressor.kernel=2: must be an odd number"),
         ({"contrastive_weight": -1}, "must be 0 (off) or more"),
     ],

@@ -5,6 +5,7 @@ import math
 import pytest
 import torch
 
+from breviary.memory.observers import Observers
 from breviary.scorers.adakv import AdaKV
 from breviary.scorers.attention_matching import AttentionMatching
 from breviary.scorers.base import Scorer, pool, round_to_sum, select
@@ -18,7 +19,7 @@ from breviary.scorers.random_entries import RandomEntries
 from breviary.scorers.snapkv import SnapKV
 from breviary.scorers.streaming_llm import StreamingLLM
 from breviary.scorers.tova import TOVA
-from breviary.scorers.views import LayerKeys, LayerQueries, Observers
+from breviary.scorers.views import LayerKeys, LayerQueries
 
 
 def view(keys, values=None, budget=2, prefix=0, **parts):

@@ -7,9 +7,12 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from breviary.backbones.stack import Stack
+from breviary.backbones.tiny import TinyBackbone
 from breviary.contract import Question
 from breviary.memory.hashing import HASH_RANGE
 from breviary.selection import reference
+from breviary.selection.attention import Attention
 from breviary.selection.bm25 import bm25_scores, words
 from breviary.selection.gold import Gold
 from breviary.selection.named import NAMED, build_relevance, relevance_problems
@@ -165,3 +168,30 @@ def test_arguments_of_a_relevance_are_checked():
         "compressor.relevance.k1=-1.0: must be 0 or more, e.g. 1.5",
         "compressor.relevance.b=2.0: must be in 0..1, e.g. 0.75",
     ]
+
+
+def test_attention_of_the_question_is_that_of_the_plain_model(tokenizer):
+    backbone = TinyBackbone("llama", attn_implementation="eager")
+    model = backbone.load().eval()
+    relevance = Attention(layer=2, window=2, heads="max")
+    relevance.prepare(backbone, Stack(backbone.load()).eval())
+    relevance.tokenizer = tokenizer
+    texts, questions = ["one red fox. two blue cats. three", "a dog"], ["where is the fox?", "who"]
+    seen = candidates(tokenizer, texts, questions, "segments")
+    scores = relevance.scores(seen)
+    for b, (context, question) in enumerate(zip(seen.rows(), seen.question_rows())):
+        with torch.no_grad():
+            ids = torch.tensor([[relevance.start_id, *context, *question]])
+            attentions = model(ids, output_attentions=True).attentions
+        T = len(context)
+        mass = torch.stack([attentions[layer][0, :, 1 + T :, 1 : 1 + T].mean(1).amax(0) for layer in (0, 1)]).mean(0)
+        expected = torch.stack([piece.mean() for piece in mass.split(3)])
+        torch.testing.assert_close(scores[b, : len(expected)], expected, rtol=1e-4, atol=1e-6)
+
+
+def test_arguments_of_attention_are_checked():
+    backbone = TinyBackbone("llama")
+    target = "breviary.selection.attention.Attention"
+    for changes, message in (({"layer": 9}, "relevance.layer=9"), ({"heads": "linear"}, "heads=linear")):
+        [problem] = relevance_problems({"_target_": target, **changes}, backbone)
+        assert message in problem
