@@ -1,13 +1,14 @@
-"""Makes one table and one figure from run folders: score against achieved ratio.
+"""Makes one table, one figure and one HTML page from run folders.
 
     python scripts/report.py outputs/comi_facts
     python scripts/report.py outputs/comi_nq outputs/ram_nq --metric em --by compressor --output results/nq
-    python scripts/report.py latest --examples 100
+    python scripts/report.py latest --examples 100 --maps 3
 
 RUN is a run folder, a folder of runs (outputs/comi_nq), a sweep (outputs/sweeps/NAME), a glob in quotes, or latest.
 Finished runs without an evaluation are evaluated first, as by eval.py, on the first N questions of the test split. A
 run that cannot be used costs one line, never the report. Results that differ only in seeds become one row: mean and
-standard deviation over the seeds.
+standard deviation over the seeds. The page needs no other file: ranking, figures, training curves, scores by length and
+by gold position, paired differences, reading maps, and how each number was made.
 """
 
 from __future__ import annotations
@@ -30,7 +31,10 @@ from breviary.evaluation.resolve import compose_evaluation
 from breviary.evaluation.results import RESULTS
 from breviary.evaluation.session import EvaluationSession
 from breviary.evaluation.table import METRICS, RECONSTRUCTION_METRICS
-from breviary.report.sweep import make_report
+from breviary.report.page.build import PAGE
+from breviary.report.reading_map import make_reading_map
+from breviary.report.reading_map_cards import CARDS
+from breviary.report.report_files import make_report
 from breviary.runs.folders import CONFIG, FINISHED
 from breviary.runs.sweeps import with_listed_runs
 from breviary.runtime.spelling import command, next_line, setting
@@ -56,6 +60,15 @@ def build_parser() -> argparse.ArgumentParser:
         "(default: the keys in which runs of one ratio differ)",
     )
     parser.add_argument("--examples", type=int, metavar="N", help="questions for runs without evaluation (default all)")
+    parser.add_argument(
+        "--against",
+        metavar="READER",
+        help="the reader that the page compares the others with, as the table names it (default full_context, else the "
+        "best)",
+    )
+    parser.add_argument(
+        "--maps", type=int, default=0, metavar="N", help="make a reading map of N questions for runs that have none"
+    )
     return parser
 
 
@@ -69,17 +82,20 @@ def main(arguments: Sequence[str] | None = None) -> None:
             if "=" in word and not glob.glob(word)
         )
         args.runs = [str(find_run(word)) if word == LATEST else word for word in args.runs]
+        if args.maps < 0:
+            raise ValueError(f"--maps {args.maps}: must be at least 0, e.g. --maps 3")
         skipped = evaluate_missing(args.runs, args.examples)
-        folder = make_report(args.runs, args.output, args.metric, args.by, skipped)
+        if args.maps:
+            skipped += make_missing_maps(args.runs, args.maps)
+        folder = make_report(args.runs, args.output, args.metric, args.by, skipped, args.against)
+    print(f"page {Path(folder) / PAGE}")
     print(f"report {folder}")
     print(next_line(command("scripts/curves.py", *args.runs)))
 
 
 def evaluate_missing(runs: Sequence[str], examples: int | None) -> list[str]:
     """Evaluates every finished run of `runs` that has no results. Returns one line for each run that cannot be used."""
-    places = {place for name in runs for match in glob.glob(name) for place in with_listed_runs(Path(match))}
-    folders = {file.parent.resolve(): file.parent for place in places for file in place.rglob(CONFIG)}
-    missing = sorted(folder for folder in folders.values() if not any(folder.rglob(RESULTS)))
+    missing = [folder for folder in run_folders(runs) if not any(folder.rglob(RESULTS))]
     skipped = [f"{folder}: not finished; resume={folder} continues it" for folder in missing if not is_done(folder)]
     finished = [folder for folder in missing if is_done(folder)]
     for number, folder in enumerate(finished):
@@ -88,9 +104,31 @@ def evaluate_missing(runs: Sequence[str], examples: int | None) -> list[str]:
         try:
             EvaluationSession(TEXT).evaluate(compose_evaluation(overrides))
         except Exception as error:  # whatever it is: the other runs are still reported, and eval.py shows all of it
-            reason = (str(error).splitlines() or [type(error).__name__])[0]
-            skipped.append(f"{folder}: {reason} (all of it: {command('eval.py', setting('run', str(folder)))})")
+            skipped.append(f"{folder}: {reason(error)} (all of it: {command('eval.py', setting('run', str(folder)))})")
     return skipped
+
+
+def make_missing_maps(runs: Sequence[str], n: int) -> list[str]:
+    """Makes a reading map of n questions for every finished run that has none. Returns a line for each without one."""
+    skipped = []
+    for folder in run_folders(runs):
+        if is_done(folder) and not (folder / CARDS).is_file():
+            try:
+                make_reading_map(EvaluationSession(TEXT), compose_evaluation([setting("run", str(folder))]), n, None)
+            except Exception as error:  # as above; readers without slots have no map
+                skipped.append(f"reading map of {folder}: {reason(error)}")
+    return skipped
+
+
+def run_folders(runs: Sequence[str]) -> list[Path]:
+    """Every run folder below the places that `runs` name, finished or not."""
+    places = {place for name in runs for match in glob.glob(name) for place in with_listed_runs(Path(match))}
+    return sorted({file.parent.resolve(): file.parent for place in places for file in place.rglob(CONFIG)}.values())
+
+
+def reason(error: Exception) -> str:
+    """The first line of an error."""
+    return (str(error).splitlines() or [type(error).__name__])[0]
 
 
 def is_done(run: Path) -> bool:

@@ -18,6 +18,7 @@ from breviary.evaluation.facts import training_record, training_text, with_train
 from breviary.evaluation.resolve import find_checkpoint
 from breviary.evaluation.session import EvaluationSession, print_untrained
 from breviary.memory.trace import spans_from_trace, trace_row
+from breviary.report.reading_map_cards import write_cards
 from breviary.report.reading_map_marks import Card
 from breviary.report.reading_map_page import render_page
 from breviary.runs.dataset_names import dataset_label
@@ -37,6 +38,7 @@ def make_reading_map(session: EvaluationSession, cfg: DictConfig, n: Any, output
     """Answers the first n questions of the split and writes the page; returns its path.
 
     output  HTML file; None = reading_map.html in the run, or <paths.outputs>/reading_map/READER.html without a run
+    Its cards stand beside it as JSON: the page of a report shows some of those that are in the run.
     Raises: ConfigError with every problem of the configuration, before any weight is loaded.
     """
     problems = check_options(cfg, n, output)
@@ -48,7 +50,9 @@ def make_reading_map(session: EvaluationSession, cfg: DictConfig, n: Any, output
     cards = make_cards(session, cfg, examples)
     default = Path(cfg.run) if cfg.run else Path(cfg.paths.outputs) / "reading_map"
     file = Path(output or default / ("reading_map.html" if cfg.run else f"{cfg.reader}.html"))
-    write_text(file, render_page(map_facts(cfg, len(cards)), cards))
+    facts = map_facts(cfg, len(cards))
+    write_text(file, render_page(facts, cards))
+    write_cards(file.with_suffix(".json"), facts, cards)
     return file
 
 

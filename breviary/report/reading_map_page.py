@@ -39,15 +39,22 @@ def render_page(facts: Sequence[tuple[str, str]], cards: Sequence[Card]) -> str:
         "title": " · ".join(["Reading map", *(value for _, value in facts[:1])]),
         "facts": facts,
         "summary": f"{sum(card.exact for card in cards)} of {len(cards)} exactly right, mean F1 {mean:.2f}",
+        **marks_of(cards),
+        "cards": [card_view(card) for card in cards],
+    }
+    return template_environment().get_template("reading_map.html.jinja").render(view)
+
+
+def marks_of(cards: Sequence[Card]) -> dict[str, Any]:
+    """What the legend explains: the marks that occur in the cards, and their scales."""
+    return {
         "kinds": {span.kind for card in cards for span in card.spans},
         "has_notes": any(span.kind != "whole" for card in cards for span in card.spans),
         "tail": f"{TAIL:.0%}",
         "has_gold": any(any(card.gold) for card in cards),
         "has_cut": any(uncovered_characters(card) for card in cards),
         "levels": LEVELS,
-        "cards": [card_view(card) for card in cards],
     }
-    return template_environment().get_template("reading_map.html.jinja").render(view)
 
 
 def template_environment() -> Environment:

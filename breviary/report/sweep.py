@@ -9,7 +9,6 @@ from __future__ import annotations
 import csv
 import io
 import json
-import os
 import re
 import statistics
 from collections import defaultdict
@@ -18,24 +17,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from breviary.config.errors import ConfigError
 from breviary.evaluation.facts import mixed_facts, row_facts, stored_training, training_text, with_training
-from breviary.evaluation.results import find_results, read_results
-from breviary.evaluation.table import (
-    COST_KEYS,
-    FORMER_PHASE,
-    METRICS,
-    PHASES,
-    RECONSTRUCTION_METRICS,
-    TITLES,
-    markdown_table,
-    print_table,
-    table_row,
-)
-from breviary.report.figures import draw_figure
+from breviary.evaluation.results import read_results
+from breviary.evaluation.table import COST_KEYS, FORMER_PHASE, METRICS, PHASES, RECONSTRUCTION_METRICS, table_row
 from breviary.runs.dataset_names import dataset_label
-from breviary.runs.sweeps import LISTED
-from breviary.runtime.files import write_json, write_text
 
 # Configuration keys that differ between runs without changing what is measured.
 IGNORED_KEYS = ("run", "variants", "compare", "baselines", "paths", "hydra", "resume", "sweep", "name", "reader")
@@ -77,11 +62,11 @@ class Setting:
 
 
 def load_results(files: Iterable[Path]) -> list[dict[str, Any]]:
-    """The results with an additional key "identity": the flat configuration that determines the numbers, without seeds.
+    """The results with their "file", and "identity": the flat configuration that determines the numbers, without seeds.
 
     An untrained baseline has no configuration in its results; its identity is its backbone and its data.
     """
-    results = [read_results(file) | {"changed": file.stat().st_mtime} for file in files]
+    results = [read_results(file) | {"file": str(file), "changed": file.stat().st_mtime} for file in files]
     datasets = {r["data_hash"]: r["config"].get("dataset") for r in results if r["config"]}
     for r in results:
         dataset = datasets.get(r["data_hash"], r["data_hash"][:8])
@@ -286,78 +271,7 @@ def csv_text(rows: Sequence[dict[str, Any]]) -> str:
     return out.getvalue()
 
 
-# ---- the report ----
-
-
-def make_report(
-    runs: Sequence[str],
-    output: str | Path | None = None,
-    metric: str = "f1",
-    by: str | None = None,
-    skipped: Sequence[str] = (),
-) -> Path:
-    """Makes a table and a figure from run folders, prints the table and returns the folder of the report.
-
-    runs    as for `find_results`
-    output  folder; None = `report` in the sweep's folder, or in the folder that holds all the runs
-    metric  of the figure, one of METRICS or RECONSTRUCTION_METRICS
-    by      as for `group_results`
-    skipped  a line for each run that the caller could not use; what cannot be used here is added
-    Writes report.json and report.csv (all numbers), report.md, figure.png and figure.csv (its points).
-    Raises ValueError for unknown names, and where nothing can be used.
-    """
-    allowed = METRICS + RECONSTRUCTION_METRICS
-    if metric not in allowed:
-        raise ValueError(f"--metric {metric}: allowed are {', '.join(allowed)}")
-    files, unusable = usable_results(runs)
-    skipped = [*skipped, *unusable]
-    if not files:
-        raise ConfigError(skipped)
-    settings, notes = group_results(load_results(files), by)
-    points = figure_points(settings, metric)
-    if not points:
-        raise ValueError(f"--metric {metric}: none of the {len(files)} results has it")
-    rows = [setting_row(s) for s in settings]
-    title, caption = report_title(settings), "\n".join([report_caption(settings), *notes])
-    folder = Path(output) if output else _home(runs, files) / "report"
-
-    report = {"title": title, "caption": caption, "metric": metric, "rows": rows, "skipped": skipped}
-    write_json(folder / "report.json", report)
-    write_text(folder / "report.csv", csv_text(rows))
-    write_text(folder / "figure.csv", csv_text(points))
-    draw_figure(points, metric, title, caption.splitlines()[0], folder / "figure.png")
-    text = f"# {title}\n\n![{TITLES[metric]} against compression](figure.png)\n\n{markdown_table(rows)}\n"
-    write_text(folder / "report.md", text + "\n".join(f"{line}  " for line in caption.splitlines()) + "\n")
-    print_table(rows, title, caption)
-    for line in skipped:
-        print(f"skipped {line}")
-    return folder
-
-
-def usable_results(runs: Sequence[str]) -> tuple[list[Path], list[str]]:
-    """Every results.json of `runs` that can be read, and one line for each name and file that cannot be used."""
-    found: dict[Path, Path] = {}
-    skipped = []
-    for name in runs:
-        try:
-            files = find_results([name])
-        except ValueError as error:
-            skipped.append(str(error))
-            continue
-        for file in files:
-            try:
-                read_results(file)
-            except ValueError as error:
-                skipped.append(str(error))
-            else:
-                found.setdefault(file.resolve(), file)
-    return sorted(found.values()), list(dict.fromkeys(skipped))
-
-
-def _home(runs: Sequence[str], files: list[Path]) -> Path:
-    """The folder of the one sweep that is reported, else the folder that holds all runs."""
-    is_sweep = len(runs) == 1 and any(Path(runs[0]).glob(f"*{LISTED}"))
-    return Path(runs[0]).resolve() if is_sweep else _common_folder(files)
+# ---- title and caption ----
 
 
 def report_caption(settings: list[Setting]) -> str:
@@ -381,13 +295,3 @@ def report_title(settings: list[Setting]) -> str:
     backbones = {r["backbone"] for s in settings for r in s.results if r.get("backbone")}
     parts = [next(iter(names)) for names in (datasets, backbones) if len(names) == 1]
     return ", ".join(parts) or "Report"
-
-
-def _common_folder(files: list[Path]) -> Path:
-    """The folder that holds all runs; for a single run, the run folder."""
-
-    def run_folder(file: Path) -> Path:
-        parts = [p for p in file.resolve().parents if RUN_ID.fullmatch(p.name)]
-        return parts[0] if parts else file.resolve().parent
-
-    return Path(os.path.commonpath([run_folder(file) for file in files]))

@@ -13,7 +13,8 @@ from matplotlib.image import imread
 
 from breviary.evaluation.results import find_results
 from breviary.evaluation.table import METRICS, row_label
-from breviary.report.sweep import figure_points, group_results, legend_texts, load_results, make_report, setting_row
+from breviary.report.report_files import make_report
+from breviary.report.sweep import figure_points, group_results, legend_texts, load_results, setting_row
 from breviary.runtime.files import write_json
 from scripts import report as script
 
@@ -279,6 +280,7 @@ def test_the_report_is_written_beside_the_runs(sweep, capsys):
         "figure.csv",
         "figure.png",
         "report.csv",
+        "report.html",
         "report.json",
         "report.md",
     ]

@@ -1,0 +1,162 @@
+"""The rows of the page: each reader's numbers with its predictions, grouped by the questions that were answered."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+from breviary.evaluation.facts import dataset_name
+from breviary.evaluation.results import PREDICTIONS, Predictions
+from breviary.evaluation.table import PHASES, TITLES, row_label
+from breviary.report.sweep import Setting, legend_texts, setting_row
+
+LOWER_IS_BETTER = ("nll", "ce", "bits_per_byte", "continuation_perplexity")
+
+FIRST_TOKEN = PHASES[:3]  # the phases before the first token of the answer
+
+BUDGET = re.compile(r", (?:ratio|slots|bytes)=[^,() ]+")
+
+Pair = tuple[float, float]  # numerator and denominator of a ratio of sums; a score has the denominator 1
+
+
+@dataclass
+class Measured:
+    """One reader with its budget.
+
+    number       its place in the list of all rows of the page, from 1
+    row          as of `setting_row`
+    line         the reader without its budget, as in the legend: the readers of one line differ in the budget alone
+    predictions  {id: row of predictions.jsonl} of each seed; empty where the file is missing
+    """
+
+    number: int
+    setting: Setting
+    row: dict[str, Any]
+    line: str
+    predictions: list[dict[str, dict[str, Any]]]
+
+    @property
+    def label(self) -> str:
+        """The reader with its training, as in every table; with its ratio where the name does not state it."""
+        return row_label(self.row)
+
+    @property
+    def milliseconds(self) -> float | None:
+        """Time to first token, the sum of the medians of its phases; None where one was not measured."""
+        values = [self.row.get(phase) for phase in FIRST_TOKEN]
+        return None if None in values else float(sum(values))  # type: ignore[arg-type]
+
+    @cached_property
+    def ids(self) -> frozenset[str]:
+        """Ids of the questions that every seed answered."""
+        return frozenset.intersection(*map(frozenset, self.predictions)) if self.predictions else frozenset()
+
+    def pairs(self, metric: str) -> dict[str, Pair]:
+        """{id: mean over the seeds of numerator and denominator}, without questions that lack the metric."""
+        found = {}
+        for key in self.ids:
+            pairs = [metric_pair(rows[key], metric) for rows in self.predictions]
+            known = [pair for pair in pairs if pair is not None]
+            if known and len(known) == len(pairs):
+                found[key] = (sum(top for top, _ in known) / len(known), sum(low for _, low in known) / len(known))
+        return found
+
+
+@dataclass
+class Group:
+    """Rows on the same questions, best first.
+
+    number  from 1;  name  of the data;  metric  that ranks the rows
+    """
+
+    number: int
+    name: str
+    metric: str
+    rows: list[Measured]
+
+    @property
+    def title(self) -> str:
+        """The metric as tables name it."""
+        return metric_title(self.metric)
+
+    @property
+    def metrics(self) -> list[str]:
+        """Every metric that some row has, the ranking one first."""
+        names = [key.removesuffix("_low") for one in self.rows for key in one.row if key.endswith("_low")]
+        measured = dict.fromkeys(n for n in names if any(one.row.get(n) is not None for one in self.rows))
+        return list(dict.fromkeys([self.metric, *measured]))
+
+    @property
+    def lines(self) -> list[str]:
+        """The lines of the figures, in the order of their best row."""
+        return list(dict.fromkeys(one.line for one in self.rows))
+
+
+def metric_title(metric: str) -> str:
+    """The metric as tables name it."""
+    return TITLES.get(metric, metric.replace("_", " "))
+
+
+def is_lower_better(metric: str) -> bool:
+    """Whether smaller values are better."""
+    return metric in LOWER_IS_BETTER
+
+
+def metric_pair(row: Mapping[str, Any], metric: str) -> Pair | None:
+    """The metric of one prediction; None where it has none."""
+    if metric in row["scores"]:
+        return row["scores"][metric], 1.0
+    pair = (row["nll"], row["answer_tokens"]) if metric == "nll" else row.get("ratios", {}).get(metric, (0, 0))
+    return (pair[0], pair[1]) if pair[1] else None
+
+
+def group_rows(settings: Sequence[Setting], metric: str) -> list[Group]:
+    """The groups in the order of `settings`.
+
+    metric  ranks every group that has it; another group is ranked by the first metric of its results
+    """
+    legend = legend_texts(list(settings))
+    groups: dict[str, list[Setting]] = {}
+    for setting in settings:
+        groups.setdefault(setting.results[0]["data_hash"], []).append(setting)
+    found: list[Group] = []
+    for own in groups.values():
+        rows = [setting_row(setting) for setting in own]
+        ranking = metric if any(row.get(metric) is not None for row in rows) else _first_metric(own)
+        sign = 1 if is_lower_better(ranking) else -1
+        order = sorted(
+            range(len(own)), key=lambda i: (rows[i].get(ranking) is None, sign * (rows[i].get(ranking) or 0))
+        )
+        start = 1 + sum(len(group.rows) for group in found)
+        measured = [
+            Measured(start + place, own[i], rows[i], BUDGET.sub("", legend[own[i].label]), _predictions(own[i]))
+            for place, i in enumerate(order)
+        ]
+        _name_budgets(measured)
+        found.append(Group(len(found) + 1, dataset_name(own[0].results[0]), ranking, measured))
+    return found
+
+
+def _first_metric(settings: Sequence[Setting]) -> str:
+    return next(iter(settings[0].results[0]["metrics"]))
+
+
+def _predictions(setting: Setting) -> list[dict[str, dict[str, Any]]]:
+    """The predictions of each seed; empty unless all have them."""
+    files = [Path(result["file"]).with_name(PREDICTIONS) for result in setting.results]
+    if not all(file.is_file() for file in files):
+        return []
+    return [{row["id"]: row for row in Predictions(file).rows} for file in files]
+
+
+def _name_budgets(rows: Sequence[Measured]) -> None:
+    """Adds the requested ratio to each label that several rows have."""
+    labels = [one.row["reader"] for one in rows]
+    for one in rows:
+        ratio = one.row.get("requested_ratio")
+        if labels.count(one.row["reader"]) > 1 and ratio is not None:
+            one.row = one.row | {"reader": f"{one.row['reader']}, {ratio:g}x"}
