@@ -15,7 +15,14 @@ from typing import Any
 from transformers import PreTrainedTokenizerBase
 
 from breviary.contract import Example
-from breviary.runtime.markup import ANSWER_TEMPLATES, missing_field, surrogate_problem, tokenise, tokenise_inserted
+from breviary.runtime.markup import (
+    ANSWER_TEMPLATES,
+    QUESTION_TEMPLATE,
+    missing_field,
+    surrogate_problem,
+    tokenise,
+    tokenise_inserted,
+)
 from breviary.runtime.spelling import override
 from data.checks import raise_problems
 
@@ -45,7 +52,7 @@ class Prompt:
 
     bos: bool = True
     instruction: str = ""
-    template: str = "\nQuestion: {question}\nAnswer:"
+    template: str = QUESTION_TEMPLATE
     answer_template: str | None = None
     chat: bool = False
     date: str = "26 Jul 2024"

@@ -5,26 +5,45 @@ from __future__ import annotations
 from collections.abc import Collection
 from typing import Any
 
-from omegaconf import DictConfig
+from omegaconf import DictConfig, OmegaConf
 
-from breviary.runtime.markup import ANSWER_TEMPLATES
+from breviary.runtime.markup import ANSWER_TEMPLATES, QUESTION_TEMPLATE
 
-# Values of generation.KEY=null for data sets without a key dataset.KEY, or with null there.
-ANSWERS: dict[str, Any] = {"max_new_tokens": 16, "stop": ["\n"]}
+# Values of SECTION.KEY=null for data sets without a key dataset.KEY, or with null there.
+DATASET_DEFAULTS: dict[str, dict[str, Any]] = {
+    "prompt": {"instruction": "", "template": QUESTION_TEMPLATE, "chat": False},
+    "limits": {"truncation": "middle"},
+    "generation": {"max_new_tokens": 16, "stop": ["\n"]},
+}
+# {key: default}: examples in messages
+EXAMPLES = {f"prompt.{key}": value for key, value in DATASET_DEFAULTS["prompt"].items()}
 
 
 def fill_defaults(cfg: DictConfig) -> None:
     """Replaces, in place, each null that stands for a value by that value. Runs and hashes hold the values.
 
-    prompt.answer_template     " {answer}", with prompt.chat "{answer}"
-    generation.max_new_tokens  dataset.max_new_tokens, where the data set has it, else 16
-    generation.stop            dataset.stop, where the data set has it, else a line break
+    keys of DATASET_DEFAULTS  dataset.KEY, where the data set has it, else the default there
+    prompt.answer_template    " {answer}", with prompt.chat "{answer}"
+    A data set with `tasks` has the keys of its `task`, where null, from there; `tasks` becomes null.
     """
+    _fill_task(cfg.dataset)
+    for section, defaults in DATASET_DEFAULTS.items():
+        for key in defaults:
+            if cfg[section][key] is None:
+                cfg[section][key] = _of_dataset(cfg, section, key)
     if cfg.prompt.answer_template is None:
         cfg.prompt.answer_template = ANSWER_TEMPLATES[bool(cfg.prompt.chat)]
-    for key in ANSWERS:
-        if cfg.generation[key] is None:
-            cfg.generation[key] = _of_dataset(cfg, key)
+
+
+def _fill_task(dataset: DictConfig) -> None:
+    """Sets the null keys of a data set of several tasks to those of its task; a wrong task stays for its checks."""
+    tasks = dataset.get("tasks")
+    if not OmegaConf.is_dict(tasks) or dataset.get("task") not in tasks:
+        return
+    for key, value in tasks[dataset.task].items():
+        if key in dataset and dataset[key] is None:
+            dataset[key] = value
+    dataset.tasks = None
 
 
 def release_defaults(cfg: DictConfig, keys: Collection[str]) -> None:
@@ -33,16 +52,20 @@ def release_defaults(cfg: DictConfig, keys: Collection[str]) -> None:
     keys  keys of the command line. Limits of runs from before the data sets had such values stay, so that their
           evaluations are found again.
     """
+    defaults = {key for values in DATASET_DEFAULTS.values() for key in values}
+    changed = {"dataset", *(f"dataset.{key}" for key in ("task", *defaults))}.intersection(keys)
     if "prompt.chat" in keys and cfg.prompt.answer_template == ANSWER_TEMPLATES[bool(cfg.prompt.chat)]:
         cfg.prompt.answer_template = None
-    changed = {"dataset", *(f"dataset.{key}" for key in ANSWERS)}.intersection(keys)
-    own = all(cfg.generation[key] == _of_dataset(cfg, key) for key in ANSWERS)  # none was set by hand
-    is_recent = "date" in cfg.prompt  # written since data sets have such values
-    if changed and own and is_recent:
-        for key in ANSWERS:
-            cfg.generation[key] = None
+    for section, values in DATASET_DEFAULTS.items():
+        own = all(cfg[section].get(key) == _of_dataset(cfg, section, key) for key in values)  # none was set by hand
+        is_recent = section != "generation" or "date" in cfg.prompt  # written since data sets have such values
+        if changed and own and is_recent:
+            if section == "prompt" and cfg.prompt.answer_template == ANSWER_TEMPLATES[bool(cfg.prompt.chat)]:
+                cfg.prompt.answer_template = None
+            for key in values:
+                cfg[section][key] = None
 
 
-def _of_dataset(cfg: DictConfig, key: str) -> Any:
+def _of_dataset(cfg: DictConfig, section: str, key: str) -> Any:
     own = cfg.dataset.get(key)
-    return ANSWERS[key] if own is None else own
+    return DATASET_DEFAULTS[section][key] if own is None else own

@@ -28,7 +28,7 @@ from omegaconf.errors import OmegaConfBaseException
 from breviary.config.cli.aliases import alias_of
 from breviary.config.cli.choices import CONFIGS, choice_words, choices_with, config_groups
 from breviary.config.cli.interpolations import value_message
-from breviary.config.defaults import fill_defaults
+from breviary.config.defaults import EXAMPLES, fill_defaults
 from breviary.memory.budget import BudgetedCompressor
 from breviary.runtime.spelling import override
 
@@ -46,7 +46,11 @@ TYPES = {
     "run": str | None,
     "examples": int | None,
     "limits.max_context_tokens": int | None,
+    "limits.truncation": str | None,
+    "prompt.instruction": str | None,
+    "prompt.template": str | None,
     "prompt.answer_template": str | None,
+    "prompt.chat": bool | None,
     "train.epochs": float | None,
     "train.global_batch": int | None,
     "train.save_every": int | str,
@@ -290,7 +294,7 @@ def _value_problem(section: DictConfig, name: str, key: str, allowed: Key) -> st
         section[name] = str(value)
         return None
     has_example = allowed.default is not MISSING and not isinstance(allowed.default, Mapping)
-    example = f", e.g. {_example(key, allowed.default)}" if has_example else ""
+    example = f", e.g. {_example(key, EXAMPLES.get(key, allowed.default))}" if has_example else ""
     sweep = ""
     if isinstance(value, ListConfig) and len(value) > 1 and all(_fits(one, allowed.hint) for one in value):
         sweep = f"; a sweep, a run for each value, is written -m {key}={','.join(map(_shown, value))}"

@@ -29,7 +29,10 @@ def compose_evaluation(overrides: Sequence[str]) -> DictConfig:
     """configs/eval.yaml with overrides such as run=FOLDER, resolved with the configuration of that run."""
     words, problems = check_settings(overrides, is_multirun=False)
     raise_problems(problems)
-    return resolve_run_config(compose_config("eval", allow_run_keys(words)), words)
+    cfg = compose_config("eval", allow_run_keys(words))
+    if cfg.run is None and cfg.reader is None:
+        cfg.reader = chosen_compressor(words)
+    return resolve_run_config(cfg, words)
 
 
 def resolve_command_line(cfg: DictConfig, own_keys: tuple[str, ...] = ()) -> DictConfig:
@@ -48,7 +51,8 @@ def resolve_run_config(cfg: DictConfig, overrides: Sequence[str]) -> DictConfig:
     """The run's configuration with the overrides applied and the keys of eval.yaml added; `cfg` itself without a run.
 
     With another compressor, `reader` (the row name) is that compressor's YAML. A setting that followed from another one
-    in the run follows the overrides: an answer limit and stop rule of the data set, the space before a chat's answer.
+    in the run follows the overrides: prompt, answer limit, stop rule and truncation of the data set, the space before a
+    chat's answer.
     Raises: ConfigError for overrides of keys that the run does not have.
     """
     if cfg.run is None:
@@ -128,10 +132,14 @@ def compressor_choice(name: str, key: str) -> DictConfig:
 
 
 def other_run_config(cfg: DictConfig, run: str) -> DictConfig:
-    """Another run's reader on the data, generation settings and limits of this evaluation."""
+    """Another run's reader on the data and generation settings of this evaluation.
+
+    Its prompt is its own where it was set by hand, else that of the data set.
+    """
     run = str(find_run(run, cfg.paths.outputs, "compare="))
     other = load_config(run)
     with open_dict(other):
+        release_defaults(other, ["dataset"])
         for key in ("dataset", "generation", "eval_batch_size", "paths", *EVAL_KEYS):
             other[key] = cfg[key]
         other.run = normalise_run_path(run)

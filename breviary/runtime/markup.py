@@ -14,6 +14,9 @@ from typing import Any
 # models answer without a space.
 ANSWER_TEMPLATES = {False: " {answer}", True: "{answer}"}
 
+# Value of prompt.template=null, for data sets without a template of their own.
+QUESTION_TEMPLATE = "\nQuestion: {question}\nAnswer:"
+
 # Fields that someone may expect in a template; a space inside the braces is a misspelling of these only.
 FIELDS = ("question", "answer", "context")
 _BRACES = re.compile(r"\{(\s*)([A-Za-z_]\w*|\d*)(\s*)(?:[!:.\[][^{}\"']*)?\}")

@@ -8,9 +8,11 @@ from omegaconf import OmegaConf
 from breviary.backbones.tiny import tiny_tokenizer
 from breviary.config.answer_limits import answer_notes
 from breviary.config.compose import compose_config
+from breviary.config.defaults import fill_defaults, release_defaults
 from breviary.config.keys import CONFIGS, validate_keys
 from breviary.contract import Example
 from breviary.evaluation.resolve import compose_evaluation
+from breviary.runtime.markup import QUESTION_TEMPLATE
 from data.prompts import Prompt
 from data.tokenised import tokenise_split
 from tests.tiny import evaluate_tiny
@@ -34,6 +36,10 @@ BENCHMARKS = {
     "quality": (256, ["\n"]),
 }
 BENCHMARKS |= {file.stem: (512, []) for file in (CONFIGS / "dataset").glob("scrolls*.yaml")}  # of CoMeT's code
+BENCHMARKS |= {file.stem: (128, []) for file in (CONFIGS / "dataset").glob("ruler*.yaml")}
+BENCHMARKS |= {"ruler_vt": (30, []), "ruler_cwe": (120, []), "ruler_fwe": (50, [])}
+BENCHMARKS |= {"ruler_qa_1": (32, []), "ruler_qa_2": (32, []), "key_values": (100, []), "helmet_json_kv": (100, [])}
+BENCHMARKS |= {file.stem: (20, []) for file in (CONFIGS / "dataset").glob("babilong*.yaml")}
 DEFAULT = (16, ["\n"])  # of data sets without a benchmark
 # An experiment's own limits; they do not follow the data set.
 EXPERIMENTS = {"nq_small": DEFAULT, "ram_small": DEFAULT, "comi_ablation": DEFAULT, "ram_recall": DEFAULT}
@@ -80,6 +86,60 @@ def test_limits_of_another_data_set_than_the_run_was_trained_on(tmp_path, traine
     OmegaConf.save(validate_keys(compose_config("train", trained))[0], tmp_path / "config.yaml")
     generation = validate_keys(compose_evaluation([f"run={tmp_path}", *words]))[0].generation
     assert (generation.max_new_tokens, list(generation.stop)) == expected
+
+
+# ------------------------------------------------------------------ prompt and truncation of the data set
+
+OWN = ["dataset=jsonl", "++dataset.instruction=Read.", "++dataset.template='{question}!'", "++dataset.chat=true"]
+
+
+def texts(cfg):
+    cfg = fill(cfg)
+    return cfg.prompt.instruction, cfg.prompt.template, cfg.prompt.chat, cfg.prompt.answer_template
+
+
+def fill(cfg):
+    cfg = cfg.copy()
+    fill_defaults(cfg)
+    return cfg
+
+
+def test_a_data_set_has_its_own_prompt_and_truncation():
+    default = ("", QUESTION_TEMPLATE, False, " {answer}")
+    assert texts(compose_config("train", [])) == default
+    assert texts(compose_config("train", OWN)) == ("Read.", "{question}!", True, "{answer}")
+    assert texts(compose_config("train", [*OWN, "prompt.chat=false"])) == ("Read.", "{question}!", False, " {answer}")
+    assert texts(compose_config("train", [*OWN, "prompt.instruction=''"]))[0] == ""
+    cut = [fill(compose_config("train", words)).limits.truncation for words in ([], ["++dataset.truncation=head"])]
+    assert cut == ["middle", "head"]
+
+
+@pytest.mark.parametrize(
+    "trained, words, expected",
+    [
+        ([], [], ("", QUESTION_TEMPLATE, False, " {answer}")),
+        ([], OWN, ("Read.", "{question}!", True, "{answer}")),
+        (["prompt.instruction=Look."], OWN, ("Look.", QUESTION_TEMPLATE, False, " {answer}")),  # set by hand
+        (OWN, ["dataset=nq"], ("", QUESTION_TEMPLATE, False, " {answer}")),
+        (OWN, [], ("Read.", "{question}!", True, "{answer}")),
+    ],
+)
+def test_a_run_is_evaluated_with_the_prompt_of_the_data_set(trained, words, expected):
+    run, keys = fill(compose_config("train", trained)), [word.lstrip("+").partition("=")[0] for word in words]
+    release_defaults(run, keys)
+    run.dataset = compose_config("train", words).dataset if words else run.dataset
+    assert texts(run) == expected
+
+
+def test_the_keys_of_a_task_fill_those_of_its_data_set():
+    tasks = {"one": {"template": "1 {question}", "stop": []}, "two": {"template": "2 {question}"}}
+    cfg = compose_config("train", [])
+    cfg.dataset = OmegaConf.create({"task": "one", "template": None, "stop": ["."], "tasks": tasks})
+    filled = fill(cfg)
+    assert filled.dataset == {"task": "one", "template": "1 {question}", "stop": ["."], "tasks": None}
+    assert filled.prompt.template == "1 {question}" and filled.generation.stop == ["."]
+    cfg.dataset.task = "three"
+    assert fill(cfg).dataset.tasks == tasks  # reported by the data set
 
 
 # ------------------------------------------------------------------ references

@@ -164,7 +164,7 @@ def test_all_problems_of_the_texts_are_reported_at_once(refused):
 def test_the_default_of_a_key_is_suggested_in_its_spelling(refused):
     [message] = refused(training, "prompt.template=[1]")
     [suggestion] = [match[0] for match in SUGGESTION.finditer(message) if "[" not in match[0]]
-    default = compose_config("train", []).prompt.template
+    default = validate_keys(compose_config("train", []))[0].prompt.template
     assert parsed([suggestion]) == {suggestion: ("prompt.template", default)}
 
 
