@@ -1,7 +1,8 @@
 """Recall of gold segments: the share of segments with evidence that a ranking keeps, at several ratios.
 
-Compares the relevance of a RAM reader with the same reader untrained, BM25 on the same segments, chance, and the best
-possible ranking. With few kept segments even the best ranking cannot keep all gold segments.
+Compares the relevance of readers (RAM's cosine, attention of the question) with the same readers untrained, BM25 on the
+same segments, chance, and the best possible ranking. With few kept segments even the best ranking cannot keep all gold
+segments.
 """
 
 from __future__ import annotations
@@ -35,28 +36,34 @@ Recall = dict[int, float]  # ratio -> share of the gold segments that are kept
 
 
 def measure_recall(
-    session: EvaluationSession, cfg: DictConfig, examples: Sequence[Example], ratios: Sequence[int]
+    session: EvaluationSession, cfgs: Sequence[DictConfig], examples: Sequence[Example], ratios: Sequence[int]
 ) -> list[dict[str, Any]]:
     """Recall of every ranker on the examples that mark gold passages, one row per ranker; the trained reader first.
 
-    cfg  a checked configuration of a RAM run, as from `session.check`
+    cfgs  checked configurations of readers of one run, or of none, that rank segments, as from `session.check`
     A row is {"ranker", "run", "n", "contexts", "segment_size", "recall": {ratio: {"value", "low", "high"}}}; intervals
-    are of breviary.evaluation.statistics, over contexts. The trained reader's row also has
-    "over": {other ranker: {ratio: paired difference from it}}, for the untrained reader and BM25.
+    are of breviary.evaluation.statistics, over contexts. A reader's row also has "over": {other ranker: {ratio: paired
+    difference from it}}, for BM25, and for the same reader untrained where it is trained.
     Raises: ValueError where no example marks gold passages.
     """
+    cfg = cfgs[0]
     size = cfg.compressor.segment_size
     batches = list(_gold_batches(session, cfg, examples))
     if not batches:
-        raise ValueError(f"{cfg.run}: no example marks gold passages; choose another dataset, e.g. dataset=nq_gold4")
-    checkpoint = find_checkpoint(cfg)
-    trained = with_training(cfg.reader, training_text([training_record(cfg.run, checkpoint)]))
-    untrained = with_training(cfg.reader, "untrained")
-    recalls = {
-        trained: _reader_recalls(trained, session.load_reader(cfg, checkpoint), batches, size, ratios),
-        untrained: _reader_recalls(untrained, session.load_reader(cfg), batches, size, ratios),
-        **_baseline_recalls(batches, size, ratios),
-    }
+        source = cfg.run or "these settings"
+        raise ValueError(f"{source}: no example marks gold passages; choose another dataset, e.g. dataset=nq_gold4")
+    recalls: dict[str, list[Recall]] = {}
+    over: dict[str, list[str]] = {}  # the rankers from which a reader's differences are printed
+    for one in cfgs:
+        checkpoint = find_checkpoint(one)
+        name, untrained = one.reader, with_training(one.reader, "untrained")
+        if checkpoint is not None:
+            name = with_training(name, training_text([training_record(one.run, checkpoint)]))
+            recalls[name] = _reader_recalls(name, session.load_reader(one, checkpoint), batches, size, ratios)
+            over[name] = [untrained, BM25]
+        recalls[untrained] = _reader_recalls(untrained, session.load_reader(one), batches, size, ratios)
+        over[untrained] = [BM25]
+    recalls |= _baseline_recalls(batches, size, ratios)
     columns = {name: {r: np.array([recall[r] for recall in rows]) for r in ratios} for name, rows in recalls.items()}
     contexts = [batch.examples[0].context for batch in batches]
     codes = cluster_codes(contexts)
@@ -71,10 +78,15 @@ def measure_recall(
         }
         for name, column in columns.items()
     ]
-    rows[0]["over"] = {
-        other: {r: paired_bootstrap(columns[trained][r] - columns[other][r], RESAMPLES, SEED, codes) for r in ratios}
-        for other in (untrained, BM25)
-    }
+    for row in rows:
+        name = row["ranker"]
+        if name in over:
+            row["over"] = {
+                other: {
+                    r: paired_bootstrap(columns[name][r] - columns[other][r], RESAMPLES, SEED, codes) for r in ratios
+                }
+                for other in over[name]
+            }
     return rows
 
 

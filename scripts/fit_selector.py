@@ -36,7 +36,7 @@ from data.text_pipeline import TEXT
 def build_parser() -> argparse.ArgumentParser:
     """The command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("words", nargs="+", metavar="RUN|KEY=VALUE", help="a trained run; and settings of train.py")
+    parser.add_argument("words", nargs="+", metavar="[RUN]|KEY=VALUE", help="a trained run; and settings of train.py")
     parser.add_argument("--examples", type=int, default=80, help="training examples, from the first (default 80)")
     parser.add_argument(
         "--target", choices=TARGETS, default="evidence", help="gold marks, or attention of deeper layers"
@@ -49,7 +49,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     """Fits and prints the run's folder; exits with code 2 on wrong input."""
     options = build_parser().parse_intermixed_args(arguments)
     with cli_errors():
-        runs, settings, problems = runs_and_settings(options.words)
+        runs, settings, problems = runs_and_settings(options.words, needs_run=False)
         if len(runs) > 1:
             problems.append(f"{' '.join(runs)}: one run at a time")
         raise_problems(problems)

@@ -1,11 +1,12 @@
-"""How many gold segments RAM's relevance ranks first: recall of gold segments against the share of segments kept.
+"""How many gold segments a reader ranks first: recall of gold segments against the share of segments kept.
 
     python scripts/gold_recall.py latest
-    python scripts/gold_recall.py outputs/ram_facts outputs/ram_small --ratios 2 4 8 16 --output recall.json
-    python scripts/gold_recall.py outputs/ram_small dataset=nq_gold4 split=validation --examples 200
+    python scripts/gold_recall.py outputs/ram_facts outputs/attention_nq_small --ratios 2 4 8 16 --output recall.json
+    python scripts/gold_recall.py compressor=attention backbone=smollm2_135m dataset=hotpotqa --examples 60
 
-RUN is a run of a reader that ranks segments (compressor=ram). The table compares it with the same reader untrained,
-BM25 on the same segments, chance, and the best possible ranking. A segment is gold if it contains a token of a gold
+RUN is a run of a reader that ranks segments (compressor=ram or attention); without one, the settings name an untrained
+reader, and `variants` further ones. The table compares it with the same reader untrained, BM25 on the same segments,
+chance, and the best possible ranking. A segment is gold if it contains a token of a gold
 passage. For each ratio, floor(segments / ratio) segments are kept, at least one. Values are means over examples with
 95% intervals, and paired differences of the trained reader from untrained and BM25. No answer is generated.
 
@@ -32,7 +33,7 @@ from rich.console import Console
 from breviary.config.cli.run_names import FORMS
 from breviary.config.cli.words import runs_and_settings
 from breviary.config.errors import ConfigError, cli_errors, raise_problems
-from breviary.evaluation.resolve import compose_evaluation, require_single_reader
+from breviary.evaluation.resolve import compose_evaluation
 from breviary.evaluation.session import EvaluationSession
 from breviary.evaluation.table import TABLE_WIDTH, print_block
 from breviary.runs.environment import environment
@@ -45,7 +46,7 @@ from ram.recall import measure_recall
 def build_parser() -> argparse.ArgumentParser:
     """The command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("words", nargs="+", metavar="RUN|KEY=VALUE", help=f"{FORMS}; and overrides")
+    parser.add_argument("words", nargs="+", metavar="[RUN]|KEY=VALUE", help=f"{FORMS}; and overrides")
     parser.add_argument("--examples", type=int, default=100, help="number of examples, from the first (default 100)")
     parser.add_argument("--ratios", type=int, nargs="+", default=[2, 4, 8, 16], help="1 / kept share (2 4 8 16)")
     parser.add_argument("--output", metavar="FILE", help="JSON file")
@@ -57,25 +58,28 @@ def main(arguments: Sequence[str] | None = None) -> None:
     options = build_parser().parse_intermixed_args(arguments)
     session, rows = EvaluationSession(TEXT), []
     with cli_errors():
-        runs, overrides, problems = runs_and_settings(options.words)
+        runs, overrides, problems = runs_and_settings(options.words, needs_run=False)
         raise_problems(problems)
-        for run in runs:
-            [cfg], examples = session.check(run_config(run, [*overrides, f"examples={options.examples}"]))
-            rows += measure_recall(session, cfg, examples, options.ratios)
+        for run in runs or [None]:
+            cfgs, examples = session.check(run_config(run, [*overrides, f"examples={options.examples}"]))
+            rows += measure_recall(session, cfgs, examples, options.ratios)
     show(rows, options.ratios)
     if options.output:
         content = {"schema": 1, "examples": options.examples, "rows": rows, "environment": environment()}
         write_json(options.output, content)
-    print(next_line(command("scripts/reading_map.py", runs[0], *overrides)))
+    print(next_line(command("scripts/reading_map.py", *runs[:1], *overrides)))
 
 
-def run_config(run: str, overrides: Sequence[str]) -> DictConfig:
-    """The run's configuration with the overrides. Raises: ConfigError where the reader ranks no segments."""
-    cfg = compose_evaluation([setting("run", run), *overrides, "baselines=[]"])
-    require_single_reader(cfg, "name further runs, or call this again")
-    if "segment_size" not in cfg.compressor or "keep" not in cfg.compressor:
-        problem = f"{run}: compressor {cfg.compressor._target_} ranks no segments; give a run of compressor=ram"
-        raise ConfigError([problem])
+def run_config(run: str | None, overrides: Sequence[str]) -> DictConfig:
+    """The configuration of a run, or of an untrained reader, with the overrides. Raises: ConfigError where the reader
+    ranks no segments."""
+    cfg = compose_evaluation([*([setting("run", run)] if run else []), *overrides, "baselines=[]"])
+    ranks = "keep" in cfg.compressor or ("window" in cfg.compressor and cfg.compressor.get("units") == "segments")
+    if "segment_size" not in cfg.compressor or not ranks:
+        problem = (
+            f"{run or 'compressor'}: {cfg.compressor._target_} ranks no segments; give a run of compressor=ram or "
+        )
+        raise ConfigError([problem + "compressor=attention"])
     return cfg
 
 

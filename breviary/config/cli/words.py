@@ -120,7 +120,7 @@ def check_words(words: Sequence[str], config: str, has_flags: bool = True) -> tu
     return [*sorted_words.flags, *allow_run_keys(settings)], problems + found
 
 
-def runs_and_settings(words: Iterable[str]) -> tuple[list[str], list[str], list[str]]:
+def runs_and_settings(words: Iterable[str], needs_run: bool = True) -> tuple[list[str], list[str], list[str]]:
     """Run folders, settings key=value, and error messages, of a script that takes RUN [RUN ...] [key=value ...]."""
     sorted_words = sort_words(list(words))
     settings, problems = check_settings(sorted_words.settings, is_multirun=False)
@@ -130,7 +130,8 @@ def runs_and_settings(words: Iterable[str]) -> tuple[list[str], list[str], list[
             runs.append(str(find_run(word, _outputs(settings))))
         except ValueError as error:
             problems.append(str(error))
-    return runs, settings, problems + ([] if sorted_words.bare else [f"no RUN given; {FORMS}"])
+    missing = [f"no RUN given; {FORMS}"] if needs_run and not sorted_words.bare else []
+    return runs, settings, problems + missing
 
 
 def check_settings(settings: Sequence[str], is_multirun: bool) -> tuple[list[str], list[str]]:

@@ -55,8 +55,9 @@ def check_command(line, monkeypatch, page=""):
     if not hasattr(module, "run_cli"):
         options = module.build_parser().parse_intermixed_args(given)
         both = getattr(options, "words_given", getattr(options, "words", None))
-        if both and "RUN|KEY=VALUE" in module.build_parser().format_help():
-            assert runs_and_settings(both)[2] == [], line
+        for form, needs_run in (("RUN|KEY=VALUE", True), ("[RUN]|KEY=VALUE", False)):
+            if both and f" {form} " in module.build_parser().format_help():
+                assert runs_and_settings(both, needs_run)[2] == [], line
         return
     config = config_name(given, module.CONFIG)
     found, problems = check_words(given, config)
@@ -218,13 +219,21 @@ CALLS = {
     "scripts/ask_text.py": ({"find_run": Path, "ask": nothing}, [RUN_FOLDER, "--text", "a book.txt", "Who?"]),
     "scripts/gold_recall.py": (
         {
-            "runs_and_settings": lambda words: ([RUN_FOLDER], ["dataset=nq_gold4"], []),
+            "runs_and_settings": lambda words, needs_run: ([RUN_FOLDER], ["dataset=nq_gold4"], []),
             "run_config": nothing,
             "EvaluationSession": lambda text: Named(check=lambda cfg: ([cfg], [])),
             "measure_recall": lambda *_: [],
             "show": nothing,
         },
         [RUN_FOLDER],
+    ),
+    "scripts/fit_selector.py": (
+        {
+            "runs_and_settings": lambda words, needs_run: ([], ["experiment=attention_nq_small"], []),
+            "compose_config": nothing,
+            "fit_selector": lambda *_: Path(RUN_FOLDER),
+        },
+        ["experiment=attention_nq_small"],
     ),
     "scripts/passkey_map.py": (
         {

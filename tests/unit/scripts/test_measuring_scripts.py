@@ -66,7 +66,7 @@ def test_gold_recall_compares_with_every_ranker(run, tmp_path, capsys):
     best = rows["best possible"]
     assert best["2"]["value"] == 1 and all(best["100"]["value"] >= recall["100"]["value"] for recall in rows.values())
     over = content["rows"][0]["over"]
-    assert list(over) == ["ram (untrained)", "BM25"] and all("over" not in row for row in content["rows"][1:])
+    assert list(over) == ["ram (untrained)", "BM25"] and all("over" not in row for row in content["rows"][2:])
     for other, differences in over.items():
         assert differences["1"] == {"value": 0, "low": 0, "high": 0}
         assert differences["2"]["value"] == pytest.approx(
@@ -94,9 +94,17 @@ def test_gold_recall_rejects_a_run_that_ranks_no_segments(mean_pool_run, capsys)
     assert "ranks no segments" in exit_message(capsys, gold_recall.main, [str(mean_pool_run)])
 
 
-def test_gold_recall_rejects_variants(run, capsys):
-    message = exit_message(capsys, gold_recall.main, [str(run), "variants=[{compressor.ratio: 8}]"])
-    assert "variants=[{'compressor.ratio': 8}]: name further runs, or call this again" in message
+def test_gold_recall_ranks_by_attention_without_a_run(tmp_path, capsys):
+    file = tmp_path / "recall.json"
+    words = ["compressor=attention", "backbone=tiny", "dataset=invented_facts", "compressor.segment_size=12"]
+    words += ["variants=[{compressor.layer: 1}]", f"paths.cache={tmp_path}/cache", f"paths.outputs={tmp_path}/outputs"]
+    gold_recall.main([*words, "--examples", "4", "--ratios", "2", "--output", str(file)])
+    rows = json.loads(file.read_text())["rows"]
+    names = ["attention (untrained)", "attention, layer=1 (untrained)", "BM25", "chance", "best possible"]
+    assert [row["ranker"] for row in rows] == names
+    assert [list(row.get("over", {})) for row in rows] == [["BM25"], ["BM25"], [], [], []]
+    values = [row["recall"]["2"]["value"] for row in rows]
+    assert values[-1] == max(values) and "attention (untrained) minus BM25" in capsys.readouterr().out
 
 
 def test_the_csv_of_curves_holds_every_logged_number(run, tmp_path, capsys):
