@@ -40,6 +40,7 @@ class Jsonl:
     max_new_tokens, stop  values of generation.max_new_tokens and generation.stop that the benchmark uses, where the
                    configuration sets none (breviary/config/defaults.py); None = no such values
 
+    metrics        names of data.metrics.METRICS that tables show, the first one is the headline; None = DEFAULT there
     passage_format numbered: the context as it is, passages drawn by max_documents as `Document [i](Title: T) text`
                    between blank lines | plain: contexts with documents are rebuilt, each passage as `T text` on a line
                    of its own (RAM 2602.01840)
@@ -61,12 +62,13 @@ class Jsonl:
         max_new_tokens: int | None = None,
         stop: list[str] | None = None,
         passage_format: str = "numbered",
+        metrics: list[str] | None = None,
     ) -> None:
         self.passage_format = passage_format
         self.files = {"train": train, "validation": validation, "test": test}
         self.limits = {"train": train_limit, "validation": validation_limit, "test": test_limit}
         self.max_documents = max_documents
-        self.max_new_tokens, self.stop = max_new_tokens, stop
+        self.max_new_tokens, self.stop, self.metrics = max_new_tokens, stop, metrics
 
     def problems(self, splits: list[str]) -> list[str]:
         """An error message for each wrong argument and file of `splits`. Reads one character of each file."""

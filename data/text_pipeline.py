@@ -10,7 +10,7 @@ from transformers import PreTrainedTokenizerBase
 
 from breviary.contract import Batch, Example
 from data.collate import Collator
-from data.metrics import METRICS_VERSION, rules, scores
+from data.metrics import METRICS_VERSION, Scorer, rules, scores
 from data.prompts import Prompt
 from data.tokenised import Tokenised, tokenise_split
 
@@ -40,17 +40,25 @@ class DataPipeline:
         """The function that turns tokenised items into a batch, padded for this tokenizer."""
         return Collator(0)  # any id serves, as masks come from lengths; a tokenizer's own may have no embedding
 
-    def scores(self, prediction: str, references: Sequence[str]) -> dict[str, float]:
+    def scores(self, prediction: str, references: Sequence[str], example: Example | None = None) -> dict[str, float]:
         """As `data.metrics.scores`."""
-        return scores(prediction, references)
+        return scores(prediction, references, example)
 
-    def scoring(self, rows: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
-        """How predictions were scored: metrics_version, and normalisation: {rule of data.metrics: examples}.
+    def scorer(self, names: Sequence[str] | None) -> Scorer:
+        """As `data.metrics.Scorer`."""
+        return Scorer(names)
+
+    def scoring(self, rows: Sequence[Mapping[str, Any]], scorer: Any) -> dict[str, Any]:
+        """How predictions were scored: metrics_version, normalisation: {rule of data.metrics: examples}, and scoring.
 
         rows  with "prediction" and "references"; an example with references of several rules counts for each
         """
         used = Counter(rule for row in rows for rule in rules(row["prediction"], row["references"]))
-        return {"metrics_version": METRICS_VERSION, "normalisation": dict(sorted(used.items()))}
+        return {
+            "metrics_version": METRICS_VERSION,
+            "normalisation": dict(sorted(used.items())),
+            "scoring": scorer.record(),
+        }
 
 
 TEXT = DataPipeline()

@@ -8,6 +8,31 @@ from typing import Any, Protocol
 from breviary.contract import Batch, Example
 
 
+class Scorer(Protocol):
+    """Scores of the answers of one data set: what is always computed, and what the data set's YAML names."""
+
+    names: tuple[str, ...]  # that tables show, the first one is the headline
+    further: Mapping[str, Any]  # {name: version} of those that are not always computed
+    aggregates: Mapping[str, Sequence[str]]  # {name: scores}: geometric means of mean scores
+    likelihood: bool  # the reader measures the likelihood of each choice, for `of_choices`
+    perplexity: bool  # the reader measures the likelihood of the answer without its end token
+
+    def __call__(self, prediction: str, references: Sequence[str], example: Example | None = None) -> dict[str, float]:
+        """{metric: value} of one answer, the best over the references."""
+
+    def of_choices(self, nll: Sequence[float], example: Example) -> dict[str, float]:
+        """Scores of the likelihood of each choice; nll: nats, end token left out."""
+
+    def rescored(self, row: Mapping[str, Any], example: Example) -> dict[str, float] | None:
+        """Every score of a row of predictions.jsonl; None where the reader has to measure a likelihood."""
+
+    def example_problems(self, examples: Sequence[Example]) -> list[str]:
+        """An error message where examples lack a field that a metric reads."""
+
+    def record(self) -> dict[str, Any]:
+        """{"names", "details", "aggregates"}: the metrics to show; rule, version and library of each; `aggregates`."""
+
+
 class TextPipeline(Protocol):
     """Prompts, tokenising, collating and scoring."""
 
@@ -30,8 +55,14 @@ class TextPipeline(Protocol):
     def collator(self, tokenizer: Any) -> Callable[[list[Any]], Batch]:
         """The function that turns tokenised items into a batch, padded for this tokenizer."""
 
-    def scores(self, prediction: str, references: Sequence[str]) -> dict[str, float]:
-        """{metric: value in [0, 1]} of one answer, the best over the references."""
+    def scores(self, prediction: str, references: Sequence[str], example: Example | None = None) -> dict[str, float]:
+        """{metric: value in [0, 1]} of one answer, the best over the references: what is always computed."""
 
-    def scoring(self, rows: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
-        """How predictions were scored, for results.json: metrics_version, and normalisation: {rule: examples}."""
+    def scorer(self, names: Sequence[str] | None) -> Scorer:
+        """The scores of a data set that names these metrics; None = `scores`. Raises ValueError for wrong names."""
+
+    def scoring(self, rows: Sequence[Mapping[str, Any]], scorer: Scorer) -> dict[str, Any]:
+        """How predictions were scored, for results.json.
+
+        metrics_version, normalisation: {rule: examples}, and scoring: `Scorer.record`
+        """

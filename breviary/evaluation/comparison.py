@@ -7,7 +7,7 @@ separate intervals suggest.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from itertools import combinations
 from pathlib import Path
@@ -26,7 +26,7 @@ from breviary.evaluation.results import (
     read_results,
     resampled_units,
 )
-from breviary.evaluation.statistics import cluster_codes, difference
+from breviary.evaluation.statistics import cluster_codes, difference, geometric_difference
 from breviary.runs.folders import load_config
 from breviary.runtime.distributed import print_rank0
 from breviary.runtime.spelling import command
@@ -176,7 +176,19 @@ def paired_differences(
             ours, others = np.array([rows[i] for i in used], dtype=np.float64).transpose(1, 2, 0)
             codes = cluster_codes([contexts[i] for i in used])
             differences[name] = difference(tuple(ours), tuple(others), seed, resamples, codes)
+    codes = cluster_codes(contexts)
+    for name, parts in shared_aggregates(one.results, other.results).items():
+        ours, others = np.array(
+            [[[row["scores"][part] for part in parts] for row in pair] for pair in pairs], dtype=np.float64
+        ).transpose(1, 2, 0)
+        differences[name] = geometric_difference(tuple(ours), tuple(others), seed, resamples, codes)
     return differences
+
+
+def shared_aggregates(one: Mapping[str, Any], other: Mapping[str, Any]) -> dict[str, Sequence[str]]:
+    """{metric: its scores} of the geometric means that both results have."""
+    found = [results.get("scoring", {}).get("aggregates", {}) for results in (one, other)]
+    return {name: parts for name, parts in found[0].items() if found[1].get(name) == parts}
 
 
 def _with_contexts(one: EvaluatedReader, other: EvaluatedReader) -> list[dict[str, Any]]:

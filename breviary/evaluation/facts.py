@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from breviary.contract import Batch
 from breviary.evaluation.results import source_of
 from breviary.runs.checkpoints import PROCESSES
 from breviary.runs.dataset_names import dataset_label
@@ -86,6 +88,52 @@ def _span(numbers: Sequence[int], unit: str) -> str:
 def with_training(name: str, training: str | None) -> str:
     """A reader's name with its training, e.g. "comi (400 steps, 3,200 examples)"; names that state it are unchanged."""
     return name if not training or f"({training})" in name else f"{name} ({training})"
+
+
+# ------------------------------------------------------------------ prompt
+
+SHOWN = 300  # characters of a prompt's beginning, and of its end
+
+
+def prompt_record(cfg: Mapping[str, Any], batch: Batch, tokenizer: Any, items: Any) -> dict[str, Any]:
+    """What the model was given, for results.json.
+
+    batch  one example, as the reader's objective puts it; items  all examples as tokens
+    Keys:
+    example, first, last, characters  id of the example; its whole prompt's first and last SHOWN characters; their
+                   number. A reader that compresses puts its memory in the place of the context
+    sha256         of that prompt: equal for equal prompts
+    tokens         {"prefix", "context", "question", "all"} of that prompt; question: template and answer prefix
+    context_tokens, other_tokens  {"mean", "max"} over the examples, after truncation
+    chat           whether the tokenizer's chat template stands around it
+    truncation, max_context_tokens, truncated  which part of a long context is kept, from where on, and of how many
+    stop, max_new_tokens, decoding  where answers end; greedy or sampled
+    """
+    parts = {"prefix": batch.prefix, "context": batch.context, "question": batch.prompt}
+    ids = {name: part.ids[0][part.mask[0]].tolist() for name, part in parts.items()}
+    text = tokenizer.decode([token for part in ids.values() for token in part])
+    generation = cfg["generation"]
+    return {
+        "example": batch.examples[0].id,
+        "first": text[:SHOWN],
+        "last": text[-SHOWN:],
+        "characters": len(text),
+        "sha256": hashlib.sha256(text.encode("utf-8", "surrogatepass")).hexdigest(),
+        "tokens": {name: len(part) for name, part in ids.items()} | {"all": sum(map(len, ids.values()))},
+        "context_tokens": _mean_and_max(items.lengths),
+        "other_tokens": _mean_and_max(items.other_lengths),
+        "chat": bool(cfg["prompt"]["chat"]),
+        "truncation": cfg["limits"]["truncation"],
+        "max_context_tokens": cfg["limits"]["max_context_tokens"],
+        "truncated": items.num_truncated,
+        "stop": list(generation["stop"]),
+        "max_new_tokens": generation["max_new_tokens"],
+        "decoding": f"sampled, temperature {generation['temperature']:g}" if generation["temperature"] else "greedy",
+    }
+
+
+def _mean_and_max(lengths: Sequence[int]) -> dict[str, float]:
+    return {"mean": sum(lengths) / len(lengths), "max": max(lengths)}
 
 
 # ------------------------------------------------------------------ conditions

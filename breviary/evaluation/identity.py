@@ -9,7 +9,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -18,9 +18,10 @@ from omegaconf import DictConfig, OmegaConf
 
 from breviary.backbones.pretrained import Backbone
 from breviary.config.keys import validate_keys
+from breviary.contract import Example
 from breviary.evaluation.loop import Scores
 from breviary.evaluation.resolve import NOT_HASHED
-from breviary.evaluation.results import PREDICTIONS, PROVENANCE, RESULTS, Predictions, read_results
+from breviary.evaluation.results import PREDICTIONS, PROVENANCE, RESULTS, Predictions, read_results, summarise
 from breviary.evaluation.results import SCHEMA as RESULTS_SCHEMA
 from breviary.runs.checkpoints import weights_hash
 from breviary.runs.folders import config_hash
@@ -33,11 +34,16 @@ IDENTITY = "identity.json"
 NOT_SETTINGS = (*NOT_HASHED, "run", "checkpoint", "dataset", "split", "examples", "name", "reader", "engine")
 
 # Parts that do not name the folder: a change replaces the results, since the earlier ones are superseded.
-NOT_IN_DIGEST = ("metrics_version", "schema")
+NOT_IN_DIGEST = ("metrics_version", "metrics", "schema")
 
 
 def evaluation_identity(
-    cfg: DictConfig, checkpoint: Path | None, backbone: Any, items: Any, metrics_version: int
+    cfg: DictConfig,
+    checkpoint: Path | None,
+    backbone: Any,
+    items: Any,
+    metrics_version: int,
+    metrics: Mapping[str, Any] | None = None,
 ) -> dict[str, Any]:
     """The identity of one row's evaluation.
 
@@ -45,6 +51,7 @@ def evaluation_identity(
     checkpoint       of the trained weights, or None
     backbone         its backbone; items  the tokenised examples
     metrics_version  of the scores (TextPipeline.metrics_version)
+    metrics          {name: version} of further scores (Scorer.further); absent where there are none
     Hashes the backbone's weight files and, for checkpoints without a stored hash, the trained weights.
     """
     return {
@@ -54,6 +61,7 @@ def evaluation_identity(
         "tokens": items.tokens_hash,
         "weights": weights_hash(checkpoint) if checkpoint else None,
         "backbone": backbone_hashes(cfg, backbone),
+        **({"metrics": dict(metrics)} if metrics else {}),
         **compared_settings(cfg),
     }
 
@@ -114,7 +122,15 @@ def differences(stored: Mapping[str, Any], present: Mapping[str, Any]) -> list[s
     for key, words in (("metrics_version", "metrics version"), ("schema", "results of schema")):
         if stored.get(key) != present[key]:
             found.append(f"{words} {stored.get(key)} (now {present[key]})")
+    if missing := missing_metrics(stored, present):
+        found.append(f"no scores of this version for {', '.join(missing)}")
     return found
+
+
+def missing_metrics(stored: Mapping[str, Any], present: Mapping[str, Any]) -> list[str]:
+    """Further metrics (Scorer.further) of the present evaluation that the stored one has not, or in other versions."""
+    own = stored.get("metrics", {})
+    return [name for name, version in present.get("metrics", {}).items() if own.get(name) != version]
 
 
 def _changed_keys(one: Any, other: Any, prefix: str) -> list[str]:
@@ -138,18 +154,26 @@ def open_evaluation(
     identity: dict[str, Any],
     environment: dict[str, Any],
     scores: Scores,
+    examples: Sequence[Example] = (),
 ) -> tuple[Path, str]:
     """The folder of one row's evaluation below `home`, and a message about what was found there ("" for nothing).
 
     The folder holds finished results, predictions to continue, or neither; whatever it holds has this identity.
     Files of another identity are renamed (NAME.TIME.old). One process calls this.
     environment  stored for the results: commit, hardware and versions when computing starts
-    scores       (prediction, references) -> {metric: value}, to compare results of earlier versions with
+    scores       (prediction, references) -> {metric: value}, to compare results of earlier versions with; a Scorer
+                 scores stored predictions anew where only its metrics are missing
+    examples     that are evaluated
     """
     name = cfg.reader.replace(" ", "_")
     folder = home / digest(identity) / name
     stored = read_identity(folder)
     fresh = cfg.get("fresh", False)
+    if not fresh and stored is not None and (message := rescore(folder, stored, identity, scores, examples)):
+        if (folder / RESULTS).is_file():
+            return folder, message
+        stored = read_identity(folder)
+        assert stored is not None, folder
     if not fresh and stored is not None and not differences(stored["identity"], identity):
         if (folder / RESULTS).is_file():
             return folder, f"already evaluated, {folder}"
@@ -161,13 +185,44 @@ def open_evaluation(
         message = "evaluated anew, because of fresh=true"
     else:
         former, message = find_former_results(home, name, cfg, checkpoint, identity, scores)
-        if former is not None:
+        if former is not None and not identity.get("metrics"):  # results without identity have no further metric
             return former, message
         message = _reason(home, folder, stored, cfg, identity) or message
     set_aside(folder)
     content = {"identity": identity, "sources": sources(cfg), "environment": environment}
     write_json(folder / IDENTITY, content)
     return folder, message
+
+
+def rescore(
+    folder: Path, stored: dict[str, Any], identity: dict[str, Any], scores: Any, examples: Sequence[Example]
+) -> str:
+    """Scores stored predictions anew where nothing but metrics is missing that texts determine; returns a message.
+
+    Returns "", and changes nothing, in every other case. The former files are kept as NAME.TIME.old.
+    scores  a Scorer; a plain function names no further metric
+    """
+    missing = missing_metrics(stored["identity"], identity)
+    if not missing or differences(stored["identity"] | {"metrics": identity["metrics"]}, identity):
+        return ""
+    rows = Predictions(folder / PREDICTIONS).rows
+    if any(folder.glob("predictions.rank*.jsonl")) or not rows or not hasattr(scores, "rescored"):
+        return ""
+    of_id = {example.id: example for example in examples}
+    anew = [scores.rescored(row, of_id[row["id"]]) for row in rows]
+    if None in anew:  # the reader has to measure likelihoods
+        return ""
+    results = read_results(folder) if (folder / RESULTS).is_file() else None
+    set_aside(folder)
+    known = stored["identity"].get("metrics", {}) | identity["metrics"]
+    write_json(folder / IDENTITY, stored | {"identity": stored["identity"] | {"metrics": known}})
+    predictions = Predictions(folder / PREDICTIONS)
+    predictions.append(row | {"scores": row["scores"] | own} for row, own in zip(rows, anew))
+    if results is not None:
+        summary = summarise(predictions.rows, results["requested_ratio"], aggregates=scores.aggregates)
+        changed = {key: summary[key] for key in ("metrics", "intervals")}
+        write_json(folder / RESULTS, results | changed | {"scoring": scores.record()})
+    return f"scored anew from its predictions for {', '.join(missing)}, {folder}"
 
 
 def stored_provenance(folder: Path) -> dict[str, Any]:

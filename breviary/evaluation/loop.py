@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from breviary.contract import Batch, Decoded, Example, Generation, LossOutput, Reader
+from breviary.evaluation.likelihoods import choice_nll, continuation_nll
 from breviary.objectives.answer import ShuffledContext
 from breviary.readers.cache import EncodingStore
 from breviary.readers.compressed import CompressedReader
@@ -21,7 +22,7 @@ from breviary.runtime.timing import timed_phases
 
 PHASES = ("read", "compress", "prefill", "decode")  # see runtime.timing
 Collate = Callable[[list[Any]], Batch]
-Scores = Callable[[str, Sequence[str]], dict[str, float]]
+Scores = Callable[..., dict[str, float]]  # (prediction, references, example); may be a Scorer of config.text_pipeline
 
 
 def context_id(context: str) -> str:
@@ -66,7 +67,7 @@ def evaluate(
     """Yields the prediction rows of one batch after another.
 
     items        tokenised examples: `lengths`, `examples`, `is_truncated`, and items for `collate`
-    scores       (prediction, references) -> {metric: value}
+    scores       (prediction, references, example) -> {metric: value}; a Scorer may ask for likelihoods as well
     done         ids that already have a prediction
     rank, world_size  this process answers batches rank, rank + world_size, ...
     equal_calls  for ZeRO-3: every rank makes the same module calls; the last batch is repeated and its rows dropped
@@ -178,11 +179,12 @@ def _prediction_rows(
 ) -> list[dict[str, Any]]:
     with timed_phases() as seconds:
         answers, output = reader.answer_with_loss(batch, generation)
-    reused = reader.context_cache.reused if reader.context_cache else [False] * len(batch)
+    reused = list(reader.context_cache.reused) if reader.context_cache else [False] * len(batch)
     if output is None:  # after answering, so that the times include encoding and the loss finds it in the cache
         output = reader.loss(batch)
     footprint = reader.footprint_from_slots(batch, output.slots)
     references, measured = _text_metrics(reader, batch, answers, output, unconditional, shuffled)
+    likelihoods = _likelihoods(reader, batch, output, scores)
     rows = []
     for b, (example, answer) in enumerate(zip(batch.examples, answers)):
         rows.append(
@@ -200,11 +202,30 @@ def _prediction_rows(
                 "document_bytes": None if footprint.document_bytes is None else int(footprint.document_bytes[b]),
                 "context_reused": reused[b],
                 **_gold_position(example),
+                "prediction_tokens": len(answer.ids),
+                "ended": answer.is_ended,
                 "times": _row_times(seconds, reused, b),
+                **likelihoods[b],
                 **measured[b],
-                "scores": scores(answer.text, references[b]) | measured[b].get("scores", {}),
+                "scores": {
+                    **scores(answer.text, references[b], example),
+                    **likelihoods[b].get("scores", {}),
+                    **measured[b].get("scores", {}),
+                },
             }
         )
+    return rows
+
+
+def _likelihoods(reader: Reader, batch: Batch, output: LossOutput, scores: Scores) -> list[dict[str, Any]]:
+    """What the scores of a data set ask of the reader: {"choice_nll", "scores"} and {"ratios"}, for each row."""
+    rows: list[dict[str, Any]] = [{} for _ in batch.examples]
+    if getattr(scores, "likelihood", False):  # a plain function asks for nothing
+        for row, example, nats in zip(rows, batch.examples, choice_nll(reader, batch)):
+            row |= {"choice_nll": nats, "scores": scores.of_choices(nats, example)}  # type: ignore[attr-defined]
+    if getattr(scores, "perplexity", False):
+        for row, pair in zip(rows, continuation_nll(reader, batch, output)):
+            row["ratios"] = {"continuation_nll": list(pair)}
     return rows
 
 

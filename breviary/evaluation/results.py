@@ -16,7 +16,7 @@ from typing import Any
 
 import numpy as np
 
-from breviary.evaluation.statistics import LEVEL, cluster_codes, interval, uses_wilson
+from breviary.evaluation.statistics import LEVEL, cluster_codes, geometric_mean, interval, uses_wilson
 from breviary.runs.environment import environment
 from breviary.runs.sweeps import with_listed_runs
 from breviary.runtime.files import append_text, write_json, write_text
@@ -181,18 +181,23 @@ def require_complete(folder: Path, rows: list[dict[str, Any]], order: list[str])
 
 
 def summarise(
-    rows: list[dict[str, Any]], requested_ratio: float | None, seed: int = 0, resamples: int = 2000
+    rows: list[dict[str, Any]],
+    requested_ratio: float | None,
+    seed: int = 0,
+    resamples: int = 2000,
+    aggregates: Mapping[str, Sequence[str]] | None = None,
 ) -> dict[str, Any]:
     """Summary of predictions, in the form that `write_results` expects.
 
     metrics          {name: {"value", "low", "high"}} with 95% intervals (breviary.evaluation.statistics): every score
                      of the rows (a mean), each of their "ratios" ({name: [numerator, denominator]}, a ratio of sums)
-                     and "nll" (nats per token, a ratio of sums)
+                     and "nll" (nats per token, a ratio of sums); `derived_metrics` of `aggregates` ({name: scores})
     intervals        {"level", "resampled": "contexts" or "questions", "clusters": number of those, "contexts": number
                      of distinct contexts, "wilson": names of the metrics with Wilson's interval}. Questions that share
                      a "context_id" are one cluster; rows without one have a context each
     by_position      likewise for "by_position" of the rows, over rows that are long enough; absent where there is none
     n                number of examples;   truncated  number of examples whose prompt was cut
+    ended            number of answers that an end token ended within the limit; None of an earlier version's rows
     contexts_read    number of contexts encoded: questions on one context share its encoding
     requested_ratio  as passed in;         effective_ratio  context tokens / slots, None without slots
     memory_slots     mean per example;     memory_bytes  mean per example
@@ -213,6 +218,7 @@ def summarise(
     columns |= _ratio_columns(rows, "ratios", TOKEN_SHARES)
     columns["nll"] = _Column(rows, [(row["nll"], row["answer_tokens"]) for row in rows])
     metrics = {name: column.interval(seed, resamples) for name, column in columns.items()}
+    metrics |= derived_metrics(rows, metrics, aggregates or {}, seed, resamples)
     by_position = _ratio_columns(rows, "by_position")
     positions = {name: column.interval(seed, resamples) for name, column in by_position.items()}
     return {
@@ -229,9 +235,38 @@ def summarise(
         "document_bytes": float(column("document_bytes").mean()) if all(map(_holds_document, rows)) else None,
         "times": {phase: _median_time(rows, phase) for phase in rows[0]["times"]},
         "truncated": sum(bool(row["truncated"]) for row in rows),
+        "ended": sum(row["ended"] for row in rows) if all("ended" in row for row in rows) else None,
         "contexts_read": sum(not row["context_reused"] for row in rows),
         **({"by_position": positions} if positions else {}),
     }
+
+
+def derived_metrics(
+    rows: list[dict[str, Any]],
+    metrics: Mapping[str, Mapping[str, float]],
+    aggregates: Mapping[str, Sequence[str]],
+    seed: int,
+    resamples: int,
+) -> dict[str, dict[str, float]]:
+    """{name: {"value", "low", "high"}} of metrics that all examples determine together.
+
+    Each of `aggregates`: the geometric mean of the means of its scores. continuation_perplexity: the exponential of
+    continuation_nll, which `metrics` has where the rows have it.
+    """
+    codes = cluster_codes(contexts_of(rows))
+    found = {
+        name: geometric_mean(
+            [np.array([row["scores"][part] for row in rows], dtype=np.float64) for part in parts],
+            seed,
+            resamples,
+            codes,
+        )
+        for name, parts in aggregates.items()
+    }
+    if "continuation_nll" in metrics:
+        nats = metrics["continuation_nll"]
+        found["continuation_perplexity"] = {key: math.exp(value) for key, value in nats.items()}
+    return found
 
 
 def _holds_document(row: Mapping[str, Any]) -> bool:

@@ -24,10 +24,10 @@ from breviary.config.checks import check_config, check_process_count, check_text
 from breviary.config.context_lengths import ContextLimits
 from breviary.config.errors import collect_errors, raise_problems
 from breviary.config.keys import validate_keys
-from breviary.config.text_pipeline import TextPipeline
+from breviary.config.text_pipeline import Scorer, TextPipeline
 from breviary.contract import Compressor, Example, Generation, Reader
 from breviary.evaluation.baselines import share_baseline
-from breviary.evaluation.facts import CONDITIONS, training_record
+from breviary.evaluation.facts import CONDITIONS, prompt_record, training_record
 from breviary.evaluation.identity import evaluation_identity, open_evaluation, stored_provenance
 from breviary.evaluation.loop import evaluate, shuffled_context_nll, unconditional_nll
 from breviary.evaluation.resolve import (
@@ -65,6 +65,7 @@ from breviary.runtime.distributed import (
     start_process_group,
     world_size,
 )
+from breviary.runtime.spelling import own_command
 
 
 class EvaluationSession:
@@ -93,6 +94,9 @@ class EvaluationSession:
             problems.append(f"examples={cfg.examples}: must be at least 1, or null for all")
         readers = [self._check_row(cfg, row, problems) for row in table_rows(cfg, problems)]
         examples = read_splits(readers[0].dataset, [cfg.split], problems).get(cfg.split, [])[: cfg.examples]
+        for reader in readers[:1]:  # all rows have its data
+            scorer = collect_errors(problems, self.scorer, reader)
+            problems += scorer.example_problems(examples) if scorer is not None else []
         if not problems:
             problems += check_process_count(len(examples), world_size(), "examples")
             for reader in readers:
@@ -148,6 +152,15 @@ class EvaluationSession:
         cast_for_inference(reader)
         return reader
 
+    def scorer(self, cfg: DictConfig) -> Scorer:
+        """The scores that the data set names (dataset.metrics), those of every answer where it names none.
+
+        An objective with text metrics of its own compares with texts of its own, for which the data set's are not made.
+        Raises: ValueError for wrong names.
+        """
+        names = cfg.dataset.get("metrics") if cfg.objective.get("measures") is None else None
+        return self.text.scorer(None if names is None else list(names))
+
     def unconditional_nll(self, cfg: DictConfig, items: Any) -> dict[str, float]:
         """{example id: nats of the untouched backbone on the supervised tokens, without the context}.
 
@@ -190,23 +203,24 @@ class EvaluationSession:
         checkpoint: Path | None,
         store: EncodingStore | None = None,
     ) -> dict[str, Any]:
-        """Answers every example with one reader and writes a folder below `home`; returns the results.
+        """Answers every example with one reader and writes a folder below `home`; returns the results and its `folder`.
 
         Finished results of the same identity (`evaluation_identity`) are returned as they are; a killed evaluation of
         the same identity continues from its predictions.
         """
         backbone, items = build_backbone(cfg), self.tokenise(cfg, examples)
-        identity = evaluation_identity(cfg, checkpoint, backbone, items, self.text.metrics_version)
+        scorer = self.scorer(cfg)
+        identity = evaluation_identity(cfg, checkpoint, backbone, items, self.text.metrics_version, scorer.further)
         folder, message = call_on_rank_zero(
             lambda: (
                 share_baseline(home, cfg, identity)
-                or open_evaluation(home, cfg, checkpoint, identity, self.environment, self.text.scores)
+                or open_evaluation(home, cfg, checkpoint, identity, self.environment, scorer, examples)
             )
         )
         if message:
             print_rank0(f"{cfg.reader}: {message}")
         if (folder / RESULTS).is_file():
-            return read_results(folder)
+            return self._results(folder, scorer)
         spec = ReaderSpec.of(cfg)
         notes = answer_notes(items, cfg, spec.objective.is_autoencoder) + budget_notes(items, spec.settings)
         for line in [items.report(), *notes]:
@@ -224,7 +238,13 @@ class EvaluationSession:
             "peak_memory_of": "reader" if is_reset else "process",
         }
         call_on_rank_zero(lambda: self._summarise(cfg, reader, items, folder, backbone, memory))
-        return read_results(folder)
+        return self._results(folder, scorer)
+
+    def _results(self, folder: Path, scorer: Scorer) -> dict[str, Any]:
+        """Stored results and their `folder`; the metrics to show are those that the data set names at present."""
+        results = read_results(folder)
+        shown = results.get("scoring", {}) | {"names": list(scorer.names)}
+        return results | {"folder": str(folder), "scoring": scorer.record() | shown}
 
     def _answer_all(
         self,
@@ -249,7 +269,7 @@ class EvaluationSession:
             reader,
             items,
             collate,
-            self.text.scores,
+            self.scorer(cfg),
             Generation(**cfg.generation),
             cfg.eval_batch_size,
             done,
@@ -279,18 +299,21 @@ class EvaluationSession:
         rows = merge_ranks(folder, order)
         require_complete(folder, rows, order)
         settings: dict[str, Any] = OmegaConf.to_container(cfg, resolve=True)
+        scorer = self.scorer(cfg)
         extra = {
             "data_hash": items.data_hash,
             **memory,
             **stored_provenance(folder),
             "backbone": backbone.description,
             "run": str(cfg.run or folder),
+            "command": own_command(),
             "config": settings if cfg.run else None,
             "training": training_record(cfg.run, find_checkpoint(cfg)),
             "conditions": {key: settings[key] for key in CONDITIONS if key in settings},
-            **self.text.scoring(rows),
+            "prompt": self.prompt_record(cfg, reader, items),
+            **self.text.scoring(rows, scorer),
         }
-        summary = summarise(rows, reader.requested_ratio)
+        summary = summarise(rows, reader.requested_ratio, aggregates=scorer.aggregates)
         if reader.objective.text_metrics is not None:
             extra |= reader.objective.text_metrics.corpus(rows)
         write_results(folder, cfg.reader, summary, extra)
@@ -299,6 +322,11 @@ class EvaluationSession:
                 f"  {cfg.reader}: {summary['contexts_read']} contexts encoded for {summary['n']} questions, "
                 f"{1 - summary['contexts_read'] / summary['n']:.0%} of the encoding saved"
             )
+
+    def prompt_record(self, cfg: DictConfig, reader: Reader, items: Any) -> dict[str, Any]:
+        """`facts.prompt_record` of the first example, as the reader's objective puts it."""
+        batch = self.text.collator(reader.tokenizer)([items[0]])
+        return prompt_record(cfg, reader.objective.primary(batch), reader.tokenizer, items)
 
 
 def print_untrained(name: str, reader: Reader) -> None:

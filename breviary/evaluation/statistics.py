@@ -87,6 +87,26 @@ def difference(
     return _bootstrap((*ours, *other), statistic, seed, resamples, codes)
 
 
+def geometric_mean(
+    columns: Sequence[ndarray], seed: int, resamples: int, codes: ndarray | None = None
+) -> dict[str, float]:
+    """Geometric mean of the means of columns (N,) with values of at least 0, with its interval."""
+    return _bootstrap((*columns, np.ones(len(columns[0]))), _geometric, seed, resamples, codes)
+
+
+def geometric_difference(
+    ours: Sequence[ndarray], other: Sequence[ndarray], seed: int, resamples: int, codes: ndarray | None = None
+) -> dict[str, float]:
+    """Difference of two `geometric_mean`s on the same rows, with its interval."""
+    width, ones = len(ours), np.ones(len(ours[0]))
+
+    def statistic(*columns: ndarray, axis: int) -> ndarray:
+        *values, count = columns
+        return _geometric(*values[:width], count, axis=axis) - _geometric(*values[width:], count, axis=axis)
+
+    return _bootstrap((*ours, *other, ones), statistic, seed, resamples, codes)
+
+
 def paired_p(
     ours: tuple[ndarray, ndarray],
     other: tuple[ndarray, ndarray],
@@ -168,6 +188,12 @@ def _units(values: ndarray, codes: ndarray | None) -> int:
 
 def _ratio(top: ndarray, bottom: ndarray, axis: int) -> ndarray:
     return top.sum(axis) / bottom.sum(axis)
+
+
+def _geometric(*columns: ndarray, axis: int) -> ndarray:
+    """columns  values, and the count of each row last"""
+    *values, count = columns
+    return np.prod([_ratio(column, count, axis) for column in values], axis=0) ** (1 / len(values))
 
 
 def _bonett_price(differences: ndarray, codes: ndarray | None) -> dict[str, float]:

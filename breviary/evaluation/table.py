@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +15,7 @@ from rich.text import Text
 from breviary.evaluation.facts import FACTS, mixed_facts, row_facts, shared_facts, with_training
 from breviary.runtime.files import write_json
 
-SCORES = ("em", "em_contains", "f1", "rouge_l")  # of answers, in [0, 1]
+SCORES = ("em", "em_contains", "f1", "rouge_l")  # of answers, in [0, 1]; shown where a data set names no others
 METRICS = (*SCORES, "nll")
 
 # Metrics of reconstruction and continuation: the answer is a text of the data, not a short answer to a question.
@@ -48,6 +48,39 @@ TITLES = {
     "bleu": "BLEU",
     "edit_similarity": "edit sim.",
     "end_rate": "ended",
+    "continuation_nll": "NLL/token text",
+    "rouge1": "ROUGE-1",
+    "rouge2": "ROUGE-2",
+    "rougeL": "ROUGE-L unstemmed",
+    "rougeLsum": "ROUGE-Lsum",
+    "rouge_geometric": "ROUGE geom.",
+    "rougeL_longbench": "ROUGE-L LongBench",
+    "string_match_all": "match all",
+    "string_match_part": "match part",
+    "babilong": "BABILong",
+    "choice_letter": "letter",
+    "choice_letter_v2": "letter stated",
+    "choice_likelihood": "likeliest",
+    "choice_likelihood_norm": "likeliest/char",
+    "classification": "class",
+    "count": "count",
+    "retrieval": "retrieval",
+    "zh_f1": "F1 zh",
+    "zh_f1_characters": "F1 zh char.",
+    "zh_rougeL": "ROUGE-L zh",
+    "continuation_perplexity": "perplexity",
+    "exponential_similarity": "exp. sim.",
+    "concordance": "concordance",
+    "ndcg10": "NDCG@10",
+    "first_number": "first number",
+    "math_find": "Math.Find",
+    "math_calc": "Math.Calc",
+    "kv_word": "KV word",
+    "name_word": "name",
+    "code_run": "Code.Run",
+    "code_debug": "Code.Debug",
+    "book_choice": "En.MC",
+    "bertscore": "BERTScore",
 }
 
 PHASES = ("read_ms", "compress_ms", "prefill_ms", "decode_ms")  # see runtime.timing
@@ -67,16 +100,19 @@ def table_row(results: dict[str, Any]) -> dict[str, Any]:
     """The results of one reader as a flat dictionary.
 
     Keys: reader, n, those of `row_facts` (training, backbone, data, trained_on), each of METRICS with NAME_low and
-    NAME_high (95% interval), each of RECONSTRUCTION_METRICS that was measured, COST_KEYS, PHASES and FORMER_PHASE in
-    milliseconds, truncated, run. None marks what was not measured.
+    NAME_high (95% interval), each of RECONSTRUCTION_METRICS and of the data set's metrics that was measured, COST_KEYS,
+    PHASES and FORMER_PHASE in milliseconds, truncated, run, metrics (the names of those to show, the headline first).
+    None marks what was not measured.
     """
     flat: dict[str, Any] = {"reader": results["reader"], "n": results["n"], **row_facts(results)}
-    for name in (*METRICS, *(name for name in RECONSTRUCTION_METRICS if name in results["metrics"])):
+    shown = results.get("scoring", {}).get("names", SCORES)
+    others = [name for name in (*RECONSTRUCTION_METRICS, *shown) if name in results["metrics"]]
+    for name in dict.fromkeys((*METRICS, *others)):
         metric = results["metrics"].get(name, {})
         flat |= {name: metric.get("value"), f"{name}_low": metric.get("low"), f"{name}_high": metric.get("high")}
     flat |= {key: results.get(key) for key in COST_KEYS}
     flat |= {phase: results["times"].get(phase) for phase in (*PHASES, FORMER_PHASE)}
-    return flat | {"truncated": results["truncated"], "run": results["run"]}
+    return flat | {"truncated": results["truncated"], "run": results["run"], "metrics": list(shown)}
 
 
 def write_table(path: str | Path, rows: list[dict[str, Any]]) -> None:
@@ -135,11 +171,7 @@ Column = tuple[str, Callable[[dict[str, Any]], str]]
 
 READER_COLUMN: Column = ("reader", lambda r: row_label(r))
 
-SCORE_COLUMNS: tuple[Column, ...] = (
-    READER_COLUMN,
-    ("achieved\nratio", lambda r: format_ratio(r["effective_ratio"])),
-    *((TITLES[name], lambda r, name=name: format_score(r, name)) for name in SCORES),
-)
+RATIO_COLUMN: Column = ("achieved\nratio", lambda r: format_ratio(r["effective_ratio"]))
 
 COST_COLUMNS: tuple[Column, ...] = (
     READER_COLUMN,
@@ -171,6 +203,27 @@ def row_label(row: dict[str, Any]) -> str:
     return with_training(row["reader"], row.get("training"))
 
 
+def metric_title(name: str) -> str:
+    """A metric's title, with the part of the answer that it scores: f1@first_line is "F1 (first line)"."""
+    metric, _, view = name.partition("@")
+    title = TITLES.get(metric.partition(":")[0], metric)
+    return f"{title} ({view.replace('_', ' ')})" if view else title
+
+
+def shown_metrics(rows: Iterable[Mapping[str, Any]]) -> list[str]:
+    """The metrics that the data sets of the rows name, the headline first; SCORES where a row states none."""
+    return list(dict.fromkeys(name for row in rows for name in row.get("metrics") or SCORES))
+
+
+def score_columns(rows: Iterable[Mapping[str, Any]]) -> tuple[Column, ...]:
+    """Reader, achieved ratio, and the metrics of `shown_metrics`."""
+    return (READER_COLUMN, RATIO_COLUMN, *map(_score_column, shown_metrics(rows)))
+
+
+def _score_column(name: str) -> Column:
+    return metric_title(name), lambda r: format_score(r, name)
+
+
 def fact_columns(rows: list[dict[str, Any]]) -> tuple[Column, ...]:
     """Columns of the facts in which rows differ, see `mixed_facts`; the number of examples has a column anyway."""
     return tuple(
@@ -191,7 +244,7 @@ def print_table(rows: list[dict[str, Any]], title: str, caption: str = "", conso
     cost = _cost_columns(rows)
     _print_text(console, f"\n{title}", "bold")
     reconstruction = (RECONSTRUCTION_COLUMNS,) if _has_reconstruction(rows) else ()
-    for columns in ((*SCORE_COLUMNS, *fact_columns(rows)), *reconstruction, cost):
+    for columns in ((*score_columns(rows), *fact_columns(rows)), *reconstruction, cost):
         print_block(console, [name for name, _ in columns], [[cell(r) for _, cell in columns] for r in rows])
     for line in filter(None, [*caption.splitlines(), shared_facts(rows), *truncation_notes(rows), *run_summary(rows)]):
         _print_text(console, line)
@@ -211,7 +264,7 @@ def print_block(console: Console, header: Sequence[str], cells: Iterable[Sequenc
 def markdown_table(rows: list[dict[str, Any]]) -> str:
     """All columns as one GitHub table, followed by what all rows share, and the notes on truncated prompts."""
     reconstruction = RECONSTRUCTION_COLUMNS[1:] if _has_reconstruction(rows) else ()
-    columns = [*SCORE_COLUMNS, *fact_columns(rows), *reconstruction, *_cost_columns(rows)[1:]]
+    columns = [*score_columns(rows), *fact_columns(rows), *reconstruction, *_cost_columns(rows)[1:]]
     lines = [
         "| " + " | ".join(name.replace("\n", " ") for name, _ in columns) + " |",
         "| :-- |" + " --: |" * (len(columns) - 1),

@@ -6,12 +6,12 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from breviary.config.cli.choices import CONFIGS, content, group_choices
+from breviary.config.cli.choices import CONFIGS, config_files, content, group_choices
 
 SPLITS = ("train", "validation", "test")
 
 # Keys that do not make another data set: how many examples (n is stated), which draw, and how answers end.
-IGNORED = {"seed", "max_new_tokens", "stop", *SPLITS}
+IGNORED = {"seed", "max_new_tokens", "stop", "metrics", "counter", "note", "tasks", *SPLITS}
 IGNORED |= {f"{split}_{key}" for split in SPLITS for key in ("limit", "size")}
 
 
@@ -19,21 +19,39 @@ def dataset_label(dataset: Mapping[str, Any], split: str) -> str:
     """The name of a data set, as in `dataset=NAME`, e.g. "nq_gold4" or "invented_facts", or of a file, "mine.jsonl".
 
     Settings that differ from those of configs/dataset/NAME.yaml follow it: "nq_gold4 (max_documents=3)". Of several
-    YAML files the one with the fewest such settings is taken. Without a YAML file: files that are named by their split
-    have the name of their folder, several files are listed, and generated examples have the name of their module.
+    YAML files the one with the fewest such settings is taken. A note of the data set stands before them. Without a YAML
+    file: files that are named by their split have the name of their folder, several files are listed, and generated
+    examples have the name of their module.
     """
     found = []
     for name in group_choices("dataset"):
-        known = content(CONFIGS / "dataset" / f"{name}.yaml")
+        known = _content(name)
         is_same = known["_target_"] == dataset.get("_target_") and _ends(known.get(split)) == _ends(dataset.get(split))
         is_named = dataset.get(split) or not set(SPLITS) & set(known)  # by its files, or generated: not a missing split
         if is_same and is_named:
-            keys = [key for key in known if key in dataset and key not in IGNORED and dataset[key] != known[key]]
+            compared = [key for key in known if key in dataset and key not in IGNORED]
+            keys = [key for key in compared if _differs(known[key], dataset[key])]
             found.append((len(keys), name, keys))
     if not found:
         return _file_label(dataset, split)
     _, name, keys = min(found)
-    return name + (f" ({', '.join(f'{key}={_value(dataset[key])}' for key in keys)})" if keys else "")
+    note = str(dataset.get("note") or "")
+    parts = [note] if note else []
+    parts += [text for key in keys if (text := f"{key}={_value(dataset[key])}") not in note]
+    return name + (f" ({', '.join(parts)})" if parts else "")
+
+
+def _content(name: str) -> dict[str, Any]:
+    """configs/dataset/NAME.yaml with those that its defaults list names."""
+    parts = config_files(CONFIGS / "dataset" / f"{name}.yaml")
+    return {key: value for part in parts for key, value in content(part).items() if key != "defaults"}
+
+
+def _differs(known: Any, value: Any) -> bool:
+    """Whether a value is not that of the YAML file, whose ${paths.data} is any folder."""
+    if isinstance(known, str) and known.startswith("${paths.") and isinstance(value, str):
+        return _ends(known) != _ends(value)
+    return value != known
 
 
 def _file_label(dataset: Mapping[str, Any], split: str) -> str:

@@ -69,9 +69,9 @@ ADDED: dict[str, dict[str, Any]] = {
     # relevance: RAM and COMI had the cosine alone, reading by attention (None) its own; so had skim and gate one value.
     "compressor": {"relevance": ("cosine", None), "relevance_size": 50, "skim": "none", "gate": "none", "bytes": None},
     "prompt": {"date": "26 Jul 2024"},
-    # max_new_tokens to truncation: defaults of sections generation, prompt and limits.
+    # max_new_tokens to truncation: defaults of sections generation, prompt and limits. metrics: of evaluations alone.
     "dataset": {
-        **dict.fromkeys(("max_new_tokens", "stop", "instruction", "template", "chat", "truncation"), ...),
+        **dict.fromkeys(("max_new_tokens", "stop", "instruction", "template", "chat", "truncation", "metrics"), ...),
         "passage_format": "numbered",
     },
     "objective": {"continuation_above": 0},

@@ -8,7 +8,7 @@ registry       names, versions, libraries; what a data set names  scripts       
 """
 
 from data.metrics.answers import RULES, contains, exact_match, rules, token_f1
-from data.metrics.registry import DEFAULT, METRICS, METRICS_VERSION, Scorer, metric_problems, scores, title_of
+from data.metrics.registry import DEFAULT, METRICS, METRICS_VERSION, Scorer, metric_problems, scores
 from data.metrics.rouge_scores import rouge, rouge_1, rouge_l
 from data.metrics.scripts import fold, has_other_script, has_unspaced_script, normalise, separate, without_punctuation
 
@@ -31,7 +31,6 @@ __all__ = [
     "rules",
     "scores",
     "separate",
-    "title_of",
     "token_f1",
     "without_punctuation",
 ]

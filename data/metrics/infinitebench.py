@@ -83,4 +83,4 @@ def _behind(text: str, openings: Sequence[str], answers: Sequence[str]) -> float
 
 
 def _words(text: str, separators: str) -> list[str]:
-    return text.translate(str.maketrans(dict.fromkeys(separators, " "))).split()
+    return text.translate(str.maketrans(separators, " " * len(separators))).split()

@@ -28,7 +28,6 @@ Score = Callable[[str, Sequence[str], Example], float]
 class Metric:
     """One metric.
 
-    title    in tables
     score    (prediction, references, example) -> value; None where the reader or all examples determine it
     source   the suite or paper whose rule it is
     library  the package that computes it; "" = this one
@@ -37,7 +36,6 @@ class Metric:
     needs    field of an example that it reads: "" or "choices"
     """
 
-    title: str
     score: Score | None
     source: str
     library: str = ""
@@ -65,47 +63,45 @@ def _rouge(type: str) -> Score:
 _LONGBENCH, _INFINITE, _ZERO = "LongBench", "InfiniteBench", "ZeroSCROLLS"
 
 METRICS: dict[str, Metric] = {
-    "em": Metric("EM", _plain(answers.exact_match), "SQuAD, every script"),
-    "em_contains": Metric("EM contains", _plain(answers.contains), "lost in the middle, HELMET"),
-    "f1": Metric("F1", _plain(answers.token_f1), "SQuAD, every script"),
-    "rouge_l": Metric("ROUGE-L", _plain(rouge_scores.rouge_l), "HELMET: stemmed; every script", "rouge-score"),
-    "rouge1": Metric("ROUGE-1", _rouge("rouge1"), "SCROLLS: not stemmed", "rouge-score"),
-    "rouge2": Metric("ROUGE-2", _rouge("rouge2"), "SCROLLS: not stemmed", "rouge-score"),
-    "rougeL": Metric("ROUGE-L unstemmed", _rouge("rougeL"), "SCROLLS: not stemmed", "rouge-score"),
-    "rougeLsum": Metric("ROUGE-Lsum", _rouge("rougeLsum"), "InfiniteBench: not stemmed, lines", "rouge-score"),
+    "em": Metric(_plain(answers.exact_match), "SQuAD, every script"),
+    "em_contains": Metric(_plain(answers.contains), "lost in the middle, HELMET"),
+    "f1": Metric(_plain(answers.token_f1), "SQuAD, every script"),
+    "rouge_l": Metric(_plain(rouge_scores.rouge_l), "HELMET: stemmed; every script", "rouge-score"),
+    "rouge1": Metric(_rouge("rouge1"), "SCROLLS: not stemmed", "rouge-score"),
+    "rouge2": Metric(_rouge("rouge2"), "SCROLLS: not stemmed", "rouge-score"),
+    "rougeL": Metric(_rouge("rougeL"), "SCROLLS: not stemmed", "rouge-score"),
+    "rougeLsum": Metric(_rouge("rougeLsum"), "InfiniteBench: not stemmed, lines", "rouge-score"),
     "rouge_geometric": Metric(
-        "ROUGE geom.", None, "SCROLLS: geometric mean of the means", "rouge-score", parts=("rouge1", "rouge2", "rougeL")
+        None, "SCROLLS: geometric mean of the means", "rouge-score", parts=("rouge1", "rouge2", "rougeL")
     ),
-    "rougeL_longbench": Metric(
-        "ROUGE-L LongBench", _plain(rouge_scores.rouge_l_of_sentences), "LongBench: rouge 1.0.1"
-    ),
-    "string_match_all": Metric("match all", _plain(substrings.string_match_all), "RULER"),
-    "string_match_part": Metric("match part", _plain(substrings.string_match_part), "RULER"),
-    "babilong": Metric("BABILong", _babilong, "BABILong"),
-    "choice_letter": Metric("letter", _of_choices(choices.choice_letter), _ZERO),
-    "choice_letter_v2": Metric("letter stated", _of_choices(choices.choice_letter_v2), "LongBench v2"),
-    "choice_likelihood": Metric("likeliest", None, "lm-evaluation-harness: acc", needs="choices"),
-    "choice_likelihood_norm": Metric("likeliest/char", None, "lm-evaluation-harness: acc_norm", needs="choices"),
-    "classification": Metric("class", _of_choices(longbench.classification), _LONGBENCH, needs="choices"),
-    "count": Metric("count", _plain(longbench.number_share), _LONGBENCH),
-    "retrieval": Metric("retrieval", _plain(longbench.number_share), _LONGBENCH),
-    "edit_similarity": Metric("edit sim.", _plain(longbench.edit_similarity), "LongBench: difflib", "python"),
-    "zh_f1": Metric("F1 zh", _plain(longbench.zh_f1), _LONGBENCH, "jieba"),
-    "zh_f1_characters": Metric("F1 zh char.", _plain(longbench.zh_f1_characters), _INFINITE),
-    "zh_rougeL": Metric("ROUGE-L zh", _plain(longbench.zh_rouge_l), _LONGBENCH, "jieba"),
-    "continuation_perplexity": Metric("perplexity", None, "exp of nats a token, end token left out"),
-    "exponential_similarity": Metric("exp. sim.", _plain(orders.exponential_similarity), _ZERO),
-    "concordance": Metric("concordance", _plain(orders.concordance), _ZERO),
-    "ndcg10": Metric("NDCG@10", _plain(orders.ndcg10), "HELMET"),
-    "first_number": Metric("first number", _plain(infinitebench.first_number), _INFINITE),
-    "math_find": Metric("Math.Find", _plain(infinitebench.math_find), _INFINITE),
-    "math_calc": Metric("Math.Calc", _plain(infinitebench.math_calc), _INFINITE),
-    "kv_word": Metric("KV word", _plain(infinitebench.kv_word), _INFINITE),
-    "name_word": Metric("name", _plain(infinitebench.name_word), _INFINITE),
-    "code_run": Metric("Code.Run", _plain(infinitebench.code_run), _INFINITE),
-    "code_debug": Metric("Code.Debug", _plain(infinitebench.code_debug), _INFINITE),
-    "book_choice": Metric("En.MC", _plain(infinitebench.book_choice), _INFINITE),
-    "bertscore": Metric("BERTScore", None, "arXiv 1904.09675, no rescaling", "transformers"),
+    "rougeL_longbench": Metric(_plain(rouge_scores.rouge_l_of_sentences), "LongBench: rouge 1.0.1"),
+    "string_match_all": Metric(_plain(substrings.string_match_all), "RULER"),
+    "string_match_part": Metric(_plain(substrings.string_match_part), "RULER"),
+    "babilong": Metric(_babilong, "BABILong"),
+    "choice_letter": Metric(_of_choices(choices.choice_letter), _ZERO),
+    "choice_letter_v2": Metric(_of_choices(choices.choice_letter_v2), "LongBench v2"),
+    "choice_likelihood": Metric(None, "lm-evaluation-harness: acc", needs="choices"),
+    "choice_likelihood_norm": Metric(None, "lm-evaluation-harness: acc_norm", needs="choices"),
+    "classification": Metric(_of_choices(longbench.classification), _LONGBENCH, needs="choices"),
+    "count": Metric(_plain(longbench.number_share), _LONGBENCH),
+    "retrieval": Metric(_plain(longbench.number_share), _LONGBENCH),
+    "edit_similarity": Metric(_plain(longbench.edit_similarity), "LongBench: difflib", "python"),
+    "zh_f1": Metric(_plain(longbench.zh_f1), _LONGBENCH, "jieba"),
+    "zh_f1_characters": Metric(_plain(longbench.zh_f1_characters), _INFINITE),
+    "zh_rougeL": Metric(_plain(longbench.zh_rouge_l), _LONGBENCH, "jieba"),
+    "continuation_perplexity": Metric(None, "exp of nats a token, end token left out"),
+    "exponential_similarity": Metric(_plain(orders.exponential_similarity), _ZERO),
+    "concordance": Metric(_plain(orders.concordance), _ZERO),
+    "ndcg10": Metric(_plain(orders.ndcg10), "HELMET"),
+    "first_number": Metric(_plain(infinitebench.first_number), _INFINITE),
+    "math_find": Metric(_plain(infinitebench.math_find), _INFINITE),
+    "math_calc": Metric(_plain(infinitebench.math_calc), _INFINITE),
+    "kv_word": Metric(_plain(infinitebench.kv_word), _INFINITE),
+    "name_word": Metric(_plain(infinitebench.name_word), _INFINITE),
+    "code_run": Metric(_plain(infinitebench.code_run), _INFINITE),
+    "code_debug": Metric(_plain(infinitebench.code_debug), _INFINITE),
+    "book_choice": Metric(_plain(infinitebench.book_choice), _INFINITE),
+    "bertscore": Metric(None, "arXiv 1904.09675, no rescaling", "transformers"),
 }
 
 LIKELIHOODS = ("choice_likelihood", "choice_likelihood_norm")  # measured by the reader
@@ -234,6 +230,14 @@ class Scorer:
         found = choices.choice_likelihood(nll, example.choices, example.answers)
         return {name: value for name, value in found.items() if name in self.names}
 
+    def rescored(self, row: Mapping[str, Any], example: Example) -> dict[str, float] | None:
+        """Every score of a row of predictions.jsonl; None where the reader has to measure a likelihood."""
+        lacks_perplexity = self.perplexity and "continuation_nll" not in row.get("ratios", {})
+        if lacks_perplexity or (self.likelihood and "choice_nll" not in row):
+            return None
+        found = self(row["prediction"], row["references"], example)
+        return found | (self.of_choices(row["choice_nll"], example) if self.likelihood else {})
+
     def example_problems(self, examples: Sequence[Example]) -> list[str]:
         """An error message where examples lack a field that a metric reads."""
         needing = [name for name in self.names if METRICS[split_name(name)[0]].needs == "choices"]
@@ -246,20 +250,14 @@ class Scorer:
         ]
 
     def record(self) -> dict[str, Any]:
-        """{"names", "details", "aggregates"} for results.json: title, rule, version and library of each metric."""
+        """{"names", "details", "aggregates"} for results.json: rule, version and library of each metric."""
         details = {}
         for name in dict.fromkeys((*self.names, *self._scores)):
             metric = METRICS[split_name(name)[0]]
-            details[name] = {"title": title_of(name), "rule": metric.source, "version": _version(name)}
+            details[name] = {"rule": metric.source, "version": _version(name)}
             if metric.library:
                 details[name]["library"] = _library(metric.library)
         return {"names": list(self.names), "details": details, "aggregates": _lists(self.aggregates)}
-
-
-def title_of(name: str) -> str:
-    """A metric's title, with the view: "F1 (first line)"."""
-    metric, _, view = split_name(name)
-    return METRICS[metric].title + (f" ({view.replace('_', ' ')})" if view else "")
 
 
 def _lists(parts: Mapping[str, Sequence[str]]) -> dict[str, list[str]]:

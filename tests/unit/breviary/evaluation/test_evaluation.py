@@ -172,7 +172,7 @@ def test_the_reader_is_left_as_it_was(reader, items, tokenizer):
     assert reader.training and reader.compressor.training
     assert reader.context_cache is None and reader.all_steps is False
 
-    def broken(prediction, references):
+    def broken(prediction, references, example):
         raise RuntimeError("scores fail")
 
     with pytest.raises(RuntimeError, match="scores fail"):

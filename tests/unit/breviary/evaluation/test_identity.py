@@ -10,9 +10,10 @@ from breviary.backbones.tiny import TinyBackbone
 from breviary.config.build import build_backbone
 from breviary.evaluation import session
 from breviary.evaluation.identity import IDENTITY
-from breviary.evaluation.results import PREDICTIONS, RESULTS, Predictions, read_results
+from breviary.evaluation.results import PREDICTIONS, RESULTS, Predictions
 from breviary.runs.checkpoints import save_trained
 from breviary.runs.folders import load_config
+from data.metrics import Scorer
 from data.text_pipeline import DataPipeline
 from tests.tiny import disturb, evaluate_tiny, tiny_reader
 from tests.unit.tiny_runs import tiny_run
@@ -44,19 +45,14 @@ def data(tmp_path):
 
 @pytest.fixture
 def evaluate(tmp_path):
-    """evaluate(words) -> (results, predictions) of a table of one row."""
+    """evaluate(words) -> (results, their folder) of a table of one row."""
 
     def evaluate(*words, test=None):
         words = [*words, f"paths.outputs={tmp_path}/outputs", f"paths.cache={tmp_path}/cache"]
         [results] = evaluate_tiny(words + (["dataset=jsonl", f"dataset.test={test}"] if test else []))
-        return results, results_folder(tmp_path, results)
+        return results, Path(results.pop("folder"))
 
     return evaluate
-
-
-def results_folder(home, results):
-    [folder] = [file.parent for file in home.rglob(RESULTS) if read_results(file) == results]
-    return folder
 
 
 def references(folder):
@@ -188,7 +184,7 @@ def test_a_changed_metric(evaluate, data, monkeypatch, capsys):
     _, folder = evaluate(*BASELINE, *SMALL, test=data)
     before = (folder / RESULTS).read_text()
     monkeypatch.setattr(DataPipeline, "metrics_version", DataPipeline.metrics_version + 1)
-    monkeypatch.setattr(DataPipeline, "scores", lambda *_: {"em": 0.5})
+    monkeypatch.setattr(Scorer, "__call__", lambda *_: {"em": 0.5})
     results, again = evaluate(*BASELINE, *SMALL, test=data)
     assert results["metrics"]["em"]["value"] == 0.5 and again == folder
     assert "metrics version" in capsys.readouterr().out
@@ -198,7 +194,7 @@ def test_a_changed_metric(evaluate, data, monkeypatch, capsys):
 
 def test_fresh_evaluates_anew(evaluate, data, monkeypatch):
     evaluate(*BASELINE, *SMALL, test=data)
-    monkeypatch.setattr(DataPipeline, "scores", lambda *_: {"em": 0.5})
+    monkeypatch.setattr(Scorer, "__call__", lambda *_: {"em": 0.5})
     assert "f1" in evaluate(*BASELINE, *SMALL, test=data)[0]["metrics"]
     assert evaluate(*BASELINE, *SMALL, "fresh=true", test=data)[0]["metrics"].keys() == {"em", "nll"}
 
@@ -232,7 +228,7 @@ def test_results_of_earlier_versions_are_used_where_all_that_is_known_agrees(tmp
 
 def test_results_of_earlier_versions_with_a_metric_mended_since_are_not_used(tmp_path, evaluate, monkeypatch, capsys):
     run = copy_old_run(tmp_path)
-    monkeypatch.setattr(DataPipeline, "scores", lambda *_: {"em": 0.5})
+    monkeypatch.setattr(Scorer, "__call__", lambda *_: {"em": 0.5})
     results, _ = evaluate(f"run={run}", "baselines=[]")
     assert results["metrics"]["em"]["value"] == 0.5 and "holds other scores" in capsys.readouterr().out
 

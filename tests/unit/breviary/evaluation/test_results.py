@@ -245,6 +245,7 @@ def test_results_are_written_whole_and_read_back(tmp_path):
         "document_bytes",
         "times",
         "truncated",
+        "ended",
         "contexts_read",
         "peak_memory_bytes",
         "commit",

@@ -92,6 +92,7 @@ def test_table_row_is_flat_with_exactly_these_keys():
         "encode_ms",
         "truncated",
         "run",
+        "metrics",
     }
     assert flat["reader"] == "comi" and flat["n"] == 200 and flat["decode_ms"] == 1234.5
     assert (flat["f1"], flat["f1_low"], flat["f1_high"]) == pytest.approx((0.714, 0.644, 0.774))

@@ -7,6 +7,7 @@ from types import SimpleNamespace
 import pytest
 
 from breviary.contract import Example
+from breviary.evaluation.table import TITLES, metric_title
 from data.metrics import METRICS, Scorer, longbench, normalise, registry
 
 CLASSES = ("animal", "other animal", "number")
@@ -202,13 +203,13 @@ def test_views():
     assert value("f1@first_line", "\n\nParis\nor Rome", "Paris") == 1 and value("f1", "\n\nParis\nor Rome", "Paris") < 1
     assert value("em@answer_line", "I think so. Answer: Paris\nRome", "Paris") == 1
     assert value("em@answer_line", "Paris", "Paris") == 1  # the better one of both counts
-    assert registry.title_of("f1@first_line") == "F1 (first line)"
+    assert metric_title("f1@first_line") == "F1 (first line)"
 
 
 @pytest.mark.parametrize(
     ("names", "message"),
     [
-        (["rouge_geo"], "unknown metric rouge_geo; the nearest right one is rouge_geometric; allowed are em, "),
+        (["concordence"], "unknown metric concordence; the nearest right one is concordance; allowed are em, "),
         (["f1", "f1"], "f1 occurs twice"),
         ([], r"dataset.metrics is empty; name at least one, e.g. dataset.metrics=\[f1,em\]"),
         (["bertscore"], "bertscore needs a model in a local folder, e.g. dataset.metrics="),
@@ -234,7 +235,7 @@ def test_the_record_of_a_scorer_states_rule_version_and_library():
     assert record["aggregates"] == {"rouge_geometric": ["rouge1", "rouge2", "rougeL"]}
     assert record["details"]["rouge1"]["library"].startswith("rouge-score 0.")
     assert record["details"]["f1"]["version"] == registry.METRICS_VERSION
-    assert all(metric.title and metric.source for metric in METRICS.values())
+    assert all(metric.source for metric in METRICS.values()) and METRICS.keys() <= TITLES.keys()
 
 
 def test_choices_that_a_metric_needs():

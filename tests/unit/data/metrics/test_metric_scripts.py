@@ -128,9 +128,11 @@ def test_the_rule_of_each_example_is_named():
     assert rules("Москва", ["Москва"]) == ["unicode"] and rules("x", ["红色"]) == ["characters"]
     assert rules("x", ["A", "apple", "an"]) == ["articles", "squad"]
     rows = [{"prediction": "x", "references": [text]} for text in ("red", "blue", "A", "红色")]
-    assert TEXT.scoring(rows) == {
+    scorer = TEXT.scorer(None)
+    assert TEXT.scoring(rows, scorer) == {
         "metrics_version": METRICS_VERSION,
         "normalisation": {"articles": 1, "characters": 1, "squad": 2},
+        "scoring": scorer.record(),
     }
     assert set(RULES) == {"squad", "unicode", "characters", "articles", "unstripped"}
 
