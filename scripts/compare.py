@@ -36,8 +36,8 @@ from breviary.evaluation.table import (
     MISSING,
     RECONSTRUCTION_METRICS,
     TABLE_WIDTH,
-    TITLES,
     format_score,
+    metric_title,
     print_block,
 )
 from breviary.runtime.files import write_json
@@ -69,7 +69,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
 def print_rows(rows: list[dict[str, Any]]) -> None:
     """Prints the differences, one block per dataset and first reader."""
-    names = [name for name in (*METRICS, *RECONSTRUCTION_METRICS) if any(name in row["metrics"] for row in rows)]
+    known = (*rows[0]["shown"], *METRICS, *RECONSTRUCTION_METRICS)
+    names = [name for name in dict.fromkeys(known) if any(name in row["metrics"] for row in rows)]
     for (dataset, reader), group in groupby(rows, key=lambda row: (row["dataset"], row["reader"])):
         block = list(group)
         n, contexts = block[0]["n"], block[0]["intervals"]["contexts"]
@@ -78,7 +79,7 @@ def print_rows(rows: list[dict[str, Any]]) -> None:
         print(f"\n{name}, {n} questions{shared} of {dataset}, minus\n")
         print_block(
             Console(width=TABLE_WIDTH),
-            ["", *(TITLES[name] for name in names)],
+            ["", *map(metric_title, names)],
             [
                 [
                     with_training(row["minus"], row["facts"][1]["training"]),

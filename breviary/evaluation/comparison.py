@@ -126,11 +126,12 @@ def _assign_names(group: list[EvaluatedReader]) -> None:
 
 
 def comparison_rows(group: list[EvaluatedReader], all_pairs: bool) -> list[dict[str, Any]]:
-    """One row per pair: {"dataset", "n", "reader", "minus", "facts", "metrics", "intervals"}.
+    """One row per pair: {"dataset", "n", "reader", "minus", "facts", "metrics", "shown", "intervals"}.
 
     facts      of the reader and of the other one, see `breviary.evaluation.facts.row_facts`
 
     metrics    {metric: {"value", "low", "high"}} of `paired_differences`
+    shown      the metrics that the data set names, the headline first; [] of results that state none
     intervals  as in `breviary.evaluation.results.resampled_units`
     group      evaluations of the same questions
     all_pairs  every evaluation minus every later one; otherwise the first minus each other one
@@ -145,6 +146,7 @@ def comparison_rows(group: list[EvaluatedReader], all_pairs: bool) -> list[dict[
             "minus": other.name,
             "facts": [row_facts(one.results), row_facts(other.results)],
             "metrics": paired_differences(one, other),
+            "shown": list(one.results.get("scoring", {}).get("names", ())),
             "intervals": resampled_units(_with_contexts(one, other)),
         }
         for one, other in pairs
