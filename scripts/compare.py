@@ -69,7 +69,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
 def print_rows(rows: list[dict[str, Any]]) -> None:
     """Prints the differences, one block per dataset and first reader."""
-    known = (*rows[0]["shown"], *METRICS, *RECONSTRUCTION_METRICS)
+    known = (*(name for row in rows for name in row["shown"]), *METRICS, *RECONSTRUCTION_METRICS)
     names = [name for name in dict.fromkeys(known) if any(name in row["metrics"] for row in rows)]
     for (dataset, reader), group in groupby(rows, key=lambda row: (row["dataset"], row["reader"])):
         block = list(group)
