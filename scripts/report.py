@@ -30,7 +30,6 @@ from breviary.config.errors import cli_errors, raise_problems
 from breviary.evaluation.resolve import compose_evaluation
 from breviary.evaluation.results import RESULTS
 from breviary.evaluation.session import EvaluationSession
-from breviary.evaluation.table import METRICS, RECONSTRUCTION_METRICS
 from breviary.report.page.build import PAGE
 from breviary.report.reading_map import make_reading_map
 from breviary.report.reading_map_cards import CARDS
@@ -50,8 +49,8 @@ def build_parser() -> argparse.ArgumentParser:
     )
     parser.add_argument(
         "--metric",
-        default="f1",
-        help=f"metric of the figure: {', '.join(METRICS + RECONSTRUCTION_METRICS)} (default f1)",
+        metavar="NAME",
+        help="metric of figures and ranking, e.g. em, nll (default: the first that the data set names, else f1)",
     )
     parser.add_argument(
         "--by",
@@ -112,9 +111,10 @@ def make_missing_maps(runs: Sequence[str], n: int) -> list[str]:
     """Makes a reading map of n questions for every finished run that has none. Returns a line for each without one."""
     skipped = []
     for folder in run_folders(runs):
+        words = [setting("run", str(folder)), "baselines=[]"]
         if is_done(folder) and not (folder / CARDS).is_file():
             try:
-                make_reading_map(EvaluationSession(TEXT), compose_evaluation([setting("run", str(folder))]), n, None)
+                make_reading_map(EvaluationSession(TEXT), compose_evaluation(words), n, None)
             except Exception as error:  # as above; readers without slots have no map
                 skipped.append(f"reading map of {folder}: {reason(error)}")
     return skipped

@@ -6,7 +6,7 @@ from collections import defaultdict
 from pathlib import Path
 from typing import Any
 
-from breviary.evaluation.table import TITLES
+from breviary.evaluation.table import metric_title
 
 # The palette of Okabe and Ito, distinguishable with common colour vision deficiencies; markers differ as well.
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
@@ -90,7 +90,7 @@ def _style_axes(axes: Any, ratios: list[float], metric: str, title: str) -> None
     from matplotlib.ticker import FixedLocator, FuncFormatter, NullLocator
 
     axes.set_title(title, loc="left", fontsize=11, pad=10)
-    axes.set_ylabel(TITLES[metric] + (" (nats, lower is better)" if metric == "nll" else ""), fontsize=10)
+    axes.set_ylabel(metric_title(metric) + (" (nats, lower is better)" if metric == "nll" else ""), fontsize=10)
     axes.grid(axis="y", color="0.9", linewidth=0.8)
     axes.set_axisbelow(True)
     axes.spines[["top", "right"]].set_visible(False)

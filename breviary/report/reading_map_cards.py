@@ -34,9 +34,11 @@ def read_cards(file: Path) -> tuple[list[tuple[str, str]], list[Card]]:
 
 
 def _card(values: dict[str, Any]) -> Card:
-    spans = tuple(
-        TokenSpan(**{key: tuple(v) if isinstance(v, list) else v for key, v in span.items()})
-        for span in values["spans"]
-    )
-    plain = {key: tuple(v) if isinstance(v, list) else v for key, v in values.items()}
-    return Card(**plain | {"spans": spans, "offsets": tuple((start, end) for start, end in values["offsets"])})
+    spans = tuple(TokenSpan(**_with_tuples(span)) for span in values["spans"])
+    offsets = tuple((start, end) for start, end in values["offsets"])
+    return Card(**_with_tuples(values) | {"spans": spans, "offsets": offsets})
+
+
+def _with_tuples(values: dict[str, Any]) -> dict[str, Any]:
+    """JSON has lists in the place of tuples."""
+    return {key: tuple(value) if isinstance(value, list) else value for key, value in values.items()}

@@ -19,7 +19,7 @@ from typing import Any
 
 from breviary.evaluation.facts import mixed_facts, row_facts, stored_training, training_text, with_training
 from breviary.evaluation.results import read_results
-from breviary.evaluation.table import COST_KEYS, FORMER_PHASE, METRICS, PHASES, RECONSTRUCTION_METRICS, table_row
+from breviary.evaluation.table import COST_KEYS, FORMER_PHASE, PHASES, SCORES, table_row
 from breviary.runs.dataset_names import dataset_label
 
 # Configuration keys that differ between runs without changing what is measured.
@@ -32,6 +32,8 @@ LEVELS = ("full_context", "no_context")  # drawn as horizontal lines, as is ever
 AVERAGED = (*COST_KEYS, *PHASES, FORMER_PHASE)
 
 MAX_NAMED_KEYS = 3
+
+HEADLINE = "f1"  # where a data set names no metric
 
 
 @dataclass
@@ -189,6 +191,17 @@ def _display_name(value: Any) -> str:
 # ---- rows and points ----
 
 
+def headline(settings: Sequence[Setting]) -> str:
+    """The metric that ranks settings on one data set: the first that the data set names, else HEADLINE.
+
+    Where no result has it, the first metric of the results.
+    """
+    results = settings[0].results[0]
+    names = results.get("scoring", {}).get("names") or SCORES
+    name = HEADLINE if tuple(names) == SCORES else names[0]
+    return name if any(name in r["metrics"] for s in settings for r in s.results) else next(iter(results["metrics"]))
+
+
 def setting_row(setting: Setting) -> dict[str, Any]:
     """A row as of `table_row`, with the additional keys seeds, runs and NAME_std of each metric.
 
@@ -198,7 +211,7 @@ def setting_row(setting: Setting) -> dict[str, Any]:
     rows = [table_row(r) for r in setting.results]
     merged = rows[0] | {"reader": setting.label, "seeds": len(rows), "runs": sorted({r["run"] for r in rows})}
     merged["training"] = training_text([stored_training(r) for r in setting.results])
-    for name in (*METRICS, *(name for name in RECONSTRUCTION_METRICS if name in merged)):
+    for name in [key.removesuffix("_low") for key in rows[0] if key.endswith("_low")]:
         values: list[Any] = [r.get(name) for r in rows]
         several = len(rows) > 1 and None not in values
         merged[f"{name}_std"] = statistics.stdev(values) if several else None

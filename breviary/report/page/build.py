@@ -32,7 +32,7 @@ MAP_EXAMPLES = 3  # cards of each reading map
 def write_page(
     folder: Path,
     settings: Sequence[Setting],
-    metric: str,
+    metric: str | None,
     title: str,
     caption: str,
     skipped: Sequence[str] = (),

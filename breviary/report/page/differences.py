@@ -65,7 +65,7 @@ def _comparison(
 ) -> dict[str, Any]:
     """One row of `compare`, without Holm's correction."""
     pairs = one.pairs(metric)
-    keys = [key for key in theirs if key in pairs]
+    keys = [key for key in pairs if key in theirs]
     contexts = contexts_of([{**reference[0][key], **one.predictions[0][key]} for key in keys])
     codes = cluster_codes(contexts)
     ours, other = (np.array([side[key] for key in keys], dtype=np.float64).T for side in (pairs, theirs))

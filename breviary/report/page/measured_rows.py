@@ -9,16 +9,17 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from breviary.evaluation.facts import dataset_name
+from breviary.evaluation.facts import dataset_name, mixed_facts, stored_training, training_text, with_training
 from breviary.evaluation.results import PREDICTIONS, Predictions
-from breviary.evaluation.table import PHASES, TITLES, row_label
-from breviary.report.sweep import Setting, legend_texts, setting_row
+from breviary.evaluation.table import PHASES, SCORES, metric_title, row_label, shown_metrics
+from breviary.report.sweep import Setting, headline, setting_row
 
-LOWER_IS_BETTER = ("nll", "ce", "bits_per_byte", "continuation_perplexity")
+LOWER_IS_BETTER = ("nll", "ce", "bits_per_byte", "continuation_nll", "continuation_perplexity")
 
 FIRST_TOKEN = PHASES[:3]  # the phases before the first token of the answer
 
 BUDGET = re.compile(r", (?:ratio|slots|bytes)=[^,() ]+")
+OF_GROUP = re.compile(r", (?:n=\d+|dataset=[^,()]+(?:\([^()]*\))?)")  # parts of a label that a whole group shares
 
 Pair = tuple[float, float]  # numerator and denominator of a ratio of sums; a score has the denominator 1
 
@@ -56,9 +57,12 @@ class Measured:
         return frozenset.intersection(*map(frozenset, self.predictions)) if self.predictions else frozenset()
 
     def pairs(self, metric: str) -> dict[str, Pair]:
-        """{id: mean over the seeds of numerator and denominator}, without questions that lack the metric."""
+        """{id: mean over the seeds of numerator and denominator}, without questions that lack the metric.
+
+        In the order of the predictions, on which resampling depends.
+        """
         found = {}
-        for key in self.ids:
+        for key in [key for rows in self.predictions[:1] for key in rows if key in self.ids]:
             pairs = [metric_pair(rows[key], metric) for rows in self.predictions]
             known = [pair for pair in pairs if pair is not None]
             if known and len(known) == len(pairs):
@@ -85,20 +89,16 @@ class Group:
 
     @property
     def metrics(self) -> list[str]:
-        """Every metric that some row has, the ranking one first."""
+        """The ranking metric, those that the data set names, and what else some row has beside SCORES."""
         names = [key.removesuffix("_low") for one in self.rows for key in one.row if key.endswith("_low")]
-        measured = dict.fromkeys(n for n in names if any(one.row.get(n) is not None for one in self.rows))
+        shown = [*shown_metrics(one.row for one in self.rows), *(name for name in names if name not in SCORES)]
+        measured = [name for name in shown if any(one.row.get(name) is not None for one in self.rows)]
         return list(dict.fromkeys([self.metric, *measured]))
 
     @property
     def lines(self) -> list[str]:
         """The lines of the figures, in the order of their best row."""
         return list(dict.fromkeys(one.line for one in self.rows))
-
-
-def metric_title(metric: str) -> str:
-    """The metric as tables name it."""
-    return TITLES.get(metric, metric.replace("_", " "))
 
 
 def is_lower_better(metric: str) -> bool:
@@ -114,35 +114,54 @@ def metric_pair(row: Mapping[str, Any], metric: str) -> Pair | None:
     return (pair[0], pair[1]) if pair[1] else None
 
 
-def group_rows(settings: Sequence[Setting], metric: str) -> list[Group]:
+def group_rows(settings: Sequence[Setting], metric: str | None) -> list[Group]:
     """The groups in the order of `settings`.
 
-    metric  ranks every group that has it; another group is ranked by the first metric of its results
+    metric  ranks every group that has it; `headline` ranks the others
     """
-    legend = legend_texts(list(settings))
     groups: dict[str, list[Setting]] = {}
     for setting in settings:
         groups.setdefault(setting.results[0]["data_hash"], []).append(setting)
     found: list[Group] = []
-    for own in groups.values():
-        rows = [setting_row(setting) for setting in own]
-        ranking = metric if any(row.get(metric) is not None for row in rows) else _first_metric(own)
+    for name, own in zip(_group_names(list(groups.values())), groups.values()):
+        rows = [setting_row(setting) | {"reader": OF_GROUP.sub("", setting.label)} for setting in own]
+        lines = line_names(own, rows)
+        ranking = metric if metric and any(row.get(metric) is not None for row in rows) else headline(own)
         sign = 1 if is_lower_better(ranking) else -1
         order = sorted(
             range(len(own)), key=lambda i: (rows[i].get(ranking) is None, sign * (rows[i].get(ranking) or 0))
         )
         start = 1 + sum(len(group.rows) for group in found)
         measured = [
-            Measured(start + place, own[i], rows[i], BUDGET.sub("", legend[own[i].label]), _predictions(own[i]))
-            for place, i in enumerate(order)
+            Measured(start + place, own[i], rows[i], lines[i], _predictions(own[i])) for place, i in enumerate(order)
         ]
         _name_budgets(measured)
-        found.append(Group(len(found) + 1, dataset_name(own[0].results[0]), ranking, measured))
+        found.append(Group(len(found) + 1, name, ranking, measured))
     return found
 
 
-def _first_metric(settings: Sequence[Setting]) -> str:
-    return next(iter(settings[0].results[0]["metrics"]))
+def _group_names(groups: Sequence[Sequence[Setting]]) -> list[str]:
+    """The data set of each group, with the number of examples, and then the hash, where several have the same name."""
+    results = [group[0].results[0] for group in groups]
+    names = [dataset_name(one) for one in results]
+    for suffix in (lambda one: f"n={one['n']}", lambda one: one["data_hash"][:8]):
+        names = [
+            name if names.count(name) == 1 else f"{name}, {suffix(one)}" for name, one in zip(list(names), results)
+        ]
+    return names
+
+
+def line_names(settings: Sequence[Setting], rows: Sequence[dict[str, Any]]) -> list[str]:
+    """The line of each row: the reader without its budget, its training, and the facts in which rows differ."""
+    bases = [BUDGET.sub("", row["reader"]) for row in rows]
+    mixed = [key for key in mixed_facts(rows) if key not in ("n", "data")]
+    names = []
+    for base, row in zip(bases, rows):
+        same = [setting for setting, other in zip(settings, bases) if other == base]
+        training = training_text([stored_training(result) for setting in same for result in setting.results])
+        facts = [str(row[key]) for key in mixed if row[key] is not None and f"={row[key]}" not in base]
+        names.append(", ".join([with_training(base, training), *facts]))
+    return names
 
 
 def _predictions(setting: Setting) -> list[dict[str, dict[str, Any]]]:

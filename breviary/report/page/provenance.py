@@ -11,6 +11,7 @@ from breviary.evaluation.identity import read_identity
 from breviary.evaluation.results import source_of
 from breviary.evaluation.table import format_bytes
 from breviary.report.page.measured_rows import Measured
+from breviary.runtime.spelling import hydra_value
 
 NOT_RECORDED = "not recorded"
 
@@ -48,9 +49,12 @@ def _settings(section: Mapping[str, Any] | None) -> str:
     """ "key: value" lines; texts as Python writes them, so that line breaks and spaces are seen."""
     if not section:
         return NOT_RECORDED
-    return "\n".join(
-        f"{key}: {value!r}" if isinstance(value, (str, list)) else f"{key}: {value}" for key, value in section.items()
-    )
+    return "\n".join(f"{key}: {_value(value)}" for key, value in section.items())
+
+
+def _value(value: Any) -> str:
+    """A value as YAML has it; texts quoted."""
+    return repr(value) if isinstance(value, (str, list)) else hydra_value(value)
 
 
 def _data(results: Mapping[str, Any], conditions: Mapping[str, Any]) -> str:
@@ -62,11 +66,19 @@ def _data(results: Mapping[str, Any], conditions: Mapping[str, Any]) -> str:
 
 
 def _example(results: Mapping[str, Any]) -> Facts:
-    """An example prompt as the model saw it: its beginning and its end."""
-    example = results.get("example_prompt")
-    if not isinstance(example, Mapping):
-        return [("Example prompt", str(example) if example else NOT_RECORDED)]
-    return [(f"Example prompt, {key.replace('_', ' ')}", str(value)) for key, value in example.items()]
+    """The first prompt as the model saw it: its beginning, its end, and its tokens (`facts.prompt_record`)."""
+    record = results.get("prompt")
+    if not record:
+        return [("Example prompt", NOT_RECORDED)]
+    cut = record["characters"] > len(record["first"])
+    shown = record["first"] + (f"\n[...]\n{record['last']}" if cut else "")
+    tokens = ", ".join(f"{name} {count:,}" for name, count in record["tokens"].items())
+    context = record["context_tokens"]
+    return [
+        (f"Prompt of {record['example']}", shown),
+        ("Its tokens", f"{tokens}; of the contexts {context['mean']:,.0f} on average, {context['max']:,} at most"),
+        ("Its sha256", record["sha256"]),
+    ]
 
 
 def _truncation(results: Mapping[str, Any], conditions: Mapping[str, Any]) -> str:
@@ -80,25 +92,21 @@ def _truncation(results: Mapping[str, Any], conditions: Mapping[str, Any]) -> st
 
 
 def _metrics(results: Mapping[str, Any]) -> str:
-    version = results.get("metrics_version")
-    stated = {
-        "version": version,
-        "normalisation": results.get("normalisation"),
-        "metrics": results.get("metric_versions"),
-    }
-    known = {key: value for key, value in stated.items() if value is not None}
-    intervals = results.get("intervals") or {}
-    lines = [f"{key}: {value}" for key, value in known.items()] or [NOT_RECORDED]
+    """Rule, version and library of each metric, and how its interval is made."""
+    lines = [f"{key}: {results[key]}" for key in ("metrics_version", "normalisation") if results.get(key) is not None]
+    for name, detail in results.get("scoring", {}).get("details", {}).items():
+        lines.append(f"{name}: {', '.join(f'{key} {value}' for key, value in detail.items())}")
+    intervals = results.get("intervals")
     if intervals:
         lines.append(f"intervals: {intervals['level']:.0%}, {intervals['clusters']} {intervals['resampled']} resampled")
-    return "\n".join(lines)
+    return "\n".join(lines) or NOT_RECORDED
 
 
 def _commit(results: Mapping[str, Any]) -> str:
-    commit, dirty = results.get("commit"), results.get("dirty")
-    if not commit:
+    if not results.get("commit"):
         return NOT_RECORDED
-    return commit + {True: ", with uncommitted changes", False: ", no uncommitted changes"}.get(dirty, "")
+    changes = {True: ", with uncommitted changes", False: ", no uncommitted changes", None: ""}
+    return f"{results['commit']}{changes[results.get('dirty')]}"
 
 
 def _hardware(results: Mapping[str, Any]) -> str:

@@ -2,17 +2,23 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Callable, Sequence
 from typing import Any
 
 from breviary.evaluation.facts import FACTS, mixed_facts
-from breviary.evaluation.table import MISSING, format_bytes, format_number, format_ratio, format_significant
-from breviary.report.page.measured_rows import Group, Measured, is_lower_better, metric_title
+from breviary.evaluation.table import (
+    MISSING,
+    format_bytes,
+    format_number,
+    format_ratio,
+    format_significant,
+    metric_title,
+)
+from breviary.report.page.measured_rows import Group, Measured, is_lower_better
 
 TEXTS = tuple(title for key, title in FACTS.items() if key != "n")  # titles of columns that hold texts
 
-DATASET = re.compile(r", dataset=[^,()]+(?:\([^()]*\))?")
+Column = tuple[str, Callable[[Measured], dict[str, Any]]]  # title, row -> cell
 
 
 def cell(text: str, value: float | str | None, spread: str = "") -> dict[str, Any]:
@@ -45,12 +51,10 @@ def ranking(group: Group) -> dict[str, Any]:
     }
 
 
-def _columns(group: Group) -> list[tuple[str, Callable[[Measured], dict[str, Any]]]]:
-    """(title, row -> cell) after the reader's column."""
+def _columns(group: Group) -> list[Column]:
+    """The columns after the reader's column."""
     rows = group.rows
-    columns: list[tuple[str, Callable[[Measured], dict[str, Any]]]] = [
-        (metric_title(name), lambda one, name=name: score_cell(one.row, name)) for name in group.metrics
-    ]
+    columns = [_score_column(name) for name in group.metrics]
     columns += [
         ("ratio", lambda one: cell(format_ratio(one.row["effective_ratio"]), one.row["effective_ratio"])),
         ("memory", lambda one: cell(format_bytes(one.row["memory_bytes"]), one.row["memory_bytes"])),
@@ -62,10 +66,15 @@ def _columns(group: Group) -> list[tuple[str, Callable[[Measured], dict[str, Any
         columns.append(("seeds", lambda one: cell(str(one.row["seeds"]), one.row["seeds"])))
     if any(one.row["truncated"] for one in rows):
         columns.append(("truncated", lambda one: cell(f"{one.row['truncated']}", one.row["truncated"])))
-    for key in mixed_facts([one.row for one in rows]):
-        if key != "n":
-            columns.append((FACTS[key], lambda one, key=key: cell(one.row[key] or MISSING, one.row[key])))
-    return columns
+    return columns + [_fact_column(key) for key in mixed_facts([one.row for one in rows]) if key != "n"]
+
+
+def _score_column(name: str) -> Column:
+    return metric_title(name), lambda one: score_cell(one.row, name)
+
+
+def _fact_column(key: str) -> Column:
+    return FACTS[key], lambda one: cell(one.row[key] or MISSING, one.row[key])
 
 
 def _first_order(group: Group, title: str) -> str:
@@ -108,7 +117,7 @@ def overview(groups: Sequence[Group]) -> dict[str, Any] | None:
     readers: dict[str, dict[int, Measured]] = {}
     for group in groups:
         for one in group.rows:
-            readers.setdefault(DATASET.sub("", one.label), {})[group.number] = one
+            readers.setdefault(one.label, {})[group.number] = one
     is_mean = len({group.metric for group in groups}) == 1
     rows = []
     for name, own in readers.items():

@@ -16,6 +16,7 @@ from breviary.config.cli.choices import choices_with, config_groups, group_choic
 from breviary.config.cli.words import check_words, config_name, runs_and_settings
 from breviary.config.errors import run_cli
 from breviary.config.keys import known_keys
+from breviary.report.page.runs import reading_maps
 from breviary.runtime.checkout import ROOT
 from breviary.runtime.spelling import command, next_line
 
@@ -271,6 +272,13 @@ def test_the_printed_next_command_is_right(script, monkeypatch, capsys):
     assert lines
     for line in lines:
         check_command(line, monkeypatch)
+
+
+def test_the_commands_that_a_report_lacks_reading_maps_for(tmp_path, monkeypatch):
+    found = reading_maps({tmp_path / "a b": Named(label="ram")}, 3)
+    for line in found["missing"]:
+        check_command(line, monkeypatch)
+    assert len(found["missing"]) == 1
 
 
 def test_the_commands_after_an_evaluation(tmp_path, monkeypatch):
