@@ -41,7 +41,10 @@ SECTION_CLASSES: dict[str, tuple[type, ...]] = {
     "objective": (Answer,),
 }
 # Allowed base classes of a `_target_` nested in a section; torch modules in every other section.
-NESTED_CLASSES: dict[str, tuple[type, ...]] = {"objective": (TextMetrics,)}
+NESTED_CLASSES: dict[str, tuple[type, ...]] = {
+    "objective": (TextMetrics,),
+    "dataset": (Backbone, TinyBackbone),  # whose tokenizer counts the tokens of generated examples
+}
 
 
 def untrusted_targets(cfg: DictConfig, sections: Sequence[str]) -> Iterator[str]:

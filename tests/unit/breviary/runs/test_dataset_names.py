@@ -3,7 +3,8 @@
 import pytest
 from omegaconf import OmegaConf
 
-from breviary.config.cli.choices import CONFIGS, content, group_choices
+from breviary.config.cli.choices import CONFIGS, group_choices
+from breviary.config.compose import load_choice
 from breviary.runs.dataset_names import dataset_label
 
 NQ = {"_target_": "data.jsonl.Jsonl", "train": "/data/nq/train.jsonl.gz", "test": "/data/nq/test.jsonl.gz"}
@@ -11,10 +12,18 @@ NQ = {"_target_": "data.jsonl.Jsonl", "train": "/data/nq/train.jsonl.gz", "test"
 
 @pytest.mark.parametrize("name", [name for name in group_choices("dataset") if name != "jsonl"])
 def test_every_data_set_has_the_name_of_its_file(name):
-    dataset = content(CONFIGS / "dataset" / f"{name}.yaml")
-    assert dataset_label(dataset, "test") == name
-    cfg = OmegaConf.create({"paths": {"data": "/elsewhere"}, "dataset": dict(dataset)})
-    assert dataset_label(cfg.dataset, "test") == name
+    dataset = load_choice(CONFIGS / "dataset" / f"{name}.yaml")
+    cfg = OmegaConf.create({"paths": {"data": "/elsewhere"}, "backbone": {}, "dataset": dataset})
+    note = f" ({cfg.dataset.note})" if cfg.dataset.get("note") else ""
+    assert dataset_label(cfg.dataset, "test") == name + note
+    assert dataset_label(OmegaConf.to_container(cfg, resolve=True)["dataset"], "test") == name + note
+
+
+def test_a_note_states_the_text_of_a_generated_suite():
+    cfg = OmegaConf.create({"backbone": {}, "dataset": load_choice(CONFIGS / "dataset" / "ruler_niah_single_2.yaml")})
+    cfg.dataset.haystack, cfg.dataset.length = "mine.txt", 8192
+    expected = "ruler_niah_single_2 (RULER-style, haystack=mine.txt, length=8192)"
+    assert dataset_label(cfg.dataset, "test") == expected
 
 
 @pytest.mark.parametrize(

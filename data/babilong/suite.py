@@ -1,0 +1,127 @@
+"""The data set of BABILong: stories of `worlds`, their facts scattered in free text."""
+
+from __future__ import annotations
+
+import random
+
+from breviary.contract import Example
+from breviary.runtime.draws import choose, random_below, seeded_rng
+from data.babilong.worlds import TASKS, Asked, Story
+from data.checks import check_split, integer_problems, raise_problems
+from data.synthetic.haystack import haystack, haystack_problems
+from data.synthetic.layout import Piece, insert, join_pieces
+from data.synthetic.tokens import HasTokenizer, TokenCounter
+
+PROMPT_TOKENS = 300  # taken from the nominal length for instruction, worked examples and question
+MIN_SENTENCE = 10  # tokens; shorter sentences of the noise are skipped
+MIN_LENGTH = 500
+
+
+class Babilong:
+    """One task of BABILong at one length.
+
+    task      qa1 | qa2 | qa3 | qa4 | qa5
+    length    nominal tokens of the backbone's tokenizer (BABILong: of GPT-2's): facts and noise take 300 fewer, which
+              are for the prompt. 0 = facts alone
+    counter   backbone whose tokenizer counts
+    noise     text file around the facts (BABILong: books of PG-19's test split); alice = the built-in public-domain
+              book. Each example starts at a random sentence; the text is repeated where used up
+    instruction, template, max_new_tokens, stop, metrics  as BABILong has them: defaults of section prompt, of section
+              generation, and the scores of the table
+    note      printed with the data set's name; None = nothing
+    *_size    examples of the split
+    Facts are documents of an example, gold where the answer depends on them. Stories with more than a fact for 8 tokens
+    are drawn again. Example i of a split depends only on (task, seed, split, i), the length and the noise.
+    """
+
+    def __init__(
+        self,
+        task: str | None,
+        length: int,
+        counter: HasTokenizer,
+        noise: str | None,
+        instruction: str,
+        template: str,
+        max_new_tokens: int,
+        stop: list[str],
+        metrics: list[str],
+        note: str | None = None,
+        train_size: int = 1000,
+        validation_size: int = 100,
+        test_size: int = 100,
+        seed: int = 42,
+    ) -> None:
+        self.task, self.length, self.counter, self.noise = task, length, counter, noise
+        self.instruction, self.template, self.max_new_tokens = instruction, template, max_new_tokens
+        self.stop, self.metrics, self.note = stop, metrics, note
+        self.sizes = {"train": train_size, "validation": validation_size, "test": test_size}
+        self.seed = seed
+
+    def problems(self, splits: list[str]) -> list[str]:
+        """An error message for each wrong argument and missing file; sizes are checked for `splits` only."""
+        if self.task not in TASKS:
+            names = ", ".join(f"babilong_{name}" for name in TASKS)
+            return [
+                f"dataset.task is {self.task!r}; choose a task of BABILong with its prompt, such as "
+                f"dataset=babilong_qa1; there are: {names}"
+            ]
+        problems = []
+        if self.length != 0 or isinstance(self.length, bool):
+            problems += integer_problems("length", self.length, MIN_LENGTH, None, 4000)
+            problems += haystack_problems("noise", self.noise)
+        for split in splits:
+            check_split(split)
+            problems += integer_problems(f"{split}_size", self.sizes[split], 1, None, 100)
+        return problems + integer_problems("seed", self.seed, 0, None, 42)
+
+    def examples(self, split: str) -> list[Example]:
+        """The examples of `split`. Raises: ValueError with the messages of `problems`."""
+        raise_problems(self.problems([split]))
+        noise = _Noise(TokenCounter(self.counter.tokenizer()), str(self.noise)) if self.length else None
+        return [self._example(split, index, noise) for index in range(self.sizes[split])]
+
+    def _example(self, split: str, index: int, noise: _Noise | None) -> Example:
+        task = str(self.task)
+        rng = seeded_rng("babilong", task, self.seed, split, index)
+        budget = self.length - PROMPT_TOKENS
+        while True:
+            story = TASKS[task](rng)
+            asked = choose(rng, story.questions)
+            if noise is None or asked.after <= budget // 8:
+                break
+        facts = _facts(story, asked)
+        pieces = facts
+        if noise is not None:
+            lines = [Piece(text) for text in noise.draw(rng, budget - noise.count(*(fact.text for fact in facts)))]
+            pieces = insert(lines, sorted(random_below(rng, len(lines) + 1) for _ in facts), facts)
+        context, documents = join_pieces(pieces, " ")
+        return Example(f"{task}-{split}-{self.seed}-{index}", context, asked.text, (asked.answer,), documents)
+
+
+def _facts(story: Story, asked: Asked) -> list[Piece]:
+    """The statements before the question, earlier questions left out."""
+    facts = enumerate(story.statements[: asked.after])
+    return [Piece(text, f"fact {index + 1}", index in asked.support) for index, text in facts]
+
+
+class _Noise:
+    """Sentences of a text with their tokens, counted once."""
+
+    def __init__(self, count: TokenCounter, name: str) -> None:
+        self.count = count
+        sentences = haystack(name).sentences()
+        lengths = count.each([f" {sentence}" for sentence in sentences])
+        kept = [(text, length) for text, length in zip(sentences, lengths) if length >= MIN_SENTENCE]
+        self.sentences = [text for text, _ in kept]
+        self.lengths = [length for _, length in kept]
+
+    def draw(self, rng: random.Random, tokens: int) -> list[str]:
+        """Successive sentences of `tokens` tokens from a random one on; the last one is cut to fit."""
+        at = random_below(rng, len(self.sentences))
+        chosen: list[str] = []
+        while tokens > 0:
+            sentence, length = self.sentences[at], self.lengths[at]
+            chosen.append(sentence if length <= tokens else self.count.first(f" {sentence}", tokens).strip())
+            tokens -= length
+            at = (at + 1) % len(self.sentences)
+        return chosen
