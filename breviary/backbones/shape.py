@@ -67,4 +67,16 @@ KNOWN_SHAPES = {
     "Qwen/Qwen2-7B-Instruct": BackboneShape(28, 3584, 18944, 28, 4, 128, 152064, False),
     "Qwen/Qwen2.5-7B-Instruct": BackboneShape(28, 3584, 18944, 28, 4, 128, 152064, False),
     "Qwen/Qwen3-4B-Instruct-2507": BackboneShape(36, 2560, 9728, 32, 8, 128, 151936, True),
+    "smollm2_135m": BackboneShape(30, 576, 1536, 9, 3, 64, 49152, True),  # by folder, as configs/backbone names it
+    "qwen25_0_5b": BackboneShape(24, 896, 4864, 14, 2, 64, 151936, True),
+    "qwen25_coder_0_5b": BackboneShape(24, 896, 4864, 14, 2, 64, 151936, True),
 }
+
+
+def known_shape(path: str) -> BackboneShape:
+    """The shape of a hub name, or of a folder with such a name. Raises: ValueError for others."""
+    shapes = {name.rpartition("/")[2].lower(): shape for name, shape in KNOWN_SHAPES.items()}
+    name = path.rstrip("/").rpartition("/")[2].lower()
+    if name not in shapes:
+        raise ValueError(f"{path}: no backbone of known sizes; there are {', '.join(KNOWN_SHAPES)}")
+    return shapes[name]

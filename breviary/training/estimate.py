@@ -18,6 +18,7 @@ from breviary.config.build import ReaderSpec
 SUSTAINED = 120e12  # FLOP/s of one GPU in training: 38% of an A100's peak in bfloat16
 FLOAT32 = 4  # bytes
 MASTERS = 3 * FLOAT32  # bytes per trained weight of ZeRO: float32 weight and both moments of Adam
+CHUNKED = 8192  # tokens whose keys and values a reader of chunks holds at most: a chunk, memory and question
 RAM_KEPT = 0.5  # mean share of segments that RAM keeps in training with uniform_keep
 
 
@@ -80,12 +81,14 @@ class Estimate:
     processes, global_batch  GPUs, and examples per optimizer step
     bytes                    of the GPU that holds most
     flops                    of the whole run, on all GPUs
+    moved                    bytes of weights that decoding reads from memory, in an evaluation
     """
 
     processes: int
     global_batch: int
     bytes: float
     flops: float
+    moved: float = 0.0
 
     @property
     def hours(self) -> float:
@@ -120,6 +123,30 @@ def estimate_training(cfg: DictConfig, shape: BackboneShape, lengths: TextLength
         held = _weight_bytes(cfg, shape, parts, processes, size) + train.batch_size * activations
         flops = sum(part.flops(shape, checkpointing) for part in parts) + 6 * lengths.answer * shape.embedding_weights
     return Estimate(processes, global_batch, held, flops * global_batch * train.steps)
+
+
+def estimate_evaluation(cfg: DictConfig, shape: BackboneShape, lengths: TextLengths, examples: int) -> Estimate:
+    """The estimate for a composed configuration that is evaluated on `examples` examples by one process.
+
+    Every context is encoded anew for every question, and readers that choose among keys or words read all of it: an
+    upper bound where questions share contexts. Answers have their mean length.
+    """
+    spec, size = ReaderSpec.of(cfg), DTYPES[cfg.backbone.dtype].itemsize
+    own_cost, weights, encoded = getattr(spec.compressor, "training_cost", None), shape.weights, lengths.context
+    if own_cost is not None:
+        encoded = min(encoded, CHUNKED)
+        one = own_cost(cfg, shape, lengths, cfg.engine.ranks)[1] / 4  # forward of forward, recomputation and backward
+    else:
+        parts = reader_parts(cfg, spec, shape, lengths)
+        weights = sum(part.own + part.embeddings for part in parts)
+        if "encoder_layers" not in spec.settings and str(spec.settings.get("keep")) != "none":
+            tokens = lengths.context + lengths.question
+            parts = [Part(shape.layers, tokens, tokens, 0.0, False, 0)]
+        one = sum(2 * part.multiplications(shape) for part in parts) + 2 * lengths.answer * shape.weights
+    cache = 2 * shape.layers * shape.kv_heads * shape.head * (encoded + lengths.answer) * size
+    held = weights * size + min(cfg.eval_batch_size, examples) * cache
+    steps = -(-examples // cfg.eval_batch_size) * lengths.answer
+    return Estimate(1, examples, held, one * examples, float(steps * shape.weights * size))
 
 
 def reader_parts(cfg: DictConfig, spec: ReaderSpec, shape: BackboneShape, lengths: TextLengths) -> list[Part]:

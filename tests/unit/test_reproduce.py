@@ -9,11 +9,13 @@ import pytest
 from omegaconf import OmegaConf
 
 from breviary.config.keys import CONFIGS
-from breviary.report.measured import is_measured
-from breviary.report.published import TABLES, cell_commands, command_lines, load_published_table, published_cells
-from breviary.report.published_cells import cell_config, command_estimate, compose_cell, parse_command
+from breviary.report.tables.cells import cell_config, command_estimate, compose_cell, parse_command
+from breviary.report.tables.form import TABLES, cell_commands, cells_of, load_published_table
+from breviary.report.tables.measured import is_measured
+from breviary.report.tables.published import command_lines
 from breviary.runtime.checkout import ROOT
 
+IN_FULL = ("comi_main", "ram_main", "gmsa_main", "gmsa_autoencoder", "comet_scrolls", "comet_short")  # on the page
 NAMES = sorted(file.stem for file in TABLES.glob("*.yaml") if not is_measured(file.stem))  # the papers' tables
 EXPERIMENT = re.compile(r"\bexperiment=(\w+)")
 GIGABYTES = 80  # of a GPU
@@ -24,7 +26,7 @@ def commands_of(name):
     table = load_published_table(name)
     return {
         command: table["datasets"][dataset]["tokens"]
-        for row, dataset in published_cells(table)
+        for row, dataset in cells_of(table)
         for command in cell_commands(table, row, dataset)
     }
 
@@ -44,7 +46,12 @@ def header(experiment):
     return [re.split(r" {4,}", line.removeprefix("#").strip())[0] for line in lines_of(text, "#") if line[:1] == "#"]
 
 
-@pytest.mark.parametrize("name", NAMES)
+def test_the_page_names_every_table():
+    page = (ROOT / "docs/reproduce.md").read_text(encoding="utf-8")
+    assert not [name for name in NAMES if f"| `{name}` |" not in page]
+
+
+@pytest.mark.parametrize("name", IN_FULL)
 def test_the_page_holds_the_commands_of_the_table(name):
     """Those of the table's first data set, with their estimates."""
     table = load_published_table(name)
@@ -80,7 +87,10 @@ def check_cell(table, row, dataset):
     cfg = cell_config(commands)
     path = OmegaConf.load(CONFIGS / f"backbone/{row['backbone']}.yaml").path
     assert cfg.backbone.path == path and (row["ratio"] is None or cfg.compressor.ratio == row["ratio"]), row["id"]
-    assert dataset in str(cfg.dataset.test) or dataset == "passages"
+    if "context_words" in cfg.dataset:  # pass keys: a data set of the table is a length
+        assert dataset == f"w{cfg.dataset.context_words}"
+    else:
+        assert dataset in str(cfg.dataset.test) or dataset == "passages"
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -97,7 +107,7 @@ def test_every_trained_row_composes_and_fits(name):
 @pytest.mark.parametrize("name", NAMES)
 def test_every_cell_composes_and_fits(name):
     table = load_published_table(name)
-    for row, dataset in published_cells(table):
+    for row, dataset in cells_of(table):
         check_cell(table, row, dataset)
 
 

@@ -12,11 +12,15 @@ from typing import Any
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from breviary.backbones.shape import KNOWN_SHAPES
+from breviary.backbones.shape import known_shape
+from breviary.config.cli.run_names import CONFIG, FINISHED
 from breviary.config.compose import compose_config
+from breviary.config.errors import raise_problems
 from breviary.config.keys import CONFIGS, drop_unused_keys, validate_keys
 from breviary.evaluation.facts import conditions_of, source_name, stored_training
-from breviary.training.estimate import Estimate, TextLengths, estimate_training
+from breviary.evaluation.resolve import EVAL_KEYS
+from breviary.runs.folders import NOT_COMPARED, config_hash, load_config
+from breviary.training.estimate import Estimate, TextLengths, estimate_evaluation, estimate_training
 
 ENTRY_POINTS = {"train.py": "train", "eval.py": "eval"}
 PROCESSES = ("--nproc_per_node", "--num_gpus")
@@ -38,6 +42,39 @@ def parse_command(command: str) -> tuple[str, list[str], int]:
     processes = [int(words[i + 1]) for i, word in enumerate(words[:place]) if word in PROCESSES]
     overrides = [word for word in words[place + 1 :] if "=" in word and not word.startswith(("run=", "init_from="))]
     return ENTRY_POINTS[words[place]], overrides, processes[0] if processes else 1
+
+
+def command_words(command: str) -> list[str]:
+    """The settings of a command line of train.py or eval.py, without its run.  A run among them is a training's."""
+    return parse_command(command)[1]
+
+
+def finished_training(words: Sequence[str]) -> Path | None:
+    """The newest finished run that train.py made of these words, by its configuration; None where there is none.
+
+    The data's paths are compared, not their content: train.py itself compares that where it resumes.
+    Raises: ValueError for wrong words.
+    """
+    cfg = training_config(words)
+    for folder in sorted((Path(cfg.paths.outputs) / cfg.name).glob("*_*"), reverse=True):
+        if (folder / CONFIG).is_file() and (folder / FINISHED).is_file() and _same_run(load_config(folder), cfg):
+            return folder
+    return None
+
+
+def training_config(words: Sequence[str]) -> DictConfig:
+    """The configuration that train.py makes of these words. Raises: ValueError for wrong ones."""
+    cfg = compose_config("train", list(words))
+    drop_unused_keys(cfg, list(words))
+    cfg, problems = validate_keys(cfg)
+    raise_problems(problems)
+    return cfg
+
+
+def _same_run(stored: DictConfig, cfg: DictConfig) -> bool:
+    starts = [one.get("init_from") and Path(one.init_from).resolve() for one in (stored, cfg)]
+    without = (*NOT_COMPARED, "init_from", "reader", "run")
+    return starts[0] == starts[1] and config_hash(stored, without) == config_hash(cfg, without)
 
 
 @functools.cache
@@ -69,15 +106,33 @@ def command_estimate(command: str, tokens: Sequence[int]) -> Estimate | None:
 
     tokens  mean of context, question and answer. A first stage on texts has its own lengths, those of its data set.
     """
+    if is_script(command):
+        return None
     config, overrides, processes = parse_command(command)
     if config != "train":
         return None
     cfg = compose_cell(config, tuple(overrides))
+    return estimate_training(cfg, known_shape(cfg.backbone.path), cell_lengths(cfg, tokens), processes)
+
+
+def evaluation_estimate(commands: Sequence[str], tokens: Sequence[int], examples: int) -> Estimate:
+    """Estimated memory and time of a cell's evaluation, the last of its commands, on this many examples."""
+    cfg = cell_config(commands)
+    return estimate_evaluation(cfg, known_shape(cfg.backbone.path), cell_lengths(cfg, tokens), examples)
+
+
+def is_script(command: str) -> bool:
+    """Whether a command is neither train.py nor eval.py but one of scripts/."""
+    return any(word.startswith("scripts/") for word in shlex.split(command))
+
+
+def cell_lengths(cfg: DictConfig, tokens: Sequence[int]) -> TextLengths:
+    """Mean tokens of context, question and answer: a data set's, or those of a first stage on texts."""
     lengths = TextLengths(*tokens)
     if "max_words" in cfg.dataset:  # passages of running text, which are also the answer; 4 tokens for 3 words
         words = (cfg.dataset.min_words + cfg.dataset.max_words) // 2
         lengths = TextLengths(words * 4 // 3, 8, words * 4 // 3)
-    return estimate_training(cfg, KNOWN_SHAPES[cfg.backbone.path], lengths, processes)
+    return lengths
 
 
 def cell_config(commands: Sequence[str]) -> DictConfig:
@@ -86,7 +141,8 @@ def cell_config(commands: Sequence[str]) -> DictConfig:
     if not training:
         return compose_cell(evaluation[0], tuple(evaluation[1]))
     # Later words replace earlier ones, as an evaluation's replace its run's.
-    words = {word.partition("=")[0]: word for word in (*training[-1][1], *evaluation[1])}
+    own = [word for word in evaluation[1] if word.partition("=")[0] not in EVAL_KEYS]
+    words = {word.partition("=")[0]: word for word in (*training[-1][1], *own)}
     return compose_cell("train", tuple(words.values()))
 
 

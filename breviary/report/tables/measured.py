@@ -6,24 +6,35 @@ never computed again.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+import contextlib
+import shlex
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from omegaconf import OmegaConf
-
 from breviary.evaluation.comparison import EvaluatedReader, paired_differences
 from breviary.evaluation.results import PREDICTIONS, Predictions
-from breviary.evaluation.table import PHASES, format_bytes, format_number, format_ratio, format_score, table_row
-from breviary.report.published import TABLES
-from breviary.report.sweep import csv_text
-from breviary.runtime.files import write_json, write_text
+from breviary.evaluation.table import (
+    MISSING,
+    PHASES,
+    format_bytes,
+    format_number,
+    format_ratio,
+    format_score,
+    table_row,
+)
+from breviary.report.tables.blocks import Block, Line
+from breviary.report.tables.files import write_table_files
+from breviary.report.tables.form import TABLES, read_yaml, table_file
+from breviary.report.tables.trainings import CellFailed, Evaluate, Tools, Trainings, log_file, logged
+from breviary.runtime.files import write_json
 from breviary.runtime.spelling import command, setting
 
 TABLE_KEYS = {"title", "notes", "readers", "parts"}
 READER_KEYS = {"title", "kind", "question", "variant"}
 PART_KEYS = {"title", "backbone", "train", "settings", "rows"}
+PART_OPTIONS = {"tokens"}
 KINDS = {  # of readers: title, colour and mark in the figure
     "bound": ("bounds", "#555555", "s"),
     "cache": ("key/value eviction", "#0b57d0", "o"),
@@ -34,14 +45,13 @@ KINDS = {  # of readers: title, colour and mark in the figure
 COLUMNS = ("em", "f1", "nll")
 DEFAULT_RATIO = 4  # of every compressor's YAML
 
-Evaluate = Callable[[list[str], list[dict[str, Any]]], list[dict[str, Any]]]
-
 
 @dataclass
 class Part:
     """One evaluation of a table.
 
-    rows  (reader's name in the table, ratio) of each row, in order; the first is the evaluation's own reader
+    rows    (reader's name in the table, ratio) of each row, in order
+    tokens  mean tokens of context, question and answer, for estimates
     """
 
     name: str
@@ -50,18 +60,25 @@ class Part:
     train: list[list[str]]
     settings: dict[str, Any]
     rows: list[tuple[str, int]]
+    tokens: tuple[int, int, int] = (1000, 12, 6)
 
 
 def is_measured(name: str) -> bool:
     """Whether NAME is a table of this form, in configs/table or as a file."""
     path = Path(name) if Path(name).is_file() else TABLES / f"{name}.yaml"
-    return path.is_file() and "parts" in (OmegaConf.load(path) or {})
+    return path.is_file() and "parts" in (read_yaml(path) or {})
 
 
-def load_measured_table(name: str) -> dict[str, Any]:
-    """The table, its parts as `Part`. Raises: ValueError for wrong keys and unknown readers."""
-    path = Path(name) if Path(name).is_file() else TABLES / f"{name}.yaml"
-    table: Any = OmegaConf.to_container(OmegaConf.load(path))
+def load_measured_table(name: str, scale: str | None = None, wanted: Sequence[str] | None = None) -> dict[str, Any]:
+    """The table, its parts as `Part`.
+
+    scale   small, or None; such a table has no other. wanted  names of the parts; None = all
+    Raises: ValueError for wrong keys, unknown readers and parts, and scale=paper.
+    """
+    path = table_file(name)
+    if scale == "paper":
+        raise ValueError(f"{path.stem} is measured here and has no paper's scale; leave out scale=paper")
+    table: Any = read_yaml(path)
     _check(f"{path}", table, TABLE_KEYS)
     for key, reader in table["readers"].items():
         _check(f"{path}: readers.{key}", reader, READER_KEYS)
@@ -69,17 +86,19 @@ def load_measured_table(name: str) -> dict[str, Any]:
             raise ValueError(f"{path}: readers.{key}.kind={reader['kind']}: allowed are {', '.join(KINDS)}")
     parts = []
     for key, part in table["parts"].items():
-        _check(f"{path}: parts.{key}", part, PART_KEYS)
+        _check(f"{path}: parts.{key}", part, PART_KEYS, PART_OPTIONS)
         rows = [(reader, ratio) for ratio, readers in part.pop("rows").items() for reader in readers]
         unknown = sorted({reader for reader, _ in rows} - table["readers"].keys())
         if unknown:
             raise ValueError(f"{path}: parts.{key}.rows names {unknown}; readers has {sorted(table['readers'])}")
         parts.append(Part(key, rows=rows, **part))
-    return {**table, "parts": parts}
+    if unknown := sorted(set(wanted or []) - {part.name for part in parts}):
+        raise ValueError(f"--part {', '.join(unknown)}: allowed are {', '.join(part.name for part in parts)}")
+    return {**table, "name": path.stem, "parts": [part for part in parts if not wanted or part.name in wanted]}
 
 
-def _check(where: str, value: Mapping[str, Any], wanted: set[str]) -> None:
-    missing, unknown = sorted(wanted - value.keys()), sorted(value.keys() - wanted)
+def _check(where: str, value: Mapping[str, Any], wanted: set[str], optional: Collection[str] = ()) -> None:
+    missing, unknown = sorted(wanted - value.keys()), sorted(value.keys() - wanted - set(optional))
     if missing or unknown:
         raise ValueError(f"{where}: missing {missing}, unknown {unknown}")
 
@@ -87,9 +106,10 @@ def _check(where: str, value: Mapping[str, Any], wanted: set[str]) -> None:
 # ------------------------------------------------------------------ evaluation
 
 
-def part_words(part: Part, outputs: str) -> list[str]:
-    """Overrides of the part's evaluation, but for its rows."""
-    words = [setting(key, value) for key, value in part.settings.items()]
+def part_words(part: Part, outputs: str, run: str | None = None) -> list[str]:
+    """Overrides of the part's evaluation, but for its rows.  run  in place of the folder of runs in its settings"""
+    settings = part.settings | ({"run": run} if run else {})
+    words = [setting(key, value) for key, value in settings.items()]
     return [*words, "baselines=[]", setting("paths.outputs", outputs)]
 
 
@@ -99,15 +119,57 @@ def row_variant(table: Mapping[str, Any], reader: str, ratio: int) -> dict[str, 
     return changes if ratio in (1, DEFAULT_RATIO) else {**changes, "compressor.ratio": ratio}
 
 
-def evaluate_part(table: Mapping[str, Any], part: Part, outputs: str, evaluate: Evaluate) -> list[dict[str, Any]]:
-    """Results of every row, each with its `reader` in the table, `kind` and `folder`.
+def evaluate_part(
+    table: Mapping[str, Any], part: Part, words: list[str], evaluate: Evaluate, log: Path
+) -> tuple[list[dict[str, Any] | None], list[str]]:
+    """Results of every row, None where it failed; and a line about each failure.
 
+    words     `part_words`, with the trained run
     evaluate  (overrides, variants) -> results of the evaluation's own reader, then of each variant
+    log       file for what they print
+    Rows share encoded contexts in one evaluation. Where it fails, each row is evaluated alone, so that one does not
+    cost the others; finished rows are found again.
     """
     variants = [row_variant(table, reader, ratio) for reader, ratio in part.rows]
-    results = evaluate(part_words(part, outputs), variants)[1:]
-    assert len(results) == len(part.rows), (len(results), len(part.rows))
-    return results
+    with contextlib.suppress(CellFailed), logged(log):
+        results = evaluate(words, variants)[1:]
+        assert len(results) == len(part.rows), (len(results), len(part.rows))
+        return list(results), []
+    found: list[dict[str, Any] | None] = []
+    failures = []
+    for (reader, ratio), variant in zip(part.rows, variants):
+        try:
+            with logged(log):
+                found.append(evaluate(words, [variant])[1])
+        except CellFailed as failed:
+            found.append(None)
+            failures.append(f"{table['readers'][reader]['title']} at {ratio}x failed: {failed.reason}; log: {log}")
+    return found, failures
+
+
+def run_parts(table: Mapping[str, Any], folder: Path, outputs: str, tools: Tools) -> Iterator[Path]:
+    """Trains and evaluates every part and yields the files that it wrote, part by part."""
+    for part in table["parts"]:
+        tools.say(f"{part.name}: {len(part.rows)} rows")
+        try:
+            trainings = Trainings(folder, str(Path(part.settings.get("run", "outputs")).parent), tools)
+            run = trainings.run_of([training_command(words) for words in part.train])
+        except CellFailed as failed:
+            tools.say(f"  {part.name} failed: {failed.reason}; log: {failed.log}")
+            continue
+        log = log_file(folder, "evaluate", part.name)
+        tools.say(f"  evaluates; log: {log}")
+        words = part_words(part, outputs, str(run) if run else None)
+        results, failures = evaluate_part(table, part, words, tools.evaluate, log)
+        for line in failures:
+            tools.say(f"  {line}")
+        if any(results):
+            yield from write_part(folder, table, part, part_rows(table, part, results), failures)
+
+
+def training_command(words: Sequence[str]) -> str:
+    """The command line of a part's training."""
+    return shlex.join(["python", "train.py", *words])
 
 
 def part_command(table: Mapping[str, Any], part: Part, outputs: str) -> str:
@@ -116,14 +178,23 @@ def part_command(table: Mapping[str, Any], part: Part, outputs: str) -> str:
     return command("eval.py", *part_words(part, outputs), setting("variants", variants))
 
 
+def part_commands(table: Mapping[str, Any], part: Part, outputs: str) -> list[str]:
+    """The command lines of a part in order."""
+    return [*map(training_command, part.train), part_command(table, part, outputs)]
+
+
 # ------------------------------------------------------------------ output
 
 
-def part_rows(table: Mapping[str, Any], part: Part, results: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
+def part_rows(
+    table: Mapping[str, Any], part: Part, results: Sequence[Mapping[str, Any] | None]
+) -> list[dict[str, Any]]:
     """One flat row for each result: names, scores with intervals, differences from the first row, costs."""
-    evaluated = [_evaluated(one) for one in results]
+    evaluated = [_evaluated(result) if result else None for result in results]
     rows = []
     for (reader, ratio), result, one in zip(part.rows, results, evaluated):
+        if result is None or one is None:
+            continue
         facts, flat = table["readers"][reader], table_row(dict(result))
         times = [flat[phase] for phase in PHASES[:3] if flat[phase] is not None]
         row = {
@@ -141,7 +212,8 @@ def part_rows(table: Mapping[str, Any], part: Part, results: Sequence[Mapping[st
             "first_token_ms": sum(times),
             "commit": result["commit"],
         }
-        paired = None if one is evaluated[0] else paired_differences(one, evaluated[0])["f1"]
+        first = evaluated[0]
+        paired = None if first is None or one is first else paired_differences(one, first)["f1"]
         rows.append(row | {f"f1_minus_first{end}": paired and paired[key] for end, key in _ENDS})
     return rows
 
@@ -150,42 +222,44 @@ _ENDS = (("", "value"), ("_low", "low"), ("_high", "high"))
 
 
 def _evaluated(result: Mapping[str, Any]) -> EvaluatedReader:
-    predictions = Predictions(Path(result["run"]) / PREDICTIONS).rows
+    predictions = Predictions(Path(result.get("folder") or result["run"]) / PREDICTIONS).rows
     return EvaluatedReader(result["reader"], dict(result), {row["id"]: row for row in predictions})
 
 
-def write_part(folder: Path, table: Mapping[str, Any], part: Part, rows: list[dict[str, Any]]) -> list[Path]:
-    """Writes NAME.json, NAME.csv, NAME.md and NAME.png of a part; returns their paths."""
+def write_part(
+    folder: Path, table: Mapping[str, Any], part: Part, rows: list[dict[str, Any]], failures: Sequence[str] = ()
+) -> list[Path]:
+    """Writes NAME.json, NAME.png, NAME.md, NAME.csv, NAME.tex and NAME.html of a part; returns their paths."""
     folder.mkdir(parents=True, exist_ok=True)
-    files = [folder / f"{part.name}.{end}" for end in ("json", "csv", "md", "png")]
+    files = [folder / f"{part.name}.{end}" for end in ("json", "png")]
     write_json(files[0], {"title": part.title, "settings": part.settings, "rows": rows})
-    write_text(files[1], csv_text(rows))
-    write_text(files[2], markdown(table, part, rows))
-    draw_part(part, rows, files[3])
-    return files
+    draw_part(part, rows, files[1])
+    made = command("scripts/table.py", table["name"], "--part", part.name)
+    text = {"title": part.title, "source": None, "notes": table["notes"], "command": made}
+    return [*files, *write_table_files(folder, part.name, text, [part_block(part, rows, failures)], rows)]
 
 
-def markdown(table: Mapping[str, Any], part: Part, rows: Sequence[Mapping[str, Any]]) -> str:
-    """The part as a Markdown table, one block for each ratio."""
-    header = "reader | question | EM | F1 | F1 minus first row | NLL | achieved | bytes | first token, s"
-    lines = [f"{part.title}. {rows[0]['n']} questions, {rows[0]['backbone']}.", ""]
-    lines += [f"| ratio | {header} |", "|--:|---|---" + "|--:" * 7 + "|"]
+def part_block(part: Part, rows: Sequence[Mapping[str, Any]], failures: Sequence[str] = ()) -> Block:
+    """The part as text, a line for each row."""
+    header = "ratio | reader | question | EM | F1 | F1 minus first row | NLL | achieved | bytes | first token, s"
+    lines = []
     for row in rows:
-        has_difference = row["f1_minus_first"] is not None
         cells = [
             f"{row['ratio']}x",
             f"{row['reader']} ({row['training']})",
-            row["question"] or "-",
+            row["question"] or MISSING,
             format_score(dict(row), "em"),
             format_score(dict(row), "f1"),
-            format_score(dict(row), "f1_minus_first") if has_difference else "-",
+            format_score(dict(row), "f1_minus_first") if row["f1_minus_first"] is not None else MISSING,
             format_score(dict(row), "nll"),
             format_ratio(row["effective_ratio"]),
             format_bytes(row["memory_bytes"]),
             format_number(row["first_token_ms"] / 1000),
         ]
-        lines.append("| " + " | ".join(cells) + " |")
-    return "\n".join([*lines, "", *(f"- {note}" for note in table["notes"]), ""])
+        details = {"commit": str(row["commit"])[:12]} if row["commit"] else {}
+        lines.append(Line(cells, f"{row['reader']}, {row['ratio']}x", details))
+    title = f"{rows[0]['n']} questions, {rows[0]['backbone']}"
+    return Block(title, header.split(" | "), lines, list(failures), texts=3)
 
 
 def draw_part(part: Part, rows: Sequence[Mapping[str, Any]], path: Path) -> None:

@@ -1,84 +1,24 @@
-"""A published table beside our results, with the commands that reproduce each cell. configs/table/ holds the tables."""
+"""A published table beside our results, with the commands that reproduce each cell, on the terminal."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from omegaconf import OmegaConf
 from rich.console import Console
 from rich.text import Text
 
-from breviary.config.keys import CONFIGS
-from breviary.evaluation.facts import row_facts
 from breviary.evaluation.results import PREDICTIONS, Predictions, contexts_of, find_results, read_results
 from breviary.evaluation.statistics import cluster_codes, interval
-from breviary.evaluation.table import (
-    METRICS,
-    MISSING,
-    RECONSTRUCTION_METRICS,
-    TABLE_WIDTH,
-    TITLES,
-    format_significant,
-    print_block,
-)
-from breviary.report.published_cells import cell_problems, command_estimate
-
-TABLES = CONFIGS / "table"
-TABLE_KEYS = {"title", "source", "notes", "datasets", "columns", "rows"}
-ROW_KEYS = {"id", "title", "backbone", "ratio", "reader", "train", "evaluate", "published", "runs"}
-DATASET_KEYS = {"title", "n", "tokens"}
-DATASET_OPTIONS = {"options", "ours"}
-COLUMN_KEYS = {"title", "published", "ours"}
+from breviary.evaluation.table import TABLE_WIDTH, print_block
+from breviary.report.tables.blocks import Block, Outcome, metrics_of, paper_blocks, sentence
+from breviary.report.tables.cells import cell_problems, command_estimate
+from breviary.report.tables.form import cell_commands, cell_name, cells_of, grouped_commands
 
 # Metrics that results do not hold: {name: (prediction, references) -> score in [0, 1]}, given by the caller.
 Further = Mapping[str, Callable[[str, Sequence[str]], float]]
-FURTHER_TITLES = {"rouge_1": "ROUGE-1"}
-
-
-# ------------------------------------------------------------------ the table
-
-
-def load_published_table(name: str) -> dict[str, Any]:
-    """The table of configs/table/NAME.yaml, or of the file NAME. Raises ValueError for a missing file or wrong keys."""
-    path = Path(name) if Path(name).is_file() else TABLES / f"{name}.yaml"
-    if not path.is_file():
-        known = ", ".join(sorted(p.stem for p in TABLES.glob("*.yaml")))
-        raise ValueError(f"no table {name!r}: give a YAML file, or one of {known}")
-    table = OmegaConf.to_container(OmegaConf.load(path))
-    if not isinstance(table, dict):
-        kind, keys = type(table).__name__, ", ".join(sorted(TABLE_KEYS))
-        raise ValueError(f"{path} holds a {kind}; it must hold the keys {keys}")
-    _check_keys(f"{path}", table, TABLE_KEYS)
-    for key, dataset in table["datasets"].items():
-        _check_keys(f"{path}: datasets.{key}", dataset, DATASET_KEYS, DATASET_OPTIONS)
-        _check_metrics(f"{path}: datasets.{key}", dataset.get("ours", []))
-    for i, column in enumerate(table["columns"]):
-        _check_keys(f"{path}: columns[{i}]", column, COLUMN_KEYS)
-        _check_metrics(f"{path}: columns[{i}]", column["ours"])
-    for i, row in enumerate(table["rows"]):
-        _check_keys(f"{path}: rows[{i}]", row, ROW_KEYS)
-        unknown = sorted((row["published"].keys() | row["runs"].keys()) - table["datasets"].keys())
-        if unknown:
-            raise ValueError(f"{path}: row {row['id']} names {unknown}; datasets has {sorted(table['datasets'])}")
-    ids = [row["id"] for row in table["rows"]]
-    if len(set(ids)) < len(ids):
-        raise ValueError(f"{path}: row ids must differ, but are {ids}")
-    return table
-
-
-def _check_keys(where: str, value: dict[str, Any], wanted: set[str], optional: Collection[str] = ()) -> None:
-    missing, unknown = sorted(wanted - value.keys()), sorted(value.keys() - wanted - set(optional))
-    if missing or unknown:
-        raise ValueError(f"{where}: missing {missing}, unknown {unknown}")
-
-
-def _check_metrics(where: str, names: Iterable[str]) -> None:
-    known = (*METRICS, *RECONSTRUCTION_METRICS, *FURTHER_TITLES)
-    if unknown := sorted(set(names) - set(known)):
-        raise ValueError(f"{where}.ours has {unknown}; allowed are {', '.join(known)}")
 
 
 def add_runs(table: dict[str, Any], assignments: Iterable[str]) -> None:
@@ -93,31 +33,6 @@ def add_runs(table: dict[str, Any], assignments: Iterable[str]) -> None:
                 f"one of {', '.join(table['datasets'])}"
             )
         rows[row]["runs"][dataset] = run
-
-
-# ------------------------------------------------------------------ commands
-
-
-def cell_commands(table: dict[str, Any], row: dict[str, Any], dataset: str) -> list[str]:
-    """The commands of a cell in order: those that train, and the one that evaluates."""
-    options = table["datasets"][dataset].get("options", "")
-    words = [command.format(dataset=dataset, options=options) for command in (*row["train"], row["evaluate"])]
-    return [" ".join(command.split()) for command in words]
-
-
-def published_cells(table: dict[str, Any]) -> list[tuple[dict[str, Any], str]]:
-    """(row, dataset) of every cell with a published number."""
-    return [(row, key) for key in table["datasets"] for row in table["rows"] if key in row["published"]]
-
-
-def grouped_commands(table: dict[str, Any], datasets: Sequence[str] | None = None) -> list[tuple[list[str], list[str]]]:
-    """(commands, cells "ROW/DATASET") of the cells of `datasets` (None = all): cells of equal commands together."""
-    groups: dict[tuple[str, ...], list[str]] = {}
-    for row, dataset in published_cells(table):
-        if datasets is not None and dataset not in datasets:
-            continue
-        groups.setdefault(tuple(cell_commands(table, row, dataset)), []).append(f"{row['id']}/{dataset}")
-    return [(list(commands), cells) for commands, cells in groups.items()]
 
 
 # ------------------------------------------------------------------ our results
@@ -147,12 +62,12 @@ def our_results(
     if problems:
         listed = "".join(f"\n  {problem}" for problem in problems)
         raise ValueError(f"{run}: is not the cell {row['id']}/{dataset}:{listed}")
-    for name in further.keys() & set(_metrics_of(table, dataset)):
-        results["metrics"][name] = _further_metric(matching[0].with_name(PREDICTIONS), further[name])
+    for name in further.keys() & set(metrics_of(table, dataset)):
+        results["metrics"][name] = further_metric(matching[0].with_name(PREDICTIONS), further[name])
     return results, unknown
 
 
-def _further_metric(file: Path, score: Callable[[str, Sequence[str]], float]) -> dict[str, float]:
+def further_metric(file: Path, score: Callable[[str, Sequence[str]], float]) -> dict[str, float]:
     """{"value", "low", "high"} of a metric of the stored predictions, with the interval of all metrics."""
     if not file.is_file():
         raise ValueError(f"{file}: no such file; this table has a metric that is computed from the predictions")
@@ -161,52 +76,17 @@ def _further_metric(file: Path, score: Callable[[str, Sequence[str]], float]) ->
     return interval(values, np.ones(len(values)), 0, 2000, cluster_codes(contexts_of(rows)))
 
 
-def _metrics_of(table: dict[str, Any], dataset: str) -> list[str]:
-    own = table["datasets"][dataset].get("ours")
-    return [name for column in table["columns"] for name in own or column["ours"]]
+def given_outcomes(table: dict[str, Any], further: Further) -> dict[str, Outcome]:
+    """{"ROW/DATASET": outcome} of the cells that have a run in the table. Raises: ValueError as `our_results`."""
+    outcomes = {}
+    for row, dataset in cells_of(table):
+        results, unstored = our_results(table, row, dataset, further)
+        if results:
+            outcomes[cell_name(row, dataset)] = Outcome(results, unstored=unstored)
+    return outcomes
 
 
-def format_percent(metric: dict[str, float] | None) -> str:
-    """A metric in percent points, as papers print it: 0.412 as "41.2 [38.0, 44.5]"."""
-    if metric is None:
-        return MISSING
-    return f"{100 * metric['value']:.1f} [{100 * metric['low']:.1f}, {100 * metric['high']:.1f}]"
-
-
-def dataset_block(
-    table: dict[str, Any], dataset: str, further: Further
-) -> tuple[list[str], list[list[str]], list[str]]:
-    """Header, cells and notes of one dataset: each published number, ours beside it, how ours was trained, and n.
-
-    Raises ValueError as `our_results`, and where two of our results are of different examples.
-    """
-    own = table["datasets"][dataset].get("ours")
-    header = ["reader", "backbone", "ratio"]
-    for column in table["columns"]:
-        names = own or column["ours"]
-        header += [f"{column['title']}\npublished", *(f"{_title(name)}\nours" for name in names)]
-    lines, notes, examples = [], [], {}
-    for row in table["rows"]:
-        ours, unknown = our_results(table, row, dataset, further)
-        if unknown:
-            notes.append(f"{row['id']}/{dataset}: not stored in these results, so not compared: {', '.join(unknown)}")
-        if ours:
-            examples[row["id"]] = ours["data_hash"]
-        line = [row["title"], row["backbone"], MISSING if row["ratio"] is None else f"{row['ratio']}x"]
-        for column in table["columns"]:
-            published = row["published"].get(dataset, {}).get(column["published"])
-            line.append(MISSING if published is None else f"{published:.2f}")
-            line += [format_percent(ours["metrics"].get(name) if ours else None) for name in own or column["ours"]]
-        training = row_facts(ours)["training"] if ours else MISSING
-        lines.append([*line, format_significant(ours["n"] if ours else None), training])
-    if len(set(examples.values())) > 1:
-        listed = ", ".join(f"{row} ({digest[:12]})" for row, digest in examples.items())
-        raise ValueError(f"{dataset}: the runs answer different examples (data hash): {listed}")
-    return [*header, "n\nours", "training\nours"], lines, notes
-
-
-def _title(name: str) -> str:
-    return FURTHER_TITLES.get(name) or TITLES[name]
+# ------------------------------------------------------------------ the terminal
 
 
 def print_published_table(table: dict[str, Any], every_cell: bool, further: Further) -> None:
@@ -215,31 +95,40 @@ def print_published_table(table: dict[str, Any], every_cell: bool, further: Furt
     every_cell  the commands of all cells with an estimate of memory and time; otherwise one line per row
     """
     # All blocks are made first: a wrong run raises before anything is printed.
-    blocks = {key: dataset_block(table, key, further) for key in table["datasets"]}
+    blocks = paper_blocks(table, given_outcomes(table, further))
     console = Console(width=TABLE_WIDTH)
-
-    def print_text(text: str, style: str = "") -> None:
-        console.print(Text(text, style=style), soft_wrap=True)
-
-    print_text(f"{table['title']}\n{table['source']}\n", "bold")
-    for key, dataset in table["datasets"].items():
-        header, lines, unknown = blocks[key]
-        print_text(dataset["title"], "bold")
-        print_block(console, header, lines)
-        for note in unknown:
-            print_text(note)
-    for note in table["notes"]:
-        print_text(f"- {note}")
-    print_text("\nCommands", "bold")
+    print_blocks(console, table, blocks)
+    print_text(console, "\nCommands", "bold")
     if every_cell:
         for line in command_lines(table):
-            print_text(line)
+            print_text(console, line)
         return
     width = max(len(row["id"]) for row in table["rows"])
     for row in table["rows"]:
-        for i, command in enumerate((*row["train"], row["evaluate"])):
-            print_text(f"{row['id'] if i == 0 else '':<{width}}  {' '.join(command.replace('{options}', '').split())}")
-    print_text(f"{{dataset}} is one of {', '.join(table['datasets'])}; --commands prints the commands of every cell.")
+        last = row["evaluate"] or row["measure"]
+        for i, command in enumerate((*row["train"], *([last] if last else ["(not implemented here)"]))):
+            words = " ".join(command.replace("{options}", "").split())
+            print_text(console, f"{row['id'] if i == 0 else '':<{width}}  {words}")
+    print_text(
+        console, f"{{dataset}} is one of {', '.join(table['datasets'])}; --commands prints the commands of every cell."
+    )
+
+
+def print_blocks(console: Console, table: Mapping[str, Any], blocks: Sequence[Block]) -> None:
+    """Prints title, source, blocks and notes of a table."""
+    print_text(console, f"{table['title']}\n{table['source']}\n", "bold")
+    for block in blocks:
+        print_text(console, block.title, "bold")
+        print_block(console, block.header, [line.cells for line in block.lines])
+        for note in block.notes:
+            print_text(console, note)
+    for note in sentence(table["notes"]):
+        print_text(console, f"- {note}")
+
+
+def print_text(console: Console, text: str, style: str = "") -> None:
+    """Prints one line as it is: no markup, no wrapping."""
+    console.print(Text(text, style=style), soft_wrap=True)
 
 
 def command_lines(table: dict[str, Any], datasets: Sequence[str] | None = None) -> list[str]:

@@ -6,7 +6,7 @@ import pytest
 
 from breviary.backbones.shape import KNOWN_SHAPES, BackboneShape
 from breviary.config.build import ReaderSpec
-from breviary.report.published_cells import command_estimate, compose_cell
+from breviary.report.tables.cells import command_estimate, compose_cell
 from breviary.training.estimate import SUSTAINED, Part, TextLengths, estimate_training, reader_parts
 from tests.tiny import compose_tiny, tiny_reader
 

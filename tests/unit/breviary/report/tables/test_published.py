@@ -10,15 +10,28 @@ from omegaconf import OmegaConf
 
 from breviary.evaluation.facts import CONDITIONS
 from breviary.evaluation.table import METRICS
-from breviary.report.measured import is_measured
-from breviary.report.published import TABLES, cell_commands, load_published_table, published_cells
-from breviary.report.published_cells import cell_config, parse_command
+from breviary.report.tables.blocks import paper_blocks
+from breviary.report.tables.cells import cell_config, is_script, parse_command
+from breviary.report.tables.form import (
+    TABLES,
+    cannot_be_strict,
+    cell_commands,
+    cells_of,
+    load_published_table,
+    scales_of,
+)
+from breviary.report.tables.measured import is_measured
+from breviary.report.tables.run import groups_of
 from breviary.runtime.files import write_json
 from data.metrics import rouge_1
 from scripts import table as script
 
 TRAIN = "torchrun --nproc_per_node 2 train.py experiment=comi_{dataset} backbone=qwen2_7b engine=zero2"
 CELL = "comi_16x/nq"
+TABLE_NAMES = (
+    *("comi_main", "comi_ratios", "comi_ablation", "ram_main", "ram_pressure", "ram_ablation", "gmsa_main"),
+    *("comet_scrolls", "comet_passkey", "comet_ablation", "study_entropy", "study_gap", "efficiency"),
+)
 
 
 @pytest.fixture
@@ -119,7 +132,7 @@ def test_published_numbers_stand_beside_ours(spec_file, tmp_path, capsys):
     write_json(tmp_path / "run/eval/h/no_context/results.json", results(spec_file, reader="no_context"))
     script.main([str(spec_file), "--run", f"{CELL}={tmp_path / 'run'}"])
     lines = capsys.readouterr().out.splitlines()
-    ours, other = [line.split("  ") for line in lines if line.startswith("COMI")]
+    [ours] = [line.split("  ") for line in lines if line.startswith("COMI")]
     assert [cell.strip() for cell in ours if cell.strip()] == [
         "COMI",
         "qwen2_7b",
@@ -127,10 +140,12 @@ def test_published_numbers_stand_beside_ours(spec_file, tmp_path, capsys):
         "56.31",
         "71.4 [64.4, 77.4]",
         "71.4 [64.4, 77.4]",
+        "15.8x",
         "200",
         "5 steps, 10 examples",
     ]
-    assert [cell.strip() for cell in other if cell.strip()] == ["COMI", "qwen2_7b", "16x", "-", "-", "-", "-", "-"]
+    [other] = [line.split("  ") for line in lines if line.startswith("prompt")]
+    assert [cell.strip() for cell in other if cell.strip()] == ["prompt", "qwen2_7b", "-", "1.00", *["-"] * 5]
     assert "- a note" in lines and f"comi_16x  {TRAIN}" in lines
 
 
@@ -281,15 +296,52 @@ def test_the_comi_table_holds_the_published_headline():
     published = {entry["id"]: entry["published"] for entry in spec["rows"]}
     gain = published["comi_32x_qwen2_7b"]["nq"]["em"] - published["gmsa_32x_qwen2_7b"]["nq"]["em"]
     assert gain == pytest.approx(49.15 - 24.63)  # the paper's "+25 EM"
-    assert len(published) == 14 and len(published_cells(spec)) == 68
+    assert len(published) == 32 and len(cells_of(spec)) == 118
     assert {row["id"] for row in spec["rows"] if "icae" in row["id"] and len(row["train"]) == 2}
     assert all(len(row["train"]) == 2 for row in spec["rows"] if row["reader"] in ("icae", "mean_pool"))
+    impossible = [row for row in spec["rows"] if cannot_be_strict(row["published"]["nq"])]
+    assert "original_qwen2_7b" in [row["id"] for row in impossible] and len(impossible) == 3
+
+
+def test_ours_is_comparable_within_a_small_table_and_published_numbers_are_marked_there():
+    """Published numbers of other data never stand in a column without a mark."""
+    for name in TABLE_NAMES:
+        for scale in scales_of(name):
+            table = load_published_table(name, scale)
+            for block in paper_blocks(table, {}):
+                columns = [i for i, head in enumerate(block.header) if head.endswith("published")]
+                for line in block.lines:
+                    shown = [line.cells[i] for i in columns if line.cells[i] != "-"]
+                    assert scale == "paper" or all("†" in cell for cell in shown), (name, line)
 
 
 def test_every_table_of_the_papers_is_valid():
     names = {file.stem for file in TABLES.glob("*.yaml") if not is_measured(file.stem)}
-    assert names == {"comi_main", "ram_main", "gmsa_main", "gmsa_autoencoder", "comet_scrolls", "comet_short"}
+    assert names == {*TABLE_NAMES, "comet_short", "gmsa_autoencoder"}
     for name in names:
-        table = load_published_table(name)
-        for row, dataset in published_cells(table):
-            assert all(parse_command(command) for command in cell_commands(table, row, dataset))
+        for scale in scales_of(name):
+            table = load_published_table(name, scale)
+            for row, dataset in cells_of(table):
+                commands = cell_commands(table, row, dataset)
+                assert all(is_script(command) or parse_command(command) for command in commands)
+                assert groups_of(table, [(row, dataset)])
+
+
+def test_runs_of_a_table_have_names_of_their_own():
+    """`eval.py outputs/NAME` takes the newest run: two trainings of a small table must not share a name."""
+    for name in TABLE_NAMES:
+        table, found = load_published_table(name, "small"), {}
+        for row, dataset in cells_of(table):
+            *train, last = cell_commands(table, row, dataset)
+            for command in train:
+                words = dict(word.split("=", 1) for word in parse_command(command)[1])
+                found.setdefault(words.get("name", words["experiment"]), set()).add(command)
+            if train:
+                assert f"outputs/{words.get('name', words['experiment'])}" in last.split(), (last, words)
+        assert not {key: commands for key, commands in found.items() if len(commands) > 1}
+
+
+def test_no_small_form_is_an_error_that_names_the_other_scale(capsys):
+    with pytest.raises(SystemExit) as stop:
+        script.main(["comet_short", "scale=small"])
+    assert stop.value.code == 2 and "comet_short has no small form" in capsys.readouterr().err

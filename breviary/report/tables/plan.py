@@ -1,0 +1,222 @@
+"""What a table takes before anything is started: its trainings and evaluations, hours and memory on a named device."""
+
+from __future__ import annotations
+
+import shlex
+from collections.abc import Callable, Collection, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from breviary.report.tables.cells import (
+    command_estimate,
+    command_words,
+    evaluation_estimate,
+    finished_training,
+    is_script,
+)
+from breviary.report.tables.form import cell_commands, cell_name, cells_of
+from breviary.report.tables.measured import Part, part_command, row_variant, training_command
+from breviary.report.tables.run import evaluated_cells
+from breviary.runtime.spelling import setting
+from breviary.training.estimate import SUSTAINED, Estimate
+
+
+@dataclass(frozen=True)
+class Device:
+    """A device that estimates are for.
+
+    flops      FLOP/s that it sustains in training; bandwidth  bytes/s from its memory, which bound decoding
+    memory     bytes of one device; unit  what one of several is called
+    """
+
+    title: str
+    flops: float
+    bandwidth: float
+    memory: float
+    unit: str = "GPU"
+
+
+# GPUs: 38% of the peak in bfloat16, as breviary.training.estimate has it for an A100, and the memory's bandwidth by the
+# vendor. cpu: trainings of results/ took .025 to .18 TFLOP/s a core, by the estimates of these plans.
+DEVICES = {
+    "cpu": Device("two CPU cores, 16 GB", 0.1e12, 2e10, 16e9, "machine"),
+    "rtx4090": Device("RTX 4090, 24 GB", 63e12, 1.0e12, 24e9),
+    "l40s": Device("L40S, 48 GB", 138e12, 0.86e12, 48e9),
+    "a100": Device("A100, 80 GB", SUSTAINED, 2.0e12, 80e9),
+    "h100": Device("H100, 80 GB", 375e12, 3.35e12, 80e9),
+    "h200": Device("H200, 141 GB", 375e12, 4.8e12, 141e9),
+}
+DEFAULT_DEVICES = {"small": "cpu", "paper": "a100"}
+
+
+def find_device(name: str | None, scale: str) -> Device:
+    """The device of this name; None = the usual one of the scale. Raises: ValueError for an unknown name."""
+    name = name or DEFAULT_DEVICES[scale]
+    if name not in DEVICES:
+        raise ValueError(f"device={name}: allowed are {', '.join(DEVICES)}, for example device=h100")
+    return DEVICES[name]
+
+
+def hours_on(device: Device, estimate: Estimate) -> float:
+    """Hours on as many devices as the estimate has processes."""
+    return (estimate.flops / estimate.processes / device.flops + estimate.moved / device.bandwidth) / 3600
+
+
+@dataclass
+class Step:
+    """One command of a plan.
+
+    cells      that need it, "ROW/DATASET"
+    estimate   None for a script, whose `time` the table states
+    finished   where its result is; None = to be done
+    """
+
+    command: str
+    kind: str
+    cells: list[str]
+    estimate: Estimate | None
+    time: str | None = None
+    finished: str | None = None
+
+
+Finished = Callable[[str], str | None]
+
+
+def plan_steps(
+    table: Mapping[str, Any], only: Sequence[str], trained: Finished, evaluated: Mapping[str, str]
+) -> list[Step]:
+    """Every command of the wanted cells once, in the order of the runs: trainings before what they serve.
+
+    trained    command that trains without a first stage -> its finished run, or None
+    evaluated  cell -> its results
+    """
+    steps: dict[tuple[str, ...], Step] = {}
+    for row, dataset in cells_of(table, only):
+        commands, facts, name = cell_commands(table, row, dataset), table["datasets"][dataset], cell_name(row, dataset)
+        done = evaluated.get(name)
+        for i, command in enumerate(commands):
+            is_last = i == len(commands) - 1
+            key = tuple(commands[: i + 1]) if i else (command,)  # a second stage is another one after another first
+            step = steps.get(key)
+            if step is None:
+                kind = "measure" if is_script(command) else "evaluate" if is_last else "train"
+                estimate = _estimate(kind, commands[: i + 1], facts)
+                step = steps[key] = Step(command, kind, [], estimate, row["time"] if kind == "measure" else None)
+                step.finished = trained(command) if kind == "train" and i == 0 else None
+            step.cells.append(name)
+            if done is not None:  # what it took is there, too
+                step.finished = step.finished or (done if is_last else "its evaluation is there")
+    return list(steps.values())
+
+
+def _estimate(kind: str, commands: Sequence[str], dataset: Mapping[str, Any]) -> Estimate | None:
+    if kind == "measure":
+        return None
+    if kind == "train":
+        return command_estimate(commands[-1], dataset["tokens"])
+    return evaluation_estimate(commands, dataset["tokens"], dataset["n"] or dataset.get("size") or 1000)
+
+
+# ------------------------------------------------------------------ text
+
+
+def table_plan_lines(
+    table: Mapping[str, Any], only: Sequence[str], device: Device, outputs: str = "outputs"
+) -> list[str]:
+    """The plan of a table at one scale: what is finished below `outputs` and in the table's folder is said so."""
+
+    def trained(command: str) -> str | None:
+        run = finished_training([*command_words(command), setting("paths.outputs", outputs)])
+        return str(run) if run else None
+
+    finished, failed = evaluated_cells(table)
+    given = {cell_name(row, key): row["runs"][key] for row, key in cells_of(table, only) if key in row["runs"]}
+    steps = plan_steps(table, only, trained, finished | given)
+    return plan_lines(table["title"], table["scale"], steps, device, failed)
+
+
+def measured_plan_lines(table: Mapping[str, Any], outputs: str, device: Device) -> list[str]:
+    """The plan of a table with parts: one evaluation each, its rows as variants."""
+    lines = [f"# {table['title']}", f"# estimates for {device.title}; {ESTIMATES}"]
+    for part in table["parts"]:
+        lines += ["", f"# part {part.name}: {part.title}; {len(part.rows)} rows; finished rows are found again"]
+        for words in part.train:
+            lines.append(training_command(words))
+        lines += [f"# about {format_hours(_part_hours(table, part, device))}", part_command(table, part, outputs)]
+    return lines
+
+
+def _part_hours(table: Mapping[str, Any], part: Part, device: Device) -> float:
+    """Hours of a part's rows, each of which is taken to encode every context."""
+    hours, settings = 0.0, {key: value for key, value in part.settings.items() if key not in ("run", "examples")}
+    examples = part.settings.get("examples") or 1000
+    for reader, ratio in part.rows:
+        changes = {**settings, **row_variant(table, reader, ratio)}
+        words = shlex.join(["python", "eval.py", *(setting(key, value) for key, value in changes.items())])
+        hours += hours_on(
+            device, evaluation_estimate([*map(training_command, part.train), words], part.tokens, examples)
+        )
+    return hours
+
+
+def plan_lines(title: str, scale: str, steps: Sequence[Step], device: Device, failed: Collection[str]) -> list[str]:
+    """The plan as lines of a shell script: comments and commands, each command once, and the total."""
+    todo = [step for step in steps if not step.finished]
+    lines = [f"# {title}", f"# scale={scale}: {_counts(steps)}", f"# estimates for {device.title}; {ESTIMATES}", ""]
+    for step in steps:
+        lines += [f"# {step.kind}: {_cells(step.cells)}", f"# {_state(step, device, failed)}", step.command, ""]
+    if not todo:
+        return [*lines, "# nothing to do" if steps else "# nothing here computes this table: published numbers only"]
+    estimated = [hours_on(device, step.estimate) for step in todo if step.estimate]
+    hours = f", about {format_hours(sum(estimated))} one after another" if estimated else ""
+    lines.append(f"# to do: {len(todo)} of {len(steps)} commands{hours}")
+    if stated := [step.time for step in todo if step.time]:
+        lines.append(f"# time of scripts, as the table states it: {'; '.join(dict.fromkeys(stated))}")
+    if tight := [step for step in todo if step.estimate and step.estimate.bytes > device.memory]:
+        smaller = "a smaller eval_batch_size, or " if any(step.kind == "evaluate" for step in tight) else ""
+        others = ", ".join(name for name, one in DEVICES.items() if one.memory > device.memory) or "none is larger"
+        lines.append(f"# {len(tight)} of them need more memory than {device.title}: {smaller}device= ({others})")
+    return lines
+
+
+ESTIMATES = "memory within about a third, hours within a factor of two (cpu: three)"
+
+
+def _counts(steps: Sequence[Step]) -> str:
+    parts = []
+    for kind, one, many in (
+        ("train", "training", "trainings"),
+        ("evaluate", "evaluation", "evaluations"),
+        ("measure", "script", "scripts"),
+    ):
+        found = [step for step in steps if step.kind == kind]
+        if found:
+            done = sum(step.finished is not None for step in found)
+            parts.append(f"{len(found)} {one if len(found) == 1 else many} ({done} finished)")
+    return ", ".join(parts) or "nothing to compute"
+
+
+def _cells(cells: Sequence[str]) -> str:
+    return ", ".join(cells[:4]) + (f" and {len(cells) - 4} more cells" if len(cells) > 4 else "")
+
+
+def _state(step: Step, device: Device, failed: Collection[str]) -> str:
+    state = f"finished: {step.finished}" if step.finished else "to do"
+    if not step.finished and step.kind != "train" and any(cell in failed for cell in step.cells):
+        state = "failed before, will be tried again"
+    if step.estimate is None:
+        return f"{state}; {step.time or 'time not estimated'}"
+    size, count = step.estimate.bytes, step.estimate.processes
+    where = f"on each of {count} {device.unit}s" if count > 1 else f"on one {device.unit}"
+    fits = "" if size <= device.memory else f", MORE than its {device.memory / 1e9:.0f} GB"
+    batch = f"; global batch {step.estimate.global_batch}" if step.kind == "train" else ""
+    hours = format_hours(hours_on(device, step.estimate))
+    return f"{state}; about {hours}, {size / 1e9:.1f} GB {where}{fits}{batch}"
+
+
+def format_hours(hours: float) -> str:
+    """0.02 as "1 minute", 0.4 as "24 minutes", 2.34 as "2.3 hours"."""
+    if hours < 1:
+        minutes = max(1, round(60 * hours))
+        return f"{minutes} minute{'s' * (minutes > 1)}"
+    return f"{hours:.0f} hours" if hours >= 10 else f"{hours:.1f} hours"
