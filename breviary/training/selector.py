@@ -3,7 +3,7 @@
 Reading by attention with heads: linear has one weight for each head's mean and largest attention mass
 (selection/head_scores.py). Alone they are a small convex problem over features that are computed once.
 
-Shape letters: U units of a context, F features of a unit.
+Shape letters: N contexts, U units of a context (right-padded), F features of a unit.
 """
 
 from __future__ import annotations
@@ -16,11 +16,13 @@ from typing import Any
 import torch
 from omegaconf import DictConfig
 from torch import Tensor
+from torch.nn.functional import pad
 from transformers import TrainerState
 
 from breviary.config.errors import raise_problems
 from breviary.config.text_pipeline import TextPipeline
-from breviary.contract import Reader
+from breviary.contract import Batch, Question, Reader
+from breviary.memory.assembly import Layout
 from breviary.readers.attention_selection import AttentionSelection
 from breviary.runs.checkpoints import save_trained, write_processes
 from breviary.runs.folders import finish_run
@@ -40,12 +42,29 @@ RATE, STEPS = 0.02, 400  # of Adam, on all examples at once
 
 @dataclass
 class Units:
-    """One context's units: features (U, F), target (U,) summing to 1, gold (U,) bool, tokens (U,)."""
+    """The units of N contexts.
+
+    features  (N, U, F); valid (N, U)
+    target    (N, U), sums to 1, 0 on padding: the share of the attention that each unit shall have
+    gold      (N, U) bool, holds a token of marked evidence
+    """
 
     features: Tensor
+    valid: Tensor
     target: Tensor
     gold: Tensor
-    tokens: Tensor
+
+    @classmethod
+    def stack(cls, rows: Sequence[Units]) -> Units:
+        """Several batches as one."""
+        width = max((row.valid.shape[1] for row in rows), default=0)
+        parts = zip(
+            *([pad(x, (0, 0) * (x.dim() - 2) + (0, width - x.shape[1])) for x in vars(r).values()] for r in rows)
+        )
+        return cls(*(torch.cat(part) for part in parts))
+
+    def __len__(self) -> int:
+        return len(self.valid)
 
 
 def fit_selector(cfg: DictConfig, text: TextPipeline, examples: int, target: str, teacher: int | None = None) -> Path:
@@ -64,19 +83,21 @@ def fit_selector(cfg: DictConfig, text: TextPipeline, examples: int, target: str
     collate = text.collator(session.backbone.tokenizer())
     teaching = None if target == "evidence" else _teacher(reader, session.backbone, teacher)
     train = _collect(reader, session.splits["train"], examples, collate, teaching, "train")
-    if not train:
+    if train is None:
         raise ValueError(f"{cfg.reader}: no training example marks evidence; give documents with is_gold, or --target")
     heldout = session.splits.get("validation", [])
     heldout = _collect(reader, heldout, len(heldout), collate, teaching, "validation")
     scores = reader.compressor.head_scores
-    before = [mean_recall(scores.readout, rows) for rows in (train, heldout)]
-    scores.readout.data = fit(scores.readout.detach(), train)
-    after = [mean_recall(scores.readout, rows) for rows in (train, heldout)]
+    initial = scores.readout.detach().clone()
+    scores.readout.data = fit(initial, train, target == "evidence").to(initial.dtype)
     record = {"schema": 1, "target": target, "examples": len(train), "steps": STEPS, "l1": L1, "rate": RATE}
-    for name, rows, first, last in zip(("train", "validation"), (train, heldout), before, after):
-        record[name] = {"n": len(rows), "recall_before": first, "recall": last}
-        print_rank0(f"{name}, {len(rows)} questions: gold units kept at 1/2, 1/4, 1/8, 1/16")
-        print_rank0(f"  before {_line(first)}, fitted {_line(last)}")
+    for name, units in (("train", train), ("validation", heldout)):
+        if units is None or not bool(units.gold.any()):
+            continue
+        before, after = (mean_recall(readout, units) for readout in (initial, scores.readout))
+        record[name] = {"n": len(units), "recall_before": before, "recall": after}
+        print_rank0(f"{name}, {len(units)} questions: gold units kept at 1/2, 1/4, 1/8, 1/16")
+        print_rank0(f"  before {_line(before)}, fitted {_line(after)}")
     checkpoint = folder / "checkpoints" / "checkpoint-0"
     save_trained(checkpoint, reader, session.backbone.fingerprint)
     state = TrainerState()
@@ -88,46 +109,48 @@ def fit_selector(cfg: DictConfig, text: TextPipeline, examples: int, target: str
     return folder
 
 
-def fit(readout: Tensor, rows: Sequence[Units]) -> Tensor:
-    """The read-out (F,) that minimises the mean cross-entropy of the targets, plus L1.
-
-    A gold unit's share is among itself and the units with no target, so that one gold unit does not satisfy the loss.
-    """
+def fit(readout: Tensor, units: Units, hard: bool) -> Tensor:
+    """The read-out (F,) that minimises the mean `target_loss`, plus L1."""
     weights = readout.clone().float().requires_grad_()
     optimizer = torch.optim.Adam([weights], lr=RATE)
     for _ in range(STEPS):
-        loss = torch.stack([target_loss(row.features @ weights, row) for row in rows]).mean()
         optimizer.zero_grad()
-        (loss + L1 * weights.abs().sum()).backward()
+        (target_loss(units.features @ weights, units, hard).mean() + L1 * weights.abs().sum()).backward()
         optimizer.step()
     return weights.detach()
 
 
-def target_loss(scores: Tensor, row: Units) -> Tensor:
-    """The loss of one context, from log scores (U,)."""
-    if bool((row.target[~row.gold] > 0).any()):  # soft targets
-        return -(row.target * scores.log_softmax(0)).sum()
-    others = scores.masked_fill(row.gold, -torch.inf).logsumexp(0)
-    return (torch.logaddexp(scores, others) - scores)[row.gold].mean()
+def target_loss(scores: Tensor, units: Units, hard: bool) -> Tensor:
+    """The loss of each context, (N,), from log scores (N, U).
+
+    hard  True: the mean over gold units of -log of the unit's share among itself and the units that are not gold, so
+          that one gold unit does not satisfy the loss | False: cross-entropy with the targets
+    """
+    if not hard:
+        return -(units.target * scores.masked_fill(~units.valid, -1e9).log_softmax(1)).sum(1)
+    others = scores.masked_fill(units.gold | ~units.valid, -1e9).logsumexp(1, keepdim=True)
+    losses = (torch.logaddexp(scores, others) - scores).masked_fill(~units.gold, 0)
+    return losses.sum(1) / units.gold.sum(1).clamp(min=1)
 
 
-def mean_recall(readout: Tensor, rows: Sequence[Units]) -> dict[int, float]:
+def mean_recall(readout: Tensor, units: Units) -> dict[int, float]:
     """Mean share of the gold units among the floor(U / ratio) best, at least one, for each ratio."""
-    sums = dict.fromkeys(RATIOS, 0.0)
-    marked = [row for row in rows if bool(row.gold.any())]
-    for row in marked:
-        order = (row.features @ readout.detach().float()).argsort(descending=True, stable=True)
-        for ratio in RATIOS:
-            kept = order[: max(len(order) // ratio, 1)]
-            sums[ratio] += float(row.gold[kept].sum() / row.gold.sum())
-    return {ratio: value / max(len(marked), 1) for ratio, value in sums.items()}
+    marked = units.gold.any(1)
+    scores = (units.features @ readout.detach().float()).masked_fill(~units.valid, -torch.inf)[marked]
+    rank = scores.argsort(dim=1, descending=True, stable=True).argsort(1)
+    gold, count = units.gold[marked], units.valid[marked].sum(1)
+    recalls = {}
+    for ratio in RATIOS:
+        kept = rank < (count // ratio).clamp(min=1)[:, None]
+        recalls[ratio] = float(((kept & gold).sum(1) / gold.sum(1)).mean())
+    return recalls
 
 
 @torch.no_grad()
 def _collect(
     reader: Reader, items: Any, examples: int, collate: Any, teaching: Attention | None, name: str
-) -> list[Units]:
-    """Features and targets of the first examples that have any, one context at a time."""
+) -> Units | None:
+    """Features and targets of those of the first examples that have any, one context at a time; None = no example."""
     seen: list[Any] = []
     handle = reader.compressor.head_scores.register_forward_hook(lambda module, inputs, output: seen.append(inputs))
     rows = []
@@ -140,24 +163,23 @@ def _collect(
         gold = torch.zeros_like(valid)
         evidence = reader.compressor.evidence(batch)
         if evidence is not None:
-            marked = torch.nn.functional.pad(evidence, (0, mass.shape[1]))[:, : mass.shape[1]]
+            marked = pad(evidence, (0, mass.shape[1]))[:, : mass.shape[1]]
             gold = unit_means(marked[..., None].float(), numbers, count)[0][..., 0] > 0
-        target = gold.float()
-        if teaching is not None:
-            size = reader.compressor.segment_size
-            candidates = Candidates(
-                batch.context.ids, batch.context.mask, batch.query, "segments", size, lambda: teaching.tokenizer
-            )
-            target = teaching.scores(candidates)[:, :count].clamp(min=0)
-        elif not bool(gold.any()):
+        target = gold.float() if teaching is None else _taught(teaching, batch, reader.compressor.segment_size, count)
+        if not bool((target > 0).any()):
             continue
-        tokens = (numbers[0][:, None] == torch.arange(count)).sum(0)
-        use = valid[0]
-        target = target[0][use] / target[0][use].sum()
-        rows.append(Units(features[0][use].float(), target.float(), gold[0][use], tokens[use]))
+        rows.append(Units(features.float(), valid, target / target.sum(1, keepdim=True), gold))
         print_progress(f"  {name}: {len(rows)} contexts read")
     handle.remove()
-    return rows
+    return Units.stack(rows) if rows else None
+
+
+def _taught(teaching: Attention, batch: Batch, size: int, count: int) -> Tensor:
+    """Attention mass of each unit in the deeper layers, (1, count)."""
+    layout = Layout.of([batch.context.mask], round_to=1)
+    ids, question = layout.pack([batch.context.ids]), Question(batch.query.ids, batch.query.mask, None, None)
+    candidates = Candidates(ids, layout.mask, question, "segments", size, lambda: teaching.tokenizer)
+    return pad(teaching.scores(candidates), (0, count))[:, :count]
 
 
 def _teacher(reader: Reader, backbone: Any, layer: int | None) -> Attention:
