@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 from collections.abc import Sequence
 from typing import Any
 
@@ -28,7 +29,12 @@ BUDGET = ("ratio", "slots", "ratio_choices")
 # Values of train.optimizer and train.schedule, with their names in transformers.TrainingArguments.
 OPTIMIZERS = {"adamw": "adamw_torch", "sgd": "sgd"}
 SCHEDULES = {"cosine": "cosine", "linear": "linear", "constant": "constant_with_warmup"}
-CHOICES = {"optimizer": OPTIMIZERS, "schedule": SCHEDULES, "wandb": ("disabled", "offline", "online")}
+CHOICES = {
+    "optimizer": OPTIMIZERS,
+    "schedule": SCHEDULES,
+    "tracker": ("none", "wandb", "trackio"),
+    "wandb": ("disabled", "offline", "online"),
+}
 
 
 def check_config(
@@ -126,6 +132,16 @@ def check_training(train: DictConfig) -> list[str]:
     for key, allowed in CHOICES.items():
         if train[key] not in allowed:
             problems.append(f"train.{key}={train[key]}: allowed are {', '.join(allowed)}")
+    if train.tracker == "trackio" and train.wandb != "disabled":
+        problems.append(
+            f"train.tracker=trackio and train.wandb={train.wandb}: one tracker at a time; set train.wandb=disabled, or "
+            "train.tracker=wandb"
+        )
+    if train.tracker == "trackio" and importlib.util.find_spec("trackio") is None:
+        problems.append(
+            "train.tracker=trackio: the package trackio is not installed; python -m pip install trackio, or set "
+            "train.tracker=wandb"
+        )
     return problems + check_length(train)
 
 

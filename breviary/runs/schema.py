@@ -75,8 +75,8 @@ ADDED: dict[str, dict[str, Any]] = {
         "passage_format": "numbered",
     },
     "objective": {"continuation_above": 0},
-    # epochs and global_batch act through steps and accumulation; save_every changes no result.
-    "train": {"epochs": ..., "global_batch": ..., "save_every": ...},
+    # epochs and global_batch act through steps and accumulation; save_every and tracker change no result.
+    "train": {"epochs": ..., "global_batch": ..., "save_every": ..., "tracker": ...},
 }
 
 

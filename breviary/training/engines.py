@@ -13,6 +13,7 @@ from omegaconf import DictConfig, OmegaConf
 from transformers import TrainingArguments
 
 from breviary.config.checks import OPTIMIZERS, SCHEDULES
+from breviary.training.log import PROJECT, keep_trackio_local, tracker_of
 
 
 def full_weight(parameter: torch.nn.Parameter) -> torch.Tensor:
@@ -67,8 +68,11 @@ def training_arguments(
     t = cfg.train
     interval = t.eval_every or t.steps
     deepspeed = OmegaConf.to_container(cfg.engine.deepspeed, resolve=True) if cfg.engine.deepspeed else None
-    os.environ["WANDB_MODE"] = t.wandb
-    os.environ.setdefault("WANDB_PROJECT", "breviary")
+    tracker, mode = tracker_of(t.tracker, t.wandb)
+    os.environ["WANDB_MODE"] = mode
+    os.environ.setdefault("WANDB_PROJECT", PROJECT)
+    if tracker == "trackio":
+        keep_trackio_local(cfg.paths.outputs)
     arguments = TrainingArguments(
         output_dir=str(folder / "checkpoints"),
         max_steps=t.steps,
@@ -96,8 +100,10 @@ def training_arguments(
         greater_is_better=False if validate else None,
         remove_unused_columns=False,
         label_names=[],
-        report_to=[] if t.wandb == "disabled" else ["wandb"],
+        report_to=[] if tracker == "none" else [tracker],
         run_name=folder.name,
+        project=PROJECT,
+        trackio_static_space_id=False,
         use_cpu=device.type == "cpu",
         bf16=half_deepspeed,
         deepspeed=deepspeed,

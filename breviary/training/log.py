@@ -166,17 +166,51 @@ class RunLog(TrainerCallback):
         return {} if set(totals) == {"answer"} else {name: total / steps for name, total in totals.items()}
 
 
-@contextlib.contextmanager
-def wandb_run(mode: str, folder: Path) -> Iterator[None]:
-    """On rank 0, a run of Weights & Biases with its files in `folder`, to which the Trainer's callback then logs.
+PROJECT = "breviary"  # in Trackio, and in wandb without WANDB_PROJECT
 
-    mode  disabled (nothing happens) | offline | online
+
+def tracker_of(tracker: str, wandb: str) -> tuple[str, str]:
+    """(tracker, mode) of train.tracker and train.wandb: none | wandb | trackio; disabled | offline | online.
+
+    train.wandb alone switches wandb on, as before there was train.tracker.
     """
-    if mode == "disabled" or rank() != 0:
-        yield
-        return
-    import wandb
+    if tracker == "trackio":
+        return tracker, "offline"
+    if tracker == "wandb" or wandb != "disabled":
+        return "wandb", "online" if wandb == "online" else "offline"
+    return "none", "disabled"
 
-    settings: dict[str, Any] = {"name": folder.name, "dir": str(folder), "mode": mode}
-    with wandb.init(project=os.environ.get("WANDB_PROJECT", "breviary"), **settings):
+
+@contextlib.contextmanager
+def tracked_run(tracker: str, mode: str, folder: Path) -> Iterator[None]:
+    """On rank 0, a run of wandb with its files in `folder`, or of Trackio, to which the Trainer's callback then logs.
+
+    tracker, mode  as of `tracker_of`
+    Trackio's run is begun by the callback, see `keep_trackio_local`, and ended here where training broke off.
+    """
+    if tracker == "none" or rank() != 0:
         yield
+    elif tracker == "wandb":
+        import wandb
+
+        settings: dict[str, Any] = {"name": folder.name, "dir": str(folder), "mode": mode}
+        with wandb.init(project=os.environ.get("WANDB_PROJECT", PROJECT), **settings):
+            yield
+    else:
+        import trackio
+
+        try:
+            yield
+        finally:
+            if trackio.context_vars.current_run.get() is not None:
+                trackio.finish()
+
+
+def keep_trackio_local(outputs: str | Path) -> None:
+    """Sets Trackio's folder to OUTPUTS/trackio, the database of all runs, without a Space or server.
+
+    Called before the Trainer's callback imports trackio, which reads these variables once.
+    """
+    os.environ["TRACKIO_DIR"] = str(Path(outputs) / "trackio")
+    for name in ("TRACKIO_SPACE_ID", "TRACKIO_SERVER_URL", "TRACKIO_BUCKET_ID"):
+        os.environ.pop(name, None)

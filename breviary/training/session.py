@@ -37,7 +37,7 @@ from breviary.runtime.distributed import end_process_group, print_rank0, rank, s
 from breviary.runtime.spelling import override
 from breviary.training.engines import prepare_deepspeed, training_arguments
 from breviary.training.interruption import Interruption, TrainingInterrupted, resume_command
-from breviary.training.log import RunLog, wandb_run
+from breviary.training.log import RunLog, tracked_run, tracker_of
 from breviary.training.notes import batch_notes, overlap_notes
 from breviary.training.pipeline import PipelineGroup, describe_pipelines, init_pipeline_group
 from breviary.training.step_end import StepEnd
@@ -215,7 +215,8 @@ class TrainingSession:
         """
         try:
             watchdog = self.pipeline.watchdog or contextlib.nullcontext()
-            with wandb_run(self.cfg.train.wandb, folder), watchdog, self.interruption:
+            tracker, mode = tracker_of(self.cfg.train.tracker, self.cfg.train.wandb)
+            with tracked_run(tracker, mode, folder), watchdog, self.interruption:
                 trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
             step_end = trainer.step_end
             if step_end.failure:

@@ -25,7 +25,8 @@ NAMES = {
     "train.save_every": "save_steps save_interval checkpoint_every",
     "train.eval_examples": "val_examples max_eval_samples eval_size",
     "train.workers": "num_workers dataloader_num_workers",
-    "train.wandb": "wandb use_wandb report_to",
+    "train.tracker": "tracker report_to logger trackio",
+    "train.wandb": "wandb use_wandb wandb_mode",
     "eval_batch_size": "eval_bs eval_batch val_batch_size per_device_eval_batch_size inference_batch_size",
     "limits.max_context_tokens": "max_length max_len max_seq_len max_seq_length max_context max_context_length "
     "max_tokens context_length context_len context_size context_window seq_len model_max_length max_input_length",

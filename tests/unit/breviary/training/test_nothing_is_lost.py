@@ -1,5 +1,7 @@
 """Checkpoints at intervals, signals that save first, the command that resumes, and values that are not finite."""
 
+import contextvars
+import importlib.util
 import json
 import math
 import os
@@ -16,13 +18,14 @@ from hydra.core.override_parser.overrides_parser import OverridesParser
 from safetensors.torch import load_file
 
 import train
+from breviary.config.checks import check_training
 from breviary.config.errors import RunFailure
 from breviary.contract import Reader
 from breviary.runs.checkpoints import WEIGHTS, best_checkpoint, checkpoints, last_checkpoint
 from breviary.runs.folders import FINISHED
 from breviary.training import log, step_end, trainer
 from breviary.training.interruption import Interruption, TrainingInterrupted, resume_command
-from breviary.training.log import wandb_run
+from breviary.training.log import keep_trackio_local, tracked_run, tracker_of
 from breviary.training.step_end import StepEnd
 from tests.tiny import compose_tiny
 
@@ -332,8 +335,50 @@ def test_the_files_of_wandb_lie_in_the_run_folder(tmp_path, monkeypatch):
 
     monkeypatch.setitem(sys.modules, "wandb", SimpleNamespace(init=lambda **keys: (calls.append(keys), Run())[1]))
     monkeypatch.delenv("WANDB_PROJECT", raising=False)
-    for mode in ("disabled", "offline"):
-        with wandb_run(mode, tmp_path):
+    for settings in (("none", "disabled"), ("none", "offline")):  # train.wandb alone, as ever
+        tracker, mode = tracker_of(*settings)
+        with tracked_run(tracker, mode, tmp_path):
             calls.append(mode)
     keys = {"project": "breviary", "name": tmp_path.name, "dir": str(tmp_path), "mode": "offline"}
     assert calls == ["disabled", keys, "start", "offline", "finish"]
+
+
+@pytest.mark.parametrize(
+    ("tracker", "wandb", "expected"),
+    [
+        ("none", "disabled", ("none", "disabled")),
+        ("none", "online", ("wandb", "online")),
+        ("wandb", "disabled", ("wandb", "offline")),
+        ("wandb", "online", ("wandb", "online")),
+        ("trackio", "disabled", ("trackio", "offline")),
+    ],
+)
+def test_tracker_and_mode(tracker, wandb, expected):
+    assert tracker_of(tracker, wandb) == expected
+
+
+def test_a_run_of_trackio_stays_on_the_machine_and_is_ended(tmp_path, monkeypatch):
+    for name in ("TRACKIO_DIR", "TRACKIO_SPACE_ID"):
+        monkeypatch.setenv(name, "elsewhere")
+    keep_trackio_local(tmp_path)
+    assert os.environ["TRACKIO_DIR"] == str(tmp_path / "trackio") and "TRACKIO_SPACE_ID" not in os.environ
+    current, ended = contextvars.ContextVar("run", default=None), []
+    trackio = SimpleNamespace(
+        context_vars=SimpleNamespace(current_run=current), finish=lambda: (ended.append(1), current.set(None))
+    )
+    monkeypatch.setitem(sys.modules, "trackio", trackio)
+    with tracked_run("trackio", "offline", tmp_path):
+        pass  # the Trainer's callback ended it
+    with pytest.raises(RuntimeError), tracked_run("trackio", "offline", tmp_path):
+        current.set("begun by the callback")
+        raise RuntimeError
+    assert ended == [1]
+
+
+def test_trackers_are_checked_together(monkeypatch):
+    train = compose_tiny(["train.tracker=trackio", "train.wandb=online"]).train
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
+    one, other = check_training(train)
+    assert "one tracker at a time" in one and "the package trackio is not installed" in other
+    [problem] = check_training(compose_tiny(["train.tracker=tensorboard"]).train)
+    assert problem == "train.tracker=tensorboard: allowed are none, wandb, trackio"
