@@ -12,7 +12,7 @@ import json
 import re
 import statistics
 from collections import defaultdict
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -24,6 +24,9 @@ from breviary.runs.dataset_names import dataset_label
 
 # Configuration keys that differ between runs without changing what is measured.
 IGNORED_KEYS = ("run", "variants", "compare", "baselines", "paths", "hydra", "resume", "sweep", "name", "reader")
+
+# Sections of an untrained reader's conditions that make another row where they differ.
+UNTRAINED_KEYS = ("compressor", "prompt", "generation")
 
 RUN_ID = re.compile(r"\d{8}T\d{6}_[0-9a-f]{6}")
 
@@ -66,13 +69,14 @@ class Setting:
 def load_results(files: Iterable[Path]) -> list[dict[str, Any]]:
     """The results with their "file", and "identity": the flat configuration that determines the numbers, without seeds.
 
-    An untrained baseline has no configuration in its results; its identity is its backbone and its data.
+    An untrained reader has no configuration in its results; its identity is its backbone, its data, and those of
+    UNTRAINED_KEYS that its results state.
     """
     results = [read_results(file) | {"file": str(file), "changed": file.stat().st_mtime} for file in files]
     datasets = {r["data_hash"]: r["config"].get("dataset") for r in results if r["config"]}
     for r in results:
         dataset = datasets.get(r["data_hash"], r["data_hash"][:8])
-        config = r["config"] or {"backbone": r.get("backbone"), "dataset": dataset}
+        config = r["config"] or {"backbone": r.get("backbone"), "dataset": dataset, **untrained_settings(r)}
         r["named"] = config
         r["identity"] = {
             key: value
@@ -81,6 +85,15 @@ def load_results(files: Iterable[Path]) -> list[dict[str, Any]]:
         } | {"n": r["n"]}
         r["seeds"] = tuple(value for key, value in flatten(r["config"] or {}).items() if key.split(".")[-1] == "seed")
     return results
+
+
+def untrained_settings(results: Mapping[str, Any]) -> dict[str, Any]:
+    """The sections of UNTRAINED_KEYS; without the compressor's for LEVELS, whose keys change nothing."""
+    is_level = results["reader"].split(" ")[0] in LEVELS
+    conditions = results.get("conditions") or {}
+    return {
+        key: conditions[key] for key in UNTRAINED_KEYS if key in conditions and not (key == "compressor" and is_level)
+    }
 
 
 def flatten(config: Any, prefix: str = "") -> dict[str, Any]:

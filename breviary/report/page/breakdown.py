@@ -60,7 +60,7 @@ def position_bins(group: Group) -> list[Bin]:
 
 
 def heat_map(group: Group, bins: Sequence[Bin]) -> dict[str, Any] | None:
-    """Readers by bins: {"bins": [{"name", "n"}], "rows": [{"reader", "number", "cells"}], "low", "high"}.
+    """Readers by bins: {"bins": [{"name", "n"}], "rows": [{"reader", "number", "cells"}], "worst", "best"}.
 
     A cell is {"text", "value", "level"}: level 0..LEVELS-1 of the map's own range, higher is better. None without bins
     or predictions.
@@ -78,8 +78,8 @@ def heat_map(group: Group, bins: Sequence[Bin]) -> dict[str, Any] | None:
             for (one, _), line in zip(rows, values)
             if any(value is not None for value in line)
         ],
-        "low": format_number(low),
-        "high": format_number(high),
+        "worst": format_number(high if is_lower_better(group.metric) else low),
+        "best": format_number(low if is_lower_better(group.metric) else high),
     }
 
 

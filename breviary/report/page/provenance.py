@@ -114,7 +114,7 @@ def _hardware(results: Mapping[str, Any]) -> str:
     if not hardware:
         return NOT_RECORDED
     gpus = hardware.get("gpus") or []
-    parts = [f"{hardware.get('cpu')}, {hardware.get('cores')} cores, {hardware.get('threads')} threads"]
+    parts = [f"{hardware.get('cpu')}, cores: {hardware.get('cores')}, threads: {hardware.get('threads')}"]
     parts += [", ".join(gpus)] if gpus else ["no GPU"]
     parts.append(f"{format_bytes(hardware.get('memory_bytes'))} of memory")
     return ", ".join([*parts, f"peak {format_bytes(results.get('peak_memory_bytes'))}"])

@@ -150,6 +150,20 @@ def test_budgets_of_one_reader_are_one_line(readers):
     assert len(scatter(group, AXES[1])["points"]) == 3 and len(scatter(group, AXES[2])["points"]) == 4
 
 
+def test_untrained_readers_of_other_settings_are_rows_of_their_own(tmp_path):
+    """The newest does not stand for both; full context has no such settings."""
+    for number, layer in enumerate((9, 18)):
+        conditions = CONDITIONS | {"compressor": {"_target_": "pkg.Attention", "layer": layer, "ratio": 4}}
+        for reader in ("attention", "full_context"):
+            write_reader(tmp_path / f"{reader}{number}", reader, [prediction(0, number)], conditions=conditions)
+    [group] = groups_of(tmp_path)
+    assert sorted(one.row["reader"] for one in group.rows) == [
+        "attention (untrained), layer=18",
+        "attention (untrained), layer=9",
+        "full_context (untrained)",
+    ]
+
+
 def test_points_are_moved_apart_as_little_as_needed():
     assert spread([10, 50], 13, 0, 100) == [10, 50]
     assert spread([50, 50, 10], 10, 0, 100) == [45, 55, 10]
@@ -218,6 +232,7 @@ def test_scores_by_length_and_by_position_by_hand(readers):
         ("80 to 100%", 2),
     ]
     found = heat_map(group, lengths)
+    assert (found["worst"], found["best"]) == (".00", "1.00")
     values = {row["reader"]: [cell["value"] for cell in row["cells"]] for row in found["rows"]}
     assert values["snapkv (untrained)"] == [1.0, 0.25, 0.5, 0.75]
     levels = {row["reader"]: [cell["level"] for cell in row["cells"]] for row in found["rows"]}
@@ -323,7 +338,7 @@ def test_each_number_states_what_made_it(tmp_path):
     assert facts["Stop rule"] == "stop: ['\\n']\nmax_new_tokens: 16"
     assert facts["Truncation"] == "0 of 1 prompts cut\nmax_context_tokens: null\ntruncation: 'middle'"
     assert facts["Command"] == "python eval.py x" and facts["Commit"] == "0123abcd, no uncommitted changes"
-    assert "f1: rule SQuAD, version 2" in facts["Metric versions"] and "2 cores" in facts["Hardware"]
+    assert "f1: rule SQuAD, version 2" in facts["Metric versions"] and "cores: 2" in facts["Hardware"]
 
 
 # ------------------------------------------------------------------ the page
