@@ -12,7 +12,7 @@ from typing import Any
 from breviary.evaluation.table import MISSING, format_significant
 from breviary.report.page.breakdown import breakdown_rows, heat_map, joint_maps, length_bins, position_bins
 from breviary.report.page.charts import AXES, legend, scatter
-from breviary.report.page.differences import compare, difference_rows
+from breviary.report.page.differences import check_reference, compare, difference_rows
 from breviary.report.page.measured_rows import Group, group_rows
 from breviary.report.page.provenance import provenance
 from breviary.report.page.ranking import overview, ranking
@@ -45,6 +45,7 @@ def write_page(
     Raises ValueError where no row has the name `against`, and for damaged files of a run.
     """
     groups = group_rows(settings, metric)
+    check_reference(groups, against)
     views = [group_view(group, against) for group in groups]
     runs = run_folders(groups)
     several = len(groups) > 1

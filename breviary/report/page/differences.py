@@ -20,19 +20,27 @@ LEVEL = 0.05  # of Holm's p below which a row is marked
 
 
 def reference_of(group: Group, against: str | None) -> Measured:
-    """The reader that the others are compared with: `against`, else full context, else the best.
+    """The reader that the others are compared with: `against` where the group has it, else full context, else the best.
 
-    against  a reader's name, or its label in the table. Raises ValueError where no row has it.
+    against  a reader's name, or its label in the table
     """
-    for name in filter(None, [against, None if against else REFERENCE]):
-        named = [one for one in group.rows if name in (one.setting.reader, one.row["reader"], one.label)]
-        named += [one for one in group.rows if one.row["reader"].split(" ")[0] == name]
-        if named:
+    for name in filter(None, [against, REFERENCE]):
+        if named := _named(group, name):
             return named[0]
-    if against:
-        known = ", ".join(dict.fromkeys(one.row["reader"] for one in group.rows))
-        raise ValueError(f"--against {against}: no reader on {group.name} has this name; there are: {known}")
     return group.rows[0]
+
+
+def check_reference(groups: Sequence[Group], against: str | None) -> None:
+    """Raises ValueError where no group has a reader of the name `against`."""
+    if against and not any(_named(group, against) for group in groups):
+        known = dict.fromkeys(f"{one.row['reader']!r}" for group in groups for one in group.rows)
+        raise ValueError(f"--against {against}: no reader has this name; there are: {', '.join(known)}")
+
+
+def _named(group: Group, name: str) -> list[Measured]:
+    """The rows of this name: as stored or in the table, then those whose name begins with it as a word."""
+    exact = [one for one in group.rows if name in (one.setting.reader, one.row["reader"], one.label)]
+    return exact or [one for one in group.rows if one.row["reader"].split(" ")[0] == name]
 
 
 def compare(group: Group, against: str | None = None) -> dict[str, Any]:
