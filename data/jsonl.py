@@ -61,8 +61,8 @@ class Jsonl:
         test_limit: int | None = None,
         max_new_tokens: int | None = None,
         stop: list[str] | None = None,
-        passage_format: str = "numbered",
         metrics: list[str] | None = None,
+        passage_format: str = "numbered",
     ) -> None:
         self.passage_format = passage_format
         self.files = {"train": train, "validation": validation, "test": test}
@@ -311,8 +311,11 @@ def _example(id: str, row: dict[str, Any], max_documents: int | None, passage_fo
         if rebuilt != context:
             spans, problems = _find(passages, context)
     documents = tuple(Document(p["title"], start, end, p["is_gold"]) for p, (start, end) in zip(passages, spans))
-    added = {"answer_prefix": row.get("answer_prefix") or "", "choices": tuple(row.get("choices") or ())}
-    return Example(id, context, row["question"], answers, documents, row.get("compressed_context"), **added), problems
+    prefix, choices = row.get("answer_prefix") or "", tuple(row.get("choices") or ())
+    return (
+        Example(id, context, row["question"], answers, documents, row.get("compressed_context"), prefix, choices),
+        problems,
+    )
 
 
 def draw_passages(id: str, passages: list[dict[str, Any]], max_documents: int) -> list[dict[str, Any]]:

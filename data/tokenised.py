@@ -139,8 +139,7 @@ def tokenise_split(
     def tokenise_row(index: int) -> dict[str, Any]:
         example = examples[index]
         pieces = prompt.tokenise(example, tokenizer)
-        others = (prompt.answer(text, tokenizer, example.answer_prefix) for text in example.answers[1:])
-        references = [len(pieces["answer"]), *(len(ids) for ids in others)]
+        references = [len(prompt.answer(text, tokenizer, example.answer_prefix)) for text in example.answers]
         pieces = _truncate(pieces, example, tokenizer, max_context_tokens, truncation)
         return {name: {**pieces, "references": references}.get(name) for name in features}
 

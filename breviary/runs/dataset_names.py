@@ -11,7 +11,7 @@ from breviary.config.cli.choices import CONFIGS, config_files, content, group_ch
 SPLITS = ("train", "validation", "test")
 
 # Keys that do not make another data set: how many examples (n is stated), which draw, and how answers end.
-IGNORED = {"seed", "max_new_tokens", "stop", "metrics", "counter", "note", "tasks", *SPLITS}
+IGNORED = {"seed", "max_new_tokens", "stop", "metrics", "counter", "note", "tasks", "folder", *SPLITS}
 IGNORED |= {f"{split}_{key}" for split in SPLITS for key in ("limit", "size")}
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -75,6 +75,43 @@ def require_list(row: Any, field: str, item_kind: type, owner: str = "") -> list
 def first_id(row: dict[str, Any], fields: Iterable[str], default: str) -> str:
     """The first of `fields` that is a string or whole number in the row, else `default`."""
     return next((str(row[field]) for field in fields if type(row.get(field)) in (str, int)), default)
+
+
+def require_texts(row: Any, field: str, owner: str = "") -> list[str]:
+    """`row[field]` as texts: a string, a number, or a list of them. Raises: ValueError as `require`, or of no text."""
+    value = row.get(field) if isinstance(row, dict) else None
+    values = value if isinstance(value, list) else [value]
+    if not values or any(type(one) not in (str, int, float) for one in values):
+        of_owner = f" of {owner}" if owner else ""
+        raise ValueError(f"{field!r}{of_owner} is {type_name(value)}; it must be a string, a number, or a list of them")
+    return [str(one) for one in values]
+
+
+def make_suite_example(
+    id: str,
+    context: str,
+    question: str,
+    answers: Iterable[str],
+    answer_prefix: str = "",
+    choices: Sequence[str] = (),
+    is_set: bool = True,
+) -> Converted:
+    """An object of the common format with every text as it is: a suite's prompt must not change by a byte.
+
+    choices  the options, or classes, one of which is an answer; () = none
+    is_set   answers are alternatives: repeated ones are removed
+    Skipped and raises as `make_example`.
+    """
+    answers = list(answers)
+    example = make_example(id, context, question, answers)
+    if isinstance(example, Skipped):
+        return example
+    answers = list(dict.fromkeys(answers)) if is_set else answers
+    example |= {"question": question, "answers": [answer for answer in answers if answer.strip()]}
+    example |= {"answer_prefix": answer_prefix} if answer_prefix else {}
+    if choices and not set(choices) & set(example["answers"]):
+        raise ValueError(f"none of the answers {example['answers']} is one of the options {list(choices)}")
+    return example | ({"choices": list(choices)} if choices else {})
 
 
 def make_example(id: str, context: str, question: str, answers: Iterable[str]) -> Converted:

@@ -228,7 +228,11 @@ def _scrolls_lines(file: Path, split: str) -> Iterator[Any]:
     if file.suffix != ".zip":
         yield from json_rows(file)
         return
-    name = _scrolls_member(file, split)
+    yield from zip_rows(file, _scrolls_member(file, split))
+
+
+def zip_rows(file: Path, name: str) -> Iterator[Any]:
+    """Lines of the one member of a zip that is called `name`, in any folder. Raises: FileError where there is none."""
     with zipfile.ZipFile(file) as archive:
         members = [member for member in archive.namelist() if Path(member).name == name]
         if len(members) != 1:

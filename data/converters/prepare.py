@@ -12,7 +12,7 @@ import hashlib
 import json
 import tempfile
 from collections import Counter
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -21,8 +21,9 @@ from breviary.contract import Example
 from breviary.runtime.files import variable_folder
 from data.checks import SPLITS, raise_problems
 from data.converters import CONVERTERS
-from data.converters.fields import Skipped
+from data.converters.fields import Converted, Skipped
 from data.converters.files import FileError, RowReader
+from data.converters.suites import SUITES, SuiteRows, move_into_place, suite_files
 from data.jsonl import Jsonl
 
 MAX_SHOWN = 10  # bad rows in an error message
@@ -84,13 +85,51 @@ def prepare(
         for split in reversed(paths):
             rows = RowReader(format, paths[split], split, context, stories)
             writer = _SplitWriter(split, split_of_key, max_words)
-            counts[split], digests[split] = writer.write(partial / f"{split}.jsonl.gz", _convert(rows))
+            counts[split], digests[split] = writer.write(
+                partial / f"{split}.jsonl.gz", _convert(rows, CONVERTERS[format])
+            )
         train, validation, test = (str(partial / f"{name}.jsonl.gz") if name in paths else None for name in SPLITS)
         for split in paths:
             loaded = _digest(Jsonl(train, validation, test).examples(split))
             assert loaded == digests[split], f"{split}: loaded {loaded}, written {digests[split]}"
         partial.replace(folder)  # replaces an empty folder
     return folder, {split: counts[split] for split in paths}
+
+
+def prepare_suite(
+    format: str, files: Sequence[str | Path], output: str | Path | None = None, max_words: int | None = None
+) -> tuple[Path, dict[str, SplitCounts]]:
+    """Writes TASK.jsonl.gz for each task of a suite; returns their folder and each task's statistics.
+
+    format  a key of data.converters.suites.SUITES
+    files   the source's files, or folders of them
+    output  a folder; None = the format's name in `data_folder`. Tasks that are there must not be among `files`
+    Raises: ValueError as `prepare`.
+    """
+    tasks = suite_files(format, [Path(file).expanduser() for file in files])
+    folder = _output_folder(format, output, None)
+    there = [task for task in tasks if (folder / f"{task}.jsonl.gz").exists()]
+    problems = [] if tasks else ["no files: name the suite's files or their folder with --test"]
+    problems += (
+        [f"{folder} already has {', '.join(there)}; remove their files or name another --output"] if there else []
+    )
+    raise_problems(problems + ([f"{folder} is no folder"] if folder.exists() and not folder.is_dir() else []))
+    counts = {}
+
+    def write(partial: Path) -> list[str]:
+        for task, paths in tasks.items():
+            file = partial / f"{task}.jsonl.gz"
+            rows = _convert(SuiteRows(format, task, paths), SUITES[format].convert)
+            try:
+                counts[task], digest = _SplitWriter("test", {}, max_words).write(file, rows)
+            except ValueError as error:
+                raise ValueError("\n".join(f"{task}: {line}" for line in str(error).split("\n"))) from error
+            loaded = _digest(Jsonl(None, None, str(file)).examples("test"))
+            assert loaded == digest, f"{task}: loaded {loaded}, written {digest}"
+        return [f"{task}.jsonl.gz" for task in tasks]
+
+    move_into_place(folder, write)
+    return folder, counts
 
 
 def data_folder() -> Path:
@@ -100,8 +139,8 @@ def data_folder() -> Path:
 
 
 def _output_folder(format: str, output: str | Path | None, name: str | None) -> Path:
-    if format not in CONVERTERS:
-        raise ValueError(f"format {format!r}: allowed are {', '.join(CONVERTERS)}")
+    if format not in (*CONVERTERS, *SUITES):
+        raise ValueError(f"format {format!r}: allowed are {', '.join((*CONVERTERS, *SUITES))}")
     if output is not None:
         return Path(output).expanduser().resolve()
     if name is not None and (not name.strip() or Path(name).name != name):
@@ -133,12 +172,14 @@ def _problems(format: str, files: dict[str, list[Path]], folder: Path, max_words
     return problems
 
 
-def _convert(rows: RowReader) -> Iterator[dict[str, Any] | Skipped]:
+def _convert(
+    rows: RowReader | SuiteRows, convert: Callable[[Iterable[Any]], Iterator[Converted]]
+) -> Iterator[dict[str, Any] | Skipped]:
     """The examples of all rows. Raises: one ValueError for all bad rows, after the last row."""
     bad: list[str] = []
     while True:
         try:
-            for row in CONVERTERS[rows.format](rows):
+            for row in convert(rows):
                 if not bad:
                     yield row
             break
@@ -182,7 +223,8 @@ class _SplitWriter:
                 counts.examples, counts.words = counts.examples + 1, counts.words + words
                 packed.write((json.dumps(row, ensure_ascii=False) + "\n").encode("utf-8"))
                 gold = [document["is_gold"] for document in row.get("documents", [])]
-                digest.update(_digest_part(row["id"], row["context"], row["question"], row["answers"], gold))
+                suite = [row.get("answer_prefix", ""), row.get("choices", [])]
+                digest.update(_digest_part(row["id"], row["context"], row["question"], row["answers"], gold, *suite))
         if not counts.examples:
             raise ValueError(f"--{self.split}: no example remains ({counts.reasons() or 'the files have no rows'})")
         counts.contexts = len(contexts)
@@ -230,7 +272,8 @@ def _digest(examples: Iterable[Example]) -> str:
     digest = hashlib.sha256()
     for e in examples:
         gold = [document.is_gold for document in e.documents]
-        digest.update(_digest_part(e.id, e.context, e.question, list(e.answers), gold))
+        suite = [e.answer_prefix, list(e.choices)]
+        digest.update(_digest_part(e.id, e.context, e.question, list(e.answers), gold, *suite))
     return digest.hexdigest()
 
 

@@ -18,7 +18,7 @@ from data.checks import SPLITS
 class Source:
     """One public data set.
 
-    format    key of data.converters.CONVERTERS
+    format    key of data.converters.CONVERTERS, or of data.converters.suites.SUITES
     title     its name in papers
     page      address of its own page, where the files are downloaded
     files     names of the files on that page, and what they are in
@@ -53,6 +53,20 @@ LITM = "https://github.com/nelson-liu/lost-in-the-middle"
 GOLD = tuple(f"nq-open-20_total_documents_gold_at_{place}.jsonl.gz" for place in (0, 4, 9, 14, 19))
 
 SCROLLS_TASKS = ("gov_report", "summ_screen_fd", "qmsum", "qasper", "narrative_qa", "quality", "contract_nli")
+
+
+ZERO_SCROLLS = (
+    *("gov_report", "summ_screen_fd", "qmsum", "squality", "qasper", "narrative_qa", "quality", "musique"),
+    *("space_digest", "book_sum_sort"),
+)
+HELMET_RAG = (("nq", 6), ("triviaqa", 6), ("hotpotqa", 3))
+HELMET_8K = (
+    "data/json_kv/test_k105_dep6.jsonl",
+    *(f"data/ruler/niah_{task}/validation_8192.jsonl" for task in ("multikey_2", "multikey_3", "multivalue")),
+    *(f"data/kilt/{task}-dev-multikilt_1000_k50_dep{depths}.jsonl" for task, depths in HELMET_RAG),
+    *(f"data/kilt/{task}-train-multikilt_1000_k3_dep{depths}.jsonl" for task, depths in HELMET_RAG),
+    *(f"data/kilt/popqa_test_1000_k{passages}_dep6.jsonl" for passages in (50, 3)),
+)
 
 
 def _scrolls(folder: str, *tasks: str) -> Source:
@@ -221,6 +235,70 @@ SOURCES = (
         ("gov_report",),
         ("--name", "gov_report"),
         note="test questions only; give each task a name of its own",
+    ),
+    Source(
+        "longbench_v1",
+        "LongBench v1 and LongBench-E, 21 tasks",
+        "https://huggingface.co/datasets/THUDM/LongBench",
+        "`data.zip`: `data/TASK.jsonl`, `data/TASK_e.jsonl`",
+        "MIT; texts: of each task's source (SAMSum non-commercial)",
+        {"test": ("data",)},
+        "longbench_v1",
+        ("longbench_v1",),
+        note="unpack data.zip; `dataset.task=TASK`, LongBench-E with `dataset.variant=_e`",
+    ),
+    Source(
+        "longbench_v2",
+        "LongBench v2",
+        "https://huggingface.co/datasets/THUDM/LongBench-v2",
+        "`data.json`",
+        "Apache-2.0",
+        {"test": ("data.json",)},
+        "longbench_v2",
+        ("longbench_v2",),
+    ),
+    Source(
+        "zero_scrolls",
+        "ZeroSCROLLS, ten tasks",
+        "https://huggingface.co/datasets/tau/zero_scrolls",
+        "`TASK.zip`: " + ", ".join(f"`{task}`" for task in ZERO_SCROLLS),
+        "of each task's source",
+        {"test": tuple(f"{task}.zip" for task in ZERO_SCROLLS)},
+        "zero_scrolls",
+        ("zero_scrolls",),
+        note="its test answers are hidden: about 20 validation rows a task are test here",
+    ),
+    Source(
+        "infinitebench",
+        "InfiniteBench, twelve tasks",
+        "https://huggingface.co/datasets/xinrongzhang2022/InfiniteBench",
+        "`TASK.jsonl`",
+        "MIT; books: not stated",
+        {"test": ("InfiniteBench",)},
+        "infinitebench",
+        ("infinitebench",),
+    ),
+    Source(
+        "scbench",
+        "SCBench, nine tasks of shared contexts",
+        "https://huggingface.co/datasets/microsoft/SCBench",
+        "`data/scbench_TASK.jsonl`",
+        "MIT",
+        {"test": ("data",)},
+        "scbench",
+        ("scbench",),
+        note="without RepoQA and the two mixed tasks, which need RepoQA's scorer",
+    ),
+    Source(
+        "helmet",
+        "HELMET, recall and RAG",
+        "https://huggingface.co/datasets/princeton-nlp/HELMET",
+        "`data.tar.gz` (34 GB): `data/json_kv`, `data/ruler`, `data/kilt`",
+        "MIT; texts: of each task's source",
+        {"test": HELMET_8K},
+        "helmet",
+        ("helmet",),
+        note="files of one length: here 8,192 tokens; those of kilt with k3 hold the demonstrations",
     ),
     _scrolls("scrolls", *SCROLLS_TASKS),
     *(_scrolls(f"scrolls_{task}", task) for task in SCROLLS_TASKS),

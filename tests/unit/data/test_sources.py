@@ -2,15 +2,18 @@
 
 import json
 import shlex
+from pathlib import Path
 
 import pytest
 from omegaconf import OmegaConf
 
+from breviary.config.compose import load_choice
 from breviary.config.keys import CONFIGS
 from breviary.runtime.checkout import ROOT
 from data.checks import SPLITS
 from data.converters import CONVERTERS
 from data.converters.prepare import _output_folder
+from data.converters.suites import SUITES
 from data.jsonl import Jsonl
 from data.public.generated import KV_FOLDER, generate, key_value_rows, state_lines
 from data.public.sources import SOURCES, commands, markdown_table, missing_hint
@@ -21,13 +24,15 @@ PAGE = (ROOT / "docs" / "data.md").read_text(encoding="utf-8")
 
 
 def test_every_format_has_a_source():
-    assert sorted({source.format for source in SOURCES}) == sorted(CONVERTERS)
+    assert sorted({source.format for source in SOURCES}) == sorted((*CONVERTERS, *SUITES))
 
 
 def test_every_dataset_on_prepared_files_has_a_source():
     known = {name: source.folder for source in SOURCES for name in source.datasets}
     for file in sorted((CONFIGS / "dataset").glob("*.yaml")):
-        cfg = OmegaConf.load(file)
+        cfg = load_choice(file)
+        if cfg._target_ == "data.public.suites.SuiteTask":
+            assert Path(cfg._get_node("folder")._value()).name == known[file.stem]
         if cfg._target_ != "data.jsonl.Jsonl" or file.stem == "jsonl":
             continue
         paths = {OmegaConf.to_container(cfg)[split] for split in SPLITS} - {None}

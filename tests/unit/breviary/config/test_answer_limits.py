@@ -40,6 +40,8 @@ BENCHMARKS |= {file.stem: (128, []) for file in (CONFIGS / "dataset").glob("rule
 BENCHMARKS |= {"ruler_vt": (30, []), "ruler_cwe": (120, []), "ruler_fwe": (50, [])}
 BENCHMARKS |= {"ruler_qa_1": (32, []), "ruler_qa_2": (32, []), "key_values": (100, []), "helmet_json_kv": (100, [])}
 BENCHMARKS |= {file.stem: (20, []) for file in (CONFIGS / "dataset").glob("babilong*.yaml")}
+BENCHMARKS |= {"longbench_v1": (32, []), "longbench_v2": (128, []), "zero_scrolls": (128, []), "helmet": (20, [])}
+BENCHMARKS |= {"infinitebench": (40, []), "scbench": (40, [])}  # of the task that each YAML chooses
 DEFAULT = (16, ["\n"])  # of data sets without a benchmark
 # An experiment's own limits; they do not follow the data set.
 EXPERIMENTS = {"nq_small": DEFAULT, "ram_small": DEFAULT, "comi_ablation": DEFAULT, "ram_recall": DEFAULT}
