@@ -12,6 +12,7 @@ SPLITS = ("train", "validation", "test")
 
 # Keys that do not make another data set: how many examples (n is stated), which draw, and how answers end.
 IGNORED = {"seed", "max_new_tokens", "stop", "metrics", "counter", "note", "tasks", "folder", *SPLITS}
+IGNORED |= {"instruction", "template", "chat", "truncation"}  # defaults of other sections, which state them
 IGNORED |= {f"{split}_{key}" for split in SPLITS for key in ("limit", "size")}
 
 

@@ -46,6 +46,13 @@ def test_generated_examples_have_a_name_with_their_settings():
     assert dataset_label(facts | {"facts": 16}, "train") == "invented_facts (facts=16)"
 
 
+def test_a_task_of_a_suite_has_its_name_without_the_prompt_that_follows_from_it():
+    cfg = compose_config("eval", ["dataset=scbench", "dataset.task=vt"])
+    fill_defaults(cfg)
+    dataset = OmegaConf.to_container(cfg.dataset, resolve=True)
+    assert dataset["template"] and dataset_label(dataset, "test") == "scbench (task=vt)"
+
+
 def test_files_without_a_yaml_file():
     own = {"_target_": "data.jsonl.Jsonl", "test": "/home/mine.jsonl", "validation": "test.jsonl", "train": None}
     assert [dataset_label(own, split) for split in ("test", "validation", "train")] == [
