@@ -9,6 +9,7 @@ from typing import Any
 from transformers import PreTrainedTokenizerBase
 
 from breviary.contract import Batch, Example
+from breviary.runtime.markup import tokenise
 from data.collate import Collator
 from data.metrics import METRICS_VERSION, Scorer, rules, scores
 from data.prompts import Prompt
@@ -84,4 +85,34 @@ class TextBatches:
         assert len(contexts) == len(questions), (len(contexts), len(questions))
         examples = [Example(question, context, question, ("",)) for context, question in zip(contexts, questions)]
         items = [{**self.prompt.tokenise(example, self.tokenizer), "example": example} for example in examples]
+        return self._collate(items)
+
+    def of_parts(self, splits: Sequence[Any], answers: Sequence[str], max_context_tokens: int | None = None) -> Batch:
+        """A batch of prompts that are given whole, without this object's own prompt.
+
+        splits   with the texts before, context, after, question. before begins with BOS, where the tokenizer has one
+                 and the text does not begin with it; before and after may hold special tokens
+        answers  the texts to score, as they are, without an end token
+        max_context_tokens  longer contexts are cut in the middle; None = no limit
+        """
+        bos = self.tokenizer.bos_token_id if self.prompt.bos else None
+        items = []
+        for split, answer in zip(splits, answers, strict=True):
+            prefix = tokenise(self.tokenizer, split.before)
+            context = tokenise(self.tokenizer, split.context, plain=True)
+            if max_context_tokens is not None and len(context) > max_context_tokens:
+                first = (max_context_tokens + 1) // 2
+                context = context[:first] + context[len(context) - (max_context_tokens - first) :]
+            items.append(
+                {
+                    "prefix": prefix if bos is None or prefix[:1] == [bos] else [bos, *prefix],
+                    "context": context,
+                    "query": tokenise(self.tokenizer, split.question, plain=True),
+                    "prompt": tokenise(self.tokenizer, split.after),
+                    "answer": tokenise(self.tokenizer, answer, plain=True),
+                    "evidence": None,
+                    "starts": None,
+                    "example": Example(split.question, split.context, split.question, (answer,)),
+                }
+            )
         return self._collate(items)

@@ -6,7 +6,7 @@ import warnings
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import cast
+from typing import Any, cast
 
 from breviary.contract import Batch, EncodedContext, Generation, Reader
 from breviary.readers.documents import QuestionMemory
@@ -17,17 +17,14 @@ class TextReader(Described):
     """Encodes texts with a trained reader and answers questions about them.
 
     reader           the reader itself, for batches of tokens
-    texts            (contexts, questions) -> Batch, as the run's dataset would make it (configs/text.yaml)
+    texts            (contexts, questions) -> Batch, as the run's dataset would make it (configs/text.yaml); its
+                     of_parts makes one of prompts that are given whole
     generation       default decoding settings
     longest_context  number of other tokens -> the longest context in tokens that fits beside them; None = any length
     """
 
     def __init__(
-        self,
-        reader: Reader,
-        texts: Callable[[Sequence[str], Sequence[str]], Batch],
-        generation: Generation,
-        longest_context: Callable[[int], int | None],
+        self, reader: Reader, texts: Any, generation: Generation, longest_context: Callable[[int], int | None]
     ):
         self.reader, self.texts, self.generation = reader.eval(), texts, generation
         self._longest_context = longest_context
@@ -79,6 +76,24 @@ class TextReader(Described):
         Raises: ValueError for a damaged file and for a file of another reader, with the difference.
         """
         return self.reader.load_saved(file)
+
+    def split_batch(self, splits: Sequence[Any], answers: Sequence[str], new_tokens: int = 0) -> tuple[Batch, int]:
+        """Prompts that another program made, and the number of those whose context was cut in the middle to fit.
+
+        splits      with the texts before, context, after, question; before and after may hold special tokens
+        answers     to be scored, as they are, without an end token; new_tokens  to be decoded
+        The run's own prompt is not used. Raises: ValueError where question and answer alone do not fit.
+        """
+        batch = self.texts.of_parts(splits, answers)
+        others = sum(part.ids.shape[1] for part in (batch.prefix, batch.answer))
+        others += max(part.ids.shape[1] for part in (batch.prompt, batch.query)) + new_tokens
+        limit = self._longest_context(others)
+        longest = int(batch.context.lengths.max())
+        if limit is None or longest <= limit:
+            return batch, 0
+        if limit < 1:
+            raise ValueError(f"question and answer take {others} tokens, which leaves no place for a context")
+        return self.texts.of_parts(splits, answers, limit), int((batch.context.lengths > limit).sum())
 
     def facts(self) -> dict[str, str]:
         """As Described."""
