@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 
 import torch
 from peft import LoraConfig, inject_adapter_in_model
@@ -15,6 +15,8 @@ from breviary.backbones.stack import HALF, Stack, is_norm
 from breviary.contract import Reader
 
 TRAIN_MODES = ("lora", "attention", "qkv", "frozen", "full")
+
+TEACHER = "teacher"  # the adapter of a distillation's teacher
 
 LINEAR = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
 
@@ -75,25 +77,54 @@ def freeze_learned(module: nn.Module) -> None:
             parameter.is_learned = True
 
 
-@contextlib.contextmanager
-def disable_adapters(stack: Stack) -> Iterator[None]:
-    """Context manager: the stack computes without adapters. Restores `requires_grad` of all weights on exit.
+@torch.no_grad()
+def add_teacher(stack: Stack, weights: Mapping[str, Tensor], rank: int, alpha: float) -> None:
+    """Adds a frozen second adapter, with which `teacher_adapters` computes, in place.
 
-    Use it without gradients only: checkpointed layers would be recomputed with adapters.
+    weights  "layers.N.MODULE.lora_A.default.weight" and lora_B, as in a checkpoint, without the decoder's name
+    rank, alpha  of that adapter
+    """
+    trained = [parameter for parameter in stack.parameters() if parameter.requires_grad]
+    targets = sorted({name.split(".lora_")[0].rsplit(".", 1)[-1] for name in weights})
+    inject_adapters(LoraConfig(r=rank, lora_alpha=alpha, target_modules=targets), stack.layers, TEACHER)
+    own = dict(stack.named_parameters())
+    for name, tensor in weights.items():
+        own[name.replace(".default.", f".{TEACHER}.")].copy_(tensor)
+    for module in stack.modules():
+        if isinstance(module, BaseTunerLayer):
+            module.set_adapter("default")
+    _train_only(stack, trained)
+
+
+@contextlib.contextmanager
+def teacher_adapters(stack: Stack) -> Iterator[None]:
+    """Context manager: the stack computes with the teacher's adapter, without any where there is none.
+
+    Restores adapters and `requires_grad` of all weights on exit. Use it without gradients only: checkpointed layers
+    would be recomputed with other adapters.
     """
     adapted = [module for module in stack.modules() if isinstance(module, BaseTunerLayer)]
     trained = [parameter for parameter in stack.parameters() if parameter.requires_grad]
     for module in adapted:
-        module.enable_adapters(False)
+        if TEACHER in getattr(module, "lora_A", {}):
+            module.set_adapter(TEACHER)
+        else:
+            module.enable_adapters(False)
     try:
         yield
     finally:
         for module in adapted:
             module.enable_adapters(True)
-        for parameter in stack.parameters():
-            parameter.requires_grad_(False)
-        for parameter in trained:
-            parameter.requires_grad_(True)
+            module.set_adapter("default")
+        _train_only(stack, trained)
+
+
+def _train_only(stack: Stack, trained: list[nn.Parameter]) -> None:
+    """Sets `requires_grad` of the given weights alone: peft's switches change it."""
+    for parameter in stack.parameters():
+        parameter.requires_grad_(False)
+    for parameter in trained:
+        parameter.requires_grad_(True)
 
 
 @torch.no_grad()

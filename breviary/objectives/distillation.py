@@ -1,4 +1,4 @@
-"""Context distillation: the reader learns the predictions of its own backbone on the uncompressed context.
+"""Context distillation: the reader learns what its own backbone predicts on the uncompressed context.
 
 Shape letters: B rows, A answer tokens, V vocabulary, K = the teacher's largest logits and one bucket for all others.
 """
@@ -12,14 +12,14 @@ import torch
 from torch import Tensor
 
 from breviary.backbones.stack import Stack
-from breviary.backbones.trainable import disable_adapters
+from breviary.backbones.trainable import teacher_adapters
 from breviary.contract import Batch, Compressor
 from breviary.memory.assembly import Layout, take_columns
 from breviary.objectives.text import Continue
 
 
 class Distill(Continue):
-    """Match the predictions of the unmodified backbone, which has the whole context in place of the memory.
+    """Match the predictions of a teacher that has the whole context in place of the memory.
 
     Context distillation: Askell et al. 2112.00861, Snell et al. 2209.15189. Soft targets: Hinton et al. 1503.02531.
 
@@ -32,18 +32,25 @@ class Distill(Continue):
                                 the end token after the question; hint_tokens is then unused
     top                         number of teacher logits, >= 1
     temperature                 T, > 0
+    teacher                     None: the backbone without adapters | a run whose adapters the teacher has, such as an
+                                equally trained full context; training loads them (training.teacher)
 
-    The teacher processes [prefix ; context ; prompt ; answer] with adapters disabled and without gradient: one more
-    forward pass over the whole context. It shares the backbone's weights, so decoder.train must be lora or frozen.
+    The teacher processes [prefix ; context ; prompt ; answer] without gradient: one more forward pass over the whole
+    context. It shares the backbone's weights, so decoder.train must be lora or frozen.
     """
 
     teacher_reads_context = True
 
     def __init__(
-        self, context_share: float | None = 0.5, hint_tokens: int = 8, top: int = 64, temperature: float = 1.0
+        self,
+        context_share: float | None = 0.5,
+        hint_tokens: int = 8,
+        top: int = 64,
+        temperature: float = 1.0,
+        teacher: str | None = None,
     ):
         super().__init__(hint_tokens=hint_tokens)
-        self.context_share, self.top, self.temperature = context_share, top, temperature
+        self.context_share, self.top, self.temperature, self.teacher = context_share, top, temperature, teacher
 
     def primary(self, batch: Batch) -> Batch:
         """The continuation; with context_share null, the question and answer of the data."""
@@ -67,6 +74,11 @@ class Distill(Continue):
                 f"objective=distill with decoder.train={train}: the teacher is the same backbone without adapters, so "
                 "its weights must not change; use decoder.train=lora or frozen"
             )
+        if settings["teacher"] and train != "lora":
+            problems.append(
+                f"objective.teacher={settings['teacher']} with decoder.train={train}: a teacher's adapters stand "
+                "beside the reader's; set decoder.train=lora or objective.teacher=null"
+            )
         if not issubclass(reader, Compressor):
             problems.append(
                 "objective=distill: the memory of this compressor does not consist of slots; use objective=continue, "
@@ -77,10 +89,10 @@ class Distill(Continue):
 
 @torch.no_grad()
 def teacher_logits(decoder: Stack, batch: Batch) -> Tensor:
-    """The unmodified backbone's logits of each answer token after [prefix ; context ; prompt], (B, A, V) float32."""
+    """The teacher's logits of each answer token after [prefix ; context ; prompt], (B, A, V) float32."""
     parts = [batch.prefix, batch.context, batch.prompt, batch.answer]
     layout = Layout.of([part.mask for part in parts])
-    with disable_adapters(decoder):
+    with teacher_adapters(decoder):
         states = decoder.embed(layout.pack([part.ids for part in parts]))
         states = decoder.run(states, range(len(decoder)), layout.positions())
         predicting_BA = (layout.columns_of(3) - 1).clamp(min=0)

@@ -74,7 +74,7 @@ ADDED: dict[str, dict[str, Any]] = {
         **dict.fromkeys(("max_new_tokens", "stop", "instruction", "template", "chat", "truncation", "metrics"), ...),
         "passage_format": "numbered",
     },
-    "objective": {"continuation_above": 0},
+    "objective": {"continuation_above": 0, "teacher": None},
     # epochs and global_batch act through steps and accumulation; save_every and tracker change no result.
     "train": {"epochs": ..., "global_batch": ..., "save_every": ..., "tracker": ...},
 }

@@ -41,6 +41,7 @@ from breviary.training.log import RunLog, tracked_run, tracker_of
 from breviary.training.notes import batch_notes, overlap_notes
 from breviary.training.pipeline import PipelineGroup, describe_pipelines, init_pipeline_group
 from breviary.training.step_end import StepEnd
+from breviary.training.teacher import load_teacher, teacher_problems
 from breviary.training.trainer import ReaderTrainer, Validation
 
 
@@ -61,6 +62,7 @@ class TrainingSession:
         problems += check_config(self.cfg, self.spec, self.backbone, world_size())
         problems += check_training_dtype(self.backbone.dtype)
         problems += check_start(self.cfg.init_from, self.cfg.resume, self.backbone)
+        problems += teacher_problems(self.cfg, self.backbone)
         if self.cfg.resume not in ("never", "auto"):
             checkpoint = collect_errors([], last_checkpoint, self.cfg.resume)  # reported by check_start
             problems += self._check_resumed(self.cfg.resume, checkpoint) if checkpoint else []
@@ -194,10 +196,11 @@ class TrainingSession:
         )
 
     def build_reader(self) -> Any:
-        """The reader, with the weights of `init_from`."""
+        """The reader, with the weights of `init_from`, and a distillation's teacher beside them."""
         reader = build_reader(self.cfg, self.backbone, self.backbone.tokenizer())
         if self.cfg.init_from:
             self._initialise(reader)
+        load_teacher(self.cfg, reader)
         return reader
 
     def _initialise(self, reader: Reader) -> None:

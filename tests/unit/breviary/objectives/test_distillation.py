@@ -4,9 +4,15 @@ import math
 
 import pytest
 import torch
+from transformers import TrainerState
 
-from breviary.backbones.trainable import disable_adapters
+from breviary.backbones.trainable import teacher_adapters
+from breviary.config.build import build_backbone
+from breviary.memory.assembly import Layout, take_columns
 from breviary.objectives.distillation import teacher_logits, topk_kl_divergence
+from breviary.runs.checkpoints import save_trained
+from breviary.runs.folders import write_run_metadata
+from breviary.training.teacher import load_teacher, teacher_problems
 from tests.tiny import disturb, row_ids
 
 DEPTH = ["compressor=mean_pool", "compressor.join=depth"]
@@ -81,7 +87,7 @@ def test_the_teacher_is_the_plain_backbone_independent_of_the_adapters(build, ra
         torch.testing.assert_close(after[b, : len(answer)], expected, rtol=1e-4, atol=1e-4)
 
 
-def test_disable_adapters_restores_adapters_and_trained_weights(build, ragged):
+def test_teacher_adapters_restores_adapters_and_trained_weights(build, ragged):
     reader = build([*DEPTH, *ANSWERS])
     disturb(reader)
     trained = {name for name, parameter in reader.named_parameters() if parameter.requires_grad}
@@ -90,7 +96,7 @@ def test_disable_adapters_restores_adapters_and_trained_weights(build, ragged):
     states = reader.decoder.embed(ids)
     layers = range(len(reader.decoder))
     on = reader.decoder.run(states, layers, positions)
-    with pytest.raises(KeyError), torch.no_grad(), disable_adapters(reader.decoder):
+    with pytest.raises(KeyError), torch.no_grad(), teacher_adapters(reader.decoder):
         assert not torch.allclose(reader.decoder.run(states, layers, positions), on)
         raise KeyError
     assert torch.equal(reader.decoder.run(states, layers, positions), on)
@@ -115,3 +121,39 @@ def test_distillation_training_reduces_the_loss(build, ragged):
         loss.backward()
         optimizer.step()
     assert losses[-1] < 0.7 * losses[0], losses
+
+
+def test_an_equally_trained_run_teaches(build, compose, ragged, tmp_path):
+    """The teacher's logits are those of full context with the run's adapters, and training leaves them alone."""
+    full = build(["compressor=full_context", "decoder.lora_rank=4"])
+    disturb(full, scale=1.0)
+    run = tmp_path / "run"
+    cfg = compose(["compressor=full_context", "decoder.lora_rank=4"])
+    write_run_metadata(run, cfg)
+    checkpoint = run / "checkpoints" / "checkpoint-1"
+    save_trained(checkpoint, full, build_backbone(cfg).fingerprint)
+    TrainerState().save_to_json(str(checkpoint / "trainer_state.json"))
+    cfg = compose([*DEPTH, *ANSWERS, f"objective.teacher={run}"])
+    assert teacher_problems(cfg, build_backbone(cfg)) == []
+    reader = build([*DEPTH, *ANSWERS])
+    trained = {name for name, p in reader.named_parameters() if p.requires_grad}
+    before = reader.loss(ragged).nll.detach()
+    load_teacher(cfg, reader)
+    assert {name for name, p in reader.named_parameters() if p.requires_grad} == trained
+    positions = [ragged.prefix, ragged.context, ragged.prompt, ragged.answer]
+    layout = Layout.of([part.mask for part in positions])
+    with torch.no_grad():
+        states = full.decoder.embed(layout.pack([part.ids for part in positions]))
+        states = full.decoder.run(states, range(len(full.decoder)), layout.positions())
+        expected = full.decoder.head(full.decoder.norm(take_columns(states, (layout.columns_of(3) - 1).clamp(min=0))))
+    taught = teacher_logits(reader.decoder, ragged)
+    torch.testing.assert_close(taught[ragged.answer.mask], expected[ragged.answer.mask].float(), rtol=1e-4, atol=1e-4)
+    loss = reader.loss(ragged).nll
+    assert not torch.allclose(loss.detach(), before)
+    loss.sum().backward()
+    assert all(p.grad is None for name, p in reader.named_parameters() if name not in trained)
+
+
+def test_a_teacher_that_is_no_run_is_refused(compose, tmp_path):
+    cfg = compose([*DEPTH, *ANSWERS, f"objective.teacher={tmp_path}"])
+    assert any("objective.teacher" in problem for problem in teacher_problems(cfg, build_backbone(cfg)))
