@@ -5,6 +5,8 @@ from omegaconf import OmegaConf
 
 from breviary.config.cli.choices import CONFIGS, group_choices
 from breviary.config.compose import load_choice
+from breviary.config.compose import compose_config
+from breviary.config.defaults import fill_defaults
 from breviary.runs.dataset_names import dataset_label
 
 NQ = {"_target_": "data.jsonl.Jsonl", "train": "/data/nq/train.jsonl.gz", "test": "/data/nq/test.jsonl.gz"}
