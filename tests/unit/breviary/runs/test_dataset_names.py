@@ -4,8 +4,7 @@ import pytest
 from omegaconf import OmegaConf
 
 from breviary.config.cli.choices import CONFIGS, group_choices
-from breviary.config.compose import load_choice
-from breviary.config.compose import compose_config
+from breviary.config.compose import compose_config, load_choice
 from breviary.config.defaults import fill_defaults
 from breviary.runs.dataset_names import dataset_label
 
