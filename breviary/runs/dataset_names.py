@@ -11,7 +11,7 @@ from breviary.config.cli.choices import CONFIGS, config_files, content, group_ch
 SPLITS = ("train", "validation", "test")
 
 # Keys that do not make another data set: how many examples (n is stated), which draw, and how answers end.
-IGNORED = {"seed", "max_new_tokens", "stop", "metrics", "counter", "note", "tasks", "folder", *SPLITS}
+IGNORED = {"seed", "max_new_tokens", "stop", "metrics", "counter", "note", "tasks", *SPLITS}
 IGNORED |= {"instruction", "template", "chat", "truncation"}  # defaults of other sections, which state them
 IGNORED |= {f"{split}_{key}" for split in SPLITS for key in ("limit", "size")}
 
@@ -51,7 +51,8 @@ def _content(name: str) -> dict[str, Any]:
 def _differs(known: Any, value: Any) -> bool:
     """Whether a value is not that of the YAML file, whose ${paths.data} is any folder."""
     if isinstance(known, str) and known.startswith("${paths.") and isinstance(value, str):
-        return _ends(known) != _ends(value)
+        own = Path(known).parts[1:]
+        return Path(value).parts[-len(own) :] != own
     return value != known
 
 

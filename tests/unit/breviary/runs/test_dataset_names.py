@@ -48,7 +48,7 @@ def test_generated_examples_have_a_name_with_their_settings():
 
 
 def test_a_task_of_a_suite_has_its_name_without_the_prompt_that_follows_from_it():
-    cfg = compose_config("eval", ["dataset=scbench", "dataset.task=vt"])
+    cfg = compose_config("eval", ["dataset=scbench", "dataset.task=vt", "paths.data=/elsewhere"])
     fill_defaults(cfg)
     dataset = OmegaConf.to_container(cfg.dataset, resolve=True)
     assert dataset["template"] and dataset_label(dataset, "test") == "scbench (task=vt)"
