@@ -16,7 +16,7 @@ from typing import Any
 
 import numpy as np
 
-from breviary.evaluation.statistics import LEVEL, cluster_codes, geometric_mean, interval, uses_wilson
+from breviary.evaluation.statistics import LEVEL, cluster_codes, derived_metrics, interval, uses_wilson
 from breviary.runs.environment import environment
 from breviary.runs.sweeps import with_listed_runs
 from breviary.runtime.files import append_text, write_json, write_text
@@ -218,7 +218,8 @@ def summarise(
     columns |= _ratio_columns(rows, "ratios", TOKEN_SHARES)
     columns["nll"] = _Column(rows, [(row["nll"], row["answer_tokens"]) for row in rows])
     metrics = {name: column.interval(seed, resamples) for name, column in columns.items()}
-    metrics |= derived_metrics(rows, metrics, aggregates or {}, seed, resamples)
+    scores = {name: columns[name].numerator for parts in (aggregates or {}).values() for name in parts}
+    metrics |= derived_metrics(scores, metrics, aggregates or {}, seed, resamples, cluster_codes(contexts_of(rows)))
     by_position = _ratio_columns(rows, "by_position")
     positions = {name: column.interval(seed, resamples) for name, column in by_position.items()}
     return {
@@ -239,34 +240,6 @@ def summarise(
         "contexts_read": sum(not row["context_reused"] for row in rows),
         **({"by_position": positions} if positions else {}),
     }
-
-
-def derived_metrics(
-    rows: list[dict[str, Any]],
-    metrics: Mapping[str, Mapping[str, float]],
-    aggregates: Mapping[str, Sequence[str]],
-    seed: int,
-    resamples: int,
-) -> dict[str, dict[str, float]]:
-    """{name: {"value", "low", "high"}} of metrics that all examples determine together.
-
-    Each of `aggregates`: the geometric mean of the means of its scores. continuation_perplexity: the exponential of
-    continuation_nll, which `metrics` has where the rows have it.
-    """
-    codes = cluster_codes(contexts_of(rows))
-    found = {
-        name: geometric_mean(
-            [np.array([row["scores"][part] for row in rows], dtype=np.float64) for part in parts],
-            seed,
-            resamples,
-            codes,
-        )
-        for name, parts in aggregates.items()
-    }
-    if "continuation_nll" in metrics:
-        nats = metrics["continuation_nll"]
-        found["continuation_perplexity"] = {key: math.exp(value) for key, value in nats.items()}
-    return found
 
 
 def _holds_document(row: Mapping[str, Any]) -> bool:

@@ -14,7 +14,7 @@ percentile     everything else: the percentile bootstrap. Where U < 20 or with c
 
 from __future__ import annotations
 
-from collections.abc import Callable, Hashable, Sequence
+from collections.abc import Callable, Hashable, Mapping, Sequence
 
 import numpy as np
 from numpy import ndarray
@@ -92,6 +92,30 @@ def geometric_mean(
 ) -> dict[str, float]:
     """Geometric mean of the means of columns (N,) with values of at least 0, with its interval."""
     return _bootstrap((*columns, np.ones(len(columns[0]))), _geometric, seed, resamples, codes)
+
+
+def derived_metrics(
+    scores: Mapping[str, ndarray],
+    metrics: Mapping[str, Mapping[str, float]],
+    aggregates: Mapping[str, Sequence[str]],
+    seed: int,
+    resamples: int,
+    codes: ndarray | None,
+) -> dict[str, dict[str, float]]:
+    """{name: {"value", "low", "high"}} of metrics that all examples determine together.
+
+    Each of `aggregates`, {name: parts}: the geometric mean of the means of its parts in `scores`, (N,).
+    continuation_perplexity: the exponential of continuation_nll, where `metrics` has it.
+    """
+    found = {
+        name: geometric_mean([scores[part] for part in parts], seed, resamples, codes)
+        for name, parts in aggregates.items()
+    }
+    if "continuation_nll" in metrics:
+        found["continuation_perplexity"] = {
+            key: float(np.exp(value)) for key, value in metrics["continuation_nll"].items()
+        }
+    return found
 
 
 def geometric_difference(

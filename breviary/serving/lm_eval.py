@@ -238,7 +238,7 @@ class HarnessSettings:
 def run_tasks(lm: ReaderLM, settings: HarnessSettings) -> dict[str, Any]:
     """Runs the harness's tasks on a reader; returns its results, with `breviary`: how prompts were split.
 
-    Raises: ValueError for unknown tasks.
+    Raises: ValueError for unknown tasks, and where a task needs a package that is not installed.
     """
     import lm_eval
     from lm_eval.tasks import TaskManager
@@ -246,21 +246,26 @@ def run_tasks(lm: ReaderLM, settings: HarnessSettings) -> dict[str, Any]:
     metadata: dict[str, Any] = {"tokenizer": lm.tokenizer.name_or_path}
     if settings.lengths is not None:
         metadata["max_seq_lengths"] = settings.lengths
-    tasks = TaskManager(include_path=settings.include, metadata=metadata)
+    tasks = TaskManager(include_path=settings.include, metadata=metadata, include_defaults=settings.include is None)
+    if settings.include is not None and not set(settings.tasks) <= set(tasks.all_tasks):
+        tasks = TaskManager(include_path=settings.include, metadata=metadata)  # reads thousands of definitions
     unknown = [name for name in settings.tasks if name not in tasks.all_tasks]
     if unknown:
         near = {name: difflib.get_close_matches(name, tasks.all_tasks, n=3) for name in unknown}
         found = "; ".join(f"{name}, near: {', '.join(others) or 'none'}" for name, others in near.items())
         raise ValueError(f"tasks: the harness has no task {found}; `python -m lm_eval ls tasks` lists all")
-    results = lm_eval.simple_evaluate(
-        model=lm,
-        tasks=list(settings.tasks),
-        task_manager=tasks,
-        num_fewshot=settings.fewshot,
-        limit=settings.limit,
-        apply_chat_template=settings.chat,
-        metadata=metadata,
-    )
+    try:
+        results = lm_eval.simple_evaluate(
+            model=lm,
+            tasks=list(settings.tasks),
+            task_manager=tasks,
+            num_fewshot=settings.fewshot,
+            limit=settings.limit,
+            apply_chat_template=settings.chat,
+            metadata=metadata,
+        )
+    except ImportError as error:  # of a task's own code
+        raise ValueError(f"tasks={list(settings.tasks)}: a task needs another package: {error}") from error
     assert results is not None, "one process"
     facts = {"splits": lm.splits, "truncated": lm.truncated, "contexts_read": lm.contexts_read}
     return {**results, "breviary": facts}

@@ -220,7 +220,10 @@ def tasks(tmp_path):
 
 
 @pytest.mark.skipif(not INSTALLED, reason="needs the optional package lm_eval (python -m pip install lm_eval)")
-def test_the_harness_runs_its_tasks_on_a_reader(reader, tasks):
+def test_the_harness_runs_its_tasks_on_a_reader(reader, tasks, monkeypatch):
+    from lm_eval import evaluator
+
+    monkeypatch.setattr(evaluator, "add_env_info", lambda results: None)  # runs pip, which takes seconds
     lm = ReaderLM(reader, batch_size=4)
     results = run_tasks(lm, HarnessSettings(("own_generated", "own_choices"), include=str(tasks)))
     assert results["results"]["own_generated"]["exact_match,none"] in (0, 1 / 3, 2 / 3, 1)
@@ -229,5 +232,3 @@ def test_the_harness_runs_its_tasks_on_a_reader(reader, tasks):
     assert results["results"]["own_choices"]["acc,none"] == pytest.approx(sum(right) / 3)
     assert results["breviary"]["splits"] == {"own_generated": {"context": 3}, "own_choices": {"context": 6}}
     assert results["breviary"]["contexts_read"] == 1 and results["n-samples"]["own_choices"]["effective"] == 3
-    with pytest.raises(ValueError, match="no task own_choice, near: own_choices"):
-        run_tasks(lm, HarnessSettings(("own_choice",), include=str(tasks)))

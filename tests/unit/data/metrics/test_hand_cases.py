@@ -6,6 +6,7 @@ from types import SimpleNamespace
 
 import pytest
 
+from breviary.backbones.tiny import TinyBackbone
 from breviary.contract import Example
 from breviary.evaluation.table import TITLES, metric_title
 from data.metrics import METRICS, Scorer, longbench, normalise, registry
@@ -277,3 +278,20 @@ def test_geometric_mean_of_the_set_as_the_official_check():
     assert 100 * math.prod(means) ** (1 / 3) == pytest.approx(55.8136, abs=1e-4)
     assert 100 * sum(row["f1"] for row in rows) / 3 == pytest.approx(72.2222, abs=1e-4)
     assert 100 * sum(row["em"] for row in rows) / 3 == pytest.approx(33.3333, abs=1e-4)
+
+
+def test_bertscore_with_a_local_model(tmp_path):
+    """Greedy matching by cosine of token states: 1 for equal texts, symmetric, the best over the references."""
+    backbone = TinyBackbone(layers=2)
+    backbone.load().save_pretrained(tmp_path)
+    backbone.tokenizer().save_pretrained(tmp_path)
+    name = f"bertscore:{tmp_path}:1"
+    assert value(name, "the cat", "the cat") == pytest.approx(1) and value(name, "", "the cat") == 0
+    one, other = value(name, "the cat", "cat sat"), value(name, "cat sat", "the cat")
+    assert one == pytest.approx(other, abs=1e-5) and -1 < one < 1
+    assert value(name, "the cat", ["cat sat", "the cat"]) == pytest.approx(1)
+    scorer = Scorer([name])
+    assert scorer.further[name].startswith("1 ") and metric_title(name) == "BERTScore"
+    assert scorer.further[name] != Scorer([f"bertscore:{tmp_path}"]).further[f"bertscore:{tmp_path}"]  # another layer
+    with pytest.raises(ValueError, match="layer 3 of a model with 2 layers"):
+        Scorer([f"bertscore:{tmp_path}:3"])
