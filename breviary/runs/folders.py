@@ -141,9 +141,21 @@ def finish_run(folder: Path) -> None:
     write_text(folder / FINISHED, "")
 
 
+_BACKBONE_MARK = "BREVIARYBACKBONE"  # in place of ${backbone} while all other references are resolved
+
+
 def write_config(folder: Path, cfg: DictConfig, resolve: bool = True) -> None:
-    """Writes `cfg` as a run folder's config.yaml, with the schema of this version."""
-    text = OmegaConf.to_yaml(cfg, resolve=resolve)
+    """Writes `cfg` as a run folder's config.yaml, with the schema of this version.
+
+    A key of the data set that is the backbone (dataset.counter) stays a reference, which follows an export's backbone.
+    """
+    dataset = cfg.get("dataset") or {}
+    shared = [key for key, value in dataset.items() if OmegaConf.is_dict(value) and value == cfg.get("backbone")]
+    if resolve and shared:
+        cfg = cfg.copy()
+        for key in shared:
+            OmegaConf.update(cfg, f"dataset.{key}", _BACKBONE_MARK, merge=False, force_add=True)
+    text = OmegaConf.to_yaml(cfg, resolve=resolve).replace(_BACKBONE_MARK, "${backbone}")
     write_text(folder / CONFIG, f"schema: {SCHEMA}  # of run folders, see breviary/runs/schema.py\n{text}")
 
 

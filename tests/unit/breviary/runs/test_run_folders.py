@@ -130,3 +130,16 @@ def test_a_run_has_one_name_however_it_is_written(monkeypatch, tmp_path):
     ):
         assert normalise_run_path(run) == "outputs/demo/one"
     assert normalise_run_path("/elsewhere/one/") == "/elsewhere/one"
+
+
+def test_what_counts_a_data_set_s_tokens_follows_the_backbone(cfg, tmp_path):
+    """An exported folder names another path for the backbone, and no path of the machine of its training."""
+    backbone = {"_target_": "breviary.backbones.pretrained.Backbone", "path": "/trained/here"}
+    cfg.backbone, cfg.dataset = backbone, {"counter": "${backbone}", "instruction": "Read."}
+    folder, _ = open_run(cfg)
+    assert cfg.dataset.counter.path == "/trained/here"
+    assert (folder / "config.yaml").read_text().count("/trained/here") == 1
+    stored = load_config(folder)
+    assert stored.dataset == {"counter": backbone, "instruction": "Read."} and config_hash(stored) == config_hash(cfg)
+    stored.backbone.path = "elsewhere"
+    assert stored.dataset.counter.path == "elsewhere"
