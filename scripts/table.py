@@ -113,7 +113,7 @@ def compute(args: argparse.Namespace, table: dict[str, Any]) -> None:
     run.run(args.only, given, lambda: write_outcomes(table, run.outcomes))
     for file in write_outcomes(table, run.outcomes):
         print(file)
-    print(next_line(with_table(table["name"], table["scale"], "--plan")))
+    print(next_line(with_table(table["given"], table["scale"], "--plan")))
 
 
 def measure(args: argparse.Namespace, name: str, scale: str | None, device: str | None) -> None:

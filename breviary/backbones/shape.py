@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
+
+from transformers import AutoConfig
 
 
 @dataclass(frozen=True)
@@ -74,9 +77,14 @@ KNOWN_SHAPES = {
 
 
 def known_shape(path: str) -> BackboneShape:
-    """The shape of a hub name, or of a folder with such a name. Raises: ValueError for others."""
+    """The shape of a hub name, or of a folder with such a name or with a config.json; nothing is downloaded.
+
+    Raises: ValueError for others.
+    """
     shapes = {name.rpartition("/")[2].lower(): shape for name, shape in KNOWN_SHAPES.items()}
     name = path.rstrip("/").rpartition("/")[2].lower()
-    if name not in shapes:
-        raise ValueError(f"{path}: no backbone of known sizes; there are {', '.join(KNOWN_SHAPES)}")
-    return shapes[name]
+    if name in shapes:
+        return shapes[name]
+    if (Path(path) / "config.json").is_file():
+        return BackboneShape.from_config(AutoConfig.from_pretrained(path, local_files_only=True))
+    raise ValueError(f"{path}: no backbone of known sizes; there are {', '.join(KNOWN_SHAPES)}")

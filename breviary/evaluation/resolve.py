@@ -12,7 +12,7 @@ from breviary.config.cli.words import check_settings
 from breviary.config.compose import chosen_compressor, compose_config, load_choice, resolve_choices
 from breviary.config.defaults import release_defaults
 from breviary.config.errors import ConfigError, collect_errors, raise_problems
-from breviary.config.keys import CONFIGS, allow_run_keys, flat_keys, suggest
+from breviary.config.keys import CONFIGS, allow_run_keys, drop_unused_keys, flat_keys, suggest
 from breviary.runs.checkpoints import best_checkpoint, last_checkpoint
 from breviary.runs.folders import load_config, normalise_run_path
 
@@ -30,8 +30,9 @@ def compose_evaluation(overrides: Sequence[str]) -> DictConfig:
     words, problems = check_settings(overrides, is_multirun=False)
     raise_problems(problems)
     cfg = compose_config("eval", allow_run_keys(words))
-    if cfg.run is None and cfg.reader is None:
-        cfg.reader = chosen_compressor(words)
+    if cfg.run is None:
+        drop_unused_keys(cfg, words)  # an experiment's, for another compressor than the chosen one
+        cfg.reader = cfg.reader or chosen_compressor(words)
     return resolve_run_config(cfg, words)
 
 

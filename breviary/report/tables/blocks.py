@@ -64,12 +64,13 @@ def paper_blocks(table: Mapping[str, Any], outcomes: Mapping[str, Outcome]) -> l
 
 
 def _block(table: Mapping[str, Any], dataset: str, outcomes: Mapping[str, Outcome]) -> Block:
-    lines, notes, used, examples = [], [], set(), {}
+    lines, notes, used, examples, missing = [], [], set(), {}, 0
     for row in table["rows"]:
         name = cell_name(row, dataset)
         if dataset not in row_datasets(table, row):
             continue
         outcome = outcomes.get(name, Outcome())
+        missing += bool(outcomes and name not in outcomes and (row["evaluate"] or row["measure"]))
         if outcome.unstored:
             notes.append(f"{name}: not stored in these results, so not compared: {', '.join(outcome.unstored)}")
         if outcome.reason:
@@ -83,6 +84,8 @@ def _block(table: Mapping[str, Any], dataset: str, outcomes: Mapping[str, Outcom
         listed = ", ".join(f"{row} ({digest[:12]})" for row, digest in examples.items())
         raise ValueError(f"{dataset}: the runs answer different examples (data hash): {listed}")
     notes += [f"{mark} {MARKS[mark]}" for mark in MARKS if mark in used]
+    if missing:
+        notes.append(f"{missing} of {len(lines)} rows are not measured yet ({MISSING})")
     return Block(table["datasets"][dataset]["title"], _header(table, dataset), lines, notes)
 
 

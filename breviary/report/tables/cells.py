@@ -121,6 +121,17 @@ def evaluation_estimate(commands: Sequence[str], tokens: Sequence[int], examples
     return estimate_evaluation(cfg, known_shape(cfg.backbone.path), cell_lengths(cfg, tokens), examples)
 
 
+def has_shape(commands: Sequence[str]) -> bool:
+    """Whether the sizes of the backbone of a cell's commands, or of its first ones, are known."""
+    config, overrides, _ = parse_command(commands[-1])
+    cfg = compose_cell(config, tuple(overrides)) if config == "train" else cell_config(commands)
+    try:
+        known_shape(str(cfg.backbone.get("path")))
+    except ValueError:
+        return False
+    return True
+
+
 def is_script(command: str) -> bool:
     """Whether a command is neither train.py nor eval.py but one of scripts/."""
     return any(word.startswith("scripts/") for word in shlex.split(command))

@@ -50,6 +50,6 @@ def write_outcomes(table: Mapping[str, Any], outcomes: Mapping[str, Outcome]) ->
     """Writes the files of a table at one scale into its folder; returns their paths."""
     blocks = paper_blocks(table, outcomes)
     text = {key: table[key] for key in ("title", "source", "notes")}
-    text["command"] = with_table(table["name"], table["scale"])
+    text["command"] = with_table(table["given"], table["scale"])
     rows = flat_rows(table, table["scale"], outcomes)
     return write_table_files(Path(table["folder"]), table["name"], text, blocks, rows)

@@ -7,8 +7,6 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from markupsafe import Markup
-
 from breviary.report.sweep import csv_text
 from breviary.report.tables.blocks import Block, sentence
 from breviary.runtime.files import write_text
@@ -118,7 +116,6 @@ def latex(text: str) -> str:
 
 def html_text(text: Mapping[str, Any], blocks: Sequence[Block]) -> str:
     """One page that needs nothing beside it: the blocks, and for each row how its numbers were made."""
-    style = Markup((TEMPLATES / "table.css").read_text(encoding="utf-8"))
     template = html_environment(TEMPLATES).get_template("table.html.jinja")
     notes = sentence(text["notes"])
-    return template.render(text=text, notes=notes, blocks=blocks, style=style, is_text=_is_text)
+    return template.render(text=text, notes=notes, blocks=blocks, is_text=_is_text)

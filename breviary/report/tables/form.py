@@ -75,9 +75,9 @@ def read_yaml(path: Path) -> Any:
 def load_published_table(name: str, scale: str = "paper") -> dict[str, Any]:
     """The table NAME (`table_file`) at a scale: `small` is the section of that name, in the form of a whole table.
 
-    Every row has all keys of ROW_KEYS and ROW_DEFAULTS, every column a unit; `name`, `scale` and `folder` are added. At
-    scale=small, `published` holds the numbers that `beside` names, and `published_on` what they were measured on: they
-    are of other data.
+    Every row has all keys of ROW_KEYS and ROW_DEFAULTS, every column a unit; `given`, `name`, `scale` and `folder` are
+    added. At scale=small, `published` holds the numbers that `beside` names, and `published_on` what they were measured
+    on: they are of other data.
     Raises: ValueError for a missing file, wrong keys, an unknown scale, or a table without a small form.
     """
     if scale not in SCALES:
@@ -97,7 +97,8 @@ def load_published_table(name: str, scale: str = "paper") -> dict[str, Any]:
     if scale == "small" and small is None:
         raise ValueError(f"{path.stem} has no small form; its commands at the paper's scale: scale=paper --plan")
     chosen = table if small is None or scale == "paper" else small
-    return chosen | {"name": path.stem, "scale": scale, "folder": f"outputs/tables/{path.stem}/{scale}"}
+    names = {"given": name, "name": path.stem, "scale": scale}
+    return chosen | names | {"folder": f"outputs/tables/{path.stem}/{scale}"}
 
 
 def scales_of(name: str) -> list[str]:

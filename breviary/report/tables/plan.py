@@ -12,6 +12,7 @@ from breviary.report.tables.cells import (
     command_words,
     evaluation_estimate,
     finished_training,
+    has_shape,
     is_script,
 )
 from breviary.report.tables.form import cell_commands, cell_name, cells_of
@@ -79,7 +80,7 @@ class Step:
     finished: str | None = None
 
 
-Finished = Callable[[str], str | None]
+Finished = Callable[[str, str | None], str | None]
 
 
 def plan_steps(
@@ -87,13 +88,13 @@ def plan_steps(
 ) -> list[Step]:
     """Every command of the wanted cells once, in the order of the runs: trainings before what they serve.
 
-    trained    command that trains without a first stage -> its finished run, or None
+    trained    (training command, run of the stage before or None) -> its finished run, or None
     evaluated  cell -> its results
     """
     steps: dict[tuple[str, ...], Step] = {}
     for row, dataset in cells_of(table, only):
         commands, facts, name = cell_commands(table, row, dataset), table["datasets"][dataset], cell_name(row, dataset)
-        done = evaluated.get(name)
+        done, start = evaluated.get(name), None
         for i, command in enumerate(commands):
             is_last = i == len(commands) - 1
             key = tuple(commands[: i + 1]) if i else (command,)  # a second stage is another one after another first
@@ -102,15 +103,18 @@ def plan_steps(
                 kind = "measure" if is_script(command) else "evaluate" if is_last else "train"
                 estimate = _estimate(kind, commands[: i + 1], facts)
                 step = steps[key] = Step(command, kind, [], estimate, row["time"] if kind == "measure" else None)
-                step.finished = trained(command) if kind == "train" and i == 0 else None
+                is_known = kind == "train" and (i == 0 or start is not None)
+                step.finished = trained(command, start) if is_known else None
             step.cells.append(name)
-            if done is not None:  # what it took is there, too
-                step.finished = step.finished or (done if is_last else "its evaluation is there")
+            start = step.finished
+            if is_last:  # finished where all of its cells are
+                step.finished = done if step.cells == [name] or step.finished else None
     return list(steps.values())
 
 
 def _estimate(kind: str, commands: Sequence[str], dataset: Mapping[str, Any]) -> Estimate | None:
-    if kind == "measure":
+    """None where there is none: a script, or a backbone whose sizes are not known."""
+    if kind == "measure" or not has_shape(commands):
         return None
     if kind == "train":
         return command_estimate(commands[-1], dataset["tokens"])
@@ -125,8 +129,9 @@ def table_plan_lines(
 ) -> list[str]:
     """The plan of a table at one scale: what is finished below `outputs` and in the table's folder is said so."""
 
-    def trained(command: str) -> str | None:
-        run = finished_training([*command_words(command), setting("paths.outputs", outputs)])
+    def trained(command: str, start: str | None) -> str | None:
+        first = [setting("init_from", start)] if start else []
+        run = finished_training([*command_words(command), *first, setting("paths.outputs", outputs)])
         return str(run) if run else None
 
     finished, failed = evaluated_cells(table)
@@ -142,12 +147,14 @@ def measured_plan_lines(table: Mapping[str, Any], outputs: str, device: Device) 
         lines += ["", f"# part {part.name}: {part.title}; {len(part.rows)} rows; finished rows are found again"]
         for words in part.train:
             lines.append(training_command(words))
-        lines += [f"# about {format_hours(_part_hours(table, part, device))}", part_command(table, part, outputs)]
+        hours = _part_hours(table, part, device)
+        lines.append("# not estimated" if hours is None else f"# about {format_hours(hours)}")
+        lines.append(part_command(table, part, outputs))
     return lines
 
 
-def _part_hours(table: Mapping[str, Any], part: Part, device: Device) -> float:
-    """Hours of a part's rows, each of which is taken to encode every context."""
+def _part_hours(table: Mapping[str, Any], part: Part, device: Device) -> float | None:
+    """Hours of a part's rows, each of which is taken to encode every context; None for a backbone of unknown sizes."""
     hours, settings = 0.0, {key: value for key, value in part.settings.items() if key not in ("run", "examples")}
     examples = part.settings.get("examples") or 1000
     for reader, ratio in part.rows:
@@ -205,7 +212,8 @@ def _state(step: Step, device: Device, failed: Collection[str]) -> str:
     if not step.finished and step.kind != "train" and any(cell in failed for cell in step.cells):
         state = "failed before, will be tried again"
     if step.estimate is None:
-        return f"{state}; {step.time or 'time not estimated'}"
+        why = "" if step.kind == "measure" else ": the sizes of the backbone are not known"
+        return f"{state}; {step.time or f'not estimated{why}'}"
     size, count = step.estimate.bytes, step.estimate.processes
     where = f"on each of {count} {device.unit}s" if count > 1 else f"on one {device.unit}"
     fits = "" if size <= device.memory else f", MORE than its {device.memory / 1e9:.0f} GB"

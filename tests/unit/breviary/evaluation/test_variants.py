@@ -1,5 +1,6 @@
 """Variants of an evaluation that take another compressor over the same weights."""
 
+from breviary.config.keys import validate_keys
 from breviary.evaluation.resolve import compose_evaluation, table_rows
 from breviary.evaluation.session import EvaluationSession, encoding_key
 from breviary.readers import cache_selection
@@ -39,3 +40,10 @@ def test_one_prefill_serves_all_rows(tmp_path, monkeypatch):
     results = EvaluationSession(TEXT).evaluate(cfg)
     assert [result["reader"] for result in results] == ["snapkv", "knorm", "snapkv, ratio=8", "kvzip"]
     assert sum(encoded) == results[0]["contexts_read"]
+
+
+def test_another_compressor_than_an_experiment_s_drops_its_keys():
+    """As on the command line of eval.py; tables evaluate such rows in their own process."""
+    cfg = compose_evaluation(["experiment=comi_facts", "backbone=tiny", "compressor=full_context"])
+    assert cfg.reader == "full_context" and "encoder_layers" not in cfg.compressor
+    assert validate_keys(cfg)[1] == []

@@ -11,6 +11,7 @@ import yaml
 from breviary.report.tables.command import read_words, write_outcomes
 from breviary.report.tables.form import cells_of, load_published_table
 from breviary.report.tables.measurements import find_measurement
+from breviary.report.tables.plan import DEVICES, table_plan_lines
 from breviary.report.tables.run import TableRun, evaluated_cells, groups_of
 from breviary.report.tables.trainings import Tools, last_error, process_words, start_process
 from breviary.runtime.checkout import ROOT
@@ -232,11 +233,29 @@ def test_files_show_published_beside_ours_with_marks_and_failures(world):
     assert "| COMI | smollm2\\_135m | 8x | - | failed | - | failed |" in markdown
     assert "3.9x | 100 | 200 steps, 400 examples |" in markdown and "cannot exceed F1" in markdown
     assert f"log: {outcomes['comi_8x/nq_gold4'].log}".replace("_", "\\_") in markdown
-    assert "paper.yaml" not in markdown and "scripts/table.py" in markdown
+    assert "scripts/table.py paper.yaml scale=small`" in markdown
     row = next(line for line in csv.splitlines() if ",comi_4x,COMI," in line)
     assert '56.31,"COMI, qwen2_7b, 16x, NQ",True,em,50.0,40.0,60.0,3.9,100' in row
     assert r"56.31\textdagger{}\textdaggerdbl{}" in latex and r"smollm2\_135m" in latex and r"\toprule" in latex
     assert "COMI, qwen2_7b, 16x, NQ" in html and "python train.py experiment=comi_nq_small" in html
+
+
+def test_rows_that_are_not_measured_yet_are_counted(world):
+    outcomes = compute(world, ["comi_4x", "comi_8x"])
+    assert "- 3 of 5 rows are not measured yet (-)" in write_outcomes(small(), outcomes)[0].read_text()
+
+
+def test_a_plan_counts_a_script_as_finished_only_where_all_of_its_cells_are(world, monkeypatch):
+    spec = yaml.safe_load(SPEC)
+    row = {**MEASURED, "title": "t", "backbone": None, "ratio": None, "reader": None, "train": [], "evaluate": None}
+    second = row | {"id": "d2", "read": row["read"] | {"where": {"part": "{dataset}", "decoder": "D2"}}}
+    columns = [{"title": "rho", "published": "rho", "ours": ["rho"], "unit": "raw"}]
+    datasets = {"all": {"title": "All", "n": None, "tokens": [1, 1, 1]}}
+    spec["small"] = {"title": "S", "notes": [], "datasets": datasets, "rows": [row, second], "columns": columns}
+    (world.folder / "paper.yaml").write_text(yaml.safe_dump(spec, sort_keys=False))
+    for rows, count in (("all,D1,9,0,0,1\n", 0), ("all,D2,9,0,0,1\n", 0), ("all,D1,9,0,0,1\nall,D2,9,0,0,1\n", 1)):
+        Path("committed.csv").write_text("part,decoder,n,rho,low,high\n" + rows)
+        assert f"1 script ({count} finished)" in table_plan_lines(small(), [], DEVICES["cpu"])[1]
 
 
 def test_a_row_without_commands_has_its_published_number_alone(world):
