@@ -25,12 +25,14 @@ quiet_libraries()
 from omegaconf import DictConfig, OmegaConf, open_dict
 
 from breviary.config.cli.words import runs_and_settings
-from breviary.config.compose import compose_config
+from breviary.config.compose import chosen_compressor, compose_config
 from breviary.config.errors import cli_errors, raise_problems
 from breviary.runs.folders import load_config
 from breviary.runtime.spelling import command, next_line
 from breviary.training.selector import TARGETS, fit_selector
 from data.text_pipeline import TEXT
+
+READER = "attention"
 
 
 def build_parser() -> argparse.ArgumentParser:
@@ -54,6 +56,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
             problems.append(f"{' '.join(runs)}: one run at a time")
         raise_problems(problems)
         cfg = run_config(runs[0], settings) if runs else compose_config("train", settings)
+        if cfg.reader is None:  # the row name in tables
+            cfg.reader = chosen_compressor(settings) or READER
         folder = fit_selector(cfg, TEXT, options.examples, options.target, options.teacher)
     print(f"run {folder}")
     print(next_line(command("eval.py", folder)))

@@ -61,13 +61,16 @@ def spans_from_trace(tokens: int, trace: Mapping[str, Any], segment_size: int | 
     trace  relevance, kept: one value for each segment of `segment_size` tokens
            groups: rows of the slot of each token within its row, -1 = none; weights: rows likewise, or None
            kept without relevance: one value for each token
-           kept_share: the share of layers and heads that keep each token
+           kept_share: the share of layers and heads that keep each token; with relevance 0 or 1, of single tokens
            other names are ignored
     """
     if not tokens:
         return ()
     rows = trace.get("groups")
     slots = None if rows is None else [(r, g) if g >= 0 else None for r, row in enumerate(rows) for g in row][:tokens]
+    if "relevance" in trace and "kept_share" in trace:
+        assert segment_size, segment_size
+        return _cut_segments(trace["relevance"], trace["kept_share"][:tokens], segment_size)
     if "relevance" in trace:
         assert segment_size and slots, (segment_size, slots)
         return tuple(
@@ -95,6 +98,15 @@ def _segment_span(index: int, trace: Mapping[str, Any], slots: list[tuple[int, i
     kind = "kept" if trace["kept"][index] else "dropped" if slots[0] is None else "skimmed"
     sizes = tuple(len(list(run)) for _, run in groupby(slots)) if kind == "skimmed" and len(set(slots)) > 1 else ()
     return TokenSpan(kind, len(slots), index + 1, relevance=trace["relevance"][index], slot_sizes=sizes)
+
+
+def _cut_segments(relevance: list[float], shares: list[float], size: int) -> tuple[TokenSpan, ...]:
+    """Segments of which single tokens are kept or dropped: a span for each run of either."""
+    return tuple(
+        TokenSpan("kept" if kept else "dropped", len(list(run)), start // size + 1, relevance=relevance[start // size])
+        for start in range(0, len(shares), size)
+        for kept, run in groupby(shares[start : start + size])
+    )
 
 
 def _group_spans(slots: list[tuple[int, int] | None], weights: list[float] | None) -> tuple[TokenSpan, ...]:

@@ -140,7 +140,10 @@ class AttentionSelection(BudgetedCompressor):
         layers += self._read_kept(states, upper_BS, gate)
         total = len(decoder) * kept_BT.sum(1) + (len(decoder) - n) * skims_BT.sum(1)
         slots = torch.div(total + len(decoder) - 1, len(decoder), rounding_mode="floor")
-        memory = KeyValueMemory(layers, slots, trace={"kept_share": kept_BT.float(), "relevance": scores.detach()})
+        trace = {"kept_share": kept_BT.float()}
+        if self.units == "segments":
+            trace["relevance"] = scores.detach()
+        memory = KeyValueMemory(layers, slots, trace=trace)
         if learns and teaches:
             memory.losses["contrastive"] = self._contrastive(scores, numbers, question.labels, columns.mask)
         return memory

@@ -231,7 +231,7 @@ CALLS = {
     "scripts/fit_selector.py": (
         {
             "runs_and_settings": lambda words, needs_run: ([], ["experiment=attention_nq_small"], []),
-            "compose_config": nothing,
+            "compose_config": lambda *_: Named(reader="attention"),
             "fit_selector": lambda *_: Path(RUN_FOLDER),
         },
         ["experiment=attention_nq_small"],

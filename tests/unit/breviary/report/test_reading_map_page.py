@@ -554,3 +554,9 @@ def test_every_class_of_the_page_has_a_style_rule():
     used = {name for _, key, value in parsed(*cards).attributes if key == "class" for name in value.split()}
     ruled = set(re.findall(r"\.([a-z][\w-]*)", STYLE.read_text()))
     assert used <= ruled, used - ruled
+
+def test_segments_that_are_cut_at_the_budget():
+    trace = {"relevance": [0.5, 0.1], "kept_share": [1.0, 1.0, 1.0, 1.0, 0.0, 9.0]}
+    spans = spans_from_trace(5, trace, segment_size=3)
+    expected = [("kept", 3, 1, 0.5), ("kept", 1, 2, 0.1), ("dropped", 1, 2, 0.1)]
+    assert [(span.kind, span.tokens, span.number, span.relevance) for span in spans] == expected
