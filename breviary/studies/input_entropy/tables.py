@@ -10,12 +10,12 @@ import pandas as pd
 from numpy import ndarray
 from pandas import DataFrame, Series
 
+from breviary.evaluation.statistics import holm_correction
 from breviary.studies.documents import AS_IS
 from breviary.studies.statistics import (
     NAN,
     bootstrap_spearman,
     equivalence_p,
-    holm_correction,
     indicators,
     partial_correlation,
     pearson,
