@@ -2,6 +2,7 @@
 
     python scripts/compare.py outputs/comi_facts outputs/mean_pool_facts
     python scripts/compare.py latest outputs/comi_facts outputs/ram_facts --pairs --output differences.json
+    python scripts/compare.py latest outputs/full_context_nq_small --shares
     python scripts/compare.py latest outputs/comi_facts/RUN/eval/HASH/full_context
 
 A is a RUN: its reader's evaluation on the questions that the others answer. Or it is a reader's folder that eval.py
@@ -49,6 +50,7 @@ def build_parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("evaluations", nargs="+", metavar="A", help=f"at least two: a RUN or an evaluation; {FORMS}")
     parser.add_argument("--pairs", action="store_true", help="compare every reader with every later one")
+    parser.add_argument("--shares", action="store_true", help="also print the first scores as a share of the others")
     parser.add_argument("--output", metavar="FILE", help="JSON file for the differences")
     return parser
 
@@ -62,6 +64,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
         groups = load_evaluations(args.evaluations)
     rows = [row for group in groups for row in comparison_rows(group, args.pairs)]
     print_rows(rows)
+    if args.shares:
+        print_shares(rows)
     if args.output:
         write_json(args.output, {"schema": 1, "rows": rows})
     print(next_line(command("scripts/report.py", *args.evaluations)))
@@ -89,6 +93,17 @@ def print_rows(rows: list[dict[str, Any]]) -> None:
             ],
         )
         print_facts(block)
+
+
+def print_shares(rows: list[dict[str, Any]]) -> None:
+    """Prints each first reader's F1, or the scores that the data set names, as a share of the other's."""
+    for row in rows:
+        names = [name for name in row["shown"] or ("f1",) if name in row["shares"]]
+        for name in names:
+            share = {
+                f"m{end}": row["shares"][name][key] for end, key in (("", "value"), ("_low", "low"), ("_high", "high"))
+            }
+            print(f"{metric_title(name)} of {row['reader']} / {row['minus']}: {format_score(share, 'm')}")
 
 
 def print_facts(block: list[dict[str, Any]]) -> None:

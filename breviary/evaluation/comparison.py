@@ -26,7 +26,7 @@ from breviary.evaluation.results import (
     read_results,
     resampled_units,
 )
-from breviary.evaluation.statistics import cluster_codes, difference, geometric_difference
+from breviary.evaluation.statistics import cluster_codes, difference, geometric_difference, paired_ratio
 from breviary.runs.folders import load_config
 from breviary.runtime.distributed import print_rank0
 from breviary.runtime.spelling import command
@@ -126,11 +126,12 @@ def _assign_names(group: list[EvaluatedReader]) -> None:
 
 
 def comparison_rows(group: list[EvaluatedReader], all_pairs: bool) -> list[dict[str, Any]]:
-    """One row per pair: {"dataset", "n", "reader", "minus", "facts", "metrics", "shown", "intervals"}.
+    """One row per pair: {"dataset", "n", "reader", "minus", "facts", "metrics", "shares", "shown", "intervals"}.
 
     facts      of the reader and of the other one, see `breviary.evaluation.facts.row_facts`
 
     metrics    {metric: {"value", "low", "high"}} of `paired_differences`
+    shares     {score: {"value", "low", "high"}} of `paired_shares`
     shown      the metrics that the data set names, the headline first; [] of results that state none
     intervals  as in `breviary.evaluation.results.resampled_units`
     group      evaluations of the same questions
@@ -146,6 +147,7 @@ def comparison_rows(group: list[EvaluatedReader], all_pairs: bool) -> list[dict[
             "minus": other.name,
             "facts": [row_facts(one.results), row_facts(other.results)],
             "metrics": paired_differences(one, other),
+            "shares": paired_shares(one, other),
             "shown": list(one.results.get("scoring", {}).get("names", ())),
             "intervals": resampled_units(_with_contexts(one, other)),
         }
@@ -185,6 +187,23 @@ def paired_differences(
         ).transpose(1, 2, 0)
         differences[name] = geometric_difference(tuple(ours), tuple(others), seed, resamples, codes)
     return differences
+
+
+def paired_shares(
+    one: EvaluatedReader, other: EvaluatedReader, seed: int = 0, resamples: int = 2000
+) -> dict[str, dict[str, float]]:
+    """{score: {"value", "low", "high"}}: the mean of `one` as a share of the mean of `other`, with 95% intervals.
+
+    Questions on one context are resampled together. Without a score where the other reader's mean is 0.
+    """
+    pairs = [(one.predictions[key], other.predictions[key]) for key in one.predictions]
+    codes = cluster_codes(contexts_of(_with_contexts(one, other)))
+    shares = {}
+    for name in _common_keys(pairs[0], "scores"):
+        ours, others = np.array([[row["scores"][name] for row in pair] for pair in pairs], dtype=np.float64).T
+        if others.sum():
+            shares[name] = paired_ratio(ours, others, seed, resamples, codes)
+    return shares
 
 
 def shared_aggregates(one: Mapping[str, Any], other: Mapping[str, Any]) -> dict[str, Sequence[str]]:

@@ -186,6 +186,14 @@ def paired_bootstrap(differences: ndarray, resamples: int, seed: int, codes: nda
     return _bootstrap((differences, np.ones(len(differences))), _ratio, seed, resamples, codes)
 
 
+def paired_ratio(
+    ours: ndarray, other: ndarray, seed: int, resamples: int, codes: ndarray | None = None
+) -> dict[str, float]:
+    """mean(ours) / mean(other) of paired scores (N,) with its interval. The other's mean must not be 0."""
+    assert other.sum(), "a share of nothing"
+    return _bootstrap((ours, other), _ratio, seed, resamples, codes)
+
+
 def effective_size(values: ndarray, codes: ndarray | None) -> float:
     """Number of independent values whose mean is as certain as that of values (N,) in clusters; N without codes.
 

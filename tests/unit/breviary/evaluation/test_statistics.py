@@ -14,6 +14,7 @@ from breviary.evaluation.statistics import (
     interval,
     paired_bootstrap,
     paired_p,
+    paired_ratio,
 )
 
 
@@ -211,3 +212,14 @@ def test_p_of_many_questions_agrees_with_a_t_test():
     ours, other = draw.random(80), draw.random(80) * 0.8
     found = paired_p((ours, np.ones(80)), (other, np.ones(80)), seed=0, resamples=9999)
     assert found == pytest.approx(stats.ttest_rel(ours, other).pvalue, abs=0.02)
+
+
+def test_a_share_of_paired_means_covers_the_truth():
+    rng, covered = np.random.default_rng(0), 0
+    for _ in range(200):
+        other = rng.random(60)
+        ours = 0.9 * other + 0.1 * rng.standard_normal(60)
+        found = paired_ratio(ours, other, 0, 300)
+        covered += found["low"] <= 0.9 <= found["high"]
+    assert 0.89 <= covered / 200 <= 1
+    assert paired_ratio(np.array([1.0, 0]), np.array([1.0, 1]), 0, 100)["value"] == 0.5
