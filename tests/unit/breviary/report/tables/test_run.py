@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shlex
 from pathlib import Path
 
 import pytest
@@ -380,6 +381,8 @@ def test_the_command_computes_a_table_and_writes_its_files(world, monkeypatch, c
     script.main(["paper.yaml", "scale=small", "--only", "comi_4x", "--output", "written"])
     out = capsys.readouterr().out
     assert "[1/1] comi_4x/nq_gold4" in out and "written/paper.html" in out
+    next_words = shlex.split(out[out.rindex("next: ") :])[3:]
+    assert read_words([word for word in next_words if word != "--plan"]) == ("paper.yaml", "small", None)
     assert json.loads(Path("written/cells.json").read_text())["comi_4x/nq_gold4"]["results"]
     with pytest.raises(SystemExit) as stop:
         script.main(["paper.yaml", "scale=small", "--only", "comi_5x"])
