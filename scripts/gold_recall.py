@@ -60,7 +60,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     with cli_errors():
         runs, overrides, problems = runs_and_settings(options.words, needs_run=False)
         raise_problems(problems)
-        for run in runs or [None]:
+        for run in runs or [""]:
             cfgs, examples = session.check(run_config(run, [*overrides, f"examples={options.examples}"]))
             rows += measure_recall(session, cfgs, examples, options.ratios)
     show(rows, options.ratios)
@@ -70,9 +70,11 @@ def main(arguments: Sequence[str] | None = None) -> None:
     print(next_line(command("scripts/reading_map.py", *runs[:1], *overrides)))
 
 
-def run_config(run: str | None, overrides: Sequence[str]) -> DictConfig:
-    """The configuration of a run, or of an untrained reader, with the overrides. Raises: ConfigError where the reader
-    ranks no segments."""
+def run_config(run: str, overrides: Sequence[str]) -> DictConfig:
+    """The configuration of a run with the overrides; "" = an untrained reader's.
+
+    Raises: ConfigError where the reader ranks no segments.
+    """
     cfg = compose_evaluation([*([setting("run", run)] if run else []), *overrides, "baselines=[]"])
     ranks = "keep" in cfg.compressor or ("window" in cfg.compressor and cfg.compressor.get("units") == "segments")
     if "segment_size" not in cfg.compressor or not ranks:

@@ -207,10 +207,12 @@ class Scorer:
         problems = metric_problems(names)
         if problems:
             raise ValueError("\n".join(problems))
-        self.names = tuple(DEFAULT if names is None else names)
+        self.names: tuple[str, ...] = tuple(DEFAULT if names is None else names)
         bases = {name: METRICS[split_name(name)[0]] for name in self.names}
-        self.further = {name: _version(name) for name in self.names if name not in DEFAULT}
-        self.aggregates = {name: metric.parts for name, metric in bases.items() if metric.parts}
+        self.further: Mapping[str, Any] = {name: _version(name) for name in self.names if name not in DEFAULT}
+        self.aggregates: Mapping[str, Sequence[str]] = {
+            name: metric.parts for name, metric in bases.items() if metric.parts
+        }
         self.likelihood = any(name in LIKELIHOODS for name in self.names)
         self.perplexity = PERPLEXITY in self.names
         parts = [part for metric in bases.values() for part in metric.parts]

@@ -555,6 +555,7 @@ def test_every_class_of_the_page_has_a_style_rule():
     ruled = set(re.findall(r"\.([a-z][\w-]*)", STYLE.read_text()))
     assert used <= ruled, used - ruled
 
+
 def test_segments_that_are_cut_at_the_budget():
     trace = {"relevance": [0.5, 0.1], "kept_share": [1.0, 1.0, 1.0, 1.0, 0.0, 9.0]}
     spans = spans_from_trace(5, trace, segment_size=3)
