@@ -380,7 +380,10 @@ def test_half_precision_streams_train(build, ragged):
         ("compressor.ratio_choices=[2,4]", "set compressor.uniform_keep=false or compressor.ratio_choices=null"),
         (("compressor.quirks=true", DEPTH), "set compressor.join=input"),
         ((SKIMMED, "compressor.skim=drop"), "use compressor=no_context"),
-        ("compressor.relevance=tfidf", "compressor.relevance=tfidf: allowed are cosine, attention, bm25, embedding, gold, random"),
+        (
+            "compressor.relevance=tfidf",
+            "compressor.relevance=tfidf: allowed are cosine, attention, bm25, embedding, gold, random",
+        ),
         ("compressor.relevance=bm25", "set compressor.contrastive_weight=0"),
         (("compressor.relevance=embedding", "compressor.contrastive_weight=0"), "encodes contexts by itself"),
         (
