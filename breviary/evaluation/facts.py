@@ -15,6 +15,7 @@ from breviary.runs.dataset_names import dataset_label
 from breviary.runs.folders import load_config
 from breviary.runs.importing import RECORD
 
+SELECTOR = "selector.json"  # of a run of scripts/fit_selector.py
 TRAINING = "training.json"  # of an exported folder, which has no trainer_state.json
 
 UNTRAINED: dict[str, Any] = {"trained": False, "steps": None, "examples": None, "data": None, "init_from": None}
@@ -29,7 +30,8 @@ UNKNOWN = "unknown"
 
 
 def training_record(run: str | Path | None, checkpoint: Path | None) -> dict[str, Any]:
-    """{"trained", "steps", "examples", "data", "init_from"}, and "imported": true for weights of an authors' file.
+    """{"trained", "steps", "examples", "data", "init_from"}, and "imported": true for weights of an authors' file,
+    "fitted": true where scripts/fit_selector.py fitted the choice alone, on `examples`.
 
     trained    False without a checkpoint: pretrained backbone, weights of the method as initialised
     steps      optimizer steps up to the checkpoint; examples  steps times the global batch
@@ -47,6 +49,8 @@ def training_record(run: str | Path | None, checkpoint: Path | None) -> dict[str
         return record | {"imported": True}
     start = cfg.get("init_from")
     record |= {"data": dataset_label(cfg.dataset, "train"), "init_from": start and "/".join(Path(start).parts[-2:])}
+    if (Path(run) / SELECTOR).is_file():
+        return record | {"fitted": True, "examples": json.loads((Path(run) / SELECTOR).read_bytes())["examples"]}
     state, processes = checkpoint / "trainer_state.json", checkpoint / PROCESSES
     if state.is_file():
         record["steps"] = json.loads(state.read_bytes())["global_step"]
@@ -70,13 +74,20 @@ def training_text(records: Sequence[Mapping[str, Any] | None]) -> str:
         return "untrained"
     if any(record.get("imported") for record in known):
         return "imported weights"
+    if known and len(known) == len(records) and all(record.get("fitted") for record in known):
+        return f"choice fitted, {_span([record['examples'] for record in known], 'example')}{_after(known)}"
     if len(known) < len(records) or any(record["steps"] is None for record in known):
         return f"steps {UNKNOWN}"
     parts = [_span([record["steps"] for record in known], "step")]
     if all(record["examples"] is not None for record in known):
         parts.append(_span([record["examples"] for record in known], "example"))
-    starts = sorted({Path(record["init_from"]).parent.name for record in known if record["init_from"]})
-    return ", ".join(parts) + (f" after {' or '.join(starts)}" if starts else "")
+    return ", ".join(parts) + _after(known)
+
+
+def _after(records: Sequence[Mapping[str, Any]]) -> str:
+    """ " after NAME" of the experiments from whose weights the records began."""
+    starts = sorted({Path(record["init_from"]).parent.name for record in records if record["init_from"]})
+    return f" after {' or '.join(starts)}" if starts else ""
 
 
 def _span(numbers: Sequence[int], unit: str) -> str:

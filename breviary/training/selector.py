@@ -22,11 +22,12 @@ from transformers import TrainerState
 from breviary.config.errors import raise_problems
 from breviary.config.text_pipeline import TextPipeline
 from breviary.contract import Batch, Question, Reader
+from breviary.evaluation.facts import SELECTOR
 from breviary.memory.assembly import Layout
 from breviary.readers.attention_selection import AttentionSelection
-from breviary.runs.checkpoints import save_trained, write_processes
+from breviary.runs.checkpoints import save_trained
 from breviary.runs.folders import finish_run
-from breviary.runtime.distributed import print_progress, print_rank0, world_size
+from breviary.runtime.distributed import print_progress, print_rank0
 from breviary.runtime.files import write_json
 from breviary.selection.attention import Attention
 from breviary.selection.head_scores import unit_features, unit_means
@@ -34,7 +35,6 @@ from breviary.selection.relevance import Candidates
 from breviary.training.session import TrainingSession
 
 TARGETS = ("evidence", "attention")
-RECORD = "selector.json"
 RATIOS = (2, 4, 8, 16)
 L1 = 1e-3  # weight of the sum of absolute weights
 RATE, STEPS = 0.02, 400  # of Adam, on all examples at once
@@ -100,11 +100,8 @@ def fit_selector(cfg: DictConfig, text: TextPipeline, examples: int, target: str
         print_rank0(f"  before {_line(before)}, fitted {_line(after)}")
     checkpoint = folder / "checkpoints" / "checkpoint-0"
     save_trained(checkpoint, reader, session.backbone.fingerprint)
-    state = TrainerState()
-    state.global_step = STEPS
-    state.save_to_json(str(checkpoint / "trainer_state.json"))
-    write_processes(checkpoint, world_size(), len(train))
-    write_json(folder / RECORD, record)
+    TrainerState().save_to_json(str(checkpoint / "trainer_state.json"))
+    write_json(folder / SELECTOR, record)
     finish_run(folder)
     return folder
 

@@ -6,6 +6,7 @@ import pytest
 import torch
 
 from breviary.config.errors import ConfigError
+from breviary.evaluation.facts import training_record, training_text
 from breviary.evaluation.resolve import compose_evaluation
 from breviary.evaluation.session import EvaluationSession
 from breviary.runs.checkpoints import best_checkpoint
@@ -69,6 +70,8 @@ def test_a_fitted_run_is_evaluated_like_any_other(compose, target):
     run = fit_selector(compose(WORDS), TEXT, 6, target, teacher=3)
     record = json.loads((run / "selector.json").read_text())
     assert record["examples"] == 6 and record["train"]["recall"]["2"] >= record["train"]["recall_before"]["2"]
+    text = training_text([training_record(run, best_checkpoint(run))])
+    assert text == "choice fitted, 6 examples"
     cfg = compose_evaluation([f"run={run}", "baselines=[]"])
     reader = EvaluationSession(TEXT).load_reader(cfg, best_checkpoint(run))
     readout = reader.compressor.head_scores.readout
