@@ -1,6 +1,6 @@
 """Fits which attention heads choose what a reader by attention keeps, in about a minute; writes a run.
 
-    python scripts/fit_selector.py experiment=attention_nq_small compressor.heads=linear compressor.window=18
+    python scripts/fit_selector.py experiment=attention_nq_small name=attention_nq_small_fit --examples 160
     python scripts/fit_selector.py outputs/attention_nq_small                    # of a trained run, on its own data
     python scripts/fit_selector.py RUN compressor.layer=12 compressor.window=12 --target attention
 

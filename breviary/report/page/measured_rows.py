@@ -19,7 +19,7 @@ LOWER_IS_BETTER = ("nll", "ce", "bits_per_byte", "continuation_nll", "continuati
 FIRST_TOKEN = PHASES[:3]  # the phases before the first token of the answer
 
 BUDGET = re.compile(r", (?:ratio|slots|bytes)=[^,() ]+")
-OF_GROUP = re.compile(r", (?:n=\d+|dataset=[^,()]+(?:\([^()]*\))?)")  # parts of a label that a whole group shares
+OF_GROUP = re.compile(r", (?:n=\d+|dataset\=[^,()]+(?:\([^()]*\))?)")  # parts of a label that a whole group shares
 
 Pair = tuple[float, float]  # numerator and denominator of a ratio of sums; a score has the denominator 1
 
