@@ -8,7 +8,6 @@ from scripts import demo
 OVERRIDES = [
     "backbone=tiny",
     "train.steps=2",
-    "dataset.facts=4",
     "train.batch_size=2",
     "eval_batch_size=4",
     "dataset.train_size=8",
@@ -27,4 +26,4 @@ def test_the_demo_prints_and_writes_its_table(monkeypatch, tmp_path, capsys):
     assert all(
         {"em", "em_low", "em_high", "nll", "nll_low", "nll_high", "f1", "effective_ratio"} <= row.keys() for row in rows
     )
-    assert "Five readers after 2 steps" in capsys.readouterr().out
+    assert "Four readers after 2 steps" in capsys.readouterr().out
