@@ -376,6 +376,7 @@ def test_random_ratios_apply_in_training_only(build, ragged):
 
 # A different value for every argument that some compressor declares in `compress_only_keys`.
 OTHER_VALUES = {
+    "relevance_size": 7,
     "ratio": "2",
     "slots": "3",
     "ratio_choices": "[2,8]",

@@ -215,11 +215,8 @@ def test_a_finished_evaluation_is_not_repeated(runs, home, monkeypatch):
 
 def test_a_killed_evaluation_continues_to_the_same_results(runs, home, monkeypatch):
     whole = evaluate_run(runs[0], home, "baselines=[]", "eval_batch_size=1")[0]
-    folder = next(
-        path.parent
-        for path in runs[0].glob(f"eval/*/comi/{PREDICTIONS}")
-        if json.loads((path.parent / RESULTS).read_text()) == whole
-    )
+    folder = Path(whole.pop("folder"))
+    assert json.loads((folder / RESULTS).read_text()) == whole
     rows = Predictions(folder / PREDICTIONS).rows
     (folder / RESULTS).unlink()
     (folder / PREDICTIONS).unlink()
