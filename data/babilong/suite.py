@@ -6,7 +6,7 @@ import random
 
 from breviary.contract import Example
 from breviary.runtime.draws import choose, random_below, seeded_rng
-from data.babilong.worlds import TASKS, Asked, Story
+from data.babilong.worlds import TASKS, Story, StoryQuestion
 from data.checks import check_split, integer_problems, raise_problems
 from data.synthetic.haystack import haystack, haystack_problems
 from data.synthetic.layout import Piece, insert, join_pieces
@@ -98,7 +98,7 @@ class Babilong:
         return Example(f"{task}-{split}-{self.seed}-{index}", context, asked.text, (asked.answer,), documents)
 
 
-def _facts(story: Story, asked: Asked) -> list[Piece]:
+def _facts(story: Story, asked: StoryQuestion) -> list[Piece]:
     """The statements before the question, earlier questions left out."""
     facts = enumerate(story.statements[: asked.after])
     return [Piece(text, f"fact {index + 1}", index in asked.support) for index, text in facts]

@@ -1,4 +1,4 @@
-"""The small worlds of bAbI's tasks 1 to 5: who goes where, takes, drops and gives what, and what is asked.
+"""The small worlds of bAbI's tasks 1 to 5: who goes where, takes, drops and gives what, and the questions.
 
 Each function returns a story: its statements, and questions that stand behind some of them.
 """
@@ -15,7 +15,7 @@ ROOMS = ("bathroom", "bedroom", "garden", "hallway", "kitchen", "office")
 OBJECTS = ("apple", "football", "milk")
 PEOPLE = ("Mary", "John", "Sandra", "Daniel")
 GIVERS = ("Bill", "Fred", "Jeff", "Mary")
-START = ("bedroom", "kitchen", "garden", "hallway")  # of the people, in their order; never told
+START = ("bedroom", "kitchen", "garden", "hallway")  # of the people, in their order; no statement names it
 OBJECT_START = {"apple": "kitchen", "milk": "kitchen", "football": "garden"}
 
 MOVES = ("went to", "went back to", "journeyed to", "travelled to", "moved to")
@@ -30,7 +30,7 @@ GIVE_FORMS = (("what", 0.33), ("giver", 0.18), ("receiver_of", 0.17), ("giver_to
 
 
 @dataclass(frozen=True)
-class Asked:
+class StoryQuestion:
     """A question: behind how many statements it stands, its text and answer, and the statements it depends on."""
 
     after: int
@@ -44,7 +44,7 @@ class Story:
     """Statements, and questions in their order."""
 
     statements: list[str] = field(default_factory=list)
-    questions: list[Asked] = field(default_factory=list)
+    questions: list[StoryQuestion] = field(default_factory=list)
 
     def say(self, statement: str) -> int:
         """Adds a statement; returns its index."""
@@ -53,15 +53,15 @@ class Story:
 
     def ask(self, text: str, answer: str, support: Iterable[int]) -> None:
         """Adds a question behind the statements so far."""
-        self.questions.append(Asked(len(self.statements), text, answer, tuple(sorted(set(support)))))
+        self.questions.append(StoryQuestion(len(self.statements), text, answer, tuple(sorted(set(support)))))
 
 
 class World:
-    """People in rooms with objects, and what the statements of a story tell of them.
+    """People in rooms with objects, and what follows about them from the statements of a story.
 
     room, place, holder  where people and objects are, and who holds an object (missing: nobody)
-    told        room of a person, where it follows from the story
-    moved       the statement that told it
+    known_room  room of a person, where it follows from the story
+    moved       the statement from which it follows
     paths       rooms of each object, where they follow from the story, with the statements that they follow from;
                 equal rooms in a row are one
     """
@@ -70,7 +70,7 @@ class World:
         self.rng, self.people, self.story = rng, people, Story()
         self.room = dict(zip(people, START))
         self.place, self.holder = dict(OBJECT_START), dict[str, str]()
-        self.told, self.moved = dict[str, str](), dict[str, int]()
+        self.known_room, self.moved = dict[str, str](), dict[str, int]()
         self.paths: dict[str, list[tuple[str, tuple[int, ...]]]] = {name: [] for name in OBJECTS}
         self.handled: dict[str, int] = {}  # the last statement that took, dropped or gave an object
         self.gives: list[tuple[str, str, str, int]] = []  # giver, object, receiver, statement
@@ -81,7 +81,7 @@ class World:
         """To another room, with what the person holds."""
         room = choose(self.rng, [room for room in ROOMS if room != self.room[person]])
         index = self.story.say(f"{person} {choose(self.rng, MOVES)} the {room}.")
-        self.room[person] = self.told[person] = room
+        self.room[person] = self.known_room[person] = room
         self.moved[person] = index
         for item in (item for item, holder in self.holder.items() if holder == person):
             self.place[item] = room
@@ -93,8 +93,8 @@ class World:
             return False
         self.holder[item] = person
         self.handled[item] = self.story.say(f"{person} {choose(self.rng, GETS)} the {item}{self._there()}.")
-        if person in self.told:
-            self._follow(item, self.told[person], (self.moved[person], self.handled[item]))
+        if person in self.known_room:
+            self._follow(item, self.known_room[person], (self.moved[person], self.handled[item]))
         return True
 
     def drop(self, person: str, item: str) -> bool:
@@ -150,13 +150,13 @@ class World:
 
 
 def one_fact(rng: random.Random) -> Story:
-    """qa1: where somebody is, who was last told to have moved there."""
+    """qa1: where somebody is, after the last statement of a move there."""
     world = World(rng, PEOPLE)
     for _ in range(QUESTIONS):
         for _ in range(2):
             world.move(choose(rng, PEOPLE))
-        person = choose(rng, sorted(world.told))
-        world.story.ask(f"Where is {person}?", world.told[person], [world.moved[person]])
+        person = choose(rng, sorted(world.known_room))
+        world.story.ask(f"Where is {person}?", world.known_room[person], [world.moved[person]])
     return world.story
 
 
@@ -221,7 +221,7 @@ def two_relations(rng: random.Random) -> Story:
 
 
 def _sides(rng: random.Random, one: str, before: str, two: str, after: str) -> str:
-    """That `one` lies `before` of `two`, said from either side."""
+    """That `one` lies `before` of `two`, from either side."""
     return choose(rng, (f"The {one} is {before} of the {two}.", f"The {two} is {after} of the {one}."))
 
 

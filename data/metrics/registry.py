@@ -12,8 +12,15 @@ from dataclasses import dataclass
 from importlib.metadata import version
 from typing import Any
 
+import data.metrics.answers as answers
+import data.metrics.bertscore as bertscore
+import data.metrics.choices as choices
+import data.metrics.infinitebench as infinitebench
+import data.metrics.longbench as longbench
+import data.metrics.orders as orders
+import data.metrics.rouge_scores as rouge_scores
+import data.metrics.substrings as substrings
 from breviary.contract import Example
-from data.metrics import answers, bertscore, choices, infinitebench, longbench, orders, rouge_scores, substrings
 
 # Increased when any score of DEFAULT changes, or one of data/restoration.py: results of another version are measured
 # anew. 1: squad alone, for every text; 2: the rules of data/metrics/answers.py.

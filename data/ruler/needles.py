@@ -91,7 +91,7 @@ class Needles:
 
 
 def _single(text: str) -> str:
-    """RULER's wording where one value is asked for; it replaces every "are", also in a chat template."""
+    """RULER's wording for a question about one value; it replaces every "are", also in a chat template."""
     return text.replace("are all", "is").replace("are", "is")
 
 

@@ -69,3 +69,11 @@ def test_where_to_edit_names_places():
 def test_a_place_to_edit_exists(file, name):
     code = (ROOT / file).read_text(encoding="utf-8")
     assert re.search(rf"^(def |class )?{name}\b", code, re.MULTILINE), f"{file} defines no {name}"
+
+
+def test_committed_results_name_no_path_of_a_machine():
+    """Paths of data and runs are written as $BREVIARY_DATA/... and outputs/... before results are committed."""
+    files = [file for file in (ROOT / "results").rglob("*") if file.suffix in (".json", ".csv", ".md", ".html", ".tex")]
+    assert len(files) > 100
+    absolute = re.compile(r"(?:^|[\s\"'=\[(,:])/(?:home|root|tmp|work|mnt|data|Users|opt|srv)/\w")
+    assert [str(file) for file in files if absolute.search(file.read_text(encoding="utf-8"))] == []

@@ -159,7 +159,7 @@ def _check_metrics(where: str, names: Iterable[str]) -> None:
 
 
 def _set_beside(where: str, small: dict[str, Any], table: Mapping[str, Any]) -> None:
-    """The published numbers that stand beside a small cell, and the sentence that says of what they are."""
+    """The published numbers that stand beside a small cell, and the sentence that names their cell."""
     rows = {row["id"]: row for row in table["rows"]}
     for row in small["rows"]:
         if row["published"]:

@@ -127,7 +127,7 @@ def _estimate(kind: str, commands: Sequence[str], dataset: Mapping[str, Any]) ->
 def table_plan_lines(
     table: Mapping[str, Any], only: Sequence[str], device: Device, outputs: str = "outputs"
 ) -> list[str]:
-    """The plan of a table at one scale: what is finished below `outputs` and in the table's folder is said so."""
+    """The plan of a table at one scale; marks what is finished below `outputs` and in the table's folder."""
 
     def trained(command: str, start: str | None) -> str | None:
         first = [setting("init_from", start)] if start else []

@@ -12,6 +12,7 @@ from breviary.memory.trace import TokenSpan, spans_from_trace
 from breviary.report.reading_map_marks import LEVELS, Card, Piece, TextRun, character_spans, share_levels
 from breviary.report.reading_map_page import TEMPLATES, render_page, template_environment
 from breviary.runtime.html import visible_text
+from tests.traces import ram_trace
 
 STYLE = TEMPLATES / "reading_map.css"
 VOID = {"meta", "br", "hr", "img", "link", "input"}
@@ -107,21 +108,6 @@ def parsed(*cards, facts=(("Reader", "ram"),)):
     return Parsed(render_page(facts, cards))
 
 
-def ram_trace(kept, relevance, tokens, size, dropped=False):
-    """The padded trace of a compressor that keeps some segments whole and merges each other one into a slot."""
-    slots, next_slot = [], 0
-    for start, keep in zip(range(0, tokens, size), kept):
-        count = min(size, tokens - start)
-        slots += range(next_slot, next_slot + count) if keep else [-1 if dropped else next_slot] * count
-        next_slot += count if keep else not dropped
-    return {
-        "kept": [*kept, False],
-        "relevance": [*relevance, 0.0],
-        "groups": [[*slots, -1, -1]],
-        "weights": [[1.0] * len(slots) + [0.0, 0.0]],
-    }
-
-
 # ------------------------------------------------------------------ characters of tokens
 
 
@@ -152,50 +138,6 @@ def test_white_space_without_token_belongs_to_the_next_token_and_at_the_end_to_t
 def test_other_characters_without_token_are_marked():
     assert character_spans("ab cut cd", [(0, 2), (7, 9)]) == [(0, 2, 0), (2, 7, None), (7, 9, 1)]
     assert character_spans("ab", []) == [(0, 2, None)] and character_spans("", []) == []
-
-
-# ------------------------------------------------------------------ spans from traces
-
-
-def test_spans_of_segments():
-    trace = ram_trace([False, True, False], [0.1, 0.9, -0.2], tokens=8, size=3)
-    assert spans_from_trace(8, trace, 3) == (
-        TokenSpan("skimmed", 3, 1, relevance=0.1),
-        TokenSpan("kept", 3, 2, relevance=0.9),
-        TokenSpan("skimmed", 2, 3, relevance=-0.2),
-    )
-    dropped = spans_from_trace(8, ram_trace([False, True, False], [0.1, 0.9, -0.2], 8, 3, dropped=True), 3)
-    assert [span.kind for span in dropped] == ["dropped", "kept", "dropped"]
-
-
-def test_groups_are_numbered_across_rows():
-    trace = {"groups": [[0, 0, 1], [0, 1, -1]], "weights": [[0.25, 0.75, 1.0], [1.0, 1.0, 0.0]]}
-    assert spans_from_trace(5, trace) == (
-        TokenSpan("group", 2, 1, 2, weights=(0.25, 0.75)),
-        TokenSpan("group", 1, 2, 1, weights=(1.0,)),
-        TokenSpan("group", 1, 3, 1, weights=(1.0,)),
-        TokenSpan("group", 1, 4, 1, weights=(1.0,)),
-    )
-
-
-def test_a_group_may_be_interrupted_and_tokens_may_have_no_group():
-    spans = spans_from_trace(5, {"groups": [[0, 1, 0, -1, -1]], "weights": None})
-    assert spans == (
-        TokenSpan("group", 1, 1, 2),
-        TokenSpan("group", 1, 2, 1),
-        TokenSpan("group", 1, 1, 2),
-        TokenSpan("dropped", 2),
-    )
-
-
-def test_spans_of_kept_tokens_of_an_unknown_trace_and_of_an_empty_context():
-    assert spans_from_trace(4, {"kept": [True, True, False, True, False]}) == (
-        TokenSpan("kept", 2),
-        TokenSpan("dropped", 1),
-        TokenSpan("kept", 1),
-    )
-    assert spans_from_trace(4, {"other": 1}) == (TokenSpan("whole", 4),)
-    assert spans_from_trace(0, {"groups": [[-1]], "kept": [False]}) == ()
 
 
 def test_spans_and_gold_must_match_the_tokens():
@@ -554,10 +496,3 @@ def test_every_class_of_the_page_has_a_style_rule():
     used = {name for _, key, value in parsed(*cards).attributes if key == "class" for name in value.split()}
     ruled = set(re.findall(r"\.([a-z][\w-]*)", STYLE.read_text()))
     assert used <= ruled, used - ruled
-
-
-def test_segments_that_are_cut_at_the_budget():
-    trace = {"relevance": [0.5, 0.1], "kept_share": [1.0, 1.0, 1.0, 1.0, 0.0, 9.0]}
-    spans = spans_from_trace(5, trace, segment_size=3)
-    expected = [("kept", 3, 1, 0.5), ("kept", 1, 2, 0.1), ("dropped", 1, 2, 0.1)]
-    assert [(span.kind, span.tokens, span.number, span.relevance) for span in spans] == expected

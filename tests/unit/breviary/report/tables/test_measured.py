@@ -79,7 +79,7 @@ def test_a_part_becomes_files(table, tmp_path):
 def test_a_part_trains_what_it_needs_and_a_failed_row_costs_itself_alone(table, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     table.write_text(TABLE.replace("train: []", "train: [[experiment=x]]").replace("examples: 4}", "run: outputs/x}"))
-    loaded, said, calls = load_measured_table(str(table)), [], []
+    loaded, printed, calls = load_measured_table(str(table)), [], []
 
     def failing(words, variants):
         calls.append((words[-3], len(variants)))
@@ -93,7 +93,7 @@ def test_a_part_trains_what_it_needs_and_a_failed_row_costs_itself_alone(table, 
         (folder / "predictions.jsonl").write_text("")
         return {"folder": str(folder)}
 
-    tools = Tools(None, lambda words: Path("outputs/x/run"), failing, None, said.append)
+    tools = Tools(None, lambda words: Path("outputs/x/run"), failing, None, printed.append)
     monkeypatch.setattr("breviary.report.tables.measured.part_rows", lambda table, part, results: results)
     monkeypatch.setattr("breviary.report.tables.measured.write_part", lambda *given: [given[2:]])
     [(part, rows, failures)] = run_parts(loaded, tmp_path / "files", "outputs", tools)

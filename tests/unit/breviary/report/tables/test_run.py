@@ -80,11 +80,11 @@ class World:
     """Runs and evaluations in place of processes and models; what was started is kept in order."""
 
     def __init__(self, folder):
-        self.folder, self.started, self.evaluated, self.said = folder, [], [], []
+        self.folder, self.started, self.evaluated, self.printed = folder, [], [], []
         self.runs, self.broken, self.killed_at = {}, set(), None
 
     def tools(self):
-        return Tools(self.launch, self.finished, self.evaluate, lambda results, name: {}, self.said.append)
+        return Tools(self.launch, self.finished, self.evaluate, lambda results, name: {}, self.printed.append)
 
     @staticmethod
     def key(words):
@@ -184,7 +184,7 @@ def test_a_failed_training_costs_its_cells_and_says_why(world):
     outcome = failed["comi_4x/nq_gold4"]
     assert outcome.reason == "python train.py experiment=comi_nq_small has no data (exit code 2)"
     assert "bye" in Path(outcome.log).read_text()
-    assert any(f"log: {outcome.log}" in line for line in world.said)
+    assert any(f"log: {outcome.log}" in line for line in world.printed)
     world.broken.clear()
     assert compute(world)["comi_4x/nq_gold4"].results  # it is tried again
     assert evaluated_cells(small())[1] == {}
