@@ -72,7 +72,7 @@ def training_arguments(
     os.environ["WANDB_MODE"] = mode
     os.environ.setdefault("WANDB_PROJECT", PROJECT)
     if tracker == "trackio":
-        keep_trackio_local(cfg.paths.outputs)
+        keep_trackio_local(folder)
     arguments = TrainingArguments(
         output_dir=str(folder / "checkpoints"),
         max_steps=t.steps,

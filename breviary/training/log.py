@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -206,11 +207,13 @@ def tracked_run(tracker: str, mode: str, folder: Path) -> Iterator[None]:
                 trackio.finish()
 
 
-def keep_trackio_local(outputs: str | Path) -> None:
-    """Sets Trackio's folder to OUTPUTS/trackio, the database of all runs, without a Space or server.
-
-    Called before the Trainer's callback imports trackio, which reads these variables once.
-    """
-    os.environ["TRACKIO_DIR"] = str(Path(outputs) / "trackio")
+def keep_trackio_local(folder: Path) -> None:
+    """Sets Trackio's folder to FOLDER/trackio, without a Space or server; called before each run."""
+    directory = folder.absolute() / "trackio"
+    os.environ["TRACKIO_DIR"] = str(directory)
+    # Trackio reads the variable when it is imported; a sweep trains several runs in one process.
+    for name, module in list(sys.modules.items()):
+        if name.partition(".")[0] == "trackio" and hasattr(module, "TRACKIO_DIR"):
+            module.TRACKIO_DIR = directory
     for name in ("TRACKIO_SPACE_ID", "TRACKIO_SERVER_URL", "TRACKIO_BUCKET_ID"):
         os.environ.pop(name, None)
