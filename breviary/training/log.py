@@ -212,7 +212,8 @@ def keep_trackio_local(folder: Path) -> None:
     directory = folder.absolute() / "trackio"
     os.environ["TRACKIO_DIR"] = str(directory)
     # Trackio reads the variable when it is imported; a sweep trains several runs in one process.
-    for name, module in list(sys.modules.items()):
+    modules: dict[str, Any] = dict(sys.modules)
+    for name, module in modules.items():
         if name.partition(".")[0] == "trackio" and hasattr(module, "TRACKIO_DIR"):
             module.TRACKIO_DIR = directory
     for name in ("TRACKIO_SPACE_ID", "TRACKIO_SERVER_URL", "TRACKIO_BUCKET_ID"):
