@@ -363,9 +363,10 @@ def test_a_run_of_trackio_stays_on_the_machine_and_is_ended(tmp_path, monkeypatc
     keep_trackio_local(tmp_path)
     assert os.environ["TRACKIO_DIR"] == str(tmp_path / "trackio") and "TRACKIO_SPACE_ID" not in os.environ
     # A sweep's next run, in a process that has imported Trackio.
-    monkeypatch.setitem(sys.modules, "trackio.utils", SimpleNamespace(TRACKIO_DIR=tmp_path / "trackio"))
+    utils = SimpleNamespace(TRACKIO_DIR=tmp_path / "trackio")
+    monkeypatch.setitem(sys.modules, "trackio.utils", utils)
     keep_trackio_local(tmp_path / "second")
-    assert sys.modules["trackio.utils"].TRACKIO_DIR == tmp_path / "second" / "trackio"
+    assert str(utils.TRACKIO_DIR) == str(tmp_path / "second" / "trackio") == os.environ["TRACKIO_DIR"]
     current, ended = contextvars.ContextVar("run", default=None), []
     trackio = SimpleNamespace(
         context_vars=SimpleNamespace(current_run=current), finish=lambda: (ended.append(1), current.set(None))
