@@ -9,10 +9,10 @@ import ctypes
 import gc
 import statistics
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 
@@ -21,6 +21,9 @@ from breviary.config.compose import compose_config
 from breviary.config.errors import ConfigError
 from breviary.contract import Batch, Example, Reader, Tokens
 from breviary.runtime.device import synchronise
+
+K = TypeVar("K", bound=Hashable)
+T = TypeVar("T")
 
 
 @dataclass
@@ -67,6 +70,32 @@ def measure_alternating(
                 measured[name].peak_bytes.append(peak_resident_bytes() - before)
             del result  # alive until the peak is read: it counts as memory of the call
     return measured
+
+
+def measure_in_turns(
+    floor: Callable[[], T], calls: Mapping[K, Callable[[], T]], runs: int, samples: Mapping[K, list[tuple[T, T]]]
+) -> Iterator[K]:
+    """Appends (floor's result, the call's own) to each call's samples until it has `runs`; yields its key each time.
+
+    samples  those of an earlier process included. A turn makes the calls that still lack its sample, behind the floor,
+             so that both results of a sample are of one turn
+    """
+    for turn in range(runs):
+        missing = [key for key in calls if len(samples[key]) <= turn]
+        if missing:
+            low = floor()
+            for key in missing:
+                samples[key].append((low, calls[key]()))
+                yield key
+
+
+def seconds_of(call: Callable[[], Any]) -> float:
+    """Wall time of a call, with the accelerator synchronised before and after."""
+    synchronise()
+    start = time.perf_counter()
+    call()
+    synchronise()
+    return time.perf_counter() - start
 
 
 def median_ratio(numerators: Sequence[float], denominators: Sequence[float]) -> float:

@@ -8,7 +8,8 @@ Measures speed and memory only: weights are random or the plain backbone's, toke
 read the text, peak memory of the process above the loaded weights, bytes of the state, time of a decoded token, and the
 peak bytes of tensors while one more chunk is read. The plain backbone reads the same text, up to --plain-limit tokens.
 Then the backends kv_prefix and scatter: two layers at the paper's chunk and memory sizes, both with block-sparse
-attention; medians of alternating runs.
+attention; medians of alternating runs. --output is written after every row, and the same command goes on after an
+interruption.
 """
 
 from __future__ import annotations
@@ -17,7 +18,6 @@ import argparse
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 from breviary.runtime.checkout import quiet_libraries, require_checkout
@@ -25,9 +25,8 @@ from breviary.runtime.checkout import quiet_libraries, require_checkout
 require_checkout()
 
 from breviary.config.errors import cli_errors
+from breviary.evaluation.bench.rows import MeasuredRows
 from breviary.evaluation.timing import reader_from_overrides
-from breviary.runs.environment import environment
-from breviary.runtime.files import write_json
 from breviary.runtime.spelling import command, next_line
 from comet.bench.backends import SHAPES, measure_backends, print_backends
 from comet.bench.length import map_tensors_separately, measure_comet, measure_plain, plot_lengths, print_lengths
@@ -51,38 +50,35 @@ def main(arguments: Sequence[str] | None = None) -> None:
     args = build_parser().parse_args(arguments)
     quiet_libraries()
     map_tensors_separately()
-    measured: dict[str, Any] = {
-        "schema": 1,
-        "backbone": args.backbone,
-        "keys": args.keys,
-        "lengths": [],
-        "backends": [],
-        "environment": environment(),
-    }
-
-    def add_row(part: str, row: dict[str, Any]) -> None:
-        measured[part].append(row)
-        print(row, flush=True)
-        if args.output:
-            write_json(args.output, measured)  # after every row, so that an interruption loses none
-
-    if args.lengths:
-        overrides = ["compressor=comet", f"backbone={args.backbone}", "decoder.train=frozen", *args.keys]
-        with cli_errors():
-            reader = reader_from_overrides(*overrides).eval()
-        measure_comet(reader, 2 * reader.chunk_size)  # warm-up
-        for length in args.lengths:
-            add_row("lengths", measure_comet(reader, length))
-        for length in (n for n in args.lengths if n <= args.plain_limit):
-            add_row("lengths", measure_plain(reader, length))
-        print_lengths(measured["lengths"])
-        if args.output:
-            plot_lengths(measured["lengths"], Path(args.output).with_suffix(".png"))
-    for shape in args.shapes:
-        add_row("backends", measure_backends(shape, args.runs))
+    settings = {"schema": 1, "backbone": args.backbone, "keys": args.keys}
+    parts = {"lengths": ("reader", "tokens"), "backends": ("shape",)}
+    with cli_errors():
+        measured = MeasuredRows(args.output, settings, parts)
+        measure_lengths(args, measured)
+        for shape in args.shapes:
+            if measured.find("backends", shape=shape) is None:
+                measured.put(measure_backends(shape, args.runs), "backends")
     if args.shapes:
-        print_backends(measured["backends"])
+        print_backends(measured.of("backends"))
     print(next_line(command("scripts/bench/comet_pipeline.py")))
+
+
+def measure_lengths(args: argparse.Namespace, measured: MeasuredRows) -> None:
+    """Measures what is missing of both readers, prints the table, draws the plot."""
+    plain = [("plain", length, measure_plain) for length in args.lengths if length <= args.plain_limit]
+    cells = [*(("comet", length, measure_comet) for length in args.lengths), *plain]
+    missing = [cell for cell in cells if measured.find("lengths", reader=cell[0], tokens=cell[1]) is None]
+    if missing:
+        overrides = ["compressor=comet", f"backbone={args.backbone}", "decoder.train=frozen", *args.keys]
+        reader = reader_from_overrides(*overrides).eval()
+        measure_comet(reader, 2 * reader.chunk_size)  # warm-up
+        for _, length, measure in missing:
+            measured.put(measure(reader, length), "lengths")
+            print(measured.of("lengths")[-1], flush=True)
+    if cells:
+        print_lengths(measured.of("lengths"))
+        if args.output:
+            plot_lengths(measured.of("lengths"), Path(args.output).with_suffix(".png"))
 
 
 if __name__ == "__main__":

@@ -68,6 +68,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     measured: dict[str, Any] = {"schema": 1, **vars(args), "environment": environment()}
     measured["timed"] = run_on_ranks(2, measure_times, benchmark)
     print_times(measured["timed"])
+    if args.output:
+        write_json(f"{args.output}.json", measured)  # before the makespans, so that an interruption does not lose it
     measured["cells"] = [row for count in (2, 4) for row in run_on_ranks(count, measure_makespans, benchmark)]
     print_makespans(measured["cells"])
     if args.output:

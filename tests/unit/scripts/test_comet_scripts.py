@@ -96,6 +96,8 @@ def test_the_length_benchmark_measures_both_readers(tmp_path):
     ]
     assert rows[0]["state_mib"] <= rows[1]["state_mib"] and all(row["read_s"] > 0 < row["token_ms"] for row in rows)
     assert file.with_suffix(".png").read_bytes().startswith(b"\x89PNG")
+    comet_length.main([*words, "--keys", *SMALL, "backbone.layers=2"])
+    assert json.loads(file.read_text())["lengths"] == rows  # nothing is missing
 
 
 def test_the_bound_of_the_backends_equals_the_paper_s():

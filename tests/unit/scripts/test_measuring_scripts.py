@@ -10,7 +10,8 @@ from tiny_runs import tiny_run
 
 import eval as evaluating
 import train as training
-from breviary.evaluation import bench
+from breviary.evaluation.bench import answers
+from breviary.evaluation.bench.compression import QUESTION
 from breviary.report.curves import draw_curves, read_curve
 from scripts import curves, gold_recall
 from scripts.bench import compress, end_to_end, scoring
@@ -147,11 +148,47 @@ def test_end_to_end_times_every_reader_against_full_context(tmp_path, capsys):
         ("icae", 4),
         ("icae", 8),
     ]
-    context = 90 - bench.QUESTION
+    context = 90 - QUESTION
     slots = [context, 0, -(-context // 4), -(-context // 8)]  # comet: one chunk, all tokens
     assert [row["slots"] for row in rows[:4]] == slots
     assert all(0 < row["ours_1_s"] < row["ours_32_s"] and 0 < row["full_1_s"] < row["full_32_s"] for row in rows)
     assert len({row["full_32_s"] for row in rows}) == 1 and "mean_pool-depth" in capsys.readouterr().out
+
+
+def test_an_interrupted_end_to_end_goes_on_where_it_was(monkeypatch, tmp_path, capsys):
+    """Finished answers are not given again, their readers not built; another dtype is refused."""
+    file, built, answered = tmp_path / "end_to_end.json", [], []
+    real = answers.reader_from_overrides
+    monkeypatch.setattr(answers, "reader_from_overrides", lambda *words: built.append(words) or real(*words))
+
+    def seconds(reader, batch):
+        answered.append(batch)
+        if len(answered) == 9:  # warm-ups, the first turn, then full context and one reader of the second
+            raise KeyboardInterrupt
+        return float(len(answered)), 100.0
+
+    monkeypatch.setattr(answers, "answer_seconds", seconds)
+    words = ["--backbone", "tiny", "--lengths", "40", "--output", str(file), "--readers", "no_context", "truncate"]
+    words += ["--keys", "backbone.layers=2", "--ratios", "4"]
+    with pytest.raises(KeyboardInterrupt):
+        end_to_end.main([*words, "--dtype", "float32", "--runs", "2"])
+    rows = json.loads(file.read_text())["rows"]
+    assert [(row["reader"], row["runs"]) for row in rows] == [("no_context", 2), ("truncate", 1)]
+    assert rows[0]["seconds"] == [[[4, 100], [5, 100]], [[7, 100], [8, 100]]]
+    built.clear()
+    end_to_end.main([*words, "--dtype", "float32", "--runs", "2"])
+    assert [one[0] for one in built] == ["compressor=full_context", "compressor=truncate"]
+    rows = json.loads(file.read_text())["rows"]
+    assert [(row["reader"], row["runs"]) for row in rows] == [("no_context", 2), ("truncate", 2)]
+    # The second pair is of the second call: full context answers again, behind two warm-ups.
+    assert rows[1]["seconds"] == [[[4, 100], [6, 100]], [[12, 100], [13, 100]]]
+    built.clear()
+    end_to_end.main([*words, "--dtype", "float32", "--runs", "2"])
+    assert not built and "no_context" in capsys.readouterr().out
+    message = exit_message(capsys, end_to_end.main, [*words, "--dtype", "bfloat16"])
+    assert "holds a measurement with dtype=float32, here bfloat16: give another --output" in message and not built
+    file.write_text("{}")
+    assert "no measurement of this command" in exit_message(capsys, end_to_end.main, words)
 
 
 def test_end_to_end_times_selections_of_cache_and_text(tmp_path, capsys):
@@ -179,6 +216,10 @@ def test_scoring_is_measured_against_the_bare_prefill(tmp_path, capsys):
         assert row["tokens"] == 64 and len({row["floor_s"] for row in rows}) == 1
         assert row["time_ratio"] == pytest.approx(row["ours_s"] / row["floor_s"])
     assert "bare prefill" in capsys.readouterr().out
+    # The same command measures what is missing alone: here, one scorer more.
+    scoring.main([*options, "--scorers", "snapkv", "knorm", "--keys", "backbone.layers=2", "backbone.width=32"])
+    again = json.loads(file.read_text())["rows"]
+    assert again[:3] == rows and [row["scorer"] for row in again[3:]] == ["knorm"]
     assert "unknown bm25; allowed are adakv" in exit_message(capsys, scoring.main, ["--scorers", "bm25"])
 
 
@@ -194,3 +235,5 @@ def test_compress_measures_both_joins(tmp_path, capsys):
         ]
         assert all(row["floor_s"] > 0 < row["ours_s"] and row["time_ratio"] > 0 for row in content[part])
     assert "Training step" in capsys.readouterr().out
+    compress.main([*options, "--output", str(file)])  # nothing is missing
+    assert json.loads(file.read_text()) == content

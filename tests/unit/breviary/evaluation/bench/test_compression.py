@@ -2,7 +2,8 @@
 
 import pytest
 
-from breviary.evaluation.bench import QUESTION, _encoder_rows, has_ratio, measure_compression
+from breviary.evaluation.bench.answers import has_ratio
+from breviary.evaluation.bench.compression import QUESTION, _encoder_rows, measure_compression
 from breviary.evaluation.timing import random_batch, reader_from_overrides
 
 SMALL = ["backbone=tiny", "backbone.layers=3", "compressor.encoder_layers=2"]

@@ -1,30 +1,20 @@
-"""Speed benchmarks of readers on random tokens: compression against the bare encoder, answers against full context."""
+"""Speed of compression against the bare encoder, and of a training step against full context."""
 
 from __future__ import annotations
 
-import statistics
-import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from breviary.backbones.stack import CapturingCache
-from breviary.config.compose import load_choice
-from breviary.config.keys import CONFIGS
-from breviary.contract import Batch, Context, Generation, Question, Reader
+from breviary.contract import Batch, Context, Question, Reader
 from breviary.evaluation.timing import measure_alternating, median_ratio, random_batch, reader_from_overrides
 from breviary.memory.encoder import ContextEncoder
 from breviary.readers.compressed import CompressedReader
-from breviary.runtime.device import synchronise
-from breviary.runtime.timing import timed_phases
 
 QUESTION, ANSWER, EVIDENCE = 24, 8, 100  # tokens
-NEW_TOKENS, WARM_UP_LENGTH = 32, 256
-
-
-# ------------------------------------------------------------------ compression
 
 
 def measure_compression(overrides: Sequence[str], join: str, length: int, ratio: int, runs: int) -> dict[str, Any]:
@@ -42,17 +32,17 @@ def measure_compression(overrides: Sequence[str], join: str, length: int, ratio:
     return {"join": join, "tokens": length, "ratio": ratio, **times}
 
 
-def measure_training_step(overrides: Sequence[str], join: str, length: int, runs: int) -> dict[str, Any]:
-    """Time and peak memory of a training step at ratio 4, and of one of the whole backbone on as many tokens.
+def measure_training_step(overrides: Sequence[str], join: str, length: int, ratio: int, runs: int) -> dict[str, Any]:
+    """Time and peak memory of a training step at a ratio, and of one of the whole backbone on as many tokens.
 
     overrides  of the reader, `compressor=...` first; both readers train LoRA adapters
     """
     compressor, *shared = overrides
     full = reader_from_overrides("compressor=full_context", *shared)
-    reader = reader_from_overrides(compressor, *shared, f"compressor.join={join}", "compressor.ratio=4")
+    reader = reader_from_overrides(compressor, *shared, f"compressor.join={join}", f"compressor.ratio={ratio}")
     batch = random_batch(full, length, QUESTION, ANSWER, EVIDENCE)
     times = _compare(_training_step(full, batch), _training_step(reader, batch), runs)
-    return {"join": join, "tokens": length, "ratio": 4, **times}
+    return {"join": join, "tokens": length, "ratio": ratio, **times}
 
 
 def _encoder_forward(reader: CompressedReader, batch: Batch) -> Callable[[], Any]:
@@ -127,72 +117,3 @@ def _compare(floor: Callable[[], Any], ours: Callable[[], Any], runs: int) -> di
         "ours_mib": high.median_peak_bytes / 2**20,
         "memory_ratio": high.median_peak_bytes / low.median_peak_bytes,
     }
-
-
-# ------------------------------------------------------------------ answers
-
-
-@torch.no_grad()
-def measure_answers(
-    forms: Mapping[str, Sequence[str]], shared: Sequence[str], length: int, ratios: Sequence[int], runs: int
-) -> list[dict[str, Any]]:
-    """Times to the first token and to NEW_TOKENS tokens against full context, one row per reader and ratio.
-
-    forms   {name: overrides of the reader}, as from `compressor_forms`
-    shared  overrides of every reader, e.g. backbone=NAME
-    length  tokens of context and question together
-    All readers share the decoder's weights. They answer in turn, full context first, `runs` times after a warm-up.
-    """
-    shared = ["decoder.train=frozen", *shared]
-    full = reader_from_overrides("compressor=full_context", *shared).eval()
-    readers: dict[tuple[str, int | None], Reader] = {("full_context", None): full}
-    for name, overrides in forms.items():
-        for ratio in ratios if has_ratio(overrides) else [None]:
-            budget = [] if ratio is None else [f"compressor.ratio={ratio}"]
-            reader = reader_from_overrides(*overrides, *budget, *shared).eval()
-            for weight, source in zip(reader.decoder.parameters(), full.decoder.parameters(), strict=True):
-                weight.data = source.data
-            readers[name, ratio] = reader
-    batch = random_batch(full, length, QUESTION, evidence=EVIDENCE)
-    warm_up = random_batch(full, min(length, WARM_UP_LENGTH), QUESTION, evidence=EVIDENCE)
-    for reader in readers.values():
-        answer_seconds(reader, warm_up)
-    turns = [{key: answer_seconds(reader, batch) for key, reader in readers.items()} for _ in range(runs)]
-    return [_answer_row(key, reader, batch, turns) for key, reader in list(readers.items())[1:]]
-
-
-def _answer_row(
-    key: tuple[str, int | None],
-    reader: Reader,
-    batch: Batch,
-    turns: Sequence[Mapping[tuple[str, int | None], tuple[float, float]]],
-) -> dict[str, Any]:
-    """Medians of one reader's times and of full context's, and of their ratio within a turn."""
-    name, ratio = key
-    slots = int(reader.footprint(batch).memory_slots)
-    row = {"reader": name, "tokens": batch.context.ids.shape[1] + QUESTION, "ratio": ratio, "slots": slots}
-    for i, tokens in enumerate((1, NEW_TOKENS)):
-        ours = [turn[key][i] for turn in turns]
-        full = [turn["full_context", None][i] for turn in turns]
-        row |= {
-            f"ours_{tokens}_s": statistics.median(ours),
-            f"full_{tokens}_s": statistics.median(full),
-            f"speedup_{tokens}": median_ratio(full, ours),
-        }
-    return row
-
-
-def answer_seconds(reader: Reader, batch: Batch) -> tuple[float, float]:
-    """Seconds to the first token and to all NEW_TOKENS tokens."""
-    start = time.perf_counter()
-    with timed_phases() as phases:
-        reader.answer(batch, Generation(max_new_tokens=NEW_TOKENS, min_new_tokens=NEW_TOKENS))
-    synchronise()
-    elapsed = time.perf_counter() - start
-    return elapsed - phases["decode"], elapsed
-
-
-def has_ratio(overrides: Sequence[str]) -> bool:
-    """Whether the reader has a memory whose size `compressor.ratio` sets."""
-    settings = load_choice(CONFIGS / "compressor" / f"{overrides[0].partition('=')[2]}.yaml")
-    return settings.get("ratio") is not None and settings.get("keep") != "none"

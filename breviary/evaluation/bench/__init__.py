@@ -1,0 +1,1 @@
+"""Speed benchmarks on random tokens: what scripts/bench measures, its files and its command lines."""
