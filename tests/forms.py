@@ -8,7 +8,7 @@ from breviary.config.build import compressor_forms
 # language model without it (llmlingua). tests/contract/test_text_selections.py covers what differs.
 LIGHT = ("bm25_sentences", "dense", "external", "gold", "longllmlingua", "random_text", "selective_context")
 # Scorers of one class: here run one that reads the question (snapkv) and one with biases and a mask for each head
-# (attention_matching). test_cache_selection.py runs all.
+# (attention_matching). test_cache_selection.py runs all, test_windowed.py both of windowed attention.
 LIGHT_CACHE = (
     "adakv",
     "expected_attention",
@@ -20,6 +20,7 @@ LIGHT_CACHE = (
     "random_cache",
     "streaming_llm",
     "tova",
+    "transformer_xl",
 )
 
 

@@ -41,6 +41,7 @@ def compose_tiny(overrides: Sequence[str] = (), config: str = "train") -> DictCo
         ("compressor", "stride", 4),
         ("compressor", "global_slots", 3),
         ("compressor", "queue_budget", 8),
+        ("compressor", "window", 4),
         ("decoder", "lora_targets", LORA_TARGETS),
         ("compressor", "lora_targets", LORA_TARGETS),
     ):
