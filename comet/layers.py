@@ -17,6 +17,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from breviary.backbones.head import Head
 from breviary.backbones.stack import Stack
 from breviary.memory.assembly import Layout, take_columns, token_index
 from comet.layout import COMPRESSION, READOUT
@@ -96,7 +97,7 @@ class MemoryLayers(nn.Module):
         with torch.no_grad():  # mean and standard deviation of the backbone's embeddings
             table = stack.embed_tokens.weight.float()
             self.tokens.weight.mul_(table.std(0)).add_(table.mean(0))
-        self.new_token_head = nn.Linear(stack.width, new_token_logits, bias=False) if new_token_logits else None
+        self.new_token_head = Head(stack.width, new_token_logits, bias=False) if new_token_logits else None
         self.layers = nn.ModuleList(LayerMemory(stack.width, **memory) for _ in range(len(stack)))
 
     def embed(self, text: Tensor, layout: Layout) -> Tensor:

@@ -1,11 +1,11 @@
 """CoMeT, collaborative memory transformer (arXiv 2602.01766): text of any length with a memory of constant size.
 
-Shape letters: B rows, N columns, n text tokens and W supervised tokens of a chunk, D width, V vocabulary.
+Shape letters: B rows, N columns, n text tokens and W supervised tokens of a chunk, D width.
 
     1. Prefix, context, prompt (and answer) are one running text, cut into chunks              chunking.py, batching.py
     2. A compression token follows every `stride` text tokens; readout tokens end a chunk      layout.py
     3. Every layer attends to its memory slots before the chunk and updates them at its end    layers.py, memory.py
-    4. Logits of the positions that predict a supervised token
+    4. Head and loss of the positions that predict a supervised token, in chunks of rows (breviary/backbones/head.py)
 """
 
 from __future__ import annotations
@@ -18,13 +18,14 @@ import torch
 from torch import Tensor
 
 from breviary.backbones.attention import BLOCKWISE
+from breviary.backbones.head import token_nll
 from breviary.backbones.pretrained import Backbone
 from breviary.backbones.stack import Stack
 from breviary.backbones.tiny import TinyBackbone
 from breviary.contract import Batch, Decoded, Footprint, Generation, LossOutput, Reader
 from breviary.decoding.loop import decode_batch
 from breviary.memory.assembly import Layout, take_columns, token_index
-from breviary.objectives.answer import Answer, token_nll
+from breviary.objectives.answer import Answer
 from breviary.readers.chunked import ChunkedReader
 from breviary.runtime.timing import phase
 from breviary.training.pipeline import PipelineGroup
@@ -301,11 +302,8 @@ class Comet(ChunkedReader, Reader):
 
     def _token_nll(self, states_BWD: Tensor, targets_BW: Tensor) -> Tensor:
         """Nats of each target (B, W), from the last hidden states at the previous token (B, W, D)."""
-        rows_BWD = self.decoder.norm(states_BWD)
-        logits_BWV = at_least_float32(self.decoder.head(rows_BWD))
-        if self.quirks and self.memory.new_token_head is not None:
-            logits_BWV = torch.cat([logits_BWV, at_least_float32(self.memory.new_token_head(rows_BWD))], -1)
-        return token_nll(logits_BWV, targets_BW)
+        new_tokens = [self.memory.new_token_head] if self.quirks and self.memory.new_token_head is not None else []
+        return token_nll(self.decoder.lm_head, self.decoder.norm(states_BWD), targets_BW, *new_tokens)
 
     def _encoded_contexts(self, batch: Batch) -> list[tuple[list[int], Stream]]:
         """Row indices, each group with a stream that has read their prefixes and contexts; as StreamCache.streams."""

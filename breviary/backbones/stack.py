@@ -15,6 +15,8 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 from transformers import PretrainedConfig
 
+from breviary.backbones.head import Head
+
 HALF = (torch.bfloat16, torch.float16)
 
 
@@ -34,7 +36,8 @@ class Stack(nn.Module):
         self.layers = core.layers
         self.final_norm = core.norm
         self.rotary = core.rotary_emb
-        self.lm_head: Any = getattr(model, "lm_head", None)
+        head: Any = getattr(model, "lm_head", None)
+        self.lm_head: Any = None if head is None else Head.of(head)
         self.checkpointing = False
         self.is_cast = False  # True: all weights have the stream's dtype (breviary.backbones.trainable)
         for module in self.modules():

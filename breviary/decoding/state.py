@@ -71,8 +71,8 @@ class DecodingState:
             self.cache.cut(padding, layers)
         return mask[:, : mask.shape[1] - padding]
 
-    def teacher_forced_logits(self, ids: Tensor, mask: Tensor) -> Tensor:
-        """Logits after each given token, (B, N) right-padded -> (B, N, V). Does not change the state."""
+    def teacher_forced_rows(self, ids: Tensor, mask: Tensor) -> Tensor:
+        """Normed states after each given token, (B, N) right-padded -> (B, N, D). Does not change the state."""
         cache = _Unchanged(self.cache)
         positions = self.next_position[:, None] + torch.arange(ids.shape[1], device=ids.device)
         states = self.stack.embed(ids)
@@ -80,8 +80,7 @@ class DecodingState:
             key_mask = torch.cat([self.lower_mask, mask], 1)
             states = self.stack.run(states, range(self.layer), positions, key_mask, cache)
         upper_mask = self._key_mask(torch.cat([self.upper_mask, mask], 1))
-        states = self.stack.run(states, range(self.layer, len(self.stack)), positions, upper_mask, cache)
-        return self.stack.head(self.stack.norm(states))
+        return self.stack.norm(self.stack.run(states, range(self.layer, len(self.stack)), positions, upper_mask, cache))
 
     def step(self, ids: Tensor) -> Tensor:
         """Appends one token to every row, (B,) -> logits (B, V)."""
@@ -124,6 +123,7 @@ class SharingCache:
         for layer in layers:
             keys, values = self._own[layer]
             self._own[layer] = keys[:, :, :-columns], values[:, :, :-columns]
+            self._room.pop(layer, None)
 
     def followed_by(self, keys: Tensor, values: Tensor, layer: int) -> tuple[Tensor, Tensor]:
         """As `update`, without changing the cache."""

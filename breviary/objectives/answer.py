@@ -1,7 +1,7 @@
 """Objectives that supervise answers: the base class `Answer`, and answers with a copied passage.
 
 An objective turns a batch into a supervised batch: its prompt follows the memory, its answer is supervised.
-Shape letters: B rows, T context tokens, A answer tokens, V vocabulary, N tokens of a span.
+Shape letters: B rows, T context tokens, A answer tokens, D hidden width, N tokens of a span.
 """
 
 from __future__ import annotations
@@ -14,16 +14,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from breviary.backbones.head import token_nll
 from breviary.backbones.stack import Stack
 from breviary.contract import Batch, Tokens
 from breviary.memory.assembly import Layout
-
-
-def token_nll(logits_BAV: Tensor, ids_BA: Tensor) -> Tensor:
-    """Negative log likelihood of each answer token in nats, (B, A); meaningless on padding."""
-    # Flattened, with classes last: with classes in dimension 1, cross_entropy on a CPU takes three times as long.
-    nll = torch.nn.functional.cross_entropy(logits_BAV.flatten(0, 1), ids_BA.flatten(), reduction="none")
-    return nll.view_as(ids_BA)
 
 
 class Answer:
@@ -41,12 +35,13 @@ class Answer:
         """Further supervised batches of the same contexts, in training only: {name: (weight, batch)}."""
         return {}
 
-    def token_losses(self, batch: Batch, logits_BAV: Tensor, decoder: Stack) -> Tensor:
+    def token_losses(self, batch: Batch, rows_BAD: Tensor, decoder: Stack) -> Tensor:
         """Training loss of each answer token of the primary batch in nats, (B, A); meaningless on padding.
 
+        rows_BAD  the decoder's normed states that predict the tokens; `decoder.lm_head` maps them to logits, in chunks
         Evaluation always reports `token_nll`. Only readers whose memory is slots call this method.
         """
-        return token_nll(logits_BAV, batch.answer.ids)
+        return token_nll(decoder.lm_head, rows_BAD, batch.answer.ids)
 
     def begin_step(self, step: int, seed: int) -> None:
         """Called once per optimizer step with equal arguments on every rank."""
@@ -119,7 +114,7 @@ class AnswerAndCopy(Answer):
         start_B = (draws_B.to(lengths_B.device) * (lengths_B - N + 1).clamp(min=1)).long()
         hint = take_span(batch.context, start_B, start_B + self.hint_tokens, self.hint_tokens)
         rest = take_span(batch.context, start_B + self.hint_tokens, start_B + N, self.copy_tokens)
-        return {"copy": (self.copy_weight, replace(batch, query=hint, prompt=hint, answer=rest))}
+        return {"copy": (self.copy_weight, replace(batch, query=hint, prompt=hint, answer=rest, targets=None))}
 
 
 def take_span(text: Tokens, start_B: Tensor, end_B: Tensor, width: int) -> Tokens:

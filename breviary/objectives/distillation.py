@@ -1,6 +1,7 @@
 """Context distillation: the reader learns what its own backbone predicts on the uncompressed context.
 
-Shape letters: B rows, A answer tokens, V vocabulary, K = the teacher's largest logits and one bucket for all others.
+Shape letters: B rows, A answer tokens, D hidden width, r rows of a chunk, V vocabulary, K = the teacher's largest
+logits and one bucket for all others.
 """
 
 from __future__ import annotations
@@ -11,6 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from breviary.backbones.head import Project, RowLoss, row_losses
 from breviary.backbones.stack import Stack
 from breviary.backbones.trainable import teacher_adapters
 from breviary.contract import Batch, Compressor
@@ -56,9 +58,10 @@ class Distill(Continue):
         """The continuation; with context_share null, the question and answer of the data."""
         return batch if self.context_share is None else super().primary(batch)
 
-    def token_losses(self, batch: Batch, logits_BAV: Tensor, decoder: Stack) -> Tensor:
+    def token_losses(self, batch: Batch, rows_BAD: Tensor, decoder: Stack) -> Tensor:
         """T^2 KL(teacher | reader) of each answer token, (B, A); meaningless on padding."""
-        return topk_kl_divergence(logits_BAV, teacher_logits(decoder, batch), self.top, self.temperature)
+        loss = TopKDivergence(teacher_rows(decoder, batch).flatten(0, 1), self.top, self.temperature)
+        return row_losses(decoder.lm_head, rows_BAD, loss)
 
     @classmethod
     def problems(cls, settings: Mapping[str, Any], reader: type, train: str) -> list[str]:
@@ -87,33 +90,44 @@ class Distill(Continue):
         return problems
 
 
+class TopKDivergence(RowLoss):
+    """`topk_kl_divergence` from a teacher whose normed states are `rows` (R, D), of the reader's head."""
+
+    def __init__(self, rows: Tensor, top: int, temperature: float = 1.0):
+        self.rows, self.top, self.temperature = rows, top, temperature
+
+    def values(self, logits: Tensor, rows: slice, project: Project) -> Tensor:
+        """As `RowLoss.values`; the teacher's logits exist for the chunk alone."""
+        return topk_kl_divergence(logits, project(self.rows[rows]), self.top, self.temperature)
+
+
 @torch.no_grad()
-def teacher_logits(decoder: Stack, batch: Batch) -> Tensor:
-    """The teacher's logits of each answer token after [prefix ; context ; prompt], (B, A, V) float32."""
+def teacher_rows(decoder: Stack, batch: Batch) -> Tensor:
+    """The teacher's normed states that predict each answer token after [prefix ; context ; prompt], (B, A, D)."""
     parts = [batch.prefix, batch.context, batch.prompt, batch.answer]
     layout = Layout.of([part.mask for part in parts])
     with teacher_adapters(decoder):
         states = decoder.embed(layout.pack([part.ids for part in parts]))
         states = decoder.run(states, range(len(decoder)), layout.positions())
         predicting_BA = (layout.columns_of(3) - 1).clamp(min=0)
-        return decoder.head(decoder.norm(take_columns(states, predicting_BA))).float()
+        return decoder.norm(take_columns(states, predicting_BA))
 
 
-def topk_kl_divergence(logits_BAV: Tensor, teacher_BAV: Tensor, top: int, temperature: float = 1.0) -> Tensor:
-    """T^2 KL(teacher | logits), (B, A), over the teacher's `top` largest logits and one bucket of all others."""
-    top = min(top, teacher_BAV.shape[-1])
-    ids_BAK = teacher_BAV.topk(top, dim=-1).indices
-    target_BAK, reader_BAK = (_log_probs_with_rest(x / temperature, ids_BAK) for x in (teacher_BAV, logits_BAV))
-    nats_BAK = torch.nn.functional.kl_div(reader_BAK, target_BAK, reduction="none", log_target=True)
-    return temperature**2 * nats_BAK.sum(-1)
+def topk_kl_divergence(logits_rV: Tensor, teacher_rV: Tensor, top: int, temperature: float = 1.0) -> Tensor:
+    """T^2 KL(teacher | logits), (r,), over the teacher's `top` largest logits and one bucket of all others."""
+    top = min(top, teacher_rV.shape[-1])
+    ids_rK = teacher_rV.topk(top, dim=-1).indices
+    target_rK, reader_rK = (_log_probs_with_rest(x / temperature, ids_rK) for x in (teacher_rV, logits_rV))
+    nats_rK = torch.nn.functional.kl_div(reader_rK, target_rK, reduction="none", log_target=True)
+    return temperature**2 * nats_rK.sum(-1)
 
 
-def _log_probs_with_rest(logits_BAV: Tensor, ids_BAK: Tensor) -> Tensor:
+def _log_probs_with_rest(logits_rV: Tensor, ids_rK: Tensor) -> Tensor:
     """Log probabilities of `ids`, followed by that of all other tokens together, if there are any."""
-    total_BA1 = logits_BAV.logsumexp(-1, keepdim=True)
-    log_probs_BAK = logits_BAV.gather(-1, ids_BAK) - total_BA1
-    if ids_BAK.shape[-1] == logits_BAV.shape[-1]:
-        return log_probs_BAK
+    total_r1 = logits_rV.logsumexp(-1, keepdim=True)
+    log_probs_rK = logits_rV.gather(-1, ids_rK) - total_r1
+    if ids_rK.shape[-1] == logits_rV.shape[-1]:
+        return log_probs_rK
     # Summed over the other tokens: 1 - sum(p) of the selected ones is mostly rounding error where their sum is near 1.
-    rest_BA1 = logits_BAV.scatter(-1, ids_BAK, -torch.inf).logsumexp(-1, keepdim=True)
-    return torch.cat([log_probs_BAK, rest_BA1 - total_BA1], -1)
+    rest_r1 = logits_rV.scatter(-1, ids_rK, -torch.inf).logsumexp(-1, keepdim=True)
+    return torch.cat([log_probs_rK, rest_r1 - total_r1], -1)

@@ -1,7 +1,7 @@
 """CompressedReader: turns any compressor and a decoder into a reader.
 
-Shape letters: B examples, P prefix, T context, Q prompt, A answer tokens, M slots, D width, V vocabulary, S width of an
-assembled sequence. n is the joining layer (`Compressor.layer`), L the number of decoder layers.
+Shape letters: B examples, P prefix, T context, Q prompt, A answer tokens, M slots, D width, S width of an assembled
+sequence. n is the joining layer (`Compressor.layer`), L the number of decoder layers.
 
 Forward pass of one batch:
     1. compressor.encode(context) -> states, independent of the question
@@ -9,7 +9,7 @@ Forward pass of one batch:
     3. compressor.compress(encoded, question) -> memory that joins at layer n
     4. decoder layers n..L-1 on [prefix ; memory ; prompt ; answer]. Where contexts are cached and the memory does not
        depend on the question, keys and values of [prefix ; memory] are computed once (breviary/decoding/state.py)
-    5. final norm and head on the rows that predict an answer token
+    5. final norm on the rows that predict an answer token; head and loss on chunks of them (breviary/backbones/head.py)
 n = 0 is the papers' form: step 2 is only the embedding, and positions are consecutive.
 """
 
@@ -24,6 +24,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from breviary.backbones.head import nll_and_hits, token_nll
 from breviary.backbones.stack import CapturingCache, LazyLayers, ReadOnlyCache, Stack
 from breviary.contract import (
     Batch,
@@ -46,7 +47,7 @@ from breviary.decoding.shared_keys import KeptCache, PrefilledMemory, SharedKeys
 from breviary.decoding.state import DecodingState
 from breviary.memory.assembly import Layout, take_columns
 from breviary.memory.encoded_batches import split_contexts
-from breviary.objectives.answer import Answer, token_nll
+from breviary.objectives.answer import Answer
 from breviary.readers.cache import ContextCache
 from breviary.readers.documents import EncodedDocument, load_saved
 from breviary.readers.keep_tokens import KeepTokens
@@ -78,19 +79,19 @@ class CompressedReader(Reader):
         with self.mixed_precision():
             if self._can_prefill(main):
                 prefilled = self._cached_prefill(main)
-                logits_BAV, slots_B, parts = self._logits_after_shared(main, prefilled), prefilled.slots, {}
+                rows_BAD, slots_B, parts = self._rows_after_shared(main, prefilled), prefilled.slots, {}
             else:
                 encoded = self._encode(main)
                 labels = self.compressor.labels(main) if self.training else None
-                logits_BAV, memory = self._logits(main, encoded, labels)
+                rows_BAD, memory = self._rows(main, encoded, labels)
                 slots_B, parts = memory.slots, dict(memory.losses)
             if not self.training:
-                return _loss_output(main, logits_BAV, slots_B)
-            losses_BA = self.objective.token_losses(main, logits_BAV, self.decoder).masked_fill(~main.answer.mask, 0)
+                return _loss_output(main, nll_and_hits(self.decoder.lm_head, rows_BAD, main.answer.ids), slots_B)
+            losses_BA = self.objective.token_losses(main, rows_BAD, self.decoder).masked_fill(~main.answer.mask, 0)
             for name, (weight, other) in self.objective.auxiliary(batch).items():
                 other_encoded = encoded if other.context is main.context else self._encode(other)
-                logits, _ = self._logits(other, other_encoded)
-                nll_BA = token_nll(logits, other.answer.ids).masked_fill(~other.answer.mask, 0)
+                rows, _ = self._rows(other, other_encoded)
+                nll_BA = token_nll(self.decoder.lm_head, rows, other.answer.ids).masked_fill(~other.answer.mask, 0)
                 parts[name] = (weight * nll_BA.sum(), other.answer.mask.sum())
         return LossOutput(losses_BA.sum(1), main.answer.lengths, parts, slots_B, main.context.lengths)
 
@@ -101,9 +102,12 @@ class CompressedReader(Reader):
         with self.mixed_precision():
             state, first_BV = self.start_decoding(batch)
             layout = Layout.of([main.answer.mask], round_to=1)
-            next_BAV = state.teacher_forced_logits(layout.pack([main.answer.ids]), layout.mask)
-            logits_BAV = layout.unpack(torch.cat([first_BV[:, None], next_BAV[:, :-1]], 1), 0).float()
-            return self._decode(batch, state, first_BV, generation), _loss_output(main, logits_BAV, state.slots)
+            ids_BA = layout.pack([main.answer.ids])
+            later = state.teacher_forced_rows(ids_BA, layout.mask)[:, :-1]
+            first = _first_token(first_BV, ids_BA)
+            others = nll_and_hits(self.decoder.lm_head, later, ids_BA[:, 1:])
+            measured = [torch.cat(x, 1).gather(1, layout.columns_of(0)) for x in zip(first, others)]
+            return self._decode(batch, state, first_BV, generation), _loss_output(main, measured, state.slots)
 
     @torch.no_grad()
     def decode(self, batch: Batch, generation: Generation, contexts: ContextState | None = None) -> list[Decoded]:
@@ -334,21 +338,21 @@ class CompressedReader(Reader):
             return upper, stream, after_memory.masked_fill(~upper.mask, 0)
         return upper, stream, upper.pack([positions.gather(1, lower.columns_of(part)) for part in tail])
 
-    # -------------------------------------------------------------- logits
+    # -------------------------------------------------------------- states that predict an answer
 
-    def _logits(self, batch: Batch, encoded: Encoded, labels: Any = None) -> tuple[Tensor, Memory | KeyValueMemory]:
-        """Logits of each answer token (B, A, V), float32, and the memory that they were computed with."""
+    def _rows(self, batch: Batch, encoded: Encoded, labels: Any = None) -> tuple[Tensor, Memory | KeyValueMemory]:
+        """Normed states that predict each answer token (B, A, D), and the memory that they were computed with."""
         parts = [batch.prefix, batch.prompt, batch.answer]
         lower, positions, states = self._run_lower(batch, parts)
         memory = self._compress(batch, encoded, lower, states, labels)
         if isinstance(memory, KeyValueMemory):
-            return self._logits_after_shared(batch, KeptCache(memory.layers, memory.slots)), memory
+            return self._rows_after_shared(batch, KeptCache(memory.layers, memory.slots)), memory
         upper, states, positions = self._assemble(parts, memory, lower, states, positions)
         states = self.decoder.run(states, range(self.compressor.layer, len(self.decoder)), positions)
-        return self._predict(states, upper.columns_of(3)), memory
+        return self._predicting(states, upper.columns_of(3)), memory
 
-    def _logits_after_shared(self, batch: Batch, shared: SharedKeys) -> Tensor:
-        """As `_logits`, from the keys and values of [prefix ; memory]."""
+    def _rows_after_shared(self, batch: Batch, shared: SharedKeys) -> Tensor:
+        """As `_rows`, from the keys and values of [prefix ; memory]."""
         parts = [batch.prefix, batch.prompt, batch.answer]
         lower, positions, states = self._run_lower(batch, parts)
         upper, states, positions = self._assemble_after_shared(parts, shared, lower, states, positions)
@@ -359,14 +363,14 @@ class CompressedReader(Reader):
             shared.key_mask(upper.mask),
             ReadOnlyCache(LazyLayers(len(self.decoder), shared.by_row)),
         )
-        return self._predict(states, upper.columns_of(1))
+        return self._predicting(states, upper.columns_of(1))
 
-    def _predict(self, states: Tensor, answer_columns: Tensor) -> Tensor:
-        """Logits (B, A, V), float32, from states (B, S, D), for the answer tokens in columns (B, A)."""
+    def _predicting(self, states: Tensor, answer_columns: Tensor) -> Tensor:
+        """Normed states (B, A, D), of the states (B, S, D), that predict the answer tokens in columns (B, A)."""
         # The row before an answer token predicts it. Where neither prefix, memory nor prompt holds a token, zeros do.
         rows_BAD = take_columns(states, (answer_columns - 1).clamp(min=0))
         rows_BAD = rows_BAD.masked_fill((answer_columns == 0)[..., None], 0)
-        return self.decoder.head(self.decoder.norm(rows_BAD)).float()
+        return self.decoder.norm(rows_BAD)
 
     def _decode(self, batch: Batch, state: DecodingState, logits: Tensor, generation: Generation) -> list[Decoded]:
         ids = [example.id for example in batch.examples]
@@ -376,10 +380,17 @@ class CompressedReader(Reader):
             )
 
 
-def _loss_output(batch: Batch, logits: Tensor, slots: Tensor) -> LossOutput:
-    """Negative log likelihood of the batch's answers in evaluation; logits (B, A, V) float32, slots (B,)."""
-    nll_BA = token_nll(logits, batch.answer.ids).masked_fill(~batch.answer.mask, 0)
-    hits_BA = (logits.argmax(-1) == batch.answer.ids) & batch.answer.mask
+def _first_token(logits_BV: Tensor, ids_BA: Tensor) -> tuple[Tensor, Tensor]:
+    """As `nll_and_hits` of the first tokens, (B, 1) or (B, 0), from logits that exist for decoding."""
+    logits_BV, ids_B1 = logits_BV.float(), ids_BA[:, :1]
+    nll_B1 = logits_BV.logsumexp(1, keepdim=True) - logits_BV.gather(1, ids_B1)
+    return nll_B1, logits_BV.argmax(1, keepdim=True) == ids_B1
+
+
+def _loss_output(batch: Batch, measured: Sequence[Tensor], slots: Tensor) -> LossOutput:
+    """Evaluation's output; measured: nats of each answer token and whether it is the most likely (B, A), slots (B,)."""
+    nll_BA = measured[0].masked_fill(~batch.answer.mask, 0)
+    hits_BA = measured[1] & batch.answer.mask
     return LossOutput(
         nll_BA.sum(1), batch.answer.lengths, {}, slots, batch.context.lengths, batch.answer, nll_BA, hits_BA
     )

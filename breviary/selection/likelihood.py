@@ -11,8 +11,9 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
+from breviary.backbones.head import token_nll
 from breviary.backbones.pretrained import Backbone
 from breviary.backbones.stack import ReadOnlyCache, Stack
 from breviary.backbones.tiny import TinyBackbone
@@ -23,7 +24,6 @@ from breviary.selection.relevance import Relevance
 from breviary.selection.units import pad_lists
 
 TOKENS_PER_PASS = 8192  # rows of a pass, padding included: bounds the memory of long contexts with many documents
-LOGITS_PER_BLOCK = 512  # predicted tokens whose logits exist at the same time
 
 
 class LikelihoodRelevance(Relevance):
@@ -175,13 +175,8 @@ def run_packed(stack: Stack, ids: Tensor, mask: Tensor, layers: int | None = Non
 
 def nll_after(stack: Stack, states: Tensor, ids: Tensor, mask: Tensor) -> Tensor:
     """Nats of each token of ids (R, N) given the state before it, states (R, N, D): (R, N) float32, 0 where masked."""
-    rows, targets = states[mask], ids[mask]
-    blocks = zip(rows.split(LOGITS_PER_BLOCK), targets.split(LOGITS_PER_BLOCK))
-    values = [
-        nn.functional.cross_entropy(stack.head(stack.norm(part)).float(), target, reduction="none")
-        for part, target in blocks
-    ]
-    return torch.zeros(mask.shape, device=mask.device).masked_scatter(mask, torch.cat(values))
+    values = token_nll(stack.lm_head, stack.norm(states[mask]), ids[mask]).float()
+    return torch.zeros(mask.shape, device=mask.device).masked_scatter(mask, values)
 
 
 def _passes(order: Sequence[int], lengths: Sequence[int]) -> Iterator[list[int]]:

@@ -19,6 +19,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from breviary.backbones.head import row_values
 from breviary.backbones.pretrained import Backbone, usable_positions
 from breviary.backbones.stack import Stack
 from breviary.backbones.tiny import TinyBackbone
@@ -28,8 +29,6 @@ from breviary.runtime.device import resolve_device
 from breviary.runtime.files import write_json
 
 SCHEMA = 1
-
-LOGIT_ROWS = 512  # tokens whose logits are in memory at once
 
 LN2 = math.log(2)
 
@@ -111,7 +110,7 @@ def token_surprisal_and_entropy(
     texts   (B, N), any padding
     prefix  token ids before each text, at least one: they predict its first token
     layers  number of layers that run before the final norm and the head; None = all
-    Costs one forward and the logits of LOGIT_ROWS tokens at a time.
+    Costs one forward and the logits of one chunk of tokens at a time (breviary/backbones/head.py).
     """
     if not len(prefix):
         raise ValueError("prefix is empty: nothing would predict the first token; give the BOS token, or the end token")
@@ -121,13 +120,13 @@ def token_surprisal_and_entropy(
     states = stack.embed(layout.pack([prefix_BP, texts.ids]))
     states = stack.run(states, range(len(stack) if layers is None else layers), layout.positions())
     before_BN = (layout.columns_of(1) - 1).clamp(min=0)
-    rows_RD, ids_R = take_columns(states, before_BN).flatten(0, 1), texts.ids.flatten()
-    nll, entropy = [], []
-    for rows, ids in zip(rows_RD.split(LOGIT_ROWS), ids_R.split(LOGIT_ROWS)):
-        logits = stack.head(stack.norm(rows))
-        nll.append(surprisal(logits, ids))
-        entropy.append(predictive_entropy(logits))
-    return tuple(torch.cat(parts).view(texts.ids.shape).masked_fill(~texts.mask, 0) for parts in (nll, entropy))
+    ids_R = texts.ids.flatten()
+
+    def values(logits: Tensor, chunk: slice) -> tuple[Tensor, Tensor]:
+        return surprisal(logits, ids_R[chunk]), predictive_entropy(logits)
+
+    nll, entropy = row_values(stack.lm_head, stack.norm(take_columns(states, before_BN)), values)
+    return nll.masked_fill(~texts.mask, 0), entropy.masked_fill(~texts.mask, 0)
 
 
 class EntropyMeter:

@@ -8,6 +8,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from breviary.backbones.head import chunks_of
 from breviary.backbones.pretrained import Backbone
 from breviary.backbones.stack import Stack
 from breviary.backbones.tiny import TinyBackbone
@@ -51,16 +52,20 @@ def model_gaps(
     kl, nll = [], []
     states: tuple[list[Tensor], list[Tensor]] = ([], [])
     for rows in ids.split(batch_size):
-        logits = []
+        last = []
         for side, stack in enumerate(stacks):
             rows = rows.to(stack.embed_tokens.weight.device)
             positions = torch.arange(rows.shape[1], device=rows.device).expand(rows.shape)
             lower = stack.run(stack.embed(rows), range(layers), positions)
             states[side].append(stack.norm(lower).flatten(0, 1))
-            logits.append(stack.head(stack.norm(stack.run(lower, range(layers, len(stack)), positions)[:, :-1])))
-        kl.append(symmetric_kl(*logits).mean(1))
-        losses = [surprisal(each, rows[:, 1:]).mean(1) for each in logits]
-        nll.append((losses[0] - losses[1]).abs())
+            last.append(stack.norm(stack.run(lower, range(layers, len(stack)), positions)[:, :-1]).flatten(0, 1))
+        targets, parts = rows[:, 1:].flatten(), []
+        for chunk in chunks_of(len(targets), encoder.config.vocab_size):
+            logits = [stack.head(states[chunk]) for stack, states in zip(stacks, last)]
+            parts.append(torch.stack([symmetric_kl(*logits), *(surprisal(each, targets[chunk]) for each in logits)]))
+        kl_B, own_B, other_B = torch.cat(parts, 1).view(3, len(rows), -1).mean(2)
+        kl.append(kl_B)
+        nll.append((own_B - other_B).abs())
     return {
         "kl": float(torch.cat(kl).mean()),
         "nll": float(torch.cat(nll).mean()),

@@ -162,7 +162,8 @@ def test_cached_decoding_equals_a_full_forward_pass(build, overrides, prompt, ra
     batch = collate(ragged_examples, **prompt)
     assert batch.prefix.ids.shape[1] == 0 or prompt != {"bos": False}
     outputs = []
-    handle = reader.decoder.lm_head.register_forward_hook(lambda module, inputs, output: outputs.append(output))
+    keep = lambda module, inputs: outputs.append(inputs[0] @ module.weight.T)  # (B * A, V) in `loss`
+    handle = reader.decoder.lm_head.register_forward_pre_hook(keep)
     steps, rows = 5, len(batch)
     decoded = torch.zeros(rows, 0, dtype=torch.long)
     with torch.no_grad():
@@ -173,7 +174,7 @@ def test_cached_decoding_equals_a_full_forward_pass(build, overrides, prompt, ra
             batch.answer = Tokens(decoded, torch.ones_like(decoded, dtype=torch.bool))
             outputs.clear()
             reader.loss(batch)
-            torch.testing.assert_close(outputs[0][:, -1], logits, rtol=1e-5, atol=1e-4)
+            torch.testing.assert_close(outputs[0].view(rows, -1, 512)[:, -1], logits, rtol=1e-5, atol=1e-4)
             logits = stream.step(chosen[:, 0])
     handle.remove()
 

@@ -55,12 +55,13 @@ def batch_of(folder, example):
 def logits_of(reader, batch, *heads):
     """Logits of the supervised positions (A, V), as computed for the loss, and the loss output."""
     outputs = []
-    hooks = [head.register_forward_hook(lambda module, rows, out: outputs.append(out)) for head in heads]
+    keep = lambda module, rows: outputs.append(rows[0] @ module.weight.T)  # (A, V): the loss has no logits as a result
+    hooks = [head.register_forward_pre_hook(keep) for head in heads]
     with torch.no_grad():
         output = reader.loss(batch)
     for hook in hooks:
         hook.remove()
-    return torch.cat(outputs, -1)[0], output
+    return torch.cat(outputs, -1), output
 
 
 def compare(reader, batch, published):

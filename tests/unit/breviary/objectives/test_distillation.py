@@ -9,7 +9,7 @@ from transformers import TrainerState
 from breviary.backbones.trainable import teacher_adapters
 from breviary.config.build import build_backbone
 from breviary.memory.assembly import Layout, take_columns
-from breviary.objectives.distillation import teacher_logits, topk_kl_divergence
+from breviary.objectives.distillation import teacher_rows, topk_kl_divergence
 from breviary.runs.checkpoints import save_trained
 from breviary.runs.folders import write_run_metadata
 from breviary.training.teacher import load_teacher, teacher_problems
@@ -75,10 +75,11 @@ def test_the_loss_of_the_teacher_itself_is_zero(build, ragged, words):
 @pytest.mark.parametrize("words", [DISTILL, ANSWERS], ids=["continuation", "answer"])
 def test_the_teacher_is_the_plain_backbone_independent_of_the_adapters(build, ragged, words):
     reader, plain = build([*DEPTH, *words]), build(["compressor=full_context", "decoder.train=frozen"])
-    before = teacher_logits(reader.decoder, ragged)
+    before = teacher_rows(reader.decoder, ragged)
     disturb(reader, scale=1.0)
-    after = teacher_logits(reader.decoder, ragged)
+    after = teacher_rows(reader.decoder, ragged)
     assert torch.equal(before, after) and not after.requires_grad
+    after = reader.decoder.head(after)
     for b in range(len(ragged)):
         prompt, answer = row_ids(ragged, b, "prefix", "context", "prompt"), row_ids(ragged, b, "answer")
         states = plain.decoder.embed(torch.cat([prompt, answer])[None])
@@ -146,7 +147,7 @@ def test_an_equally_trained_run_teaches(build, compose, ragged, tmp_path):
         states = full.decoder.embed(layout.pack([part.ids for part in positions]))
         states = full.decoder.run(states, range(len(full.decoder)), layout.positions())
         expected = full.decoder.head(full.decoder.norm(take_columns(states, (layout.columns_of(3) - 1).clamp(min=0))))
-    taught = teacher_logits(reader.decoder, ragged)
+    taught = reader.decoder.head(teacher_rows(reader.decoder, ragged))
     torch.testing.assert_close(taught[ragged.answer.mask], expected[ragged.answer.mask].float(), rtol=1e-4, atol=1e-4)
     loss = reader.loss(ragged).nll
     assert not torch.allclose(loss.detach(), before)

@@ -111,7 +111,7 @@ def test_the_evicted_cache_equals_a_masked_full_one(build, ragged):
             full = ReadOnlyCache([(k[:, 0], v[:, 0]) for k, v in encoded.keys_values])
             embeds = decoder.embed(layout.pack([ragged.prompt.ids, ragged.answer.ids]))
             states = decoder.run(embeds, range(len(decoder)), positions, key_mask, full)
-            logits = reader._predict(states, layout.columns_of(1))
+            logits = decoder.head(reader._predicting(states, layout.columns_of(1)))
             expected = torch.nn.functional.cross_entropy(logits.transpose(1, 2), ragged.answer.ids, reduction="none")
             torch.testing.assert_close(nll, (expected * ragged.answer.mask).sum(1), rtol=1e-5, atol=1e-5)
 
