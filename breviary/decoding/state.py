@@ -123,7 +123,6 @@ class SharingCache:
         for layer in layers:
             keys, values = self._own[layer]
             self._own[layer] = keys[:, :, :-columns], values[:, :, :-columns]
-            self._room.pop(layer, None)
 
     def followed_by(self, keys: Tensor, values: Tensor, layer: int) -> tuple[Tensor, Tensor]:
         """As `update`, without changing the cache."""
