@@ -1,18 +1,18 @@
 """A paper's table: published numbers beside ours, the command of every cell; with scale=, ours are computed.
 
-    python scripts/table.py comi_main
     python scripts/table.py comi_main scale=small --plan
     python scripts/table.py comi_main scale=small
     python scripts/table.py comi_main scale=paper --plan --device h100
     python scripts/table.py comi_main --run comi_16x_qwen2_7b/nq=outputs/comi_nq
     python scripts/table.py alternatives --part nq_qwen25_coder
+    python scripts/table.py ruler backbone=smollm2_135m dataset.length=4096 examples=20
 
 The table is configs/table/NAME.yaml or any file of the same form; comi_main.yaml documents it. scale=paper has the
 paper's backbones, scale=small the nearest experiments for a small machine. With scale=, what is missing is trained and
 evaluated, finished cells are not computed again, a failed one shows its reason and log, and the same command goes on
 after an interruption. Markdown, CSV, LaTeX and HTML are written after every cell. --plan prints every command with
 hours and memory, and starts nothing; without scale=, for both. A run given by --run is refused where its backbone,
-ratio, data, prompt, number of examples or training is not the cell's.
+ratio, data, prompt, number of examples or training is not the cell's. ruler and lost_in_the_middle take settings, too.
 """
 
 from __future__ import annotations
@@ -40,6 +40,8 @@ from breviary.evaluation.session import EvaluationSession
 from breviary.report.tables.cells import finished_training
 from breviary.report.tables.command import read_words, with_table, write_outcomes
 from breviary.report.tables.form import load_published_table, scales_of
+from breviary.report.tables.grid import run_grid
+from breviary.report.tables.grid_form import is_grid, load_grid
 from breviary.report.tables.measured import is_measured, load_measured_table, part_commands, run_parts
 from breviary.report.tables.plan import DEVICES, find_device, measured_plan_lines, table_plan_lines
 from breviary.report.tables.published import (
@@ -68,9 +70,7 @@ def build_parser() -> argparse.ArgumentParser:
     parser.add_argument("--commands", action="store_true", help="print the command of every cell")
     parser.add_argument("--run", action="append", default=[], metavar="ROW/DATASET=RUN", help=f"of one cell; {FORMS}")
     parser.add_argument("--part", action="append", metavar="NAME", help="of a table with parts; default: all")
-    parser.add_argument(
-        "--outputs", metavar="FOLDER", help="of runs and evaluations (default outputs; parts: outputs/tables)"
-    )
+    parser.add_argument("--outputs", metavar="FOLDER", help="of runs (default: outputs; with parts outputs/tables)")
     parser.add_argument("--output", metavar="FOLDER", help="of the table's files; default: outputs/tables/TABLE")
     return parser
 
@@ -79,14 +79,14 @@ def main(arguments: Sequence[str] | None = None) -> None:
     """Parses the command line; exits with code 2 on a user error."""
     args = build_parser().parse_intermixed_args(arguments)
     with cli_errors():
-        name, scale, device = read_words(args.table_words, args.device)
-        outputs = args.outputs or "outputs"
-        if is_measured(name):
-            return measure(args, name, scale, device)
+        name, scale, device, words = read_words(args.table_words, args.device)
+        if is_grid(name) or is_measured(name):
+            return measure(args, name, scale, device, words)
         if args.plan:
             for one in [scale] if scale else scales_of(name):
                 table = load(args, name, one)
-                print("\n".join([*table_plan_lines(table, args.only, find_device(device, one), outputs), ""]))
+                lines = table_plan_lines(table, args.only, find_device(device, one), args.outputs or "outputs")
+                print("\n".join([*lines, ""]))
         elif scale is None or args.commands:
             table = load(args, name, scale or "paper")
             if scale and args.commands:
@@ -116,19 +116,21 @@ def compute(args: argparse.Namespace, table: dict[str, Any]) -> None:
     print(next_line(with_table(table["given"], table["scale"], "--plan")))
 
 
-def measure(args: argparse.Namespace, name: str, scale: str | None, device: str | None) -> None:
-    """Evaluates the parts of a table measured here and writes their files."""
-    table = load_measured_table(name, scale, args.part)
+def measure(args: argparse.Namespace, name: str, scale: str | None, device: str | None, words: list[str]) -> None:
+    """Evaluates the parts of a table measured here, or the data sets of a grid, and writes their files."""
+    if is_grid(name):
+        table, run = load_grid(name, words, args.part, args.only), run_grid
+    else:
+        table, run = load_measured_table(name, scale, args.part), run_parts
     outputs, folder = args.outputs or "outputs/tables", Path(args.output or f"outputs/tables/{Path(name).stem}")
-    if args.plan:
-        print("\n".join(measured_plan_lines(table, outputs, find_device(device, "small"))))
-    elif args.commands:
-        print("\n".join(line for part in table["parts"] for line in part_commands(table, part, outputs)))
+    if args.plan or args.commands:
+        plan = measured_plan_lines(table, outputs, find_device(device, "small")) if args.plan else None
+        print("\n".join(plan or [line for part in table["parts"] for line in part_commands(table, part, outputs)]))
     else:
         tools = Tools(start_process, finished_training, evaluate, further)
-        for file in run_parts(table, folder, outputs, tools):
+        for file in run(table, folder, outputs, tools):
             print(file)
-    print(next_line(command("scripts/table.py", name, "--plan" if not args.plan else "--commands")))
+    print(next_line(command("scripts/table.py", name, *words, "--plan" if not args.plan else "--commands")))
 
 
 def evaluate(words: list[str], variants: list[dict[str, Any]]) -> list[dict[str, Any]]:

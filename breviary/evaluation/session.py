@@ -6,6 +6,7 @@ encoded contexts where two rows encode alike.
 
 from __future__ import annotations
 
+import functools
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -24,7 +25,7 @@ from breviary.config.checks import check_config, check_process_count, check_text
 from breviary.config.context_lengths import ContextLimits
 from breviary.config.errors import collect_errors, raise_problems
 from breviary.config.keys import validate_keys
-from breviary.config.text_pipeline import Scorer, TextPipeline
+from breviary.config.text_pipeline import Scorer, TextPipeline, tokenised_folder
 from breviary.contract import Compressor, Example, Generation, Reader
 from breviary.evaluation.baselines import share_baseline
 from breviary.evaluation.facts import CONDITIONS, prompt_record, training_record
@@ -80,7 +81,7 @@ class EvaluationSession:
 
     # -------------------------------------------------------------- check
 
-    def check(self, cfg: DictConfig, problems: Sequence[str] = ()) -> tuple[list[DictConfig], list[Example]]:
+    def check(self, cfg: DictConfig, problems: Sequence[str] = ()) -> tuple[list[DictConfig], Sequence[Example]]:
         """The rows of the table, the reader of `cfg` first, and the examples; no weight is loaded.
 
         problems  messages of the caller, reported with all others
@@ -93,7 +94,8 @@ class EvaluationSession:
         if cfg.examples is not None and cfg.examples < 1:
             problems.append(f"examples={cfg.examples}: must be at least 1, or null for all")
         readers = [self._check_row(cfg, row, problems) for row in table_rows(cfg, problems)]
-        examples = read_splits(readers[0].dataset, [cfg.split], problems).get(cfg.split, [])[: cfg.examples]
+        store = functools.partial(self.text.store, cache_dir=tokenised_folder(cfg))
+        examples = read_splits(readers[0].dataset, [cfg.split], problems, store).get(cfg.split, [])[: cfg.examples]
         for reader in readers[:1]:  # all rows have its data
             scorer = collect_errors(problems, self.scorer, reader)
             problems += scorer.example_problems(examples) if scorer is not None else []
@@ -125,7 +127,7 @@ class EvaluationSession:
         """The examples as tokens. Contexts that do not fit beside question and answer are cut in the middle."""
         backbone = build_backbone(cfg)
         tokenizer, prompt = backbone.tokenizer(), self.text.prompt(cfg.prompt)
-        cache, limits = str(Path(cfg.paths.cache) / "tokenised"), cfg.limits
+        cache, limits = tokenised_folder(cfg), cfg.limits
         items = self.text.tokenise(examples, tokenizer, prompt, limits.max_context_tokens, cache, limits.truncation)
         spec = ReaderSpec.of(cfg)
         fitting = ContextLimits(spec, backbone, cfg.generation.max_new_tokens)
@@ -184,16 +186,16 @@ class EvaluationSession:
         start_process_group(resolve_device(readers[0].backbone.device), readers[0].engine.timeout)
         for home in dict.fromkeys(evaluation_home(readers[0], reader) for reader in readers):
             require_shared_folder(home)
-        results: list[dict[str, Any]] = []
-        key, store = None, None
-        for reader in readers:
-            checkpoint = find_checkpoint(reader)
-            encoding = encoding_key(reader, checkpoint) if cfg.variants else None
-            if encoding != key:  # encodings of one reader at a time: they take gigabytes
-                key, store = encoding, EncodingStore() if encoding else None
-            home = evaluation_home(readers[0], reader)
-            results.append(self.evaluate_reader(reader, examples, home, checkpoint, store))
-        return results
+        checkpoints = [find_checkpoint(reader) for reader in readers]
+        keys = [encoding_key(*pair) if cfg.variants else None for pair in zip(readers, checkpoints)]
+        results: dict[int, dict[str, Any]] = {}
+        current, store = None, None
+        for i in by_encoding(keys):
+            if keys[i] != current:  # encodings of one kind at a time: they take gigabytes
+                current, store = keys[i], EncodingStore() if keys[i] else None
+            home = evaluation_home(readers[0], readers[i])
+            results[i] = self.evaluate_reader(readers[i], examples, home, checkpoints[i], store)
+        return [results[i] for i in range(len(readers))]
 
     def evaluate_reader(
         self,
@@ -340,6 +342,12 @@ def print_untrained(name: str, reader: Reader) -> None:
     if counts:
         listed = ", ".join(f"{module} ({count / 1e6:.2f} M weights)" for module, count in counts.items())
         print_rank0(f"warning: {name} is untrained: {listed} as initialised; the scores are not those of the method")
+
+
+def by_encoding(keys: Sequence[str | None]) -> list[int]:
+    """The rows in an order in which those of one `encoding_key` follow each other, at the place of the first."""
+    first = {key: keys.index(key) for key in keys}
+    return sorted(range(len(keys)), key=lambda i: i if keys[i] is None else first[keys[i]])
 
 
 def encoding_key(cfg: DictConfig, checkpoint: Path | None) -> str | None:

@@ -87,6 +87,29 @@ def difference(
     return _bootstrap((*ours, *other), statistic, seed, resamples, codes)
 
 
+def mean_of_means(
+    pairs: Sequence[ndarray], codes: Sequence[ndarray | None], seed: int, resamples: int
+) -> dict[str, float]:
+    """Mean over data sets of ratios of sums, such as mean scores, with its interval: the percentile bootstrap.
+
+    pairs  numerator and denominator of each question, (N, 2), for each data set; paired differences have those of both
+           readers subtracted in the numerator
+    codes  of each data set. Each is resampled on its own
+    """
+    rng = np.random.default_rng(seed)
+    value = float(np.mean([own[:, 0].sum() / own[:, 1].sum() for own in pairs]))
+    drawn = np.zeros(resamples)
+    for own, code in zip(pairs, codes):
+        units = own if code is None else np.stack([np.bincount(code, column) for column in own.T], 1)
+        picked = units[rng.integers(len(units), size=(resamples, len(units)))]  # (resamples, U, 2)
+        drawn += picked[..., 0].sum(-1) / picked[..., 1].sum(-1) / len(pairs)
+    if drawn.min() == drawn.max():  # all alike, such as shares of 0: the rule of `interval` for all questions together
+        together = np.concatenate(pairs)
+        return interval(together[:, 0], together[:, 1], seed, resamples)
+    low, high = (float(np.percentile(drawn, 50 * (1 + sign * LEVEL))) for sign in (-1, 1))
+    return {"value": value, "low": min(value, low), "high": max(value, high)}
+
+
 def geometric_mean(
     columns: Sequence[ndarray], seed: int, resamples: int, codes: ndarray | None = None
 ) -> dict[str, float]:

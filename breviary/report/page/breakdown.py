@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from breviary.evaluation.table import format_number
@@ -45,18 +45,21 @@ def length_bins(group: Group) -> list[Bin]:
 
 def position_bins(group: Group) -> list[Bin]:
     """Bins of the share of the context before the gold passage; none where no prediction states it."""
-    positions = {
-        key: row["gold_position"]
-        for one in group.rows
-        for rows in one.predictions
-        for key, row in rows.items()
-        if row.get("gold_position") is not None
-    }
+    return sort_by_position(positions_of(rows.values() for one in group.rows for rows in one.predictions))
+
+
+def positions_of(readers: Iterable[Iterable[Mapping[str, Any]]]) -> dict[str, float]:
+    """{id: share of the context before the gold passage} of the predictions of several readers that state it."""
+    return {row["id"]: row["gold_position"] for rows in readers for row in rows if row.get("gold_position") is not None}
+
+
+def sort_by_position(positions: Mapping[str, float]) -> list[Bin]:
+    """The questions in POSITIONS equal bins of their gold passage's position; empty bins are left out."""
     bins = []
     for k in range(POSITIONS):
         ids = frozenset(key for key, value in positions.items() if k == min(int(value * POSITIONS), POSITIONS - 1))
         bins.append((f"{100 * k // POSITIONS} to {100 * (k + 1) // POSITIONS}%", ids))
-    return [one for one in bins if one[1]] if positions else []
+    return [one for one in bins if one[1]]
 
 
 def heat_map(group: Group, bins: Sequence[Bin]) -> dict[str, Any] | None:

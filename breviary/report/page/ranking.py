@@ -110,7 +110,8 @@ def _is_better(group: Group, one: Measured, other: Measured) -> bool:
 def overview(groups: Sequence[Group]) -> dict[str, Any] | None:
     """Readers by data sets, each cell the metric that ranks the data set; None for a single data set.
 
-    The mean of a reader is over all data sets, where it has them all and one metric ranks them.
+    The mean of a reader is over all data sets, where it has them all. There is one where a single metric ranks them, or
+    shares of 1 do, as in RULER, whose tasks count matches of all references or of any.
     """
     if len(groups) < 2:
         return None
@@ -118,7 +119,11 @@ def overview(groups: Sequence[Group]) -> dict[str, Any] | None:
     for group in groups:
         for one in group.rows:
             readers.setdefault(one.label, {})[group.number] = one
-    is_mean = len({group.metric for group in groups}) == 1
+    scores = [one.row.get(group.metric) for group in groups for one in group.rows]
+    are_shares = all(score is None or 0 <= score <= 1 for score in scores)
+    is_mean = len({group.metric for group in groups}) == 1 or (
+        are_shares and not any(is_lower_better(group.metric) for group in groups)
+    )
     rows = []
     for name, own in readers.items():
         cells = [

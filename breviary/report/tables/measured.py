@@ -52,6 +52,7 @@ class Part:
 
     rows    (reader's name in the table, ratio) of each row, in order
     tokens  mean tokens of context, question and answer, for estimates
+    words   overrides of the command line, in place of settings of the same key
     """
 
     name: str
@@ -61,6 +62,21 @@ class Part:
     settings: dict[str, Any]
     rows: list[tuple[str, int]]
     tokens: tuple[int, int, int] = (1000, 12, 6)
+    words: tuple[str, ...] = ()
+
+    def overrides(self, without: Collection[str] = ()) -> list[str]:
+        """Settings and words as overrides of eval.py, but for the keys `without`."""
+        own = [setting(key, value) for key, value in self.settings.items() if key not in map(word_key, self.words)]
+        return [word for word in [*own, *self.words] if word_key(word) not in without]
+
+    def value(self, key: str) -> str | None:
+        """The value of a setting or word as text; None where there is none."""
+        return next((word.partition("=")[2] for word in self.overrides() if word_key(word) == key), None)
+
+
+def word_key(word: str) -> str:
+    """The key of an override."""
+    return word.lstrip("+~").partition("=")[0]
 
 
 def is_measured(name: str) -> bool:
@@ -79,25 +95,36 @@ def load_measured_table(name: str, scale: str | None = None, wanted: Sequence[st
     if scale == "paper":
         raise ValueError(f"{path.stem} is measured here and has no paper's scale; leave out scale=paper")
     table: Any = read_yaml(path)
-    _check(f"{path}", table, TABLE_KEYS)
-    for key, reader in table["readers"].items():
-        _check(f"{path}: readers.{key}", reader, READER_KEYS)
-        if reader["kind"] not in KINDS:
-            raise ValueError(f"{path}: readers.{key}.kind={reader['kind']}: allowed are {', '.join(KINDS)}")
+    check_keys(f"{path}", table, TABLE_KEYS)
+    check_readers(f"{path}", table["readers"])
     parts = []
     for key, part in table["parts"].items():
-        _check(f"{path}: parts.{key}", part, PART_KEYS, PART_OPTIONS)
-        rows = [(reader, ratio) for ratio, readers in part.pop("rows").items() for reader in readers]
-        unknown = sorted({reader for reader, _ in rows} - table["readers"].keys())
-        if unknown:
-            raise ValueError(f"{path}: parts.{key}.rows names {unknown}; readers has {sorted(table['readers'])}")
+        check_keys(f"{path}: parts.{key}", part, PART_KEYS, PART_OPTIONS)
+        rows = named_rows(f"{path}: parts.{key}.rows", part.pop("rows"), table["readers"])
         parts.append(Part(key, rows=rows, **part))
     if unknown := sorted(set(wanted or []) - {part.name for part in parts}):
         raise ValueError(f"--part {', '.join(unknown)}: allowed are {', '.join(part.name for part in parts)}")
     return {**table, "name": path.stem, "parts": [part for part in parts if not wanted or part.name in wanted]}
 
 
-def _check(where: str, value: Mapping[str, Any], wanted: set[str], optional: Collection[str] = ()) -> None:
+def check_readers(where: str, readers: Mapping[str, Any]) -> None:
+    """Raises: ValueError where a reader of a table's file has other keys or another kind."""
+    for key, reader in readers.items():
+        check_keys(f"{where}: readers.{key}", reader, READER_KEYS)
+        if reader["kind"] not in KINDS:
+            raise ValueError(f"{where}: readers.{key}.kind={reader['kind']}: allowed are {', '.join(KINDS)}")
+
+
+def named_rows(where: str, rows: Mapping[int, Sequence[str]], readers: Mapping[str, Any]) -> list[tuple[str, int]]:
+    """(reader, ratio) of each row of {ratio: readers}. Raises: ValueError for readers that the table lacks."""
+    found = [(reader, ratio) for ratio, names in rows.items() for reader in names]
+    if unknown := sorted({reader for reader, _ in found} - readers.keys()):
+        raise ValueError(f"{where} names {unknown}; readers has {sorted(readers)}")
+    return found
+
+
+def check_keys(where: str, value: Mapping[str, Any], wanted: set[str], optional: Collection[str] = ()) -> None:
+    """Raises: ValueError where a mapping of a table's file lacks keys, or has unknown ones."""
     missing, unknown = sorted(wanted - value.keys()), sorted(value.keys() - wanted - set(optional))
     if missing or unknown:
         raise ValueError(f"{where}: missing {missing}, unknown {unknown}")
@@ -108,8 +135,7 @@ def _check(where: str, value: Mapping[str, Any], wanted: set[str], optional: Col
 
 def part_words(part: Part, outputs: str, run: str | None = None) -> list[str]:
     """Overrides of the part's evaluation, but for its rows.  run  in place of the folder of runs in its settings"""
-    settings = part.settings | ({"run": run} if run else {})
-    words = [setting(key, value) for key, value in settings.items()]
+    words = [*part.overrides(["run"]), setting("run", run)] if run else part.overrides()
     return [*words, "baselines=[]", setting("paths.outputs", outputs)]
 
 

@@ -27,6 +27,7 @@ def test_scorers_share_a_prefill_where_they_store_the_same():
 
 
 def test_one_prefill_serves_all_rows(tmp_path, monkeypatch):
+    """Wherever a row with another one, here with the tail's queries, stands between them."""
     encoded = []
     encode = cache_selection.CacheSelection.encode
 
@@ -35,11 +36,16 @@ def test_one_prefill_serves_all_rows(tmp_path, monkeypatch):
         return encode(self, context)
 
     monkeypatch.setattr(cache_selection.CacheSelection, "encode", counted)
-    rows = "variants=[{compressor: knorm}, {compressor.ratio: 8}, {compressor: kvzip}]"
+    rows = "variants=[{compressor.question: unknown}, {compressor.ratio: 8}, {compressor: kvzip}]"
     cfg = compose_evaluation([*WORDS, rows, f"paths.outputs={tmp_path}", "dataset.test_size=3"])
     results = EvaluationSession(TEXT).evaluate(cfg)
-    assert [result["reader"] for result in results] == ["snapkv", "knorm", "snapkv, ratio=8", "kvzip"]
-    assert sum(encoded) == results[0]["contexts_read"]
+    assert [result["reader"] for result in results] == [
+        "snapkv",
+        "snapkv, question=unknown",
+        "snapkv, ratio=8",
+        "kvzip",
+    ]
+    assert sum(encoded) == 2 * results[0]["contexts_read"]
 
 
 def test_another_compressor_than_an_experiment_s_drops_its_keys():

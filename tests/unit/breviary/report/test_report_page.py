@@ -186,6 +186,10 @@ def test_data_sets_have_a_table_of_readers_by_data_sets(tmp_path):
     assert cells == {"bm25 (untrained)": [".75", ".50", "1.00"], "truncate (untrained)": ["-", "-", ".00"]}
     assert "Readers by data sets" in Page(page_of(tmp_path, tmp_path / "page").read_text()).text
     assert overview(groups[:1]) is None
+    groups[0].metric = "em"  # as in RULER: shares of 1 have a mean, whichever metric ranks each data set
+    assert overview(groups)["columns"][0] == "mean of 2"
+    groups[0].metric = "nll"
+    assert overview(groups)["columns"][0] == "a.jsonl: NLL/token"
 
 
 # ------------------------------------------------------------------ differences

@@ -359,8 +359,8 @@ def test_the_reason_of_a_failure_is_the_last_error_of_its_log(tmp_path):
 
 
 def test_the_words_of_the_command():
-    assert read_words(["comi_main"]) == ("comi_main", None, None)
-    assert read_words(["scale=small", "table=comi_main", "device=h100"]) == ("comi_main", "small", "h100")
+    assert read_words(["comi_main"]) == ("comi_main", None, None, [])
+    assert read_words(["scale=small", "table=comi_main", "device=h100"]) == ("comi_main", "small", "h100", [])
     for words, message in (
         (["comi_main", "scale=big"], "scale=big: allowed are small, paper"),
         (["comi_main", "scal=small"], "the nearest right one is scale"),
@@ -382,7 +382,7 @@ def test_the_command_computes_a_table_and_writes_its_files(world, monkeypatch, c
     out = capsys.readouterr().out
     assert "[1/1] comi_4x/nq_gold4" in out and "written/paper.html" in out
     next_words = shlex.split(out[out.rindex("next: ") :])[3:]
-    assert read_words([word for word in next_words if word != "--plan"]) == ("paper.yaml", "small", None)
+    assert read_words([word for word in next_words if word != "--plan"]) == ("paper.yaml", "small", None, [])
     assert json.loads(Path("written/cells.json").read_text())["comi_4x/nq_gold4"]["results"]
     with pytest.raises(SystemExit) as stop:
         script.main(["paper.yaml", "scale=small", "--only", "comi_5x"])
