@@ -7,6 +7,7 @@
 
 from __future__ import annotations
 
+import functools
 import gzip
 import json
 import warnings
@@ -20,13 +21,14 @@ from breviary.runtime.draws import seeded_rng, shuffled
 from breviary.runtime.markup import surrogate_problem
 from data.checks import SPLITS, check_split, integer_problems, raise_problems
 from data.public.sources import missing_hint
+from data.store.bad_lines import BadLines
+from data.store.content import content_hash
 
 FORMAT = (
     '{"id": str (optional), "context": str, "question": str, "answers": [str, ...] or str, '
     '"documents": [{"title": str, "text": str, "is_gold": true|false}, ...] (optional), '
     '"compressed_context": str (optional), "answer_prefix": str (optional), "choices": [str, ...] (optional)}'
 )
-MAX_SHOWN = 10  # bad lines in an error message
 PASSAGE_FORMATS = ("numbered", "plain")
 
 
@@ -110,40 +112,45 @@ class Jsonl:
             ]
         return [f"{key}: {name} is empty; it must hold one JSON object per line, {example}"] if is_empty else []
 
+    def content_hash(self, split: str) -> str:
+        """A hash of the split's file and of the arguments on which its examples depend."""
+        raise_problems(self.problems([split]))
+        arguments = [self.max_documents, self.passage_format]
+        return content_hash([__file__], [self._file(split)], self.limits[split], arguments)
+
+    def _file(self, split: str) -> str:
+        name = self.files[split]
+        assert name is not None, split  # checked by `problems`
+        return name
+
     def examples(self, split: str) -> list[Example]:
         """The examples of `split` in the order of the file, up to the split's limit.
 
         Raises: ValueError with the messages of `problems`, or with all bad lines (the first 10, and their number).
         """
+        return list(self.stream(split))
+
+    def stream(self, split: str) -> Iterator[Example]:
+        """As `examples`, one after another. Bad lines are left out, and raised at the end."""
         raise_problems(self.problems([split]))
-        name, limit = self.files[split], self.limits[split]
-        assert name is not None, split  # checked by `problems`
-        examples: list[Example] = []
-        bad: list[str] = []
-        line_of_id: dict[str, int] = {}
+        name, lines = self._file(split), functools.partial(read_lines, f"dataset.{split}", self._file(split))
+        bad = BadLines()
         has_documents = False
-        for number, line in _lines(f"dataset.{split}", name, limit):
+        for number, line in lines(self.limits[split]):
             row, problems = _parse(line)
             if not problems:
-                id = str(row.get("id", f"line-{number}"))
+                id = _id(row, number)
+                bad.see_id(number, id)
                 has_documents |= bool(row.get("documents"))
-                if id in line_of_id:
-                    problems = [f"the id {id!r} is already that of line {line_of_id[id]}; ids must differ"]
-                else:
-                    line_of_id[id] = number
-                    example, problems = _example(id, row, self.max_documents, self.passage_format)
-                    examples.append(example)
-            bad += [f"  line {number}: {'; '.join(problems)}"] if problems else []
+                example, problems = _example(id, row, self.max_documents, self.passage_format)
+                if not problems:
+                    yield example
+            if problems:
+                bad.add(number, "; ".join(problems))
+        bad.find_repeated(lambda: lines(self.limits[split]), lambda number, line: _id(json.loads(line), number))
         if bad:
-            more = f"\n  ... and {len(bad) - MAX_SHOWN} more" if len(bad) > MAX_SHOWN else ""
-            count = "1 bad line" if len(bad) == 1 else f"{len(bad)} bad lines"
-            raise ValueError(
-                f"dataset.{split}: {count} in {name}\n"
-                + "\n".join(bad[:MAX_SHOWN])
-                + more
-                + f"\nEach line must be {FORMAT}"
-            )
-        if not examples:
+            raise ValueError(f"dataset.{split}: {bad.report(name)}\nEach line must be {FORMAT}")
+        if not bad.ids:
             raise ValueError(f"dataset.{split}: {name} holds blank lines only; each line must be {FORMAT}")
         if self.max_documents is not None and not has_documents:
             warnings.warn(
@@ -151,7 +158,6 @@ class Jsonl:
                 "set dataset.max_documents=null",
                 stacklevel=2,
             )
-        return examples
 
 
 _UNREADABLE = (OSError, EOFError, zlib.error, UnicodeDecodeError)  # gzip.BadGzipFile is an OSError
@@ -163,7 +169,7 @@ def _open(name: str):
     return opener(name, "rt", encoding="utf-8-sig")
 
 
-def _lines(key: str, name: str, limit: int | None) -> Iterator[tuple[int, str]]:
+def read_lines(key: str, name: str, limit: int | None) -> Iterator[tuple[int, str]]:
     """(line number from 1, text) of the first `limit` lines that are not blank."""
     count = 0
     try:
@@ -179,6 +185,10 @@ def _lines(key: str, name: str, limit: int | None) -> Iterator[tuple[int, str]]:
             f"{key}: {name} breaks off after {count} examples ({error}); it must be complete UTF-8 text, "
             "gzipped if and only if its name ends in .gz"
         ) from error
+
+
+def _id(row: dict[str, Any], number: int) -> str:
+    return str(row.get("id", f"line-{number}"))
 
 
 def _parse(line: str) -> tuple[dict[str, Any], list[str]]:

@@ -13,6 +13,7 @@ from breviary.runtime.markup import tokenise
 from data.collate import Collator
 from data.metrics import METRICS_VERSION, Scorer, rules, scores
 from data.prompts import Prompt
+from data.store.examples import StoredExamples, store_split
 from data.tokenised import Tokenised, tokenise_split
 
 
@@ -24,6 +25,10 @@ class DataPipeline:
     def prompt(self, settings: Mapping[str, Any]) -> Prompt:
         """The prompt of configuration section `prompt`. Raises ValueError for wrong settings."""
         return Prompt(**settings)
+
+    def store(self, source: Any, split: str, cache_dir: str | None) -> StoredExamples:
+        """As `store_split`."""
+        return store_split(source, split, cache_dir)
 
     def tokenise(
         self,

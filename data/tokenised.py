@@ -1,43 +1,56 @@
-"""A split as token ids, truncated to a length and cached on disk under a hash of its inputs."""
+"""A split as token ids, truncated to a length, in memory-mapped files under a hash of its inputs."""
 
 from __future__ import annotations
 
-import hashlib
 import json
-import os
 import tempfile
+import time
 from collections.abc import Sequence
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
+from hashlib import sha256
 from itertools import groupby
 from pathlib import Path
 from typing import Any
 
-import datasets
+import numpy as np
+import pyarrow as pa
 import torch
 from transformers import PreTrainedTokenizerBase
 
 from breviary.contract import Example
+from breviary.runtime.distributed import print_progress, print_rank0
 from data.prompts import Prompt
+from data.store.arrow import Counts, Flags, Rows, RowWriter
+from data.store.examples import StoredExamples, canonical_json, store_examples
+from data.store.folders import make_once
+from data.store.processes import in_processes, process_count
 
-LAYOUT = 3  # increased when the stored columns or their meaning change, so that older folders are ignored
+LAYOUT = 3  # part of tokens_hash: increased when the meaning of the ids changes
+FILES = 4  # increased when the stored columns change, so that older folders are ignored
+SHARD_BYTES = 16 << 20  # of examples' text in a file; more for data of more than MOST_SHARDS files
+MOST_SHARDS = 256
 TRUNCATIONS = ("head", "tail", "middle")
-_IDS = datasets.List(datasets.Value("int32"))
-_FEATURES = datasets.Features(
-    {
-        "prefix": _IDS,
-        "context": _IDS,
-        "query": _IDS,
-        "prompt": _IDS,
-        "answer": _IDS,
-        "evidence": datasets.List(datasets.Value("bool")),
-        "starts": _IDS,
-        "ends": _IDS,
-        "references": _IDS,  # tokens of each reference in its template, end token included
-        "length": datasets.Value("int32"),  # context tokens after truncation
-        "cut": datasets.Value("bool"),  # whether the context was truncated
-        "gold_lost": datasets.Value("bool"),
-    }
-)
+_IDS = pa.list_(pa.int32())
+_PIECES = {
+    "prefix": _IDS,
+    "context": _IDS,
+    "query": _IDS,
+    "prompt": _IDS,
+    "answer": _IDS,
+    "evidence": pa.list_(pa.bool_()),
+    "starts": _IDS,
+    "ends": _IDS,
+}
+_RARE_PIECES = {"compressed": _IDS, "choices": pa.list_(_IDS), "targets": pa.list_(pa.bool_())}  # null: no such piece
+_STATISTICS = {
+    "references": _IDS,  # tokens of each reference in its template, end token included
+    "length": pa.int32(),  # context tokens after truncation
+    "other": pa.int32(),  # see Tokenised.other_lengths
+    "cut": pa.bool_(),  # whether the context was truncated
+    "gold_lost": pa.bool_(),
+    **dict.fromkeys(("answer_length", "target_length", "compressed_length", "choice_length"), pa.int32()),
+}
+_SCHEMA = pa.schema({**_PIECES, **_RARE_PIECES, **_STATISTICS})
 
 
 class Tokenised(torch.utils.data.Dataset):
@@ -49,6 +62,7 @@ class Tokenised(torch.utils.data.Dataset):
     other_lengths   further tokens of each example: prefix, the longer of question and prompt, the longer of answer and
                     options
     answer_lengths  answer tokens of each example: of its first reference
+    target_lengths  context tokens of each example that training supervises (Batch.targets)
     compressed_lengths  tokens of each compressed_context; 0 where an example has none
     reference_lengths  tokens of every reference of each example, in the answer template, with the end token
     is_truncated    whether each example's context was truncated
@@ -57,35 +71,36 @@ class Tokenised(torch.utils.data.Dataset):
     num_gold_lost   examples that lost a whole gold passage, or, without gold marks, every occurrence of an answer
     """
 
-    def __init__(
-        self, examples: Sequence[Example], rows: datasets.Dataset, data_hash: str, tokens_hash: str = ""
-    ) -> None:
+    def __init__(self, examples: StoredExamples, rows: Rows, tokens_hash: str, owner: Any = None) -> None:
         assert len(examples) == len(rows), (len(examples), len(rows))
-        self.examples = examples
-        self.data_hash, self.tokens_hash = data_hash, tokens_hash
-        self.lengths: list[int] = list(rows["length"])
-        self.is_truncated: list[bool] = list(rows["cut"])
-        self.num_truncated = sum(self.is_truncated)
-        self.num_gold_lost = sum(rows["gold_lost"])
-        choices = rows["choices"] if "choices" in rows.column_names else [None] * len(rows)
-        self.choice_lengths: list[int] = [max((len(ids) for ids in options or ()), default=0) for options in choices]
-        columns = (rows["prefix"], rows["query"], rows["prompt"], rows["answer"], self.choice_lengths)
-        self.other_lengths: list[int] = [
-            len(prefix) + max(len(query), len(prompt)) + max(len(answer), longest)
-            for prefix, query, prompt, answer, longest in zip(*columns)
-        ]
-        compressed = rows["compressed"] if "compressed" in rows.column_names else [None] * len(rows)
-        self.compressed_lengths: list[int] = [len(ids or ()) for ids in compressed]
-        self.answer_lengths: list[int] = [len(answer) for answer in rows["answer"]]
-        self.reference_lengths: list[list[int]] = list(rows["references"])
-        self._rows = rows.remove_columns(["references", "length", "cut", "gold_lost"])
+        self.examples, self._rows, self._owner = examples, rows, owner  # owner: of a temporary folder
+        self.data_hash, self.tokens_hash = examples.data_hash, tokens_hash
+        self.lengths: Counts = rows.counts("length")
+        self.is_truncated: Flags = rows.flags("cut")
+        self.num_truncated, self.num_gold_lost = sum(self.is_truncated), sum(rows.flags("gold_lost"))
+        self.other_lengths: Counts = rows.counts("other")
+        self.answer_lengths: Counts = rows.counts("answer_length")
+        self.target_lengths: Counts = rows.counts("target_length")
+        self.compressed_lengths: Counts = rows.counts("compressed_length")
+        self.choice_lengths: Counts = rows.counts("choice_length")
+
+    @property
+    def reference_lengths(self) -> list[list[int]]:
+        """Read when it is asked for: of a validation or test split."""
+        return self._rows.column("references").to_pylist()
 
     def __len__(self) -> int:
         return len(self.examples)
 
     def __getitem__(self, index: int) -> dict[str, Any]:
         """The pieces of `Prompt.tokenise` as lists, and `example`."""
-        return {**self._rows[index], "example": self.examples[index]}
+        if not -len(self) <= index < len(self):
+            raise IndexError(index)
+        index %= len(self)
+        item = {name: self._rows.value(name, index) for name in _PIECES}
+        rare = {name: self._rows.value(name, index) for name in _RARE_PIECES}
+        item |= {name: value for name, value in rare.items() if value is not None}
+        return item | {"example": self.examples[index]}
 
     def report(self) -> str:
         """Number of examples, their lengths, truncated contexts and lost gold passages, on one line."""
@@ -111,7 +126,7 @@ def tokenise_split(
     truncation          head keeps the first tokens, tail the last, middle both ends (half each)
     cache_dir           None = no cache. Several processes may call at once: each writes a folder of its own, and the
                         first one renames it into place.
-    Raises: ValueError for a wrong limit or truncation, and as `Prompt.tokenise`.
+    Raises: ValueError for a wrong limit or truncation, and as `Prompt.tokenise` and `make_once`.
     """
     if truncation not in TRUNCATIONS:
         raise ValueError(f"truncation is {truncation!r}; allowed: {', '.join(TRUNCATIONS)}")
@@ -120,64 +135,84 @@ def tokenise_split(
             f"max_context_tokens is {max_context_tokens}; it must be 1 or more, or null for no limit, "
             "for example max_context_tokens=2048"
         )
-    data_hash = examples_hash(examples)
+    stored = store_examples(examples, cache_dir)
     inputs = [
         LAYOUT,
-        data_hash,
+        stored.data_hash,
         tokenizer_hash(tokenizer),
         asdict(prompt),
         max_context_tokens,
         truncation if max_context_tokens is not None else None,
     ]
     key = _sha256(inputs)
-    folder = None if cache_dir is None else Path(cache_dir) / f"tokenised-{key[:32]}"
-    if folder is not None and folder.is_dir():
-        return Tokenised(examples, datasets.load_from_disk(str(folder)), data_hash, key)
-
-    features = _features(examples)
-
-    def tokenise_row(index: int) -> dict[str, Any]:
-        example = examples[index]
-        pieces = prompt.tokenise(example, tokenizer)
-        references = [len(prompt.answer(text, tokenizer, example.answer_prefix)) for text in example.answers]
-        pieces = _truncate(pieces, example, tokenizer, max_context_tokens, truncation)
-        return {name: {**pieces, "references": references}.get(name) for name in features}
-
-    rows = datasets.Dataset.from_dict({"index": list(range(len(examples)))}).map(
-        tokenise_row,
-        input_columns="index",
-        remove_columns="index",
-        features=features,
-        keep_in_memory=True,
-        new_fingerprint=key[:32],
-        desc="tokenising",
-    )
-    if folder is not None:
-        _save(rows, folder)
-        rows = datasets.load_from_disk(str(folder))  # memory-mapped, shared by the processes of a machine
-    return Tokenised(examples, rows, data_hash, key)
+    job = _Job(stored, tokenizer, prompt, max_context_tokens, truncation)
+    owner = None if cache_dir else tempfile.TemporaryDirectory(prefix="tokenised-")
+    if owner:
+        folder = Path(owner.name) / "rows"
+        job.write(folder)
+    else:
+        assert cache_dir is not None
+        folder = Path(cache_dir) / f"tokenised-{FILES}-{key[:32]}"
+        make_once(folder, job.write, "tokenised data")
+    files = sorted(folder.glob("*.arrow"))
+    try:
+        rows = Rows(files)
+        assert len(rows) == len(stored), (len(rows), len(stored))
+    except (OSError, ValueError, AssertionError) as error:
+        raise ValueError(f"{folder} is damaged ({error}); delete this folder, it is written anew") from error
+    return Tokenised(stored, rows, key, owner)
 
 
-def _features(examples: Sequence[Example]) -> datasets.Features:
-    """The stored columns: `compressed` and `choices` where an example has them."""
-    added: dict[str, Any] = {}
-    if any(example.compressed_context is not None for example in examples):
-        added["compressed"] = _IDS
-    if any(example.choices for example in examples):
-        added["choices"] = datasets.List(_IDS)
-    return datasets.Features({**_FEATURES, **added})
+@dataclass
+class _Job:
+    """What tokenises examples; the arguments of `tokenise_split`."""
 
+    examples: StoredExamples
+    tokenizer: PreTrainedTokenizerBase
+    prompt: Prompt
+    limit: int | None
+    truncation: str
 
-def examples_hash(examples: Sequence[Example]) -> str:
-    """sha256 of the examples as canonical JSON: of texts, ids and passages in their order."""
-    return _sha256([_hashed_fields(example) for example in examples])
+    def write(self, folder: Path) -> None:
+        """Writes the files of `folder`, each by one process. They depend on the inputs, not on the processes."""
+        folder.mkdir()
+        begin = time.monotonic()
+        ranges = self.examples.ranges(SHARD_BYTES, MOST_SHARDS)
+        tasks = [(folder / f"{number:04d}.arrow", *span) for number, span in enumerate(ranges)]
+        for (_, _, end), _ in zip(tasks, in_processes(self._write_range, tasks)):
+            if len(tasks) > 1:
+                print_progress(f"  {end}/{len(self.examples)} examples tokenised")
+        if len(tasks) > 1:
+            print_rank0(
+                f"{len(self.examples)} examples tokenised in {time.monotonic() - begin:.0f} s by "
+                f"{process_count(len(tasks))} processes"
+            )
 
+    def _write_range(self, task: tuple[Path, int, int]) -> None:
+        file, start, end = task
+        with RowWriter(file, _SCHEMA) as writer:
+            for index in range(start, end):
+                writer.write(self._row(self.examples[index]))
 
-def _hashed_fields(example: Example) -> dict[str, Any]:
-    """An example as plain values. A field that was added later counts only where it is set."""
-    fields = asdict(example)
-    unset = {"compressed_context": None, "answer_prefix": "", "choices": ()}
-    return {name: value for name, value in fields.items() if name not in unset or value != unset[name]}
+    def _row(self, example: Example) -> dict[str, Any]:
+        pieces = self.prompt.tokenise(example, self.tokenizer)
+        references = [len(self.prompt.answer(text, self.tokenizer, example.answer_prefix)) for text in example.answers]
+        row = _truncate(pieces, example, self.tokenizer, self.limit, self.truncation)
+        longest = max(map(len, row.get("choices") or ()), default=0)
+        asked, answered = max(len(row["query"]), len(row["prompt"])), max(len(row["answer"]), longest)
+        for name in ("context", "starts", "ends"):  # the long ones: a list takes nine times the memory of an array
+            row[name] = None if row[name] is None else np.asarray(row[name], dtype=np.int32)
+        for name in ("evidence", "targets"):
+            row[name] = None if row.get(name) is None else np.asarray(row[name], dtype=np.bool_)
+        return {
+            **row,
+            "references": references,
+            "other": len(row["prefix"]) + asked + answered,
+            "answer_length": len(row["answer"]),
+            "target_length": 0 if row["targets"] is None else int(row["targets"].sum()),
+            "compressed_length": len(row.get("compressed") or ()),
+            "choice_length": longest,
+        }
 
 
 def tokenizer_hash(tokenizer: PreTrainedTokenizerBase) -> str:
@@ -192,36 +227,7 @@ def tokenizer_hash(tokenizer: PreTrainedTokenizerBase) -> str:
 
 
 def _sha256(value: Any) -> str:
-    text = json.dumps(value, sort_keys=True, ensure_ascii=True, separators=(",", ":"))
-    return hashlib.sha256(text.encode("ascii")).hexdigest()
-
-
-def _save(rows: datasets.Dataset, folder: Path) -> None:
-    """Writes `rows` into a temporary folder and renames it, so that `folder` is never incomplete.
-
-    Raises: ValueError where the cache cannot be written or its disk is full.
-    """
-    try:
-        _save_atomically(rows, folder)
-    except OSError as error:
-        raise ValueError(
-            f"{folder.parent}: tokenised data cannot be written there ({error.strerror or error}); free space, or set "
-            "paths.cache (or the environment variable BREVIARY_CACHE) to a folder that you may write, e.g. "
-            "paths.cache=cache"
-        ) from error
-
-
-def _save_atomically(rows: datasets.Dataset, folder: Path) -> None:
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(prefix="partial-", dir=folder.parent) as partial:
-        complete = Path(partial) / "rows"
-        rows.save_to_disk(str(complete))
-        try:
-            os.rename(complete, folder)
-        except OSError:
-            # Another process was first, and its folder has the same hash. Any other cause is an error.
-            if not folder.is_dir():
-                raise
+    return sha256(canonical_json(value).encode("ascii")).hexdigest()
 
 
 def _truncate(
@@ -239,7 +245,7 @@ def _truncate(
         gold_lost = _removes_answers(
             example, [tokenizer.decode(ids) for ids in (context, context[:first], context[last:])]
         )
-    per_token = {name: pieces[name] for name in ("context", "evidence", "starts", "ends")}
+    per_token = {name: pieces[name] for name in ("context", "evidence", "starts", "ends", "targets") if name in pieces}
     remaining = {name: values and values[:first] + values[last:] for name, values in per_token.items()}
     return {**pieces, **remaining, "length": limit, "cut": True, "gold_lost": gold_lost}
 

@@ -16,13 +16,13 @@ def answer_notes(items: Any, cfg: DictConfig, is_autoencoder: bool) -> list[str]
     is_autoencoder  the answers are the contexts
     """
     if is_autoencoder:
-        texts, name = [example.context for example in items.examples], "texts"
+        texts, name = (example.context for example in items.examples), "texts"
         lengths, spare = [length + 1 for length in items.lengths], 16
     else:
         template, name, spare = cfg.prompt.answer_template, "references", 0
-        texts = [
+        texts = (
             template.replace("{answer}", answer).rstrip() for example in items.examples for answer in example.answers
-        ]
+        )
         lengths = [length for row in items.reference_lengths for length in row]
     generation, notes = cfg.generation, []
     most, least = generation.max_new_tokens, generation.min_new_tokens
@@ -43,7 +43,7 @@ def answer_notes(items: Any, cfg: DictConfig, is_autoencoder: bool) -> list[str]
     stopped = sum(any(stop in text for stop in generation.stop) for text in texts)
     if stopped:
         notes.append(
-            f"{stopped} of {len(texts)} {name} contain one of generation.stop={list(generation.stop)}, where an answer "
-            f"ends; {override('generation.stop', [])} waits for the end token"
+            f"{stopped} of {len(lengths)} {name} contain one of generation.stop={list(generation.stop)}, where an "
+            f"answer ends; {override('generation.stop', [])} waits for the end token"
         )
     return notes

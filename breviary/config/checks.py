@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from hydra.utils import instantiate
@@ -75,8 +75,13 @@ def check_reader(spec: ReaderSpec, backbone: Backbone | TinyBackbone) -> list[st
     return problems
 
 
-def read_splits(dataset: DictConfig, splits: list[str], problems: list[str]) -> dict[str, list[Example]]:
-    """The examples of each split. Appends to `problems` what is wrong with the data; the result is incomplete then."""
+def read_splits(
+    dataset: DictConfig, splits: list[str], problems: list[str], store: Callable[[Any, str], Sequence[Example]]
+) -> dict[str, Sequence[Example]]:
+    """The examples of each split. Appends to `problems` what is wrong with the data; the result is incomplete then.
+
+    store  (data set, split) -> its examples, as TextPipeline.store
+    """
     source = collect_errors(problems, instantiate, dataset)
     if source is None:
         return {}
@@ -84,7 +89,7 @@ def read_splits(dataset: DictConfig, splits: list[str], problems: list[str]) -> 
     problems += collect_errors(problems, source.problems, splits) or []
     if len(problems) > before:
         return {}
-    return {split: collect_errors(problems, source.examples, split) or [] for split in splits}
+    return {split: collect_errors(problems, store, source, split) or [] for split in splits}
 
 
 def check_process_count(examples: int, world_size: int, key: str) -> list[str]:

@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
 from typing import Any, Protocol
+
+from omegaconf import DictConfig
 
 from breviary.contract import Batch, Example
 
@@ -41,6 +44,9 @@ class TextPipeline(Protocol):
     def prompt(self, settings: Mapping[str, Any]) -> Any:
         """The prompt of configuration section `prompt`. Raises ValueError for wrong settings."""
 
+    def store(self, source: Any, split: str, cache_dir: str | None) -> Sequence[Example]:
+        """The examples of a data set's split on disk, for all processes; slices of a part of them are in memory."""
+
     def tokenise(
         self,
         examples: Sequence[Example],
@@ -66,3 +72,8 @@ class TextPipeline(Protocol):
 
         metrics_version, normalisation: {rule: examples}, and scoring: `Scorer.record`
         """
+
+
+def tokenised_folder(cfg: DictConfig) -> str:
+    """Where examples and their tokens are kept on disk; configurations of earlier versions name paths.cache only."""
+    return str(cfg.paths.get("tokenised") or Path(cfg.paths.cache) / "tokenised")

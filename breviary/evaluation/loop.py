@@ -6,7 +6,7 @@ Shape letters: B examples of a batch, A answer tokens.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -30,7 +30,7 @@ def context_id(context: str) -> str:
     return hashlib.sha256(context.encode("utf-8", "surrogatepass")).hexdigest()[:16]
 
 
-def context_batches(lengths: Sequence[int], contexts: Sequence[str], batch_size: int) -> list[list[int]]:
+def context_batches(lengths: Sequence[int], contexts: Iterable[str], batch_size: int) -> list[list[int]]:
     """Batches of indices: questions on one context are adjacent, the longest contexts come first.
 
     A batch that does not fit into memory is therefore found at once.
@@ -40,7 +40,7 @@ def context_batches(lengths: Sequence[int], contexts: Sequence[str], batch_size:
     return [flat[i : i + batch_size] for i in range(0, len(flat), batch_size)]
 
 
-def _context_groups(lengths: Sequence[int], contexts: Sequence[str]) -> list[list[int]]:
+def _context_groups(lengths: Sequence[int], contexts: Iterable[str]) -> list[list[int]]:
     """The indices of each context's questions, the shortest context first."""
     groups: dict[str, list[int]] = {}
     for index, context in enumerate(contexts):
@@ -77,7 +77,7 @@ def evaluate(
     """
     remaining = [i for i in range(len(items)) if items.examples[i].id not in done]
     batches = context_batches(
-        [items.lengths[i] for i in remaining], [items.examples[i].context for i in remaining], batch_size
+        [items.lengths[i] for i in remaining], (items.examples[i].context for i in remaining), batch_size
     )
     own = batches[rank::world_size]
     missing = -(-len(batches) // world_size) - len(own) if equal_calls else 0
@@ -112,7 +112,7 @@ def unconditional_nll(reader: Reader, items: Any, collate: Collate, batch_size: 
     device = next(reader.parameters()).device
     losses: dict[str, float] = {}
     reader.eval()
-    batches = context_batches(items.lengths, [example.context for example in items.examples], batch_size)
+    batches = context_batches(items.lengths, (example.context for example in items.examples), batch_size)
     for indices in own_share(batches):
         batch = collate([items[i] for i in indices]).to(device)
         losses |= _nll_without_end(batch, reader.loss(batch))
@@ -126,7 +126,7 @@ def shuffled_context_nll(reader: Reader, items: Any, collate: Collate, batch_siz
     Empty where all examples share one context, or the reader does not report losses of single tokens.
     The processes share the batches; each returns the losses of all.
     """
-    contexts = [example.context for example in items.examples]
+    contexts = [context_id(example.context) for example in items.examples]
     batches = context_batches(items.lengths, contexts, batch_size)
     order = [i for group in _context_groups(items.lengths, contexts) for i in group]
     n = len(order)

@@ -2,19 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable
+from typing import Any
 
 from omegaconf import DictConfig
 
-from breviary.contract import Example
 
+def overlap_notes(train: Any, validation: Any) -> list[str]:
+    """Notes where validation examples are trained on, or have contexts that are; prepared data have none of either.
 
-def overlap_notes(train: Sequence[Example], validation: Sequence[Example]) -> list[str]:
-    """Notes where validation examples are trained on, or have contexts that are; prepared data have none of either."""
-    pairs = {(example.context, example.question) for example in train}
-    contexts = {context for context, _ in pairs}
-    same = sum((example.context, example.question) in pairs for example in validation)
-    shared = sum(example.context in contexts for example in validation)
+    train, validation  stored examples: `context_keys` and `pair_keys`, 64 bits of each context, without and with its
+                       question
+    """
+    same = _count_shared(train.pair_keys, validation.pair_keys)
+    shared = _count_shared(train.context_keys, validation.context_keys)
     notes = []
     if same:
         notes.append(
@@ -27,6 +28,12 @@ def overlap_notes(train: Sequence[Example], validation: Sequence[Example]) -> li
             "the reader does on new contexts"
         )
     return notes
+
+
+def _count_shared(train: Iterable[int], validation: Iterable[int]) -> int:
+    """How many of `validation` are in `train`, of which no set is made."""
+    found = set(validation).intersection(train)
+    return sum(key in found for key in validation)
 
 
 def batch_notes(examples: int, batch: int, train: DictConfig) -> list[str]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import signal
 from pathlib import Path
 from typing import Any, NoReturn
@@ -17,7 +18,7 @@ from breviary.config.checks import check_config, check_process_count, check_trai
 from breviary.config.context_lengths import ContextLimits
 from breviary.config.errors import RunFailure, collect_errors, raise_problems
 from breviary.config.keys import validate_keys
-from breviary.config.text_pipeline import TextPipeline
+from breviary.config.text_pipeline import TextPipeline, tokenised_folder
 from breviary.config.training_length import derive_accumulation, derive_steps, describe_batch, global_batch
 from breviary.contract import Generation, Reader
 from breviary.readers.chunked import ChunkedReader
@@ -104,15 +105,20 @@ class TrainingSession:
         """The train and validation splits as tokens, cached under a hash of their content."""
         cfg = self.cfg
         prompt = collect_errors(problems, self.text.prompt, cfg.prompt)
-        examples = read_splits(cfg.dataset, ["train", "validation"] if self.validates else ["train"], problems)
+        examples = self._read_splits(["train", "validation"] if self.validates else ["train"], problems)
         raise_problems(problems)
         if self.validates:
             examples["validation"] = examples["validation"][: cfg.train.eval_examples]
-        tokenizer, cache, limits = self.backbone.tokenizer(), str(Path(cfg.paths.cache) / "tokenised"), cfg.limits
+        tokenizer, cache, limits = self.backbone.tokenizer(), tokenised_folder(cfg), cfg.limits
         return {
             split: self.text.tokenise(rows, tokenizer, prompt, limits.max_context_tokens, cache, limits.truncation)
             for split, rows in examples.items()
         }
+
+    def _read_splits(self, splits: list[str], problems: list[str]) -> dict[str, Any]:
+        """The examples of each split on disk: no process holds their text."""
+        store = functools.partial(self.text.store, cache_dir=tokenised_folder(self.cfg))
+        return read_splits(self.cfg.dataset, splits, problems, store)
 
     def open(self) -> tuple[Path, Path | None]:
         """Joins the process group; the run folder, and the checkpoint to resume from, or None.
@@ -160,6 +166,7 @@ class TrainingSession:
                 lines += overlap_notes(train.examples, items.examples)
             for line in lines:
                 print_rank0(f"{split}: {line}")
+        print_rank0(f"examples and tokens are read from {tokenised_folder(cfg)}")
         print_rank0(describe_batch(cfg.train, world_size(), cfg.engine.ranks, len(train)))
 
     def build(self, folder: Path) -> ReaderTrainer:

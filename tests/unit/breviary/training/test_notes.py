@@ -6,6 +6,7 @@ from omegaconf import OmegaConf
 from breviary.config.training_length import derive_accumulation
 from breviary.contract import Example
 from breviary.training.notes import batch_notes, overlap_notes
+from data.store.examples import store_examples
 
 
 def example(context, question):
@@ -28,7 +29,7 @@ TRAIN = [example(f"context {i}", "Q?") for i in range(5)]
     ],
 )
 def test_validation_examples_and_contexts_that_are_trained_on(validation, starts):
-    notes = overlap_notes(TRAIN, [example(*pair) for pair in validation])
+    notes = overlap_notes(*(store_examples(rows, None) for rows in (TRAIN, [example(*pair) for pair in validation])))
     assert len(notes) == len(starts) and all(note.startswith(start) for note, start in zip(notes, starts))
 
 

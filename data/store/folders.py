@@ -1,0 +1,117 @@
+"""Folders that one process makes and all others open: written aside, renamed when complete, guarded by a lock."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import socket
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+from filelock import FileLock, Timeout
+
+from breviary.runtime.distributed import print_rank0
+
+WAIT_S = 600.0  # a process that waits gives up where nothing was written for so long
+HEAD_START_S = 10.0  # for the first process of a machine, whose progress is printed
+_POLL_S = 0.2
+
+
+def make_once(folder: Path, build: Callable[[Path], None], what: str) -> None:
+    """Makes `folder` by `build(aside)`, unless it exists or another process makes it at this time: then it waits.
+
+    build  creates the folder `aside` that it is given, which is renamed to `folder` when it is complete; what a killed
+           process left aside is never used, and removed by the next one on the same machine
+    what   the content, for messages
+    Raises: ValueError where the folder cannot be written, or where another process wrote nothing for WAIT_S seconds.
+    """
+    if folder.is_dir():
+        return
+    lock_file = folder.with_name(f"{folder.name}.lock")
+    try:
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        _let_first_process_begin(folder, lock_file)
+        lock = _lock_unless_made(folder, lock_file, what)
+        if lock is None:
+            return
+        try:
+            _make(folder, build)
+            lock_file.unlink(missing_ok=True)  # whoever still holds the old file finds the folder complete
+        finally:
+            lock.release()
+    except OSError as error:
+        raise ValueError(
+            f"{folder.parent}: tokenised data cannot be written there ({error.strerror or error}); free space, or set "
+            "paths.cache (or the environment variable BREVIARY_CACHE) to a folder that you may write, e.g. "
+            "paths.cache=cache"
+        ) from error
+
+
+def _let_first_process_begin(folder: Path, lock_file: Path) -> None:
+    """Waits in the other processes of a machine until its first one has the lock, for HEAD_START_S at most."""
+    if int(os.environ.get("LOCAL_RANK", 0)) == 0:
+        return
+    end = time.monotonic() + HEAD_START_S
+    while not folder.is_dir() and not lock_file.exists() and time.monotonic() < end:
+        time.sleep(_POLL_S / 4)
+
+
+def _lock_unless_made(folder: Path, lock_file: Path, what: str) -> FileLock | None:
+    """The lock, or None where another process has made the folder."""
+    lock = FileLock(str(lock_file))
+    seen, since, is_said = _written(folder), time.monotonic(), False
+    while True:
+        try:
+            lock.acquire(timeout=0)
+        except Timeout:
+            if not is_said:
+                print_rank0(
+                    f"waits for another process that writes {what} into {folder}; gives up where it writes nothing "
+                    f"for {WAIT_S:g} s"
+                )
+                is_said = True
+        else:
+            if not folder.is_dir():
+                return lock
+            lock.release()
+        if folder.is_dir():
+            return None
+        written = _written(folder)
+        if written != seen:
+            seen, since = written, time.monotonic()
+        if time.monotonic() - since > WAIT_S:
+            raise ValueError(
+                f"{folder}: another process holds {lock_file.name} and has written nothing for {WAIT_S:g} s; end it, "
+                "or set paths.tokenised to another folder, e.g. paths.tokenised=cache/tokenised"
+            )
+        time.sleep(_POLL_S)
+
+
+def _written(folder: Path) -> list[tuple[str, int]]:
+    """Names and sizes of the files that are written aside: they change as long as a process is at work."""
+    sizes = []
+    for file in folder.parent.glob(f"partial-{folder.name}-*/**/*"):
+        try:
+            sizes.append((str(file), file.stat().st_size))
+        except FileNotFoundError:  # renamed meanwhile
+            continue
+    return sorted(sizes)
+
+
+def _make(folder: Path, build: Callable[[Path], None]) -> None:
+    host = socket.gethostname()
+    for left in folder.parent.glob(f"partial-{folder.name}-{host}-*"):  # under the lock: of a killed process
+        shutil.rmtree(left, ignore_errors=True)
+    partial = folder.with_name(f"partial-{folder.name}-{host}-{os.getpid()}")
+    partial.mkdir()
+    try:
+        build(partial / "complete")
+        try:
+            os.rename(partial / "complete", folder)
+        except OSError:
+            # Where the file system has no locks, another process may be first with the same content.
+            if not folder.is_dir():
+                raise
+    finally:
+        shutil.rmtree(partial, ignore_errors=True)
