@@ -146,8 +146,8 @@ def nll_and_hits(head: Head, rows: Tensor, ids: Tensor) -> tuple[Tensor, Tensor]
 
 
 def chunks_of(rows: int, vocabulary: int) -> Iterator[slice]:
-    """Equal chunks of so many rows that their logits are at most LOGITS; one empty chunk for no row."""
-    count = max(-(-rows * vocabulary // LOGITS), 1)
+    """Equal chunks of at most LOGITS logits, or of one row; one empty chunk for no row."""
+    count = max(-(-rows // max(LOGITS // vocabulary, 1)), 1)
     size = max(-(-rows // count), 1)
     return (slice(start, min(start + size, rows)) for start in range(0, max(rows, 1), size))
 
