@@ -36,7 +36,8 @@ class Chunker:
 
     Random plans and strides depend on seed, step and example id alone.
 
-    supervise  answer: the answer and its end token | text: every token
+    supervise  answer: the answer and its end token, in training of a chat all messages of the assistant | text: every
+               token
     """
 
     def __init__(self, planner: ChunkPlanner, tokenizer: Any, supervise: str, global_slots: int, queue_budget: int):
@@ -53,7 +54,7 @@ class Chunker:
         """Prefix, context, prompt and answer of each example as one text, in chunks."""
         parts = [batch.prefix, batch.context, batch.prompt, batch.answer]
         layout, ids = join_parts(parts)
-        supervised = self._supervised(batch, layout)
+        supervised = self._supervised(batch, layout, training)
         lengths = torch.stack([part.lengths for part in parts], 1).tolist()
         names = [example.id for example in batch.examples]
         plans = [self._plan(row, sum(n), name, training) for row, n, name in zip(ids, lengths, names)]
@@ -65,10 +66,10 @@ class Chunker:
         text = _pack_into_rows(ids, supervised, plans, strides)
         return ChunkedBatch(text, supervised.sum(1), torch.tensor(slots, device=ids.device))
 
-    def count_supervised(self, batch: Batch) -> Tensor:
+    def count_supervised(self, batch: Batch, training: bool) -> Tensor:
         """Number of supervised tokens of the batch, scalar int64."""
         layout, _ = join_parts([batch.prefix, batch.context, batch.prompt, batch.answer])
-        return self._supervised(batch, layout).sum()
+        return self._supervised(batch, layout, training).sum()
 
     def pack_texts(
         self, ids: Tensor, lengths: Sequence[Sequence[int]], training: bool, shared: bool = False
@@ -104,8 +105,8 @@ class Chunker:
             start, queue = start + size, queue - -size // stride
         return 0
 
-    def _supervised(self, batch: Batch, layout: Layout) -> Tensor:
-        return supervise_all(layout) if self.supervise == "text" else supervise_answer(batch, layout)
+    def _supervised(self, batch: Batch, layout: Layout, training: bool) -> Tensor:
+        return supervise_all(layout) if self.supervise == "text" else supervise_answer(batch, layout, training)
 
     def _plan(self, ids: Tensor, tokens: int, name: str, training: bool) -> list[int]:
         """Chunk sizes of the first `tokens` ids of a row (N,)."""

@@ -151,10 +151,15 @@ def join_parts(parts: Sequence[Tokens]) -> tuple[Layout, Tensor]:
     return layout, layout.pack([part.ids for part in parts])
 
 
-def supervise_answer(batch: Batch, layout: Layout) -> Tensor:
-    """Supervised mask (B, N) of the answer; parts of `layout`: prefix, context, prompt, answer."""
-    others = [torch.zeros_like(part.mask) for part in (batch.prefix, batch.context, batch.prompt)]
-    return _shift_left(layout.pack([*others, batch.answer.mask]))
+def supervise_answer(batch: Batch, layout: Layout, training: bool = False) -> Tensor:
+    """Supervised mask (B, N) of the answer, in training also of `targets`.
+
+    Parts of `layout`: prefix, context, prompt, answer.
+    """
+    prefix, context, prompt = (torch.zeros_like(part.mask) for part in (batch.prefix, batch.context, batch.prompt))
+    if training and batch.targets is not None:
+        context = batch.targets & batch.context.mask
+    return _shift_left(layout.pack([prefix, context, prompt, batch.answer.mask]))
 
 
 def supervise_all(layout: Layout) -> Tensor:

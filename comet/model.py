@@ -75,7 +75,7 @@ class Comet(ChunkedReader, Reader):
     Deviations: README.md of this folder.
     """
 
-    schedules = SCHEDULES
+    schedules, supervises_context = SCHEDULES, True
     training_cost = staticmethod(training_cost)  # of the estimate of a run
     context_cache_class = StreamCache
 
@@ -151,9 +151,9 @@ class Comet(ChunkedReader, Reader):
 
     def counts(self, batch: Batch) -> dict[str, Tensor]:
         """Supervised tokens; in a pipeline on one rank only."""
-        counts = {"answer": self.chunker.count_supervised(self.objective.primary(batch))}
+        counts = {"answer": self.chunker.count_supervised(self.objective.primary(batch), self.training)}
         auxiliary = self.objective.auxiliary(batch) if self.training else {}
-        counts |= {name: self.chunker.count_supervised(other) for name, (_, other) in auxiliary.items()}
+        counts |= {name: self.chunker.count_supervised(other, self.training) for name, (_, other) in auxiliary.items()}
         return {name: self._count_once(count) for name, count in counts.items()}
 
     @torch.no_grad()

@@ -38,6 +38,7 @@ class Collator:
             examples=[item["example"] for item in items],
             compressed=self._compressed(items),
             choices=self._choices(items),
+            targets=self._targets(items),
         )
 
     def _tokens(self, rows: list[list[int]]) -> Tokens:
@@ -61,6 +62,10 @@ class Collator:
         for row, item in zip(rows, items):
             assert len(row) == len(item["context"]), (len(row), len(item["context"]))
         return _pad(rows, False, torch.bool)
+
+    def _targets(self, items: Sequence[dict[str, Any]]) -> torch.Tensor | None:
+        rows = [item.get("targets") or [False] * len(item["context"]) for item in items]
+        return _pad(rows, False, torch.bool) if any(map(any, rows)) else None
 
     def _offsets(self, items: Sequence[dict[str, Any]]) -> torch.Tensor | None:
         if any(item["starts"] is None for item in items):

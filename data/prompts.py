@@ -24,6 +24,7 @@ from breviary.runtime.markup import (
     tokenise_inserted,
 )
 from breviary.runtime.spelling import override
+from data.chat.pieces import chat_pieces
 from data.checks import raise_problems
 
 # Placeholder for the user's message in a chat template. Templates strip white space, but not this.
@@ -90,6 +91,8 @@ class Prompt:
         choices   the options, each as `answer` without the end token; the key is missing for an example without
         evidence  one bool per context token, True where it overlaps a gold document; None without gold documents
         compressed    the context as another tool compressed it, where the example has it; else the key is missing
+        targets   one bool per context token: earlier messages of the assistant; missing for examples without messages.
+                  Such examples have the pieces of data.chat.pieces: no template applies
         starts, ends  characters [start, end) of each context token in the context; None for a slow tokenizer
         Raises: ValueError where the tokenizer has no end token, no chat template (chat=True), or no character
         offsets (a slow tokenizer, gold documents), and for a lone surrogate.
@@ -107,11 +110,14 @@ class Prompt:
             problem = surrogate_problem(text)
             if problem:
                 raise ValueError(f"the {name} of example {example.id!r} {problem}")
-        header, footer = self._chat_parts(tokenizer) if self.chat else ("", "")
+        # A chat brings its own headers.
+        header, footer = self._chat_parts(tokenizer) if self.chat and not example.messages else ("", "")
         prefix = tokenise(tokenizer, header + self.instruction)
         # Many chat templates contain BOS themselves.
         if self.bos and tokenizer.bos_token_id is not None and prefix[:1] != [tokenizer.bos_token_id]:
             prefix = [tokenizer.bos_token_id, *prefix]
+        if example.messages:
+            return {"prefix": prefix, **chat_pieces(example, tokenizer)}
         return {
             "prefix": prefix,
             "query": tokenise(tokenizer, example.question, plain=True),

@@ -43,7 +43,8 @@ SECTION_CLASSES: dict[str, tuple[type, ...]] = {
 # Allowed base classes of a `_target_` nested in a section; torch modules in every other section.
 NESTED_CLASSES: dict[str, tuple[type, ...]] = {
     "objective": (TextMetrics,),
-    "dataset": (Backbone, TinyBackbone),  # whose tokenizer counts the tokens of generated examples
+    # A backbone's tokenizer counts the tokens of generated examples; a mixture has data sets as its parts.
+    "dataset": (Backbone, TinyBackbone, Dataset),
 }
 
 

@@ -250,7 +250,8 @@ def check_engine(engine: DictConfig, compressor: type, world_size: int) -> list[
     if engine.timeout <= 0:
         problems.append(f"engine.timeout={engine.timeout}: seconds, must be above 0, e.g. 900")
     stage = engine.deepspeed.zero_optimization.stage if engine.deepspeed else 0
-    if stage == 3 and issubclass(compressor, ChunkedReader):
+    has_chunks = issubclass(compressor, ChunkedReader) or getattr(compressor, "has_blocks", False)
+    if stage == 3 and has_chunks:
         problems.append(
             "engine=zero3: this compressor processes a data-dependent number of chunks, and ZeRO-3 needs equal module "
             "calls on every process; use engine=zero2"

@@ -40,13 +40,26 @@ def _compose(name: str, overrides: list[str]) -> DictConfig:
 
 
 def load_choice(file: Path) -> DictConfig:
-    """A YAML of a config group, merged into those of its group that its defaults list names, as Hydra composes it."""
+    """A YAML of a config group, merged into those of its group that its defaults list names, as Hydra composes it.
+
+    NAME@a.b in the list is that choice as the section a.b.
+    """
     own = OmegaConf.load(file)
     names = list(own.pop("defaults", []))
     if "_self_" not in names:
         names.append("_self_")
-    parts = (own if name == "_self_" else load_choice(file.with_name(f"{name}.yaml")) for name in names)
-    return OmegaConf.merge(*parts)
+    return OmegaConf.merge(*(own if name == "_self_" else _named_choice(file, name) for name in names))
+
+
+def _named_choice(file: Path, name: str) -> DictConfig:
+    """A choice NAME or NAME@a.b of the defaults list of `file`."""
+    choice, _, package = name.partition("@")
+    part = load_choice(file.with_name(f"{choice}.yaml"))
+    if not package:
+        return part
+    nested = OmegaConf.create({})
+    OmegaConf.update(nested, package, part, force_add=True)
+    return nested
 
 
 def chosen_compressor(overrides: Sequence[str]) -> str | None:

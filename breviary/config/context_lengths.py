@@ -66,9 +66,19 @@ class ContextLimits:
     def check_data(self, name: str, items: Any) -> list[str]:
         """Examples that lack what objective or reader read of them."""
         room = self.positions - self.max_new_tokens
-        return self._check_min_length(name, items) + self.spec.compressor.data_problems(
-            self.spec.settings, name, items, room
-        )
+        problems = self._check_min_length(name, items) + self._check_targets(name, items)
+        return problems + self.spec.compressor.data_problems(self.spec.settings, name, items, room)
+
+    def _check_targets(self, name: str, items: Any) -> list[str]:
+        """Contexts with tokens to supervise, for readers that supervise answers alone."""
+        marked = sum(bool(length) for length in items.target_lengths)
+        if not marked or getattr(self.spec.compressor, "supervises_context", False):
+            return []
+        return [
+            f"dataset {name}: {marked} chats have earlier messages of the assistant in their context, which this "
+            "reader does not learn to predict; set dataset.turns=each for an example for each of them, or "
+            "dataset.turns=last"
+        ]
 
     def _check_min_length(self, name: str, items: Any) -> list[str]:
         """Contexts that are too short for the objective to supervise anything."""

@@ -53,6 +53,7 @@ TYPES = {
     "prompt.chat": bool | None,
     "train.epochs": float | None,
     "train.global_batch": int | None,
+    "train.pack_tokens": int | None,
     "train.save_every": int | str,
     "generation.max_new_tokens": int | None,
     "generation.stop": list[str] | None,
@@ -113,6 +114,10 @@ def _fix_classes(section: DictConfig, name: str, prefix: str) -> list[str]:
         if "_target_" in section[name][inner]:
             problems += _fix_classes(section[name], inner, f"{prefix}{name}.")
     return problems
+            continue
+        node = section[name][inner]  # a section of objects by name, such as the parts of a mixture
+        for part in [key for key in node if OmegaConf.is_dict(node[key]) and "_target_" in node[key]]:
+            problems += _fix_classes(node, part, f"{prefix}{name}.{inner}.")
 
 
 def drop_unused_keys(cfg: DictConfig, words: list[str]) -> list[str]:

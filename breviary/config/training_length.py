@@ -36,7 +36,7 @@ def choose_given(cfg: DictConfig, overrides: Sequence[str]) -> None:
 
 
 def check_length(train: DictConfig) -> list[str]:
-    """Error messages for train.epochs, train.global_batch and train.save_every."""
+    """Error messages for train.epochs, train.global_batch, train.pack_tokens and train.save_every."""
     problems = []
     if train.epochs is not None and not 0 < train.epochs < math.inf:
         problems.append(f"train.epochs={train.epochs}: must be above 0, or null for train.steps, e.g. train.epochs=3")
@@ -44,6 +44,11 @@ def check_length(train: DictConfig) -> list[str]:
         problems.append(
             f"train.global_batch={train.global_batch}: must be at least 1, or null for "
             "train.batch_size x train.accumulation x processes, e.g. train.global_batch=16"
+        )
+    tokens = train.get("pack_tokens")
+    if tokens is not None and tokens < 1:
+        problems.append(
+            f"train.pack_tokens={tokens}: must be at least 1 token, or null for no packs, e.g. train.pack_tokens=32768"
         )
     try:
         save_interval(train.save_every)
@@ -105,19 +110,28 @@ def derive_accumulation(train: DictConfig, processes: int, ranks: int) -> list[s
     ]
 
 
-def derive_steps(train: DictConfig, examples: int, batch: int) -> None:
-    """Sets train.steps, in place, to train.epochs passes over the examples, where that is set, rounded up."""
+def derive_steps(train: DictConfig, examples: int, batch: int, packs: int | None = None) -> None:
+    """Sets train.steps, in place, to train.epochs passes over the examples, where that is set, rounded up.
+
+    packs  in these passes, with train.pack_tokens
+    """
     if train.epochs is not None:
-        train.steps = max(math.ceil(train.epochs * examples / batch), 1)
+        train.steps = max(math.ceil((train.epochs * examples if packs is None else packs) / batch), 1)
 
 
 def describe_batch(train: DictConfig, processes: int, ranks: int, examples: int) -> str:
-    """One printed line: the global batch as processes x batch x accumulation, and the steps in epochs."""
+    """One printed line: the global batch as processes x batch x accumulation, and the steps in epochs.
+
+    examples  of the train split; its packs where train.pack_tokens is set
+    """
+    tokens = train.get("pack_tokens")
+    unit = "examples" if tokens is None else f"packs of {tokens} tokens"
     batch = global_batch(train, processes, ranks)
     readers = f"{processes} process{'es' if processes > 1 else ''}"
     if ranks > 1:
         readers = f"{processes // ranks} pipelines of {ranks} processes"
+    total = train.steps * batch
     return (
-        f"global batch: {readers} x {train.batch_size} examples x {train.accumulation} accumulation = {batch}; "
-        f"{train.steps} steps = {train.steps * batch} examples = {train.steps * batch / max(examples, 1):.4g} epochs"
+        f"global batch: {readers} x {train.batch_size} {unit} x {train.accumulation} accumulation = {batch}; "
+        f"{train.steps} steps = {total} {unit.split()[0]} = {total / max(examples, 1):.4g} epochs"
     )

@@ -34,6 +34,8 @@ class Example:
                    with a chat template it begins the assistant's turn
     choices        the options of a multiple-choice question, in order; () = the answer is free. One of `answers` is
                    one of them
+    messages       (role, text, supervised) of a chat before the answer, of which `context` is the rendering; () = no
+                   chat. Training supervises those that are marked beside the answer, see Batch.targets
     """
 
     id: str
@@ -44,6 +46,7 @@ class Example:
     compressed_context: str | None = None  # the context as another tool compressed it
     answer_prefix: str = ""
     choices: tuple[str, ...] = ()
+    messages: tuple[tuple[str, str, bool], ...] = ()
 
 
 @runtime_checkable
@@ -94,6 +97,8 @@ class Batch:
     compressed  the contexts as another tool compressed them; None where no example has its own
     choices   one Tokens (B, .) for each place of an option, in the answer template without the end token; rows of
               examples with fewer options are empty. None where no example has options
+    targets   (B, T) bool, True on context tokens that training supervises beside the answer: earlier messages of the
+              assistant; None where no example has any
     """
 
     prefix: Tokens
@@ -107,6 +112,7 @@ class Batch:
     task: str = "answer"
     compressed: Tokens | None = None
     choices: list[Tokens] | None = None
+    targets: Tensor | None = None
 
     def __len__(self) -> int:
         return len(self.examples)

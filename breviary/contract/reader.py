@@ -104,6 +104,7 @@ class Reader(nn.Module):
     context_cache_class: type | None = None  # None = contexts are encoded again for every question
     identity: dict[str, Any] | None = None  # method, backbone and settings, stored in saved files; set by load_reader
     origin: Mapping[str, str] | None = None  # name, backbone and training in words, for views; set by load_reader
+    supervises_context: bool = False  # True: training also supervises context tokens (Batch.targets)
     weights_hash: str | None = None  # `hash_weights` of the weights as loaded, where they were cast afterwards
     decoder: Any  # backbones.stack.Stack
     objective: Any  # breviary.objectives
@@ -192,6 +193,7 @@ class Compressor(nn.Module):
     keeps_cache: bool = False  # True: `compress` returns a KeyValueMemory, behind which every question has a prompt
     needs_evidence: bool = False  # True: `compress` reads Question.evidence, the data's gold marks
     compress_only_keys: frozenset[str] = frozenset()  # constructor arguments that `encode` does not depend on
+    has_blocks: bool = False  # True: modules are called once a block, of which longer contexts have more
     has_weights: bool = True  # False: no weights of its own, only the decoder's
     supports_merge = True  # False: LoRA adapters must stay separate, as the encoder uses the weights without them
 

@@ -50,7 +50,8 @@ class Reconstruct(Answer):
         lengths_B = batch.answer.lengths
         end_B1 = Layout.of([batch.answer.mask], round_to=1).pack([batch.answer.ids]).gather(1, lengths_B[:, None] - 1)
         layout = Layout.of([batch.context.mask, torch.ones_like(end_B1, dtype=torch.bool)], round_to=1)
-        return replace(batch, answer=Tokens(layout.pack([batch.context.ids, end_B1]), layout.mask), task="reconstruct")
+        answer = Tokens(layout.pack([batch.context.ids, end_B1]), layout.mask)
+        return replace(batch, answer=answer, targets=None, task="reconstruct")
 
     def auxiliary(self, batch: Batch) -> dict[str, tuple[float, Batch]]:
         """The first half as context, the hint as query and prompt, the rest as answer, without an end token."""
@@ -123,6 +124,7 @@ class Continue(Answer):
             answer=rest,
             evidence=evidence,
             compressed=None,
+            targets=None,
             task="continue",
         )
 

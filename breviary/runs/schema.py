@@ -76,7 +76,7 @@ ADDED: dict[str, dict[str, Any]] = {
     },
     "objective": {"continuation_above": 0, "teacher": None},
     # epochs and global_batch act through steps and accumulation; save_every and tracker change no result.
-    "train": {"epochs": ..., "global_batch": ..., "save_every": ..., "tracker": ...},
+    "train": {"epochs": ..., "global_batch": ..., "save_every": ..., "tracker": ..., "pack_tokens": None},
 }
 
 

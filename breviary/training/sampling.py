@@ -2,11 +2,22 @@
 
 from __future__ import annotations
 
+import heapq
 import itertools
 import random
-from collections.abc import Iterator
+from array import array
+from collections.abc import Iterable, Iterator, Sequence
+from typing import Any
 
 from torch.utils.data import Sampler
+
+
+def shuffled_pass(count: int, seed: int, number: int) -> tuple[array, random.Random]:
+    """The order of `count` examples in a pass over the data, and the generator of its further draws."""
+    rng = random.Random(f"{seed}-{number}")
+    order = array("q", range(count))  # 8 bytes an example, where a list takes 40
+    rng.shuffle(order)
+    return order, rng
 
 
 class StepSampler(Sampler[int]):
@@ -20,7 +31,7 @@ class StepSampler(Sampler[int]):
     Each pass over the data is shuffled anew.
     """
 
-    def __init__(self, lengths: list[int], batch: int, total: int, seed: int, grouped: bool):
+    def __init__(self, lengths: Sequence[int], batch: int, total: int, seed: int, grouped: bool):
         self.lengths, self.batch, self.total, self.seed, self.grouped = lengths, batch, total, seed, grouped
 
     def __len__(self) -> int:
@@ -31,53 +42,55 @@ class StepSampler(Sampler[int]):
         passes = self._grouped_passes() if self.grouped and len(self.lengths) >= self.batch else self._passes()
         return itertools.islice(itertools.chain.from_iterable(passes), self.total)
 
-    def _shuffled(self, number: int) -> tuple[list[int], random.Random]:
-        """The order of a pass, and the generator of its further draws."""
-        rng = random.Random(f"{self.seed}-{number}")
-        order = list(range(len(self.lengths)))
-        rng.shuffle(order)
-        return order, rng
+    def _shuffled(self, number: int) -> tuple[array, random.Random]:
+        return shuffled_pass(len(self.lengths), self.seed, number)
 
-    def _passes(self) -> Iterator[list[int]]:
+    def _passes(self) -> Iterator[Iterable[int]]:
         return (self._shuffled(number)[0] for number in itertools.count())
 
-    def _grouped_passes(self) -> Iterator[list[int]]:
+    def _grouped_passes(self) -> Iterator[Iterable[int]]:
         """Every pass but for the examples that the pass before it took; each is a multiple of a batch."""
         taken: set[int] = set()
         for number in itertools.count():
             order, rng = self._shuffled(number)
-            order = [i for i in order if i not in taken]
+            order = array("q", (i for i in order if i not in taken)) if taken else order
             # Sorted within pools of 16 batches: batches of similar lengths that differ from pass to pass.
             pool = 16 * self.batch
-            pools = [sorted(order[i : i + pool], key=lambda j: self.lengths[j]) for i in range(0, len(order), pool)]
-            order = [j for p in pools for j in p]
-            batches = [order[i : i + self.batch] for i in range(0, len(order), self.batch)]
-            short = batches.pop() if batches and len(batches[-1]) < self.batch else []
+            for start in range(0, len(order), pool):
+                order[start : start + pool] = array(
+                    "q", sorted(order[start : start + pool], key=self.lengths.__getitem__)
+                )
+            batches = array("q", range(len(order) // self.batch))
+            short = list(order[len(batches) * self.batch :])
             rng.shuffle(batches)
             taken = set(self._nearest(short, rng)) if short else set()
-            yield [j for b in batches for j in b] + short + sorted(taken)
+            yield itertools.chain(self._of_batches(order, batches), short, sorted(taken))
+
+    def _of_batches(self, order: array, batches: array) -> Iterator[int]:
+        for number in batches:
+            yield from order[number * self.batch : (number + 1) * self.batch]
 
     def _nearest(self, short: list[int], rng: random.Random) -> list[int]:
         """The examples that complete a short batch: others, of the lengths nearest to its mean, ties at random."""
         mean, own = sum(self.lengths[i] for i in short) / len(short), set(short)
-        others = [i for i in range(len(self.lengths)) if i not in own]
+        others = array("q", (i for i in range(len(self.lengths)) if i not in own))
         rng.shuffle(others)
-        return sorted(others, key=lambda i: abs(self.lengths[i] - mean))[: self.batch - len(short)]
+        return heapq.nsmallest(self.batch - len(short), others, key=lambda i: abs(self.lengths[i] - mean))
 
 
-class RepeatBatches(Sampler[int]):
+class RepeatBatches(Sampler[Any]):
     """Yields every batch `copies` times in a row.
 
     Processes take batches in turn, so that the `copies` ranks of a pipeline get the same batch.
     """
 
-    def __init__(self, sampler: StepSampler, batch: int, copies: int):
+    def __init__(self, sampler: Any, batch: int, copies: int):
         self.sampler, self.batch, self.copies = sampler, batch, copies
 
     def __len__(self) -> int:
         return len(self.sampler) * self.copies
 
-    def __iter__(self) -> Iterator[int]:
+    def __iter__(self) -> Iterator[Any]:
         indices = iter(self.sampler)
         while batch := list(itertools.islice(indices, self.batch)):
             for _ in range(self.copies):

@@ -40,6 +40,7 @@ from breviary.training.engines import prepare_deepspeed, training_arguments
 from breviary.training.interruption import Interruption, TrainingInterrupted, resume_command
 from breviary.training.log import RunLog, tracked_run, tracker_of
 from breviary.training.notes import batch_notes, overlap_notes
+from breviary.training.packing import Packing, pack_notes
 from breviary.training.pipeline import PipelineGroup, describe_pipelines, init_pipeline_group
 from breviary.training.step_end import StepEnd
 from breviary.training.teacher import load_teacher, teacher_problems
@@ -68,13 +69,15 @@ class TrainingSession:
             checkpoint = collect_errors([], last_checkpoint, self.cfg.resume)  # reported by check_start
             problems += self._check_resumed(self.cfg.resume, checkpoint) if checkpoint else []
         self.splits = self._tokenise(problems)
-        derive_steps(train, len(self.splits["train"]), self.global_batch)
         limits = ContextLimits(self.spec, self.backbone, self.cfg.generation.max_new_tokens)
+        raise_problems(limits.check(self.splits))
+        self.packing = None if train.pack_tokens is None else Packing(train.pack_tokens, self.spec.compressor)
+        items, seed = self.splits["train"], self.cfg.seed
+        self.rows = self.packing.count(items, seed) if self.packing else len(items)  # of a pass over the train split
+        packs = self.packing.count(items, seed, train.epochs) if self.packing and train.epochs else None
+        derive_steps(train, len(items), self.global_batch, packs)
         readers = world_size() // self.cfg.engine.ranks  # processes with batches of their own
-        raise_problems(
-            limits.check(self.splits)
-            + check_process_count(len(self.splits["train"]), readers, "the size of the train split")
-        )
+        raise_problems(check_process_count(self.rows, readers, "the size of the train split"))
 
     @property
     def validates(self) -> bool:
@@ -160,14 +163,15 @@ class TrainingSession:
         for split, items in self.splits.items():
             lines = [items.report(), *budget_notes(items, self.spec.settings)]
             if split == "train":
-                lines += batch_notes(len(items), self.global_batch, cfg.train)
+                lines += batch_notes(self.rows, self.global_batch, cfg.train)
+                lines += pack_notes(items, cfg.train.pack_tokens)
             else:
                 lines += answer_notes(items, cfg, self.spec.objective.is_autoencoder)
                 lines += overlap_notes(train.examples, items.examples)
             for line in lines:
                 print_rank0(f"{split}: {line}")
         print_rank0(f"examples and tokens are read from {tokenised_folder(cfg)}")
-        print_rank0(describe_batch(cfg.train, world_size(), cfg.engine.ranks, len(train)))
+        print_rank0(describe_batch(cfg.train, world_size(), cfg.engine.ranks, self.rows))
 
     def build(self, folder: Path) -> ReaderTrainer:
         """Loads weights and builds the Trainer, which logs and saves into `folder`."""
@@ -200,6 +204,7 @@ class TrainingSession:
             RunLog(folder),
             cfg.engine.ranks,
             StepEnd(cfg.train.save_every, self.interruption),
+            self.packing,
         )
 
     def build_reader(self) -> Any:

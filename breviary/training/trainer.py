@@ -38,6 +38,7 @@ from breviary.runtime.distributed import gather_rows, rank, sum_over_ranks, worl
 from breviary.runtime.files import write_json
 from breviary.training.engines import full_weight, gathered_parameters
 from breviary.training.log import PARTIAL_ROW, RunLog
+from breviary.training.packing import PackedItems, Packing, PackSampler, collate_packs
 from breviary.training.sampling import RepeatBatches, StepSampler
 from breviary.training.step_end import StepEnd
 
@@ -57,7 +58,10 @@ class Validation:
 
 
 class ReaderTrainer(Trainer):
-    """Trains a Reader. `ranks` processes share each batch as a pipeline (`ChunkedReader.join_pipeline`)."""
+    """Trains a Reader. `ranks` processes share each batch as a pipeline (`ChunkedReader.join_pipeline`).
+
+    packing  of examples into packs, which then take their place (training/packing.py); None = no packs
+    """
 
     optimizer: Any  # set by the Trainer
     control: Any
@@ -74,6 +78,7 @@ class ReaderTrainer(Trainer):
         log: RunLog,
         ranks: int = 1,
         step_end: StepEnd | None = None,
+        packing: Packing | None = None,
     ):
         if not any(parameter.requires_grad for parameter in reader.parameters()):
             raise ValueError(
@@ -82,11 +87,12 @@ class ReaderTrainer(Trainer):
             )
         self.reader, self.validation, self.fingerprint, self.grouped = reader, validation, fingerprint, grouped
         self.ranks, self.run_log, self.step_end = ranks, log, step_end or StepEnd()
+        self.packing = packing
         super().__init__(
             model=reader,
             args=args,
-            data_collator=collate,
-            train_dataset=items,
+            data_collator=collate if packing is None else collate_packs(collate),
+            train_dataset=items if packing is None else PackedItems(items),
             eval_dataset=validation.items if validation else None,
         )
         self.model_accepts_loss_kwargs = True  # counts cover the whole step: no division by micro-batches
@@ -105,15 +111,18 @@ class ReaderTrainer(Trainer):
 
     @property
     def examples_per_step(self) -> int:
-        """Examples of an optimizer step over all processes; the ranks of a pipeline share their examples."""
+        """Examples, or packs, of an optimizer step over all processes; the ranks of a pipeline share theirs."""
         per_process = self.args.train_batch_size * self.args.gradient_accumulation_steps
         return per_process * (self.args.world_size // self.ranks)
 
     def _get_train_sampler(self, train_dataset: Any = None) -> Sampler[int]:
-        per_step = self.examples_per_step
-        sampler = StepSampler(
-            self.train_dataset.lengths, per_step, per_step * self.args.max_steps, self.args.seed, self.grouped
-        )
+        per_step, seed = self.examples_per_step, self.args.seed
+        total, items = per_step * self.args.max_steps, self.train_dataset
+        if isinstance(items, PackedItems):
+            assert self.packing is not None, "packs without their size"
+            sampler: Any = PackSampler(self.packing, items.items, total, seed)
+        else:
+            sampler = StepSampler(items.lengths, per_step, total, seed, self.grouped)
         return RepeatBatches(sampler, self.args.train_batch_size, self.ranks)
 
     def _get_collator_with_removed_columns(self, data_collator: Callable, description: str | None = None) -> Callable:

@@ -18,7 +18,7 @@ from data.converters.meetings_and_contracts import contract_nli, contract_nli_ro
 from data.converters.multi_document import hotpotqa, musique, nq, rows_of_columns, two_wiki
 from data.converters.scrolls import scrolls
 from data.converters.stories_and_papers import fairytaleqa, narrativeqa, qasper, qasper_rows, quality
-from data.converters.summaries_and_tasks import kv_retrieval, longbench, multi_news
+from data.converters.summaries_and_tasks import kv_retrieval, longbench, multi_news, prompted
 
 CONVERTERS: dict[str, Callable[[Iterable[Any]], Iterator[Converted]]] = {
     "nq": nq,
@@ -35,6 +35,7 @@ CONVERTERS: dict[str, Callable[[Iterable[Any]], Iterator[Converted]]] = {
     "kv_retrieval": kv_retrieval,
     "longbench": longbench,
     "scrolls": scrolls,
+    "prompted": prompted,
 }
 UNPACKERS: dict[str, Callable[[Any], Iterator[Any]]] = {
     "hotpotqa": rows_of_columns,

@@ -28,7 +28,7 @@ from data.jsonl import Jsonl
 
 MAX_SHOWN = 10  # bad rows in an error message
 # Others: the format's name. None = the format of several data sets.
-FOLDERS = {"multi_news": "multinews", "kv_retrieval": None, "longbench": None, "scrolls": None}
+FOLDERS = {"multi_news": "multinews", "kv_retrieval": None, "longbench": None, "scrolls": None, "prompted": None}
 EXAMPLE_NAMES = {"kv_retrieval": "kv_retrieval_75", "longbench": "gov_report", "scrolls": "scrolls_qasper"}
 
 

@@ -6,7 +6,16 @@ import re
 from collections.abc import Iterator
 from typing import Any
 
-from data.converters.fields import Converted, converter, first_id, make_example, require, require_list
+from data.converters.fields import (
+    Converted,
+    converter,
+    first_id,
+    make_example,
+    make_suite_example,
+    require,
+    require_list,
+    require_texts,
+)
 
 SUMMARISE_NEWS = "Write a one-page summary of all the news."
 SEPARATOR = re.compile(r"story_separator_special_tag|\|\|\|\|\|")
@@ -34,6 +43,17 @@ def multi_news(row: dict[str, Any], number: int) -> Iterator[Converted]:
     context = "\n\n".join(f"Passage {place}:\n{article}" for place, article in enumerate(filter(None, articles), 1))
     target = DASH.sub("", NEWLINE.sub("\n", require(row, "target", str)))
     yield make_example(f"multi_news-{number}", context, SUMMARISE_NEWS, [target])
+
+
+@converter
+def prompted(row: dict[str, Any], number: int) -> Iterator[Converted]:
+    """The authors' own form of COMI, GMSA and RAM (2602.01719, 2505.12215, 2602.01840), and ICAE's PwC (2307.06945).
+
+    {"input": the context, "prompt": the question, "answer": str or [str], "id": str?}; every text stays as it is.
+    """
+    context, question = require(row, "input", str), require(row, "prompt", str)
+    id = first_id(row, ("id", "uniq_id"), f"prompted-{number}")
+    yield make_suite_example(id, context, question, require_texts(row, "answer"))
 
 
 @converter

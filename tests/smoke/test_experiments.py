@@ -28,6 +28,7 @@ LIMITS = {
     "train.batch_size": 2,
     "train.accumulation": 2,
     "train.log_every": 1,
+    "train.pack_tokens": 200,
     "train.eval_every": 0,
     "train.eval_examples": 2,
     "train.workers": 0,
@@ -42,8 +43,10 @@ LIMITS = {
     "compressor.stride": 4,
     "compressor.global_slots": 3,
     "compressor.queue_budget": 8,
+    "compressor.most_chunks": 16,
     "dataset.facts": 3,
     "dataset.context_words": 80,
+    "dataset.least_words": 60,
     "dataset.train_size": 8,
     "dataset.validation_size": 4,
     "dataset.test_size": 4,
@@ -84,6 +87,7 @@ def reduce_config(cfg, home):
         cfg.backbone.layers, cfg.backbone.width = 3, 32
         cfg.engine = OmegaConf.load(CONFIGS / "engine" / "single.yaml")
         cfg.prompt.chat = False  # the tiny tokenizer has no chat template
+        cfg.train.epochs = None  # train.steps counts
         cfg.paths.outputs, cfg.paths.cache = f"{home}/outputs", f"{home}/cache"
         for split in ("train", "validation", "test"):
             if split in cfg.dataset:

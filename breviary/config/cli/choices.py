@@ -21,8 +21,9 @@ def config_groups() -> list[str]:
 
 
 def group_choices(group: str) -> list[str]:
-    """The choices of a config group."""
-    return sorted(file.stem for file in (CONFIGS / group).glob("*.yaml"))
+    """The choices of a config group; FOLDER/NAME for those of a folder in it."""
+    home = CONFIGS / group
+    return sorted(file.relative_to(home).with_suffix("").as_posix() for file in home.rglob("*.yaml"))
 
 
 def configurations(beside: str) -> list[str]:
@@ -56,11 +57,19 @@ def choice_words(words: Iterable[str]) -> list[str]:
 
 
 def config_files(file: Path) -> list[Path]:
-    """A YAML file and those of its folder that its defaults list names, in the order in which they are merged."""
-    names = [name for name in content(file).get("defaults", []) if isinstance(name, str)]
+    """A YAML file and those of its folder that its defaults list names, in the order in which they are merged.
+
+    Not those that fill a section of it (NAME@SECTION).
+    """
+    names = [name for name in content(file).get("defaults", []) if isinstance(name, str) and "@" not in name]
     names += [] if "_self_" in names else ["_self_"]
-    parts = [[file] if name == "_self_" else config_files(file.with_name(f"{name}.yaml")) for name in names]
+    parts = [[file] if name == "_self_" else config_files(_choice_file(file, name)) for name in names]
     return [part for files in parts for part in files]
+
+
+def _choice_file(file: Path, name: str) -> Path:
+    """The YAML that the defaults list of `file` names: in its folder, or /GROUP/NAME."""
+    return CONFIGS / f"{name.lstrip('/')}.yaml" if name.startswith("/") else file.with_name(f"{name}.yaml")
 
 
 def package_of(file: Path) -> str:

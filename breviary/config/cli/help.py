@@ -12,7 +12,7 @@ import yaml
 from hydra import compose, initialize_config_dir
 from omegaconf import DictConfig, OmegaConf
 
-from breviary.config.cli.choices import CONFIGS, choice_words, config_files, configurations, package_of
+from breviary.config.cli.choices import CONFIGS, choice_words, config_files, configurations, group_choices, package_of
 from breviary.runtime.spelling import override
 
 WIDTH = 118
@@ -51,7 +51,7 @@ def help_text(doc: str, config: str, words: Sequence[str], has_flags: bool = Tru
 def _group_lines(choices: dict[str, str | None]) -> Iterator[str]:
     """One entry per config group: its choices, the present one first."""
     for group, chosen in choices.items():
-        names = sorted(file.stem for file in (CONFIGS / group).glob("*.yaml"))
+        names = group_choices(group)
         shown = [f"{chosen} (now)", *(name for name in names if name != chosen)] if chosen else names
         yield _filled(f"  {group:<12}", ", ".join(shown))
 

@@ -173,6 +173,7 @@ ROWS = {
     "kv_retrieval": KV,
     "longbench": LONGBENCH,
     "scrolls": {"task": "qasper", "id": "q1", "input": "Why?\n\nA paper.\n\nIts end.", "outputs": ["so", "thus"]},
+    "prompted": {"input": "A tale.\n\nIts end.", "prompt": "Who?", "answer": ["Ann", "Ann Lee"]},
 }
 
 
@@ -235,6 +236,12 @@ def test_2wiki_pandas_columns_yield_the_rows():
         ValueError, match="the rows of column 'answer' differ from those of 'question' \\(2 and 3 rows\\)"
     ):
         list(UNPACKERS["2wikimultihopqa"](columns))
+
+
+def test_prompted_takes_one_answer_or_several_and_changes_no_text():
+    [example] = convert("prompted", {"input": " A tale. ", "prompt": "Who?\n", "answer": "Ann", "id": 7})
+    assert example == {"id": "7", "context": " A tale. ", "question": "Who?\n", "answers": ["Ann"]}
+    assert [one["id"] for one in convert("prompted", *[ROWS["prompted"]] * 2)] == ["prompted-0", "prompted-1"]
 
 
 def test_musique_uses_aliases_and_skips_unanswerable_questions():

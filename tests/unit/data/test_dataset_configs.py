@@ -20,6 +20,7 @@ DEFAULTS = {"invented_facts", "passkey"}  # the YAML repeats the defaults of the
 BASES = {"ruler", "babilong"}  # of a suite's tasks; each asks for one of them
 SUITES = {f"ruler_{task}" for task in RULER_TASKS} | {f"babilong_{task}" for task in BABILONG_TASKS}
 GENERATED = DEFAULTS | BASES | SUITES | {"key_values", "helmet_json_kv"}
+MIXTURES = {"pwc_texts", "qa_mixture", "qa_texts", "scrolls_mixture"}
 FILE_SUITES = set(FILE_SUITE_FORMATS)
 BACKBONE = {"_target_": "breviary.backbones.tiny.TinyBackbone"}
 
@@ -82,6 +83,10 @@ def test_values_are_valid_and_missing_files_are_reported(file):
         assert problems[2].startswith(
             f"dataset.task={config.task}: no file nowhere/{file.stem}/{config.task}.jsonl.gz: "
         )
+        return
+    if file.stem in MIXTURES:
+        found = [one.partition(" is ")[0] for one in instantiate(config).problems(["train"])]
+        assert found == [f"dataset.parts.{name}.train" for name in config.parts]
         return
     assert bool(named) == (file.stem not in GENERATED)
     if file.stem in BASES | {"ruler_qa_1", "ruler_qa_2"}:  # a task, or a file of questions, is missing

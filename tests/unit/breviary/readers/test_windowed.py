@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from breviary.contract import Context
-from breviary.readers import windowed
+from breviary.readers.windowed import compressor as windowed
 from tests.tiny import disturb, row_ids
 
 FROZEN = "decoder.train=frozen"
@@ -65,23 +65,23 @@ def test_a_window_of_the_whole_text_is_the_plain_model(build, segment, ragged):
         torch.testing.assert_close(reader.loss(ragged).nll, model.loss(ragged).nll, rtol=1e-6, atol=1e-6)
 
 
-def test_gradients_pass_through_a_window_and_stop_at_segments(build, ragged, monkeypatch):
+@pytest.mark.parametrize("segment, reaches", [(None, True), (8, False)])
+def test_gradients_pass_through_a_window_and_stop_at_segments(build, segment, reaches, ragged, monkeypatch):
     monkeypatch.setattr(windowed, "BLOCK", 7)
-    row = ragged.rows([0])
-    for segment, reaches in ((None, True), (8, False)):
-        reader = reader_of(build, 16, segment)
-        embedded = []
-        embed = reader.decoder.embed
-        monkeypatch.setattr(
-            reader.decoder,
-            "embed",
-            lambda ids, embed=embed: embedded.append(embed(ids).requires_grad_()) or embedded[-1],
-        )
-        encoded = reader.compressor.encode(Context(row.context.ids, row.context.mask, row.prefix))
-        tokens = int(row.context.lengths + row.prefix.lengths)
-        last_kept = encoded.keys_values[-1][0][:, :, :, tokens - 1].sum()
-        first_block = torch.autograd.grad(last_kept, embedded[0], allow_unused=True)[0]
-        assert (first_block is not None and bool(first_block.any())) == (reaches and len(reader.decoder) > 1)
+    row, embedded = ragged.rows([0]), []
+    reader = reader_of(build, 16, segment)
+    embed = reader.decoder.embed
+
+    def recorded(ids):
+        embedded.append(embed(ids).requires_grad_())
+        return embedded[-1]
+
+    monkeypatch.setattr(reader.decoder, "embed", recorded)
+    encoded = reader.compressor.encode(Context(row.context.ids, row.context.mask, row.prefix))
+    last = int(row.context.lengths + row.prefix.lengths) - 1
+    last_key = encoded.keys_values[-1][0][:, :, :, last].sum()
+    [first_block] = torch.autograd.grad(last_key, embedded[:1], allow_unused=True)
+    assert (first_block is not None and bool(first_block.any())) == reaches
 
 
 def test_problems_name_key_and_example(build):

@@ -37,11 +37,11 @@ class Windowed(Compressor):
     segment  tokens of a Transformer-XL segment, at most W; None = a sliding window
     Cost: the layers on every token, attention to about W of them; all keys and values while a context is encoded, those
     of at most W tokens behind it. Positions are those of the text, so any length can be read.
-    Deviations: the paper that compares with both (CoMeT 2602.01766) does not publish them. Prompt and answer do not push
-    tokens out of the window; the segment's relative positions are the backbone's rotary ones.
+    Deviations: the paper that compares with both (CoMeT 2602.01766) does not publish them. Prompt and answer do not
+    push tokens out of the window; the segment's relative positions are the backbone's rotary ones.
     """
 
-    keeps_cache, has_weights, needs_question = True, False, False
+    keeps_cache, has_weights, needs_question, has_blocks = True, False, False, True
 
     def __init__(
         self, backbone: Backbone | TinyBackbone, decoder: Stack, window: int = 5120, segment: int | None = None
