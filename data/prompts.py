@@ -228,10 +228,12 @@ def _context_pieces(tokenizer: PreTrainedTokenizerBase, example: Example) -> dic
         example.context, add_special_tokens=False, split_special_tokens=True, return_offsets_mapping=True, verbose=False
     )
     spans = encoded["offset_mapping"]
-    evidence = [any(start < gold_end and end > gold_start for gold_start, gold_end in gold) for start, end in spans]
+    evidence = None
+    if gold:
+        evidence = [any(start < gold_end and end > gold_start for gold_start, gold_end in gold) for start, end in spans]
     return {
         "context": encoded["input_ids"],
-        "evidence": evidence if gold else None,
+        "evidence": evidence,
         "starts": [start for start, _ in spans],
         "ends": [end for _, end in spans],
     }

@@ -76,11 +76,16 @@ def check_reader(spec: ReaderSpec, backbone: Backbone | TinyBackbone) -> list[st
 
 
 def read_splits(
-    dataset: DictConfig, splits: list[str], problems: list[str], store: Callable[[Any, str], Sequence[Example]]
+    dataset: DictConfig,
+    splits: list[str],
+    problems: list[str],
+    store: Callable[[Any, str, str | None], Sequence[Example]],
+    folder: str,
 ) -> dict[str, Sequence[Example]]:
     """The examples of each split. Appends to `problems` what is wrong with the data; the result is incomplete then.
 
-    store  (data set, split) -> its examples, as TextPipeline.store
+    store   TextPipeline.store
+    folder  where the examples are kept, unless there are problems: a wrong configuration leaves nothing on disk
     """
     source = collect_errors(problems, instantiate, dataset)
     if source is None:
@@ -89,7 +94,9 @@ def read_splits(
     problems += collect_errors(problems, source.problems, splits) or []
     if len(problems) > before:
         return {}
-    return {split: collect_errors(problems, store, source, split) or [] for split in splits}
+    return {
+        split: collect_errors(problems, store, source, split, None if problems else folder) or [] for split in splits
+    }
 
 
 def check_process_count(examples: int, world_size: int, key: str) -> list[str]:

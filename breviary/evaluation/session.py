@@ -6,7 +6,6 @@ encoded contexts where two rows encode alike.
 
 from __future__ import annotations
 
-import functools
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -94,8 +93,8 @@ class EvaluationSession:
         if cfg.examples is not None and cfg.examples < 1:
             problems.append(f"examples={cfg.examples}: must be at least 1, or null for all")
         readers = [self._check_row(cfg, row, problems) for row in table_rows(cfg, problems)]
-        store = functools.partial(self.text.store, cache_dir=tokenised_folder(cfg))
-        examples = read_splits(readers[0].dataset, [cfg.split], problems, store).get(cfg.split, [])[: cfg.examples]
+        splits = read_splits(readers[0].dataset, [cfg.split], problems, self.text.store, tokenised_folder(cfg))
+        examples = splits.get(cfg.split, [])[: cfg.examples]
         for reader in readers[:1]:  # all rows have its data
             scorer = collect_errors(problems, self.scorer, reader)
             problems += scorer.example_problems(examples) if scorer is not None else []

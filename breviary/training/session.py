@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import functools
 import signal
 from pathlib import Path
 from typing import Any, NoReturn
@@ -108,7 +107,8 @@ class TrainingSession:
         """The train and validation splits as tokens, cached under a hash of their content."""
         cfg = self.cfg
         prompt = collect_errors(problems, self.text.prompt, cfg.prompt)
-        examples = self._read_splits(["train", "validation"] if self.validates else ["train"], problems)
+        splits = ["train", "validation"] if self.validates else ["train"]
+        examples = read_splits(cfg.dataset, splits, problems, self.text.store, tokenised_folder(cfg))
         raise_problems(problems)
         if self.validates:
             examples["validation"] = examples["validation"][: cfg.train.eval_examples]
@@ -117,11 +117,6 @@ class TrainingSession:
             split: self.text.tokenise(rows, tokenizer, prompt, limits.max_context_tokens, cache, limits.truncation)
             for split, rows in examples.items()
         }
-
-    def _read_splits(self, splits: list[str], problems: list[str]) -> dict[str, Any]:
-        """The examples of each split on disk: no process holds their text."""
-        store = functools.partial(self.text.store, cache_dir=tokenised_folder(self.cfg))
-        return read_splits(self.cfg.dataset, splits, problems, store)
 
     def open(self) -> tuple[Path, Path | None]:
         """Joins the process group; the run folder, and the checkpoint to resume from, or None.

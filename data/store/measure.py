@@ -38,7 +38,7 @@ class PrivateMemory:
         self._thread.join()
 
     def _watch(self) -> None:
-        while not self._ended.wait(0.02):
+        while not self._ended.wait(0.2):
             self.peak = max(self.peak, self._bytes())
 
     def _bytes(self) -> int:
