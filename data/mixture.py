@@ -11,6 +11,7 @@ from breviary.contract import Dataset, Example
 from breviary.runtime.draws import seeded_rng, shuffled
 from breviary.runtime.spelling import escape_problems, unescaped
 from data.checks import check_split, integer_problems, raise_problems
+from data.store.content import content_hash
 
 
 class Mixture:
@@ -89,6 +90,19 @@ class Mixture:
     def _with_split(self, split: str) -> list[str]:
         """The parts that have a split: all but those whose file of it is null."""
         return [name for name, part in self.parts.items() if getattr(part, "files", {}).get(split, "") is not None]
+
+    def content_hash(self, split: str) -> str | None:
+        """A hash of the parts and of the arguments; None where a part has none."""
+        raise_problems(self.problems([split]))
+        parts = {name: self.parts[name] for name in self._with_split(split)}
+        hashes = {
+            name: part.content_hash(split) if hasattr(part, "content_hash") else None for name, part in parts.items()
+        }
+        if None in hashes.values():
+            return None
+        return content_hash(
+            [__file__], [], None, [split, hashes, self.weights, self.train_size, self.question, self.seed]
+        )
 
     def examples(self, split: str) -> list[Example]:
         """The examples of `split`. Raises: ValueError with the messages of `problems`, and as the parts."""

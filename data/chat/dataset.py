@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import functools
 import json
 from collections.abc import Iterator, Sequence
 
 from breviary.contract import Example
 from breviary.runtime.markup import surrogate_problem
+from data import jsonl
 from data.chat.pieces import ASSISTANT, END, START
 from data.checks import raise_problems
 from data.jsonl import Jsonl, read_lines
-from data.store.bad_lines import MAX_SHOWN
+from data.store.bad_lines import BadLines
+from data.store.content import content_hash
 
 ROLES = ("system", "user", "assistant", "tool")
 TURNS = ("mask", "each", "last")
@@ -58,29 +61,39 @@ class ChatML:
         )
         return wrong + self._rows.problems(splits)
 
-    def examples(self, split: str) -> list[Example]:
-        """The examples of `split`. Raises: ValueError with the messages of `problems`, or with all bad lines."""
+    def content_hash(self, split: str) -> str:
+        """As `Jsonl.content_hash`."""
         raise_problems(self.problems([split]))
+        code = [__file__, jsonl.__file__]
+        return content_hash(code, [self._file(split)], self.limits[split], [self._turns(split)])
+
+    def _file(self, split: str) -> str:
         name = self.files[split]
         assert name is not None, split  # checked by `problems`
-        examples: list[Example] = []
-        bad: list[str] = []
-        line_of_id: dict[str, int] = {}
-        for number, line in read_lines(f"dataset.{split}", name, self.limits[split]):
+        return name
+
+    def _turns(self, split: str) -> str:
+        return self.turns if split == "train" else "last"
+
+    def examples(self, split: str) -> list[Example]:
+        """The examples of `split`. Raises: ValueError with the messages of `problems`, or with all bad lines."""
+        return list(self.stream(split))
+
+    def stream(self, split: str) -> Iterator[Example]:
+        """As `examples`, one after another. Bad lines are left out, and raised at the end."""
+        raise_problems(self.problems([split]))
+        lines, bad = functools.partial(read_lines, f"dataset.{split}", self._file(split)), BadLines()
+        for number, line in lines(self.limits[split]):
             id, messages, problem = _parse(line, number)
-            if not problem and id in line_of_id:
-                problem = f"the id {id!r} is already that of line {line_of_id[id]}; ids must differ"
             if problem:
-                bad.append(f"  line {number}: {problem}")
+                bad.add(number, problem)
                 continue
-            line_of_id[id] = number
-            examples += _examples(id, messages, self.turns if split == "train" else "last")
-        if bad or not examples:
-            more = f"\n  ... and {len(bad) - MAX_SHOWN} more" if len(bad) > MAX_SHOWN else ""
-            count = "1 bad line" if len(bad) == 1 else f"{len(bad)} bad lines" if bad else "blank lines only"
-            lines = "".join(f"\n{line}" for line in bad[:MAX_SHOWN])
-            raise ValueError(f"dataset.{split}: {count} in {name}{lines}{more}\nEach line must be {FORMAT}")
-        return examples
+            bad.see_id(number, id)
+            yield from _examples(id, messages, self._turns(split))
+        bad.find_repeated(lambda: lines(self.limits[split]), lambda number, line: _parse(line, number)[0])
+        if bad or not bad.ids:
+            found = bad.report(self._file(split)) if bad else f"blank lines only in {self._file(split)}"
+            raise ValueError(f"dataset.{split}: {found}\nEach line must be {FORMAT}")
 
 
 def _parse(line: str, number: int) -> tuple[str, list[Message], str]:

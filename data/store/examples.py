@@ -98,14 +98,15 @@ def store_split(source: Any, split: str, cache_dir: str | None) -> StoredExample
     """The examples of a data set's split, read and checked once for all processes and runs.
 
     source  a data set of the contract. Where it has `content_hash(split)`, of all that the examples depend on, the
-            split is read once, by one process; else in each. Where it has `stream(split)`, an iterator, the examples
-            are never in memory at once
+            split is read once, by one process; where it has none, or it is None, by each. Where it has `stream(split)`,
+            an iterator, the examples are never in memory at once
     Raises: ValueError as these, and as `make_once`.
     """
-    if not hasattr(source, "content_hash"):
+    key = source.content_hash(split) if hasattr(source, "content_hash") else None
+    if key is None:
         return store_examples(source.examples(split), cache_dir)
     stream = getattr(source, "stream", source.examples)
-    return _stored(source.content_hash(split), lambda: stream(split), cache_dir)
+    return _stored(key, lambda: stream(split), cache_dir)
 
 
 def store_examples(examples: Sequence[Example], cache_dir: str | None) -> StoredExamples:

@@ -18,7 +18,10 @@ from filelock import FileLock
 from breviary.backbones.tiny import tiny_tokenizer
 from breviary.contract import Document, Example
 from data import tokenised
+from data.chat.dataset import ChatML
+from data.invented_facts import InventedFacts
 from data.jsonl import Jsonl
+from data.mixture import Mixture
 from data.prompts import Prompt
 from data.store import arrow, content, folders, processes
 from data.store.examples import StoredExamples, decoded, encoded, examples_hash, store_examples, store_split
@@ -105,6 +108,21 @@ def test_bad_lines_are_named_and_leave_no_folder(tmp_path):
         "line 7: 'answers' is an empty list; it must h",
     ]
     assert not [file for file in (tmp_path / "cache").iterdir() if file.is_dir()]
+
+
+def test_chats_and_mixtures_of_files_are_read_once(tmp_path, monkeypatch):
+    messages = [{"role": role, "content": text} for role, text in (("user", "Hi"), ("assistant", "Yes"))]
+    chats = write(tmp_path / "c.jsonl", [{"id": str(i), "messages": messages} for i in range(3)])
+    parts = {"chats": ChatML(chats, None, None), "texts": Jsonl(write(tmp_path / "a.jsonl", rows(4)), None, None)}
+    mixed, cache = Mixture(parts), str(tmp_path / "cache")
+    examples = mixed.examples("train")
+    assert [*store_split(mixed, "train", cache)] == examples and len(examples) == 7
+    monkeypatch.setattr(Mixture, "examples", lambda *_: pytest.fail("read again"))
+    assert [*store_split(Mixture(parts), "train", cache)] == examples
+    assert Mixture(parts, seed=1).content_hash("train") != mixed.content_hash("train")
+    assert Mixture({**parts, "own": InventedFacts()}).content_hash("train") is None
+    with pytest.raises(ValueError, match="1 bad line in .*\n  line 2: the id '0' is already that of line 1"):
+        ChatML(write(Path(chats), [{"id": "0", "messages": messages}] * 2), None, None).examples("train")
 
 
 def files_of(folder: Path) -> dict[str, bytes]:

@@ -126,6 +126,7 @@ def test_unwritable_folders_are_refused_before_weights_are_loaded(entry, tmp_pat
     printed = capsys.readouterr().err
     assert f"error: paths.outputs={tmp_path}/outputs: {tmp_path}/outputs is a file; give a folder" in printed
     (tmp_path / "outputs").unlink()
+    assert not (tmp_path / "cache").exists()  # a wrong configuration leaves nothing on disk
     (tmp_path / "cache").write_text("a file")
     assert call(monkeypatch, tmp_path, entry, "compressor=full_context", *SMALL[:1]) == 2
     printed = capsys.readouterr().err
