@@ -171,7 +171,14 @@ class Comet(ChunkedReader, Reader):
                     logits = self.decoder.embed_tokens.weight.new_zeros(len(rows), self.decoder.config.vocab_size)
                 with phase("decode"):
                     answers = decode_batch(
-                        logits, stream.step, generation, self.tokenizer, False, self.decoder.end_ids, ids
+                        logits,
+                        stream.step,
+                        generation,
+                        self.tokenizer,
+                        False,
+                        self.decoder.end_ids,
+                        ids,
+                        stream.keep_rows,
                     )
                 decoded |= zip(rows, answers)
         return [decoded[row] for row in range(len(main))]

@@ -20,14 +20,13 @@ from torch import nn
 from transformers import AutoConfig, AutoModel, AutoModelForCausalLM, AutoTokenizer, PretrainedConfig
 from transformers.utils import logging
 
+from breviary.backbones.attention import ATTENTION, check_attention
 from breviary.backbones.hub import hub_options, hub_problem
 from breviary.backbones.recipes import BACKBONES
 
 FAMILIES = ("llama", "qwen2", "qwen3")
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16, "float64": torch.float64}
-
-ATTENTION = ("sdpa", "eager")
 
 # Rotary frequencies of other types, such as dynamic and longrope, change with the longest position of a batch.
 ROPE_TYPES = ("default", "linear", "llama3", "yarn")
@@ -43,7 +42,8 @@ class Backbone:
     path                 folder, or hub name
     dtype                of frozen weights and the residual stream; trained weights are float32
     device               auto | cpu | cuda[:i]
-    attn_implementation  sdpa | eager
+    attn_implementation  sdpa | eager | flash_attention_2 (GPU, half precision) | flex (training: GPU)
+    compile              layers are compiled with torch.compile, those that run without a cache
     note                 printed next to every result; None = the note in the folder's provenance.json, if any
                          (for example how the weights were quantised)
     """
@@ -53,6 +53,7 @@ class Backbone:
     device: str = "auto"
     attn_implementation: str = "sdpa"
     note: str | None = None
+    compile: bool = False
 
     def __post_init__(self) -> None:
         if self.path.startswith("~"):
@@ -126,7 +127,9 @@ class Backbone:
         Raises: ValueError where the folder's weights do not match its config.json.
         """
         config = truncated_config(self.config, layers)
-        config._attn_implementation = self.attn_implementation
+        # transformers would look for packages, and knows no names of ours: `ATTENTION` is set after loading.
+        loading = "eager" if self.attn_implementation == "eager" else "sdpa"
+        config._attn_implementation = loading
         loader = AutoModelForCausalLM if head else AutoModel
         verbosity = logging.get_verbosity()
         logging.set_verbosity_error()  # no list of every tensor of the omitted layers; missing keys are checked below
@@ -135,7 +138,7 @@ class Backbone:
                 self.path,
                 config=config,
                 dtype=DTYPES[self.dtype],
-                attn_implementation=self.attn_implementation,
+                attn_implementation=loading,
                 output_loading_info=True,
                 **self._hub_options(),
             )
@@ -147,6 +150,7 @@ class Backbone:
                 f"{sorted(report['missing_keys'])[:3]}, different shape {report['mismatched_keys'][:3]}"
             )
         model.config.dtype = DTYPES[self.dtype]
+        model.config._attn_implementation = ATTENTION[self.attn_implementation]
         return model
 
     @cached_property
@@ -313,9 +317,7 @@ def check_choices(dtype: str, attn_implementation: str, device: str) -> list[str
         problems.append(f"backbone.device={device}: there is no GPU here; set backbone.device=auto or cpu")
     if dtype not in DTYPES:
         problems.append(f"backbone.dtype={dtype}: allowed are {', '.join(DTYPES)}")
-    if attn_implementation not in ATTENTION:
-        problems.append(f"backbone.attn_implementation={attn_implementation}: allowed are {', '.join(ATTENTION)}")
-    return problems
+    return problems + check_attention(attn_implementation, dtype, device)
 
 
 def check_weight_files(folder: Path) -> list[str]:

@@ -7,7 +7,7 @@ Only this file depends on the layer signatures of Llama, Qwen2 and Qwen3; all th
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 from transformers import PretrainedConfig
 
+from breviary.backbones.attention import BLOCKWISE, FLASH, FLEX, SharedPart, flash_mask, flex_mask
 from breviary.backbones.head import Head
 
 HALF = (torch.bfloat16, torch.float16)
@@ -39,6 +40,7 @@ class Stack(nn.Module):
         head: Any = getattr(model, "lm_head", None)
         self.lm_head: Any = None if head is None else Head.of(head)
         self.checkpointing = False
+        self._compiled: Any = None  # `_call_layer`, compiled
         self.is_cast = False  # True: all weights have the stream's dtype (breviary.backbones.trainable)
         for module in self.modules():
             if is_norm(module):
@@ -98,7 +100,7 @@ class Stack(nn.Module):
         states: Tensor,
         layers: range,
         positions: Tensor,
-        key_mask: Tensor | Mapping[int, Tensor] | None = None,
+        key_mask: Tensor | Mapping[int, Tensor] | Mapping[int, SharedPart] | None = None,
         cache: Any = None,
     ) -> Tensor:
         """Runs decoder layers `layers` on the residual stream. Returns (B, N, D).
@@ -108,7 +110,8 @@ class Stack(nn.Module):
         key_mask   (B, K) bool, valid keys: cached ones, then the new ones; attention is also causal by slot.
                    None = plain causal attention over N right-padded tokens, whose padding no valid token attends to.
                    {layer: mask} where layers hold different keys; such a mask may be (B, J, K), one for each
-                   key/value head, bool or float (added to the scores, -inf = not a key)
+                   key/value head, bool or float (added to the scores, -inf = not a key), or a SharedPart with
+                   attention(BLOCKWISE)
         cache      any object with `update(keys, values, layer) -> (keys, values)`. A cache that returns earlier keys
                    requires a key_mask: without one, sdpa would drop keys
         """
@@ -123,6 +126,16 @@ class Stack(nn.Module):
             states = self.run_layer(index, states, inputs, cache)
         return states
 
+    @contextlib.contextmanager
+    def attention(self, implementation: str) -> Iterator[None]:
+        """Another attention function, by its name in transformers, for the calls within it."""
+        own = self.config._attn_implementation
+        self.config._attn_implementation = implementation
+        try:
+            yield
+        finally:
+            self.config._attn_implementation = own
+
     def attention_inputs(self, states: Tensor, positions: Tensor, key_mask: Tensor | None = None) -> dict[str, Any]:
         """Keyword arguments that all layers share: attention mask and rotary positions; arguments as in `run`."""
         return dict(
@@ -134,9 +147,17 @@ class Stack(nn.Module):
     def run_layer(self, index: int, states: Tensor, inputs: dict[str, Any], cache: Any = None) -> Tensor:
         """Runs one decoder layer on the residual stream (B, N, D). `inputs` is the result of `attention_inputs`."""
         inputs = dict(inputs, past_key_values=cache, use_cache=cache is not None)
+        call = _call_layer if self._compiled is None or cache is not None else self._compiled
         if self.checkpointing and self.training and torch.is_grad_enabled():
-            return checkpoint(self.layers[index], states, use_reentrant=False, **inputs)
-        return self.layers[index](states, **inputs)
+            return checkpoint(call, self.layers[index], states, use_reentrant=False, **inputs)
+        return call(self.layers[index], states, **inputs)
+
+    def compile_layers(self, backend: str = "inductor") -> None:
+        """Compiles one layer for all, with dynamic lengths; passes with a cache, such as decoding, stay as they are.
+
+        backend  of torch.compile
+        """
+        self._compiled = torch.compile(_call_layer, dynamic=True, backend=backend)
 
     def keys_values(self, index: int, states: Tensor, positions: Tensor) -> tuple[Tensor, Tensor]:
         """Rotated keys and values of layer `index`, each (B, key/value heads, N, head width); does not run the layer.
@@ -183,8 +204,10 @@ class Stack(nn.Module):
         """Bytes of one position's keys and values in `layers` layers of a cache."""
         return key_value_bytes(self.config, layers, self.dtype)
 
-    def _attention_mask(self, states: Tensor, key_mask: Tensor | None) -> Tensor | None:
+    def _attention_mask(self, states: Tensor, key_mask: Tensor | SharedPart | None) -> Any:
         """The mask for the attention kernel, (B or 1, 1, N, K): causal by slot, valid keys only.
+
+        flash-attn and flex have masks of their own. None may also mean causal with earlier keys, see BLOCKWISE.
 
         (B, query heads, N, K) for a key mask of each head, see `_head_mask`.
 
@@ -192,14 +215,23 @@ class Stack(nn.Module):
         anything else under plain causal attention: the kernel then skips the masked half of a long context, and may be
         flash attention, which accepts no mask on GPUs.
         """
+        if isinstance(key_mask, SharedPart):
+            return key_mask
+        implementation = self.config._attn_implementation
+        if implementation == FLASH:
+            return flash_mask(key_mask, states.shape[1])
+        if implementation == FLEX:
+            return flex_mask(key_mask, states.shape[1], states.device, self.config.num_attention_heads)
         if key_mask is not None and key_mask.dim() == 3:
             return self._head_mask(states, key_mask)
-        eager = self.config._attn_implementation == "eager"
+        eager = implementation == "eager"
         N = states.shape[1]
         K = N if key_mask is None else key_mask.shape[1]
         if key_mask is not None and bool(key_mask.all()):
             key_mask = None  # one mask for all rows, if any
-        is_plain = N in (1, K) if key_mask is None else N == K and _is_right_padded(key_mask)
+        is_plain = (
+            N in (1, K) or implementation == BLOCKWISE if key_mask is None else N == K and _is_right_padded(key_mask)
+        )
         if is_plain and not eager:
             return None
         slots_K = torch.arange(K, device=states.device)
@@ -230,6 +262,11 @@ class Stack(nn.Module):
         bias = torch.zeros((), device=states.device) if is_bool else key_mask[:, :, None].float()
         scores = bias.masked_fill(~visible, torch.finfo(states.dtype).min)
         return scores.to(states.dtype).repeat_interleave(group, 1)
+
+
+def _call_layer(layer: nn.Module, states: Tensor, **inputs: Any) -> Tensor:
+    """One decoder layer, called as a module. The layer is an argument: all layers share one compiled graph."""
+    return layer(states, **inputs)
 
 
 def key_value_bytes(config: Any, layers: int, dtype: torch.dtype) -> int:

@@ -15,6 +15,7 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from torch import nn
 from transformers import AutoConfig, AutoModelForCausalLM, PretrainedConfig, PreTrainedTokenizerFast
 
+from breviary.backbones.attention import ATTENTION
 from breviary.backbones.pretrained import DTYPES, FAMILIES, check_choices, fingerprint_hashes, former_config_identity
 
 
@@ -35,6 +36,7 @@ class TinyBackbone:
     dtype: str = "float32"
     device: str = "auto"
     attn_implementation: str = "sdpa"
+    compile: bool = False
 
     @property
     def description(self) -> str:
@@ -90,13 +92,14 @@ class TinyBackbone:
     def load(self, layers: int | None = None, head: bool = True) -> nn.Module:
         """As `Backbone.load`. A truncated model has the full model's first layers."""
         config = copy.deepcopy(self.config)
-        config._attn_implementation = self.attn_implementation
+        config._attn_implementation = "eager" if self.attn_implementation == "eager" else "sdpa"
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(self.seed)
             # Larger than the default 0.02, at which a tiny model's logits are nearly uniform and hide bugs.
             config.initializer_range = 0.15
             full = AutoModelForCausalLM.from_config(config, dtype=DTYPES[self.dtype])
         full.config.dtype = DTYPES[self.dtype]
+        full.config._attn_implementation = ATTENTION[self.attn_implementation]
         if layers is not None:
             del full.model.layers[layers:]
             full.config.num_hidden_layers = layers

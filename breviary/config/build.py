@@ -94,6 +94,8 @@ def build_reader(cfg: DictConfig, backbone: Backbone | TinyBackbone, tokenizer: 
     for module in reader.modules():
         if isinstance(module, Stack):
             module.checkpointing = cfg.train.gradient_checkpointing
+            if backbone.compile:
+                module.compile_layers()
     return reader.to(resolve_device(backbone.device))
 
 

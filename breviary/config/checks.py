@@ -9,6 +9,7 @@ from typing import Any
 from hydra.utils import instantiate
 from omegaconf import DictConfig
 
+from breviary.backbones.attention import check_head_masks
 from breviary.backbones.pretrained import Backbone
 from breviary.backbones.tiny import TinyBackbone
 from breviary.backbones.trainable import LINEAR, TRAIN_MODES
@@ -60,7 +61,7 @@ def check_config(
         )
     if not cfg.get("run"):  # the texts of a run are checked where they differ from those it was trained with
         problems += check_texts(cfg)
-    problems += check_equal_calls(cfg.engine, spec, backbone)
+    problems += check_equal_calls(cfg.engine, spec, backbone) + check_kernels(cfg.engine, spec, backbone)
     return problems + check_engine(cfg.engine, spec.compressor, world_size)
 
 
@@ -281,6 +282,23 @@ def check_equal_calls(engine: DictConfig, spec: ReaderSpec, backbone: Backbone |
         "engine=zero3: this compressor.relevance runs a language model a data-dependent number of times, and ZeRO-3 "
         "needs equal module calls on every process; use engine=zero2"
     ]
+
+
+def check_kernels(engine: DictConfig, spec: ReaderSpec, backbone: Backbone | TinyBackbone) -> list[str]:
+    """Checks attention and compilation of the backbone's layers against reader and engine."""
+    problems = check_head_masks(backbone.attn_implementation, getattr(spec.compressor, "keeps_cache", False))
+    stage = engine.deepspeed.zero_optimization.stage if engine.deepspeed else 0
+    if backbone.compile and issubclass(spec.compressor, ChunkedReader):
+        problems.append(
+            "backbone.compile=true: layers of this compressor run with a memory, and only those that run without a "
+            "cache are compiled; set backbone.compile=false"
+        )
+    elif backbone.compile and (stage == 3 or engine.kind == "fsdp"):
+        problems.append(
+            f"backbone.compile=true with engine={'fsdp' if engine.kind == 'fsdp' else 'zero3'}: gathering weights "
+            "interrupts the compiled layers; set backbone.compile=false, or use engine=zero2"
+        )
+    return problems
 
 
 def _check_pipeline(engine: DictConfig, compressor: type[Any], stage: int, world_size: int) -> list[str]:

@@ -16,6 +16,7 @@ from torch import Tensor
 from breviary.contract import Decoded, Generation
 from breviary.runtime.draws import seeded_rng
 
+KeepRows = Callable[[Tensor], None]
 BYTE_TOKEN = re.compile(r"<0x[0-9A-Fa-f]{2}>")  # of tokenizers with byte fallback
 
 
@@ -27,9 +28,10 @@ def decode_texts(
     all_steps: bool = False,
     end_ids: tuple[int, ...] = (),
     example_ids: Sequence[str] | None = None,
+    keep_rows: KeepRows | None = None,
 ) -> list[str]:
     """The texts of `decode_batch`."""
-    decoded = decode_batch(logits, step, generation, tokenizer, all_steps, end_ids, example_ids)
+    decoded = decode_batch(logits, step, generation, tokenizer, all_steps, end_ids, example_ids, keep_rows)
     return [answer.text for answer in decoded]
 
 
@@ -41,9 +43,10 @@ def decode_batch(
     all_steps: bool = False,
     end_ids: tuple[int, ...] = (),
     example_ids: Sequence[str] | None = None,
+    keep_rows: KeepRows | None = None,
 ) -> list[Decoded]:
     """Decodes one answer per row; arguments as in `decode_steps`."""
-    *_, rows = decode_steps(logits, step, generation, tokenizer, all_steps, end_ids, example_ids)
+    *_, rows = decode_steps(logits, step, generation, tokenizer, all_steps, end_ids, example_ids, keep_rows)
     texts = tokenizer.batch_decode(rows, skip_special_tokens=True)
     ended = [bool(ids) and ids[-1] in {*end_ids, tokenizer.eos_token_id} for ids in rows]
     return [
@@ -89,6 +92,7 @@ def decode_steps(
     all_steps: bool = False,
     end_ids: tuple[int, ...] = (),
     example_ids: Sequence[str] | None = None,
+    keep_rows: KeepRows | None = None,
 ) -> Iterator[list[list[int]]]:
     """The decode loop. After each step, yields the ids decoded so far, one list per row; ended rows no longer grow.
 
@@ -98,24 +102,35 @@ def decode_steps(
     end_ids      tokens that end an answer, in addition to the tokenizer's end token (Stack.end_ids)
     example_ids  (B,) `Example.id` of each row. A sampled answer depends on generation.seed and this id, not on the
                  other rows; None = the row's number
+    keep_rows    called with the rows (R,) int64 of the last step that continue: `step` maps (R,) ids from then on.
+                 None = rows whose answers have ended stay in the batch, as they do with all_steps
     """
     names = range(len(logits)) if example_ids is None else example_ids
     assert len(names) == len(logits), f"{len(names)} example ids for {len(logits)} rows"
     all_end_ids = {*end_ids, tokenizer.eos_token_id} - {None}
     rows: list[list[int]] = [[] for _ in range(len(logits))]
     is_ended = [False] * len(logits)
+    present = list(range(len(logits)))  # the rows of `logits`
     generators = [seeded_rng("sampling", generation.seed, name) for name in names]
     for n in range(generation.max_new_tokens):
         scores = logits.to(torch.float32, copy=True)  # modified in place; the caller's tensor stays unchanged
         suppressed = sorted(all_end_ids) if n < generation.min_new_tokens else []
-        ids = _next_tokens(scores, rows, generation, suppressed, generators)
-        for row, token in enumerate(ids.tolist()):
+        ids = _next_tokens(
+            scores, [rows[row] for row in present], generation, suppressed, [generators[row] for row in present]
+        )
+        for row, token in zip(present, ids.tolist()):
             if not is_ended[row]:
                 rows[row].append(token)
                 is_ended[row] = token in all_end_ids or _contains_stop(tokenizer, rows[row], generation.stop)
         yield rows
         if n + 1 == generation.max_new_tokens or (all(is_ended) and not all_steps):
             break
+        going = [place for place, row in enumerate(present) if not is_ended[row]]
+        # Leaving copies the keys and values of the others, so rows leave when a quarter of the batch has ended.
+        if keep_rows is not None and not all_steps and 4 * (len(present) - len(going)) >= len(present):
+            index = torch.tensor(going, device=ids.device)
+            keep_rows(index)
+            ids, present = ids[index], [present[place] for place in going]
         logits = step(ids)
 
 

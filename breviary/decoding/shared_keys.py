@@ -7,11 +7,13 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import TypeAlias
 
 import torch
 from torch import Tensor
 
+from breviary.backbones.attention import SharedPart
 from breviary.memory.kept_keys import KeptKeys
 
 Pair: TypeAlias = tuple[Tensor, Tensor]
@@ -48,6 +50,18 @@ class SharedKeys:
         """Bytes of the keys and values of each row's context, without padding."""
         raise NotImplementedError
 
+    def select(self, index: Sequence[int]) -> SharedKeys:
+        """The rows in `index`, in that order, with the same keys and values."""
+        parts = self.split()
+        return join_shared([parts[row] for row in index])
+
+    def by_context(self, layer: int) -> tuple[Tensor, Tensor, tuple[int, ...]] | None:
+        """Keys and values of a layer, (C, J, K, W), and the valid ones of each context, its first; views.
+
+        None where they exist in no such form.
+        """
+        raise NotImplementedError
+
     def _for_rows(self, contexts: Tensor) -> Tensor:
         """A tensor with a row for each context as one with a row for each of the B rows."""
         if self.rows is None or self.rows == tuple(range(len(contexts))):
@@ -55,6 +69,24 @@ class SharedKeys:
         if len(contexts) == 1:
             return contexts.expand(len(self.rows), *contexts.shape[1:])
         return contexts[torch.tensor(self.rows, device=contexts.device)]
+
+
+def shared_parts(shared: SharedKeys | None, layers: range, own: Tensor) -> dict[int, SharedPart] | None:
+    """For each layer, what one query of each row attends to beside its own keys, whose mask is `own` (B, N).
+
+    None where there are no shared keys, or not of each layer in a form without copies.
+    """
+    if shared is None:
+        return None
+    valid, parts = None if bool(own.all()) else own, {}
+    for layer in layers:
+        pair = shared.by_context(layer) if shared.holds(layer) else None
+        if pair is None:
+            return None
+        keys, values, lengths = pair
+        rows = tuple(range(len(own))) if shared.rows is None else shared.rows
+        parts[layer] = SharedPart(keys, values, lengths, rows, valid)
+    return parts
 
 
 def join_shared(parts: Sequence[SharedKeys]) -> SharedKeys:
@@ -91,6 +123,18 @@ class PrefilledMemory(SharedKeys):
     def key_mask(self, own: Tensor) -> Tensor:
         """One mask for all layers, (B, K + N)."""
         return torch.cat([self.mask, own], 1)
+
+    def by_context(self, layer: int) -> tuple[Tensor, Tensor, tuple[int, ...]]:
+        """As SharedKeys.by_context."""
+        return *self.keys_values[layer], self._lengths
+
+    @cached_property
+    def _lengths(self) -> tuple[int, ...]:
+        """Valid keys of each context; 0 for one that no row has."""
+        lengths = [0] * len(next(iter(self.keys_values.values()))[0])
+        for row, count in zip(self.rows or range(len(self.mask)), self.mask.sum(1).tolist()):
+            lengths[row] = count
+        return tuple(lengths)
 
     def row_bytes(self) -> list[int]:
         """As SharedKeys.row_bytes."""
@@ -163,6 +207,13 @@ class KeptCache(SharedKeys):
         if len(widths) == 1 and all(layer.is_uniform and layer.bias is None for layer in self.layers):
             return torch.cat([own.new_ones(len(own), widths.pop()), own], 1)
         return _HeadMasks(self, own)
+
+    def by_context(self, layer: int) -> tuple[Tensor, Tensor, tuple[int, ...]] | None:
+        """As SharedKeys.by_context: where heads keep equal numbers and scores have no bias."""
+        kept = self.layers[layer]
+        if not kept.is_uniform or kept.bias is not None:
+            return None
+        return *kept.padded(), (kept.width,) * len(kept.counts)
 
     def row_bytes(self) -> list[int]:
         """As SharedKeys.row_bytes."""

@@ -7,14 +7,19 @@ Shape letters: B rows, C contexts, N new tokens, K keys, D hidden width, V vocab
 
 from __future__ import annotations
 
+import contextlib
+from collections.abc import Iterator
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from breviary.backbones.attention import BLOCKWISE
 from breviary.backbones.stack import Stack
-from breviary.decoding.shared_keys import KeyMask, SharedKeys
+from breviary.decoding.shared_keys import KeyMask, SharedKeys, shared_parts
 from breviary.memory.assembly import take_columns
+
+ROOM = 16  # columns by which the rows' own keys and values grow at once
 
 
 class DecodingState:
@@ -91,10 +96,31 @@ class DecodingState:
             self.lower_mask = torch.cat([self.lower_mask, one], 1)
             states = self.stack.run(states, range(self.layer), positions, self.lower_mask, self.cache)
         self.upper_mask = torch.cat([self.upper_mask, one], 1)
-        key_mask = self._key_mask(self.upper_mask)
-        states = self.stack.run(states, range(self.layer, len(self.stack)), positions, key_mask, self.cache)
+        states = self._step_upper(states, positions)
         self.next_position = self.next_position + 1
         return self.stack.head(self.stack.norm(states))[:, 0]
+
+    def _step_upper(self, states: Tensor, positions: Tensor) -> Tensor:
+        """One token (B, 1, D) through the upper layers."""
+        upper = range(self.layer, len(self.stack))
+        parts = shared_parts(self.cache.before, upper, self.upper_mask) if self._attends_apart else None
+        if parts is None:
+            return self.stack.run(states, upper, positions, self._key_mask(self.upper_mask), self.cache)
+        with self.stack.attention(BLOCKWISE), self.cache.apart():
+            return self.stack.run(states, upper, positions, parts, self.cache)
+
+    @property
+    def _attends_apart(self) -> bool:
+        """Whether a step attends to shared keys where they are, see backbones.attention.shared."""
+        is_sdpa = self.stack.config._attn_implementation in ("sdpa", BLOCKWISE)
+        return is_sdpa and self.next_position.device.type == "cpu" and not torch.is_grad_enabled()
+
+    def keep_rows(self, index: Tensor) -> None:
+        """Continues with the rows (R,) int64 only, in that order: those whose answers have not ended."""
+        if self.layer:
+            self.lower_mask = self.lower_mask[index]
+        self.upper_mask, self.next_position = self.upper_mask[index], self.next_position[index]
+        self.cache.keep_rows(index)
 
 
 class SharingCache:
@@ -105,14 +131,50 @@ class SharingCache:
 
     def __init__(self) -> None:
         self.before: SharedKeys | None = None
-        self._own: dict[int, tuple[Tensor, Tensor]] = {}
+        self._own: dict[int, tuple[Tensor, Tensor]] = {}  # views of the tensors in `_room`, where there is one
+        self._room: dict[int, tuple[Tensor, Tensor]] = {}
+        self._is_apart = False
 
     def update(self, keys: Tensor, values: Tensor, layer: int, *args: Any, **kwargs: Any) -> tuple[Tensor, Tensor]:
         """Appends keys and values, each (B, heads, N, head width); returns all of the layer."""
         if layer in self._own:
-            keys, values = _concatenate([self._own[layer], (keys, values)])
+            keys, values = self._append(keys, values, layer)
         self._own[layer] = keys, values
-        return _concatenate([*self._shared(layer), (keys, values)])
+        return (keys, values) if self._is_apart else _concatenate([*self._shared(layer), (keys, values)])
+
+    @contextlib.contextmanager
+    def apart(self) -> Iterator[None]:
+        """Within it, `update` returns the rows' own keys and values alone."""
+        self._is_apart = True
+        try:
+            yield
+        finally:
+            self._is_apart = False
+
+    def _append(self, keys: Tensor, values: Tensor, layer: int) -> tuple[Tensor, Tensor]:
+        """The rows' own keys and values of a layer with further ones, (B, heads, N, head width).
+
+        Without gradients one token is written behind the others, into a tensor with room for ROOM more: `torch.cat`
+        would copy all of them in every step.
+        """
+        old = self._own[layer]
+        if torch.is_grad_enabled() or keys.shape[2] > 1:
+            self._room.pop(layer, None)
+            return _concatenate([old, (keys, values)])
+        filled, room = old[0].shape[2], self._room.get(layer)
+        if room is None or room[0].shape[2] == filled:
+            room = _with_room(old[0].to(keys.dtype)), _with_room(old[1].to(values.dtype))
+            self._room[layer] = room
+        for whole, new in zip(room, (keys, values)):
+            whole[:, :, filled : filled + 1] = new
+        return room[0][:, :, : filled + 1], room[1][:, :, : filled + 1]
+
+    def keep_rows(self, index: Tensor) -> None:
+        """Keeps the rows (R,) int64, in that order."""
+        self._room.clear()
+        self._own = {layer: (keys[index], values[index]) for layer, (keys, values) in self._own.items()}
+        if self.before is not None:
+            self.before = self.before.select(index.tolist())
 
     def get_seq_length(self, layer: int) -> int:
         """Number of keys K of a layer; the name is that of transformers' caches."""
@@ -123,6 +185,7 @@ class SharingCache:
         for layer in layers:
             keys, values = self._own[layer]
             self._own[layer] = keys[:, :, :-columns], values[:, :, :-columns]
+            self._room.pop(layer, None)
 
     def followed_by(self, keys: Tensor, values: Tensor, layer: int) -> tuple[Tensor, Tensor]:
         """As `update`, without changing the cache."""
@@ -142,6 +205,13 @@ class _Unchanged:
     def update(self, keys: Tensor, values: Tensor, layer: int, *args: Any, **kwargs: Any) -> tuple[Tensor, Tensor]:
         """As `SharingCache.followed_by`."""
         return self._cache.followed_by(keys, values, layer)
+
+
+def _with_room(old: Tensor) -> Tensor:
+    """A copy of (B, heads, N, head width) with ROOM further columns."""
+    whole = old.new_empty(*old.shape[:2], old.shape[2] + ROOM, old.shape[3])
+    whole[:, :, : old.shape[2]] = old
+    return whole
 
 
 def _concatenate(pairs: list[tuple[Tensor, Tensor]]) -> tuple[Tensor, Tensor]:

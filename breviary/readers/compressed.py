@@ -376,7 +376,14 @@ class CompressedReader(Reader):
         ids = [example.id for example in batch.examples]
         with phase("decode"):
             return decode_batch(
-                logits, state.step, generation, self.tokenizer, self.all_steps, self.decoder.end_ids, ids
+                logits,
+                state.step,
+                generation,
+                self.tokenizer,
+                self.all_steps,
+                self.decoder.end_ids,
+                ids,
+                state.keep_rows,
             )
 
 

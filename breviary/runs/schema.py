@@ -66,6 +66,7 @@ def _from_2(cfg: DictConfig) -> None:
 # Keys added without a new schema, {section: {key: value}}: with that value a configuration means what it meant without
 # the key, and has the same hash. `...` = any value: the key acts through another one, which is hashed.
 ADDED: dict[str, dict[str, Any]] = {
+    "backbone": {"compile": False},
     # relevance: RAM and COMI had the cosine alone, reading by attention (None) its own; so had skim and gate one value.
     "compressor": {"relevance": ("cosine", None), "relevance_size": 50, "skim": "none", "gate": "none", "bytes": None},
     "prompt": {"date": "26 Jul 2024"},

@@ -9,6 +9,7 @@ from typing import Any, NoReturn
 
 from omegaconf import DictConfig
 
+from breviary.backbones.attention import check_training_attention
 from breviary.backbones.pretrained import Backbone
 from breviary.config.answer_limits import answer_notes
 from breviary.config.budget_notes import budget_notes
@@ -62,6 +63,7 @@ class TrainingSession:
         self.is_finished = False  # set by `open`: a sweep goes on, and an earlier call has finished this run
         problems += check_config(self.cfg, self.spec, self.backbone, world_size())
         problems += check_training_dtype(self.backbone.dtype)
+        problems += check_training_attention(self.backbone.attn_implementation, self.backbone.device)
         problems += check_start(self.cfg.init_from, self.cfg.resume, self.backbone)
         problems += teacher_problems(self.cfg, self.backbone)
         if self.cfg.resume not in ("never", "auto"):

@@ -54,6 +54,10 @@ class Stream:
         other._strides = self._strides[index]
         return other
 
+    def keep_rows(self, index: Tensor) -> None:
+        """Continues with the rows (R,) int64 only, in that order."""
+        vars(self).update(vars(self.rows(index)))
+
     @property
     def device(self) -> torch.device:
         """Device of the state."""

@@ -14,7 +14,7 @@ from breviary.evaluation.bench import answers
 from breviary.evaluation.bench.compression import QUESTION
 from breviary.report.curves import draw_curves, read_curve
 from scripts import curves, gold_recall
-from scripts.bench import compress, end_to_end, scoring
+from scripts.bench import compress, end_to_end, generation, scoring
 
 RAM = [
     "compressor=ram",
@@ -221,6 +221,20 @@ def test_scoring_is_measured_against_the_bare_prefill(tmp_path, capsys):
     again = json.loads(file.read_text())["rows"]
     assert again[:3] == rows and [row["scorer"] for row in again[3:]] == ["knorm"]
     assert "unknown bm25; allowed are adakv" in exit_message(capsys, scoring.main, ["--scorers", "bm25"])
+
+
+def test_generation_is_measured_against_transformers(tmp_path, capsys):
+    file = tmp_path / "generation.json"
+    options = ["--backbone", "tiny", "--dtype", "float32", "--lengths", "24", "--new-tokens", "6", "--runs", "1"]
+    generation.main([*options, "--keys", "backbone.layers=2", "backbone.width=32", "--output", str(file)])
+    rows = json.loads(file.read_text())["rows"]
+    assert [row["case"] for row in rows] == ["equal", "ragged", "shared", "ending"]
+    assert [row["equal_answers"] for row in rows] == [4] * 4
+    assert [row["answered"] for row in rows[:3]] == [24] * 3 and rows[3]["answered"] < 24
+    for row in rows:
+        assert row["cpu_ratio"] == row["ours_cpu_s"][0] / row["transformers_cpu_s"][0]
+    assert "below 1x is faster" in capsys.readouterr().out
+    assert "multiple of 4" in exit_message(capsys, generation.main, ["--batch", "6"])
 
 
 def test_compress_measures_both_joins(tmp_path, capsys):

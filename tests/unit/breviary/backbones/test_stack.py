@@ -167,11 +167,9 @@ def test_an_all_true_mask_is_not_passed_to_the_kernel(monkeypatch):
         torch.testing.assert_close(states[padded], expected[padded], rtol=1e-5, atol=1e-5)
 
 
-@pytest.mark.parametrize("attention", ["sdpa", BLOCKWISE])
-def test_rows_of_equal_length_share_a_mask(attention):
+def test_rows_of_equal_length_share_a_mask():
     """Several new tokens after cached keys need a mask, but one for all rows."""
     stack, states = Stack(tiny().load()), torch.zeros(3, 2, 64)
-    stack.config._attn_implementation = attention
     mask = stack.attention_inputs(states, torch.zeros(3, 2).long(), torch.ones(3, 5).bool())["attention_mask"]
     assert (mask.dtype, mask.shape) == (torch.bool, (1, 1, 2, 5))
     ragged = torch.ones(3, 5).bool().index_fill(1, torch.tensor(1), False)
@@ -237,7 +235,7 @@ def test_heads_are_repeated_where_no_fast_kernel_takes_grouped_heads_with_a_mask
         calls.append((key.shape[1], value.shape[1], enable_gqa))
         return query
 
-    monkeypatch.setattr("breviary.backbones.attention.scaled_dot_product_attention", recorded)
+    monkeypatch.setattr("breviary.backbones.attention.causal.scaled_dot_product_attention", recorded)
     query, key = torch.zeros(1, 4, 3, 8, device=device), torch.zeros(1, 2, 5, 8, device=device)
     blockwise_attention(None, query, key, key, torch.ones(1, 1, 3, 5, dtype=torch.bool, device=device))
     assert calls == [(2, 2, True) if shared else (4, 4, False)]

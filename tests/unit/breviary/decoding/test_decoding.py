@@ -58,6 +58,26 @@ def test_rows_end_at_their_own_end_token(words, tokenizer):
     assert len(steps) == 3
 
 
+def test_rows_that_ended_leave_the_batch(words, tokenizer):
+    """When a quarter of the batch has ended; `step` then maps the ids of the others."""
+    red, pink, green = words("red", "pink", "green")
+    end = tokenizer.eos_token_id
+    rows = [[red, end], [pink, pink, pink, end], [red, green, pink, red, end], [green, green, end]]
+    logits, _, _ = scripted(rows)
+    present, seen = list(range(4)), []
+
+    def step(ids):
+        seen.append(ids.tolist())
+        return torch.stack([9.0 * torch.eye(VOCABULARY)[rows[row][len(seen)]] for row in present])
+
+    def keep(index):
+        present[:] = [present[place] for place in index.tolist()]
+
+    texts = decode_texts(logits, step, Generation(max_new_tokens=9), tokenizer, keep_rows=keep)
+    assert texts == ["red", "pink pink pink", "red green pink red", "green green"]
+    assert seen == [[red, pink, red, green], [pink, green, green], [pink, pink], [red]]
+
+
 def test_decoding_stops_at_max_new_tokens(words, tokenizer):
     [red] = words("red")
     logits, step, steps = scripted([[red]])

@@ -6,6 +6,7 @@ import pytest
 import torch
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
+from breviary.backbones.attention import shared as shared_keys
 from breviary.contract import Example, Generation
 from breviary.readers.cache import ContextCache
 from tests.forms import representative_forms
@@ -25,7 +26,15 @@ def calls(monkeypatch):
         return plain(query, key, value, attn_mask=attn_mask, **arguments)
 
     monkeypatch.setattr(torch.nn.functional, "scaled_dot_product_attention", attention)
-    monkeypatch.setattr("breviary.backbones.attention.scaled_dot_product_attention", attention)
+    monkeypatch.setattr("breviary.backbones.attention.causal.scaled_dot_product_attention", attention)
+
+    def shared(query, key, value, attn_mask=None, **arguments):
+        """One query of each row, whose grouped heads are in dimension 2."""
+        recorded.append((1, key.shape[2], None if attn_mask is None else tuple(attn_mask.shape)))
+        return attend(query, key, value, attn_mask=attn_mask, **arguments)
+
+    attend = shared_keys._attend
+    monkeypatch.setattr(shared_keys, "_attend", shared)
     return recorded
 
 
