@@ -51,7 +51,11 @@ class Example:
 
 @runtime_checkable
 class Dataset(Protocol):
-    """What a YAML of configs/dataset instantiates. The constructor's arguments are the keys of the YAML."""
+    """What a YAML of configs/dataset instantiates. The constructor's arguments are the keys of the YAML.
+
+    Optional, for large files: `content_hash(split)`, a hash of all that the examples depend on or None, with which a
+    split is read once for all processes; `stream(split)`, an iterator over what `examples` returns.
+    """
 
     def problems(self, splits: list[str]) -> list[str]:
         """Error messages for wrong keys and missing files, before anything is read."""
