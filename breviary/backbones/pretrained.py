@@ -23,6 +23,7 @@ from transformers.utils import logging
 from breviary.backbones.attention import ATTENTION, check_attention
 from breviary.backbones.hub import hub_options, hub_problem
 from breviary.backbones.recipes import BACKBONES
+from breviary.backbones.sharding import load_partitioned
 
 FAMILIES = ("llama", "qwen2", "qwen3")
 
@@ -124,6 +125,7 @@ class Backbone:
     def load(self, layers: int | None = None, head: bool = True) -> nn.Module:
         """The model with all layers or the first `layers`, with or without the language-model head.
 
+        Partitioned over the ranks within `sharding.partitioned_loading`.
         Raises: ValueError where the folder's weights do not match its config.json.
         """
         config = truncated_config(self.config, layers)
@@ -134,14 +136,15 @@ class Backbone:
         verbosity = logging.get_verbosity()
         logging.set_verbosity_error()  # no list of every tensor of the omitted layers; missing keys are checked below
         try:
-            model, report = loader.from_pretrained(
-                self.path,
-                config=config,
-                dtype=DTYPES[self.dtype],
-                attn_implementation=loading,
-                output_loading_info=True,
-                **self._hub_options(),
-            )
+            with load_partitioned(DTYPES[self.dtype]):
+                model, report = loader.from_pretrained(
+                    self.path,
+                    config=config,
+                    dtype=DTYPES[self.dtype],
+                    attn_implementation=loading,
+                    output_loading_info=True,
+                    **self._hub_options(),
+                )
         finally:
             logging.set_verbosity(verbosity)
         if report["missing_keys"] or report["mismatched_keys"]:

@@ -11,6 +11,7 @@ from peft.tuners.lora import LoraLayer
 from peft.tuners.tuners_utils import BaseTunerLayer
 from torch import Tensor, nn
 
+from breviary.backbones.sharding import assign_weight, is_partitioned
 from breviary.backbones.stack import HALF, Stack, is_norm
 from breviary.contract import Reader
 
@@ -52,7 +53,7 @@ def set_trainable(
             parameter.requires_grad_(any(f"self_attn.{p}_proj." in name for p in projections))
     for parameter in stack.parameters():
         # Updates of 1e-5 are lost in bfloat16 weights. DeepSpeed's bf16 engine keeps its own float32 masters.
-        if parameter.requires_grad and parameter.dtype in HALF:
+        if parameter.requires_grad and parameter.dtype in HALF and not is_partitioned(parameter):
             parameter.data = parameter.data.float()
 
 
@@ -89,7 +90,7 @@ def add_teacher(stack: Stack, weights: Mapping[str, Tensor], rank: int, alpha: f
     inject_adapters(LoraConfig(r=rank, lora_alpha=alpha, target_modules=targets), stack.layers, TEACHER)
     own = dict(stack.named_parameters())
     for name, tensor in weights.items():
-        own[name.replace(".default.", f".{TEACHER}.")].copy_(tensor)
+        assign_weight(own[name.replace(".default.", f".{TEACHER}.")], tensor)
     for module in stack.modules():
         if isinstance(module, BaseTunerLayer):
             module.set_adapter("default")

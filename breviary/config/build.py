@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
+import torch
 from hydra.utils import get_class, instantiate
 from omegaconf import DictConfig, OmegaConf
 
@@ -75,10 +76,12 @@ def build_backbone(cfg: DictConfig) -> Backbone | TinyBackbone:
     return instantiate(cfg.backbone)
 
 
-def build_reader(cfg: DictConfig, backbone: Backbone | TinyBackbone, tokenizer: Any) -> Reader:
+def build_reader(
+    cfg: DictConfig, backbone: Backbone | TinyBackbone, tokenizer: Any, device: torch.device | None = None
+) -> Reader:
     """Loads weights, sets what is trained, and joins compressor and decoder, on the backbone's device.
 
-    New weights (adapters, learned tokens) are drawn from `cfg.seed`.
+    New weights (adapters, learned tokens) are drawn from `cfg.seed`. device: another than the backbone's.
     """
     seed_everything(cfg.seed)
     spec = ReaderSpec.of(cfg)
@@ -96,7 +99,7 @@ def build_reader(cfg: DictConfig, backbone: Backbone | TinyBackbone, tokenizer: 
             module.checkpointing = cfg.train.gradient_checkpointing
             if backbone.compile:
                 module.compile_layers()
-    return reader.to(resolve_device(backbone.device))
+    return reader.to(device or resolve_device(backbone.device))
 
 
 def compressor_forms(only_compressors: bool = False) -> dict[str, list[str]]:

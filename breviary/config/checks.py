@@ -6,6 +6,7 @@ import importlib.util
 from collections.abc import Callable, Sequence
 from typing import Any
 
+import torch
 from hydra.utils import instantiate
 from omegaconf import DictConfig
 
@@ -25,10 +26,10 @@ from breviary.runtime.spelling import escape_problems, override, unescaped
 from breviary.selection.likelihood import LikelihoodRelevance
 from breviary.selection.named import relevance_class, relevance_problems
 
-ENGINES = ("single", "ddp", "zero")
+ENGINES = ("single", "ddp", "zero", "fsdp")
 BUDGET = ("ratio", "slots", "ratio_choices")
 # Values of train.optimizer and train.schedule, with their names in transformers.TrainingArguments.
-OPTIMIZERS = {"adamw": "adamw_torch", "sgd": "sgd"}
+OPTIMIZERS = {"adamw": "adamw_torch", "adamw_8bit": "adamw_bnb_8bit", "sgd": "sgd"}
 SCHEDULES = {"cosine": "cosine", "linear": "linear", "constant": "constant_with_warmup"}
 CHOICES = {
     "optimizer": OPTIMIZERS,
@@ -38,6 +39,37 @@ CHOICES = {
 }
 
 
+# Values of section engine.fsdp that are a choice of words.
+FSDP_CHOICES = {
+    "param_dtype": ("auto", "float32", "bfloat16"),
+    "reduce_dtype": ("float32", "bfloat16"),
+    "offload": ("none", "cpu"),
+}
+
+
+def optimizer_name(optimizer: str, engine: str, device: torch.device) -> str:
+    """train.optimizer's name in transformers.TrainingArguments: fused where there is a GPU.
+
+    engine  engine.kind: FSDP's sharded weights need torchao's 8-bit AdamW, which bitsandbytes does not support
+    """
+    if optimizer == "adamw" and device.type == "cuda":
+        return "adamw_torch_fused"
+    return "adamw_torch_8bit" if optimizer == "adamw_8bit" and engine == "fsdp" else OPTIMIZERS[optimizer]
+
+
+def check_optimizer(train: DictConfig, engine: DictConfig) -> list[str]:
+    """Checks that the package of the 8-bit AdamW is installed."""
+    if train.optimizer != "adamw_8bit":
+        return []
+    package = "torchao" if engine.kind == "fsdp" else "bitsandbytes"
+    if importlib.util.find_spec(package) is not None:
+        return []
+    return [
+        f"train.optimizer=adamw_8bit: with this engine it is that of the package {package}, which is not installed; "
+        f"python -m pip install {package}, or set train.optimizer=adamw"
+    ]
+
+
 def check_config(
     cfg: DictConfig, spec: ReaderSpec, backbone: Backbone | TinyBackbone, world_size: int = 1
 ) -> list[str]:
@@ -45,6 +77,7 @@ def check_config(
     problems = check_reader(spec, backbone)
     problems += spec.objective.problems(spec.objective_settings, spec.compressor, cfg.decoder.train)
     problems += check_decoder(cfg.decoder) + check_training(cfg.train) + check_limits(cfg.limits)
+    problems += check_optimizer(cfg.train, cfg.engine) + check_fsdp(cfg.engine)
     if cfg.eval_batch_size < 1:
         problems.append(f"eval_batch_size={cfg.eval_batch_size}: must be at least 1, e.g. 16")
     problems += check_generation(cfg.generation) + check_paths(cfg)
@@ -259,28 +292,50 @@ def check_engine(engine: DictConfig, compressor: type, world_size: int) -> list[
         problems.append(f"engine.timeout={engine.timeout}: seconds, must be above 0, e.g. 900")
     stage = engine.deepspeed.zero_optimization.stage if engine.deepspeed else 0
     has_chunks = issubclass(compressor, ChunkedReader) or getattr(compressor, "has_blocks", False)
-    if stage == 3 and has_chunks:
+    if (stage == 3 or engine.kind == "fsdp") and has_chunks:
         problems.append(
-            "engine=zero3: this compressor processes a data-dependent number of chunks, and ZeRO-3 needs equal module "
-            "calls on every process; use engine=zero2"
+            f"{_sharding_engine(engine)}: this compressor processes a data-dependent number of chunks, and it needs "
+            "equal module calls on every process; use engine=zero2"
         )
     problems += _check_pipeline(engine, compressor, stage, world_size)
     if engine.kind == "single" and world_size > 1:
-        problems.append(f"engine=single with {world_size} processes: use engine=ddp, zero1, zero2 or zero3")
+        problems.append(f"engine=single with {world_size} processes: use engine=ddp, zero1, zero2, zero3 or fsdp")
     return problems
 
 
+def check_fsdp(engine: DictConfig) -> list[str]:
+    """Checks section engine.fsdp."""
+    settings = engine.get("fsdp")
+    if (engine.kind == "fsdp") != bool(settings):
+        return [f"engine.fsdp={settings} with engine.kind={engine.kind}: choose both by name, e.g. engine=fsdp"]
+    if not settings:
+        return []
+    problems = [
+        f"engine.fsdp.{key}={settings.get(key)}: allowed are {', '.join(allowed)}"
+        for key, allowed in FSDP_CHOICES.items()
+        if settings.get(key) not in allowed
+    ]
+    if not settings.smallest >= 0:
+        problems.append(f"engine.fsdp.smallest={settings.smallest}: elements of a weight, must be 0 or more, e.g. 1e5")
+    return problems
+
+
+def _sharding_engine(engine: DictConfig) -> str:
+    return "engine=fsdp" if engine.kind == "fsdp" else "engine=zero3"
+
+
 def check_equal_calls(engine: DictConfig, spec: ReaderSpec, backbone: Backbone | TinyBackbone) -> list[str]:
-    """Relevances that run the decoder as often as their contexts have parts, against ZeRO-3."""
+    """Relevances that run the decoder as often as their contexts have parts, against ZeRO-3 and FSDP."""
     relevance = spec.settings.get("relevance")
     if relevance is None or relevance_problems(relevance, backbone):
         return []
     stage = engine.deepspeed.zero_optimization.stage if engine.deepspeed else 0
-    if stage < 3 or not issubclass(relevance_class(relevance), LikelihoodRelevance):
+    shards = stage == 3 or engine.kind == "fsdp"
+    if not shards or not issubclass(relevance_class(relevance), LikelihoodRelevance):
         return []
     return [
-        "engine=zero3: this compressor.relevance runs a language model a data-dependent number of times, and ZeRO-3 "
-        "needs equal module calls on every process; use engine=zero2"
+        f"{_sharding_engine(engine)}: this compressor.relevance runs a language model a data-dependent number of "
+        "times, and it needs equal module calls on every process; use engine=zero2"
     ]
 
 

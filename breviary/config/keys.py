@@ -59,6 +59,7 @@ TYPES = {
     "generation.stop": list[str] | None,
     "decoder.lora_targets": str | list[str],
     "engine.deepspeed": dict | None,
+    "engine.fsdp": dict | None,
 }
 
 WORDS = {
@@ -113,11 +114,11 @@ def _fix_classes(section: DictConfig, name: str, prefix: str) -> list[str]:
     for inner in [key for key in section[name] if OmegaConf.is_dict(section[name][key])]:
         if "_target_" in section[name][inner]:
             problems += _fix_classes(section[name], inner, f"{prefix}{name}.")
-    return problems
             continue
         node = section[name][inner]  # a section of objects by name, such as the parts of a mixture
         for part in [key for key in node if OmegaConf.is_dict(node[key]) and "_target_" in node[key]]:
             problems += _fix_classes(node, part, f"{prefix}{name}.{inner}.")
+    return problems
 
 
 def drop_unused_keys(cfg: DictConfig, words: list[str]) -> list[str]:

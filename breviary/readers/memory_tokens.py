@@ -16,6 +16,7 @@ from peft.tuners.tuners_utils import BaseTunerLayer
 from torch import Tensor, nn
 
 from breviary.backbones.pretrained import Backbone
+from breviary.backbones.sharding import gathered
 from breviary.backbones.stack import Stack
 from breviary.backbones.tiny import TinyBackbone
 from breviary.backbones.trainable import LINEAR, inject_adapters
@@ -83,7 +84,8 @@ class MemoryTokens(BudgetedCompressor):
         )
         # In tuples: the weights belong to the decoder and must not be registered twice.
         self._encoder, self._decoder = (encoder,), (decoder,)
-        scale = decoder.embed_tokens.weight.float().std().item()  # same scale as word embeddings
+        with gathered([decoder.embed_tokens.weight]):
+            scale = decoder.embed_tokens.weight.float().std().item()  # same scale as word embeddings
         D = decoder.width
         self.memory_embeds = nn.Parameter(scale * torch.randn(self.tokens_per_segment, D))
         self.task_embeds = nn.Parameter(scale * torch.randn(len(TASKS), D)) if task_tokens else None

@@ -1,5 +1,7 @@
 """Checkpoints: learned weights in safetensors, with the name and hash of the backbone that they belong to.
 
+An engine that shards weights over N processes writes N files, each with some of the weights.
+
 Learned weights are those trained in this run, and those trained in an earlier run and frozen in this one
 (breviary.backbones.trainable). Pretrained weights of the backbone are not stored.
 """
@@ -18,6 +20,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
+from breviary.backbones.sharding import assign_weight, full_shape
 from breviary.backbones.trainable import (
     former_names,
     learned_parameters,
@@ -30,8 +33,9 @@ from breviary.runtime.files import hash_tensors, write_json
 
 SCHEMA = 1
 
-WEIGHTS = "trained.safetensors"
+WEIGHTS = "trained.safetensors"  # the first shard of a sharded checkpoint, which states their number
 PROCESSES = "processes.json"
+OPTIMIZER_SHARDS = "optimizer"  # folder of FSDP's sharded optimizer state; torch writes its .metadata last
 
 
 def save_trained(
@@ -45,21 +49,57 @@ def save_weights(
     folder: str | Path, weights: dict[str, Tensor], fingerprint: dict[str, str], merged: bool = False
 ) -> Path:
     """Writes named weights with their hash; returns the file. merged: adapters are in the backbone's weights."""
-    folder = Path(folder)
-    folder.mkdir(parents=True, exist_ok=True)
+    return save_shard(folder, weights, fingerprint, hash_tensors(weights), merged=merged)
+
+
+def save_shard(
+    folder: str | Path,
+    weights: dict[str, Tensor],
+    fingerprint: dict[str, str],
+    sha256: str,
+    number: int = 0,
+    shards: int = 1,
+    merged: bool = False,
+) -> Path:
+    """Writes file `number` of a checkpoint of `shards` files; returns it. sha256: of the weights of all files."""
+    file = shard_file(folder, number)
+    file.parent.mkdir(parents=True, exist_ok=True)
     metadata = {
         "format": "pt",
         "schema": str(SCHEMA),
         "backbone": json.dumps({key: fingerprint[key] for key in ("name", "sha256")}),
-        "sha256": hash_tensors(weights),
+        "sha256": sha256,
+        **({"shards": str(shards)} if shards > 1 else {}),
+        **({"merged": "true"} if merged else {}),
     }
-    save_file(weights, folder / WEIGHTS, metadata=metadata | ({"merged": "true"} if merged else {}))
-    (folder / WEIGHTS).chmod(0o644)  # safetensors creates files that only their owner can read
-    return folder / WEIGHTS
+    save_file(weights, file, metadata=metadata)
+    file.chmod(0o644)  # safetensors creates files that only their owner can read
+    return file
+
+
+def shard_file(folder: str | Path, number: int) -> Path:
+    """File `number` of a checkpoint, from 0."""
+    return Path(folder) / (WEIGHTS if number == 0 else WEIGHTS.replace(".", f"-{number}."))
+
+
+def read_weights(folder: str | Path, select: Callable[[str], bool] = lambda name: True) -> dict[str, Tensor]:
+    """{name: tensor} of a checkpoint's weights, of all its files. select: whether a name is read.
+
+    Raises: ValueError as `read_metadata`, and where a file of a sharded checkpoint is missing.
+    """
+    weights: dict[str, Tensor] = {}
+    for number in range(read_metadata(folder)["shards"]):
+        file = shard_file(folder, number)
+        if not file.is_file():
+            raise ValueError(f"{file}: this file of a sharded checkpoint is missing; use another copy, or train again")
+        with safe_open(file, framework="pt") as stream:
+            names = stream.keys()
+            weights |= {name: stream.get_tensor(name) for name in names if select(name)}
+    return weights
 
 
 def read_metadata(folder: str | Path) -> dict[str, Any]:
-    """A checkpoint's schema, backbone, whether adapters are merged, and hash of the weights (None in old files).
+    """A checkpoint's schema, backbone, whether adapters are merged, hash of the weights (None in old files), files.
 
     Raises: ValueError when there is no checkpoint, it is damaged, or its schema is unknown.
     """
@@ -78,6 +118,7 @@ def read_metadata(folder: str | Path) -> dict[str, Any]:
         "backbone": json.loads(metadata["backbone"]),
         "merged": metadata.get("merged") == "true",
         "sha256": metadata.get("sha256"),
+        "shards": int(metadata.get("shards", 1)),
     }
 
 
@@ -89,9 +130,7 @@ def weights_hash(folder: str | Path) -> str:
     stored = read_metadata(folder)["sha256"]
     if stored is not None:
         return stored
-    with safe_open(Path(folder) / WEIGHTS, framework="pt") as stream:
-        names = stream.keys()
-        return hash_tensors({name: stream.get_tensor(name) for name in names})
+    return hash_tensors(read_weights(folder))
 
 
 def backbone_difference(folder: str | Path, stored: dict[str, str], fingerprint: dict[str, str]) -> list[str]:
@@ -120,9 +159,7 @@ def load_trained(
     metadata = read_metadata(folder)
     for message in backbone_difference(folder, metadata["backbone"], fingerprint):
         raise ValueError(message)
-    with safe_open(Path(folder) / WEIGHTS, framework="pt") as stream:
-        names = stream.keys()
-        stored = {name: stream.get_tensor(name) for name in names}
+    stored = read_weights(folder)
     if metadata["sha256"] not in (None, hash_tensors(stored)):
         raise ValueError(
             f"{Path(folder) / WEIGHTS}: damaged checkpoint (the values differ from the stored hash); "
@@ -142,7 +179,7 @@ def load_trained(
         raise ValueError(f"{folder}: weights do not fit the configured reader:\n  " + "\n  ".join(difference))
     with torch.no_grad():
         for name, tensor in stored.items():
-            own[name].copy_(tensor)
+            assign_weight(own[name], tensor)
     return missing
 
 
@@ -166,9 +203,9 @@ def _difference(
         lines.append(f"missing: {name}" + (f" (nearest in the file: {near[0]})" if near else ""))
     lines += [f"unknown: {name}" for name in sorted(stored.keys() - known.keys())]
     lines += [
-        f"shape of {name}: {tuple(stored[name].shape)} in the file, {tuple(known[name].shape)} in the reader"
+        f"shape of {name}: {tuple(stored[name].shape)} in the file, {tuple(full_shape(known[name]))} in the reader"
         for name in sorted(known.keys() & stored.keys())
-        if known[name].shape != stored[name].shape
+        if full_shape(known[name]) != stored[name].shape
     ]
     return lines[:most] + ([f"and {len(lines) - most} more"] if len(lines) > most else [])
 
@@ -234,6 +271,7 @@ def checkpoints(folder: str | Path) -> list[Path]:
         if (match := re.fullmatch(r"checkpoint-(\d+)", path.name))
         and (path / WEIGHTS).is_file()
         and (path / "trainer_state.json").is_file()
+        and ((path / OPTIMIZER_SHARDS / ".metadata").is_file() or not (path / OPTIMIZER_SHARDS).is_dir())
     ]
     return [path for _, path in sorted(found)]
 

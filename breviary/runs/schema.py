@@ -63,8 +63,8 @@ def _from_2(cfg: DictConfig) -> None:
             cfg[section] = rename_targets(OmegaConf.to_container(cfg[section]), MOVED)
 
 
-# Keys added without a new schema, {section: {key: value}}: with that value a configuration means what it meant without
-# the key, and has the same hash. `...` = any value: the key acts through another one, which is hashed.
+# Keys added without a new schema, {section: {key or key.key: value}}: with that value a configuration means what it
+# meant without the key, and has the same hash. `...` = any value: the key acts through another one, which is hashed.
 ADDED: dict[str, dict[str, Any]] = {
     "backbone": {"compile": False},
     # relevance: RAM and COMI had the cosine alone, reading by attention (None) its own; so had skim and gate one value.
@@ -75,23 +75,28 @@ ADDED: dict[str, dict[str, Any]] = {
         **dict.fromkeys(("max_new_tokens", "stop", "instruction", "template", "chat", "truncation", "metrics"), ...),
         "passage_format": "numbered",
     },
+    "engine": {"fsdp": None, "deepspeed.communication_data_type": None},
     "objective": {"continuation_above": 0, "teacher": None},
-    # epochs and global_batch act through steps and accumulation; save_every and tracker change no result.
-    "train": {"epochs": ..., "global_batch": ..., "save_every": ..., "tracker": ..., "pack_tokens": None},
+    # epochs and global_batch act through steps and accumulation; save_every, tracker and check_memory change no result.
+    "train": {"epochs": ..., "global_batch": ..., "save_every": ..., "tracker": ..., "pack_tokens": None, "check_memory": ...},
 }
 
 
 def without_added(plain: Mapping[str, Any]) -> dict[str, Any]:
     """A configuration as plain values without the keys of ADDED that change nothing."""
     return {
-        section: {
-            key: value
-            for key, value in values.items()
-            if key not in ADDED[section] or not _is_former(ADDED[section][key], value)
-        }
-        if section in ADDED and isinstance(values, Mapping)
-        else values
+        section: _without(values, ADDED[section]) if section in ADDED and isinstance(values, Mapping) else values
         for section, values in plain.items()
+    }
+
+
+def _without(values: Mapping[str, Any], added: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """`values` without those of `added`, whose keys may lie deeper: a.b."""
+    inner = {key.rpartition(".")[0] for key in added}
+    return {
+        key: _without(value, added, f"{prefix}{key}.") if f"{prefix}{key}" in inner and value else value
+        for key, value in values.items()
+        if f"{prefix}{key}" not in added or not _is_former(added[f"{prefix}{key}"], value)
     }
 
 

@@ -164,12 +164,13 @@ def strip_launcher_arguments() -> None:
     sys.argv[:] = remaining
 
 
-def start_process_group(device: torch.device, timeout: float | None = None) -> None:
+def start_process_group(device: torch.device, timeout: float | None = None, always: bool = False) -> None:
     """Joins the process group that torchrun or deepspeed declares in the environment, if any.
 
     timeout  seconds; collectives fail after twice as long. None = the backend's default
+    always   also a group of one process, which the environment declares as well
     """
-    if int(os.environ.get("WORLD_SIZE", 1)) > 1 and not dist.is_initialized():
+    if (always or int(os.environ.get("WORLD_SIZE", 1)) > 1) and not dist.is_initialized():
         if device.type == "cuda":
             torch.cuda.set_device(device)  # NCCL sends objects from the current device
         limit = timedelta(seconds=2 * timeout) if timeout else None

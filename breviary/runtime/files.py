@@ -19,9 +19,14 @@ def hash_tensors(tensors: dict[str, Tensor]) -> str:
     """sha256 over names, dtypes, shapes and values; independent of the order of `tensors`."""
     digest = hashlib.sha256()
     for name, tensor in sorted(tensors.items()):
-        digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)} ".encode())
-        digest.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy())
+        update_hash(digest, name, tensor)
     return digest.hexdigest()
+
+
+def update_hash(digest: Any, name: str, tensor: Tensor) -> None:
+    """Adds one tensor to the digest of `hash_tensors`; tensors come in the order of their names."""
+    digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)} ".encode())
+    digest.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy())
 
 
 def write_text(path: str | Path, text: str) -> None:

@@ -1,4 +1,4 @@
-"""Engines: DeepSpeed's requirements and weights, and the Trainer's arguments from our configuration."""
+"""Engines: DeepSpeed's requirements, and the Trainer's arguments from our configuration."""
 
 from __future__ import annotations
 
@@ -10,42 +10,39 @@ from pathlib import Path
 
 import torch
 from omegaconf import DictConfig, OmegaConf
+from torch.distributed.fsdp import FSDPModule
 from transformers import TrainingArguments
 
-from breviary.config.checks import OPTIMIZERS, SCHEDULES
+from breviary.backbones.sharding import gathered
+from breviary.config.checks import SCHEDULES, optimizer_name
+from breviary.training.fsdp import gathered_root
 from breviary.training.log import PROJECT, keep_trackio_local, tracker_of
 
 
-def full_weight(parameter: torch.nn.Parameter) -> torch.Tensor:
-    """The full value of a parameter: under ZeRO, the gathered float32 master. Called by all ranks."""
-    if not (hasattr(parameter, "ds_id") or hasattr(parameter, "_hp_mapping")):
-        return parameter.detach()
-    from deepspeed.utils import safe_get_full_fp32_param
-
-    return safe_get_full_fp32_param(parameter)
-
-
 def gathered_parameters(reader: torch.nn.Module) -> contextlib.AbstractContextManager:
-    """Context manager: a reader can be used outside the DeepSpeed engine under ZeRO-3. Entered and left by all ranks.
+    """Context manager: a reader can be used outside the engine under ZeRO-3 and FSDP. Entered and left by all ranks.
 
-    ZeRO-3 gathers weights when the module that owns them is called. This gathers the weights of modules that are never
+    They gather weights when the module that owns them is called. This gathers the weights of modules that are never
     called (scalars, or learned tokens that a method uses directly).
     """
-    from deepspeed.runtime.zero import GatheredParameters
-
+    if isinstance(reader, FSDPModule):
+        return gathered_root(reader)
     uncalled = [m for m in reader.modules() if m is reader or type(m).forward is torch.nn.Module.forward]
-    return GatheredParameters([p for module in uncalled for p in module.parameters(recurse=False)])
+    return gathered([p for module in uncalled for p in module.parameters(recurse=False)])
 
 
-def prepare_deepspeed(device: torch.device) -> None:
-    """Prepares the first use of DeepSpeed: sets the variables of a process group, and avoids compilation on the CPU."""
-    if (
-        "RANK" not in os.environ
-    ):  # plain `python train.py engine=zero2`: one process, for which DeepSpeed would search MPI
+def declare_process() -> None:
+    """Sets the variables of a process group of one where no launcher has set them: python train.py engine=fsdp."""
+    if "RANK" not in os.environ:
         with socket.socket() as probe:
             probe.bind(("127.0.0.1", 0))
             port = probe.getsockname()[1]
         os.environ.update(RANK="0", WORLD_SIZE="1", LOCAL_RANK="0", MASTER_ADDR="127.0.0.1", MASTER_PORT=str(port))
+
+
+def prepare_deepspeed(device: torch.device) -> None:
+    """Prepares the first use of DeepSpeed: sets the variables of a process group, and avoids compilation on the CPU."""
+    declare_process()  # for one process DeepSpeed would search MPI
     # DeepSpeed uses deprecated names of collectives, about which torch warns at every step.
     warnings.filterwarnings("ignore", r"`torch.distributed.\w+_tensor` is deprecated", FutureWarning)
     if device.type == "cpu":
@@ -78,7 +75,7 @@ def training_arguments(
         max_steps=t.steps,
         per_device_train_batch_size=t.batch_size,
         gradient_accumulation_steps=t.accumulation,
-        optim=OPTIMIZERS[t.optimizer],
+        optim=optimizer_name(t.optimizer, cfg.engine.kind, device),
         learning_rate=t.learning_rate,
         lr_scheduler_type=SCHEDULES[t.schedule],
         warmup_steps=round(t.warmup * t.steps),

@@ -7,10 +7,12 @@ import signal
 from pathlib import Path
 from typing import Any, NoReturn
 
-from omegaconf import DictConfig
+import torch
+from omegaconf import DictConfig, OmegaConf
 
 from breviary.backbones.attention import check_training_attention
-from breviary.backbones.pretrained import Backbone
+from breviary.backbones.pretrained import DTYPES, Backbone
+from breviary.backbones.sharding import full_size, partitioned_loading
 from breviary.config.answer_limits import answer_notes
 from breviary.config.budget_notes import budget_notes
 from breviary.config.build import ReaderSpec, build_backbone, build_reader
@@ -36,12 +38,14 @@ from breviary.runs.sweeps import announce_job, current_sweep, list_run
 from breviary.runtime.device import resolve_device
 from breviary.runtime.distributed import end_process_group, print_rank0, rank, start_process_group, world_size
 from breviary.runtime.spelling import override
-from breviary.training.engines import prepare_deepspeed, training_arguments
+from breviary.training.engines import declare_process, prepare_deepspeed, training_arguments
+from breviary.training.fsdp import shard_reader
 from breviary.training.interruption import Interruption, TrainingInterrupted, resume_command
 from breviary.training.log import RunLog, tracked_run, tracker_of
 from breviary.training.notes import batch_notes, overlap_notes
 from breviary.training.packing import Packing, pack_notes
 from breviary.training.pipeline import PipelineGroup, describe_pipelines, init_pipeline_group
+from breviary.training.saving import describe_checkpoint
 from breviary.training.step_end import StepEnd
 from breviary.training.teacher import load_teacher, teacher_problems
 from breviary.training.trainer import ReaderTrainer, Validation
@@ -128,7 +132,9 @@ class TrainingSession:
         device, engine = resolve_device(self.backbone.device), self.cfg.engine
         if engine.kind == "zero":
             prepare_deepspeed(device)
-        start_process_group(device, engine.timeout)
+        elif engine.kind == "fsdp":
+            declare_process()
+        start_process_group(device, engine.timeout, always=engine.kind == "fsdp")
         sweep, inputs = current_sweep(), self.inputs()
         if sweep is not None:
             announce_job(sweep)
@@ -183,12 +189,15 @@ class TrainingSession:
         if self.validates:
             generation = Generation(**cfg.generation)
             validation = Validation(self.splits["validation"], self.text.scores, generation, cfg.eval_batch_size)
-        trained = sum(p.numel() for p in reader.parameters() if p.requires_grad)
-        total = sum(p.numel() for p in reader.parameters())
+        trained = sum(full_size(p) for p in reader.parameters() if p.requires_grad)
+        total = sum(full_size(p) for p in reader.parameters())
         print_rank0(
             f"{cfg.reader} on {self.backbone.fingerprint['name']}: {trained / 1e6:.2f} M trained of "
             f"{total / 1e6:.1f} M weights, {device}, {world_size()} process(es)"
         )
+        is_fsdp, most = cfg.engine.kind == "fsdp", 2 if self.validates else 1
+        is_sharded = is_fsdp or cfg.engine.kind == "zero"
+        print_rank0(describe_checkpoint(reader, cfg.train.optimizer, is_sharded, most, is_fsdp))
         half_deepspeed = cfg.engine.kind == "zero" and self.backbone.dtype == "bfloat16"
         return ReaderTrainer(
             reader,
@@ -205,11 +214,20 @@ class TrainingSession:
         )
 
     def build_reader(self) -> Any:
-        """The reader, with the weights of `init_from`, and a distillation's teacher beside them."""
-        reader = build_reader(self.cfg, self.backbone, self.backbone.tokenizer())
-        if self.cfg.init_from:
+        """The reader, with the weights of `init_from`, and a distillation's teacher beside them.
+
+        ZeRO-3 loads pretrained weights in shards. FSDP loads them into the host's memory and moves shards to the GPU.
+        """
+        cfg, engine, device = self.cfg, self.cfg.engine, resolve_device(self.backbone.device)
+        deepspeed = OmegaConf.to_container(engine.deepspeed, resolve=True) if engine.deepspeed else None
+        host = torch.device("cpu") if engine.kind == "fsdp" else None
+        with partitioned_loading(deepspeed):
+            reader = build_reader(cfg, self.backbone, self.backbone.tokenizer(), host)
+        if cfg.init_from:
             self._initialise(reader)
-        load_teacher(self.cfg, reader)
+        load_teacher(cfg, reader)
+        if engine.kind == "fsdp":
+            shard_reader(reader, engine.fsdp, DTYPES[self.backbone.dtype], device)
         return reader
 
     def _initialise(self, reader: Reader) -> None:

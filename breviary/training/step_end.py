@@ -29,6 +29,9 @@ class StepValues(Protocol):
     def step_values(self) -> torch.Tensor:
         """Loss of each micro-batch and the gradient norm, (N,)."""
 
+    def finish_saving(self, wait: bool = True) -> None:
+        """See ReaderTrainer."""
+
 
 class StepEnd(TrainerCallback):
     """Callback of the Trainer, which decides the same on every rank.
@@ -57,6 +60,10 @@ class StepEnd(TrainerCallback):
     def on_save(self, args: TrainingArguments, state: Any, control: Any, **kwargs: Any) -> None:
         """Starts the clock anew."""
         self.saved = time.monotonic()
+
+    def on_train_end(self, args: TrainingArguments, state: Any, control: Any, **kwargs: Any) -> None:
+        """Waits for a checkpoint that is still being written."""
+        self.trainer.finish_saving()
 
     def on_step_end(self, args: TrainingArguments, state: Any, control: Any, **kwargs: Any) -> None:
         """Sets what the Trainer does next: save, stop. Comes after the Trainer's own callback, which sets intervals."""

@@ -5,12 +5,11 @@ from __future__ import annotations
 from typing import Any
 
 from omegaconf import DictConfig
-from safetensors import safe_open
 
 from breviary.backbones.trainable import add_teacher
 from breviary.config.errors import collect_errors
 from breviary.contract import Reader
-from breviary.runs.checkpoints import WEIGHTS, best_checkpoint, check_checkpoint
+from breviary.runs.checkpoints import best_checkpoint, check_checkpoint, read_weights
 from breviary.runs.folders import load_config
 
 KEY = "objective.teacher"
@@ -34,9 +33,7 @@ def load_teacher(cfg: DictConfig, reader: Reader) -> None:
     run = cfg.objective.get("teacher")
     if not run:
         return
-    with safe_open(best_checkpoint(run) / WEIGHTS, framework="pt") as stream:
-        stored = stream.keys()
-        names = [name for name in stored if name.startswith(f"{PREFIX}layers.") and ".lora_" in name]
-        weights = {name.removeprefix(PREFIX): stream.get_tensor(name) for name in names}
+    stored = read_weights(best_checkpoint(run), lambda name: name.startswith(f"{PREFIX}layers.") and ".lora_" in name)
+    weights = {name.removeprefix(PREFIX): tensor for name, tensor in stored.items()}
     decoder = load_config(run).decoder
     add_teacher(reader.decoder, weights, decoder.lora_rank, decoder.lora_alpha)

@@ -14,7 +14,6 @@ Differences from the plain Trainer:
 from __future__ import annotations
 
 import contextlib
-import functools
 import itertools
 import math
 from collections.abc import Callable, Iterator
@@ -23,23 +22,26 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch.distributed.fsdp import FSDPModule
+from torch.distributed.tensor import DTensor
 from torch.utils.data import Sampler
 from transformers import PrinterCallback, ProgressCallback, Trainer, TrainingArguments
-from transformers.trainer import TRAINER_STATE_NAME
-from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
+from transformers.trainer import SCHEDULER_NAME, TRAINER_STATE_NAME
+from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR, rotate_checkpoints
 
-from breviary.backbones.trainable import learned_parameters
 from breviary.contract import Batch, Generation, Reader
 from breviary.evaluation.loop import evaluate
 from breviary.evaluation.results import summarise
 from breviary.readers.chunked import ChunkedReader
-from breviary.runs.checkpoints import load_trained, save_trained, write_processes
+from breviary.runs.checkpoints import load_trained, write_processes
 from breviary.runtime.distributed import gather_rows, rank, sum_over_ranks, world_size
 from breviary.runtime.files import write_json
-from breviary.training.engines import full_weight, gathered_parameters
+from breviary.training.engines import gathered_parameters
+from breviary.training.fsdp import OptimizerShards
 from breviary.training.log import PARTIAL_ROW, RunLog
 from breviary.training.packing import PackedItems, Packing, PackSampler, collate_packs
 from breviary.training.sampling import RepeatBatches, StepSampler
+from breviary.training.saving import check_optimizer_state, save_learned, store_weights_once
 from breviary.training.step_end import StepEnd
 
 
@@ -88,6 +90,7 @@ class ReaderTrainer(Trainer):
         self.reader, self.validation, self.fingerprint, self.grouped = reader, validation, fingerprint, grouped
         self.ranks, self.run_log, self.step_end = ranks, log, step_end or StepEnd()
         self.packing = packing
+        self.shards = OptimizerShards(reader) if isinstance(reader, FSDPModule) else None
         super().__init__(
             model=reader,
             args=args,
@@ -166,6 +169,7 @@ class ReaderTrainer(Trainer):
 
     def get_batch_samples(self, epoch_iterator: Iterator, num_batches: int, device: torch.device) -> tuple[list, Any]:
         """The micro-batches of one optimizer step, and each loss term's count over all of them on all ranks."""
+        self.finish_saving(wait=False)
         if self.control.should_training_stop:  # by the validation before the first step
             return [], {}
         self.reader.begin_step(self.state.global_step, self.args.seed)
@@ -201,7 +205,8 @@ class ReaderTrainer(Trainer):
         self.step_statistics[name] = self.step_statistics.get(name, 0) + value.detach()
 
     def _get_grad_norm(self, model: torch.nn.Module, grad_norm: Any = None) -> Any:
-        self.gradient_norm = super()._get_grad_norm(model, grad_norm)
+        norm = super()._get_grad_norm(model, grad_norm)
+        self.gradient_norm = norm.full_tensor() if isinstance(norm, DTensor) else norm
         return self.gradient_norm
 
     def step_values(self) -> torch.Tensor:
@@ -221,8 +226,9 @@ class ReaderTrainer(Trainer):
         v = self.validation
         assert v is not None, "evaluate() without validation examples"
         zero3 = self.is_deepspeed_enabled and self.accelerator.deepspeed_config["zero_optimization"]["stage"] == 3
+        gathers = zero3 or self.shards is not None  # weights, when a module is called: ranks make equal calls
         rows: list[dict[str, Any]] = []
-        with gathered_parameters(self.reader) if zero3 else contextlib.nullcontext():
+        with gathered_parameters(self.reader) if gathers else contextlib.nullcontext():
             for batch in evaluate(
                 self.reader,
                 v.items,
@@ -232,12 +238,12 @@ class ReaderTrainer(Trainer):
                 v.batch_size,
                 rank=rank(),
                 world_size=world_size(),
-                equal_calls=zero3,
+                equal_calls=gathers,
             ):
                 rows += batch
-                if self.step_end.interruption.received and not zero3:  # ZeRO-3 needs all calls of every rank
+                if self.step_end.interruption.received and not gathers:
                     break
-        if not zero3 and self.step_end.stop_validation(self.control):
+        if not gathers and self.step_end.stop_validation(self.control):
             return {}
         rows = gather_rows(rows)
         failed = [row["id"] for row in rows if not math.isfinite(row["nll"])]
@@ -272,8 +278,44 @@ class ReaderTrainer(Trainer):
         if self.last_saved_step == self.state.global_step:
             self._update_checkpoint()
             return
+        most = self.args.save_total_limit
+        if self.shards is not None:  # the last complete checkpoint stays until this one is: see finish_saving
+            self.finish_saving()
+            self.args.save_total_limit = None
         super()._save_checkpoint(model, trial)
+        self.args.save_total_limit = most
         self.last_saved_step = self.state.global_step
+
+    def finish_saving(self, wait: bool = True) -> None:
+        """Deletes old checkpoints once the newest is complete, which FSDP writes while the training goes on.
+
+        wait  until it is; False = only where it is already
+        """
+        if self.shards is None or self.shards.pending is None or not (wait or self.shards.is_written):
+            return
+        self.shards.finish()
+        if self.args.should_save:
+            best, most = self.state.best_model_checkpoint, self.args.save_total_limit
+            rotate_checkpoints(
+                output_dir=self.args.output_dir, save_total_limit=most, best_model_checkpoint=best, use_mtime=True
+            )
+
+    def _save_optimizer_and_scheduler(self, output_dir: str) -> None:
+        if self.shards is None:
+            return super()._save_optimizer_and_scheduler(output_dir)
+        self.shards.start(output_dir, self.optimizer.optimizer)
+        if self.args.should_save:
+            torch.save(self.lr_scheduler.state_dict(), Path(output_dir) / SCHEDULER_NAME)
+
+    def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
+        if self.shards is None or checkpoint is None:
+            return super()._load_optimizer_and_scheduler(checkpoint)
+        self.shards.load(checkpoint, self.optimizer.optimizer)
+        self.lr_scheduler.load_state_dict(torch.load(Path(checkpoint) / SCHEDULER_NAME, weights_only=True))
+
+    def _move_model_to_device(self, model: Any, device: torch.device) -> None:
+        if self.shards is None:  # else its weights are where FSDP computes or offloads them
+            super()._move_model_to_device(model, device)
 
     def _update_checkpoint(self) -> None:
         """Stores the state after a validation, with the best step so far, in the step's checkpoint."""
@@ -295,16 +337,11 @@ class ReaderTrainer(Trainer):
         return self.validation is not None and is_due and not validated
 
     def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
-        """Writes the trained weights in float32 on rank 0. Called by every rank, because ZeRO gathers them."""
-        state = {}
-        for name, parameter in learned_parameters(self.reader).items():
-            weight = full_weight(parameter)
-            if self.args.should_save:
-                state[name] = weight.cpu()
+        """Writes the learned weights (`save_learned`) and the checkpoint's small files. Called by every rank."""
+        folder = output_dir or self.args.output_dir
+        save_learned(folder, self.reader, self.fingerprint, self.is_deepspeed_enabled or self.shards is not None)
         partial = self.run_log.partial_row()
         if self.args.should_save:
-            folder = output_dir or self.args.output_dir
-            save_trained(folder, self.reader, self.fingerprint, state)
             write_processes(folder, self.args.world_size, self.examples_per_step)
             write_json(Path(folder) / PARTIAL_ROW, partial)
 
@@ -312,31 +349,19 @@ class ReaderTrainer(Trainer):
         load_trained(resume_from_checkpoint, self.reader, self.fingerprint)
 
     def _prepare_for_training(self, max_steps: int, train_dataloader: Any, resume_from_checkpoint: str | None) -> Any:
-        """As in the Trainer. DeepSpeed's own checkpoints hold masters and optimizer state, without frozen weights."""
+        """As in the Trainer. DeepSpeed's own files hold optimizer state only (those of early versions masters, too)."""
         if resume_from_checkpoint:
             self.args.eval_on_start = self._repeat_validation()
             self.run_log.read_partial_row(Path(resume_from_checkpoint) / PARTIAL_ROW)
-            is_plain = (Path(resume_from_checkpoint) / "optimizer.pt").is_file()
-            if is_plain == self.is_deepspeed_enabled:
-                raise ValueError(
-                    f"resume: {resume_from_checkpoint} has no optimizer state for this engine; resume a run with the "
-                    "engine that started it (init_from loads weights only)"
-                )
-            shards = len(list(Path(resume_from_checkpoint).glob("global_step*/*_optim_states.pt")))
-            if self.is_deepspeed_enabled and shards != self.args.world_size:
-                raise ValueError(
-                    f"resume: {resume_from_checkpoint} holds its optimizer state in {shards} shards, one per process; "
-                    f"start {shards} processes, for any engine.ranks, not {self.args.world_size} "
-                    "(init_from loads weights only)"
-                )
+            kind = "zero" if self.is_deepspeed_enabled else "plain" if self.shards is None else "fsdp"
+            check_optimizer_state(resume_from_checkpoint, kind, self.args.world_size)
         if not self.is_deepspeed_enabled:
             return super()._prepare_for_training(max_steps, train_dataloader, resume_from_checkpoint)
-        if resume_from_checkpoint:
-            self._load_from_checkpoint(resume_from_checkpoint)
         prepared = super()._prepare_for_training(max_steps, train_dataloader, None)
         engine = self.model_wrapped
-        engine.save_checkpoint = functools.partial(engine.save_checkpoint, exclude_frozen_parameters=True)
+        store_weights_once(engine)
         if resume_from_checkpoint:
             engine.load_checkpoint(resume_from_checkpoint, load_module_strict=False)
+            self._load_from_checkpoint(resume_from_checkpoint)  # weights and their float32 masters
             self._load_optimizer_and_scheduler(resume_from_checkpoint)
         return prepared

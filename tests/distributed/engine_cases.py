@@ -2,19 +2,27 @@
 
 from __future__ import annotations
 
+import contextlib
 import random
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 import torch
+from deepspeed.runtime.zero import GatheredParameters
 from hydra import compose, initialize_config_dir
+from omegaconf import OmegaConf
 from transformers import TrainerCallback
 from transformers.integrations.deepspeed import unset_hf_deepspeed_config
 
+from breviary.backbones.sharding import full_size, full_weight, held_bytes, partitioned_loading
+from breviary.backbones.tiny import TinyBackbone
 from breviary.config.build import build_backbone, build_reader
 from breviary.contract import Example
-from breviary.runtime.distributed import end_process_group, rank, start_process_group
-from breviary.training.engines import full_weight, prepare_deepspeed, training_arguments
+from breviary.runtime.distributed import barrier, end_process_group, rank, start_process_group
+from breviary.training.engines import prepare_deepspeed, training_arguments
+from breviary.training.fsdp import shard_reader
 from breviary.training.log import RunLog
 from breviary.training.trainer import ReaderTrainer
 from data.collate import Collator
@@ -78,9 +86,19 @@ CASES: dict[str, list[str]] = {
     "no_context_clipped": ["compressor=no_context", "decoder.train=full", "train.max_grad_norm=1.0"],
 }
 
-# Not every case on every engine. Ranks of comet make unequal module calls, for which zero3 is rejected. zero1 differs
-# from zero2 only in when gradients are summed: unused weights, unequal calls and clipping cover that.
-TRAINED = {"zero3": [name for name in CASES if name != "comet"], "zero1": ["comi_input", "comet", "no_context_clipped"]}
+# Not every case on every engine. Ranks of comet make unequal module calls, for which zero3 and fsdp are rejected. zero1
+# differs from zero2 only in when gradients are summed: unused weights, unequal calls and clipping cover that. fsdp
+# shards single maps: unused weights, maps that two stacks share, a tied head.
+EQUAL_CALLS = [name for name in CASES if name != "comet"]
+TRAINED = {
+    "zero3": EQUAL_CALLS,
+    "zero1": ["comi_input", "comet", "no_context_clipped"],
+    "fsdp": ["comi_input", "icae", "no_context_clipped"],
+}
+
+
+# Cases of an engine that train with its form for large models: optimizer, and with zero3 weights, in the CPU's memory.
+OFFLOADED = {("zero2", "no_context_clipped"): "zero2_offload", ("zero3", "no_context_clipped"): "zero3_offload"}
 
 
 def cases_of(engine: str) -> list[str]:
@@ -148,7 +166,7 @@ class Recorder(ReaderTrainer):
         for name, parameter in self.reader.named_parameters():
             if parameter.requires_grad:
                 gradient = safe_get_full_grad(parameter) if self.is_deepspeed_enabled else parameter.grad
-                gradients[name] = gradient.detach().clone()
+                gradients[name] = full_weight(gradient).clone()
         self.gradients.append(gradients)
 
 
@@ -165,17 +183,45 @@ class RecordGradients(TrainerCallback):
 
 def train_cases(engine: str, world: int, folder: Path) -> None:
     """Trains every case with this engine; rank 0 writes {case: losses, gradient norms, gradients, weights}."""
+    mock.patch("breviary.backbones.head.LOGITS", 5 * 512).start()  # losses in chunks of five rows
     device = torch.device("cpu")
     if engine.startswith("zero"):
         prepare_deepspeed(device)
     start_process_group(device)
-    results = {}
+    results, home = {}, folder / f"{engine}{world}"
+    common = COMMON
+    if engine == "zero3":
+        common = [*saved_backbone(home), *(word for word in COMMON if not word.startswith("backbone"))]
     for name in cases_of(engine):
-        results[name] = train_case(engine, world, [*COMMON, *CASES[name]], folder / f"{engine}{world}" / name)
+        choice = OFFLOADED.get((engine, name), engine)
+        results[name] = train_case(choice, world, [*common, *CASES[name]], home / name)
         unset_hf_deepspeed_config()  # a remaining ZeRO-3 configuration would shard the next case's weights
     if rank() == 0:
         torch.save(results, folder / f"{engine}{world}.pt")
     end_process_group()
+
+
+def saved_backbone(home: Path) -> list[str]:
+    """Overrides for the tiny backbone in a folder: pretrained weights, which ZeRO-3 partitions while it loads them."""
+    tiny = TinyBackbone(layers=2)
+    if rank() == 0:
+        tiny.load().save_pretrained(home / "backbone")
+        tiny.tokenizer().save_pretrained(home / "backbone")
+    barrier()
+    return ["backbone=smollm2_135m", f"backbone.path={home / 'backbone'}", "backbone.dtype=float32"]
+
+
+@contextlib.contextmanager
+def gathered_sizes() -> Iterator[list[int]]:
+    """Yields a list that receives the number of elements of each set of weights that is whole at the same time."""
+    enter, sizes = GatheredParameters.__enter__, []
+
+    def counting(self: Any) -> Any:
+        sizes.append(sum(parameter.ds_numel for parameter in getattr(self, "params", [])))
+        return enter(self)
+
+    with mock.patch.object(GatheredParameters, "__enter__", counting):
+        yield sizes
 
 
 def train_case(engine: str, world: int, overrides: list[str], folder: Path) -> dict[str, Any]:
@@ -187,14 +233,25 @@ def train_case(engine: str, world: int, overrides: list[str], folder: Path) -> d
         f"train.batch_size={batch}",
         f"train.accumulation={EXAMPLES_PER_STEP // batch // world}",
     ]
-    if engine == "zero3":
+    if engine.startswith("zero3"):
         overrides.append("engine.deepspeed.zero_optimization.stage3_param_persistence_threshold=0")
     with initialize_config_dir(str(ROOT / "configs"), version_base="1.3"):
         cfg = compose("train", overrides)
     folder.mkdir(parents=True, exist_ok=True)
     backbone = build_backbone(cfg)
     tokenizer = backbone.tokenizer()
-    reader = build_reader(cfg, backbone, tokenizer)
+    deepspeed = OmegaConf.to_container(cfg.engine.deepspeed) if cfg.engine.deepspeed else None
+    with partitioned_loading(deepspeed), gathered_sizes() as sizes:
+        reader = build_reader(cfg, backbone, tokenizer)
+    loaded = {
+        "held": held_bytes(reader.decoder.layers) / 4,
+        "of": sum(map(full_size, reader.decoder.layers.parameters())),
+        "new": sum(full_size(p) for name, p in reader.decoder.layers.named_parameters() if "lora_" in name),
+        "gathered": max(sizes, default=0),
+        "largest": max(map(full_size, reader.parameters())),
+    }
+    if engine == "fsdp":
+        shard_reader(reader, {**cfg.engine.fsdp, "smallest": 1000}, torch.float32, torch.device("cpu"))
     arguments = training_arguments(cfg, folder, False, torch.device("cpu"), validate=False)
     arguments.save_strategy = "no"
     trainer = Recorder(
@@ -204,6 +261,7 @@ def train_case(engine: str, world: int, overrides: list[str], folder: Path) -> d
     trainer.train()
     logs = [row for row in trainer.state.log_history if "loss" in row]
     return {
+        "loaded": loaded,
         "losses": [row["loss"] for row in logs],
         "norms": [row.get("grad_norm") for row in logs],
         "gradients": trainer.gradients,

@@ -1,4 +1,4 @@
-"""Two processes have the losses, gradients and weights of one, for DDP and every ZeRO stage.
+"""Two processes have the losses, gradients and weights of one, for DDP, every ZeRO stage and FSDP.
 
 One process has each step's four examples as one batch; two processes have two micro-batches of one example each.
 float32, no dropout, SGD. The relative difference of a parameter is norm(a - b) / norm(b); its bound of 1e-5 is about a
@@ -11,7 +11,7 @@ import pytest
 import torch
 from engine_cases import CASES, STEPS, cases_of, train_cases
 
-ENGINES = ("ddp", "zero1", "zero2", "zero3")
+ENGINES = ("ddp", "zero1", "zero2", "zero3", "fsdp")
 TOLERANCE = 1e-5
 
 
@@ -62,6 +62,16 @@ def test_two_processes_equal_one(trained, engine, case):
         value < TOLERANCE
         for value in (differences["losses"], differences["weights"][0], *differences.get("gradients", ())[:1])
     )
+
+
+@pytest.mark.parametrize("case", cases_of("zero3"))
+def test_zero_3_loads_in_shards(trained, case):
+    """Each rank holds half of the pretrained weights, and no more than the largest one is whole at a time."""
+    loaded, whole = trained("zero3")[case]["loaded"], trained("single")[case]["loaded"]
+    print(case, loaded, whole)  # visible with pytest -rP
+    assert loaded["of"] == whole["of"] == whole["held"]
+    assert loaded["held"] < 0.55 * loaded["of"] + loaded["new"]
+    assert 0 < loaded["gathered"] <= loaded["largest"]
 
 
 @pytest.mark.parametrize("case", CASES)

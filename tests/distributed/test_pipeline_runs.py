@@ -10,7 +10,8 @@ import shutil
 
 import pytest
 from processes import run_script
-from safetensors.torch import load_file
+
+from breviary.runs.checkpoints import read_weights
 
 STEPS = 3
 TRAIN = [
@@ -110,7 +111,7 @@ def rows_of(folder):
 
 
 def weights_of(folder, step=STEPS):
-    return load_file(folder / "checkpoints" / f"checkpoint-{step}" / "trained.safetensors")
+    return read_weights(folder / "checkpoints" / f"checkpoint-{step}")
 
 
 def assert_same(actual, expected, tolerance=1e-5):
@@ -161,14 +162,6 @@ def test_a_pipeline_resumes_with_other_ranks_of_the_same_processes(runs):
     assert_same(rows_of(resumed), rows_of(whole))
 
 
-def test_a_pipeline_does_not_resume_on_one_process(runs):
-    """Unit tests have the other engines and numbers."""
-    whole = runs.train("adam", 2, *PIPELINE, *ADAM)
-    expected = r"is of 2 process\(es\) and 4 examples per optimizer step, but here are 1 process\(es\) and 4 examples"
-    with pytest.raises(AssertionError, match=expected):
-        runs.resumed("adam_on_one", whole, None, *ADAM, "engine=single")
-
-
 def test_zero_2_resumes_without_a_pipeline(runs):
     """Its checkpoints are sharded over the world, independent of the pipelines."""
     whole = runs.train("zero2_adam", 2, *ZERO2, *ADAM)
@@ -178,14 +171,13 @@ def test_zero_2_resumes_without_a_pipeline(runs):
 
 
 def test_resuming_zero_with_another_world_size_is_rejected(runs):
-    """DeepSpeed does not reshard its checkpoints. The error is raised before any weight is loaded.
+    """DeepSpeed does not reshard its checkpoints.
 
-    Checkpoints of early versions do not state their processes; those of DeepSpeed have a shard of each.
+    Checkpoints of early versions do not state their processes; those of DeepSpeed have a shard of each. For others see
+    test_runs and the unit tests.
     """
     world, overrides = ENGINES["zero1"]
     whole, alone = runs.train("zero1", world, *overrides), ["engine=zero1", "train.steps=9", *NOT_VALIDATED]
-    with pytest.raises(AssertionError, match=r"is of 2 process\(es\) and 4 examples .* here are 1 process\(es\) and 4"):
-        runs.resumed("zero1_alone", whole, None, *alone)
     early = runs.home / "early"
     shutil.copytree(whole, early)
     for file in early.glob("checkpoints/*/processes.json"):

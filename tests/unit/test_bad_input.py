@@ -211,7 +211,7 @@ def test_more_processes_than_examples(refused, monkeypatch, tmp_path):
     assert refused(evaluation, "compressor=full_context", "examples=2") == [
         "3 processes for 2 examples: start at most 2, or raise examples"
     ]
-    assert refused(training, *SMALL) == ["engine=single with 3 processes: use engine=ddp, zero1, zero2 or zero3"]
+    assert refused(training, *SMALL) == ["engine=single with 3 processes: use engine=ddp, zero1, zero2, zero3 or fsdp"]
 
 
 # ------------------------------------------------------------------ backbones and checkpoints

@@ -52,7 +52,7 @@ NAMES = {
     "decoder.lora_alpha": "alpha_lora",
     "decoder.lora_targets": "target_modules lora_target_modules",
     "objective": "loss",
-    "engine": "strategy deepspeed zero distributed",
+    "engine": "strategy deepspeed zero distributed fsdp fsdp2",
     "experiment": "exp config recipe preset",
     "examples": "limit num_examples n_examples max_examples max_samples num_samples",
     "run": "run_dir run_folder run_path ckpt_path model_dir",
