@@ -13,7 +13,8 @@ from transformers import AutoConfig
 class BackboneShape:
     """Sizes of a backbone.
 
-    layers L, width D, inner width of the MLP, heads and kv_heads of width `head`, vocabulary size; tied embeddings
+    layers L, width D, inner width of the MLP, heads and kv_heads of width `head`, vocabulary size; tied embeddings;
+    qk_norm: queries and keys have norms of their own (Qwen3)
     """
 
     layers: int
@@ -24,6 +25,7 @@ class BackboneShape:
     head: int
     vocabulary: int
     tied: bool
+    qk_norm: bool = False
 
     @classmethod
     def from_config(cls, config: Any) -> BackboneShape:
@@ -38,6 +40,7 @@ class BackboneShape:
             getattr(config, "head_dim", None) or config.hidden_size // heads,
             config.vocab_size,
             bool(config.tie_word_embeddings),
+            config.model_type == "qwen3",
         )
 
     @property
@@ -69,7 +72,7 @@ KNOWN_SHAPES = {
     "meta-llama/Llama-3.2-3B-Instruct": BackboneShape(28, 3072, 8192, 24, 8, 128, 128256, True),
     "Qwen/Qwen2-7B-Instruct": BackboneShape(28, 3584, 18944, 28, 4, 128, 152064, False),
     "Qwen/Qwen2.5-7B-Instruct": BackboneShape(28, 3584, 18944, 28, 4, 128, 152064, False),
-    "Qwen/Qwen3-4B-Instruct-2507": BackboneShape(36, 2560, 9728, 32, 8, 128, 151936, True),
+    "Qwen/Qwen3-4B-Instruct-2507": BackboneShape(36, 2560, 9728, 32, 8, 128, 151936, True, True),
     "smollm2_135m": BackboneShape(30, 576, 1536, 9, 3, 64, 49152, True),  # by folder, as configs/backbone names it
     "qwen25_0_5b": BackboneShape(24, 896, 4864, 14, 2, 64, 151936, True),
     "qwen25_coder_0_5b": BackboneShape(24, 896, 4864, 14, 2, 64, 151936, True),

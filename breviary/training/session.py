@@ -12,6 +12,7 @@ from omegaconf import DictConfig, OmegaConf
 
 from breviary.backbones.attention import check_training_attention
 from breviary.backbones.pretrained import DTYPES, Backbone
+from breviary.backbones.shape import BackboneShape
 from breviary.backbones.sharding import full_size, partitioned_loading
 from breviary.config.answer_limits import answer_notes
 from breviary.config.budget_notes import budget_notes
@@ -38,6 +39,7 @@ from breviary.runs.sweeps import announce_job, current_sweep, list_run
 from breviary.runtime.device import resolve_device
 from breviary.runtime.distributed import end_process_group, print_rank0, rank, start_process_group, world_size
 from breviary.runtime.spelling import override
+from breviary.training.cost.plan import RunCost, split_lengths
 from breviary.training.engines import declare_process, prepare_deepspeed, training_arguments
 from breviary.training.fsdp import shard_reader
 from breviary.training.interruption import Interruption, TrainingInterrupted, resume_command
@@ -83,6 +85,8 @@ class TrainingSession:
         derive_steps(train, len(items), self.global_batch, packs)
         readers = world_size() // self.cfg.engine.ranks  # processes with batches of their own
         raise_problems(check_process_count(self.rows, readers, "the size of the train split"))
+        self.cost = self._estimate()
+        raise_problems(self.cost.problems())
 
     @property
     def validates(self) -> bool:
@@ -124,6 +128,13 @@ class TrainingSession:
             for split, rows in examples.items()
         }
 
+    def _estimate(self) -> RunCost:
+        """Memory and FLOPs of the run on the device of this process."""
+        shape, device = BackboneShape.from_config(self.backbone.config), resolve_device(self.backbone.device)
+        collate = self.text.collator(self.backbone.tokenizer())
+        lengths = split_lengths(self.spec, self.splits["train"], collate, self.cfg.train)
+        return RunCost.of(self.cfg, shape, device, lengths, world_size())
+
     def open(self) -> tuple[Path, Path | None]:
         """Joins the process group; the run folder, and the checkpoint to resume from, or None.
 
@@ -163,6 +174,7 @@ class TrainingSession:
     def _print_data(self) -> None:
         """Prints a line about each split and the global batch, and notes about what makes the training useless."""
         cfg, train = self.cfg, self.splits["train"]
+        print_rank0(self.cost.line())
         for split, items in self.splits.items():
             lines = [items.report(), *budget_notes(items, self.spec.settings)]
             if split == "train":

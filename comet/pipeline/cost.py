@@ -12,9 +12,12 @@ from typing import Any
 
 import torch
 
+from breviary.backbones.head import loss_bytes
 from breviary.backbones.pretrained import DTYPES
 from breviary.backbones.shape import BackboneShape
 from breviary.memory.assembly import ROUND_TO
+from breviary.training.cost.layer import Training, saved_bytes, transient_bytes
+from breviary.training.cost.memory import Step
 from comet.chunking import fixed
 from comet.pipeline.messages import MessageLayout
 from comet.pipeline.schedule import chunk_owners, simulate
@@ -112,23 +115,38 @@ def recompute_bytes(chunk: ChunkShape, shape: BackboneShape, dtype: torch.dtype)
     return chunk.columns * rows + keys_values_and_mask
 
 
-def training_cost(cfg: Any, shape: BackboneShape, lengths: Any, processes: int) -> tuple[float, float]:
-    """(bytes of the GPU that holds most, FLOPs of one text), see `breviary.training.estimate.estimate_training`.
+def training_cost(cfg: Any, shape: BackboneShape, lengths: Any, processes: int) -> tuple[Step, float, float]:
+    """(Step of the rank that holds most, FLOPs of one text, new weights), as `estimate_training` expects them.
 
-    Texts of a batch are counted as rows of equal length; all weights are counted as trained.
+    Texts of a batch are counted as rows of equal length.
     """
     settings, tokens = cfg.compressor, lengths.context + lengths.question + lengths.answer
     memory = MemoryShape(
         settings.chunk_size, settings.stride, settings.global_slots, settings.queue_budget, settings.adapter_rank
     )
-    ranks, is_zero = cfg.engine.ranks, cfg.engine.kind == "zero"
-    dtype = DTYPES[cfg.backbone.dtype]
-    plan = PipelinePlan(shape, memory, tokens, ranks, processes // ranks, cfg.engine.schedule, dtype, is_zero)
-    held = plan.memory_bytes()
-    rows = held["activations"] + held["messages"] + held["state"] + held["layer"]
-    logits = lengths.answer * shape.vocabulary * (2 * FLOAT32 + dtype.itemsize)
-    total = held["total"] + (cfg.train.batch_size - 1) * rows + cfg.train.batch_size * logits
-    return total, 2 * plan.timing()["multiplications"] + 6 * lengths.answer * shape.embedding_weights
+    ranks, rows, dtype = cfg.engine.ranks, cfg.train.batch_size, DTYPES[cfg.backbone.dtype]
+    decoder = cfg.decoder
+    training = Training.of(decoder.train, decoder.lora_rank, decoder.lora_targets, decoder.lora_dropout)
+    plan = PipelinePlan(shape, memory, tokens, ranks, max(processes // ranks, 1), cfg.engine.schedule, dtype)
+    held, chunks = plan.memory_bytes(), chunk_shapes(tokens, memory)
+    saved, layer = held["activations"], held["layer"]
+    own = shape.layers * training.adapter_weights(shape) + memory.weights(shape)
+    if not cfg.train.gradient_checkpointing:
+        most = -(-len(chunks) // ranks)  # chunks of the rank that has most
+        columns = sum(sorted((chunk.columns for chunk in chunks), reverse=True)[:most])
+        saved += shape.layers * columns * (saved_bytes(shape, training, dtype.itemsize) - shape.width * dtype.itemsize)
+        layer = max(chunk.columns for chunk in chunks) * transient_bytes(shape, training, dtype.itemsize)
+    in_layers = training.share(shape) * shape.layers * shape.layer_weights + own
+    casts = in_layers * dtype.itemsize if cfg.engine.kind in ("single", "ddp") and dtype.itemsize < FLOAT32 else 0
+    supervised = min(settings.chunk_size, tokens) if settings.supervise == "text" else lengths.answer
+    logits = loss_bytes(rows * supervised, shape.vocabulary, dtype.itemsize)
+    trained = in_layers + (shape.weights - shape.layers * shape.layer_weights if training.mode == "full" else 0)
+    step = Step(
+        (rows * saved + casts,), (0,), (rows * layer,), (trained,), logits, rows * (held["messages"] + held["state"])
+    )
+    head = tokens if settings.supervise == "text" else lengths.answer
+    flops = 2 * plan.timing()["multiplications"] + 6 * head * shape.embedding_weights
+    return step, flops, memory.weights(shape)
 
 
 @dataclass(frozen=True)

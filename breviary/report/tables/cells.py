@@ -20,7 +20,8 @@ from breviary.config.keys import CONFIGS, drop_unused_keys, validate_keys
 from breviary.evaluation.facts import conditions_of, source_name, stored_training
 from breviary.evaluation.resolve import EVAL_KEYS
 from breviary.runs.folders import NOT_COMPARED, config_hash, load_config
-from breviary.training.estimate import Estimate, TextLengths, estimate_evaluation, estimate_training
+from breviary.training.cost.estimate import Estimate, estimate_evaluation, estimate_training
+from breviary.training.cost.parts import TextLengths
 
 ENTRY_POINTS = {"train.py": "train", "eval.py": "eval"}
 PROCESSES = ("--nproc_per_node", "--num_gpus")

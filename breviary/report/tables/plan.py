@@ -19,43 +19,16 @@ from breviary.report.tables.form import cell_commands, cell_name, cells_of
 from breviary.report.tables.measured import Part, part_command, row_variant, training_command
 from breviary.report.tables.run import evaluated_cells
 from breviary.runtime.spelling import setting
-from breviary.training.estimate import SUSTAINED, Estimate
+from breviary.training.cost import devices
+from breviary.training.cost.devices import DEVICES, Device
+from breviary.training.cost.estimate import Estimate
 
-
-@dataclass(frozen=True)
-class Device:
-    """A device that estimates are for.
-
-    flops      FLOP/s that it sustains in training; bandwidth  bytes/s from its memory, which bound decoding
-    memory     bytes of one device; unit  what one of several is called
-    """
-
-    title: str
-    flops: float
-    bandwidth: float
-    memory: float
-    unit: str = "GPU"
-
-
-# GPUs: 38% of the peak in bfloat16, as breviary.training.estimate has it for an A100, and the memory's bandwidth by the
-# vendor. cpu: trainings of results/ took .025 to .18 TFLOP/s a core, by the estimates of these plans.
-DEVICES = {
-    "cpu": Device("two CPU cores, 16 GB", 0.1e12, 2e10, 16e9, "machine"),
-    "rtx4090": Device("RTX 4090, 24 GB", 63e12, 1.0e12, 24e9),
-    "l40s": Device("L40S, 48 GB", 138e12, 0.86e12, 48e9),
-    "a100": Device("A100, 80 GB", SUSTAINED, 2.0e12, 80e9),
-    "h100": Device("H100, 80 GB", 375e12, 3.35e12, 80e9),
-    "h200": Device("H200, 141 GB", 375e12, 4.8e12, 141e9),
-}
 DEFAULT_DEVICES = {"small": "cpu", "paper": "a100"}
 
 
 def find_device(name: str | None, scale: str) -> Device:
     """The device of this name; None = the usual one of the scale. Raises: ValueError for an unknown name."""
-    name = name or DEFAULT_DEVICES[scale]
-    if name not in DEVICES:
-        raise ValueError(f"device={name}: allowed are {', '.join(DEVICES)}, for example device=h100")
-    return DEVICES[name]
+    return devices.find_device(name or DEFAULT_DEVICES[scale])
 
 
 def hours_on(device: Device, estimate: Estimate) -> float:
@@ -155,14 +128,12 @@ def measured_plan_lines(table: Mapping[str, Any], outputs: str, device: Device) 
 
 def _part_hours(table: Mapping[str, Any], part: Part, device: Device) -> float | None:
     """Hours of a part's rows, each of which is taken to encode every context; None for a backbone of unknown sizes."""
-    hours, settings = 0.0, {key: value for key, value in part.settings.items() if key not in ("run", "examples")}
-    examples = part.settings.get("examples") or 1000
+    hours, count = 0.0, next((int(n) for n in [part.value("examples")] if n and n.isdecimal()), 1000)
     for reader, ratio in part.rows:
-        changes = {**settings, **row_variant(table, reader, ratio)}
-        words = shlex.join(["python", "eval.py", *(setting(key, value) for key, value in changes.items())])
-        hours += hours_on(
-            device, evaluation_estimate([*map(training_command, part.train), words], part.tokens, examples)
-        )
+        variant = row_variant(table, reader, ratio)
+        own = part.overrides(["run", "examples", "compare", *variant])
+        words = shlex.join(["python", "eval.py", *own, *(setting(key, value) for key, value in variant.items())])
+        hours += hours_on(device, evaluation_estimate([*map(training_command, part.train), words], part.tokens, count))
     return hours
 
 
