@@ -56,7 +56,10 @@ class DecodingState:
         last_B1 = (mask.sum(1, keepdim=True) - 1).clamp(min=0)
         # A row without any token behind shared keys has zeros at position 0.
         self.next_position = positions.gather(1, last_B1)[:, 0] + 1
-        states = self.stack.run(states, upper, positions, self._key_mask(mask), self.cache)
+        # transformers' sdpa would repeat the keys of every head group where there is a mask.
+        implementation = BLOCKWISE if self._is_sdpa_on_cpu else self.stack.config._attn_implementation
+        with self.stack.attention(implementation):
+            states = self.stack.run(states, upper, positions, self._key_mask(mask), self.cache)
         self.upper_mask = self._without_padding(mask, upper)
         # A row without any token is predicted from zeros.
         last_B1D = take_columns(states, last_B1).masked_fill(~mask.any(1)[:, None, None], 0)
@@ -103,17 +106,17 @@ class DecodingState:
     def _step_upper(self, states: Tensor, positions: Tensor) -> Tensor:
         """One token (B, 1, D) through the upper layers."""
         upper = range(self.layer, len(self.stack))
-        parts = shared_parts(self.cache.before, upper, self.upper_mask) if self._attends_apart else None
+        # Shared keys are attended to where they are, see backbones.attention.shared.
+        is_apart = self._is_sdpa_on_cpu and not torch.is_grad_enabled()
+        parts = shared_parts(self.cache.before, upper, self.upper_mask) if is_apart else None
         if parts is None:
             return self.stack.run(states, upper, positions, self._key_mask(self.upper_mask), self.cache)
         with self.stack.attention(BLOCKWISE), self.cache.apart():
             return self.stack.run(states, upper, positions, parts, self.cache)
 
     @property
-    def _attends_apart(self) -> bool:
-        """Whether a step attends to shared keys where they are, see backbones.attention.shared."""
-        is_sdpa = self.stack.config._attn_implementation in ("sdpa", BLOCKWISE)
-        return is_sdpa and self.next_position.device.type == "cpu" and not torch.is_grad_enabled()
+    def _is_sdpa_on_cpu(self) -> bool:
+        return self.stack.config._attn_implementation in ("sdpa", BLOCKWISE) and self.next_position.device.type == "cpu"
 
     def keep_rows(self, index: Tensor) -> None:
         """Continues with the rows (R,) int64 only, in that order: those whose answers have not ended."""

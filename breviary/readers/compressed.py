@@ -373,18 +373,10 @@ class CompressedReader(Reader):
         return self.decoder.norm(rows_BAD)
 
     def _decode(self, batch: Batch, state: DecodingState, logits: Tensor, generation: Generation) -> list[Decoded]:
-        ids = [example.id for example in batch.examples]
+        ids, ends = [example.id for example in batch.examples], self.decoder.end_ids
+        step, keep, all_steps = state.step, state.keep_rows, self.all_steps
         with phase("decode"):
-            return decode_batch(
-                logits,
-                state.step,
-                generation,
-                self.tokenizer,
-                self.all_steps,
-                self.decoder.end_ids,
-                ids,
-                state.keep_rows,
-            )
+            return decode_batch(logits, step, generation, self.tokenizer, all_steps, ends, ids, keep)
 
 
 def _first_token(logits_BV: Tensor, ids_BA: Tensor) -> tuple[Tensor, Tensor]:
