@@ -15,7 +15,8 @@ from breviary.report.tables.cells import command_estimate, evaluation_estimate, 
 from breviary.report.tables.form import load_published_table
 from breviary.report.tables.plan import DEVICES, find_device, format_hours, hours_on, table_plan_lines
 from breviary.runs.folders import write_config
-from breviary.training.estimate import Estimate
+from breviary.training.cost.estimate import Estimate
+from breviary.training.cost.memory import Memory, Moment
 from scripts import table as script
 
 SMALL = "python train.py experiment=comi_nq_small"
@@ -30,7 +31,7 @@ def paper(tmp_path, monkeypatch):
     runs = {}
     monkeypatch.chdir(tmp_path)
     (tmp_path / "paper.yaml").write_text(SPEC)
-    estimate = Estimate(2, 8, 100e9, 2 * 120e12 * 3600)
+    estimate = Estimate(2, 8, Memory((Moment("loss", activations=100e9),)), 2 * 120e12 * 3600)
     for name in ("command_estimate", "evaluation_estimate"):
         monkeypatch.setattr(plan, name, lambda *_: estimate)
     monkeypatch.setattr(plan, "has_shape", lambda commands: "icae" not in commands[-1])
@@ -79,7 +80,7 @@ def test_a_plan_says_what_is_finished_and_what_failed(paper, tmp_path):
 
 
 def test_a_device_decides_hours_and_whether_it_fits(paper):
-    estimate = Estimate(2, 8, 100e9, 2 * 120e12 * 3600, 2.0e12 * 3600)
+    estimate = Estimate(2, 8, Memory((Moment("loss", activations=100e9),)), 2 * 120e12 * 3600, 2.0e12 * 3600)
     assert hours_on(DEVICES["a100"], estimate) == pytest.approx(2)  # one of arithmetic, one of memory
     text = "\n".join(table_plan_lines(paper("paper"), [], DEVICES["rtx4090"]))
     assert "MORE than its 24 GB" in text and "RTX 4090" in text and "device= (l40s, a100, h100, h200)" in text

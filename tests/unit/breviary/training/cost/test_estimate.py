@@ -7,7 +7,11 @@ import pytest
 from breviary.backbones.shape import KNOWN_SHAPES, BackboneShape
 from breviary.config.build import ReaderSpec
 from breviary.report.tables.cells import command_estimate, compose_cell
-from breviary.training.estimate import SUSTAINED, Part, TextLengths, estimate_training, reader_parts
+from breviary.training.cost.devices import SUSTAINED
+from breviary.training.cost.estimate import estimate_training, reader_weights
+from breviary.training.cost.layer import Training
+from breviary.training.cost.memory import part_bytes
+from breviary.training.cost.parts import Part, TextLengths, reader_parts
 from tests.tiny import compose_tiny, tiny_reader
 
 TINY = BackboneShape(layers=2, width=8, inner=16, heads=2, kv_heads=1, head=4, vocabulary=100, tied=True)
@@ -32,13 +36,14 @@ def test_known_shapes_have_the_published_numbers_of_weights(name, billions):
 def test_the_cost_of_a_stack_by_hand():
     """A layer: q and o 8 x 8, k and v 8 x 4, three matrices 8 x 16; 10 tokens, each attending to 10."""
     assert TINY.layer_weights == 2 * 64 + 2 * 32 + 3 * 128 == 576
-    part = Part(layers=2, tokens=10, span=10, trained=1.0, passes=True, own=1)
+    part = Part(layers=2, tokens=10, span=10, training=Training("full"), passes=True, own=1)
     forward = 2 * (10 * 576 + 10 * 10 * 8)
     assert part.multiplications(TINY) == forward
     assert part.flops(TINY, checkpointing=False) == 2 * 3 * forward
     assert part.flops(TINY, checkpointing=True) == 2 * 4 * forward
-    frozen = Part(layers=2, tokens=10, span=10, trained=0.0, passes=False, own=1)
-    assert frozen.flops(TINY, checkpointing=False) == 2 * forward and frozen.activations(TINY, 2, False) == 0
+    frozen = Part(layers=2, tokens=10, span=10, training=Training("frozen"), passes=False, own=1)
+    assert frozen.flops(TINY, checkpointing=False) == 2 * forward
+    assert part_bytes(frozen, TINY, 2, False) == (0, 0)
 
 
 def test_checkpointing_saves_memory_and_costs_time():
@@ -46,7 +51,7 @@ def test_checkpointing_saves_memory_and_costs_time():
     plain, saved = (
         command_estimate(f"{command} {more}", [3253, 12, 6]) for more in ("", "train.gradient_checkpointing=true")
     )
-    assert saved.bytes < plain.bytes and saved.flops > plain.flops
+    assert saved.memory.moments[1].activations < plain.memory.moments[1].activations / 2 and saved.flops > plain.flops
 
 
 def test_hours_follow_processes_and_steps():
@@ -63,19 +68,21 @@ def test_hours_follow_processes_and_steps():
         ["compressor=comi", "compressor.join=input", "decoder.train=full"],
         ["compressor=mean_pool", "compressor.join=input", "decoder.train=attention"],
         ["compressor=full_context", "decoder.train=qkv"],
+        ["compressor=ram", "compressor.encoder_train=lora"],
+        ["compressor=icae", "compressor.memory_tokens=8"],
     ],
     ids=lambda overrides: overrides[0].partition("=")[2],
 )
 def test_counted_weights_are_those_of_the_reader(overrides):
-    """Held and trained weights, without norms: within two percent of a built reader's."""
+    """Weights, gradients and optimizer, without norms: within two percent of a built reader's."""
     cfg = compose_tiny(overrides)
-    reader = tiny_reader(cfg)
+    reader, spec = tiny_reader(cfg), ReaderSpec.of(cfg)
     shape = BackboneShape.from_config(reader.decoder.config)
-    parts = reader_parts(cfg, ReaderSpec.of(cfg), shape, TextLengths(100, 10, 10))
+    weights = reader_weights(cfg, spec, shape, reader_parts(cfg, spec, shape, TextLengths(100, 10, 10)), 1)
     held = sum(p.numel() for p in reader.parameters())
     trained = sum(p.numel() for p in reader.parameters() if p.requires_grad)
-    assert sum(part.own + part.embeddings for part in parts) == pytest.approx(held, rel=0.02)
-    assert sum(part.trained_weights for part in parts) == pytest.approx(trained, rel=0.02)
+    assert weights.bytes == pytest.approx(4 * held, rel=0.02)
+    assert weights.gradients == pytest.approx(4 * trained, rel=0.02) and weights.optimizer == 2 * weights.gradients
 
 
 def test_a_run_states_its_global_batch():
