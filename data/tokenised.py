@@ -246,7 +246,7 @@ def _truncate(
             example, [tokenizer.decode(ids) for ids in (context, context[:first], context[last:])]
         )
     per_token = {name: pieces[name] for name in ("context", "evidence", "starts", "ends", "targets") if name in pieces}
-    remaining = {name: values and values[:first] + values[last:] for name, values in per_token.items()}
+    remaining: dict[str, Any] = {name: values and values[:first] + values[last:] for name, values in per_token.items()}
     return {**pieces, **remaining, "length": limit, "cut": True, "gold_lost": gold_lost}
 
 

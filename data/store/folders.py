@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import shutil
 import socket
@@ -74,6 +75,7 @@ def _lock_unless_made(folder: Path, lock_file: Path, what: str) -> FileLock | No
         else:
             if not folder.is_dir():
                 return lock
+            lock_file.unlink(missing_ok=True)
             lock.release()
         if folder.is_dir():
             return None
@@ -91,11 +93,11 @@ def _lock_unless_made(folder: Path, lock_file: Path, what: str) -> FileLock | No
 def _written(folder: Path) -> list[tuple[str, int]]:
     """Names and sizes of the files that are written aside: they change as long as a process is at work."""
     sizes = []
-    for file in folder.parent.glob(f"partial-{folder.name}-*/**/*"):
-        try:
-            sizes.append((str(file), file.stat().st_size))
-        except FileNotFoundError:  # renamed meanwhile
-            continue
+    for partial in folder.parent.glob(f"partial-{folder.name}-*"):
+        for path, _, names in os.walk(partial):  # unlike Path.glob, bears folders that vanish
+            for name in names:
+                with contextlib.suppress(FileNotFoundError):  # renamed meanwhile
+                    sizes.append((f"{path}/{name}", os.path.getsize(f"{path}/{name}")))
     return sorted(sizes)
 
 
