@@ -6,6 +6,7 @@ import copy
 import functools
 import shlex
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +26,7 @@ from breviary.training.cost.parts import TextLengths
 
 ENTRY_POINTS = {"train.py": "train", "eval.py": "eval"}
 PROCESSES = ("--nproc_per_node", "--num_gpus")
+TOKENS = 1.3  # of a word of generated filler
 DATA_KEYS = ("max_documents", "passage_format")  # of a data set, beside its files
 
 
@@ -113,7 +115,9 @@ def command_estimate(command: str, tokens: Sequence[int]) -> Estimate | None:
     if config != "train":
         return None
     cfg = compose_cell(config, tuple(overrides))
-    return estimate_training(cfg, known_shape(cfg.backbone.path), cell_lengths(cfg, tokens), processes)
+    lengths = cell_lengths(cfg, tokens)
+    longest = replace(lengths, context=max(lengths.context, round(TOKENS * cfg.dataset.get("context_words", 0))))
+    return estimate_training(cfg, known_shape(cfg.backbone.path), lengths, processes, longest)
 
 
 def evaluation_estimate(commands: Sequence[str], tokens: Sequence[int], examples: int) -> Estimate:
@@ -144,6 +148,9 @@ def cell_lengths(cfg: DictConfig, tokens: Sequence[int]) -> TextLengths:
     if "max_words" in cfg.dataset:  # passages of running text, which are also the answer; 4 tokens for 3 words
         words = (cfg.dataset.min_words + cfg.dataset.max_words) // 2
         lengths = TextLengths(words * 4 // 3, 8, words * 4 // 3)
+    if "context_words" in cfg.dataset:  # generated texts, of a length that training and evaluation set themselves
+        least, most = cfg.dataset.get("least_words") or cfg.dataset.context_words, cfg.dataset.context_words
+        lengths = replace(lengths, context=round(TOKENS * (least + most) / 2))
     return lengths
 
 

@@ -157,7 +157,7 @@ def plan_lines(title: str, scale: str, steps: Sequence[Step], device: Device, fa
     return lines
 
 
-ESTIMATES = "memory within about a third, hours within a factor of two (cpu: three)"
+ESTIMATES = "memory by docs/scale.md, at mean lengths; hours within a factor of two (cpu: three)"
 
 
 def _counts(steps: Sequence[Step]) -> str:
