@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import pytest
+
 from breviary.config.build import compressor_forms
 
 # YAMLs whose class runs in these tests under another YAML: one that reads the question (bm25) and one that runs a
@@ -22,6 +24,7 @@ LIGHT_CACHE = (
     "tova",
     "transformer_xl",
 )
+FROZEN = ["decoder.train=frozen"]  # saves the time to build adapters, where they have no effect
 
 
 def representative_forms(only_compressors: bool = False) -> dict[str, list[str]]:
@@ -29,3 +32,8 @@ def representative_forms(only_compressors: bool = False) -> dict[str, list[str]]
     return {
         name: words for name, words in compressor_forms(only_compressors).items() if name not in LIGHT + LIGHT_CACHE
     }
+
+
+def each(forms: dict[str, list[str]]) -> pytest.MarkDecorator:
+    """Parametrises a test by `overrides`, one for each form."""
+    return pytest.mark.parametrize("overrides", forms.values(), ids=forms.keys())

@@ -1,15 +1,10 @@
 """The tokenizer of tests and tiny configurations."""
 
-import os
-import subprocess
-import sys
-from pathlib import Path
+import hashlib
+import json
 
 from breviary.backbones.tiny import tiny_tokenizer
 from data.invented_facts import RELATIONS
-from data.tokenised import tokenizer_hash
-
-ROOT = Path(__file__).resolve().parents[3]
 
 
 def test_special_tokens():
@@ -40,17 +35,12 @@ def test_answers_of_invented_facts_are_short():
     assert max(lengths) <= 2 and sum(lengths) / len(lengths) < 1.5
 
 
-def test_the_tokenizer_is_equal_in_another_process():
-    code = (
-        "from breviary.backbones.tiny import tiny_tokenizer\nfrom data.tokenised import tokenizer_hash\n"
-        "print(tokenizer_hash(tiny_tokenizer()))"
+def test_the_tokenizer_is_equal_in_every_process():
+    """Its vocabulary is trained on a fixed text; each process has other hash seeds, so a dependence on them shows."""
+    tokenizer = tiny_tokenizer()
+    vocabulary = json.dumps(sorted(tokenizer.get_vocab().items()))
+    assert hashlib.sha256(vocabulary.encode()).hexdigest() == (
+        "8533d108d79f2716fef6136919d2dfee21eba2a0761ecbd8253d6cb1628d5b48"
     )
-    output = subprocess.run(
-        [sys.executable, "-c", code],
-        cwd=ROOT,
-        env={**os.environ, "PYTHONHASHSEED": "1"},
-        text=True,
-        capture_output=True,
-        check=True,
-    ).stdout.strip()
-    assert output == tokenizer_hash(tiny_tokenizer())
+    ids = tokenizer("The official metal of Velkeld is tin, naïve.", add_special_tokens=False)["input_ids"]
+    assert ids == [288, 376, 375, 286, 430, 507, 287, 439, 13, 222, 79, 66, 129, 109, 87, 70, 15]

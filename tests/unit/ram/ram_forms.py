@@ -8,6 +8,7 @@ import torch
 FROZEN = ["decoder.train=frozen"]  # saves the time to build adapters
 SIX = ["compressor=ram", "compressor.segment_size=6", "compressor.ratio=2", *FROZEN]
 ALL = ["compressor=ram", "compressor.segment_size=6", "compressor.ratio=1", *FROZEN]
+SEVERAL = ["compressor=ram_comi", "compressor.join=input", "compressor.read=segments", "compressor.skim_ratio=2"]
 DEPTH, WHOLE = "compressor.join=depth", "compressor.read=whole"
 SKIMMED = "compressor.keep=none"
 SLOTS = ["compressor.ratio=null", "compressor.slots=17"]

@@ -1,10 +1,11 @@
-"""Length-grouped batches where the examples are no multiple of the batch."""
+"""The order of the data: what it depends on, and length-grouped batches."""
 
 from __future__ import annotations
 
 from collections import Counter
 
 import pytest
+import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -53,3 +54,33 @@ def test_whole_passes_hold_every_example_equally_often():
     for start in range(0, 25, 5):
         counts = Counter(i for b in found[start : start + 5] for i in b)
         assert counts == dict.fromkeys(range(10), 2)
+
+
+@pytest.mark.parametrize("grouped", [False, True])
+def test_the_data_order_depends_on_seed_and_position_only(grouped):
+    lengths = [(7 * i) % 23 for i in range(50)]
+    short, long = StepSampler(lengths, 4, 60, 3, grouped), StepSampler(lengths, 4, 180, 3, grouped)
+    assert len(long) == len(list(long)) == 180
+    assert list(short) == list(long)[:60] == list(short)  # a resumed run skips the first examples
+    assert list(short) != list(StepSampler(lengths, 4, 60, 4, grouped))
+
+
+@pytest.mark.parametrize("grouped", [False, True])
+def test_every_pass_yields_every_example_once(grouped):
+    indices = list(StepSampler(list(range(40)), 2, 120, 0, grouped))
+    passes = [indices[start : start + 40] for start in (0, 40, 80)]
+    assert all(sorted(one) == list(range(40)) for one in passes)
+    assert len({tuple(one) for one in passes}) == 3
+    batches = [{frozenset(one[i : i + 2]) for i in range(0, 40, 2)} for one in passes]
+    assert batches[0] != batches[1]  # other batches, not only another order of the same ones
+
+
+def test_grouped_batches_hold_similar_lengths():
+    lengths = torch.randint(0, 1000, (640,), generator=torch.Generator().manual_seed(0)).tolist()
+
+    def spread(grouped):
+        indices = list(StepSampler(lengths, 8, 640, 0, grouped))
+        batches = [[lengths[i] for i in indices[start : start + 8]] for start in range(0, 640, 8)]
+        return sum(max(batch) - min(batch) for batch in batches) / len(batches)
+
+    assert spread(True) < spread(False) / 5

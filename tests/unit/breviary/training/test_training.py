@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 from safetensors.torch import load_file
+from training_runs import DATA, SMALL, assert_same, metrics, weights
 
 import train
 from breviary.config.errors import ConfigError
@@ -17,77 +18,7 @@ from breviary.runs.checkpoints import WEIGHTS, best_checkpoint, checkpoints, las
 from breviary.runs.folders import FINISHED
 from breviary.training import log, trainer
 from breviary.training.engines import training_arguments
-from breviary.training.sampling import StepSampler
 from tests.tiny import compose_tiny
-
-DATA = ["dataset.facts=2", "dataset.train_size=24", "dataset.validation_size=4", "generation.max_new_tokens=2"]
-SMALL = [
-    *DATA,
-    "reader=comi",
-    "compressor.join=depth",
-    "backbone.width=32",
-    "train.steps=6",
-    "train.batch_size=2",
-    "train.log_every=1",
-    "train.eval_every=2",
-    "train.eval_examples=2",
-]
-
-
-def weights(folder):
-    return load_file(last_checkpoint(folder) / WEIGHTS)
-
-
-def metrics(folder):
-    """Training rows and validation rows of metrics.jsonl, by step."""
-    rows = [json.loads(line) for line in (Path(folder) / "metrics.jsonl").read_text().splitlines()]
-    kinds = [row for row in rows if "loss" in row], [row for row in rows if "eval_nll" in row]
-    assert sum(map(len, kinds)) == len(rows)
-    for kind in kinds:
-        steps = [row["step"] for row in kind]
-        assert steps == sorted(set(steps)), steps
-    return [{row["step"]: row for row in kind} for kind in kinds]
-
-
-def assert_same(folder, other, rel=0.0):
-    ours, theirs = weights(folder), weights(other)
-    assert ours.keys() == theirs.keys() and ours
-    for name in ours:
-        torch.testing.assert_close(ours[name], theirs[name], rtol=rel, atol=rel)
-
-
-# ------------------------------------------------------------------ order of the data
-
-
-@pytest.mark.parametrize("grouped", [False, True])
-def test_the_data_order_depends_on_seed_and_position_only(grouped):
-    lengths = [(7 * i) % 23 for i in range(50)]
-    short, long = StepSampler(lengths, 4, 60, 3, grouped), StepSampler(lengths, 4, 180, 3, grouped)
-    assert len(long) == len(list(long)) == 180
-    assert list(short) == list(long)[:60] == list(short)  # a resumed run skips the first examples
-    assert list(short) != list(StepSampler(lengths, 4, 60, 4, grouped))
-
-
-@pytest.mark.parametrize("grouped", [False, True])
-def test_every_pass_yields_every_example_once(grouped):
-    indices = list(StepSampler(list(range(40)), 2, 120, 0, grouped))
-    passes = [indices[start : start + 40] for start in (0, 40, 80)]
-    assert all(sorted(one) == list(range(40)) for one in passes)
-    assert len({tuple(one) for one in passes}) == 3
-    batches = [{frozenset(one[i : i + 2]) for i in range(0, 40, 2)} for one in passes]
-    assert batches[0] != batches[1]  # other batches, not only another order of the same ones
-
-
-def test_grouped_batches_hold_similar_lengths():
-    lengths = torch.randint(0, 1000, (640,), generator=torch.Generator().manual_seed(0)).tolist()
-
-    def spread(grouped):
-        indices = list(StepSampler(lengths, 8, 640, 0, grouped))
-        batches = [[lengths[i] for i in indices[start : start + 8]] for start in range(0, 640, 8)]
-        return sum(max(batch) - min(batch) for batch in batches) / len(batches)
-
-    assert spread(True) < spread(False) / 5
-
 
 # ------------------------------------------------------------------ one training
 
@@ -361,8 +292,8 @@ def test_a_crash_in_validation_loses_no_step(uninterrupted, compose, monkeypatch
 
 def test_a_validated_checkpoint_is_written_once(compose, monkeypatch):
     """The second write after the validation holds the best step alone, no weights."""
-    saved, original = [], trainer.save_trained
-    monkeypatch.setattr(trainer, "save_trained", lambda *args: (saved.append(Path(args[0]).name), original(*args)))
+    saved, original = [], trainer.save_learned
+    monkeypatch.setattr(trainer, "save_learned", lambda *args: (saved.append(Path(args[0]).name), original(*args)))
     folder = train.train(compose([*SMALL, "train.steps=4"]))
     assert saved == ["checkpoint-2", "checkpoint-4"]
     state = json.loads((last_checkpoint(folder) / "trainer_state.json").read_text())
