@@ -215,14 +215,12 @@ class CacheSelection(BudgetedCompressor):
 
     def slot_bytes(self, decoder: Stack) -> int:
         """As Compressor.slot_bytes, and a bias for each layer and head where the scorer fits them."""
-        heads = decoder.config.num_key_value_heads
-        return decoder.key_value_bytes(len(decoder)) + (4 * heads * len(decoder) if self.scorer.biases else 0)
+        return super().slot_bytes(decoder) + _bias_bytes(self.scorer, decoder.config)
 
     @classmethod
     def bytes_per_slot(cls, settings: Mapping[str, Any], config: Any, dtype: torch.dtype) -> int:
         """As BudgetedCompressor, and a bias for each layer and head where the scorer fits them."""
-        biases = 4 * config.num_key_value_heads * config.num_hidden_layers
-        return super().bytes_per_slot(settings, config, dtype) + instantiate(settings["scorer"]).biases * biases
+        return super().bytes_per_slot(settings, config, dtype) + _bias_bytes(instantiate(settings["scorer"]), config)
 
     @classmethod
     def problems(cls, settings: Mapping[str, Any], backbone: Any) -> list[str]:
@@ -265,3 +263,8 @@ def _without_segments(pair: Pair) -> Pair:
 def encoded_width(encoded: Encoded) -> int:
     """Head width d."""
     return encoded.keys_values[0][0].shape[-1]
+
+
+def _bias_bytes(scorer: Scorer, config: Any) -> int:
+    """Bytes of a slot's float32 biases, one for each layer and head, where the scorer fits them."""
+    return 4 * config.num_key_value_heads * config.num_hidden_layers if scorer.biases else 0

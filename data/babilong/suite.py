@@ -3,59 +3,41 @@
 from __future__ import annotations
 
 import random
+from dataclasses import dataclass
 
 from breviary.contract import Example
 from breviary.runtime.draws import choose, random_below, seeded_rng
 from data.babilong.worlds import TASKS, Story, StoryQuestion
-from data.checks import check_split, integer_problems, raise_problems
+from data.checks import integer_problems, raise_problems
 from data.synthetic.haystack import haystack, haystack_problems
 from data.synthetic.layout import Piece, insert, join_pieces
-from data.synthetic.tokens import HasTokenizer, TokenCounter
+from data.synthetic.suite import GeneratedSuite
+from data.synthetic.tokens import TokenCounter
 
 PROMPT_TOKENS = 300  # taken from the nominal length for instruction, worked examples and question
 MIN_SENTENCE = 10  # tokens; shorter sentences of the noise are skipped
 MIN_LENGTH = 500
 
 
-class Babilong:
+@dataclass(kw_only=True, eq=False)
+class Babilong(GeneratedSuite):
     """One task of BABILong at one length.
 
     task      qa1 | qa2 | qa3 | qa4 | qa5
     length    nominal tokens of the backbone's tokenizer (BABILong: of GPT-2's): facts and noise take 300 fewer, which
               are for the prompt. 0 = facts alone
-    counter   backbone whose tokenizer counts
     noise     text file around the facts (BABILong: books of PG-19's test split); alice = the built-in public-domain
               book. Each example starts at a random sentence; the text is repeated where used up
-    instruction, template, max_new_tokens, stop, metrics  as BABILong has them: defaults of section prompt, of section
-              generation, and the scores of the table
     note      printed with the data set's name; None = nothing
-    *_size    examples of the split
     Facts are documents of an example, gold where the answer depends on them. Stories with more than a fact for 8 tokens
     are drawn again. Example i of a split depends only on (task, seed, split, i), the length and the noise.
     """
 
-    def __init__(
-        self,
-        task: str | None,
-        length: int,
-        counter: HasTokenizer,
-        noise: str | None,
-        instruction: str,
-        template: str,
-        max_new_tokens: int,
-        stop: list[str],
-        metrics: list[str],
-        note: str | None = None,
-        train_size: int = 1000,
-        validation_size: int = 100,
-        test_size: int = 100,
-        seed: int = 42,
-    ) -> None:
-        self.task, self.length, self.counter, self.noise = task, length, counter, noise
-        self.instruction, self.template, self.max_new_tokens = instruction, template, max_new_tokens
-        self.stop, self.metrics, self.note = stop, metrics, note
-        self.sizes = {"train": train_size, "validation": validation_size, "test": test_size}
-        self.seed = seed
+    task: str | None
+    length: int
+    noise: str | None
+    note: str | None = None
+    test_size: int = 100
 
     def problems(self, splits: list[str]) -> list[str]:
         """An error message for each wrong argument and missing file; sizes are checked for `splits` only."""
@@ -69,10 +51,7 @@ class Babilong:
         if self.length != 0 or isinstance(self.length, bool):
             problems += integer_problems("length", self.length, MIN_LENGTH, None, 4000)
             problems += haystack_problems("noise", self.noise)
-        for split in splits:
-            check_split(split)
-            problems += integer_problems(f"{split}_size", self.sizes[split], 1, None, 100)
-        return problems + integer_problems("seed", self.seed, 0, None, 42)
+        return problems + self.size_problems(splits)
 
     def examples(self, split: str) -> list[Example]:
         """The examples of `split`. Raises: ValueError with the messages of `problems`."""

@@ -109,9 +109,17 @@ def make_suite_example(
     answers = list(dict.fromkeys(answers)) if is_set else answers
     example |= {"question": question, "answers": [answer for answer in answers if answer.strip()]}
     example |= {"answer_prefix": answer_prefix} if answer_prefix else {}
+    return with_choices(example, choices)
+
+
+def with_choices(example: dict[str, Any], choices: Sequence[str]) -> dict[str, Any]:
+    """The object with the options of its question. Without any, or where two are equal, it is as it was.
+
+    Raises: ValueError where no answer is an option.
+    """
     if choices and not set(choices) & set(example["answers"]):
         raise ValueError(f"none of the answers {example['answers']} is one of the options {list(choices)}")
-    return example | ({"choices": list(choices)} if choices else {})
+    return example | ({"choices": list(choices)} if choices and len(set(choices)) == len(choices) else {})
 
 
 def make_example(id: str, context: str, question: str, answers: Iterable[str]) -> Converted:

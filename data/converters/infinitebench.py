@@ -15,12 +15,12 @@ from data.converters.fields import (
     require_list,
     require_texts,
 )
+from data.converters.lettered import lettered_question
 
 INFINITEBENCH_TASKS = (
     *("passkey", "number_string", "kv_retrieval", "longbook_sum_eng", "longbook_qa_eng", "longbook_choice_eng"),
     *("longdialogue_qa_eng", "longbook_qa_chn", "math_find", "math_calc", "code_run", "code_debug"),
 )
-LETTERS = "ABCD"
 # What stands in the place of the question where the prompt has none.
 QUESTIONS = {
     "longbook_sum_eng": "Summary:",
@@ -45,38 +45,16 @@ def infinitebench(row: dict[str, Any], number: int) -> Iterator[Converted]:
     question = QUESTIONS.get(task) or require(row, "input", str)
     if task in ("longbook_choice_eng", "code_debug"):
         choices = require_list(row, "options", str)
-        answers = with_letter(answers, choices)
         head = "Options:" if task == "code_debug" else f"Question: {question}"
-        question = "\n".join((head, *lettered(choices)))
+        question, answers = lettered_question(head, choices, answers)
     elif task == "math_find":
         context = f"What is {_found(_TARGET, question).lower()} in the following list?\n\n{context}"
     elif task == "code_run":
         call = _found(_CALL, question)
         context = f"There is a function called {call.partition('(')[0]} in the following Python code.\n\n{context}"
         question = f"Please compute the exact value of {call}. The value of {call} is"
-    choices = choices if len(set(choices)) == len(choices) else []
     id = f"{task}-{first_id(row, ('id',), str(number))}"
     yield make_suite_example(id, context, question, answers, choices=choices, is_set=task != "math_calc")
-
-
-def lettered(options: list[str]) -> list[str]:
-    """The lines "A. option"."""
-    return [f"{letter}. {option}" for letter, option in zip(LETTERS, options)]
-
-
-def with_letter(answers: list[str], options: list[str]) -> list[str]:
-    """[option, letter] of an answer that is an option, its letter, or both.
-
-    Raises: ValueError where there are not four options, or the answer is neither an option nor a letter.
-    """
-    if len(options) != len(LETTERS):
-        raise ValueError(f"'options' holds {len(options)} texts; it must hold 4")
-    if answers[0] in options:
-        return [answers[0], LETTERS[options.index(answers[0])]]
-    letter = next((answer for answer in answers if len(answer) == 1 and answer in LETTERS), None)
-    if letter is None:
-        raise ValueError(f"'answer' {answers} is neither one of 'options' nor a letter of A to D")
-    return [options[LETTERS.index(letter)], letter]
 
 
 def _found(pattern: re.Pattern[str], text: str) -> str:

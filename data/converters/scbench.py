@@ -15,7 +15,7 @@ from data.converters.fields import (
     require_list,
     require_texts,
 )
-from data.converters.infinitebench import lettered, with_letter
+from data.converters.lettered import lettered_question
 
 SCBENCH_TASKS = (
     *("kv", "prefix_suffix", "vt", "qa_eng", "qa_chn", "choice_eng", "mf", "many_shot", "summary"),
@@ -42,12 +42,10 @@ def scbench(row: dict[str, Any], number: int) -> Iterator[Converted]:
         choices: list[str] = []
         if task == "choice_eng":
             choices = require_list(turn, "options", str, owner)
-            answers = with_letter(answers, choices)
-            question = "\n".join((f"Question: {question}", *lettered(choices)))
+            question, answers = lettered_question(f"Question: {question}", choices, answers)
         elif task == "mf":
             target = _TARGET.search(question)
             if target is None:
                 raise ValueError(f"'input' of {owner} has no text of the form {_TARGET.pattern}")
             question = f"What is {target[0].lower().removesuffix(' is')}?\n\n{question}"
-        choices = choices if len(set(choices)) == len(choices) else []
         yield make_suite_example(f"{group}-{place}", context, question, answers, choices=choices)

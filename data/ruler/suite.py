@@ -2,65 +2,46 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from pathlib import Path
 
 from breviary.contract import Example
 from breviary.runtime.draws import seeded_rng
 from breviary.runtime.spelling import override
-from data.checks import SPLITS, check_split, integer_problems, raise_problems
+from data.checks import SPLITS, integer_problems, raise_problems
 from data.public.sources import missing_hint
 from data.ruler.questions import FORMATS, SQUAD_PAGE
 from data.ruler.task import Draft, Task
 from data.ruler.tasks import TASKS, Settings
 from data.synthetic.haystack import haystack_problems
-from data.synthetic.tokens import HasTokenizer, TokenCounter, most_units
+from data.synthetic.suite import GeneratedSuite
+from data.synthetic.tokens import TokenCounter, most_units
 
 MIN_LENGTH = 256
 
 
-class Ruler:
+@dataclass(kw_only=True, eq=False)
+class Ruler(GeneratedSuite):
     """One task of RULER at one length.
 
     task      one of TASKS
     length    tokens of the backbone's tokenizer for prompt, answer prefix and answer limit together, as RULER counts;
               a chat header is not counted. Each example is as long as its whole units (lines, words) allow
-    counter   backbone whose tokenizer counts
     haystack  text file of the tasks whose haystack RULER fills with essays that may not be passed on; alice = the
               built-in public-domain book. Repeated where used up
     documents file of qa_1 (SQuAD v2.0) and qa_2 (HotpotQA), see FORMATS; its questions are taken in order, those of
               test first, then validation and train
-    instruction, template, max_new_tokens, stop, metrics  of the task, as RULER has them: defaults of section prompt,
-              of section generation, and the scores of the table. Instruction, template and limit count in `length`
     note      printed with the data set's name; None = nothing
-    *_size    examples of the split
+    Instruction, template and limit of the answer are the task's, and count in `length`.
     Needles, statements of a chain and paragraphs are documents of an example, gold where the answer depends on them.
     Example i of a split depends only on (task, seed, split, i), the length and the text of the haystack.
     """
 
-    def __init__(
-        self,
-        task: str | None,
-        length: int,
-        counter: HasTokenizer,
-        haystack: str | None,
-        documents: str | None,
-        instruction: str,
-        template: str,
-        max_new_tokens: int,
-        stop: list[str],
-        metrics: list[str],
-        note: str | None = None,
-        train_size: int = 1000,
-        validation_size: int = 100,
-        test_size: int = 500,
-        seed: int = 42,
-    ) -> None:
-        self.task, self.length, self.counter = task, length, counter
-        self.haystack, self.documents = haystack, documents
-        self.instruction, self.template, self.max_new_tokens = instruction, template, max_new_tokens
-        self.stop, self.metrics, self.note = stop, metrics, note
-        self.sizes = {"train": train_size, "validation": validation_size, "test": test_size}
-        self.seed = seed
+    task: str | None
+    length: int
+    haystack: str | None
+    documents: str | None
+    note: str | None = None
 
     def problems(self, splits: list[str]) -> list[str]:
         """An error message for each wrong argument and missing file; sizes are checked for `splits` only."""
@@ -70,10 +51,7 @@ class Ruler:
                 f"dataset=ruler_niah_single_1; there are: {', '.join(f'ruler_{name}' for name in TASKS)}"
             ]
         problems = integer_problems("length", self.length, MIN_LENGTH, None, 4096)
-        for split in splits:
-            check_split(split)
-            problems += integer_problems(f"{split}_size", self.sizes[split], 1, None, 100)
-        return problems + integer_problems("seed", self.seed, 0, None, 42) + self._file_problems(TASKS[self.task].reads)
+        return problems + self.size_problems(splits) + self._file_problems(TASKS[self.task].reads)
 
     def _file_problems(self, reads: str | None) -> list[str]:
         problems = [

@@ -7,57 +7,37 @@ HELMET (Yen et al. 2024, arXiv 2410.02694: json_kv).
 from __future__ import annotations
 
 import random
+from dataclasses import dataclass
 
 from breviary.contract import Example
 from breviary.runtime.draws import seeded_rng
 from breviary.runtime.spelling import override
-from data.checks import check_split, integer_problems, raise_problems
+from data.checks import integer_problems, raise_problems
 from data.synthetic.layout import Piece, join_pieces
-from data.synthetic.tokens import HasTokenizer, TokenCounter, most_units
+from data.synthetic.suite import GeneratedSuite
+from data.synthetic.tokens import TokenCounter, most_units
 from data.synthetic.words import distinct, random_uuid, sample
 
 MAX_EXAMPLES = 8
 MIN_LENGTH = 256
 
 
-class KeyValues:
+@dataclass(kw_only=True, eq=False)
+class KeyValues(GeneratedSuite):
     """Pairs of UUIDs, one on a line, of which the question names one key.
 
     pairs     of an object; None = as many as `length` holds
     length    tokens of the backbone's tokenizer for prompt and answer limit together; None = `pairs`
-    counter   backbone whose tokenizer counts
     position  place of the asked pair: 0 = the first, 1 = the last; None = random for each example
     worked    pairs of the same object that stand behind it as worked examples, after a repeated instruction
-    instruction, template, max_new_tokens, stop, metrics  of the suite: defaults of section prompt, of section
-              generation, and the scores of the table
-    *_size    examples of the split
     Each pair is a document of an example, and the asked one is gold. Example i of a split depends only on (seed, split,
     i), the number of pairs, position and worked examples.
     """
 
-    def __init__(
-        self,
-        pairs: int | None,
-        length: int | None,
-        counter: HasTokenizer,
-        instruction: str,
-        template: str,
-        max_new_tokens: int,
-        stop: list[str],
-        metrics: list[str],
-        position: float | None = None,
-        worked: int = 0,
-        train_size: int = 1000,
-        validation_size: int = 100,
-        test_size: int = 500,
-        seed: int = 42,
-    ) -> None:
-        self.pairs, self.length, self.counter = pairs, length, counter
-        self.instruction, self.template, self.max_new_tokens = instruction, template, max_new_tokens
-        self.stop, self.metrics = stop, metrics
-        self.position, self.worked = position, worked
-        self.sizes = {"train": train_size, "validation": validation_size, "test": test_size}
-        self.seed = seed
+    pairs: int | None
+    length: int | None
+    position: float | None = None
+    worked: int = 0
 
     def problems(self, splits: list[str]) -> list[str]:
         """An error message for each wrong argument; sizes are checked for `splits` only."""
@@ -76,10 +56,7 @@ class KeyValues:
             problems.append(
                 f"dataset.position is {self.position!r}; it must be in 0..1 or null, for example dataset.position=0.5"
             )
-        for split in splits:
-            check_split(split)
-            problems += integer_problems(f"{split}_size", self.sizes[split], 1, None, 100)
-        return problems + integer_problems("seed", self.seed, 0, None, 42)
+        return problems + self.size_problems(splits)
 
     def examples(self, split: str) -> list[Example]:
         """The examples of `split`.

@@ -98,6 +98,34 @@ def test_every_task_is_split_into_question_and_context():
     assert split_input("summ_screen_fd", STORY) == ("Write a summary of the episode.", STORY)
 
 
+@pytest.mark.parametrize(
+    ("task", "text", "outputs", "choices"),
+    [
+        ("quality", QUALITY, ["Clouds"], ["It had to.", "Clouds", "It did not.", "Luck"]),
+        (
+            "contract_nli",
+            "Ann may resign.\n\n1. ...",
+            ["Not mentioned"],
+            ["Entailment", "Contradiction", "Not mentioned"],
+        ),
+        ("qasper", "Q?\n\nText.", ["Yes"], None),
+    ],
+)
+def test_answers_of_a_choice_have_their_options(task, text, outputs, choices):
+    row = {"task": task, "id": "x", "input": text, "outputs": outputs}
+    [example] = CONVERTERS["scrolls"](iter([row]))
+    assert example.get("choices") == choices and example["answers"] == outputs
+    if choices:
+        with pytest.raises(ValueError, match="none of the answers .* is one of the options"):
+            list(CONVERTERS["scrolls"](iter([{**row, "outputs": ["no option"]}])))
+
+
+def test_equal_options_are_no_choice():
+    text = QUALITY.replace("Luck", "Clouds")
+    [example] = CONVERTERS["scrolls"](iter([{"task": "quality", "id": "x", "input": text, "outputs": ["Clouds"]}]))
+    assert "choices" not in example
+
+
 def test_hidden_answers_are_skipped():
     row = {"task": "qasper", "id": "x", "input": "Q?\n\nText.", "outputs": []}
     assert list(CONVERTERS["scrolls"](iter([row]))) == [Skipped("hidden answer")]

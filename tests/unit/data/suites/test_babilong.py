@@ -178,6 +178,6 @@ def test_the_prompt_of_qa1_without_noise():
 )
 def test_wrong_keys(changes, start):
     data = suite("qa1")
-    vars(data).update({"sizes": {"test": changes.pop("test_size", 4)}, **changes})
+    vars(data).update(changes)
     [message] = data.problems(["test"])
     assert message.startswith(start)
