@@ -23,6 +23,7 @@ import hydra
 from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig
 
+from breviary.config.checks import lacking_splits
 from breviary.config.errors import report_user_errors, run_cli
 from breviary.evaluation.resolve import EVAL_KEYS, resolve_command_line
 from breviary.evaluation.session import EvaluationSession
@@ -60,16 +61,23 @@ def next_commands(cfg: DictConfig, results: Sequence[Mapping[str, Any]], words: 
     words  settings of this call
     """
     if not cfg.run:
-        return [command("train.py", *training_words(words))]
+        return [command("train.py", *training_words(words, cfg.dataset))]
     others = dict.fromkeys(result["run"] for result in results[1:] if Path(result["run"]).is_dir())
     others.pop(cfg.run, None)
     lines = [command("scripts/compare.py", cfg.run, *others)] if others else []
     return [*lines, command("scripts/reading_map.py", cfg.run), command("scripts/report.py", Path(cfg.run).parent)]
 
 
-def training_words(words: Sequence[str]) -> list[str]:
-    """The settings of a training on the same backbone and data as an evaluation without a run.  words  its settings"""
-    others = [word for word in words if word.lstrip("+~").split("=")[0].split(".")[0] not in (*EVAL_KEYS, "compressor")]
+def training_words(words: Sequence[str], dataset: DictConfig) -> list[str]:
+    """The settings of a training on the same backbone and data as an evaluation without a run.
+
+    words  of the evaluation. On other data where its data set, such as a suite, has nothing to train on
+    """
+    missing = lacking_splits(dataset, ["train", "validation"])
+    own = (*EVAL_KEYS, "compressor", *(["dataset"] if "train" in missing else []))
+    others = [word for word in words if word.lstrip("+~").split("=")[0].split(".")[0] not in own]
+    if missing == ["validation"]:
+        others.append("train.eval_examples=0")
     if any(word.startswith("experiment=") for word in others):
         return others
     return ["compressor=comi", *others] if others else ["experiment=comi_facts"]

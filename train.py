@@ -19,8 +19,10 @@ from pathlib import Path
 import hydra
 from omegaconf import DictConfig
 
+from breviary.config.checks import lacking_splits
 from breviary.config.compose import resolve_choices
 from breviary.config.errors import report_user_errors, run_cli
+from breviary.runs.folders import load_config
 from breviary.runs.sweeps import announced_sweep, current_sweep, resume_sweep
 from breviary.runtime.distributed import end_process_group, print_rank0
 from breviary.runtime.spelling import command, next_line
@@ -48,7 +50,12 @@ def main(cfg: DictConfig) -> None:
     run = train(cfg)
     end_process_group()
     if current_sweep() is None:  # a sweep names its own next command at its end
-        print_rank0(next_line(command("eval.py", run)))
+        print_rank0(next_line(command("eval.py", run, *evaluation_words(run))))
+
+
+def evaluation_words(run: str | Path) -> list[str]:
+    """The split of the run's data to evaluate on, where there is no test split; else none."""
+    return ["split=validation"] if lacking_splits(load_config(run).dataset, ["validation", "test"]) == ["test"] else []
 
 
 if __name__ == "__main__":

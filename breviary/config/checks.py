@@ -133,6 +133,12 @@ def read_splits(
     }
 
 
+def lacking_splits(dataset: DictConfig, splits: Sequence[str]) -> list[str]:
+    """Those of `splits` that the data set does not have, or whose files are missing."""
+    source = instantiate(dataset)
+    return [split for split in splits if source.problems([split])]
+
+
 def check_process_count(examples: int, world_size: int, key: str) -> list[str]:
     """Refuses more processes than examples: some would have nothing to do. `key` is what the user can raise."""
     if examples >= world_size:

@@ -234,10 +234,7 @@ class EvaluationSession:
         # Predictions of killed calls, of any number of processes.
         call_on_rank_zero(lambda: merge_ranks(folder, [example.id for example in examples]))
         self._answer_all(cfg, reader, items, folder, unconditional, store)
-        memory = {
-            "peak_memory_bytes": max(gather_rows([peak_memory_bytes()])),  # of the process that needed most
-            "peak_memory_of": "reader" if is_reset else "process",
-        }
+        memory = peak_of_all_ranks(is_reset)
         call_on_rank_zero(lambda: self._summarise(cfg, reader, items, folder, backbone, memory))
         return self._results(folder, scorer)
 
@@ -328,6 +325,12 @@ class EvaluationSession:
         """`facts.prompt_record` of the first example, as the reader's objective puts it."""
         batch = self.text.collator(reader.tokenizer)([items[0]])
         return prompt_record(cfg, reader.objective.primary(batch), reader.tokenizer, items)
+
+
+def peak_of_all_ranks(is_reset: bool) -> dict[str, Any]:
+    """Peak memory of the process that needed most, and whether that is the reader's alone (`is_reset`)."""
+    peak = max(gather_rows([peak_memory_bytes()]))
+    return {"peak_memory_bytes": peak, "peak_memory_of": "reader" if is_reset else "process"}
 
 
 def print_untrained(name: str, reader: Reader) -> None:

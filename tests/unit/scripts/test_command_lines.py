@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.override_parser.types import Glob
+from omegaconf import OmegaConf
 
 from breviary.config.cli import words as command_words
 from breviary.config.cli.choices import choices_with, config_groups, group_choices
@@ -318,9 +319,39 @@ def test_the_commands_after_an_evaluation(tmp_path, monkeypatch):
 )
 def test_after_a_baseline_the_same_backbone_and_data_are_trained(words, after, monkeypatch):
     monkeypatch.chdir(ROOT)
-    [line] = module_of("eval.py").next_commands(Named(run=None), [], words)
+    data = OmegaConf.create({"_target_": "data.invented_facts.InventedFacts"})
+    [line] = module_of("eval.py").next_commands(Named(run=None, dataset=data), [], words)
     assert line.startswith(f"python train.py {after}")
     check_command(line, monkeypatch)
+
+
+@pytest.mark.parametrize(
+    "splits, after",
+    [
+        (("train", "validation", "test"), "dataset=nq dataset.max_documents=5"),
+        (("train", "test"), "dataset=nq dataset.max_documents=5 train.eval_examples=0"),
+        (("test",), ""),  # such as a suite: other data are trained on
+    ],
+)
+def test_after_a_baseline_only_what_can_be_trained_on_is_suggested(splits, after, monkeypatch):
+    monkeypatch.chdir(ROOT)
+    files = {split: __file__ if split in splits else None for split in ("train", "validation", "test")}
+    data = OmegaConf.create({"_target_": "data.jsonl.Jsonl", **files})
+    words = ["compressor=bm25", "backbone=smollm2_135m", "dataset=nq", "dataset.max_documents=5"]
+    [line] = module_of("eval.py").next_commands(Named(run=None, dataset=data), [], words)
+    assert line == f"python train.py compressor=comi backbone=smollm2_135m {after}".rstrip()
+    check_command(line, monkeypatch)
+
+
+@pytest.mark.parametrize(
+    ("splits", "words"), [("train validation test", []), ("train validation", ["split=validation"])]
+)
+def test_after_a_training_the_next_command_reads_a_split_that_exists(splits, words, monkeypatch):
+    module = module_of("train.py")
+    files = {split: __file__ if split in splits.split() else None for split in ("train", "validation", "test")}
+    data = OmegaConf.create({"_target_": "data.jsonl.Jsonl", **files})
+    monkeypatch.setattr(module, "load_config", lambda run: Named(dataset=data))
+    assert module.evaluation_words(RUN_FOLDER) == words
 
 
 def test_a_setting_among_the_runs_of_a_report_is_refused_before_anything_is_evaluated(monkeypatch, capsys):

@@ -155,3 +155,11 @@ def test_a_continued_evaluation_names_both_commits(tmp_path, monkeypatch):
     monkeypatch.setattr(session, "environment", lambda: state("second"))
     [results] = evaluate_tiny(words)
     assert results["commit"] == "first" and results["continued"] == [state("second")]
+
+
+def test_peak_memory_is_that_of_the_process_that_needed_most(monkeypatch):
+    """Ranks hold examples of other lengths; rank 0, which writes the results, may hold the short ones."""
+    monkeypatch.setattr(session, "peak_memory_bytes", lambda: 100)
+    monkeypatch.setattr(session, "gather_rows", lambda rows: [*rows, 700, 300])
+    assert session.peak_of_all_ranks(True) == {"peak_memory_bytes": 700, "peak_memory_of": "reader"}
+    assert session.peak_of_all_ranks(False)["peak_memory_of"] == "process"
