@@ -8,7 +8,7 @@ Download the files from the data set's own pages first: docs/data.md lists page,
 `make data` states which are ready. A FILE may be gzipped (.gz), or a folder of such files.
 
 nq               .jsonl.gz of lost-in-the-middle, or other lines with question, answers and ctxs
-prompted         lines with input (the context), prompt and answer: COMI's, RAM's and GMSA's code, ICAE's PwC; --name FOLDER
+prompted         lines with input (the context), prompt and answer, as of COMI, RAM, GMSA and PwC; --name FOLDER
 hotpotqa         the official JSON array, or the hub's rows as an array or lines
 2wikimultihopqa  the official JSON array, or pandas' column format
 musique          the official .jsonl, or an array of its rows

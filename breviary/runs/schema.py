@@ -78,7 +78,14 @@ ADDED: dict[str, dict[str, Any]] = {
     "engine": {"fsdp": None, "deepspeed.communication_data_type": None},
     "objective": {"continuation_above": 0, "teacher": None},
     # epochs and global_batch act through steps and accumulation; save_every, tracker and check_memory change no result.
-    "train": {"epochs": ..., "global_batch": ..., "save_every": ..., "tracker": ..., "pack_tokens": None, "check_memory": ...},
+    "train": {
+        "epochs": ...,
+        "global_batch": ...,
+        "save_every": ...,
+        "tracker": ...,
+        "pack_tokens": None,
+        "check_memory": ...,
+    },
 }
 
 

@@ -16,7 +16,7 @@ from __future__ import annotations
 import contextlib
 import itertools
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -73,7 +73,7 @@ class ReaderTrainer(Trainer):
         reader: Reader,
         args: TrainingArguments,
         items: Any,
-        collate: Callable[[list[Any]], Batch],
+        collate: Callable[[Sequence[Any]], Batch],
         validation: Validation | None,
         fingerprint: dict[str, str],
         grouped: bool,
