@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 from huggingface_hub import snapshot_download
 from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
@@ -86,10 +87,16 @@ def load_reader(path: str | Path, backbone: str | Path | None = None, device: st
         # A frozen plain decoder has a checkpoint too, without weights.
         "training": training_text([training_record(folder, checkpoint if has_weights else None)]),
     }
-    texts = instantiate(text_batches, tokenizer=tokenizer, prompt=dict(cfg.prompt))
-    generation = OmegaConf.to_container(cfg.generation, resolve=True)
-    positions = usable_positions(located.config)
-    longest = functools.partial(spec.compressor.longest_context, fixed_ratio(spec.settings), positions)
+    return text_reader(reader, cfg, located, tokenizer)
+
+
+def text_reader(reader: Any, cfg: DictConfig, backbone: Backbone | TinyBackbone, tokenizer: Any) -> TextReader:
+    """The Python interface of a loaded reader, with the prompts and decoding settings of its configuration."""
+    spec, generation = ReaderSpec.of(cfg), OmegaConf.to_container(cfg.generation, resolve=True)
+    texts = instantiate(OmegaConf.load(CONFIGS / "text.yaml"), tokenizer=tokenizer, prompt=dict(cfg.prompt))
+    longest = functools.partial(
+        spec.compressor.longest_context, fixed_ratio(spec.settings), usable_positions(backbone.config)
+    )
     return TextReader(reader, texts, Generation(**generation | {"stop": tuple(generation["stop"])}), longest)
 
 

@@ -8,9 +8,12 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any, cast
 
+from torch import Tensor
+
 from breviary.contract import Batch, EncodedContext, Generation, Reader
 from breviary.readers.documents import QuestionMemory
 from breviary.readers.views import Described, reader_facts
+from breviary.serving.prompt_embeds import prompt_embeds
 
 
 class TextReader(Described):
@@ -69,6 +72,15 @@ class TextReader(Described):
         batch, generation = self._batch(texts, questions), _checked(generation or self.generation)
         self._check_length(int(batch.context.lengths.max()), batch, generation)
         return self.reader.answer(batch, generation)
+
+    def prompt_embeds(self, texts: Sequence[str], questions: Sequence[str]) -> list[Tensor]:
+        """Embeddings (tokens, width) of each prompt with its compressed text, for servers that take these (vLLM).
+
+        Raises: ValueError for a reader whose memory is no sequence of input embeddings, and for a text too long.
+        """
+        batch = self._batch(texts, questions)
+        self._check_length(int(batch.context.lengths.max()), batch, self.generation)
+        return prompt_embeds(self.reader, batch)
 
     def load(self, file: str | Path) -> EncodedContext:
         """An encoded text or a memory that this reader saved, in this or another process.

