@@ -32,8 +32,9 @@ def overlap_notes(train: Any, validation: Any) -> list[str]:
 
 def _count_shared(train: Iterable[int], validation: Iterable[int]) -> int:
     """How many of `validation` are in `train`, of which no set is made."""
-    found = set(validation).intersection(train)
-    return sum(key in found for key in validation)
+    keys = list(validation)
+    found = set(keys).intersection(train)
+    return sum(key in found for key in keys)
 
 
 def batch_notes(examples: int, batch: int, train: DictConfig) -> list[str]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from array import array
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -88,9 +88,10 @@ class Rows:
         """A column of bools, in memory."""
         return _filled(Flags("b"), self._columns[name].cast(pa.int8()))
 
-    def keys(self, name: str) -> array:
-        """A column of unsigned 64-bit integers, in memory."""
-        return _filled(array("Q"), self._columns[name])
+    def each(self, name: str) -> Iterator[int]:
+        """The values of a column of integers, of which a batch is in memory."""
+        for chunk in self._columns[name].chunks:
+            yield from chunk.to_numpy().tolist()
 
 
 class Counts(array):

@@ -6,10 +6,8 @@ import hashlib
 import json
 import tempfile
 import warnings
-from array import array
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import MISSING, asdict, fields
-from functools import cached_property
 from pathlib import Path
 from typing import Any, overload
 
@@ -67,15 +65,15 @@ class StoredExamples(Sequence[Example]):
             raise IndexError(index)
         return decoded(self._rows.value("example", index % len(self)))
 
-    @cached_property
-    def context_keys(self) -> array:
+    @property
+    def context_keys(self) -> Iterator[int]:
         """64 bits of each context: equal for equal contexts."""
-        return self._rows.keys("context")
+        return self._rows.each("context")
 
-    @cached_property
-    def pair_keys(self) -> array:
+    @property
+    def pair_keys(self) -> Iterator[int]:
         """64 bits of each context with its question."""
-        return self._rows.keys("pair")
+        return self._rows.each("pair")
 
     def ranges(self, least_bytes: int, most: int) -> list[tuple[int, int]]:
         """Consecutive ranges [start, end) of `least_bytes` bytes of JSON or more each, at most about `most` of them.

@@ -18,6 +18,7 @@ from data.collate import Collator
 from data.jsonl import Jsonl
 from data.prompts import Prompt
 from data.store.examples import store_split
+from data.synthetic.words import words_of
 from data.tokenised import tokenise_split
 
 BATCH, BATCHES = 8, 50  # examples at random places
@@ -58,7 +59,7 @@ def _private(process: str, field: str) -> int:
 def write_lines(file: Path, megabytes: float, words: int) -> int:
     """Lines of about `words` words of context until the file has its size; their number."""
     rng, count, size = random.Random(0), 0, 0
-    vocabulary = ["".join(rng.choices("abcdefghijklmnopqrstuvwxyz", k=rng.randint(2, 9))) for _ in range(5000)]
+    vocabulary = words_of("noun", "adjective", "verb")
     with open(file, "w") as opened:
         while size < megabytes * 1e6:
             context = " ".join(rng.choices(vocabulary, k=words))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import multiprocessing
 import multiprocessing.connection
 import os
@@ -15,7 +16,7 @@ from typing import Any, TypeVar
 T = TypeVar("T")
 R = TypeVar("R")
 
-MOST = 16  # processes; each needs about 60 MB of its own
+MOST = 8  # processes; each needs about 50 MB of its own
 
 _function: Callable[[Any], Any]  # of a worker process
 
@@ -35,6 +36,7 @@ def in_processes(function: Callable[[T], R], tasks: Sequence[T]) -> Iterator[R]:
     if count < 2:
         yield from map(function, tasks)
         return
+    gc.freeze()  # a collection writes to every object, in parent or worker, and so would copy the memory they share
     pool = ProcessPoolExecutor(count, multiprocessing.get_context("fork"), _begin, (function,))
     try:
         futures = [pool.submit(_call, task) for task in tasks]
@@ -47,6 +49,7 @@ def in_processes(function: Callable[[T], R], tasks: Sequence[T]) -> Iterator[R]:
         ) from error
     finally:
         pool.shutdown(cancel_futures=True)
+        gc.unfreeze()
 
 
 def _begin(function: Callable[[Any], Any]) -> None:
