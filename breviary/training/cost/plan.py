@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import DictConfig
 
 from breviary.backbones.shape import BackboneShape, known_shape
 from breviary.config.build import ReaderSpec, build_backbone
@@ -19,8 +19,8 @@ from breviary.training.cost.parts import TextLengths
 
 MOST = 2**27  # largest batch or length that is searched for
 CHECK = "train.check_memory"
-CHECKPOINTING, SINGLE = "train.gradient_checkpointing=true", "train.batch_size=1"
-CHANGES = (CHECKPOINTING, SINGLE, f"{CHECKPOINTING} {SINGLE}")
+# Tried in this order, alone and added to those before.
+CHANGES = ("eval_batch_size=1", "train.gradient_checkpointing=true", "train.batch_size=1")
 SHARD = "choose an engine that shards or offloads, e.g. engine=zero3_offload, or a shorter limits.max_context_tokens"
 
 
@@ -46,12 +46,12 @@ class MemoryPlan:
         """Whether the answer is the context itself (an autoencoder)."""
         return ReaderSpec.of(self.cfg).objective.is_autoencoder
 
-    def estimate(self, lengths: TextLengths, **changes: Any) -> Estimate:
-        """The estimate, with values of section `train` changed."""
+    def estimate(self, lengths: TextLengths, *changes: str) -> Estimate:
+        """The estimate, with settings `key=value` changed."""
         cfg = self.cfg
         if changes:
             cfg = cfg.copy()
-            cfg.train = OmegaConf.merge(cfg.train, changes)
+            cfg.merge_with_dotlist(list(changes))
         return estimate_training(cfg, self.shape, lengths, self.processes)
 
     def fits(self, estimate: Estimate) -> bool:
@@ -60,7 +60,7 @@ class MemoryPlan:
 
     def largest_batch(self, lengths: TextLengths) -> int:
         """Examples of a micro-batch that fit; 0 = not one."""
-        return _largest(lambda size: self.fits(self.estimate(lengths, batch_size=size)))
+        return _largest(lambda size: self.fits(self.estimate(lengths, f"train.batch_size={size}")))
 
     def longest_context(self, lengths: TextLengths) -> int:
         """Context tokens that fit at the configured batch; 0 = none. An autoencoder's answer grows with its context."""
@@ -199,17 +199,13 @@ class RunCost:
         plan, peak = self.plan, self.plan.estimate(self.longest).memory.peak
         if peak.total <= plan.memory or not plan.cfg.train.check_memory:
             return []
-        helps = [words for words in CHANGES if plan.fits(plan.estimate(self.longest, **_values(words)))]
-        advice = f"set {helps[0]}" if helps else SHARD
+        sets = [*((word,) for word in CHANGES), CHANGES[1:], CHANGES]
+        helps = next((words for words in sets if plan.fits(plan.estimate(self.longest, *words))), None)
+        advice = f"set {' '.join(helps)}" if helps else SHARD
         return [
-            f"the estimated {_size(peak.total)} of a training step ({_parts(peak)}) do not fit the "
+            f"the estimated {_size(peak.total)} at the peak ({peak.name}: {_parts(peak)}) do not fit the "
             f"{_size(plan.memory)} of {self.name}: {advice}, or {CHECK}=false to go on anyway"
         ]
-
-
-def _values(words: str) -> dict[str, Any]:
-    pairs = (word.removeprefix("train.").split("=") for word in words.split())
-    return {key: value == "true" if value == "true" else int(value) for key, value in pairs}
 
 
 def _parts(moment: Moment) -> str:

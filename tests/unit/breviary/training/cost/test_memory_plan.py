@@ -15,8 +15,9 @@ from breviary.config.build import ReaderSpec
 from breviary.config.keys import known_keys
 from breviary.contract import Batch, Tokens
 from breviary.runs.folders import config_hash
+from breviary.runtime.checkout import ROOT
 from breviary.training.cost import devices
-from breviary.training.cost.devices import device_memory, parse_gpus
+from breviary.training.cost.devices import DEVICES, device_memory, parse_gpus
 from breviary.training.cost.parts import TextLengths
 from breviary.training.cost.plan import MemoryPlan, RunCost, split_lengths
 from scripts import plan_memory
@@ -53,8 +54,8 @@ def test_the_largest_batch_and_length_fit_and_the_next_do_not():
     cfg = compose_tiny(["compressor=full_context"])
     plan = MemoryPlan.of(cfg, 1, 200e6)
     batch, context = plan.largest_batch(TEXTS), plan.longest_context(TEXTS)
-    assert batch > 1 and plan.fits(plan.estimate(TEXTS, batch_size=batch))
-    assert not plan.fits(plan.estimate(TEXTS, batch_size=batch + 1))
+    assert batch > 1 and plan.fits(plan.estimate(TEXTS, f"train.batch_size={batch}"))
+    assert not plan.fits(plan.estimate(TEXTS, f"train.batch_size={batch + 1}"))
     assert plan.fits(plan.estimate(replace(TEXTS, context=context)))
     assert not plan.fits(plan.estimate(replace(TEXTS, context=round(1.01 * context) + 16)))
 
@@ -99,6 +100,11 @@ def test_a_training_that_cannot_fit_is_refused_in_one_sentence_of_settings_that_
     assert run_cost(memory, "train.batch_size=4", "train.check_memory=false").problems() == []
 
 
+def test_a_validation_that_cannot_fit_is_advised_a_smaller_batch():
+    [message] = run_cost(45e6, "train.batch_size=1", "train.eval_examples=9", "eval_batch_size=512").problems()
+    assert "(validation: " in message and "set eval_batch_size=1, or train.check_memory=false" in message
+
+
 def test_what_fits_is_stated_on_one_line():
     cost = run_cost(1e9)
     assert cost.problems() == []
@@ -137,3 +143,19 @@ def test_memory_of_this_machine_is_shared_by_its_processes(monkeypatch, tmp_path
     monkeypatch.setenv("LOCAL_WORLD_SIZE", "2")
     assert device_memory(torch.device("cpu")) == (2048000000.0, "this machine's memory")
     assert parse_gpus("8x80GB") == (8, 80e9)
+
+
+def test_the_table_of_the_page_is_what_the_plan_counts():
+    """docs/scale.md: GB at 8k, 32k and 128k tokens, the longest context, and hours of 1,000 steps on eight H100."""
+    page = (ROOT / "docs/scale.md").read_text(encoding="utf-8")
+    shared = re.search(r"for Qwen2-7B with `([^`]+)`", " ".join(page.split()))[1].split()
+    rows = re.findall(r"^\| `((?:compressor|experiment)=[^`]+)` \|(.+)\|$", page, re.MULTILINE)
+    assert len(rows) == 8
+    for words, cells in rows:
+        cfg = plan_memory.read_config(["backbone=qwen2_7b", *words.split(), *shared])
+        plan, flops = MemoryPlan.of(cfg, 8, 80e9), 8 * DEVICES["h100"].flops * 3600
+        costs = [plan.estimate(TextLengths(tokens, 64, 64)) for tokens in (8192, 32768, 131072)]
+        hours = [f"{cost.flops / cfg.train.steps * 1000 / flops:.1f}" for cost in costs]
+        longest = f"{plan.longest_context(TextLengths(8192, 64, 64)) // 1000}k"
+        expected = [*(f"{cost.bytes / 1e9:.0f}" for cost in costs), longest, *hours]
+        assert [cell.strip() for cell in cells.split("|")] == expected, words
