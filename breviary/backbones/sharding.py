@@ -85,6 +85,18 @@ def is_partitioned(parameter: Tensor) -> bool:
     return hasattr(parameter, "ds_id")
 
 
+def cast_unpartitioned(module: nn.Module, dtype: torch.dtype) -> None:
+    """Casts the new weights of a partitioned module to the dtype of the loaded ones, in place.
+
+    DeepSpeed's engine casts whole modules itself, but takes one with partitioned weights for cast already. Its float32
+    masters are then those of the rounded values, as for every ZeRO stage.
+    """
+    if any(map(is_partitioned, module.parameters())):
+        for parameter in module.parameters():
+            if not is_partitioned(parameter):
+                parameter.data = parameter.data.to(dtype)
+
+
 def gathered(parameters: Sequence[nn.Parameter], modifier_rank: int | None = None) -> contextlib.AbstractContextManager:
     """Context manager: the values of parameters that ZeRO-3 has partitioned are whole. Entered and left by all ranks.
 

@@ -41,7 +41,7 @@ OPTIMIZER_SHARDS = "optimizer"  # folder of FSDP's sharded optimizer state; torc
 def save_trained(
     folder: str | Path, reader: nn.Module, fingerprint: dict[str, str], state: dict[str, Tensor] | None = None
 ) -> Path:
-    """Writes the learned weights into `folder`; returns the file."""
+    """Writes the learned weights of this process into one file in `folder`; returns it. In training: save_learned."""
     return save_weights(folder, trained_state(reader, state), fingerprint)
 
 

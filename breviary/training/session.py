@@ -13,7 +13,7 @@ from omegaconf import DictConfig, OmegaConf
 from breviary.backbones.attention import check_training_attention
 from breviary.backbones.pretrained import DTYPES, Backbone
 from breviary.backbones.shape import BackboneShape
-from breviary.backbones.sharding import full_size, partitioned_loading
+from breviary.backbones.sharding import cast_unpartitioned, full_size, partitioned_loading
 from breviary.config.answer_limits import answer_notes
 from breviary.config.budget_notes import budget_notes
 from breviary.config.build import ReaderSpec, build_backbone, build_reader
@@ -238,6 +238,7 @@ class TrainingSession:
         if cfg.init_from:
             self._initialise(reader)
         load_teacher(cfg, reader)
+        cast_unpartitioned(reader, DTYPES[self.backbone.dtype])
         if engine.kind == "fsdp":
             shard_reader(reader, engine.fsdp, DTYPES[self.backbone.dtype], device)
         return reader

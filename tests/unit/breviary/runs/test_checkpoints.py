@@ -37,6 +37,7 @@ def test_only_trained_weights_are_saved_with_the_backbone_s_name(tmp_path):
         "backbone": PRINT,
         "merged": False,
         "sha256": hash_tensors(stored(tmp_path / "new")),
+        "shards": 1,
     }
 
 

@@ -198,9 +198,9 @@ def test_another_program_than_train_py_has_no_command(monkeypatch):
 
 
 def test_checkpoints_between_validations_are_saved_and_all_but_best_and_last_removed(compose, monkeypatch):
-    nlls, saved, retained, original = iter([1.0, 2.0]), [], [], trainer.save_trained
+    nlls, saved, retained, original = iter([1.0, 2.0]), [], [], trainer.save_learned
     monkeypatch.setattr(trainer, "summarise", lambda *_, **__: {"metrics": {"nll": {"value": next(nlls)}}})
-    monkeypatch.setattr(trainer, "save_trained", lambda *args: (saved.append(Path(args[0]).name), original(*args)))
+    monkeypatch.setattr(trainer, "save_learned", lambda *args: (saved.append(Path(args[0]).name), original(*args)))
     save = StepEnd.on_save
 
     def on_save(self, args, *rest, **kwargs):

@@ -6,6 +6,7 @@ import pytest
 import torch
 from torch import nn
 
+from breviary.backbones.sharding import cast_unpartitioned
 from breviary.backbones.trainable import freeze_learned
 from breviary.runs.checkpoints import (
     OPTIMIZER_SHARDS,
@@ -58,6 +59,16 @@ def test_shards_are_read_as_one_checkpoint(net, tmp_path):
     shard_file(tmp_path, 1).unlink()
     with pytest.raises(ValueError, match=r"trained-1.safetensors: this file of a sharded checkpoint is missing"):
         read_weights(tmp_path)
+
+
+def test_new_weights_get_the_dtype_of_partitioned_ones():
+    """Else DeepSpeed refuses a bfloat16 model with adapters in float32. A module that is loaded whole is left to it."""
+    module = nn.ModuleDict({"loaded": nn.Linear(2, 2, bias=False), "new": nn.Linear(2, 2, bias=False)})
+    cast_unpartitioned(module, torch.bfloat16)
+    assert module["new"].weight.dtype == torch.float32
+    module["loaded"].weight.ds_id = 0  # as DeepSpeed marks it
+    cast_unpartitioned(module, torch.bfloat16)
+    assert (module["new"].weight.dtype, module["loaded"].weight.dtype) == (torch.bfloat16, torch.float32)
 
 
 def test_the_ranks_share_weights_by_size():
