@@ -80,7 +80,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     args = build_parser().parse_intermixed_args(arguments)
     with cli_errors():
         name, scale, device, words = read_words(args.table_words, args.device)
-        if is_grid(name) or is_measured(name):
+        if is_measured(name):
             return measure(args, name, scale, device, words)
         if args.plan:
             for one in [scale] if scale else scales_of(name):

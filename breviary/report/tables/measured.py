@@ -80,9 +80,9 @@ def word_key(word: str) -> str:
 
 
 def is_measured(name: str) -> bool:
-    """Whether NAME is a table of this form, in configs/table or as a file."""
+    """Whether NAME is a table of this form or a grid (`grid_form`), in configs/table or as a file."""
     path = Path(name) if Path(name).is_file() else TABLES / f"{name}.yaml"
-    return path.is_file() and "parts" in (read_yaml(path) or {})
+    return path.is_file() and not {"parts", "grid"}.isdisjoint(read_yaml(path) or {})
 
 
 def load_measured_table(name: str, scale: str | None = None, wanted: Sequence[str] | None = None) -> dict[str, Any]:
