@@ -133,7 +133,10 @@ def _part_hours(table: Mapping[str, Any], part: Part, device: Device) -> float |
         variant = row_variant(table, reader, ratio)
         own = part.overrides(["run", "examples", "compare", *variant])
         words = shlex.join(["python", "eval.py", *own, *(setting(key, value) for key, value in variant.items())])
-        hours += hours_on(device, evaluation_estimate([*map(training_command, part.train), words], part.tokens, count))
+        commands = [*map(training_command, part.train), words]
+        if not has_shape(commands):
+            return None
+        hours += hours_on(device, evaluation_estimate(commands, part.tokens, count))
     return hours
 
 

@@ -15,6 +15,7 @@ from breviary.report.tables.command import read_words
 from breviary.report.tables.grid import run_grid
 from breviary.report.tables.grid_form import is_grid, load_grid
 from breviary.report.tables.measured import part_command
+from breviary.report.tables.plan import find_device, measured_plan_lines
 from breviary.report.tables.trainings import Tools
 from data.ruler.tasks import TASKS
 
@@ -157,6 +158,14 @@ def test_words_replace_settings(table):
     table.write_text(TABLE.replace("by: dataset", "by: task"))
     with pytest.raises(ValueError, match="grid.by=task: allowed are dataset, position"):
         load_grid(str(table))
+
+
+@pytest.mark.parametrize(("backbone", "hours"), [("tiny", "# not estimated"), ("smollm2_135m", "# about 1 minute")])
+def test_the_plan_of_a_grid_is_its_evaluations(table, backbone, hours):
+    table.write_text(TABLE.replace("    one:", "    invented_facts:"))
+    loaded = load_grid(str(table), [f"backbone={backbone}", "examples=2"], ["invented_facts"])
+    lines = measured_plan_lines(loaded, "outputs", find_device(None, "small"))
+    assert lines[4] == hours and f"backbone={backbone} examples=2" in lines[5] and len(lines) == 6
 
 
 def test_only_grids_take_settings():
