@@ -88,12 +88,12 @@ def difference(
 
 
 def mean_of_means(
-    pairs: Sequence[ndarray], codes: Sequence[ndarray | None], seed: int, resamples: int
+    pairs: Sequence[ndarray], codes: Sequence[ndarray | None], seed: int, resamples: int, are_differences: bool = False
 ) -> dict[str, float]:
     """Mean over data sets of ratios of sums, such as mean scores, with its interval: the percentile bootstrap.
 
-    pairs  numerator and denominator of each question, (N, 2), for each data set; paired differences have those of both
-           readers subtracted in the numerator
+    pairs  numerator and denominator of each question, (N, 2), for each data set; `are_differences`: the numerators are
+           paired differences of two readers
     codes  of each data set. Each is resampled on its own
     """
     rng = np.random.default_rng(seed)
@@ -103,8 +103,10 @@ def mean_of_means(
         units = own if code is None else np.stack([np.bincount(code, column) for column in own.T], 1)
         picked = units[rng.integers(len(units), size=(resamples, len(units)))]  # (resamples, U, 2)
         drawn += picked[..., 0].sum(-1) / picked[..., 1].sum(-1) / len(pairs)
-    if drawn.min() == drawn.max():  # all alike, such as shares of 0: the rule of `interval` for all questions together
+    if drawn.min() == drawn.max():  # all alike, such as shares of 0: the rules for all questions together
         together = np.concatenate(pairs)
+        if are_differences and np.isin(together[:, 0], (-1, 0, 1)).all():
+            return _bonett_price(together[:, 0], None)
         return interval(together[:, 0], together[:, 1], seed, resamples)
     low, high = (float(np.percentile(drawn, 50 * (1 + sign * LEVEL))) for sign in (-1, 1))
     return {"value": value, "low": min(value, low), "high": max(value, high)}

@@ -271,7 +271,7 @@ def mean_score(grid: Grid, column: Column, other: Column | None = None) -> Metri
             own[:, 0] -= other.cells[name].pairs(metric)[:, 0]
         pairs.append(own)
         codes.append(cluster_codes(contexts_of(column.cells[name].rows)))
-    return mean_of_means(pairs, codes, seed=0, resamples=RESAMPLES)
+    return mean_of_means(pairs, codes, seed=0, resamples=RESAMPLES, are_differences=other is not None)
 
 
 def _cost_lines(columns: Sequence[Column], datasets: Sequence[str]) -> Iterator[tuple[str, list[str]]]:

@@ -192,6 +192,8 @@ def test_a_mean_of_means_weighs_data_sets_alike():
     assert found["value"] == 0.625 and 0.55 < found["low"] < 0.625 < found["high"] < 0.7
     zero = mean_of_means([ones([0, 0]), ones([0] * 8)], [None, None], 0, 1000)
     assert zero["value"] == zero["low"] == 0 and 0.2 < zero["high"] < 0.3  # Wilson's, of ten questions
+    same = mean_of_means([ones([0, 0]), ones([0] * 8)], [None, None], 0, 1000, are_differences=True)
+    assert same["value"] == 0 and -0.3 < same["low"] == -same["high"] < -0.1  # Bonett and Price's
     # Questions of one context are resampled together: two contexts, so much less is known.
     shared = mean_of_means([ones([1, 1]), ones([0] * 20 + [1] * 20)], [None, np.repeat([0, 1], 20)], 0, 1000)
     assert (shared["low"], shared["high"]) == (0.5, 1)
