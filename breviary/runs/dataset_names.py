@@ -43,13 +43,17 @@ def dataset_label(dataset: Mapping[str, Any], split: str) -> str:
 
 
 def _content(name: str) -> dict[str, Any]:
-    """configs/dataset/NAME.yaml with those that its defaults list names."""
-    parts = config_files(CONFIGS / "dataset" / f"{name}.yaml")
-    return {key: value for part in parts for key, value in content(part).items() if key != "defaults"}
+    """configs/dataset/NAME.yaml with those that its defaults list names; of the parts of a mixture the names alone."""
+    files = [content(file) for file in config_files(CONFIGS / "dataset" / f"{name}.yaml")]
+    found = {key: value for file in files for key, value in file.items() if key != "defaults"}
+    names = [name for file in files for name in file.get("defaults", []) if "@parts." in name]
+    return found | ({"parts": {name.partition("@parts.")[2]: {} for name in names}} if names else {})
 
 
 def _differs(known: Any, value: Any) -> bool:
     """Whether a value is not that of the YAML file, whose ${paths.data} is any folder."""
+    if _are_parts(known) and isinstance(value, Mapping):
+        return set(known) != set(value)
     if isinstance(known, str) and known.startswith("${paths.") and isinstance(value, str):
         own = Path(known).parts[1:]
         return Path(value).parts[-len(own) :] != own
@@ -70,7 +74,13 @@ def _ends(files: Any) -> list[tuple[str, ...]]:
     return [Path(file).parts[-2:] for file in ([files] if isinstance(files, str) else files or [])]
 
 
+def _are_parts(value: Any) -> bool:
+    """Whether it is {name: data set} of a mixture."""
+    return isinstance(value, Mapping) and bool(value) and all(isinstance(part, Mapping) for part in value.values())
+
+
 def _value(value: Any) -> str:
-    """As a command line writes it; long texts and lists shortened."""
+    """As a command line writes it; long texts and lists shortened, parts of a mixture by name."""
+    value = "+".join(value) if _are_parts(value) else value
     text = "null" if value is None else str(value).lower() if isinstance(value, bool) else str(value)
     return text if len(text) <= 24 else f"{text[:23]}…"

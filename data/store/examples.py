@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import tempfile
+import time
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import MISSING, asdict, fields
@@ -23,6 +24,7 @@ from data.store.folders import make_once
 
 LAYOUT = 1  # increased when the files or their meaning change, so that older folders are ignored
 PROGRESS_EVERY = 1000  # examples
+PROGRESS_AFTER = 5.0  # seconds: small data sets are read without a line
 _FILE, _META = "examples.arrow", "meta.json"
 # Fields that were added after the first hashes were stored, with the value that they have where they are not set.
 _UNSET = {
@@ -128,7 +130,7 @@ def _stored(key: str, examples: Callable[[], Iterable[Example]], cache_dir: str 
 
 def _write(folder: Path, examples: Iterable[Example]) -> None:
     folder.mkdir()
-    digest, count = HashOfJsonList(), 0
+    digest, count, begin = HashOfJsonList(), 0, time.monotonic()
     with warnings.catch_warnings(record=True) as caught, RowWriter(folder / _FILE, _SCHEMA) as writer:
         warnings.simplefilter("always")  # of the data set, repeated whenever the folder is opened
         for example in examples:
@@ -139,7 +141,7 @@ def _write(folder: Path, examples: Iterable[Example]) -> None:
             context.update(b"\x00" + example.question.encode("utf-8", "surrogatepass"))
             writer.write(row | {"pair": context.intdigest()})
             count += 1
-            if count % PROGRESS_EVERY == 0:
+            if count % PROGRESS_EVERY == 0 and time.monotonic() - begin > PROGRESS_AFTER:
                 print_progress(f"  {count} examples read")
     notes = [str(warning.message) for warning in caught if issubclass(warning.category, UserWarning)]
     write_json(folder / _META, {"data_hash": digest.hexdigest(), "examples": count, "notes": notes})

@@ -25,7 +25,7 @@ PLACES = [
 def test_every_script_and_configuration_of_a_page_exists(page):
     text = page.read_text(encoding="utf-8")
     scripts = re.findall(r"\bscripts/[\w/]+\.(?:py|sh|sbatch)", text)
-    choices = re.findall(rf"(?<![\w.])({'|'.join(GROUPS)})=([a-z0-9]\w*)(?![\w(])", text)  # not glob(...)
+    choices = re.findall(rf"(?<![\w.])({'|'.join(GROUPS)})=([a-z0-9][\w/]*)(?![\w(])", text)  # not glob(...)
     named = [*scripts, *(f"configs/{group}/{name}.yaml" for group, name in choices)]
     assert {file for file in named if not (ROOT / file).is_file()} <= OWN_METHODS
 

@@ -156,6 +156,6 @@ def test_a_backbone_with_too_few_positions_is_refused(refused):
 
 def test_sharded_weights_are_refused(refused):
     assert refused(training, "compressor=comet", "engine=zero3", "dataset.train_size=4") == [
-        "engine=zero3: this compressor processes a data-dependent number of chunks, and ZeRO-3 needs equal module "
-        "calls on every process; use engine=zero2"
+        "engine=zero3: this compressor processes a data-dependent number of chunks, and it needs equal "
+        "module calls on every process; use engine=zero2"
     ]

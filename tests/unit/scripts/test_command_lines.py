@@ -86,7 +86,8 @@ def check_settings_exist(words, config, line, page):
             values = [str(one) for one in (read.sweep_iterator() if read.is_sweep_override() else [read.value()])]
             assert set(values) <= {*group_choices(key)} | new_choices, f"{word}: {line}"
         elif not key.startswith("hydra") and key not in new_keys:
-            assert key in keys_of(config) or choices_with(key), f"{word}: {line}"
+            parent = key.rpartition(".")[0]  # of a mapping with names of the user's, such as dataset.weights.NAME
+            assert key in keys_of(config) or choices_with(key) or choices_with(parent), f"{word}: {line}"
 
 
 # ------------------------------------------------------------------ --help

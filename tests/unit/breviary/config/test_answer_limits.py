@@ -42,6 +42,8 @@ BENCHMARKS |= {"ruler_qa_1": (32, []), "ruler_qa_2": (32, []), "key_values": (10
 BENCHMARKS |= {file.stem: (20, []) for file in (CONFIGS / "dataset").glob("babilong*.yaml")}
 BENCHMARKS |= {"longbench_v1": (32, []), "longbench_v2": (128, []), "zero_scrolls": (128, []), "helmet": (20, [])}
 BENCHMARKS |= {"infinitebench": (40, []), "scbench": (40, [])}  # of the task that each YAML chooses
+BENCHMARKS |= {"pwc": (512, []), "chatml": (512, []), "ram_nq": (100, ["\n"]), "qa_mixture": (100, ["\n"])}
+BENCHMARKS |= {"pwc_texts": (560, []), "qa_texts": (3200, [])}  # a context is restored whole
 DEFAULT = (16, ["\n"])  # of data sets without a benchmark
 # An experiment's own limits; they do not follow the data set.
 EXPERIMENTS = {"nq_small": DEFAULT, "ram_small": DEFAULT, "comi_ablation": DEFAULT, "ram_recall": DEFAULT}

@@ -39,7 +39,7 @@ def calls(monkeypatch):
 
 
 # Their heads keep different numbers of entries, or bias scores: each head has its own mask.
-OWN_MASKS = ("adakv", "attention_matching", "kvzip")
+OWN_MASKS = ("adakv", "attention_matching", "kvzip", "sliding_window")
 
 
 def check(calls):

@@ -9,15 +9,22 @@ from breviary.config.defaults import fill_defaults
 from breviary.runs.dataset_names import dataset_label
 
 NQ = {"_target_": "data.jsonl.Jsonl", "train": "/data/nq/train.jsonl.gz", "test": "/data/nq/test.jsonl.gz"}
+NAMED_BY_FILES = ("jsonl", "chatml")
 
 
-@pytest.mark.parametrize("name", [name for name in group_choices("dataset") if name != "jsonl"])
+@pytest.mark.parametrize("name", [name for name in group_choices("dataset") if name not in NAMED_BY_FILES])
 def test_every_data_set_has_the_name_of_its_file(name):
     dataset = load_choice(CONFIGS / "dataset" / f"{name}.yaml")
     cfg = OmegaConf.create({"paths": {"data": "/elsewhere"}, "backbone": {}, "dataset": dataset})
     note = f" ({cfg.dataset.note})" if cfg.dataset.get("note") else ""
     assert dataset_label(cfg.dataset, "test") == name + note
     assert dataset_label(OmegaConf.to_container(cfg, resolve=True)["dataset"], "test") == name + note
+
+
+def test_parts_of_a_mixture_are_named():
+    dataset = load_choice(CONFIGS / "dataset" / "qa_mixture.yaml")
+    dataset.parts.mine = {"_target_": "data.jsonl.Jsonl", "test": "mine.jsonl"}
+    assert dataset_label(dataset, "test") == "qa_mixture (parts=nq+2wikimultihopqa+hotpo…)"
 
 
 def test_a_note_states_the_text_of_a_generated_suite():

@@ -18,10 +18,7 @@ from breviary.serving.push import push_problems
 from scripts import export
 from tests.tiny import compose_tiny
 
-FORMS = {
-    "comi": ["compressor=comi"],
-    "icae": ["compressor=icae", "compressor.memory_tokens=4"],
-}
+FORMS = {"comi": ["compressor=comi"], "icae": ["compressor=icae", "compressor.memory_tokens=4"]}
 REFUSED = {
     "comi at depth": (["compressor=comi", "compressor.join=depth"], "the slots join at depth"),
     "keys and values": (["compressor=snapkv"], "the memory of CacheSelection is keys and values of every layer"),
