@@ -58,7 +58,7 @@ class TextPipeline(Protocol):
     ) -> Any:
         """Examples as tokens: a sequence of items for `collator`, with the attributes of data.tokenised.Tokenised."""
 
-    def collator(self, tokenizer: Any) -> Callable[[list[Any]], Batch]:
+    def collator(self, tokenizer: Any) -> Callable[[Sequence[Any]], Batch]:
         """The function that turns tokenised items into a batch, padded for this tokenizer."""
 
     def scores(self, prediction: str, references: Sequence[str], example: Example | None = None) -> dict[str, float]:

@@ -21,7 +21,7 @@ from breviary.runtime.distributed import gather_rows, own_share
 from breviary.runtime.timing import timed_phases
 
 PHASES = ("read", "compress", "prefill", "decode")  # see runtime.timing
-Collate = Callable[[list[Any]], Batch]
+Collate = Callable[[Sequence[Any]], Batch]
 Scores = Callable[..., dict[str, float]]  # (prediction, references, example); may be a Scorer of config.text_pipeline
 
 
