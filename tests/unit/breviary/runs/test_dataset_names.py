@@ -24,7 +24,7 @@ def test_every_data_set_has_the_name_of_its_file(name):
 def test_parts_of_a_mixture_are_named():
     dataset = load_choice(CONFIGS / "dataset" / "qa_mixture.yaml")
     dataset.parts.mine = {"_target_": "data.jsonl.Jsonl", "test": "mine.jsonl"}
-    assert dataset_label(dataset, "test") == "qa_mixture (parts=nq+2wikimultihopqa+hotpo…)"
+    assert dataset_label(dataset, "test") == "qa_mixture (parts=nq+2wikimultihopqa+hotp…)"
 
 
 def test_a_note_states_the_text_of_a_generated_suite():
