@@ -86,7 +86,7 @@ class Tokenised(torch.utils.data.Dataset):
 
     @property
     def reference_lengths(self) -> list[list[int]]:
-        """Read when it is asked for: of a validation or test split."""
+        """Tokens of each reference, read on access: only validation and test splits need them."""
         return self._rows.column("references").to_pylist()
 
     def __len__(self) -> int:

@@ -7,7 +7,7 @@ from collections.abc import Callable, Mapping, Sequence
 
 from pandas import DataFrame
 
-BEGIN, END = "<!-- numbers: written by scripts/study_numbers.py -->", "<!-- end of numbers -->"
+BEGIN, END = "<!-- numbers: written by scripts/studies/numbers.py -->", "<!-- end of numbers -->"
 
 
 def replace_numbers(text: str, numbers: str) -> str:

@@ -41,7 +41,7 @@ def rouge_n(prediction: str, references: Sequence[str], type: str) -> float:
     return max(_unstemmed(prediction, reference)[type] for reference in references)
 
 
-@functools.lru_cache(maxsize=64)  # the types of one pair are asked for one after another
+@functools.lru_cache(maxsize=64)  # callers request the types of one pair one after another
 def _unstemmed(prediction: str, reference: str) -> dict[str, float]:
     found = _unstemmed_scorer().score(reference, prediction)
     return {name: found[name].fmeasure for name in UNSTEMMED}

@@ -34,7 +34,7 @@ _SCHEMA = pa.schema([("example", pa.string()), ("context", pa.uint64()), ("pair"
 
 
 class StoredExamples(Sequence[Example]):
-    """The examples of a folder, each decoded when it is asked for.
+    """The examples of a folder, each decoded on access.
 
     data_hash  sha256 of the examples
     Pickled by file name. Raises: ValueError where the folder is damaged.

@@ -8,7 +8,7 @@ from study_calls import call_study
 
 from breviary.studies.markdown import rows_where
 from breviary.studies.tables import read_table, write_table
-from scripts import study_data_gap as script
+from scripts.studies import data_gap as script
 
 SMALL = [
     "tokens=12",

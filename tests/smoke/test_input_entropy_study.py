@@ -12,7 +12,7 @@ from breviary.studies.input_entropy.study import STUDY as INPUT_ENTROPY
 from breviary.studies.input_entropy.tables import correlations
 from breviary.studies.markdown import rows_where
 from breviary.studies.tables import read_table
-from scripts import study_input_entropy as script
+from scripts.studies import input_entropy as script
 from tests.tiny import CONFIGS
 
 SMALL = [

@@ -9,7 +9,7 @@ from study_calls import call_study
 from breviary.studies.markdown import rows_where
 from breviary.studies.sizes.study import STUDY
 from breviary.studies.tables import read_table
-from scripts import study_sizes as script
+from scripts.studies import sizes as script
 from tests.tiny import CONFIGS
 
 SMALL = [

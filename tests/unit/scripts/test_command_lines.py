@@ -148,7 +148,7 @@ def test_help_of_eval_begins_with_its_own_keys(monkeypatch, capsys):
 
 
 def test_help_of_a_study_names_its_other_forms(monkeypatch, capsys):
-    study = module_of("scripts/study_data_gap.py")
+    study = module_of("scripts/studies/data_gap.py")
     monkeypatch.setattr(sys, "argv", ["x", "--help", "--config-name", "study/data_gap_small"])
     run_cli(study.main, study.CONFIG)
     text = capsys.readouterr().out

@@ -7,14 +7,14 @@ import pytest
 from breviary.studies.input_entropy.tables import POOLED, SETTING
 from breviary.studies.markdown import BEGIN, END, replace_numbers, rows_where
 from breviary.studies.tables import read_table
-from scripts import study_numbers as script
+from scripts.studies import numbers as script
 
 
 @pytest.mark.parametrize("document", script.DOCUMENTS, ids=lambda document: document.name)
 def test_the_numbers_are_those_of_the_tables(document):
     text = document.read_text(encoding="utf-8")
     expected = replace_numbers(text, script.DOCUMENTS[document](script.TABLES))
-    assert expected == text, "run python scripts/study_numbers.py"
+    assert expected == text, "run python scripts/studies/numbers.py"
 
 
 def test_the_study_has_no_number_outside_the_marks():

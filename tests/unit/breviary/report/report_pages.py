@@ -78,7 +78,7 @@ def page_of(root, folder, **more):
 
 
 class Row:
-    """A row of the page, as far as its runs need one."""
+    """A row of the page with the fields that its runs use."""
 
     def __init__(self, label):
         self.label = label

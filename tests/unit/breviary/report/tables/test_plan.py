@@ -131,12 +131,12 @@ def test_a_script_s_time_is_what_the_table_states(paper, tmp_path, capsys):
     spec = yaml.safe_load(SPEC)
     read = {"file": "x.csv", "where": {}}
     row = {"id": "s", "title": "t", "backbone": None, "ratio": None, "reader": None, "train": [], "evaluate": None}
-    row |= {"measure": "python scripts/study_sizes.py", "read": read, "time": "half an hour"}
+    row |= {"measure": "python scripts/studies/sizes.py", "read": read, "time": "half an hour"}
     spec["small"] |= {"rows": [row]}
     (tmp_path / "paper.yaml").write_text(yaml.safe_dump(spec, sort_keys=False))
     script.main(["paper.yaml", "scale=small", "--plan"])
     out = capsys.readouterr().out
-    assert "# to do; half an hour\npython scripts/study_sizes.py" in out
+    assert "# to do; half an hour\npython scripts/studies/sizes.py" in out
     assert "time of scripts, as the table states it: half an hour" in out
 
 

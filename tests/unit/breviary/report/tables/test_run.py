@@ -280,7 +280,7 @@ def test_hostile_text_stays_text(world):
 
 MEASURED = {
     "id": "d1",
-    "measure": "python scripts/study_data_gap.py output={folder}",
+    "measure": "python scripts/studies/data_gap.py output={folder}",
     "read": {
         "file": ["{folder}/gap.csv", "committed.csv"],
         "where": {"part": "{dataset}", "decoder": "D1"},
@@ -321,7 +321,7 @@ def test_a_script_is_started_once_where_no_file_has_its_cells(world):
 
     world.launch = measure
     outcomes = compute(world)
-    assert world.started == ["python scripts/study_data_gap.py output=outputs/tables/paper/small"]
+    assert world.started == ["python scripts/studies/data_gap.py output=outputs/tables/paper/small"]
     assert outcomes["d1/all"].results["metrics"]["rho"]["value"] == 0.5
     assert "no row with part=all, decoder=D2" in outcomes["d2/all"].reason
     assert set(evaluated_cells(small())[0]) == {"d1/all"}
@@ -336,8 +336,8 @@ def test_a_process_is_this_python_on_this_checkout():
         *("-m", "torch.distributed.run", "--nproc_per_node", "2"),
         *(str(ROOT / "train.py"), "experiment=a", "resume=auto"),
     ]
-    assert process_words("python scripts/study_sizes.py output=x", [])[1:] == [
-        str(ROOT / "scripts/study_sizes.py"),
+    assert process_words("python scripts/studies/sizes.py output=x", [])[1:] == [
+        str(ROOT / "scripts/studies/sizes.py"),
         "output=x",
     ]
     with pytest.raises(ValueError, match="must begin with python or torchrun"):

@@ -1,8 +1,8 @@
 """Which documents survive compression? Entropy under encoder and decoder against quality (arXiv 2602.01778).
 
-    python scripts/study_input_entropy.py                          # 12 to 20 minutes of one CPU core for each seed
-    python scripts/study_input_entropy.py "seeds=[0]" "rates=[4,8]" output=outputs/input_entropy
-    python scripts/study_input_entropy.py tables=true              # tables and figures only, from per_doc.parquet
+    python scripts/studies/input_entropy.py                          # 12 to 20 minutes of one CPU core for each seed
+    python scripts/studies/input_entropy.py "seeds=[0]" "rates=[4,8]" output=outputs/input_entropy
+    python scripts/studies/input_entropy.py tables=true              # tables and figures only, from per_doc.parquet
 
 Documents of one length from several domains, and an entropy ladder of some of them. Two small language models of
 different training are encoder and decoder, in both roles; train.py trains their autoencoders. OUTPUT/per_doc.parquet
@@ -14,7 +14,7 @@ from __future__ import annotations
 import sys
 from pathlib import Path
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 from breviary.runtime.checkout import ROOT, quiet_libraries, require_checkout
 
 require_checkout()
@@ -42,7 +42,9 @@ def main(cfg: DictConfig) -> None:
     run_study(STUDY, cfg, train, EvaluationSession(TEXT))
     again = ["tables=true", setting("output", cfg.output)]
     print(
-        next_line(command("scripts/study_input_entropy.py", "--config-name", HydraConfig.get().job.config_name, *again))
+        next_line(
+            command("scripts/studies/input_entropy.py", "--config-name", HydraConfig.get().job.config_name, *again)
+        )
     )
 
 

@@ -1,8 +1,8 @@
 """How large should encoder and decoder be? Rate, quality and time for every pair of sizes (arXiv 2602.01778).
 
-    python scripts/study_sizes.py                          # half an hour of one CPU core
-    python scripts/study_sizes.py "seeds=[0,1,2]" "rates=[4]" output=outputs/sizes
-    python scripts/study_sizes.py tables=true              # tables and figure only, from per_doc.parquet and times.csv
+    python scripts/studies/sizes.py                          # half an hour of one CPU core
+    python scripts/studies/sizes.py "seeds=[0,1,2]" "rates=[4]" output=outputs/sizes
+    python scripts/studies/sizes.py tables=true              # tables and figure only, of per_doc.parquet, times.csv
 
 Language models of several sizes (or vocabularies) are trained from scratch on the same sources. Every pair of them
 becomes an autoencoder at every rate, under one budget. OUTPUT/per_doc.parquet has one row per document and setting,
@@ -15,7 +15,7 @@ from __future__ import annotations
 import sys
 from pathlib import Path
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 from breviary.runtime.checkout import ROOT, quiet_libraries, require_checkout
 
 require_checkout()
@@ -42,7 +42,7 @@ def main(cfg: DictConfig) -> None:
     """Runs the study."""
     run_study(STUDY, cfg, train, EvaluationSession(TEXT))
     again = ["tables=true", setting("output", cfg.output)]
-    print(next_line(command("scripts/study_sizes.py", "--config-name", HydraConfig.get().job.config_name, *again)))
+    print(next_line(command("scripts/studies/sizes.py", "--config-name", HydraConfig.get().job.config_name, *again)))
 
 
 if __name__ == "__main__":

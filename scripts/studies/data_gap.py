@@ -1,9 +1,9 @@
 """Does it matter what encoder and decoder were trained on? A grid of mixes of prose and formal text (arXiv 2602.01778).
 
-    python scripts/study_data_gap.py                                       # smoke form, minutes of a CPU
-    python scripts/study_data_gap.py --config-name study/data_gap_small    # real text, an hour of one core
-    python scripts/study_data_gap.py --config-name study/data_gap          # models of 29M weights, for a GPU
-    python scripts/study_data_gap.py tables=true                           # tables and figures only
+    python scripts/studies/data_gap.py                                       # smoke form, minutes of a CPU
+    python scripts/studies/data_gap.py --config-name study/data_gap_small    # real text, an hour of one core
+    python scripts/studies/data_gap.py --config-name study/data_gap          # models of 29M weights, for a GPU
+    python scripts/studies/data_gap.py tables=true                           # tables and figures only
 
 Language models are trained from scratch on mixes D1, D2, ... with growing shares of formal text, with equal tokens and
 steps. Pairs of an encoder and a decoder become autoencoders under one budget. OUTPUT/gap_per_doc.parquet has one row
@@ -15,7 +15,7 @@ from __future__ import annotations
 import sys
 from pathlib import Path
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 from breviary.runtime.checkout import ROOT, quiet_libraries, require_checkout
 
 require_checkout()
@@ -42,7 +42,7 @@ def main(cfg: DictConfig) -> None:
     """Runs the study."""
     run_study(STUDY, cfg, train, EvaluationSession(TEXT))
     again = ["tables=true", setting("output", cfg.output)]
-    print(next_line(command("scripts/study_data_gap.py", "--config-name", HydraConfig.get().job.config_name, *again)))
+    print(next_line(command("scripts/studies/data_gap.py", "--config-name", HydraConfig.get().job.config_name, *again)))
 
 
 if __name__ == "__main__":

@@ -1,8 +1,8 @@
 """Writes the studies' numbers from the committed tables into docs/, between two marks.
 
-    python scripts/study_numbers.py
-    python scripts/study_numbers.py --check
-    python scripts/study_sizes.py tables=true       # the tables themselves, from the measurements
+    python scripts/studies/numbers.py
+    python scripts/studies/numbers.py --check
+    python scripts/studies/sizes.py tables=true       # the tables themselves, from the measurements
 
 Every number of docs/autoencoder_study.md, and the part about sizes of docs/guidelines.md. --check writes nothing; the
 exit code is 1 where a document differs from the tables. A test does the same.
@@ -16,7 +16,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 from breviary.runtime.checkout import ROOT, quiet_libraries, require_checkout
 
 require_checkout()
@@ -64,7 +64,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
         expected = replace_numbers(text, numbers(TABLES))
         if options.check and text != expected:
             print(
-                f"error: {document.name} differs from the tables; run python scripts/study_numbers.py", file=sys.stderr
+                f"error: {document.name} differs from the tables; run python scripts/studies/numbers.py",
+                file=sys.stderr,
             )
             sys.exit(1)
         if not options.check:
