@@ -23,7 +23,7 @@ import hydra
 from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig
 
-from breviary.config.checks import lacking_splits
+from breviary.config.checks import missing_splits
 from breviary.config.errors import report_user_errors, run_cli
 from breviary.evaluation.resolve import EVAL_KEYS, resolve_command_line
 from breviary.evaluation.session import EvaluationSession
@@ -73,7 +73,7 @@ def training_words(words: Sequence[str], dataset: DictConfig) -> list[str]:
 
     words  of the evaluation. On other data where its data set, such as a suite, has nothing to train on
     """
-    missing = lacking_splits(dataset, ["train", "validation"])
+    missing = missing_splits(dataset, ["train", "validation"])
     own = (*EVAL_KEYS, "compressor", *(["dataset"] if "train" in missing else []))
     others = [word for word in words if word.lstrip("+~").split("=")[0].split(".")[0] not in own]
     if missing == ["validation"]:

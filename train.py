@@ -19,7 +19,7 @@ from pathlib import Path
 import hydra
 from omegaconf import DictConfig
 
-from breviary.config.checks import lacking_splits
+from breviary.config.checks import missing_splits
 from breviary.config.compose import resolve_choices
 from breviary.config.errors import report_user_errors, run_cli
 from breviary.runs.folders import load_config
@@ -55,7 +55,7 @@ def main(cfg: DictConfig) -> None:
 
 def evaluation_words(run: str | Path) -> list[str]:
     """The split of the run's data to evaluate on, where there is no test split; else none."""
-    return ["split=validation"] if lacking_splits(load_config(run).dataset, ["validation", "test"]) == ["test"] else []
+    return ["split=validation"] if missing_splits(load_config(run).dataset, ["validation", "test"]) == ["test"] else []
 
 
 if __name__ == "__main__":

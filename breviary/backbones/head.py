@@ -1,11 +1,11 @@
-"""The language-model head, and losses of its logits in chunks of rows: all logits never exist at once.
+"""The language-model head, and losses computed in chunks of rows, so that the full logits are never materialised.
 
 Shape letters: R rows, r rows of a chunk, D hidden width, V vocabulary.
 
-Logits of 8,192 tokens over a vocabulary of 152,064 take 5 GB in float32, and cross-entropy on them as much again for
-each of its results. Here a chunk of rows passes the head, its loss and, backwards, the head again; then its logits are
-freed. With a frozen head (LoRA) the gradient of the rows is computed in the forward pass, at the cost of the plain
-loss. With a trained one the backward pass computes each chunk's logits again: one more product with the head.
+Logits of 8,192 tokens over a vocabulary of 152,064 take 5 GB in float32, and the plain cross-entropy allocates tensors
+of the same size. Here the logits of a chunk are freed before those of the next are computed. With a frozen head (LoRA)
+the forward pass also computes the gradient of the rows, at the cost of the plain loss. With a trained head the backward
+pass recomputes each chunk's logits: one additional matrix product.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ import torch
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
-LOGITS = 2**26  # logits of a chunk: 268 MB in float32; 441 rows of 152,064 tokens
+CHUNK_LOGITS = 2**26  # logits of a chunk: 268 MB in float32; 441 rows of 152,064 tokens
 
 LIGER = (0, 8, 5)  # oldest version that is used: earlier ones have wrong gradients of single tokens' losses
 
@@ -37,7 +37,7 @@ class Head(nn.Linear):
 
     @classmethod
     def of(cls, linear: nn.Linear) -> Head:
-        """The same module, in place: its weights, hooks and references to it stay."""
+        """Converts the module in place; its weights, its hooks and references to it stay valid."""
         assert type(linear) in (nn.Linear, Head) and linear.bias is None, f"{linear} as a head"
         linear.__class__ = cls
         return linear  # type: ignore[return-value]
@@ -54,7 +54,7 @@ class RowLoss:
         """Losses (r,) of a chunk. It may overwrite its logits (r, V).
 
         rows     indices of the chunk's rows
-        project  the head, for further rows, such as a teacher's
+        project  the head, for extra rows, such as a teacher's
         """
         raise NotImplementedError
 
@@ -94,30 +94,30 @@ class CrossEntropy(RowLoss):
 # ------------------------------------------------------------------ losses
 
 
-def token_nll(head: Head, rows: Tensor, ids: Tensor, *further: Head) -> Tensor:
+def token_nll(head: Head, rows: Tensor, ids: Tensor, *extra: Head) -> Tensor:
     """Negative log likelihood in nats of tokens `ids` (...), float32 or wider, from normed rows (..., D).
 
-    further  heads whose logits follow those of `head`
+    extra  heads whose logits follow those of `head`
     On CUDA, Liger's fused kernel computes more than one chunk where it is installed.
     """
     flat_ids = ids.flatten()
-    fused = None if further or flat_ids.numel() * head.out_features <= LOGITS else liger_loss(rows.device)
+    fused = None if extra or flat_ids.numel() * head.out_features <= CHUNK_LOGITS else liger_loss(rows.device)
     if fused is None:
-        return row_losses(head, rows, CrossEntropy(flat_ids), *further)
+        return row_losses(head, rows, CrossEntropy(flat_ids), *extra)
     compute = lambda flat, weight: fused(weight, flat, flat_ids)
     return head(rows.flatten(0, -2), compute=compute).view(ids.shape)
 
 
-def row_losses(head: Head, rows: Tensor, loss: RowLoss, *further: Head) -> Tensor:
-    """`loss` of each normed row, (..., D) -> (...), float32 or wider; `further` as in `token_nll`."""
+def row_losses(head: Head, rows: Tensor, loss: RowLoss, *extra: Head) -> Tensor:
+    """`loss` of each normed row, (..., D) -> (...), float32 or wider; `extra` as in `token_nll`."""
     flat = rows.flatten(0, -2)
-    losses = _with_weights([head, *further], flat, functools.partial(_losses, loss))
+    losses = _with_weights([head, *extra], flat, functools.partial(_losses, loss))
     return losses.view(rows.shape[:-1])
 
 
 @torch.no_grad()
 def row_values(
-    head: Head, rows: Tensor, values: Callable[[Tensor, slice], Sequence[Tensor]], *further: Head
+    head: Head, rows: Tensor, values: Callable[[Tensor, slice], Sequence[Tensor]], *extra: Head
 ) -> tuple[Tensor, ...]:
     """`values(logits (r, V), chunk)`, tensors (r, ...) of each chunk of normed rows (..., D), joined: (..., ...).
 
@@ -129,7 +129,7 @@ def row_values(
         parts = [values(product.logits(flat[chunk]), chunk) for chunk in product.chunks(flat)]
         return tuple(torch.cat(part) for part in zip(*parts))
 
-    joined = _with_weights([head, *further], rows.flatten(0, -2), compute)
+    joined = _with_weights([head, *extra], rows.flatten(0, -2), compute)
     return tuple(value.view(*rows.shape[:-1], *value.shape[1:]) for value in joined)
 
 
@@ -146,16 +146,16 @@ def nll_and_hits(head: Head, rows: Tensor, ids: Tensor) -> tuple[Tensor, Tensor]
 
 
 def chunks_of(rows: int, vocabulary: int) -> Iterator[slice]:
-    """Equal chunks of at most LOGITS logits, or of one row; one empty chunk for no row."""
-    count = max(-(-rows // max(LOGITS // vocabulary, 1)), 1)
+    """Equal chunks of at most CHUNK_LOGITS logits, or of one row; one empty chunk for no row."""
+    count = max(-(-rows // max(CHUNK_LOGITS // vocabulary, 1)), 1)
     size = max(-(-rows // count), 1)
     return (slice(start, min(start + size, rows)) for start in range(0, max(rows, 1), size))
 
 
 def loss_bytes(rows: int, vocabulary: int, itemsize: int) -> int:
-    """Bytes of logits and their gradient that the cross-entropy of `rows` rows holds at once, at its peak.
+    """Peak bytes of logits and their gradient in the cross-entropy of `rows` rows.
 
-    itemsize  bytes of a number of the head's product: 4 or 2
+    itemsize  bytes per element of the head's product: 4 or 2
     """
     size = next(chunks_of(rows, vocabulary)).stop
     return size * vocabulary * (4 + (itemsize if itemsize < 4 else 0))
@@ -166,7 +166,7 @@ def loss_bytes(rows: int, vocabulary: int, itemsize: int) -> int:
 
 @functools.cache
 def _installed_liger() -> Any:
-    """Liger's fused loss as function of (weights, rows, ids), or None where it is missing or too old."""
+    """Liger's fused loss as a function of (weights, rows, ids); None where it is not installed or too old."""
     if importlib.util.find_spec("liger_kernel") is None:
         return None
     if tuple(map(int, re.findall(r"\d+", metadata.version("liger_kernel"))[:3])) < LIGER:
@@ -177,9 +177,9 @@ def _installed_liger() -> Any:
 
 
 def liger_loss(device: torch.device) -> Callable[[Tensor, Tensor, Tensor], Tensor] | None:
-    """Liger's fused cross-entropy of (weights (V, D), rows (R, D), ids (R,)) -> (R,); None on other devices than CUDA.
+    """Liger's fused cross-entropy: (weights (V, D), rows (R, D), ids (R,)) -> (R,).
 
-    Also None where liger-kernel is not installed, or older than LIGER.
+    None on devices other than CUDA, and where liger-kernel is not installed or older than LIGER.
     """
     return _installed_liger() if device.type == "cuda" else None
 
@@ -206,7 +206,7 @@ def _losses(loss: RowLoss, rows: Tensor, weights: Sequence[Tensor]) -> Tensor:
 
 
 class _Product:
-    """The heads' product with rows, as under autocast where that is enabled."""
+    """Matrix products of rows with all heads, in autocast's dtype where autocast is enabled."""
 
     def __init__(self, rows: Tensor, weights: Sequence[Tensor]):
         self.device = rows.device.type
@@ -220,20 +220,20 @@ class _Product:
         return chunks_of(len(rows), sum(self.widths))
 
     def logits(self, rows: Tensor) -> Tensor:
-        """Logits of rows (r, D) with all heads side by side, in float32 or wider."""
+        """Logits of rows (r, D), those of all heads concatenated, in float32 or wider."""
         rows = rows.detach().to(self.dtype)
         with torch.autocast(self.device, enabled=False):
             parts = [rows @ weight.mT for weight in self.weights]
         joined = parts[0] if len(parts) == 1 else torch.cat(parts, 1)
         return joined.to(torch.promote_types(self.dtype, torch.float32))
 
-    def of_rows(self, gradient: Tensor) -> Tensor:
+    def row_gradient(self, gradient: Tensor) -> Tensor:
         """Gradient of the rows, (r, D), from that of their logits (r, V)."""
         parts = gradient.to(self.dtype).split(self.widths, 1)
         with torch.autocast(self.device, enabled=False):
             return functools.reduce(torch.add, [part @ weight for part, weight in zip(parts, self.weights)])
 
-    def add_of_weights(self, gradient: Tensor, rows: Tensor, totals: Sequence[Tensor | None]) -> None:
+    def add_weight_gradients(self, gradient: Tensor, rows: Tensor, totals: Sequence[Tensor | None]) -> None:
         """Adds the weights' gradients to `totals`, in place, where their dtype is the product's without a copy."""
         rows, parts = rows.to(self.dtype), gradient.to(self.dtype).split(self.widths, 1)
         with torch.autocast(self.device, enabled=False):
@@ -249,7 +249,7 @@ class _ChunkedLosses(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, loss: RowLoss, rows: Tensor, *weights: Tensor) -> Tensor:
-        """With frozen weights also the gradient of each row's loss by the row, for the backward pass."""
+        """Losses; with frozen weights also saves the gradient of each row's loss by the row."""
         device, losses, gradients = rows.device.type, [], []
         ctx.autocast = dict(dtype=torch.get_autocast_dtype(device), enabled=torch.is_autocast_enabled(device))
         ctx.is_frozen = not any(ctx.needs_input_grad[2:])
@@ -258,7 +258,7 @@ class _ChunkedLosses(torch.autograd.Function):
             logits = product.logits(rows[chunk])
             if ctx.is_frozen and ctx.needs_input_grad[1]:
                 values, gradient = loss.values_and_gradient(logits, chunk, product.logits)
-                gradients.append(product.of_rows(gradient).to(rows.dtype))
+                gradients.append(product.row_gradient(gradient).to(rows.dtype))
                 del gradient
             else:
                 values = loss.values(logits, chunk, product.logits)
@@ -275,20 +275,20 @@ class _ChunkedLosses(torch.autograd.Function):
     @once_differentiable
     def backward(ctx: Any, *outputs: Tensor) -> Any:
         """Gradients of rows and weights; those of the weights are summed in their own dtype."""
-        [by_loss] = outputs
+        [loss_gradient] = outputs
         if ctx.is_frozen:
             [gradient] = ctx.saved_tensors
-            return None, gradient * by_loss[:, None].to(gradient.dtype), *[None] * (len(ctx.needs_input_grad) - 2)
+            return None, gradient * loss_gradient[:, None].to(gradient.dtype), *[None] * (len(ctx.needs_input_grad) - 2)
         rows, *weights = ctx.saved_tensors
-        of_rows = torch.empty_like(rows) if ctx.needs_input_grad[1] else None
-        of_weights = [torch.zeros_like(w) if need else None for w, need in zip(weights, ctx.needs_input_grad[2:])]
+        row_gradient = torch.empty_like(rows) if ctx.needs_input_grad[1] else None
+        weight_gradients = [torch.zeros_like(w) if need else None for w, need in zip(weights, ctx.needs_input_grad[2:])]
         with torch.autocast(rows.device.type, **ctx.autocast):
             product = _Product(rows, weights)
         for chunk in product.chunks(rows):
             _, gradient = ctx.loss.values_and_gradient(product.logits(rows[chunk]), chunk, product.logits)
-            gradient *= by_loss[chunk, None]
-            if of_rows is not None:
-                of_rows[chunk] = product.of_rows(gradient)
-            product.add_of_weights(gradient, rows[chunk], of_weights)
+            gradient *= loss_gradient[chunk, None]
+            if row_gradient is not None:
+                row_gradient[chunk] = product.row_gradient(gradient)
+            product.add_weight_gradients(gradient, rows[chunk], weight_gradients)
             del gradient
-        return None, of_rows, *of_weights
+        return None, row_gradient, *weight_gradients

@@ -129,7 +129,7 @@ class Backbone:
         Raises: ValueError where the folder's weights do not match its config.json.
         """
         config = truncated_config(self.config, layers)
-        # transformers would look for packages, and knows no names of ours: `ATTENTION` is set after loading.
+        # transformers rejects our names and checks for packages, so `ATTENTION` is set after loading.
         loading = "eager" if self.attn_implementation == "eager" else "sdpa"
         config._attn_implementation = loading
         loader = AutoModelForCausalLM if head else AutoModel

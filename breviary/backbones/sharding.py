@@ -1,4 +1,4 @@
-"""Parameters whose values are shared out over the ranks, by FSDP2 (DTensor) or by DeepSpeed's ZeRO.
+"""Parameters that are sharded over the ranks, by FSDP2 (DTensor) or by DeepSpeed's ZeRO.
 
 Without an engine that shards, every function acts on plain parameters.
 """
@@ -68,8 +68,8 @@ def full_size(parameter: Tensor) -> int:
     return full_shape(parameter).numel()
 
 
-def held_bytes(module: nn.Module) -> int:
-    """Bytes of the parameters that this rank holds."""
+def local_bytes(module: nn.Module) -> int:
+    """Bytes of the parameters stored on this rank."""
     total = 0
     for parameter in module.parameters():
         data = parameter.data
@@ -88,8 +88,8 @@ def is_partitioned(parameter: Tensor) -> bool:
 def cast_unpartitioned(module: nn.Module, dtype: torch.dtype) -> None:
     """Casts the new weights of a partitioned module to the dtype of the loaded ones, in place.
 
-    DeepSpeed's engine casts whole modules itself, but takes one with partitioned weights for cast already. Its float32
-    masters are then those of the rounded values, as for every ZeRO stage.
+    DeepSpeed's engine casts modules itself, but assumes that one with partitioned weights is cast already. Its float32
+    master weights are then copies of the rounded values, as in every ZeRO stage.
     """
     if any(map(is_partitioned, module.parameters())):
         for parameter in module.parameters():
@@ -98,9 +98,9 @@ def cast_unpartitioned(module: nn.Module, dtype: torch.dtype) -> None:
 
 
 def gathered(parameters: Sequence[nn.Parameter], modifier_rank: int | None = None) -> contextlib.AbstractContextManager:
-    """Context manager: the values of parameters that ZeRO-3 has partitioned are whole. Entered and left by all ranks.
+    """Context manager: gathers the parameters that ZeRO-3 has partitioned. Entered and left by all ranks.
 
-    modifier_rank  whose changes all ranks keep; None = changes are lost
+    modifier_rank  rank whose changes are broadcast on exit; None = changes are discarded
     """
     partitioned = [parameter for parameter in parameters if is_partitioned(parameter)]
     if not partitioned:
@@ -112,9 +112,9 @@ def gathered(parameters: Sequence[nn.Parameter], modifier_rank: int | None = Non
 
 @contextlib.contextmanager
 def partitioned_loading(deepspeed: dict[str, Any] | None) -> Iterator[None]:
-    """Context manager: models that `load_partitioned` encloses are partitioned by ZeRO-3 while they are loaded.
+    """Context manager: models loaded within `load_partitioned` are partitioned by ZeRO-3 during loading.
 
-    deepspeed  DeepSpeed's configuration; None, or another stage than 3 = models are loaded whole
+    deepspeed  DeepSpeed's configuration; None, or a stage other than 3 = every rank loads full models
     """
     global _partitioning
     stage = (deepspeed or {}).get("zero_optimization", {}).get("stage")
@@ -127,8 +127,10 @@ def partitioned_loading(deepspeed: dict[str, Any] | None) -> Iterator[None]:
 
 @contextlib.contextmanager
 def load_partitioned(dtype: torch.dtype) -> Iterator[None]:
-    """Context manager around `from_pretrained`: each layer's weights are partitioned as soon as it is built, and rank 0
-    alone reads the files, one module's weights at a time. Nothing outside `partitioned_loading`."""
+    """Context manager around `from_pretrained`; no effect outside `partitioned_loading`.
+
+    Each layer's weights are partitioned as soon as it is built. Only rank 0 reads the files, one module at a time.
+    """
     if _partitioning is None:
         yield
         return

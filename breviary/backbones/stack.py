@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 from transformers import PretrainedConfig
 
-from breviary.backbones.attention import BLOCKWISE, FLASH, FLEX, SharedPart, flash_mask, flex_mask
+from breviary.backbones.attention import BLOCKWISE, FLASH, FLEX, SharedPrefix, flash_mask, flex_mask
 from breviary.backbones.head import Head
 
 HALF = (torch.bfloat16, torch.float16)
@@ -100,7 +100,7 @@ class Stack(nn.Module):
         states: Tensor,
         layers: range,
         positions: Tensor,
-        key_mask: Tensor | Mapping[int, Tensor] | Mapping[int, SharedPart] | None = None,
+        key_mask: Tensor | Mapping[int, Tensor] | Mapping[int, SharedPrefix] | None = None,
         cache: Any = None,
     ) -> Tensor:
         """Runs decoder layers `layers` on the residual stream. Returns (B, N, D).
@@ -110,7 +110,7 @@ class Stack(nn.Module):
         key_mask   (B, K) bool, valid keys: cached ones, then the new ones; attention is also causal by slot.
                    None = plain causal attention over N right-padded tokens, whose padding no valid token attends to.
                    {layer: mask} where layers hold different keys; such a mask may be (B, J, K), one for each
-                   key/value head, bool or float (added to the scores, -inf = not a key), or a SharedPart with
+                   key/value head, bool or float (added to the scores, -inf = not a key), or a SharedPrefix with
                    attention(BLOCKWISE)
         cache      any object with `update(keys, values, layer) -> (keys, values)`. A cache that returns earlier keys
                    requires a key_mask: without one, sdpa would drop keys
@@ -128,7 +128,7 @@ class Stack(nn.Module):
 
     @contextlib.contextmanager
     def attention(self, implementation: str) -> Iterator[None]:
-        """Another attention function, by its name in transformers, for the calls within it."""
+        """Context manager: uses another attention function, by its name in transformers."""
         own = self.config._attn_implementation
         self.config._attn_implementation = implementation
         try:
@@ -153,7 +153,7 @@ class Stack(nn.Module):
         return call(self.layers[index], states, **inputs)
 
     def compile_layers(self, backend: str = "inductor") -> None:
-        """Compiles one layer for all, with dynamic lengths; passes with a cache, such as decoding, stay as they are.
+        """Compiles one graph for all layers, with dynamic lengths; passes with a cache (decoding) are not compiled.
 
         backend  of torch.compile
         """
@@ -204,7 +204,7 @@ class Stack(nn.Module):
         """Bytes of one position's keys and values in `layers` layers of a cache."""
         return key_value_bytes(self.config, layers, self.dtype)
 
-    def _attention_mask(self, states: Tensor, key_mask: Tensor | SharedPart | None) -> Any:
+    def _attention_mask(self, states: Tensor, key_mask: Tensor | SharedPrefix | None) -> Any:
         """The mask for the attention kernel, (B or 1, 1, N, K): causal by slot, valid keys only.
 
         flash-attn and flex have masks of their own. None may also mean causal with earlier keys, see BLOCKWISE.
@@ -215,7 +215,7 @@ class Stack(nn.Module):
         anything else under plain causal attention: the kernel then skips the masked half of a long context, and may be
         flash attention, which accepts no mask on GPUs.
         """
-        if isinstance(key_mask, SharedPart):
+        if isinstance(key_mask, SharedPrefix):
             return key_mask
         implementation = self.config._attn_implementation
         if implementation == FLASH:

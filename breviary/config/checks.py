@@ -39,7 +39,7 @@ CHOICES = {
 }
 
 
-# Values of section engine.fsdp that are a choice of words.
+# Allowed values of the keys of engine.fsdp.
 FSDP_CHOICES = {
     "param_dtype": ("auto", "float32", "bfloat16"),
     "reduce_dtype": ("float32", "bfloat16"),
@@ -119,7 +119,7 @@ def read_splits(
     """The examples of each split. Appends to `problems` what is wrong with the data; the result is incomplete then.
 
     store   TextPipeline.store
-    folder  where the examples are kept, unless there are problems: a wrong configuration leaves nothing on disk
+    folder  where the examples are stored; with problems nothing is written to disk
     """
     source = collect_errors(problems, instantiate, dataset)
     if source is None:
@@ -133,8 +133,8 @@ def read_splits(
     }
 
 
-def lacking_splits(dataset: DictConfig, splits: Sequence[str]) -> list[str]:
-    """Those of `splits` that the data set does not have, or whose files are missing."""
+def missing_splits(dataset: DictConfig, splits: Sequence[str]) -> list[str]:
+    """The `splits` that the data set does not define, or whose files are missing."""
     source = instantiate(dataset)
     return [split for split in splits if source.problems([split])]
 

@@ -75,5 +75,5 @@ class TextPipeline(Protocol):
 
 
 def tokenised_folder(cfg: DictConfig) -> str:
-    """Where examples and their tokens are kept on disk; configurations of earlier versions name paths.cache only."""
+    """Folder of stored examples and tokens; configurations of earlier versions have paths.cache only."""
     return str(cfg.paths.get("tokenised") or Path(cfg.paths.cache) / "tokenised")

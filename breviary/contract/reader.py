@@ -193,7 +193,7 @@ class Compressor(nn.Module):
     keeps_cache: bool = False  # True: `compress` returns a KeyValueMemory, behind which every question has a prompt
     needs_evidence: bool = False  # True: `compress` reads Question.evidence, the data's gold marks
     compress_only_keys: frozenset[str] = frozenset()  # constructor arguments that `encode` does not depend on
-    has_blocks: bool = False  # True: modules are called once a block, of which longer contexts have more
+    has_blocks: bool = False  # True: the number of module calls grows with the context, one per block
     has_weights: bool = True  # False: no weights of its own, only the decoder's
     supports_merge = True  # False: LoRA adapters must stay separate, as the encoder uses the weights without them
 

@@ -102,15 +102,15 @@ def decode_steps(
     end_ids      tokens that end an answer, in addition to the tokenizer's end token (Stack.end_ids)
     example_ids  (B,) `Example.id` of each row. A sampled answer depends on generation.seed and this id, not on the
                  other rows; None = the row's number
-    keep_rows    called with the rows (R,) int64 of the last step that continue: `step` maps (R,) ids from then on.
-                 None = rows whose answers have ended stay in the batch, as they do with all_steps
+    keep_rows    drops finished rows: called with the indices (R,) int64 of the rows that continue; `step` then takes
+                 (R,) ids. None = finished rows stay in the batch, as with all_steps
     """
     names = range(len(logits)) if example_ids is None else example_ids
     assert len(names) == len(logits), f"{len(names)} example ids for {len(logits)} rows"
     all_end_ids = {*end_ids, tokenizer.eos_token_id} - {None}
     rows: list[list[int]] = [[] for _ in range(len(logits))]
     is_ended = [False] * len(logits)
-    present = list(range(len(logits)))  # the rows of `logits`
+    present = list(range(len(logits)))  # batch row of each row of `logits`
     generators = [seeded_rng("sampling", generation.seed, name) for name in names]
     for n in range(generation.max_new_tokens):
         scores = logits.to(torch.float32, copy=True)  # modified in place; the caller's tensor stays unchanged
@@ -125,12 +125,12 @@ def decode_steps(
         yield rows
         if n + 1 == generation.max_new_tokens or (all(is_ended) and not all_steps):
             break
-        going = [place for place, row in enumerate(present) if not is_ended[row]]
-        # Leaving copies the keys and values of the others, so rows leave when a quarter of the batch has ended.
-        if keep_rows is not None and not all_steps and 4 * (len(present) - len(going)) >= len(present):
-            index = torch.tensor(going, device=ids.device)
+        active = [i for i, row in enumerate(present) if not is_ended[row]]
+        # Dropping rows copies the keys and values of the others: worthwhile once a quarter of the batch has ended.
+        if keep_rows is not None and not all_steps and 4 * (len(present) - len(active)) >= len(present):
+            index = torch.tensor(active, device=ids.device)
             keep_rows(index)
-            ids, present = ids[index], [present[place] for place in going]
+            ids, present = ids[index], [present[i] for i in active]
         logits = step(ids)
 
 

@@ -13,7 +13,7 @@ from typing import TypeAlias
 import torch
 from torch import Tensor
 
-from breviary.backbones.attention import SharedPart
+from breviary.backbones.attention import SharedPrefix
 from breviary.memory.kept_keys import KeptKeys
 
 Pair: TypeAlias = tuple[Tensor, Tensor]
@@ -56,9 +56,9 @@ class SharedKeys:
         return join_shared([parts[row] for row in index])
 
     def by_context(self, layer: int) -> tuple[Tensor, Tensor, tuple[int, ...]] | None:
-        """Keys and values of a layer, (C, J, K, W), and the valid ones of each context, its first; views.
+        """Views of a layer's keys and values, (C, J, K, W), and the number of valid keys of each context.
 
-        None where they exist in no such form.
+        None where they are not stored in this form.
         """
         raise NotImplementedError
 
@@ -71,10 +71,10 @@ class SharedKeys:
         return contexts[torch.tensor(self.rows, device=contexts.device)]
 
 
-def shared_parts(shared: SharedKeys | None, layers: range, own: Tensor) -> dict[int, SharedPart] | None:
-    """For each layer, what one query of each row attends to beside its own keys, whose mask is `own` (B, N).
+def shared_prefixes(shared: SharedKeys | None, layers: range, own: Tensor) -> dict[int, SharedPrefix] | None:
+    """{layer: shared prefix} for decoding; `own` (B, N) masks the rows' own keys.
 
-    None where there are no shared keys, or not of each layer in a form without copies.
+    None where there are no shared keys, or a layer stores them in a form that needs copies.
     """
     if shared is None:
         return None
@@ -85,7 +85,7 @@ def shared_parts(shared: SharedKeys | None, layers: range, own: Tensor) -> dict[
             return None
         keys, values, lengths = pair
         rows = tuple(range(len(own))) if shared.rows is None else shared.rows
-        parts[layer] = SharedPart(keys, values, lengths, rows, valid)
+        parts[layer] = SharedPrefix(keys, values, lengths, rows, valid)
     return parts
 
 

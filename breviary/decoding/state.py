@@ -16,10 +16,10 @@ from torch import Tensor
 
 from breviary.backbones.attention import BLOCKWISE
 from breviary.backbones.stack import Stack
-from breviary.decoding.shared_keys import KeyMask, SharedKeys, shared_parts
+from breviary.decoding.shared_keys import KeyMask, SharedKeys, shared_prefixes
 from breviary.memory.assembly import take_columns
 
-ROOM = 16  # columns by which the rows' own keys and values grow at once
+GROWTH = 16  # columns by which a full buffer of keys and values is enlarged
 
 
 class DecodingState:
@@ -106,12 +106,12 @@ class DecodingState:
     def _step_upper(self, states: Tensor, positions: Tensor) -> Tensor:
         """One token (B, 1, D) through the upper layers."""
         upper = range(self.layer, len(self.stack))
-        # Shared keys are attended to where they are, see backbones.attention.shared.
-        is_apart = self._is_sdpa_on_cpu and not torch.is_grad_enabled()
-        parts = shared_parts(self.cache.before, upper, self.upper_mask) if is_apart else None
+        # Shared keys are not copied, see backbones.attention.shared.
+        is_separate = self._is_sdpa_on_cpu and not torch.is_grad_enabled()
+        parts = shared_prefixes(self.cache.before, upper, self.upper_mask) if is_separate else None
         if parts is None:
             return self.stack.run(states, upper, positions, self._key_mask(self.upper_mask), self.cache)
-        with self.stack.attention(BLOCKWISE), self.cache.apart():
+        with self.stack.attention(BLOCKWISE), self.cache.own_only():
             return self.stack.run(states, upper, positions, parts, self.cache)
 
     @property
@@ -119,7 +119,7 @@ class DecodingState:
         return self.stack.config._attn_implementation in ("sdpa", BLOCKWISE) and self.next_position.device.type == "cpu"
 
     def keep_rows(self, index: Tensor) -> None:
-        """Continues with the rows (R,) int64 only, in that order: those whose answers have not ended."""
+        """Drops all rows but those of `index` (R,) int64, in that order."""
         if self.layer:
             self.lower_mask = self.lower_mask[index]
         self.upper_mask, self.next_position = self.upper_mask[index], self.next_position[index]
@@ -134,47 +134,46 @@ class SharingCache:
 
     def __init__(self) -> None:
         self.before: SharedKeys | None = None
-        self._own: dict[int, tuple[Tensor, Tensor]] = {}  # views of the tensors in `_room`, where there is one
-        self._room: dict[int, tuple[Tensor, Tensor]] = {}
-        self._is_apart = False
+        self._own: dict[int, tuple[Tensor, Tensor]] = {}  # views of the tensors in `_buffers`, where there is one
+        self._buffers: dict[int, tuple[Tensor, Tensor]] = {}
+        self._returns_own = False
 
     def update(self, keys: Tensor, values: Tensor, layer: int, *args: Any, **kwargs: Any) -> tuple[Tensor, Tensor]:
         """Appends keys and values, each (B, heads, N, head width); returns all of the layer."""
         if layer in self._own:
             keys, values = self._append(keys, values, layer)
         self._own[layer] = keys, values
-        return (keys, values) if self._is_apart else _concatenate([*self._shared(layer), (keys, values)])
+        return (keys, values) if self._returns_own else _concatenate([*self._shared(layer), (keys, values)])
 
     @contextlib.contextmanager
-    def apart(self) -> Iterator[None]:
-        """Within it, `update` returns the rows' own keys and values alone."""
-        self._is_apart = True
+    def own_only(self) -> Iterator[None]:
+        """Context manager: `update` returns the rows' own keys and values only."""
+        self._returns_own = True
         try:
             yield
         finally:
-            self._is_apart = False
+            self._returns_own = False
 
     def _append(self, keys: Tensor, values: Tensor, layer: int) -> tuple[Tensor, Tensor]:
-        """The rows' own keys and values of a layer with further ones, (B, heads, N, head width).
+        """Appends to the rows' own keys and values of a layer, (B, heads, N, head width).
 
-        Without gradients one token is written behind the others, into a tensor with room for ROOM more: `torch.cat`
-        would copy all of them in every step.
+        Without gradients, one token is written into a preallocated buffer: `torch.cat` would copy all in every step.
         """
         old = self._own[layer]
         if torch.is_grad_enabled() or keys.shape[2] > 1:
-            self._room.pop(layer, None)
+            self._buffers.pop(layer, None)
             return _concatenate([old, (keys, values)])
-        filled, room = old[0].shape[2], self._room.get(layer)
-        if room is None or room[0].shape[2] == filled:
-            room = _with_room(old[0].to(keys.dtype)), _with_room(old[1].to(values.dtype))
-            self._room[layer] = room
-        for whole, new in zip(room, (keys, values)):
-            whole[:, :, filled : filled + 1] = new
-        return room[0][:, :, : filled + 1], room[1][:, :, : filled + 1]
+        filled, buffers = old[0].shape[2], self._buffers.get(layer)
+        if buffers is None or buffers[0].shape[2] == filled:
+            buffers = _with_capacity(old[0].to(keys.dtype)), _with_capacity(old[1].to(values.dtype))
+            self._buffers[layer] = buffers
+        for buffer, new in zip(buffers, (keys, values)):
+            buffer[:, :, filled : filled + 1] = new
+        return buffers[0][:, :, : filled + 1], buffers[1][:, :, : filled + 1]
 
     def keep_rows(self, index: Tensor) -> None:
-        """Keeps the rows (R,) int64, in that order."""
-        self._room.clear()
+        """Drops all rows but those of `index` (R,) int64, in that order."""
+        self._buffers.clear()
         self._own = {layer: (keys[index], values[index]) for layer, (keys, values) in self._own.items()}
         if self.before is not None:
             self.before = self.before.select(index.tolist())
@@ -188,7 +187,7 @@ class SharingCache:
         for layer in layers:
             keys, values = self._own[layer]
             self._own[layer] = keys[:, :, :-columns], values[:, :, :-columns]
-            self._room.pop(layer, None)
+            self._buffers.pop(layer, None)
 
     def followed_by(self, keys: Tensor, values: Tensor, layer: int) -> tuple[Tensor, Tensor]:
         """As `update`, without changing the cache."""
@@ -210,11 +209,11 @@ class _Unchanged:
         return self._cache.followed_by(keys, values, layer)
 
 
-def _with_room(old: Tensor) -> Tensor:
-    """A copy of (B, heads, N, head width) with ROOM further columns."""
-    whole = old.new_empty(*old.shape[:2], old.shape[2] + ROOM, old.shape[3])
-    whole[:, :, : old.shape[2]] = old
-    return whole
+def _with_capacity(old: Tensor) -> Tensor:
+    """A copy of (B, heads, N, head width) with GROWTH further columns."""
+    buffer = old.new_empty(*old.shape[:2], old.shape[2] + GROWTH, old.shape[3])
+    buffer[:, :, : old.shape[2]] = old
+    return buffer
 
 
 def _concatenate(pairs: list[tuple[Tensor, Tensor]]) -> tuple[Tensor, Tensor]:

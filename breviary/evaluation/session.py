@@ -189,7 +189,7 @@ class EvaluationSession:
         keys = [encoding_key(*pair) if cfg.variants else None for pair in zip(readers, checkpoints)]
         results: dict[int, dict[str, Any]] = {}
         current, store = None, None
-        for i in by_encoding(keys):
+        for i in order_by_encoding(keys):
             if keys[i] != current:  # encodings of one kind at a time: they take gigabytes
                 current, store = keys[i], EncodingStore() if keys[i] else None
             home = evaluation_home(readers[0], readers[i])
@@ -346,7 +346,7 @@ def print_untrained(name: str, reader: Reader) -> None:
         print_rank0(f"warning: {name} is untrained: {listed} as initialised; the scores are not those of the method")
 
 
-def by_encoding(keys: Sequence[str | None]) -> list[int]:
+def order_by_encoding(keys: Sequence[str | None]) -> list[int]:
     """The rows in an order in which those of one `encoding_key` follow each other, at the place of the first."""
     first = {key: keys.index(key) for key in keys}
     return sorted(range(len(keys)), key=lambda i: i if keys[i] is None else first[keys[i]])

@@ -29,6 +29,7 @@ from breviary.backbones.trainable import (
     trained_state,
 )
 from breviary.config.errors import collect_errors
+from breviary.runs.sealing import damage, is_complete
 from breviary.runtime.files import hash_tensors, write_json
 
 SCHEMA = 1
@@ -245,7 +246,7 @@ def check_start(init_from: str | None, resume: str, backbone: Any) -> list[str]:
     if resume not in ("never", "auto"):
         problems += [
             f"{problem} (resume takes never, auto or a run folder)"
-            for problem in check_checkpoint("resume", resume, last_checkpoint, backbone)
+            for problem in check_checkpoint("resume", resume, checkpoint_to_resume, backbone)
         ]
     return problems
 
@@ -272,6 +273,7 @@ def checkpoints(folder: str | Path) -> list[Path]:
         and (path / WEIGHTS).is_file()
         and (path / "trainer_state.json").is_file()
         and ((path / OPTIMIZER_SHARDS / ".metadata").is_file() or not (path / OPTIMIZER_SHARDS).is_dir())
+        and is_complete(path)
     ]
     return [path for _, path in sorted(found)]
 
@@ -290,6 +292,22 @@ def last_checkpoint(folder: str | Path) -> Path:
             "give one that train.py printed, e.g. outputs/comi_facts/20260101T000000_ab12cd"
         )
     return found[-1]
+
+
+def checkpoint_to_resume(folder: str | Path, announce: Callable[[str], Any] = lambda line: None) -> Path:
+    """A run's newest checkpoint whose files have their stored hashes.
+
+    announce  called with a line for each newer checkpoint that is damaged
+    Raises: ValueError where there is none.
+    """
+    newest, reasons = last_checkpoint(folder), []
+    for path in [newest] if newest == Path(folder) else reversed(checkpoints(folder)):
+        reason = damage(path)
+        if reason is None:
+            return path
+        reasons.append(reason)
+        announce(f"{reason}; the checkpoint before it is used")
+    raise ValueError(f"{'; '.join(reasons)}; there is no other checkpoint: start a new run with resume=never")
 
 
 def best_checkpoint(folder: str | Path) -> Path:

@@ -16,7 +16,7 @@ from yaml import YAMLError
 
 from breviary.config.cli.run_names import CONFIG, FINISHED
 from breviary.config.keys import flat_keys
-from breviary.runs.checkpoints import checkpoints, last_checkpoint
+from breviary.runs.checkpoints import checkpoint_to_resume, checkpoints
 from breviary.runs.environment import git_state, read_commit, write_environment
 from breviary.runs.schema import FORMER_TARGETS, SCHEMA, rename_targets, upgrade_config, without_added
 from breviary.runtime.checkout import ROOT
@@ -94,7 +94,7 @@ def _open_run(cfg: DictConfig, inputs: Mapping[str, str | None] | None) -> tuple
     if cfg.resume == "auto":
         folder, checkpoint = _newest_unfinished(home, cfg, inputs)
     elif cfg.resume != "never":
-        folder, checkpoint = Path(cfg.resume), last_checkpoint(cfg.resume)
+        folder, checkpoint = Path(cfg.resume), checkpoint_to_resume(cfg.resume, print_rank0)
         stored = read_inputs(folder)
         if stored and inputs and stored["train"] != inputs["train"]:
             raise ValueError(
@@ -206,11 +206,11 @@ def _newest_unfinished(
             if config_hash(config) == config_hash(cfg):
                 if inputs is not None:
                     print_rank0(f"resume=auto: {folder} is of an earlier version, which stored no hash of its data")
-                return folder, checkpoints(folder)[-1]
+                return folder, checkpoint_to_resume(folder, print_rank0)
         elif _settings_hash(config) == _settings_hash(cfg):
             changed = [words for key, words in INPUT_NAMES.items() if stored.get(key) != inputs.get(key)]
             if not changed:
-                return folder, checkpoints(folder)[-1]
+                return folder, checkpoint_to_resume(folder, print_rank0)
             # Other data have other tokens: the tokenizer is blamed only where the data are equal.
             reasons = changed[:-1] if len(changed) > 1 and changed[-1] == INPUT_NAMES["tokens"] else changed
             print_rank0(f"resume=auto: {folder} is not continued, it has {', '.join(reasons)}; this is another run")

@@ -44,6 +44,15 @@ def write_text(path: str | Path, text: str) -> None:
         part.unlink(missing_ok=True)
 
 
+def sync_path(path: str | Path) -> None:
+    """Waits until a file, or the names in a folder, are on the disk."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
 def append_text(path: str | Path, text: str) -> None:
     """Appends to a file. Where the disk is full, the file stays as it was: no part of `text` remains in it."""
     with named_errors(path), open(path, "ab", buffering=0) as file:

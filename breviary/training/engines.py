@@ -92,7 +92,7 @@ def training_arguments(
         eval_steps=interval,
         save_strategy="steps",
         save_steps=interval,
-        save_total_limit=2 if validate else 1,
+        save_total_limit=KEPT_CHECKPOINTS,
         metric_for_best_model="eval_nll" if validate else None,
         greater_is_better=False if validate else None,
         remove_unused_columns=False,

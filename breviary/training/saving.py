@@ -16,6 +16,7 @@ from breviary.runs.checkpoints import OPTIMIZER_SHARDS, save_shard
 from breviary.runtime.distributed import barrier, broadcast_from_rank_zero, rank, world_size
 from breviary.runtime.files import update_hash
 
+KEPT_CHECKPOINTS = 2  # the best and the last; the last two where one is both, or without validation
 FLOAT32 = 4  # bytes
 STATE_BYTES = {"adamw": 8, "adamw_8bit": 2, "sgd": 0}  # of the optimizer's state, per trained weight
 MASTERS = ("single_partition_of_fp32_groups", "fp32_flat_groups")  # DeepSpeed's names of its float32 weights
@@ -28,7 +29,7 @@ def save_learned(folder: str | Path, reader: nn.Module, fingerprint: dict[str, s
     At most one weight is whole at a time, besides those that a rank writes.
     """
     learned, shards = learned_parameters(reader), world_size() if is_sharded else 1
-    owners = share_out([full_size(learned[name]) for name in sorted(learned)], shards)
+    owners = assign_shards([full_size(learned[name]) for name in sorted(learned)], shards)
     digest, own = hashlib.sha256(), {}
     for name, owner in zip(sorted(learned), owners):
         weight = full_weight(learned[name]).float().contiguous()
@@ -62,7 +63,7 @@ def check_optimizer_state(checkpoint: str | Path, kind: str, processes: int) -> 
         )
 
 
-def share_out(sizes: Sequence[int], shards: int) -> list[int]:
+def assign_shards(sizes: Sequence[int], shards: int) -> list[int]:
     """The shard of each size: the one that is smallest so far."""
     held, owners = [0] * shards, []
     for size in sizes:

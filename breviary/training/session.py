@@ -29,6 +29,7 @@ from breviary.runs.checkpoints import (
     best_checkpoint,
     check_processes,
     check_start,
+    checkpoint_to_resume,
     has_processes,
     last_checkpoint,
     load_trained,
@@ -73,7 +74,7 @@ class TrainingSession:
         problems += check_start(self.cfg.init_from, self.cfg.resume, self.backbone)
         problems += teacher_problems(self.cfg, self.backbone)
         if self.cfg.resume not in ("never", "auto"):
-            checkpoint = collect_errors([], last_checkpoint, self.cfg.resume)  # reported by check_start
+            checkpoint = collect_errors([], checkpoint_to_resume, self.cfg.resume)  # reported by check_start
             problems += self._check_resumed(self.cfg.resume, checkpoint) if checkpoint else []
         self.splits = self._tokenise(problems)
         limits = ContextLimits(self.spec, self.backbone, self.cfg.generation.max_new_tokens)
@@ -207,9 +208,9 @@ class TrainingSession:
             f"{cfg.reader} on {self.backbone.fingerprint['name']}: {trained / 1e6:.2f} M trained of "
             f"{total / 1e6:.1f} M weights, {device}, {world_size()} process(es)"
         )
-        is_fsdp, most = cfg.engine.kind == "fsdp", 2 if self.validates else 1
+        is_fsdp = cfg.engine.kind == "fsdp"
         is_sharded = is_fsdp or cfg.engine.kind == "zero"
-        print_rank0(describe_checkpoint(reader, cfg.train.optimizer, is_sharded, most, is_fsdp))
+        print_rank0(describe_checkpoint(reader, cfg.train.optimizer, is_sharded, KEPT_CHECKPOINTS, is_fsdp))
         half_deepspeed = cfg.engine.kind == "zero" and self.backbone.dtype == "bfloat16"
         return ReaderTrainer(
             reader,

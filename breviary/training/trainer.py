@@ -34,7 +34,8 @@ from breviary.evaluation.loop import evaluate
 from breviary.evaluation.results import summarise
 from breviary.readers.chunked import ChunkedReader
 from breviary.runs.checkpoints import load_trained, write_processes
-from breviary.runtime.distributed import gather_rows, rank, sum_over_ranks, world_size
+from breviary.runs.sealing import begin_checkpoint, replace_file, seal_checkpoint
+from breviary.runtime.distributed import barrier, gather_rows, rank, sum_over_ranks, world_size
 from breviary.runtime.files import write_json
 from breviary.training.engines import gathered_parameters
 from breviary.training.fsdp import OptimizerShards
@@ -278,13 +279,25 @@ class ReaderTrainer(Trainer):
         if self.last_saved_step == self.state.global_step:
             self._update_checkpoint()
             return
-        most = self.args.save_total_limit
-        if self.shards is not None:  # the last complete checkpoint stays until this one is: see finish_saving
+        if self.shards is not None:
             self.finish_saving()
-            self.args.save_total_limit = None
+        if self.args.should_save:
+            begin_checkpoint(Path(self.args.output_dir) / f"{PREFIX_CHECKPOINT_DIR}-{self.state.global_step}")
+        most, self.args.save_total_limit = self.args.save_total_limit, None  # older ones stay until this is complete
         super()._save_checkpoint(model, trial)
-        self.args.save_total_limit = most
-        self.last_saved_step = self.state.global_step
+        self.args.save_total_limit, self.last_saved_step = most, self.state.global_step
+        if self.shards is None:
+            barrier()  # each rank has written its random state
+            self._complete_checkpoint()
+
+    def _complete_checkpoint(self) -> None:
+        """Lists the newest checkpoint's files, whose writes have ended on every rank, then deletes old checkpoints."""
+        if self.args.should_save:
+            seal_checkpoint(Path(self.args.output_dir) / f"{PREFIX_CHECKPOINT_DIR}-{self.last_saved_step}")
+            best, most = self.state.best_model_checkpoint, self.args.save_total_limit
+            rotate_checkpoints(
+                output_dir=self.args.output_dir, save_total_limit=most, best_model_checkpoint=best, use_mtime=True
+            )
 
     def finish_saving(self, wait: bool = True) -> None:
         """Deletes old checkpoints once the newest is complete, which FSDP writes while the training goes on.
@@ -294,11 +307,7 @@ class ReaderTrainer(Trainer):
         if self.shards is None or self.shards.pending is None or not (wait or self.shards.is_written):
             return
         self.shards.finish()
-        if self.args.should_save:
-            best, most = self.state.best_model_checkpoint, self.args.save_total_limit
-            rotate_checkpoints(
-                output_dir=self.args.output_dir, save_total_limit=most, best_model_checkpoint=best, use_mtime=True
-            )
+        self._complete_checkpoint()
 
     def _save_optimizer_and_scheduler(self, output_dir: str) -> None:
         if self.shards is None:
@@ -324,10 +333,10 @@ class ReaderTrainer(Trainer):
         if best.is_dir():
             self.state.best_model_checkpoint = str(best)
         if self.args.should_save:
-            file = home / f"{PREFIX_CHECKPOINT_DIR}-{self.state.global_step}" / TRAINER_STATE_NAME
-            part = file.with_suffix(".part")  # replaced at once: a checkpoint without this file is incomplete
+            folder = home / f"{PREFIX_CHECKPOINT_DIR}-{self.state.global_step}"
+            part = folder / f"{TRAINER_STATE_NAME}.part"
             self.state.save_to_json(str(part))
-            part.replace(file)
+            replace_file(folder, TRAINER_STATE_NAME, part)
 
     def _repeat_validation(self) -> bool:
         """Whether the run was interrupted after this checkpoint was written and before its validation had ended."""

@@ -55,7 +55,7 @@ class Stream:
         return other
 
     def keep_rows(self, index: Tensor) -> None:
-        """Continues with the rows (R,) int64 only, in that order."""
+        """Drops all rows but those of `index` (R,) int64, in that order."""
         vars(self).update(vars(self.rows(index)))
 
     @property

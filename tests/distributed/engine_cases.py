@@ -16,7 +16,7 @@ from omegaconf import OmegaConf
 from transformers import TrainerCallback
 from transformers.integrations.deepspeed import unset_hf_deepspeed_config
 
-from breviary.backbones.sharding import full_size, full_weight, held_bytes, partitioned_loading
+from breviary.backbones.sharding import full_size, full_weight, local_bytes, partitioned_loading
 from breviary.backbones.tiny import TinyBackbone
 from breviary.config.build import build_backbone, build_reader
 from breviary.contract import Example
@@ -183,7 +183,7 @@ class RecordGradients(TrainerCallback):
 
 def train_cases(engine: str, world: int, folder: Path) -> None:
     """Trains every case with this engine; rank 0 writes {case: losses, gradient norms, gradients, weights}."""
-    mock.patch("breviary.backbones.head.LOGITS", 5 * 512).start()  # losses in chunks of five rows
+    mock.patch("breviary.backbones.head.CHUNK_LOGITS", 5 * 512).start()  # losses in chunks of five rows
     device = torch.device("cpu")
     if engine.startswith("zero"):
         prepare_deepspeed(device)
@@ -244,7 +244,7 @@ def train_case(engine: str, world: int, overrides: list[str], folder: Path) -> d
     with partitioned_loading(deepspeed), gathered_sizes() as sizes:
         reader = build_reader(cfg, backbone, tokenizer)
     loaded = {
-        "held": held_bytes(reader.decoder.layers) / 4,
+        "held": local_bytes(reader.decoder.layers) / 4,
         "of": sum(map(full_size, reader.decoder.layers.parameters())),
         "new": sum(full_size(p) for name, p in reader.decoder.layers.named_parameters() if "lora_" in name),
         "gathered": max(sizes, default=0),

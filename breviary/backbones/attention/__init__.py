@@ -4,7 +4,7 @@ from breviary.backbones.attention.causal import BLOCK, BLOCKWISE, blockwise_atte
 from breviary.backbones.attention.choices import ATTENTION, check_attention, check_head_masks, check_training_attention
 from breviary.backbones.attention.flash import FLASH, flash_mask
 from breviary.backbones.attention.flex import FLEX, flex_mask
-from breviary.backbones.attention.shared import SharedPart
+from breviary.backbones.attention.shared import SharedPrefix
 
 __all__ = [
     "ATTENTION",
@@ -12,7 +12,7 @@ __all__ = [
     "BLOCKWISE",
     "FLASH",
     "FLEX",
-    "SharedPart",
+    "SharedPrefix",
     "blockwise_attention",
     "check_attention",
     "check_head_masks",

@@ -13,7 +13,7 @@ from torch.nn.attention.bias import causal_lower_right
 from torch.nn.functional import scaled_dot_product_attention
 from transformers import AttentionInterface
 
-from breviary.backbones.attention.shared import SharedPart, attend_shared
+from breviary.backbones.attention.shared import SharedPrefix, attend_shared
 
 BLOCK = 512  # queries
 
@@ -23,7 +23,7 @@ def blockwise_attention(
     query: Tensor,
     key: Tensor,
     value: Tensor,
-    attention_mask: Tensor | SharedPart | None,
+    attention_mask: Tensor | SharedPrefix | None,
     dropout: float = 0.0,
     scaling: float | None = None,
     **kwargs: Any,
@@ -33,11 +33,11 @@ def blockwise_attention(
     query           (B, H, N, W)
     key, value      (B, key/value heads, K, W)
     attention_mask  (B, 1, N, K) bool, True = visible; None = causal, the queries being the last N of the K keys; a
-                    SharedPart where further keys precede
+                    SharedPrefix where further keys precede
     Returns (B, N, H, W). With a mask, torch's kernel multiplies every query with every key. Here a block of queries
     skips the keys after its last query: N/2 of K keys on average.
     """
-    if isinstance(attention_mask, SharedPart):
+    if isinstance(attention_mask, SharedPrefix):
         return attend_shared(query, key, value, attention_mask, scaling), None
     options: dict[str, Any] = dict(dropout_p=dropout, scale=scaling)
     groups = query.shape[1] // key.shape[1]
@@ -68,10 +68,10 @@ def blockwise_attention(
 
 
 def lower_right_attention(query: Tensor, key: Tensor, value: Tensor, enable_gqa: bool, **options: Any) -> Tensor:
-    """Causal attention of N queries that are the last of K keys, (B, H, N, W), without a mask of N times K.
+    """Causal attention of N queries at the end of K keys, (B, H, N, W), without an (N, K) mask.
 
-    On CUDA the kernels know this form. On a CPU torch would make the mask without a word; here all blocks share one of
-    BLOCK times K.
+    CUDA kernels support this form. On a CPU torch would materialise the full mask, so blocks of queries share one mask
+    of (BLOCK, K).
     """
     N, K = query.shape[2], key.shape[2]
     if query.device.type != "cpu":
@@ -82,9 +82,9 @@ def lower_right_attention(query: Tensor, key: Tensor, value: Tensor, enable_gqa:
         return scaled_dot_product_attention(query, key, value, attn_mask=bias, enable_gqa=enable_gqa, **options)
     rows = min(BLOCK, N)
     slots_K = torch.arange(K)
-    visible_RK = slots_K <= slots_K[K - rows :, None]  # of the last block; an earlier one skips columns at the left
+    visible_RK = slots_K <= slots_K[K - rows :, None]  # mask of the last block; earlier blocks take a slice of it
     blocks = []
-    for end in range(N, 0, -rows):  # from the last, so that all blocks but the first have the same shape of mask
+    for end in range(N, 0, -rows):  # backwards: only the first block can be shorter
         start = max(end - rows, 0)
         keys = K - N + end
         block = scaled_dot_product_attention(

@@ -34,7 +34,7 @@ def check_attention(implementation: str, dtype: str, device: str) -> list[str]:
 
 
 def check_training_attention(implementation: str, device: str) -> list[str]:
-    """Refuses to train with flex on a CPU, where it has no backward pass."""
+    """Error messages for training with flex on a CPU, where it has no backward pass."""
     if implementation != "flex" or (device != "cpu" and torch.cuda.is_available()):
         return []
     return [
@@ -43,14 +43,14 @@ def check_training_attention(implementation: str, device: str) -> list[str]:
     ]
 
 
-def check_head_masks(implementation: str, has_own_masks: bool) -> list[str]:
-    """Refuses flash-attn for a memory whose heads attend to different keys.
+def check_head_masks(implementation: str, has_head_masks: bool) -> list[str]:
+    """Error messages for flash-attn with a memory whose heads attend to different keys.
 
-    has_own_masks  as Compressor.keeps_cache
+    has_head_masks  as Compressor.keeps_cache
     """
-    if implementation != "flash_attention_2" or not has_own_masks:
+    if implementation != "flash_attention_2" or not has_head_masks:
         return []
     return [
-        "backbone.attn_implementation=flash_attention_2: this compressor keeps other keys in each head, which "
+        "backbone.attn_implementation=flash_attention_2: this compressor keeps different keys in each head, which "
         "flash-attn does not support; set backbone.attn_implementation=sdpa or flex"
     ]

@@ -1,4 +1,4 @@
-"""flash-attn on batches without padding: rows of different lengths are one sequence with the starts of its rows.
+"""flash-attn on batches without padding: rows of different lengths are packed into one sequence (varlen).
 
 Shape letters: B rows, H heads, N queries, K keys (cached, then the N new ones), W head width.
 """
@@ -16,11 +16,11 @@ from transformers import AttentionInterface
 
 @dataclass(frozen=True)
 class Ragged:
-    """Valid queries and keys of rows that differ. The queries of a row are the last of its keys.
+    """Valid queries and keys of rows of different lengths. The queries of a row are its last keys.
 
-    queries, keys              int64, their places among the B * N queries and the B * K keys
-    query_starts, key_starts   (B + 1,) int32, the first of each row, and their total number
-    most_queries, most_keys    of a row
+    queries, keys              int64 indices into the flattened (B * N) queries and (B * K) keys
+    query_starts, key_starts   (B + 1,) int32, cumulative sequence lengths (cu_seqlens)
+    most_queries, most_keys    maximum per row (max_seqlen)
     """
 
     queries: Tensor
@@ -37,14 +37,14 @@ class Ragged:
         counts = [mask.sum(1) for mask in (query_mask, key_mask)]
         most = torch.stack([count.max() for count in counts]).tolist()
         starts = [nn.functional.pad(count.cumsum(0), (1, 0)).int() for count in counts]
-        places = [mask.flatten().nonzero()[:, 0] for mask in (query_mask, key_mask)]
-        return cls(*places, *starts, *most)
+        indices = [mask.flatten().nonzero()[:, 0] for mask in (query_mask, key_mask)]
+        return cls(*indices, *starts, *most)
 
 
 def flash_mask(key_mask: Tensor | None, queries: int) -> Ragged | None:
-    """What `flash_attention` takes for a mask (B, K) as in `Stack.run`; None = causal, all keys valid.
+    """The argument of `flash_attention` for a mask (B, K) as in `Stack.run`; None = causal, all keys valid.
 
-    Raises: ValueError for a mask of each head, which the kernels do not support.
+    Raises: ValueError for a mask per head, which the kernels do not support.
     """
     if key_mask is None or (key_mask.dim() == 2 and bool(key_mask.all())):
         return None
@@ -66,10 +66,10 @@ def flash_attention(
     scaling: float | None = None,
     **kwargs: Any,
 ) -> tuple[Tensor, None]:
-    """Attention with the interface of transformers, through the package flash-attn; never run here, for want of a GPU.
+    """Attention with the interface of transformers, through the package flash-attn; not tested on a GPU.
 
     query (B, H, N, W); key, value (B, key/value heads, K, W). Returns (B, N, H, W), zeros at padded queries.
-    transformers' own function takes positions that jump, as a prompt's behind its context do, for packed rows.
+    transformers' own function is not used: it infers packed rows from gaps in the positions, which prompts have.
     """
     package: Any = importlib.import_module("flash_attn")
     rows = [x.transpose(1, 2).to(value.dtype) for x in (query, key, value)]

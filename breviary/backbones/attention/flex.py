@@ -18,7 +18,7 @@ from transformers import AttentionInterface
 
 @dataclass(frozen=True)
 class FlexMask:
-    """The visible blocks, and what is added to the scores (None = nothing)."""
+    """The visible blocks, and a function that adds a bias to the scores (None = no bias)."""
 
     blocks: BlockMask
     score_mod: Callable[..., Tensor] | None = None

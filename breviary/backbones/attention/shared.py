@@ -1,4 +1,4 @@
-"""Attention of one new token of each row to keys that rows share and to the rows' own, without joining the two.
+"""Decoding attention over a shared prefix and each row's own keys, merged by logsumexp instead of concatenated.
 
 Shape letters: B rows, C contexts, H query heads, J key/value heads, G = H / J, K shared keys, N own keys, W head width.
 """
@@ -16,13 +16,13 @@ _attend = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu
 
 
 @dataclass(frozen=True)
-class SharedPart:
-    """Keys and values that precede the rows' own, in place of an attention mask; for one query of each row on a CPU.
+class SharedPrefix:
+    """Keys and values that precede each row's own. Passed as the attention mask, for one query per row on a CPU.
 
-    keys, values  (C, J, at least the longest length, W)
-    lengths       number of valid keys of each context, its first ones
-    rows          context of each of the B rows
-    own           (B, N) bool, the rows' own keys that are valid; None = all
+    keys, values  (C, J, K, W), K >= the longest length
+    lengths       valid keys of each context, from the first on
+    rows          index of the context of each of the B rows
+    own           (B, N) bool, True = valid key of the row itself; None = all
     """
 
     keys: Tensor
@@ -32,11 +32,11 @@ class SharedPart:
     own: Tensor | None = None
 
 
-def attend_shared(query: Tensor, key: Tensor, value: Tensor, shared: SharedPart, scaling: float | None) -> Tensor:
-    """One query of each row, (B, H, 1, W), over its context's keys and its own (B, J, N, W). Returns (B, 1, H, W).
+def attend_shared(query: Tensor, key: Tensor, value: Tensor, shared: SharedPrefix, scaling: float | None) -> Tensor:
+    """Attention of one query per row, (B, H, 1, W), to its context's keys and its own (B, J, N, W): (B, 1, H, W).
 
-    Joining the two by `torch.cat` would copy all keys of the context in every step. The two results are weighted by
-    their shares of the softmax's denominator instead.
+    `torch.cat` would copy all keys of the context in every step. Instead both attentions are computed separately and
+    weighted by their shares of the softmax's denominator.
     """
     B, H, _, W = query.shape
     J = key.shape[1]
@@ -50,15 +50,15 @@ def attend_shared(query: Tensor, key: Tensor, value: Tensor, shared: SharedPart,
     return out.to(query.dtype).view(B, 1, H, W)
 
 
-def _attend_contexts(query_BJGW: Tensor, shared: SharedPart, scaling: float | None) -> tuple[Tensor, Tensor]:
+def _attend_contexts(query_BJGW: Tensor, shared: SharedPrefix, scaling: float | None) -> tuple[Tensor, Tensor]:
     """Attention to the shared keys alone, (B, J, G, W), and the logsumexp of its scores, (B, J, G)."""
     B, J, G, W = query_BJGW.shape
     keys, values, lengths = shared.keys, shared.values, shared.lengths
     if shared.rows == tuple(range(len(lengths))) and len(set(lengths)) == 1 and lengths[0]:
         return _attend(query_BJGW, keys[:, :, : lengths[0]], values[:, :, : lengths[0]], scale=scaling)
     outs, sums, start = [], [], 0
-    # Over contexts: each is a view of its own length, so that nothing is copied and padding is not read. The questions
-    # on a context are adjacent and are the queries of one call.
+    # A loop over contexts: each is a view of its own length, so nothing is copied and no padding is computed. Questions
+    # on one context are adjacent and become the queries of one call.
     for context, group in itertools.groupby(shared.rows):
         count, n = len(list(group)), lengths[context]
         query = query_BJGW[start : start + count]

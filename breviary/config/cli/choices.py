@@ -59,7 +59,7 @@ def choice_words(words: Iterable[str]) -> list[str]:
 def config_files(file: Path) -> list[Path]:
     """A YAML file and those of its folder that its defaults list names, in the order in which they are merged.
 
-    Not those that fill a section of it (NAME@SECTION).
+    Entries NAME@SECTION, which fill a section, are left out.
     """
     names = [name for name in content(file).get("defaults", []) if isinstance(name, str) and "@" not in name]
     names += [] if "_self_" in names else ["_self_"]

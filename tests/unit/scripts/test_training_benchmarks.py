@@ -21,7 +21,7 @@ def no_processes(monkeypatch):
 
 
 def test_loss_memory_compares_all_rows_with_one_chunk(tmp_path, monkeypatch, capsys):
-    monkeypatch.setattr(head, "LOGITS", 2**18)
+    monkeypatch.setattr(head, "CHUNK_LOGITS", 2**18)
     file = tmp_path / "loss_memory.json"
     options = ["--vocabulary", "2048", "--width", "8", "--tokens", "1024", "--dtypes", "float32", "--output", str(file)]
     loss_memory.main(options)

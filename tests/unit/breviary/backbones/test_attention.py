@@ -10,7 +10,7 @@ from torch._dynamo.testing import CompileCounterWithBackend
 from breviary.backbones.attention import (
     BLOCK,
     BLOCKWISE,
-    SharedPart,
+    SharedPrefix,
     blockwise_attention,
     check_attention,
     check_head_masks,
@@ -135,7 +135,7 @@ def test_checks_state_what_an_implementation_needs():
 @pytest.mark.parametrize(
     ("settings", "part"),
     [
-        (["compressor=snapkv", "backbone.attn_implementation=flash_attention_2"], "keeps other keys in each head"),
+        (["compressor=snapkv", "backbone.attn_implementation=flash_attention_2"], "keeps different keys in each head"),
         (["compressor=comet", "backbone.compile=true"], "run with a memory"),
         (["compressor=comi", "engine=zero3", "backbone.compile=true"], "use engine=zero2"),
         (["compressor=comi", "engine=zero2", "backbone.compile=true"], None),
@@ -179,7 +179,7 @@ def test_keys_in_two_parts_equal_the_joined_ones(lengths, rows, dtype):
     k, v = (torch.randn(B, J, 4, W, generator=g, dtype=dtype) for _ in range(2))
     own = torch.rand(B, 4, generator=g) < 0.6
     own[:, -1] = True
-    actual = blockwise_attention(None, q, k, v, SharedPart(keys, values, lengths, rows, own))[0]
+    actual = blockwise_attention(None, q, k, v, SharedPrefix(keys, values, lengths, rows, own))[0]
     index = torch.tensor(rows)
     valid = torch.arange(6) < torch.tensor(lengths)[index][:, None]
     joined = [torch.cat([shared[index], new], 2) for shared, new in ((keys, k), (values, v))]

@@ -20,7 +20,7 @@ B, A, D, V = 2, 7, 16, 50
 @pytest.fixture(autouse=True)
 def small_chunks(monkeypatch):
     """Chunks of four rows."""
-    monkeypatch.setattr(heads, "LOGITS", 4 * V)
+    monkeypatch.setattr(heads, "CHUNK_LOGITS", 4 * V)
 
 
 def problem(dtype=torch.float32, trained=True, bias=3.0):
@@ -142,7 +142,9 @@ def test_chunks_are_equal_and_within_the_limit():
     assert [chunk.stop - chunk.start for chunk in chunks_of(9, V)] == [3, 3, 3]
     assert [chunk.stop - chunk.start for chunk in chunks_of(10, V)] == [4, 4, 2]
     assert list(chunks_of(0, V)) == [slice(0, 0)] and len(list(chunks_of(3, 100 * V))) == 3
-    assert all((chunk.stop - chunk.start) * 45 <= heads.LOGITS for rows in range(40) for chunk in chunks_of(rows, 45))
+    assert all(
+        (chunk.stop - chunk.start) * 45 <= heads.CHUNK_LOGITS for rows in range(40) for chunk in chunks_of(rows, 45)
+    )
 
 
 class LargestLogits(TorchDispatchMode):

@@ -4,7 +4,7 @@ import pytest
 
 from breviary.backbones.stack import Stack
 from breviary.contract import Generation
-from breviary.decoding.state import ROOM
+from breviary.decoding.state import GROWTH
 from tests.tiny import disturb
 
 FORMS = {
@@ -14,7 +14,7 @@ FORMS = {
     "snapkv, cached": ["compressor=snapkv"],
     "comet": ["compressor=comet"],
 }
-GENERATION = Generation(max_new_tokens=ROOM + 2)
+GENERATION = Generation(max_new_tokens=GROWTH + 2)
 
 
 @pytest.mark.parametrize("name", FORMS)

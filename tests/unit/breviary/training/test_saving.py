@@ -21,7 +21,7 @@ from breviary.runs.checkpoints import (
     weights_hash,
 )
 from breviary.runtime.files import hash_tensors
-from breviary.training.saving import check_optimizer_state, describe_checkpoint, save_learned, share_out
+from breviary.training.saving import assign_shards, check_optimizer_state, describe_checkpoint, save_learned
 
 PRINT = {"name": "net", "sha256": "ab" * 32}
 
@@ -72,8 +72,8 @@ def test_new_weights_get_the_dtype_of_partitioned_ones():
 
 
 def test_the_ranks_share_weights_by_size():
-    assert share_out([8, 1, 1, 6, 2], 2) == [0, 1, 1, 1, 0]
-    assert share_out([3, 4], 1) == [0, 0]
+    assert assign_shards([8, 1, 1, 6, 2], 2) == [0, 1, 1, 1, 0]
+    assert assign_shards([3, 4], 1) == [0, 0]
 
 
 @pytest.mark.parametrize(
