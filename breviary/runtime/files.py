@@ -24,7 +24,7 @@ def hash_tensors(tensors: dict[str, Tensor]) -> str:
 
 
 def update_hash(digest: Any, name: str, tensor: Tensor) -> None:
-    """Adds one tensor to the digest of `hash_tensors`; tensors come in the order of their names."""
+    """Adds one tensor to the digest of `hash_tensors`. Call in the order of the names."""
     digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)} ".encode())
     digest.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy())
 

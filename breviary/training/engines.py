@@ -17,6 +17,7 @@ from breviary.backbones.sharding import gathered
 from breviary.config.checks import SCHEDULES, optimizer_name
 from breviary.training.fsdp import gathered_root
 from breviary.training.log import PROJECT, keep_trackio_local, tracker_of
+from breviary.training.saving import KEPT_CHECKPOINTS
 
 
 def gathered_parameters(reader: torch.nn.Module) -> contextlib.AbstractContextManager:

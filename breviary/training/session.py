@@ -48,7 +48,7 @@ from breviary.training.log import RunLog, tracked_run, tracker_of
 from breviary.training.notes import batch_notes, overlap_notes
 from breviary.training.packing import Packing, pack_notes
 from breviary.training.pipeline import PipelineGroup, describe_pipelines, init_pipeline_group
-from breviary.training.saving import describe_checkpoint
+from breviary.training.saving import KEPT_CHECKPOINTS, describe_checkpoint
 from breviary.training.step_end import StepEnd
 from breviary.training.teacher import load_teacher, teacher_problems
 from breviary.training.trainer import ReaderTrainer, Validation

@@ -10,6 +10,7 @@ OVERRIDES = [
     "train.steps=2",
     "train.batch_size=2",
     "eval_batch_size=4",
+    "dataset.facts=4",
     "dataset.train_size=8",
     "dataset.validation_size=4",
     "dataset.test_size=4",
@@ -26,4 +27,4 @@ def test_the_demo_prints_and_writes_its_table(monkeypatch, tmp_path, capsys):
     assert all(
         {"em", "em_low", "em_high", "nll", "nll_low", "nll_high", "f1", "effective_ratio"} <= row.keys() for row in rows
     )
-    assert "Four readers after 2 steps" in capsys.readouterr().out
+    assert "Five readers after 2 steps" in capsys.readouterr().out

@@ -299,7 +299,9 @@ def test_a_nan_ends_the_command_with_exit_code_1_and_leaves_the_last_checkpoint(
     assert f"with the examples {calls[5][0]}. The run is not finished, later weights are not saved; " in printed.err
     assert "the last checkpoint, checkpoint-2, has the weights that gave this value. Look at " in printed.err
     assert printed.err.endswith("e.g. train.learning_rate=0.0001\n") and "Traceback" not in printed.err
-    assert [path.name for path in checkpoints(folder)] == ["checkpoint-2"] and not (folder / FINISHED).exists()
+    assert [path.name for path in checkpoints(folder)] == ["checkpoint-1", "checkpoint-2"] and not (
+        folder / FINISHED
+    ).exists()
     assert [row["step"] for row in rows(folder)] == [1, 2] and printed.out.splitlines()[-1] == f"run {folder}"
 
 

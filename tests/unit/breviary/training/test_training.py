@@ -16,6 +16,7 @@ from breviary.contract import Batch
 from breviary.memory.budget import Budget
 from breviary.runs.checkpoints import WEIGHTS, best_checkpoint, checkpoints, last_checkpoint
 from breviary.runs.folders import FINISHED
+from breviary.runs.sealing import MANIFEST, seal_checkpoint
 from breviary.training import log, trainer
 from breviary.training.engines import training_arguments
 from tests.tiny import compose_tiny
@@ -65,11 +66,11 @@ def test_checkpoints_hold_trained_weights_only(uninterrupted):
     assert names and all(name.startswith("decoder.layers.") and "lora_" in name for name in names)
 
 
-def test_without_validation_only_the_last_checkpoint_is_written(compose):
+def test_without_validation_the_last_two_checkpoints_stay(compose):
     folder = train.train(compose([*SMALL, "train.eval_examples=0", "train.steps=4"]))
     trained, validated = metrics(folder)
     assert list(trained) == [1, 2, 3, 4] and not validated
-    assert [path.name for path in checkpoints(folder)] == ["checkpoint-4"]
+    assert [path.name for path in checkpoints(folder)] == ["checkpoint-2", "checkpoint-4"]
     assert best_checkpoint(folder) == last_checkpoint(folder)
 
 
@@ -340,6 +341,7 @@ def test_resuming_with_another_number_of_processes_is_refused(killed, monkeypatc
     cfg.resume = str(folder) if resume == "path" else "auto"
     for file in folder.glob("checkpoints/*/processes.json"):
         file.write_text(json.dumps({"processes": 2, "global_batch": 2}))
+        seal_checkpoint(file.parent)
     with pytest.raises(ConfigError, match=r"2 process\(es\) and 2 examples .* 1 process\(es\) and 2 example"):
         train.train(cfg)
 
@@ -353,14 +355,29 @@ def test_the_same_global_batch_in_other_micro_batches_resumes(killed, uninterrup
 
 def test_a_checkpoint_of_an_earlier_version_resumes_with_a_note(killed, uninterrupted, capsys):
     cfg, folder = killed(4)
-    for file in folder.glob("checkpoints/*/processes.json"):
-        file.unlink()
+    for name in ("processes.json", MANIFEST):
+        for file in folder.glob(f"checkpoints/*/{name}"):
+            file.unlink()
     cfg.resume = str(folder)
     capsys.readouterr()
     train.train(cfg)
     assert "checkpoint-2 does not state its processes and global batch; they must be those of this run" in (
         capsys.readouterr().out
     )
+    assert_same(folder, uninterrupted)
+
+
+def test_a_damaged_checkpoint_is_passed_over_by_a_resumed_run(killed, uninterrupted, capsys):
+    cfg, folder = killed(6)
+    older, newest = checkpoints(folder)
+    state = newest / "optimizer.pt"
+    state.write_bytes(state.read_bytes()[:-100])
+    cfg.resume = "auto"
+    capsys.readouterr()
+    train.train(cfg)
+    printed = capsys.readouterr().out
+    assert printed.startswith(f"{state}: this file of a checkpoint is damaged, its sha256 differs from ")
+    assert f"resumes from {older.name}" in printed
     assert_same(folder, uninterrupted)
 
 
