@@ -2,6 +2,7 @@
 
     python scripts/bench/crash.py --output results/trust/crash.json
     python scripts/bench/crash.py --modes one zero2 --kills 5 --seed 7
+    python scripts/bench/crash.py --modes evaluation --kills 50
 
 Training, on the tiny backbone: one process, and two (DDP, ZeRO-2, a pipeline). All processes are killed, every second
 time while a checkpoint is being written. resume=auto must go on from the newest complete checkpoint, and the losses of

@@ -2,6 +2,7 @@
 
     python scripts/bench/soak.py --output results/trust/soak.json
     python scripts/bench/soak.py --minutes 5 --questions 2000
+    python scripts/bench/soak.py --minutes 600 --questions 1000000 --output soak.json
 
 The training validates and writes checkpoints all the time; after --minutes it is ended by SIGTERM. Then one reader
 answers --questions in one process, on new documents and known ones, every fourth streamed. After a warm-up of a fifth,
