@@ -35,6 +35,7 @@ CHOICES = {
     "optimizer": OPTIMIZERS,
     "schedule": SCHEDULES,
     "tracker": ("none", "wandb", "trackio"),
+    "not_finite": ("stop", "skip"),
     "wandb": ("disabled", "offline", "online"),
 }
 
@@ -58,7 +59,9 @@ def optimizer_name(optimizer: str, engine: str, device: torch.device) -> str:
 
 
 def check_optimizer(train: DictConfig, engine: DictConfig) -> list[str]:
-    """Checks that the package of the 8-bit AdamW is installed."""
+    """Checks that the engine can skip steps where that is set, and that the package of the 8-bit AdamW is installed."""
+    if train.not_finite == "skip" and engine.kind == "zero":
+        return ["train.not_finite=skip: DeepSpeed updates the weights by itself; allowed with engine=zero* is stop"]
     if train.optimizer != "adamw_8bit":
         return []
     package = "torchao" if engine.kind == "fsdp" else "bitsandbytes"

@@ -85,6 +85,7 @@ ADDED: dict[str, dict[str, Any]] = {
         "tracker": ...,
         "pack_tokens": None,
         "check_memory": ...,
+        "not_finite": "stop",
     },
 }
 

@@ -71,6 +71,7 @@ class StepStatistics(Protocol):
 
     step_statistics: dict[str, torch.Tensor]  # of this rank, summed over the micro-batches of the last optimizer step
     examples_per_step: int
+    step_end: Any  # counts skipped steps, see training/step_end.py
     _tr_loss: torch.Tensor  # the Trainer's own: this rank's losses since the last row
     _globalstep_last_logged: int
 
@@ -94,7 +95,8 @@ class RunLog(TrainerCallback):
         """Starts the clock; removes rows that an interrupted run wrote after the checkpoint from which it resumes."""
         self.progress = Progress(state.max_steps, state.global_step)
         if state.is_world_process_zero and self.file.exists():
-            lines = [(line, json.loads(line)) for line in self.file.read_text().splitlines()]
+            # Without its end, the last line is one that was being written when the machine stopped.
+            lines = [(line, json.loads(line)) for line in self.file.read_text().split("\n")[:-1]]
             # eval_on_start: the last validation was interrupted and is repeated.
             last = {"loss": state.global_step, "eval_nll": state.global_step - args.eval_on_start}
             write_text(
@@ -152,6 +154,8 @@ class RunLog(TrainerCallback):
             **parts,
         }
         statistics = self.progress.statistics()
+        if is_training and self.trainer.step_end.skipped:
+            row["skipped_steps"] = self.trainer.step_end.skipped
         row |= statistics if is_training else {key: statistics[key] for key in ("seconds", "peak_memory_bytes")}
         append_text(self.file, json.dumps(row) + "\n")
         print_rank0(self.progress.format_line(row))

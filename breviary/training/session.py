@@ -222,7 +222,7 @@ class TrainingSession:
             cfg.train.length_grouped,
             RunLog(folder),
             cfg.engine.ranks,
-            StepEnd(cfg.train.save_every, self.interruption),
+            StepEnd(cfg.train.save_every, self.interruption, skips=cfg.train.not_finite == "skip"),
             self.packing,
         )
 

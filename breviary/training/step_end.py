@@ -12,11 +12,13 @@ from transformers import TrainerCallback, TrainingArguments
 
 from breviary.config.training_length import save_interval
 from breviary.runs.checkpoints import checkpoints
-from breviary.runtime.distributed import gather_rows, max_over_ranks, rank, sum_scalars_over_ranks
+from breviary.runtime.distributed import gather_rows, max_over_ranks, print_rank0, rank, sum_scalars_over_ranks
+from breviary.runtime.files import write_json
 from breviary.runtime.spelling import override
 from breviary.training.interruption import Interruption
 
 NAMED = 16  # examples that a message names
+NOT_FINITE = "not_finite.json"  # in the run folder: all of them
 
 
 class StepValues(Protocol):
@@ -38,20 +40,23 @@ class StepEnd(TrainerCallback):
 
     save_every    train.save_every: steps, or minutes as text, which rank 0 measures from the last checkpoint on
     interruption  records the signals that this rank receives; a signal to one rank ends the training of all
+    skips         train.not_finite=skip: a gradient norm that is not finite does not end the training
 
     failure  message about a value that is not finite; None = there was none. Nothing is saved after it
     signal   number of the signal that ended the training before its last step or validation; 0 = none
+    skipped  steps without an update, since this process started
 
     Costs one collective and one host sync an optimizer step: what follows must be known before the next step.
     """
 
-    def __init__(self, save_every: int | str = 0, interruption: Interruption | None = None):
+    def __init__(self, save_every: int | str = 0, interruption: Interruption | None = None, skips: bool = False):
         self.steps, self.seconds = save_interval(save_every)
         self.interruption = interruption or Interruption()
         self.trainer: StepValues  # set by the Trainer
         self.saved = time.monotonic()
         self.failure: str | None = None
-        self.signal = 0
+        self.signal = self.skipped = 0
+        self.skips = skips
 
     def on_train_begin(self, args: TrainingArguments, state: Any, control: Any, **kwargs: Any) -> None:
         """Starts the clock."""
@@ -81,6 +86,19 @@ class StepEnd(TrainerCallback):
             control.should_save = control.should_training_stop = True
         elif is_due or (self.steps and state.global_step % self.steps == 0):
             control.should_save = True
+
+    def skips_step(self, norm: Any, step: int) -> bool:
+        """Whether a step has no update, because its gradient norm is not finite; equal on all ranks, as the norm is.
+
+        Costs a host sync a step where `skips` is set. A loss that is not finite ends the training all the same.
+        """
+        if not self.skips or bool(torch.as_tensor(norm).isfinite()):
+            return False
+        self.skipped += 1
+        print_rank0(
+            f"step {step}: the gradient norm is {float(norm):g}; no update in this step ({self.skipped} so far)"
+        )
+        return True
 
     def stop_validation(self, control: Any) -> bool:
         """Whether a rank has received a signal during the validation, which then ends the training. A collective."""
@@ -115,7 +133,7 @@ class StepEnd(TrainerCallback):
         step  after which the weights were those with which it was computed
         """
         folder, ids = Path(self.trainer.args.output_dir).parent, list(dict.fromkeys(examples))
-        more = f" and {len(ids) - NAMED} more" if len(ids) > NAMED else ""
+        more = f" and {len(ids) - NAMED} more, listed in {NOT_FINITE}" if len(ids) > NAMED else ""
         found = checkpoints(folder)
         again = override("train.learning_rate", float(f"{self.trainer.args.learning_rate / 10:.3g}"))
         if not found:
@@ -125,6 +143,8 @@ class StepEnd(TrainerCallback):
         else:
             last = f"the last checkpoint is {found[-1].name}"
             again = f"{override('init_from', str(folder))} {again}"
+        if rank() == 0:
+            write_json(folder / NOT_FINITE, {"what": what, "examples": ids})
         self.failure = (
             f"{what}, with the examples {', '.join(ids[:NAMED])}{more}. The run is not finished, later weights are not "
             f"saved; {last}. Look at the examples, or change the training, e.g. {again}"

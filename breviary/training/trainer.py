@@ -208,6 +208,10 @@ class ReaderTrainer(Trainer):
     def _get_grad_norm(self, model: torch.nn.Module, grad_norm: Any = None) -> Any:
         norm = super()._get_grad_norm(model, grad_norm)
         self.gradient_norm = norm.full_tensor() if isinstance(norm, DTensor) else norm
+        if self.step_end.skips_step(self.gradient_norm, self.state.global_step + 1):
+            for parameter in self.reader.parameters():
+                parameter.grad = None  # without a gradient the optimizer changes neither the weight nor its state
+            self.gradient_norm = 0.0
         return self.gradient_norm
 
     def step_values(self) -> torch.Tensor:
