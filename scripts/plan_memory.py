@@ -1,13 +1,13 @@
-"""Plans the memory of a training before a GPU is requested: what each GPU holds, what fits, and hours.
+"""Estimates a training run before it starts: memory per GPU, the largest batch and context that fit, and hours.
 
     python scripts/plan_memory.py experiment=comi_nq backbone=qwen2_7b engine=zero2 gpus=8x80GB
     python scripts/plan_memory.py experiment=comet_scrolls engine=zero2 gpus=8x80GB --context 8192 32768 131072
     python scripts/plan_memory.py experiment=ram_nq backbone=llama2_7b engine=fsdp gpus=4x80GB --device h100
 
-KEY=VALUE are those of train.py, and gpus=NUMBERxMEMORYGB. A row is a moment of a training step: its loss, its backward
-pass, the optimizer's step, a validation. The largest is the peak. Nothing is loaded, measured or downloaded: bytes and
-FLOPs are counted (breviary/training/cost), within 10% of peaks measured on small models; on a GPU about 2 GB more are
-taken by CUDA, communication and fragmentation.
+KEY=VALUE are settings of train.py, and gpus=NUMBERxMEMORYGB. A row of the table is a moment of a training step: loss,
+backward pass, optimizer step, validation. The largest is the peak. Nothing is loaded, measured or downloaded: bytes and
+FLOPs are counted (breviary/training/cost). The counts are within 10% of peaks measured on small models; CUDA,
+communication and fragmentation take about 2 GB more on a GPU.
 """
 
 from __future__ import annotations
@@ -73,7 +73,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
 
 def read_config(words: Sequence[str]) -> DictConfig:
-    """The configuration that train.py makes of the words. Raises: ConfigError with all problems."""
+    """The configuration of train.py with these settings. Raises: ConfigError with all problems."""
     runs, settings, problems = runs_and_settings(words, needs_run=False)
     raise_problems([*problems, *(f"{run}: no setting KEY=VALUE" for run in runs)])
     cfg = compose_config("train", settings)

@@ -9,10 +9,10 @@
 
 The table is configs/table/NAME.yaml or any file of the same form; comi_main.yaml documents it. scale=paper has the
 paper's backbones, scale=small the nearest experiments for a small machine. With scale=, what is missing is trained and
-evaluated, finished cells are not computed again, a failed one shows its reason and log, and the same command goes on
-after an interruption. Markdown, CSV, LaTeX and HTML are written after every cell. --plan prints every command with
-hours and memory, and starts nothing; without scale=, for both. A run given by --run is refused where its backbone,
-ratio, data, prompt, number of examples or training is not the cell's. ruler and lost_in_the_middle take settings, too.
+evaluated, finished cells are not computed again, a failed one shows its reason and log, and the same command resumes an
+interrupted table. Markdown, CSV, LaTeX and HTML are written after every cell. --plan prints every command with hours
+and memory, and starts nothing; without scale=, for both. A run given by --run is refused where its backbone, ratio,
+data, prompt, number of examples or training is not the cell's. ruler and lost_in_the_middle also take settings.
 """
 
 from __future__ import annotations

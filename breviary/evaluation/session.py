@@ -190,7 +190,7 @@ class EvaluationSession:
         results: dict[int, dict[str, Any]] = {}
         current, store = None, None
         for i in order_by_encoding(keys):
-            if keys[i] != current:  # encodings of one kind at a time: they take gigabytes
+            if keys[i] != current:  # only one group's encodings in memory: they take gigabytes
                 current, store = keys[i], EncodingStore() if keys[i] else None
             home = evaluation_home(readers[0], readers[i])
             results[i] = self.evaluate_reader(readers[i], examples, home, checkpoints[i], store)
@@ -328,7 +328,7 @@ class EvaluationSession:
 
 
 def peak_of_all_ranks(is_reset: bool) -> dict[str, Any]:
-    """Peak memory of the process that needed most, and whether that is the reader's alone (`is_reset`)."""
+    """Maximum over ranks of the peak memory, bytes. is_reset: the peak was reset before the reader was built."""
     peak = max(gather_rows([peak_memory_bytes()]))
     return {"peak_memory_bytes": peak, "peak_memory_of": "reader" if is_reset else "process"}
 
@@ -347,7 +347,7 @@ def print_untrained(name: str, reader: Reader) -> None:
 
 
 def order_by_encoding(keys: Sequence[str | None]) -> list[int]:
-    """The rows in an order in which those of one `encoding_key` follow each other, at the place of the first."""
+    """Row indices, stably grouped by `encoding_key`: each group starts at its first row. None = a group of its own."""
     first = {key: keys.index(key) for key in keys}
     return sorted(range(len(keys)), key=lambda i: i if keys[i] is None else first[keys[i]])
 

@@ -90,11 +90,11 @@ def difference(
 def mean_of_means(
     pairs: Sequence[ndarray], codes: Sequence[ndarray | None], seed: int, resamples: int, are_differences: bool = False
 ) -> dict[str, float]:
-    """Mean over data sets of ratios of sums, such as mean scores, with its interval: the percentile bootstrap.
+    """Macro average over data sets of ratios of sums, such as mean scores, with a percentile bootstrap interval.
 
-    pairs  numerator and denominator of each question, (N, 2), for each data set; `are_differences`: the numerators are
-           paired differences of two readers
-    codes  of each data set. Each is resampled on its own
+    pairs            numerator and denominator of each question, (N, 2), for each data set
+    codes            cluster codes of each data set; data sets are resampled independently
+    are_differences  the numerators are paired differences of two readers
     """
     rng = np.random.default_rng(seed)
     value = float(np.mean([own[:, 0].sum() / own[:, 1].sum() for own in pairs]))
@@ -103,11 +103,11 @@ def mean_of_means(
         units = own if code is None else np.stack([np.bincount(code, column) for column in own.T], 1)
         picked = units[rng.integers(len(units), size=(resamples, len(units)))]  # (resamples, U, 2)
         drawn += picked[..., 0].sum(-1) / picked[..., 1].sum(-1) / len(pairs)
-    if drawn.min() == drawn.max():  # all alike, such as shares of 0: the rules for all questions together
-        together = np.concatenate(pairs)
-        if are_differences and np.isin(together[:, 0], (-1, 0, 1)).all():
-            return _bonett_price(together[:, 0], None)
-        return interval(together[:, 0], together[:, 1], seed, resamples)
+    if drawn.min() == drawn.max():  # no variance, e.g. all scores 0: the interval over the pooled questions
+        pooled = np.concatenate(pairs)
+        if are_differences and np.isin(pooled[:, 0], (-1, 0, 1)).all():
+            return _bonett_price(pooled[:, 0], None)
+        return interval(pooled[:, 0], pooled[:, 1], seed, resamples)
     low, high = (float(np.percentile(drawn, 50 * (1 + sign * LEVEL))) for sign in (-1, 1))
     return {"value": value, "low": min(value, low), "high": max(value, high)}
 

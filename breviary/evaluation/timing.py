@@ -75,10 +75,10 @@ def measure_alternating(
 def measure_in_turns(
     floor: Callable[[], T], calls: Mapping[K, Callable[[], T]], runs: int, samples: Mapping[K, list[tuple[T, T]]]
 ) -> Iterator[K]:
-    """Appends (floor's result, the call's own) to each call's samples until it has `runs`; yields its key each time.
+    """Appends (result of the floor, result of the call) to each call's samples until it has `runs`; yields its key.
 
-    samples  those of an earlier process included. A turn makes the calls that still lack its sample, behind the floor,
-             so that both results of a sample are of one turn
+    samples  earlier samples included. Each turn runs the floor, then the calls that still need a sample, so that both
+             results of a sample are measured under the same load
     """
     for turn in range(runs):
         missing = [key for key in calls if len(samples[key]) <= turn]

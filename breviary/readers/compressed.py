@@ -380,14 +380,14 @@ class CompressedReader(Reader):
 
 
 def _first_token(logits_BV: Tensor, ids_BA: Tensor) -> tuple[Tensor, Tensor]:
-    """As `nll_and_hits` of the first tokens, (B, 1) or (B, 0), from logits that exist for decoding."""
+    """As `nll_and_hits` of the first answer tokens, (B, 1) or (B, 0), from the logits of decoding's first step."""
     logits_BV, ids_B1 = logits_BV.float(), ids_BA[:, :1]
     nll_B1 = logits_BV.logsumexp(1, keepdim=True) - logits_BV.gather(1, ids_B1)
     return nll_B1, logits_BV.argmax(1, keepdim=True) == ids_B1
 
 
 def _loss_output(batch: Batch, measured: Sequence[Tensor], slots: Tensor) -> LossOutput:
-    """Evaluation's output; measured: nats of each answer token and whether it is the most likely (B, A), slots (B,)."""
+    """The output in evaluation. measured: `nll_and_hits` of each answer token, (B, A) each; slots (B,)."""
     nll_BA = measured[0].masked_fill(~batch.answer.mask, 0)
     hits_BA = measured[1] & batch.answer.mask
     return LossOutput(

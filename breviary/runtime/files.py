@@ -66,6 +66,32 @@ def append_text(path: str | Path, text: str) -> None:
             raise
 
 
+def parse_json(text: str | bytes) -> Any:
+    """As json.loads, for what others wrote: a value nested too deeply for Python raises JSONDecodeError as well."""
+    try:
+        return json.loads(text)
+    except RecursionError as error:
+        shown = text if isinstance(text, str) else text.decode("utf-8", "replace")
+        raise json.JSONDecodeError("nested too deeply", shown, 0) from error
+
+
+def read_object(path: str | Path, *keys: str) -> dict[str, Any]:
+    """A JSON file that this program wrote: an object with at least `keys`.
+
+    Raises: ValueError naming the file where it holds anything else. FileNotFoundError where there is none.
+    """
+    content = Path(path).read_bytes()
+    try:
+        value = parse_json(content)
+    except ValueError as error:
+        raise ValueError(f"{path}: damaged, not JSON ({error}); use another copy of the folder") from error
+    if not isinstance(value, dict):
+        raise ValueError(f"{path}: damaged, it must be a JSON object; use another copy of the folder")
+    if missing := [key for key in keys if key not in value]:
+        raise ValueError(f"{path}: damaged, without {', '.join(missing)}; use another copy of the folder")
+    return value
+
+
 def write_json(path: str | Path, value: Any) -> None:
     """Writes `value` as indented JSON, atomically. Raises ValueError for NaN and infinity, which JSON lacks."""
     write_text(path, json.dumps(value, ensure_ascii=False, indent=1, allow_nan=False) + "\n")

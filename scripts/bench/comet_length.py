@@ -8,8 +8,8 @@ Measures speed and memory only: weights are random or the plain backbone's, toke
 read the text, peak memory of the process above the loaded weights, bytes of the state, time of a decoded token, and the
 peak bytes of tensors while one more chunk is read. The plain backbone reads the same text, up to --plain-limit tokens.
 Then the backends kv_prefix and scatter: two layers at the paper's chunk and memory sizes, both with block-sparse
-attention; medians of alternating runs. --output is written after every row, and the same command goes on after an
-interruption.
+attention; medians of alternating runs. --output is written after every row; the same command resumes an interrupted
+run.
 """
 
 from __future__ import annotations
@@ -64,7 +64,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
 
 def measure_lengths(args: argparse.Namespace, measured: MeasuredRows) -> None:
-    """Measures what is missing of both readers, prints the table, draws the plot."""
+    """Measures the missing rows of both readers, prints the table, draws the plot."""
     plain = [("plain", length, measure_plain) for length in args.lengths if length <= args.plain_limit]
     cells = [*(("comet", length, measure_comet) for length in args.lengths), *plain]
     missing = [cell for cell in cells if measured.find("lengths", reader=cell[0], tokens=cell[1]) is None]

@@ -5,11 +5,10 @@
     python scripts/bench/compress.py --backbone tiny --dtype float32 --lengths 512 --runs 3
 
 The first table compares the whole compression (encode context and question, group, merge, align) with the bare forward
-pass of the same truncated encoder on the same tokens in the same rows. For RAM these are segments, with the question on
-its own. The floor stores the same key/value cache, if any. The second table compares a training step with one of the
-whole backbone on as many tokens. Time: median of the ratios within a run; floor and compression alternate. Memory: peak
-resident memory above that before the call (Linux). --output is written after every row, and the same command goes on
-after an interruption.
+pass of the same truncated encoder on the same rows (the floor; for RAM segments and the question separately, with the
+same key/value cache, if any). The second table compares a training step with one of the whole backbone on as many
+tokens. Time: median of the ratios within a run; floor and compression alternate. Memory: increase of peak resident
+memory during the call (Linux). --output is written after every row; the same command resumes an interrupted run.
 """
 
 from __future__ import annotations

@@ -1,13 +1,13 @@
-"""Reading data: lines per second, peak memory against the size of the file, and time from start to the first step.
+"""Data loading: lines per second, peak memory by file size, and time from start to the first training step.
 
     python scripts/bench/data_loading.py --output results/bench/data_loading.json
     python scripts/bench/data_loading.py --megabytes 50 200 800 --words 4000 --backbone smollm2_135m
     python scripts/bench/data_loading.py --megabytes 1 --starts 0
 
-Writes JSONL files of random words into a temporary folder, and reads each in a process of its own: check and store the
-examples, tokenise, open both again, make batches. Peak memory is private memory of the process and of its workers
-together, above what Python and the libraries take; pages of mapped files are shared and can be dropped. The time to the
-first step is that of train.py backbone=tiny train.steps=1, without and with tokens on disk.
+Writes JSONL files of random words into a temporary folder and processes each in a new process: check and store the
+examples, tokenise, reopen both, collate batches. Peak memory is the private memory of the process and its workers,
+above that of Python and the libraries; pages of memory-mapped files are not counted. The time to the first step is that
+of train.py backbone=tiny train.steps=1, without and with a cache.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ PHASES = ("store", "tokenise", "open_examples", "open_tokens", "batches")
 
 
 def measure_in_process(file: Path, cache: Path, backbone: str) -> dict[str, Any]:
-    """`data.store.measure.measure_file` in a new process, so that its memory is its own."""
+    """`data.store.measure.measure_file` in a new process, whose memory holds nothing else."""
     words = [sys.executable, __file__, "--file", str(file), "--cache", str(cache), "--backbone", backbone]
     done = subprocess.run(words, cwd=ROOT, stdout=subprocess.PIPE, text=True, check=True)
     return json.loads(done.stdout.splitlines()[-1])

@@ -6,10 +6,9 @@
 
 Nothing is cached: each question encodes and compresses its context, then answers. Weights are the untouched backbone's
 and tokens are random, because only speed is measured. Lengths may therefore exceed the backbone's positions. All
-readers of a length answer in turn, full context first, RUNS times after a warm-up on a short context. The table shows
-medians of the times, and of the ratios within a turn. --output is written after every answer, and the same command
-goes on after an interruption. The readers share the decoder's weights. Selections of text cost
-what they cost on words, though random ones have one passage. gold and external read real data and have no row.
+readers of a length answer in turns, full context first, RUNS times after a warm-up on a short context. The table shows
+medians of the times, and of the ratios within a turn. The readers share the decoder's weights. gold and external need
+real data and have no row. --output is written after every answer; the same command resumes an interrupted run.
 """
 
 from __future__ import annotations
@@ -30,9 +29,9 @@ from breviary.evaluation.bench.answers import KEYS, measure_answers
 from breviary.evaluation.bench.command import benchmark_parser, open_rows, print_rows, shared_overrides
 from breviary.runtime.spelling import command, next_line
 
-SCHEMA = 3  # 3: the times of every turn, for a continuation
+SCHEMA = 3  # 3: times of every turn are stored, for resuming
 
-# The reference of every row, and those that read what only data holds: gold marks, a text that another tool compressed.
+# The reference of every row, and readers that need real data: gold marks, or text compressed by another tool.
 NO_ROWS = ("full_context", "gold", "external")
 
 COLUMNS = {

@@ -1,14 +1,14 @@
-"""Greedy answers of full context against `generate` of transformers on the same batch, in one process.
+"""Greedy decoding with full context against `generate` of transformers on the same batch, in one process.
 
     python scripts/bench/generation.py --output results/bench/generation.json
     python scripts/bench/generation.py --lengths 2048 8192 --batch 8 --dtype float32
     python scripts/bench/generation.py --backbone tiny --lengths 256 --new-tokens 8 --runs 1
 
-Cases: contexts of equal length; ragged ones; four questions on each context; ragged ones whose answers end early. Both
-sides have the same weights and prompts and answer in turn, RUNS times after a warm-up. Times are wall times and times
-of this process's CPUs, which other processes change less. Ratios are ours per theirs, medians of those within a turn:
-below 1x is faster. Tokens are random. --output is written after every row, and the same command goes on after an
-interruption.
+Cases: contexts of equal length (equal), of different lengths (ragged), four questions per context (shared), ragged with
+answers that end early (ending). Both implementations have the same weights and prompts and run in turns, RUNS times
+after a warm-up. Times are wall time and this process's CPU time, which other processes disturb less. Ratios are ours /
+transformers, medians over turns: below 1x is faster. Tokens are random. --output is written after every row; the same
+command resumes an interrupted run.
 """
 
 from __future__ import annotations
@@ -61,7 +61,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
             shared = shared_overrides(args)
             for row in measure_generation(shared, length, args.batch, args.new_tokens, args.runs, rows):
                 rows.put(row)
-    print_rows("Ours per transformers' generate: below 1x is faster", COLUMNS, rows.of(), texts=["case"])
+    print_rows("Ours / transformers' generate: below 1x is faster", COLUMNS, rows.of(), texts=["case"])
     print(next_line(command("scripts/bench/end_to_end.py", "--backbone", args.backbone)))
 
 

@@ -1,13 +1,13 @@
-"""Peak memory of the training losses over a large vocabulary, against one chunk of their rows.
+"""Peak memory of the chunked training losses over a large vocabulary, relative to one chunk.
 
     python scripts/bench/loss_memory.py --output results/bench/loss_memory.json
     python scripts/bench/loss_memory.py --tokens 8192 --width 3584 --dtypes bfloat16
     python scripts/bench/loss_memory.py --vocabulary 32000 --tokens 16384 --losses answer
 
 Each row is one loss, forward and backward, in chunks of rows (breviary/backbones/head.py): the answer's cross-entropy
-and the KL of distillation, with a frozen and a trained head (distillation: frozen). Its peak resident memory (Linux) is
-compared with the plain loss on the rows of one chunk alone; both without inputs and returned gradients. A plain loss on
-all rows is beside it. --output is written after every row, and the same command goes on after an interruption.
+and the KL of distillation, with a frozen and a trained head (distillation: frozen). The table compares its peak
+resident memory (Linux) with that of the unchunked loss on one chunk and on all rows, without inputs and returned gradients.
+--output is written after every row; the same command resumes an interrupted run.
 """
 
 from __future__ import annotations
@@ -69,7 +69,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         for tokens, loss, dtype, head in itertools.product(
             args.tokens, args.losses, args.dtypes, ("frozen", "trained")
         ):
-            if head == "trained" and loss == "distill":  # refused by the objective: the teacher shares the weights
+            if head == "trained" and loss == "distill":  # the objective raises: the teacher shares the weights
                 continue
             if measured.find(loss=loss, head=head, dtype=dtype, tokens=tokens) is None:
                 row = measure_loss_memory(loss, head == "trained", dtype, tokens, args.vocabulary, args.width)

@@ -4,10 +4,10 @@
     python scripts/bench/scoring.py --scorers snapkv knorm --lengths 8192 --runs 5
     python scripts/bench/scoring.py --backbone tiny --dtype float32 --lengths 2048 --keys backbone.width=512
 
-The bare prefill reads the context and keeps all keys and values. A scorer does the same, scores every entry and copies
-those that it keeps. Where it reads the question (known), the question is run behind the cache; this counts. Time:
-median of the ratios within a run; all scorers of a length run in turn. Tokens are random. --output is written after
-every call, and the same command goes on after an interruption.
+The bare prefill encodes the context and stores all keys and values. A scorer also scores every entry and copies the
+selected ones. With a known question, the time includes its forward pass over the cache. Time: median of the ratios
+within a run; all scorers of a length run in turns. Tokens are random. --output is written after every call; the same
+command resumes an interrupted run.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ from breviary.evaluation.bench.command import benchmark_parser, open_rows, print
 from breviary.evaluation.bench.scoring import KEYS, measure_scoring, scorer_forms
 from breviary.runtime.spelling import command, next_line
 
-SCHEMA = 2  # 2: the times of every turn, for a continuation
+SCHEMA = 2  # 2: times of every turn are stored, for resuming
 
 COLUMNS = {
     "tokens": lambda row: str(row["tokens"]),

@@ -4,9 +4,9 @@
     python scripts/bench/training_memory.py --shapes llama qwen3 --dtypes float32
     python scripts/bench/training_memory.py --shapes qwen2 --context 128 --forms full_context
 
-Measured are the bytes of live tensors in the second step, on the CPU (breviary/training/cost/measured.py): forward and
-backward pass, clipping and AdamW. Load on the machine changes nothing. --output is written after every row, and the
-same command goes on after an interruption.
+The measurement counts the bytes of live tensors in the second step on the CPU (breviary/training/cost/measured.py):
+forward and backward pass, clipping and AdamW. It does not depend on the load of the machine. --output is written after
+every row; the same command resumes an interrupted run.
 """
 
 from __future__ import annotations
@@ -84,7 +84,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
                     where = {"shape": shape, "dtype": dtype, "form": form, "tokens": args.context}
                     if rows.find(**where) is None:
                         rows.put(where | compare_memory(shape, dtype, FORMS[form], args.context))
-    print_rows("A training step's peak: counted against measured", COLUMNS, rows.of(), ["shape", "dtype", "reader"])
+    print_rows("Peak of a training step: estimated, measured", COLUMNS, rows.of(), ["shape", "dtype", "reader"])
     print(next_line(command("scripts/plan_memory.py", "experiment=comi_nq", "backbone=qwen2_7b", "gpus=8x80GB")))
 
 

@@ -1,14 +1,14 @@
-"""Time of every reader's training step against a plain forward and backward pass of as many token-layers.
+"""Time of every reader's training step, relative to a plain forward and backward pass of as many token-layers.
 
     python scripts/bench/training_step.py --output results/bench/training_step.json
     python scripts/bench/training_step.py --readers comi-depth ram-depth --lengths 4096 8192 --rows 1 2 4 8
     python scripts/bench/training_step.py --backbone tiny --lengths 256 --runs 1
 
-Reader and floor alternate; their ratio is the median over the turns, of CPU seconds, which other processes change less
-than wall time. How token-layers are counted: breviary/evaluation/bench/training_step.py. All readers train their
-default weights (LoRA on the decoder). CoMeT has chunks of 512 tokens, so that its memory is used at these lengths;
-reconstruct is ICAE's with the whole context supervised. --output is written after every turn; the same command goes on
-after an interruption, and finished rows are not measured again.
+Reader and floor (the plain pass) alternate; the ratio is the median over turns, in CPU seconds, which other processes
+disturb less than wall time. Token-layers are defined in breviary/evaluation/bench/training_step.py. All readers train
+their default weights (LoRA on the decoder). CoMeT has chunks of 512 tokens, to use its memory at these lengths;
+reconstruct is ICAE with the whole context supervised. --output is written after every turn; the same command resumes an
+interrupted run.
 """
 
 from __future__ import annotations
@@ -86,7 +86,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
             if found is None or found["turns"] < args.runs:
                 for row in measure_step([*READERS[name], *shared], length, batch, args.runs):
                     measured.put(cell | row)
-    print_rows("Training step against a plain one of as many token-layers", COLUMNS, measured.of(), ["reader"])
+    print_rows("Training step / plain step of as many token-layers", COLUMNS, measured.of(), ["reader"])
     print(next_line(command("scripts/bench/loss_memory.py")))
 
 

@@ -1,4 +1,4 @@
-"""Speed of answers: time to the first token and to NEW_TOKENS tokens of readers against full context."""
+"""Latency of answers: time to the first token and to NEW_TOKENS tokens, relative to full context."""
 
 from __future__ import annotations
 
@@ -33,14 +33,14 @@ def measure_answers(
     runs: int,
     rows: MeasuredRows,
 ) -> Iterator[Row]:
-    """Times to the first token and to NEW_TOKENS tokens against full context: a row whenever a reader has answered.
+    """Times to the first token and to NEW_TOKENS tokens against full context. Yields an updated row after each sample.
 
     forms   {name: overrides of the reader}, as from `compressor_forms`
     shared  overrides of every reader, e.g. backbone=NAME
     length  tokens of context and question together
-    rows    measured before: readers with `runs` answers are not built, others keep what they have
-    Each row replaces the one before of the same reader and ratio. All readers share the decoder's weights. They answer
-    in turn, full context first, until each has `runs` answers, after a warm-up.
+    rows    earlier measurements: readers with `runs` samples are skipped, others get the missing ones
+    All readers share the decoder's weights. After a warm-up they answer in turns, full context first, until each has
+    `runs` samples.
     """
     samples = {key: _samples(rows.find(reader=key[0], tokens=length, ratio=key[1])) for key in _cells(forms, ratios)}
     missing = [key for key, measured in samples.items() if len(measured) < runs]
@@ -72,12 +72,12 @@ def _budget(ratio: int | None) -> list[str]:
 
 
 def _samples(row: Row | None) -> list[tuple[Seconds, Seconds]]:
-    """(full context's seconds, the reader's) of each turn that a row holds."""
+    """(full context's seconds, the reader's) of each turn stored in a row."""
     return [(tuple(full), tuple(ours)) for full, ours in row["seconds"]] if row else []
 
 
 def _reader(full: Reader, overrides: Sequence[str]) -> Reader:
-    """The reader of a configuration, over the decoder's weights of `full`."""
+    """The reader of a configuration, with the decoder weights of `full`."""
     reader = reader_from_overrides(*overrides).eval()
     for weight, source in zip(reader.decoder.parameters(), full.decoder.parameters(), strict=True):
         weight.data = source.data
@@ -87,7 +87,7 @@ def _reader(full: Reader, overrides: Sequence[str]) -> Reader:
 def _answer_row(
     key: tuple[str, int | None], length: int, slots: int, samples: Sequence[tuple[Seconds, Seconds]]
 ) -> Row:
-    """Medians of one reader's times and of full context's, and of their ratio within a turn."""
+    """Medians of the reader's times, of full context's, and of their ratio within a turn."""
     row: dict[str, Any] = {"reader": key[0], "tokens": length, "ratio": key[1], "slots": slots, "runs": len(samples)}
     for i, tokens in enumerate((1, NEW_TOKENS)):
         full, ours = ([pair[side][i] for pair in samples] for side in (0, 1))

@@ -19,7 +19,7 @@ def benchmark_parser(
 ) -> argparse.ArgumentParser:
     """A parser with --backbone, --dtype, --lengths, --runs, --keys and --output; --ratios where it has defaults.
 
-    of  what the tokens of --lengths are
+    of  unit of --lengths, for its help text
     """
     parser = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--backbone", default="smollm2_135m", help="a YAML of configs/backbone")
@@ -41,7 +41,7 @@ def shared_overrides(args: argparse.Namespace) -> list[str]:
 def open_rows(
     args: argparse.Namespace, schema: int, keys: Mapping[str, Sequence[str]], **settings: Any
 ) -> MeasuredRows:
-    """The rows in --output. settings: further ones, beside backbone, dtype and --keys."""
+    """The rows in --output. settings: stored in addition to backbone, dtype and --keys."""
     own = {"schema": schema, "backbone": args.backbone, "keys": args.keys, "dtype": args.dtype}
     return MeasuredRows(args.output, own | settings, keys, args.runs)
 
@@ -49,7 +49,7 @@ def open_rows(
 def print_rows(
     title: str, columns: Mapping[str, Callable[[Row], str]], rows: Sequence[Row], texts: Sequence[str]
 ) -> None:
-    """Prints the rows as one table, by tokens.
+    """Prints the rows as one table, sorted by tokens.
 
     columns  {title: row -> cell}
     texts    titles of the columns that are left-aligned

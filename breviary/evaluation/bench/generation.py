@@ -1,4 +1,4 @@
-"""Speed of greedy answers of full context against `generate` of transformers, on the same prompts and weights."""
+"""Speed of greedy decoding with full context against `generate` of transformers, on the same prompts and weights."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from breviary.runtime.device import synchronise
 
 KEYS = ("case", "tokens")  # of a row
 QUESTION = 16  # tokens
-# Each case: whether contexts differ in length (down to half), questions of a context, whether answers end early.
+# {case: (contexts differ in length, down to half; questions per context; answers end early)}
 CASES = {"equal": (False, 1, False), "ragged": (True, 1, False), "shared": (False, 4, False), "ending": (True, 1, True)}
 Seconds = tuple[float, float]  # wall time, time of this process's CPUs
 
@@ -30,11 +30,11 @@ Seconds = tuple[float, float]  # wall time, time of this process's CPUs
 def measure_generation(
     shared: Sequence[str], length: int, batch: int, new_tokens: int, runs: int, rows: MeasuredRows
 ) -> Iterator[Row]:
-    """One row for each of CASES, of contexts with up to `length` tokens; both sides in turn, after a warm-up.
+    """One row per case, contexts of up to `length` tokens. Both implementations run in turns, after a warm-up.
 
     shared  overrides of the reader: backbone, dtype
     batch   number of questions, a multiple of 4
-    rows    measured before: cases with `runs` turns are not repeated
+    rows    earlier measurements: cases with `runs` turns are skipped
     """
     shared = ["compressor=full_context", "decoder.train=frozen", *shared]
     reader = reader_from_overrides(*shared).eval()
@@ -56,7 +56,7 @@ def measure_generation(
 
 
 def _summary(first: tuple[list[list[int]], list[list[int]]], turns: list[tuple[Seconds, Seconds]]) -> Row:
-    """Times of all turns; ratios within a turn, ours per theirs; whether the answers are equal."""
+    """Times of all turns; ratios ours / transformers within a turn; number of equal answers."""
     row: Row = {"equal_answers": sum(one == other for one, other in zip(*first)), "answered": sum(map(len, first[0]))}
     for name, index in (("wall", 0), ("cpu", 1)):
         theirs, ours = ([turn[side][index] for turn in turns] for side in (0, 1))
@@ -73,7 +73,7 @@ def _timed(call: Callable[[], Any]) -> Seconds:
 
 
 def _ours(reader: Any, batch: Batch, generation: Generation) -> list[list[int]]:
-    """Answers as an evaluation computes them: each context is encoded once, nothing is left of earlier calls."""
+    """Answers as in an evaluation, from an empty cache: each context is encoded once."""
     reader.context_cache = reader.context_cache_class(len(batch))
     decoded = reader.decode(batch, generation)
     reader.context_cache = None
@@ -81,7 +81,7 @@ def _ours(reader: Any, batch: Batch, generation: Generation) -> list[list[int]]:
 
 
 def _transformers(model: Any, batch: Batch, new_tokens: int, least: int, end_ids: tuple[int, ...]) -> list[list[int]]:
-    """The same by `generate`: prompts padded on the left, sdpa, its own cache."""
+    """Answers of `generate`: left-padded prompts, sdpa, transformers' cache."""
     assert isinstance(model, PreTrainedModel), type(model)
     texts = [
         torch.cat([part.ids[row][part.mask[row]] for part in (batch.context, batch.prompt)])
@@ -98,13 +98,13 @@ def _transformers(model: Any, batch: Batch, new_tokens: int, least: int, end_ids
 
 
 def _ending_token(answers: list[list[int]]) -> int:
-    """A token that ends about half of the answers, those of half the rows at least where there is one."""
+    """The token that occurs in a number of answers closest to half, used as the end token."""
     tokens = {token for ids in answers for token in ids}
     return min(sorted(tokens), key=lambda token: abs(2 * sum(token in ids for ids in answers) - len(answers)))
 
 
 def _batch(length: int, batch: int, is_ragged: bool, questions: int, vocabulary: int) -> Batch:
-    """Random tokens; contexts from `length` down to half of it where they differ; `questions` rows on each context."""
+    """Random tokens; ragged contexts from `length` down to half of it; `questions` rows per context."""
     generator = torch.Generator().manual_seed(0)
 
     def tokens(lengths: Sequence[int]) -> Tokens:

@@ -1,4 +1,4 @@
-"""Peak memory of a loss over the vocabulary: in chunks of rows, and plainly on one chunk and on all rows.
+"""Peak memory of a loss over the vocabulary: in chunks of rows, and unchunked on one chunk and on all rows.
 
 Shape letters: R rows, D hidden width, V vocabulary, K = the teacher's largest logits.
 """
@@ -23,7 +23,7 @@ MIB = 2**20
 
 
 def measure_loss_memory(loss: str, trained: bool, dtype: str, rows: int, vocabulary: int, width: int) -> Row:
-    """Peak resident MiB of a loss, forward and backward, without its inputs and the gradients that it returns.
+    """Peak resident MiB of a loss, forward and backward, without its inputs and the returned gradients.
 
     loss     answer: cross-entropy | distill: KL against a teacher's 64 largest logits
     trained  whether the head's weights have a gradient
@@ -59,7 +59,7 @@ def measure_loss_memory(loss: str, trained: bool, dtype: str, rows: int, vocabul
 
 
 def _peak_bytes(head: Head, states: Tensor, loss: Callable[[], Tensor]) -> int:
-    """Peak resident bytes of a forward and backward pass, above those before it. Linux only."""
+    """Increase of peak resident memory in a forward and backward pass, bytes. Linux only."""
     head.weight.grad = states.grad = None
     before = reset_peak_memory()
     loss().sum().backward()

@@ -1,4 +1,4 @@
-"""The rows of a benchmark and their JSON file: written after each change, continued by the same command."""
+"""The rows of a benchmark and their JSON file, which is written after every row so that the command can resume."""
 
 from __future__ import annotations
 
@@ -14,13 +14,13 @@ Row = dict[str, Any]
 
 
 class MeasuredRows:
-    """Rows in one or several parts; an interrupted benchmark goes on with those of its file.
+    """Rows of one or several parts; resumes from the rows of an existing file.
 
-    path      JSON file, or None for memory alone
-    settings  stored above the rows; a file that has others is not continued
-    keys      {part: fields that identify a row of it}
-    runs      stored, and may differ: a row states its own number
-    Raises: ValueError where the file is damaged, or is of other settings, hardware or versions.
+    path      JSON file; None = in memory only
+    settings  stored with the rows; must equal those of an existing file
+    keys      {part: fields that identify a row}
+    runs      stored; may differ from an existing file's, since each row stores its own number
+    Raises: ValueError where the file is damaged, or has other settings, hardware or versions.
     """
 
     def __init__(
@@ -34,17 +34,17 @@ class MeasuredRows:
             self._continue(Path(path), settings)
 
     def _continue(self, path: Path, settings: Mapping[str, Any]) -> None:
-        """Takes over rows and environment of the file."""
-        advice = "give another --output, or delete the file"
+        """Loads rows and environment of the file."""
+        advice = "set another --output, or delete the file"
         try:
             found = json.loads(path.read_bytes())
             theirs = {key: found.get(key) for key in settings} | _machine(found["environment"])
             rows = {part: [dict(row) for row in found[part]] for part in self.keys}
         except (ValueError, KeyError, TypeError, AttributeError) as error:
-            raise ValueError(f"--output {path}: no measurement of this command ({error!r}); {advice}") from error
+            raise ValueError(f"--output {path} is no result file of this command ({error!r}); {advice}") from error
         ours = {**settings, **_machine(self.content["environment"])}
         if others := [f"{key}={theirs[key]}, here {ours[key]}" for key in ours if theirs[key] != ours[key]]:
-            raise ValueError(f"--output {path} holds a measurement with {'; '.join(others)}: {advice}")
+            raise ValueError(f"--output {path} has results with {'; '.join(others)}: {advice}")
         self.content |= {**rows, "environment": found["environment"]}
 
     def of(self, part: str = "rows") -> list[Row]:
@@ -58,7 +58,7 @@ class MeasuredRows:
         return next((row for row in self.of(part) if all(row[key] == value for key, value in where.items())), None)
 
     def put(self, row: Row, part: str = "rows") -> None:
-        """Adds a row with this checkout's commit, in place of the one that it continues; writes the file."""
+        """Adds a row with this checkout's commit, replaces the row of the same key, and writes the file."""
         old = self.find(part, **{key: row[key] for key in self.keys[part]})
         row = {**row, "commit": self.commit}
         if old is None:

@@ -41,14 +41,13 @@ def scorer_forms() -> dict[str, list[str]]:
 def measure_scoring(
     names: Sequence[str], shared: Sequence[str], length: int, ratio: int, runs: int, rows: MeasuredRows
 ) -> Iterator[Row]:
-    """Seconds until the kept entries are there, and their ratio to the bare prefill: a row whenever one is measured.
+    """Seconds of encoding, scoring and selection, and their ratio to the bare prefill. Yields a row after each sample.
 
     names   YAMLs out of `scorer_forms`; shared: overrides of backbone and dtype
     length  context tokens; the question has QUESTION further ones, which count where it is known
-    rows    measured before: scorers with `runs` times are not built, others keep what they have
-    Each row replaces the one before of the same scorer, question and ratio. The bare prefill encodes the context
-    without storing features for a scorer: all keys and values, of the last layer nothing else. It and the scorers run
-    in turn until each has `runs` times, after a warm-up, over the same weights.
+    rows    earlier measurements: scorers with `runs` samples are skipped, others get the missing ones
+    The bare prefill encodes the context without features for a scorer: keys and values of all layers, and nothing else
+    of the last layer. It and the scorers share weights and run in turns, after a warm-up, until each has `runs` samples.
     """
     cells = [(name, question) for name in names for question in scorer_forms()[name]]
     samples = {
@@ -63,8 +62,8 @@ def measure_scoring(
     context = Context(batch.context.ids, batch.context.mask, batch.prefix)
     calls: dict[tuple[str, str], Callable[[], float]] = {}
     for name, question in missing:
-        words = [f"compressor={name}", f"compressor.question={question}"]
-        compressor = _compressor(reader.decoder, words, ratio, shared)
+        overrides = [f"compressor={name}", f"compressor.question={question}"]
+        compressor = _compressor(reader.decoder, overrides, ratio, shared)
         calls[name, question] = partial(seconds_of, _selection(compressor, reader.decoder, batch, context))
     bare = _compressor(reader.decoder, ["compressor=knorm"], ratio, shared)
     floor = partial(seconds_of, lambda: bare.encode(context))
@@ -77,7 +76,7 @@ def measure_scoring(
 
 
 def _samples(row: Row | None) -> list[tuple[float, float]]:
-    """(bare prefill's seconds, the scorer's) of each turn that a row holds."""
+    """(bare prefill's seconds, the scorer's) of each turn stored in a row."""
     return [(floor, ours) for floor, ours in row["seconds"]] if row else []
 
 

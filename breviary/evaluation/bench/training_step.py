@@ -1,16 +1,15 @@
-"""Speed of every reader's training step against a plain forward and backward pass of as many token-layers.
+"""Speed of every reader's training step, relative to a plain forward and backward pass of as many token-layers.
 
 Shape letters: B rows of a pass, N columns, D hidden width.
 
-How token-layers are counted: one step of the reader is recorded, every call of a decoder layer with its rows, columns
-and whether gradients are computed. A call counts B * N token-layers: tokens of the encoder's reading, memory tokens,
-slots, prompt and answer in the layers that really process them, so that a join at depth counts the layers below and
-above it apart. Columns of padding count (sequences are rounded up to 16; random rows are of equal length). Forward
-passes without gradient count too, and stay without gradient in the floor.
+Token-layers: forward hooks record every call of a decoder layer in one step of the reader. A call on (B, N, D) states
+counts B * N token-layers, padding included (sequences are rounded up to 16; random rows have equal lengths). With a
+join at depth, the layers below and above it therefore count different numbers of tokens. Forward passes without
+gradient count too, and run without gradient in the floor.
 
-The floor runs the same layer modules, adapters included, on random states of the same shapes, in the same passes, with
-plain causal attention and no mask, then the head and plain cross-entropy on as many rows as are supervised. What
-remains is the reader's own: embedding, assembly, choosing and merging, masks, memory, the loss in chunks.
+The floor (lower bound) calls the same layer modules, adapters included, in the same passes on random states of the same
+shapes, with causal attention and no mask; then the head and cross-entropy on as many supervised rows. The difference is
+the reader's overhead: embedding, assembly, selection and merging, masks, memory, the chunked loss.
 """
 
 from __future__ import annotations
@@ -37,9 +36,11 @@ WARM_UP_LENGTH = 128  # tokens
 
 @dataclass
 class Pass:
-    """Consecutive calls of layers on states of one shape.
+    """Consecutive layer calls on states of one shape.
 
-    rows, columns  B and N; with_gradient: it is part of the graph; needs_input: its input has a gradient
+    rows, columns  B and N
+    with_gradient  whether the pass is part of the autograd graph
+    needs_input    whether its input requires a gradient
     """
 
     layers: list[nn.Module]
@@ -55,10 +56,12 @@ class Pass:
 
 
 def measure_step(overrides: Sequence[str], length: int, rows: int, runs: int) -> Iterator[Row]:
-    """A row after each turn of reader and floor, each one in place of the one before.
+    """Yields an updated row after each turn of reader and floor.
 
-    overrides  of the reader; length: tokens of context, question and answer; rows: of the batch
-    ratio      median over the turns of ours / floor in CPU seconds of this process; wall_ratio: in wall time
+    overrides  of the reader
+    length     tokens of context, question and answer
+    rows       examples of the batch
+    Fields: ratio is the median over turns of ours / floor in this process's CPU seconds, wall_ratio in wall time.
     """
     torch.manual_seed(0)
     reader = reader_from_overrides(*overrides).train()
@@ -86,7 +89,7 @@ def measure_step(overrides: Sequence[str], length: int, rows: int, runs: int) ->
 
 
 def record_passes(reader: Reader, batch: Batch) -> list[Pass]:
-    """The passes of one training step, in order; it computes the loss once."""
+    """The passes of one forward pass of the loss, in order."""
     passes: list[Pass] = []
     kind = type(reader.decoder.layers[0])
 
@@ -110,7 +113,7 @@ def record_passes(reader: Reader, batch: Batch) -> list[Pass]:
 
 
 def _step(reader: Reader, batch: Batch) -> Callable[[], None]:
-    """Forward and backward pass of the reader."""
+    """A function that runs forward and backward pass of the reader."""
 
     def step() -> None:
         reader.zero_grad()
@@ -120,7 +123,7 @@ def _step(reader: Reader, batch: Batch) -> Callable[[], None]:
 
 
 def _floor(reader: Reader, passes: Sequence[Pass], supervised: int) -> Callable[[], None]:
-    """The plain step."""
+    """A function that runs the plain step with the recorded passes, `supervised` rows in the loss."""
     decoder = reader.decoder
     ids = torch.randint(0, decoder.config.vocab_size, (supervised,))
 

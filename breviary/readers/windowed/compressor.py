@@ -1,12 +1,12 @@
-"""Windowed attention: baselines that read a long context through a window of its most recent tokens.
+"""Windowed attention: baselines that encode a long context with attention to its most recent tokens.
 
 Shape letters: B contexts, S columns of [prefix ; context], N columns of a block, J key/value heads, d head width.
 
 sliding window   every token attends to itself and to the W - 1 tokens before it
 Transformer-XL   (arXiv 1901.02860) the text is cut into segments; a token attends to its segment's tokens up to itself
                  and to the W - segment tokens before the segment, through which no gradient passes
-Prompt and answer attend to the context tokens that the next token would see, and to all of themselves. With a window as
-long as the text, the reader is exactly the plain backbone.
+Prompt and answer attend to the context tokens that the next context token would attend to, and causally to each other.
+With a window as long as the text, the reader equals the plain backbone.
 """
 
 from __future__ import annotations
@@ -33,12 +33,12 @@ Pair = tuple[Tensor, Tensor]
 class Windowed(Compressor):
     """Keys and values of the last tokens of a context, computed with windowed attention in every layer.
 
-    window   tokens that a token sees at most, itself among them (W)
+    window   W: tokens that a token attends to at most, itself included
     segment  tokens of a Transformer-XL segment, at most W; None = a sliding window
-    Cost: the layers on every token, attention to about W of them; all keys and values while a context is encoded, those
-    of at most W tokens behind it. Positions are those of the text, so any length can be read.
-    Deviations: the paper that compares with both (CoMeT 2602.01766) does not publish them. Prompt and answer do not
-    push tokens out of the window; the segment's relative positions are the backbone's rotary ones.
+    Cost: all layers on every token, with attention to about W tokens. Memory: all keys and values during encoding, those
+    of at most W tokens afterwards. Positions are not reset at segments or windows.
+    Deviations: CoMeT's paper (2602.01766) compares with both and does not publish its code. Here prompt and answer evict
+    no tokens from the window, and Transformer-XL uses the backbone's rotary positions.
     """
 
     keeps_cache, has_weights, needs_question, has_blocks = True, False, False, True
@@ -76,7 +76,7 @@ class Windowed(Compressor):
         states  (B, N, D) input embeddings
         """
         decoder = self._decoder[0]
-        seen = min(start, self.window - (self.segment or 1))  # earlier columns that the block's first one attends to
+        seen = min(start, self.window - (self.segment or 1))  # earlier columns visible to the block's first column
         inputs = decoder.attention_inputs(states, positions)
         inputs["attention_mask"] = self._mask(states, seen)
         for index in range(len(decoder)):
@@ -117,7 +117,7 @@ class Windowed(Compressor):
         return zeros.masked_fill(~visible, torch.finfo(states.dtype).min)[None, None]
 
     def compress(self, encoded: Encoded, question: Question) -> KeyValueMemory:
-        """The tokens that the next token would see."""
+        """Keeps the tokens that the next token would attend to."""
         columns = Columns.of(encoded.mask[:, 0], encoded.ids[:, 0])
         lengths_B1 = columns.lengths[:, None]
         if self.segment:

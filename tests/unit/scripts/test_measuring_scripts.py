@@ -155,7 +155,7 @@ def test_end_to_end_times_every_reader_against_full_context(tmp_path, capsys):
     assert len({row["full_32_s"] for row in rows}) == 1 and "mean_pool-depth" in capsys.readouterr().out
 
 
-def test_an_interrupted_end_to_end_goes_on_where_it_was(monkeypatch, tmp_path, capsys):
+def test_an_interrupted_end_to_end_resumes(monkeypatch, tmp_path, capsys):
     """Finished answers are not given again, their readers not built; another dtype is refused."""
     file, built, answered = tmp_path / "end_to_end.json", [], []
     real = answers.reader_from_overrides
@@ -186,9 +186,9 @@ def test_an_interrupted_end_to_end_goes_on_where_it_was(monkeypatch, tmp_path, c
     end_to_end.main([*words, "--dtype", "float32", "--runs", "2"])
     assert not built and "no_context" in capsys.readouterr().out
     message = exit_message(capsys, end_to_end.main, [*words, "--dtype", "bfloat16"])
-    assert "holds a measurement with dtype=float32, here bfloat16: give another --output" in message and not built
+    assert "has results with dtype=float32, here bfloat16: set another --output" in message and not built
     file.write_text("{}")
-    assert "no measurement of this command" in exit_message(capsys, end_to_end.main, words)
+    assert "is no result file of this command" in exit_message(capsys, end_to_end.main, words)
 
 
 def test_end_to_end_times_selections_of_cache_and_text(tmp_path, capsys):
