@@ -6,7 +6,7 @@
 
 Each row is one loss, forward and backward, in chunks of rows (breviary/backbones/head.py): the answer's cross-entropy
 and the KL of distillation, with a frozen and a trained head (distillation: frozen). The table compares its peak
-resident memory (Linux) with that of the unchunked loss on one chunk and on all rows, without inputs and returned gradients.
+resident memory (Linux), without inputs and returned gradients, with the unchunked loss on one chunk and on all rows.
 --output is written after every row; the same command resumes an interrupted run.
 """
 

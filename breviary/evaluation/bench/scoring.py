@@ -47,7 +47,7 @@ def measure_scoring(
     length  context tokens; the question has QUESTION further ones, which count where it is known
     rows    earlier measurements: scorers with `runs` samples are skipped, others get the missing ones
     The bare prefill encodes the context without features for a scorer: keys and values of all layers, and nothing else
-    of the last layer. It and the scorers share weights and run in turns, after a warm-up, until each has `runs` samples.
+    of the last layer. It and the scorers share weights and run in turns until each has `runs` samples.
     """
     cells = [(name, question) for name in names for question in scorer_forms()[name]]
     samples = {

@@ -35,10 +35,10 @@ class Windowed(Compressor):
 
     window   W: tokens that a token attends to at most, itself included
     segment  tokens of a Transformer-XL segment, at most W; None = a sliding window
-    Cost: all layers on every token, with attention to about W tokens. Memory: all keys and values during encoding, those
-    of at most W tokens afterwards. Positions are not reset at segments or windows.
-    Deviations: CoMeT's paper (2602.01766) compares with both and does not publish its code. Here prompt and answer evict
-    no tokens from the window, and Transformer-XL uses the backbone's rotary positions.
+    Cost: all layers on every token, with attention to about W tokens. Memory: all keys and values during encoding, and
+    those of at most W tokens afterwards. Positions are not reset at segments or windows.
+    Deviations: CoMeT's paper (2602.01766) compares with both and does not publish its code. Here prompt and answer
+    evict no tokens from the window, and Transformer-XL uses the backbone's rotary positions.
     """
 
     keeps_cache, has_weights, needs_question, has_blocks = True, False, False, True

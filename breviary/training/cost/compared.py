@@ -1,4 +1,4 @@
-"""The estimate against the measured peak of a step, for small random models: scripts/bench/training_memory.py."""
+"""Estimated and measured peak memory of a training step of small random models (scripts/bench/training_memory.py)."""
 
 from __future__ import annotations
 
@@ -18,10 +18,10 @@ from breviary.training.cost.estimate import estimate_training
 from breviary.training.cost.measured import measured_step
 from breviary.training.cost.parts import TextLengths
 
-ASKED = 24  # tokens of the question, and of the answer
+TOKENS = 24  # of the question, and of the answer
 ROWS = 2  # examples of the batch
 
-# family, width, heads, key/value heads, layers of the random backbone.
+# {name: (family, width, heads, key/value heads, layers)} of the random backbones.
 SHAPES: dict[str, tuple[str, int, int, int, int]] = {
     "llama": ("llama", 128, 8, 8, 4),
     "llama-gqa": ("llama", 192, 12, 4, 5),
@@ -46,8 +46,8 @@ def compare_memory(shape: str, dtype: str, reader: Sequence[str], context: int) 
     fill_defaults(cfg)
     backbone = build_backbone(cfg)
     reader = build_reader(cfg, backbone, backbone.tokenizer())
-    batch = random_batch(reader, context + 2 * ASKED, ASKED, ASKED, evidence=context // 4, rows=ROWS)
-    lengths = TextLengths(context, ASKED, ASKED)
+    batch = random_batch(reader, context + 2 * TOKENS, TOKENS, TOKENS, evidence=context // 4, rows=ROWS)
+    lengths = TextLengths(context, TOKENS, TOKENS)
     estimate = estimate_training(cfg, BackboneShape.from_config(backbone.config), lengths)
     measured = measured_step(reader, batch)
     return {"measured": measured, "estimated": round(estimate.bytes), "moment": estimate.memory.peak.name}
@@ -55,5 +55,5 @@ def compare_memory(shape: str, dtype: str, reader: Sequence[str], context: int) 
 
 @functools.cache
 def _composed(choice: str) -> DictConfig:
-    """Composing takes a quarter of a second: once for each compressor. Callers copy it."""
+    """The composed configuration, cached because composing takes 0.25 s. Callers must copy it."""
     return compose_config("train", ["backbone=tiny", choice])

@@ -1,4 +1,4 @@
-"""Devices that estimates are for, by name, and the memory of the device that this process uses."""
+"""Specifications of devices by name, and the memory available to this process."""
 
 from __future__ import annotations
 
@@ -14,10 +14,12 @@ SUSTAINED = 120e12  # FLOP/s of one GPU in training: 38% of an A100's peak in bf
 
 @dataclass(frozen=True)
 class Device:
-    """A device that estimates are for.
+    """Specification of a device.
 
-    flops      FLOP/s that it sustains in training; bandwidth  bytes/s from its memory, which bound decoding
-    memory     bytes of one device; unit  what one of several is called
+    flops      sustained FLOP/s in training
+    bandwidth  bytes/s of its memory, the bound of decoding
+    memory     bytes
+    unit       word for one of several devices
     """
 
     title: str
@@ -27,8 +29,8 @@ class Device:
     unit: str = "GPU"
 
 
-# GPUs: 38% of the peak in bfloat16, as SUSTAINED is of an A100, and the memory's bandwidth by the vendor. cpu:
-# trainings of results/ took .025 to .18 TFLOP/s a core, by these estimates.
+# GPUs: 38% of the peak in bfloat16, as SUSTAINED, and the vendor's memory bandwidth. cpu: the training runs of results/
+# sustained .025 to .18 TFLOP/s per core.
 DEVICES = {
     "cpu": Device("two CPU cores, 16 GB", 0.1e12, 2e10, 16e9, "machine"),
     "rtx4090": Device("RTX 4090, 24 GB", 63e12, 1.0e12, 24e9),
@@ -60,11 +62,11 @@ CGROUP = Path("/sys/fs/cgroup/memory.max")
 
 
 def device_memory(device: torch.device) -> tuple[float, str]:
-    """(bytes that this process can use, what they are of): a GPU's, or its share of the machine's memory."""
+    """(bytes available to this process, name of the device): a GPU's memory, or a share of the host's memory."""
     if device.type == "cuda":
         found = torch.cuda.get_device_properties(device)
         return float(found.total_memory), found.name
     total = float(os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES"))
-    if CGROUP.is_file() and (limit := CGROUP.read_text().strip()).isdecimal():  # a container's
+    if CGROUP.is_file() and (limit := CGROUP.read_text().strip()).isdecimal():  # in a container
         total = min(total, float(limit))
     return total / int(os.environ.get("LOCAL_WORLD_SIZE", 1)), "this machine's memory"

@@ -1,7 +1,7 @@
 """Estimated memory and time of a training run or an evaluation, from FLOPs and bytes. Nothing is loaded or measured.
 
-Left out of the time: norms, adapters' multiplications, communication, validation, loading of data. Expect it within a
-factor of two of a real run.
+The time leaves out norms, adapters, communication, validation and data loading; it is within a factor of two of a real
+run.
 """
 
 from __future__ import annotations
@@ -20,17 +20,18 @@ from breviary.training.cost.memory import Memory, Moment, reader_step, training_
 from breviary.training.cost.parts import Part, TextLengths, reader_parts, slots_of
 from breviary.training.cost.sharding import Weights, engine_weights
 
-CHUNKED = 8192  # tokens whose keys and values a reader of chunks holds at most: a chunk, memory and question
+CHUNKED = 8192  # maximum cached tokens of a chunked reader: a chunk, memory and question
 
 
 @dataclass(frozen=True)
 class Estimate:
     """Estimated cost of a training run or an evaluation.
 
-    processes, global_batch  GPUs, and examples per optimizer step
-    memory                   of the process that holds most
-    flops                    of the whole run, on all GPUs
-    moved                    bytes of weights that decoding reads from memory, in an evaluation
+    processes     number of GPUs
+    global_batch  examples per optimizer step
+    memory        of the process with the largest peak
+    flops         of the whole run, on all GPUs
+    moved         bytes of weights that decoding reads from memory, in an evaluation
     """
 
     processes: int
@@ -41,12 +42,12 @@ class Estimate:
 
     @property
     def bytes(self) -> float:
-        """At the moment that holds most."""
+        """Peak bytes."""
         return self.memory.peak.total
 
     @property
     def hours(self) -> float:
-        """At SUSTAINED on every GPU."""
+        """Hours at SUSTAINED FLOP/s on every GPU."""
         return self.flops / self.processes / SUSTAINED / 3600
 
     def __str__(self) -> str:
@@ -62,10 +63,11 @@ def estimate_training(
 ) -> Estimate:
     """The estimate for a composed configuration of train.py on `processes` GPUs.
 
-    lengths  mean tokens of an example, for the time; longest: of the longest one, for the memory; None = the mean
+    lengths  mean tokens of an example, for the time
+    longest  tokens of the longest example, for the memory; None = `lengths`
     With backbone.device=cpu the optimizer is not fused: it copies its largest matrix twice.
-    A compressor with a cost of its own has a static method training_cost(cfg, shape, lengths, processes), which
-    returns (memory.Step of a micro-batch, FLOPs per example, its further trained weights).
+    A compressor may define a static method training_cost(cfg, shape, lengths, processes), which returns (memory.Step of
+    a micro-batch, FLOPs per example, number of additional trained weights).
     """
     train, spec, longest = cfg.train, ReaderSpec.of(cfg), longest or lengths
     batches = train.batch_size * train.accumulation * processes // cfg.engine.ranks
@@ -94,7 +96,7 @@ def estimate_training(
 def reader_weights(
     cfg: DictConfig, spec: ReaderSpec, shape: BackboneShape, parts: list[Part], processes: int, further: float = 0
 ) -> Weights:
-    """Weights of all parts, with their adapters and maps between them, on one process."""
+    """Weights of all parts, adapters and alignment included, on one process."""
     adapters = sum(part.adapters * part.training.adapter_weights(shape) for part in parts)
     new = adapters + further + _further_weights(spec, shape)
     total = sum(part.own + part.embeddings for part in parts) + new
@@ -103,7 +105,7 @@ def reader_weights(
 
 
 def _further_weights(spec: ReaderSpec, shape: BackboneShape) -> float:
-    """Trained weights that belong to no stack of layers: a linear map, memory tokens and their head."""
+    """Number of trained weights outside the layers: linear alignment, memory tokens and their head."""
     settings, weights = spec.settings, 0
     if settings.get("join") == "input" and "linear" in str(settings.get("alignment")) and not settings.get("frozen"):
         weights += shape.width * (shape.width + 1)
@@ -114,28 +116,28 @@ def _further_weights(spec: ReaderSpec, shape: BackboneShape) -> float:
 
 
 def auxiliary_parts(cfg: DictConfig, spec: ReaderSpec, shape: BackboneShape, lengths: TextLengths) -> list[Part]:
-    """What an objective's further batches compute: a copied passage, or the continuation of half the context."""
+    """Parts of an objective's auxiliary batches: a copied passage, or the continuation of half the context."""
     settings, parts = spec.objective_settings, reader_parts(cfg, spec, shape, lengths)
     if issubclass(spec.objective, AnswerAndCopy):
-        asked, answer = settings["hint_tokens"], settings["copy_tokens"]
-        copied = reader_parts(cfg, spec, shape, TextLengths(lengths.context, asked, answer))
+        hint, answer = settings["hint_tokens"], settings["copy_tokens"]
+        copied = reader_parts(cfg, spec, shape, TextLengths(lengths.context, hint, answer))
         parts = [part for part in copied if part.embeddings and part is copied[-1]]
     elif settings.get("continuation_weight"):
         half, hint = lengths.context // 2, settings["continuation_hint"]
         parts = reader_parts(cfg, spec, shape, TextLengths(half, hint, lengths.context - half))
     else:
         return []
-    return [_again(part) for part in parts]
+    return [_second_pass(part) for part in parts]
 
 
-def _again(part: Part) -> Part:
-    """A second pass of the same weights."""
+def _second_pass(part: Part) -> Part:
+    """The part with shared weights, which are counted elsewhere."""
     fields = {**vars(part), "own": 0, "embeddings": 0, "adapters": 0}
     return Part(**fields)
 
 
 def _largest_matrix(shape: BackboneShape, parts: list[Part]) -> float:
-    """Numbers of the largest trained matrix."""
+    """Elements of the largest trained matrix."""
     if any(part.training.mode == "full" and part.embeddings for part in parts):
         return max(shape.embedding_weights, shape.width * shape.inner)
     modes = {part.training.mode for part in parts if part.layers}
@@ -145,7 +147,7 @@ def _largest_matrix(shape: BackboneShape, parts: list[Part]) -> float:
 
 
 def _answer_cache(cfg: DictConfig, spec: ReaderSpec, shape: BackboneShape, lengths: TextLengths) -> float:
-    """Bytes of the decoder's keys and values of one context, question and decoded answer."""
+    """Bytes of the decoder's key/value cache for one context, question and answer."""
     context = min(lengths.context, CHUNKED) if hasattr(spec.compressor, "training_cost") else lengths.context
     settings = spec.settings
     if not getattr(spec.compressor, "keeps_cache", False) and str(settings.get("keep")) != "all":
@@ -157,8 +159,8 @@ def _answer_cache(cfg: DictConfig, spec: ReaderSpec, shape: BackboneShape, lengt
 def estimate_evaluation(cfg: DictConfig, shape: BackboneShape, lengths: TextLengths, examples: int) -> Estimate:
     """The estimate for a composed configuration that is evaluated on `examples` examples by one process.
 
-    Every context is encoded anew for every question, and readers that choose among keys or words read all of it: an
-    upper bound where questions share contexts. Answers have their mean length.
+    Assumes that each question encodes its context again, in full: an upper bound where questions share contexts.
+    Answers have their mean length.
     """
     spec, size = ReaderSpec.of(cfg), DTYPES[cfg.backbone.dtype].itemsize
     own_cost, weights, encoded = getattr(spec.compressor, "training_cost", None), shape.weights, lengths.context

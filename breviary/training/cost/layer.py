@@ -1,7 +1,7 @@
-"""Bytes that one decoder layer holds for the backward pass, counted from the tensors that autograd saves.
+"""Activation bytes of one decoder layer for the backward pass, counted from the tensors that autograd saves.
 
-The counts are those of transformers' Llama, Qwen2 and Qwen3 layers with fused attention (sdpa without a mask, or flash
-attention), which saves no attention weights. A test compares them with a layer that runs.
+The counts hold for transformers' Llama, Qwen2 and Qwen3 layers with fused attention (sdpa without a mask, or flash
+attention), which saves no attention weights. A test compares them with a real layer.
 """
 
 from __future__ import annotations
@@ -13,8 +13,8 @@ from breviary.backbones.shape import BackboneShape
 from breviary.backbones.trainable import LINEAR
 
 FLOAT32 = 4  # bytes
-ATTENTION = ("q_proj", "k_proj", "v_proj")  # projections that read a layer's first norm
-MLP = ("gate_proj", "up_proj")  # those that read its second norm
+ATTENTION = ("q_proj", "k_proj", "v_proj")  # projections of the first norm's output
+MLP = ("gate_proj", "up_proj")  # projections of the second norm's output
 
 
 @dataclass(frozen=True)
@@ -22,9 +22,10 @@ class Training:
     """Which weights of a stack are trained, as in section `decoder`.
 
     mode     lora | attention | qkv | frozen | full
-    rank     of adapters; targets  the matrices that have one
+    rank     of the adapters
+    targets  matrices with an adapter
     dropout  of the adapters' input
-    on_cpu   where the mask of a dropout has the stream's dtype; on a GPU one byte
+    on_cpu   whether dropout masks have the stream's dtype (on a GPU they take one byte per element)
     """
 
     mode: str
@@ -43,7 +44,7 @@ class Training:
         return cls("lora", rank, LINEAR if targets == "all-linear" else tuple(targets), dropout, on_cpu)
 
     def share(self, shape: BackboneShape) -> float:
-        """Share of a layer's own weights that are trained; adapters are none of them."""
+        """Trained share of a layer's own weights, without adapters."""
         if self.mode == "full":
             return 1.0
         if self.mode not in ("attention", "qkv"):
@@ -71,10 +72,10 @@ def matrix_shape(name: str, shape: BackboneShape) -> tuple[int, int]:
 
 
 def saved_bytes(shape: BackboneShape, training: Training, size: int) -> int:
-    """Bytes that a layer saves per token; size: of one number of the residual stream.
+    """Bytes that a layer saves per token. size: bytes per element of the residual stream.
 
-    Always: both norms' inputs and scales in float32; queries, keys, values and the attention's result with a float32
-    per head; the MLP's three inner tensors. A matrix that is trained, or has an adapter, saves its input as well.
+    Always saved: both norms' inputs and scales in float32; queries, keys, values and attention output, with one float32
+    per head; the MLP's three inner tensors. A matrix that is trained, or has an adapter, also saves its input.
     """
     q, kv, wide = shape.heads * shape.head, shape.kv_heads * shape.head, max(size, FLOAT32)
     saved = 2 * (shape.width + 1) * wide + (2 * q + 2 * kv + 3 * shape.inner) * size + shape.heads * FLOAT32
@@ -94,9 +95,9 @@ def saved_bytes(shape: BackboneShape, training: Training, size: int) -> int:
 
 
 def transient_bytes(shape: BackboneShape, training: Training, size: int) -> int:
-    """Bytes per token that the backward pass of a layer holds beside what was saved.
+    """Bytes per token that the backward pass of a layer allocates in addition to the saved tensors.
 
-    The gradient of its output, and those of the MLP's inner tensors before these are freed.
+    The gradient of the layer's output and the gradients of the MLP's inner tensors.
     """
     freed = shape.inner if training.mode == "full" or "down_proj" in training.targets else 0
     return (shape.width + 3 * shape.inner - freed) * size

@@ -1,7 +1,7 @@
 """Measured peak of a training step on the CPU, for comparison with the estimate: bytes of live tensors.
 
-Every operation is seen by a torch dispatch mode, which counts the storages of its results until they are freed.
-Temporary memory inside one kernel is not seen.
+A torch dispatch mode counts the storages of all results of operations until they are freed. Temporary memory inside a
+kernel is not counted.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ CLIP = 1.0  # gradient norm, as train.max_grad_norm
 
 
 class LiveBytes(TorchDispatchMode):
-    """Context manager: `live` bytes of the tensors that operations have made, and their `peak`."""
+    """Context manager: `live` bytes of the tensors that operations created, and their `peak`."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -53,7 +53,7 @@ class LiveBytes(TorchDispatchMode):
 
 
 def measured_step(reader: Reader, batch: Batch, optimizer: type[torch.optim.Optimizer] = torch.optim.AdamW) -> int:
-    """Peak of live bytes in one process's second training step, which has the optimizer's state from its beginning."""
+    """Peak of live bytes in the second training step, in which the optimizer state already exists. One process."""
     trained = [parameter for parameter in reader.parameters() if parameter.requires_grad]
     adam = optimizer(trained, lr=1e-5)
     reader.train()

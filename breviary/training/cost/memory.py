@@ -1,10 +1,10 @@
-"""Bytes that one process holds at each moment of a training step.
+"""Memory of one process at each moment of a training step, bytes.
 
 loss        all activations, and the logits of one chunk of rows
-backward    activations of the layers that are left, gradients of those that are done, and one layer's own tensors
+backward    activations of the remaining layers, gradients of the finished ones, and temporary tensors of one layer
 optimizer   weights, gradients and optimizer state
 validation  keys and values of a batch of contexts and answers, without activations
-The largest moment is the peak. Left out: fragmentation, buffers of the kernels, the loader's batches.
+The largest moment is the peak. Left out: fragmentation, kernel workspaces, batches of the data loader.
 """
 
 from __future__ import annotations
@@ -46,26 +46,27 @@ COMPONENTS = tuple(field.name for field in fields(Moment) if field.name != "name
 
 @dataclass(frozen=True)
 class Memory:
-    """The moments of a training step, and bytes in the host's memory where an engine offloads."""
+    """The moments of a training step. host: bytes of host memory where an engine offloads."""
 
     moments: tuple[Moment, ...]
     host: float = 0
 
     @property
     def peak(self) -> Moment:
-        """The moment that holds most."""
+        """The moment with the largest total."""
         return max(self.moments, key=lambda moment: moment.total)
 
 
 @dataclass(frozen=True)
 class Step:
-    """What one forward and backward pass holds, for all examples of a micro-batch.
+    """Bytes of one forward and backward pass, for all examples of a micro-batch. Tuples: one entry per part.
 
-    saved   activations of each part's layers, in the order of the forward pass
-    ends    of what follows its last layer: norm, grouping, merging; freed before its layers are computed backwards
-    layer   of each part: bytes beside `saved` while one of its layers is computed backwards
-    weights trained weights of each part, whose gradients exist behind it
-    logits  of the loss; caches  that stay during both passes
+    saved    activations of the layers, in the order of the forward pass
+    ends     activations after the last layer (norm, grouping, merging), freed before the backward pass of the layers
+    layer    additional bytes during the backward pass of one layer
+    weights  number of trained weights, whose gradients exist once the part's backward pass is done
+    logits   of the loss
+    caches   keys and values that exist during both passes
     """
 
     saved: tuple[float, ...]
@@ -82,8 +83,8 @@ def reader_step(
     """The step of a reader that consists of `parts`.
 
     rows        examples of the micro-batch
-    supervised  rows of the head, of all examples
-    is_cast     autocast copies trained float32 weights to the stream's dtype
+    supervised  supervised tokens of all examples, i.e. rows of the head
+    is_cast     whether autocast copies trained float32 weights to the stream's dtype
     """
     size, checkpointing = DTYPES[cfg.backbone.dtype].itemsize, bool(cfg.train.gradient_checkpointing)
     saved, ends, layer, weights = [], [], [], []
@@ -102,12 +103,12 @@ def reader_step(
 
 
 def part_bytes(part: Part, shape: BackboneShape, size: int, checkpointing: bool) -> tuple[float, float]:
-    """Of one example: (bytes that a part saves, bytes beside them while one of its layers is computed backwards)."""
+    """(saved bytes of a part, additional bytes during the backward pass of one of its layers), for one example."""
     if not part.passes or not part.layers:
         return 0, 0
     q, kv = shape.heads * shape.head, shape.kv_heads * shape.head
     row = part.tokens * saved_bytes(shape, part.training, size)
-    if part.keys:  # behind a cache attention has a mask, for which keys and values are copied for every head
+    if part.keys:  # attention to a cache uses a mask, for which keys and values are copied to every query head
         row += 2 * q * size * (part.keys + part.tokens) - 2 * kv * size * part.tokens
     rotary = 2 * part.tokens * shape.head * size
     transient = part.tokens * transient_bytes(shape, part.training, size)
@@ -123,8 +124,8 @@ def training_moments(
 ) -> Memory:
     """The moments of a training step.
 
-    accumulates  gradients of an earlier micro-batch exist already in the forward pass
-    largest      weights of the largest matrix, for which an optimizer on the CPU makes two float32 copies
+    accumulates  whether gradients of an earlier micro-batch exist in the forward pass
+    largest      elements of the largest matrix, of which an optimizer on the CPU makes two float32 copies
     """
     held = Moment("", weights=weights.bytes, optimizer=weights.optimizer, caches=step.caches, buffers=weights.buffers)
     full = weights.gradients

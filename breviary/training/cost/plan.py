@@ -1,4 +1,4 @@
-"""What fits a device: the table of scripts/plan_memory.py, and the line and the check of train.py."""
+"""What fits a device: the table of scripts/plan_memory.py, and the printed estimate and the memory check of train.py."""
 
 from __future__ import annotations
 
@@ -17,16 +17,16 @@ from breviary.training.cost.estimate import Estimate, estimate_training
 from breviary.training.cost.memory import COMPONENTS, Moment
 from breviary.training.cost.parts import TextLengths
 
-MOST = 2**27  # largest batch or length that is searched for
+MOST = 2**27  # upper end of the search for batch and length
 CHECK = "train.check_memory"
-# Tried in this order, alone and added to those before.
+# Suggested changes, tried in this order, alone and then together.
 CHANGES = ("eval_batch_size=1", "train.gradient_checkpointing=true", "train.batch_size=1")
 SHARD = "choose an engine that shards or offloads, e.g. engine=zero3_offload, or a shorter limits.max_context_tokens"
 
 
 @dataclass(frozen=True)
 class MemoryPlan:
-    """A training on `processes` devices of `memory` bytes each."""
+    """Memory of a training run on `processes` devices of `memory` bytes each."""
 
     cfg: DictConfig
     shape: BackboneShape
@@ -35,7 +35,7 @@ class MemoryPlan:
 
     @classmethod
     def of(cls, cfg: DictConfig, gpus: int, memory: float) -> MemoryPlan:
-        """Of a composed configuration. Raises: ValueError where the engine's processes and the GPUs do not agree."""
+        """From a composed configuration. Raises: ValueError where engine.ranks does not divide the number of GPUs."""
         ranks, processes = cfg.engine.ranks, 1 if cfg.engine.kind == "single" else gpus
         if processes % ranks:
             raise ValueError(f"engine.ranks={ranks}: must divide the GPUs of gpus={gpus}x{memory / 1e9:g}GB")
@@ -96,7 +96,7 @@ COLUMNS = ("tokens", "moment", *COMPONENTS, "total", "")
 
 
 def plan_rows(plan: MemoryPlan, lengths: TextLengths) -> list[list[str]]:
-    """A row for each moment of a step at these lengths, GB; the peak is marked."""
+    """One row per moment of a step at these lengths, in GB; the peak is marked."""
     memory = plan.estimate(lengths).memory
     rows = []
     for moment in memory.moments:
@@ -107,7 +107,7 @@ def plan_rows(plan: MemoryPlan, lengths: TextLengths) -> list[list[str]]:
 
 
 def plan_lines(plan: MemoryPlan, lengths: TextLengths, device: Device) -> list[str]:
-    """What fits at these lengths, the host's memory, and hours."""
+    """Lines about the largest batch and context, host memory, and hours."""
     estimate, batch, longest = plan.estimate(lengths), plan.largest_batch(lengths), plan.longest_context(lengths)
     size = plan.cfg.train.batch_size
     lines = [
@@ -115,10 +115,10 @@ def plan_lines(plan: MemoryPlan, lengths: TextLengths, device: Device) -> list[s
         f"longest context at train.batch_size={size}: {_most(longest)} tokens"
     ]
     if estimate.memory.host:
-        lines.append(f"  and {estimate.memory.host / 1e9:.0f} GB of the host's memory for each process")
+        lines.append(f"  and {estimate.memory.host / 1e9:.0f} GB of host memory per process")
     hours, steps = estimate.flops / estimate.processes / device.flops / 3600, plan.cfg.train.steps
     lines.append(
-        f"  {estimate.flops / steps:.1e} FLOPs a step, {steps:,} steps: {hours:,.1f} hours on {estimate.processes} x "
+        f"  {estimate.flops / steps:.1e} FLOPs per step, {steps:,} steps: {hours:,.1f} hours on {estimate.processes} x "
         f"{device.title} at {device.flops / 1e12:.0f} TFLOP/s"
     )
     return lines
@@ -142,9 +142,9 @@ def batch_lengths(spec: ReaderSpec, batch: Batch) -> TextLengths:
 def split_lengths(
     spec: ReaderSpec, items: Any, collate: Callable[[list[Any]], Batch], train: DictConfig
 ) -> tuple[TextLengths, TextLengths]:
-    """Tokens of a typical example of a tokenised split, and those of its longest batch, which sets the memory.
+    """(lengths of the median example, lengths of the longest batch) of a tokenised split.
 
-    Of packs (train.pack_tokens) both are the pack: its texts as one, with their share of supervised tokens.
+    With train.pack_tokens both are those of a full pack, with the median example's shares of context and answer.
     """
     sizes = [length + other for length, other in zip(items.lengths, items.other_lengths)]
     order = sorted(range(len(sizes)), key=sizes.__getitem__)
@@ -167,7 +167,7 @@ def estimate_line(estimate: Estimate, memory: float, name: str) -> str:
 
 @dataclass(frozen=True)
 class RunCost:
-    """The estimate of a run before its weights are loaded, on the device of this process, called `name`."""
+    """The estimate of a run before its weights are loaded. name: of this process's device."""
 
     plan: MemoryPlan
     typical: TextLengths
@@ -183,7 +183,7 @@ class RunCost:
         lengths: tuple[TextLengths, TextLengths],
         processes: int,
     ) -> RunCost:
-        """lengths: of `split_lengths`."""
+        """lengths: the result of `split_lengths`."""
         cfg, (memory, name) = cfg.copy(), device_memory(device)
         cfg.backbone.device = device.type
         return cls(MemoryPlan(cfg, shape, processes, memory), lengths[0], lengths[1], name)
@@ -195,7 +195,7 @@ class RunCost:
         return estimate_line(estimate, plan.memory, self.name)
 
     def problems(self) -> list[str]:
-        """One sentence where the training cannot fit, with settings that would; empty with CHECK=false."""
+        """An error message with settings that fit, where this run does not; empty with train.check_memory=false."""
         plan, peak = self.plan, self.plan.estimate(self.longest).memory.peak
         if peak.total <= plan.memory or not plan.cfg.train.check_memory:
             return []
@@ -204,12 +204,12 @@ class RunCost:
         advice = f"set {' '.join(helps)}" if helps else SHARD
         return [
             f"the estimated {_size(peak.total)} at the peak ({peak.name}: {_parts(peak)}) do not fit the "
-            f"{_size(plan.memory)} of {self.name}: {advice}, or {CHECK}=false to go on anyway"
+            f"{_size(plan.memory)} of {self.name}: {advice}, or {CHECK}=false to skip this check"
         ]
 
 
 def _parts(moment: Moment) -> str:
-    """The components that matter: "weights 1.2 GB, activations 3.4 GB"."""
+    """The components above 2% of the total: "weights 1.2 GB, activations 3.4 GB"."""
     found = [(getattr(moment, name), name) for name in COMPONENTS]
     shown: Sequence[tuple[float, str]] = [pair for pair in found if pair[0] >= moment.total / 50]
     return ", ".join(f"{name} {_size(amount)}" for amount, name in shown)

@@ -11,17 +11,21 @@ from breviary.backbones.shape import BackboneShape
 from breviary.training.cost.layer import FLOAT32
 from breviary.training.saving import STATE_BYTES
 
-LIVE = 1e9  # weights that ZeRO-3 holds gathered at most: DeepSpeed's stage3_max_live_parameters
+LIVE = 1e9  # maximum number of gathered weights in ZeRO-3: DeepSpeed's stage3_max_live_parameters
 
 
 @dataclass(frozen=True)
 class Weights:
     """Bytes of one process, and the number of trained weights of the whole reader.
 
-    bytes            of weights; gradients, once all exist; optimizer: its state, with float32 weights of its own
-    buffers          of the engine, all the time; step: in the optimizer step alone
-    host             in the host's memory, where the engine offloads
-    is_cast          trained weights are float32 and autocast copies them to the stream's dtype
+    bytes      of the weights
+    gradients  once all of them exist
+    optimizer  optimizer state, float32 master weights included
+    trained    number of trained weights
+    buffers    permanent buffers of the engine
+    step       additional buffers during the optimizer step
+    host       bytes of host memory where the engine offloads
+    is_cast    whether autocast copies trained float32 weights to the stream's dtype
     """
 
     bytes: float
@@ -35,19 +39,19 @@ class Weights:
 
 
 def engine_weights(cfg: DictConfig, shape: BackboneShape, total: float, trained: float, processes: int) -> Weights:
-    """Of a reader with `total` weights, of which `trained` are trained, on so many processes."""
+    """Weights of a reader with `total` weights, of which `trained` are trained, on `processes` processes."""
     size, state = DTYPES[cfg.backbone.dtype].itemsize, STATE_BYTES[cfg.train.optimizer]
     if cfg.engine.kind == "zero":
         return _zero(cfg.engine.deepspeed["zero_optimization"], total, trained, processes, size, state)
     frozen, is_cast = (total - trained) * size, size < FLOAT32
     if cfg.engine.kind == "fsdp":
         return _fsdp(cfg.engine.fsdp, shape, (total, trained), processes, size, state)
-    buckets = FLOAT32 * trained if cfg.engine.kind == "ddp" and processes > 1 else 0  # DDP sums gradients in its own
+    buckets = FLOAT32 * trained if cfg.engine.kind == "ddp" and processes > 1 else 0  # DDP's gradient buckets
     return Weights(frozen + FLOAT32 * trained, FLOAT32 * trained, state * trained, trained, buckets, is_cast=is_cast)
 
 
 def _zero(zero: DictConfig, total: float, trained: float, processes: int, size: int, state: int) -> Weights:
-    """DeepSpeed: weights in the stream's dtype, float32 weights and state sharded from stage 1 on."""
+    """DeepSpeed: weights in the stream's dtype; float32 master weights and optimizer state sharded from stage 1 on."""
     stage, shard = zero["stage"], trained / processes
     optimizer, host = (FLOAT32 + state) * shard, 0.0
     gradients = size * (trained if stage == 1 else shard)
@@ -73,7 +77,7 @@ def _offloads(zero: DictConfig, key: str) -> bool:
 def _fsdp(
     fsdp: DictConfig, shape: BackboneShape, weights: tuple[float, float], processes: int, size: int, state: int
 ) -> Weights:
-    """FSDP2: everything sharded; a matrix is gathered when it is called, tied embeddings for the whole step."""
+    """FSDP2: everything is sharded; matrices are gathered when called, tied embeddings for a whole step."""
     total, trained = weights
     shard, stored = trained / processes, ((total - trained) * size + FLOAT32 * trained) / processes
     gradients, optimizer, host = FLOAT32 * shard, state * shard, 0.0
