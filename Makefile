@@ -17,7 +17,7 @@ STAMP := $(VENV)/.installed
 TEST_ENV := OMP_NUM_THREADS=1 HF_HUB_OFFLINE=1 TRANSFORMERS_OFFLINE=1 HF_DATASETS_OFFLINE=1 WANDB_MODE=disabled \
             TOKENIZERS_PARALLELISM=false DS_ACCELERATOR=cpu
 
-.PHONY: help shell demo data check test test-slow clean-venv
+.PHONY: help shell demo data check test test-slow fuzz clean-venv
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' Makefile
@@ -46,6 +46,9 @@ test-slow: $(STAMP) ## tests that need real backbones (downloads 1.3 GB)
 	$(VENV)/bin/python scripts/get_backbone.py
 	$(VENV)/bin/python scripts/get_backbone.py qwen25_coder_0_5b
 	$(TEST_ENV) $(VENV)/bin/python -m pytest -m slow
+
+fuzz: $(STAMP) ## random configurations, data files and run folders: an hour or two
+	$(TEST_ENV) $(VENV)/bin/python -m tests.fuzz --configurations 2000 --data 5000 --folders 500
 
 clean-venv: ## remove .venv
 	rm -rf $(VENV)

@@ -18,6 +18,7 @@ from typing import Any
 
 from breviary.contract import Document, Example
 from breviary.runtime.draws import seeded_rng, shuffled
+from breviary.runtime.files import parse_json
 from breviary.runtime.markup import surrogate_problem
 from data.checks import SPLITS, check_split, integer_problems, raise_problems
 from data.public.sources import missing_hint
@@ -147,7 +148,7 @@ class Jsonl:
                     yield example
             if problems:
                 bad.add(number, "; ".join(problems))
-        bad.find_repeated(lambda: lines(self.limits[split]), lambda number, line: _id(json.loads(line), number))
+        bad.find_repeated(lambda: lines(self.limits[split]), lambda number, line: _id(parse_json(line), number))
         if bad:
             raise ValueError(f"dataset.{split}: {bad.report(name)}\nEach line must be {FORMAT}")
         if not bad.ids:
@@ -194,7 +195,7 @@ def _id(row: dict[str, Any], number: int) -> str:
 def _parse(line: str) -> tuple[dict[str, Any], list[str]]:
     """The object of a line, and its problems."""
     try:
-        row = json.loads(line)
+        row = parse_json(line)
     except json.JSONDecodeError as error:
         return {}, [f"not JSON ({error.msg} at column {error.colno})"]
     if not isinstance(row, dict):

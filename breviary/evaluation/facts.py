@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import json
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -14,6 +13,7 @@ from breviary.runs.checkpoints import PROCESSES
 from breviary.runs.dataset_names import dataset_label
 from breviary.runs.folders import load_config
 from breviary.runs.importing import RECORD
+from breviary.runtime.files import read_object
 
 SELECTOR = "selector.json"  # of a run of scripts/fit_selector.py
 TRAINING = "training.json"  # of an exported folder, which has no trainer_state.json
@@ -42,7 +42,7 @@ def training_record(run: str | Path | None, checkpoint: Path | None) -> dict[str
     if checkpoint is None or run is None:
         return dict(UNTRAINED)
     if (checkpoint / TRAINING).is_file():
-        return json.loads((checkpoint / TRAINING).read_bytes())
+        return read_object(checkpoint / TRAINING)
     cfg = load_config(run)
     record: dict[str, Any] = {"trained": True, "steps": None, "examples": None, "data": None, "init_from": None}
     if (Path(run) / RECORD).is_file():
@@ -50,12 +50,12 @@ def training_record(run: str | Path | None, checkpoint: Path | None) -> dict[str
     start = cfg.get("init_from")
     record |= {"data": dataset_label(cfg.dataset, "train"), "init_from": start and "/".join(Path(start).parts[-2:])}
     if (Path(run) / SELECTOR).is_file():
-        return record | {"fitted": True, "examples": json.loads((Path(run) / SELECTOR).read_bytes())["examples"]}
+        return record | {"fitted": True, "examples": read_object(Path(run) / SELECTOR, "examples")["examples"]}
     state, processes = checkpoint / "trainer_state.json", checkpoint / PROCESSES
     if state.is_file():
-        record["steps"] = json.loads(state.read_bytes())["global_step"]
+        record["steps"] = read_object(state, "global_step")["global_step"]
         if processes.is_file():
-            record["examples"] = record["steps"] * json.loads(processes.read_bytes())["global_batch"]
+            record["examples"] = record["steps"] * read_object(processes, "global_batch")["global_batch"]
     return record
 
 

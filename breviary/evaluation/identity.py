@@ -26,7 +26,7 @@ from breviary.evaluation.results import SCHEMA as RESULTS_SCHEMA
 from breviary.runs.checkpoints import weights_hash
 from breviary.runs.folders import config_hash
 from breviary.runs.schema import FORMER_TARGETS, rename_targets, upgrade_config, without_added
-from breviary.runtime.files import write_json
+from breviary.runtime.files import read_object, write_json
 
 IDENTITY = "identity.json"
 
@@ -243,7 +243,7 @@ def read_identity(folder: Path) -> dict[str, Any] | None:
     if not file.is_file():
         return None
     try:
-        return json.loads(file.read_bytes())
+        return read_object(file)
     except ValueError as error:
         raise ValueError(f"{file} is damaged ({error}); remove the folder {folder} to evaluate anew") from error
 

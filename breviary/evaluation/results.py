@@ -19,7 +19,7 @@ import numpy as np
 from breviary.evaluation.statistics import LEVEL, cluster_codes, derived_metrics, interval, uses_wilson
 from breviary.runs.environment import environment
 from breviary.runs.sweeps import with_listed_runs
-from breviary.runtime.files import append_text, write_json, write_text
+from breviary.runtime.files import append_text, parse_json, write_json, write_text
 
 SCHEMA = 3  # 3: phase "read" in place of "encode"; peak memory of one reader, the largest of the processes
 FORMER_SCHEMAS = (1, 2)
@@ -128,7 +128,7 @@ class Predictions:
             os.truncate(self.path, whole)
         for number, line in enumerate(content[:whole].split(b"\n")[:-1], start=1):
             try:
-                self.rows.append(json.loads(line))
+                self.rows.append(parse_json(line))
             except ValueError as error:
                 raise ValueError(
                     f"{self.path}, line {number}: not JSON ({error}); delete the line to have its "

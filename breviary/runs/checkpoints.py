@@ -30,7 +30,7 @@ from breviary.backbones.trainable import (
 )
 from breviary.config.errors import collect_errors
 from breviary.runs.sealing import damage, is_complete
-from breviary.runtime.files import hash_tensors, write_json
+from breviary.runtime.files import hash_tensors, read_object, write_json
 
 SCHEMA = 1
 
@@ -228,7 +228,7 @@ def check_processes(run: str | Path, checkpoint: Path, processes: int, global_ba
     """
     if not has_processes(checkpoint):
         return []
-    stored = json.loads((checkpoint / PROCESSES).read_text())
+    stored = read_object(checkpoint / PROCESSES, "processes", "global_batch")
     if (stored["processes"], stored["global_batch"]) == (processes, global_batch):
         return []
     world, examples = stored["processes"], stored["global_batch"]
@@ -315,6 +315,6 @@ def best_checkpoint(folder: str | Path) -> Path:
     newest = last_checkpoint(folder)
     if newest == Path(folder):
         return newest
-    step = json.loads((newest / "trainer_state.json").read_text()).get("best_global_step")
+    step = read_object(newest / "trainer_state.json").get("best_global_step")
     best = newest.with_name(f"checkpoint-{step}")
     return best if step and (best / WEIGHTS).is_file() else newest

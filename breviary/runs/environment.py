@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import importlib.metadata
-import json
 import os
 import platform
 import subprocess
@@ -13,7 +12,7 @@ from typing import Any
 import torch
 
 from breviary.runtime.checkout import ROOT
-from breviary.runtime.files import write_json
+from breviary.runtime.files import read_object, write_json
 
 ENVIRONMENT = "environment.json"
 
@@ -87,7 +86,7 @@ def environment() -> dict[str, Any]:
 def read_commit(folder: str | Path) -> str | None:
     """The commit at which a run began; None where it is not known."""
     file = Path(folder) / ENVIRONMENT
-    return json.loads(file.read_bytes()).get("commit") if file.is_file() else None
+    return read_object(file).get("commit") if file.is_file() else None
 
 
 def write_environment(folder: str | Path) -> dict[str, Any]:

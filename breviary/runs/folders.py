@@ -21,7 +21,7 @@ from breviary.runs.environment import git_state, read_commit, write_environment
 from breviary.runs.schema import FORMER_TARGETS, SCHEMA, rename_targets, upgrade_config, without_added
 from breviary.runtime.checkout import ROOT
 from breviary.runtime.distributed import call_on_rank_zero, print_rank0
-from breviary.runtime.files import write_json, write_text
+from breviary.runtime.files import read_object, write_json, write_text
 from breviary.runtime.spelling import hydra_value, override
 
 # Keys that may change when a run is resumed.
@@ -191,7 +191,7 @@ def _new_folder(parent: Path) -> Path:
 def read_inputs(folder: str | Path) -> dict[str, str | None] | None:
     """Hashes of what a run was trained from; None where it stores none (runs of earlier versions)."""
     file = Path(folder) / INPUTS
-    return json.loads(file.read_bytes()) if file.is_file() else None
+    return read_object(file) if file.is_file() else None
 
 
 def _newest_unfinished(

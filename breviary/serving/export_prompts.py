@@ -12,7 +12,7 @@ from breviary.backbones.trainable import merge_adapters
 from breviary.config.build import ReaderSpec
 from breviary.config.errors import raise_problems
 from breviary.contract import Generation
-from breviary.runtime.files import write_text
+from breviary.runtime.files import parse_json, write_text
 from breviary.serving.export import ExportSource, write_backbone
 from breviary.serving.loading import text_reader
 from breviary.serving.prompt_embeds import completion_request, embeds_problem
@@ -62,7 +62,7 @@ def read_prompts(file: str | Path) -> list[Mapping[str, str]]:
     problems, rows = [], []
     for number, line in enumerate(Path(file).read_text(encoding="utf-8").splitlines(), 1):
         try:
-            row = json.loads(line)
+            row = parse_json(line)
             missing = [name for name in FIELDS if not isinstance(row.get(name), str)]
         except (ValueError, AttributeError):
             row, missing = {}, list(FIELDS)

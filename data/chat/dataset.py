@@ -7,6 +7,7 @@ import json
 from collections.abc import Iterator, Sequence
 
 from breviary.contract import Example
+from breviary.runtime.files import parse_json
 from breviary.runtime.markup import surrogate_problem
 from data import jsonl
 from data.chat.pieces import ASSISTANT, END, START
@@ -99,9 +100,9 @@ class ChatML:
 def _parse(line: str, number: int) -> tuple[str, list[Message], str]:
     """(id, messages, problem) of one line; a problem is "" for a right one."""
     try:
-        row = json.loads(line)
+        row = parse_json(line)
         messages = row.get("messages") if isinstance(row, dict) else None
-        messages = json.loads(messages) if isinstance(messages, str) else messages
+        messages = parse_json(messages) if isinstance(messages, str) else messages
     except json.JSONDecodeError as error:
         return "", [], f"not JSON ({error.msg} at column {error.colno})"
     if not isinstance(messages, list) or not messages:

@@ -13,6 +13,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from breviary.runtime.files import parse_json
 from data.converters import UNPACKERS
 from data.converters.scrolls import TASKS
 
@@ -99,7 +100,7 @@ def json_rows(file: Path, unpack: Callable[[Any], Iterator[Any]] | None = None) 
     with open_text(file) as stream:
         first = next((line for line in stream if line.strip()), "")
         try:
-            has_lines = not first.lstrip().startswith("[") and isinstance(json.loads(first), dict)
+            has_lines = not first.lstrip().startswith("[") and isinstance(parse_json(first), dict)
         except json.JSONDecodeError:
             has_lines = False
         second = next((line for line in stream if line.strip()), "") if has_lines else ""
@@ -125,7 +126,7 @@ def _single_value_rows(file: Path, text: str, unpack: Callable[[Any], Iterator[A
 
 def _parse(text: str, position: str) -> Any:
     try:
-        return json.loads(text)
+        return parse_json(text)
     except json.JSONDecodeError as error:
         raise FileError(f"{position}: not JSON ({error.msg} at line {error.lineno}, column {error.colno})") from error
 

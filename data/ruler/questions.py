@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import gzip
-import json
 import random
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -12,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from breviary.runtime.draws import seeded_rng, shuffled
+from breviary.runtime.files import parse_json
 from data.jsonl import Jsonl
 from data.ruler.task import Draft
 from data.synthetic.layout import Piece, join_pieces
@@ -106,7 +106,7 @@ def _read(name: str, modified_ns: int) -> Collection:
     opener = gzip.open if name.endswith(".gz") else open
     try:
         with opener(name, "rt", encoding="utf-8") as file:
-            content = json.load(file)
+            content = parse_json(file.read())
         return _of_squad(content) if isinstance(content, dict) else _of_hotpotqa(content)
     except (OSError, EOFError, ValueError, KeyError, TypeError) as error:
         raise ValueError(
