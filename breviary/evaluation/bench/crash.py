@@ -149,9 +149,15 @@ def _environment() -> dict[str, str]:
 
 
 def _kill(process: subprocess.Popen) -> None:
-    """SIGKILL to the processes of its session: torchrun gives each rank a process group of its own."""
-    session = subprocess.run(["ps", "-o", "pid=", "-s", str(process.pid)], capture_output=True, text=True).stdout
-    for pid in {process.pid, *map(int, session.split())}:
+    """SIGKILL to a process and all that it started: torchrun gives each rank a session of its own."""
+    found, parents = [process.pid], [process.pid]
+    while parents:
+        listed = subprocess.run(
+            ["ps", "-o", "pid=", "--ppid", ",".join(map(str, parents))], capture_output=True, text=True, check=False
+        )
+        parents = [int(pid) for pid in listed.stdout.split()]
+        found += parents
+    for pid in found:
         with contextlib.suppress(ProcessLookupError):
             os.kill(pid, signal.SIGKILL)
     process.wait()
