@@ -297,6 +297,11 @@ def check_engine(engine: DictConfig, compressor: type, world_size: int) -> list[
     problems = []
     if engine.kind not in ENGINES:
         problems.append(f"engine.kind={engine.kind}: allowed are {', '.join(ENGINES)}")
+    elif (engine.kind == "zero") != bool(engine.deepspeed):
+        return [
+            f"engine.kind={engine.kind} with engine.deepspeed={'set' if engine.deepspeed else 'null'}: choose both by "
+            "name, e.g. engine=zero2"
+        ]
     if engine.timeout <= 0:
         problems.append(f"engine.timeout={engine.timeout}: seconds, must be above 0, e.g. 900")
     stage = engine.deepspeed.zero_optimization.stage if engine.deepspeed else 0

@@ -139,16 +139,19 @@ def drop_unused_keys(cfg: DictConfig, words: list[str]) -> list[str]:
 
 
 def target_class(cfg: DictConfig, section: str) -> type:
-    """The class that `section`._target_ names. Raises: ValueError when it cannot be imported."""
+    """The class that `section`._target_ names. Raises: ValueError when it cannot be imported, or is no class."""
     path = cfg[section].get("_target_")
     try:
         module, _, name = str(path).rpartition(".")
-        return getattr(importlib.import_module(module), name)
+        found = getattr(importlib.import_module(module), name)
     except (ImportError, AttributeError, ValueError) as error:
         raise ValueError(
             f"{section}._target_={path}: cannot be imported ({error}); give module.Class, with its folder "
             "in the checkout or in the environment variable PYTHONPATH"
         ) from error
+    if not isinstance(found, type):
+        raise ValueError(f"{section}._target_={path}: is a {type(found).__name__}, not a class; give module.Class")
+    return found
 
 
 def constructor_keys(cls: type) -> dict[str, Key]:

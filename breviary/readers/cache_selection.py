@@ -37,7 +37,7 @@ Pair = tuple[Tensor, Tensor]
 
 
 class CacheSelection(BudgetedCompressor):
-    """Keeps ceil(T / ratio) entries for each layer and key/value head, or as the scorer shares out the same total.
+    """Keeps ceil(T / ratio) entries per layer and key/value head, or distributes the same total as the scorer decides.
 
     scorer    ranks the entries, see breviary/scorers
     question  known: the prompt observes, and each question has its own memory | unknown: a memory serves any question
@@ -110,7 +110,8 @@ class CacheSelection(BudgetedCompressor):
 
         def project(tokens: Tensor) -> Tensor:
             taken = take_columns(states, columns.context_columns.gather(1, tokens))
-            return decoder.queries(index, taken, None).unflatten(1, (keys.shape[1], -1))
+            with decoder.mixed_precision():  # adapters in training are float32
+                return decoder.queries(index, taken, None).unflatten(1, (keys.shape[1], -1))
 
         def rotary(at: Tensor) -> tuple[Tensor, Tensor]:
             return decoder.rotary(states, at)

@@ -324,8 +324,14 @@ def test_quirks_yield_finite_losses_and_gradients(build, join, ragged):
 
 @pytest.mark.parametrize(
     "overrides",
-    [["compressor=comi", *DEPTH], ["compressor=comi"], ["compressor=full_context"]],
-    ids=["depth", "input", "full"],
+    [
+        ["compressor=comi", *DEPTH],
+        ["compressor=comi"],
+        ["compressor=full_context"],
+        ["compressor=attention_matching", "compressor.ratio=1"],
+        ["compressor=expected_attention", "compressor.ratio=1"],
+    ],
+    ids=["depth", "input", "full", "queries of the context", "its expected queries"],
 )
 def test_bfloat16_streams_with_float32_trained_weights(build, overrides, ragged):
     reader = build([*overrides, "backbone.dtype=bfloat16", "decoder.train=lora"])

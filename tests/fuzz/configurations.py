@@ -57,6 +57,7 @@ def base(compressor: str, objective: str) -> tuple[tuple[str, ...], dict[str, ty
     words = [*SMALL, f"compressor={compressor}", f"objective={objective}"]
     cfg = compose_config("train", words)
     words += [f"compressor.{key}={value}" for key, value in SIZES.items() if key in cfg.compressor]
+    words += ["compressor.relevance.layers=4"] * (compressor == "dense")  # as many as the backbone has
     flat: dict[str, type] = {}
 
     def visit(prefix: str, node: object) -> None:

@@ -84,7 +84,7 @@ def run_data(rng: random.Random, home: Path) -> tuple[str, Outcome]:
             data[rng.randrange(len(data))] ^= 1 << rng.randrange(8)
             content = bytes(data)
     elif rng.random() < 0.1:
-        file = file.with_name(file.name + ".gz")  # not what its name says
+        file = file.with_name(file.name + ".gz")  # despite its name
     file.write_bytes(content)
     try:
         outcome = call(lambda: _read(file))

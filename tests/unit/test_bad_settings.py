@@ -306,3 +306,15 @@ def test_texts_that_an_objective_cannot_use(refused, tmp_path):
         "objective.context_share=null",
     )
     assert message.startswith("dataset train: this objective's teacher reads whole contexts")
+
+
+@pytest.mark.parametrize("word", ["compressor._target_=os.system", "objective._target_=builtins.eval"])
+def test_a_target_that_is_no_class_is_refused(refused, word):
+    [message] = refused(training, word)
+    assert message.startswith(f"{word}: is a builtin_function_or_method, not a class")
+
+
+@pytest.mark.parametrize("words, found", [(["engine.kind=zero"], "null"), (["engine=zero2", "engine.kind=ddp"], "set")])
+def test_kind_and_settings_of_an_engine_belong_together(refused, words, found):
+    [message] = refused(training, *words)
+    assert f"with engine.deepspeed={found}: choose both by name, e.g. engine=zero2" in message
