@@ -1,7 +1,7 @@
 # Everything a checkout needs. `make help` lists the targets.
 #
 # PYTHON       interpreter that makes .venv, 3.11 or newer
-# TEST_JOBS    processes that share out the tests' files (default 2)
+# TEST_JOBS    processes that run the test files (default 2)
 # TORCH_INDEX  further package index for torch, e.g. the one with CPU builds (default: none, the plain build)
 
 SHELL := /bin/bash

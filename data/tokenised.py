@@ -199,7 +199,7 @@ class _Job:
         references = [len(self.prompt.answer(text, self.tokenizer, example.answer_prefix)) for text in example.answers]
         row = _truncate(pieces, example, self.tokenizer, self.limit, self.truncation)
         longest = max(map(len, row.get("choices") or ()), default=0)
-        asked, answered = max(len(row["query"]), len(row["prompt"])), max(len(row["answer"]), longest)
+        question, answer = max(len(row["query"]), len(row["prompt"])), max(len(row["answer"]), longest)
         for name in ("context", "starts", "ends"):  # the long ones: a list takes nine times the memory of an array
             row[name] = None if row[name] is None else np.asarray(row[name], dtype=np.int32)
         for name in ("evidence", "targets"):
@@ -207,7 +207,7 @@ class _Job:
         return {
             **row,
             "references": references,
-            "other": len(row["prefix"]) + asked + answered,
+            "other": len(row["prefix"]) + question + answer,
             "answer_length": len(row["answer"]),
             "target_length": 0 if row["targets"] is None else int(row["targets"].sum()),
             "compressed_length": len(row.get("compressed") or ()),

@@ -70,9 +70,9 @@ def decode_stream(
     """
     sent, special = "", frozenset(tokenizer.all_special_ids)
     for [ids] in decode_steps(logits, step, generation, tokenizer, False, end_ids, example_ids):
-        settled = ids[: _settled_length(tokenizer, ids, special)]
+        complete = ids[: _complete_length(tokenizer, ids, special)]
         # A stop string may continue with the character that is incomplete now, so that is removed first.
-        text = _cut_at_stop(tokenizer.decode(settled, skip_special_tokens=True).rstrip("\ufffd"), generation.stop)
+        text = _cut_at_stop(tokenizer.decode(complete, skip_special_tokens=True).rstrip("\ufffd"), generation.stop)
         final = text[: len(text) - _partial_stop_length(text, generation.stop)].strip()
         if len(final) > len(sent) and final.startswith(sent):
             yield final[len(sent) :]
@@ -188,7 +188,7 @@ def _partial_stop_length(text: str, stop: tuple[str, ...]) -> int:
     return max((n for s in stop for n in range(1, min(len(s), len(text) + 1)) if text.endswith(s[:n])), default=0)
 
 
-def _settled_length(tokenizer: Any, ids: list[int], special: frozenset[int]) -> int:
+def _complete_length(tokenizer: Any, ids: list[int], special: frozenset[int]) -> int:
     """Number of `ids` before the trailing byte tokens. Byte fallback decodes a run of them as a whole.
 
     A later byte can therefore replace every character of the run. `special` ids are skipped in decoding, so they do not

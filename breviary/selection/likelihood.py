@@ -104,10 +104,10 @@ class LikelihoodRelevance(Relevance):
 
 
 class CompressedPast:
-    """Reads one segment after another behind the text that was kept of the earlier ones, for R rows.
+    """Encodes segments one after another, each after the tokens kept from the earlier ones, for R rows.
 
-    Keys and values of kept text are those of the kept text alone, so each segment is read twice: once whole, and what
-    is kept of it once more, together with the next segment.
+    Keys and values of kept text are those of the kept text alone, so each segment is encoded in full, and its
+    kept tokens once more together with the next segment.
     """
 
     def __init__(self, stack: Stack, rows: int, device: torch.device):

@@ -1,12 +1,10 @@
-"""Memory as prompt embeddings, for servers that take these in place of token ids, such as vLLM.
+"""Memory as prompt embeddings, for servers that accept embeddings instead of token ids, such as vLLM.
 
-A memory at `join: input` is a sequence of vectors that enter the decoder like word embeddings. With prefix and prompt
-around it, it is a prompt of (tokens, width) numbers, to which the decoder's own weights, adapters merged, give the
-reader's answer. Nothing of the reader runs in the server.
+A memory at `join: input` is a sequence of input embeddings. Prefix, memory and prompt form one tensor (tokens, width),
+from which the decoder alone, with merged adapters, generates the reader's answer.
 
-The format is that of vLLM's page on prompt embedding inputs: a tensor (tokens, width) as `{"prompt_embeds": tensor}`
-for `vllm.LLM.generate`; for the Completions API of `vllm serve --enable-prompt-embeds`, the bytes that torch.save
-writes, in base64, as the key `prompt_embeds` of the request.
+Formats of vLLM: `{"prompt_embeds": tensor}` for `vllm.LLM.generate`; for the Completions API of
+`vllm serve --enable-prompt-embeds`, the key `prompt_embeds` with the base64 of the bytes that torch.save writes.
 """
 
 from __future__ import annotations

@@ -12,7 +12,7 @@ from breviary.backbones.hub import hub_problem
 
 
 def push_problems(repo: str | None) -> list[str]:
-    """Error messages for a name that cannot be pushed to, before anything is exported; None = nothing is pushed."""
+    """Error messages for an invalid repository name or an unreachable hub, before the export. repo: None = no push."""
     if repo is None:
         return []
     try:

@@ -36,9 +36,9 @@ GATHER = "gather_root"  # method of a sharded reader, see `gathered_root`
 def shard_reader(reader: nn.Module, settings: Mapping[str, Any], dtype: torch.dtype, device: torch.device) -> None:
     """Shards a reader's weights over all ranks, in place; they move to `device` one module at a time.
 
-    Each large linear map and embedding is gathered when it is called, and freed after the call. Readers call parts of
-    layers (keys alone, adapters of their own around shared maps), so layers as a whole are no units. Everything else,
-    tied embeddings included, is gathered for a whole step.
+    Each large linear map and embedding is an FSDP unit, gathered for its call. Whole layers cannot be units, because
+    readers call parts of them (keys alone, adapters around shared maps). All other weights, tied embeddings included,
+    are gathered for a whole step.
 
     settings  section engine.fsdp of the configuration
     dtype     of the residual stream: value `auto` of param_dtype
@@ -85,11 +85,11 @@ def gathered_root(reader: Any) -> Iterator[None]:
 
 
 class OptimizerShards:
-    """The optimizer state of a sharded reader in checkpoints: each rank writes its shard, while training goes on."""
+    """The optimizer state of a sharded reader in checkpoints: each rank writes its shard asynchronously."""
 
     def __init__(self, reader: nn.Module):
         self.reader = reader
-        # The writing thread needs collectives of its own, between those of the training.
+        # A separate process group: the writing thread's collectives must not interleave with those of training.
         self.group = dist.new_group(backend="gloo")
         self.pending: Future | None = None
 

@@ -9,10 +9,9 @@ from omegaconf import DictConfig
 
 
 def overlap_notes(train: Any, validation: Any) -> list[str]:
-    """Notes where validation examples are trained on, or have contexts that are; prepared data have none of either.
+    """Notes where validation examples, or their contexts, also occur in the train split; prepared data have neither.
 
-    train, validation  stored examples: `context_keys` and `pair_keys`, 64 bits of each context, without and with its
-                       question
+    train, validation  stored examples with `context_keys` and `pair_keys`
     """
     same = _count_shared(train.pair_keys, validation.pair_keys)
     shared = _count_shared(train.context_keys, validation.context_keys)
@@ -31,7 +30,7 @@ def overlap_notes(train: Any, validation: Any) -> list[str]:
 
 
 def _count_shared(train: Iterable[int], validation: Iterable[int]) -> int:
-    """How many of `validation` are in `train`, of which no set is made."""
+    """Number of `validation` keys that occur in `train`. No set of `train` is built, to save memory."""
     keys = list(validation)
     found = set(keys).intersection(train)
     return sum(key in found for key in keys)

@@ -1,8 +1,7 @@
-"""Packs: whole texts that share a row of a training batch, up to a number of tokens (CoMeT, arXiv 2602.01766).
+"""Packing: whole texts are grouped into packs of a maximum number of tokens (CoMeT, arXiv 2602.01766).
 
-A pack takes the place of an example: train.batch_size counts packs, and a batch holds all texts of its packs. The
-reader gets each text as an example of its own, so nothing passes between the texts of a pack, which the published code
-lets happen.
+train.batch_size counts packs. The reader processes each text as a separate example, so texts of a pack do not attend to
+each other; in the published code they do.
 """
 
 from __future__ import annotations
@@ -27,17 +26,17 @@ def text_lengths(items: Any) -> list[int]:
 
 
 class Packing:
-    """Packs of at most `tokens` tokens; a text that does not fit begins the next pack, a longer one is a pack alone.
+    """Packs of at most `tokens` tokens: a text that does not fit starts a new pack; a longer text is a pack of its own.
 
-    reader  class of the reader or compressor. A ChunkedReader processes the texts of a batch without padding; for any
-            other, the padding of each text to the longest of its pack counts
+    reader  class of the reader or compressor. A ChunkedReader processes texts without padding; for others, padding to
+            the longest text of the pack counts as tokens
     """
 
     def __init__(self, tokens: int, reader: type):
         self.tokens, self.counts_padding = tokens, not issubclass(reader, ChunkedReader)
 
     def packs(self, lengths: Sequence[int], seed: int, number: int) -> Iterator[Pack]:
-        """The packs of pass `number` over examples of so many tokens, in an order of its own."""
+        """The packs of epoch `number`, in that epoch's order. lengths: tokens of each example."""
         pack: Pack = []
         used = longest = 0
         for index in shuffled_pass(len(lengths), seed, number)[0]:
@@ -51,14 +50,14 @@ class Packing:
             yield pack
 
     def count(self, items: Any, seed: int, epochs: float = 1) -> int:
-        """Packs in `epochs` passes over a tokenised split; of a last part of a pass its share, rounded up."""
+        """Number of packs in `epochs` passes over a tokenised split; a fraction of a pass is rounded up."""
         lengths, whole = text_lengths(items), math.floor(epochs)
         counts = [sum(1 for _ in self.packs(lengths, seed, number)) for number in range(math.ceil(epochs))]
         return sum(counts[:whole]) + sum(math.ceil((epochs - whole) * count) for count in counts[whole:])
 
 
 class PackSampler(Sampler[Pack]):
-    """The packs of a whole training run as one epoch; depends on the arguments only. Each pass is packed anew.
+    """The packs of a whole training run as one epoch, repacked in each pass. Depends on the arguments only.
 
     items  tokenised split
     total  packs of the run

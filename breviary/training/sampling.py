@@ -13,9 +13,9 @@ from torch.utils.data import Sampler
 
 
 def shuffled_pass(count: int, seed: int, number: int) -> tuple[array, random.Random]:
-    """The order of `count` examples in a pass over the data, and the generator of its further draws."""
+    """(order of `count` examples in pass `number`, random generator for further draws of this pass)."""
     rng = random.Random(f"{seed}-{number}")
-    order = array("q", range(count))  # 8 bytes an example, where a list takes 40
+    order = array("q", range(count))  # 8 bytes per example; a list takes 40
     rng.shuffle(order)
     return order, rng
 

@@ -1,4 +1,4 @@
-"""What a checkpoint holds: each learned weight once, in float32, and the optimizer's state without weights."""
+"""The content of a checkpoint: each learned weight once, in float32, and the optimizer state without weights."""
 
 from __future__ import annotations
 
@@ -25,8 +25,8 @@ MASTERS = ("single_partition_of_fp32_groups", "fp32_flat_groups")  # DeepSpeed's
 def save_learned(folder: str | Path, reader: nn.Module, fingerprint: dict[str, str], is_sharded: bool) -> None:
     """Writes the learned weights in float32. Called by every rank, because engines that shard gather them.
 
-    is_sharded  every rank writes a file with its share of the weights; else rank 0 writes all of them into one
-    At most one weight is whole at a time, besides those that a rank writes.
+    is_sharded  True: every rank writes one file with its shard; False: rank 0 writes one file with all weights
+    Besides its own shard, a rank has at most one gathered weight in memory.
     """
     learned, shards = learned_parameters(reader), world_size() if is_sharded else 1
     owners = assign_shards([full_size(learned[name]) for name in sorted(learned)], shards)
@@ -44,7 +44,7 @@ def save_learned(folder: str | Path, reader: nn.Module, fingerprint: dict[str, s
 
 
 def check_optimizer_state(checkpoint: str | Path, kind: str, processes: int) -> None:
-    """Raises ValueError where a checkpoint has no optimizer state for an engine, or not of so many processes.
+    """Raises ValueError where a checkpoint has no optimizer state for an engine, or for another number of processes.
 
     kind  plain: one process or DDP | zero | fsdp
     """
@@ -64,11 +64,11 @@ def check_optimizer_state(checkpoint: str | Path, kind: str, processes: int) -> 
 
 
 def assign_shards(sizes: Sequence[int], shards: int) -> list[int]:
-    """The shard of each size: the one that is smallest so far."""
-    held, owners = [0] * shards, []
+    """The shard of each weight, greedily: the smallest shard so far."""
+    totals, owners = [0] * shards, []
     for size in sizes:
-        owners.append(held.index(min(held)))
-        held[owners[-1]] += size
+        owners.append(totals.index(min(totals)))
+        totals[owners[-1]] += size
     return owners
 
 

@@ -65,22 +65,22 @@ class Babilong(GeneratedSuite):
         budget = self.length - PROMPT_TOKENS
         while True:
             story = TASKS[task](rng)
-            asked = choose(rng, story.questions)
-            if noise is None or asked.after <= budget // 8:
+            queried = choose(rng, story.questions)
+            if noise is None or queried.after <= budget // 8:
                 break
-        facts = _facts(story, asked)
+        facts = _facts(story, queried)
         pieces = facts
         if noise is not None:
             lines = [Piece(text) for text in noise.draw(rng, budget - noise.count(*(fact.text for fact in facts)))]
             pieces = insert(lines, sorted(random_below(rng, len(lines) + 1) for _ in facts), facts)
         context, documents = join_pieces(pieces, " ")
-        return Example(f"{task}-{split}-{self.seed}-{index}", context, asked.text, (asked.answer,), documents)
+        return Example(f"{task}-{split}-{self.seed}-{index}", context, queried.text, (queried.answer,), documents)
 
 
-def _facts(story: Story, asked: StoryQuestion) -> list[Piece]:
+def _facts(story: Story, queried: StoryQuestion) -> list[Piece]:
     """The statements before the question, earlier questions left out."""
-    facts = enumerate(story.statements[: asked.after])
-    return [Piece(text, f"fact {index + 1}", index in asked.support) for index, text in facts]
+    facts = enumerate(story.statements[: queried.after])
+    return [Piece(text, f"fact {index + 1}", index in queried.support) for index, text in facts]
 
 
 class _Noise:

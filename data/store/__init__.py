@@ -1,1 +1,1 @@
-"""Data on disk, made once for all processes and read memory-mapped: examples as text, and rows of Arrow files."""
+"""Data on disk, written once for all processes and read memory-mapped: examples as JSON, and rows of Arrow files."""

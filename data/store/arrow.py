@@ -10,7 +10,7 @@ from typing import Any
 
 import pyarrow as pa
 
-BATCH_BYTES = 8 << 20  # of the values that are held before they are written; a longer row is a batch of its own
+BATCH_BYTES = 8 << 20  # of values buffered before a write; a longer row is a batch of its own
 BATCH_ROWS = 10_000
 
 
@@ -89,7 +89,7 @@ class Rows:
         return _filled(Flags("b"), self._columns[name].cast(pa.int8()))
 
     def each(self, name: str) -> Iterator[int]:
-        """The values of a column of integers, of which a batch is in memory."""
+        """The values of an integer column, with one batch in memory at a time."""
         for chunk in self._columns[name].chunks:
             yield from chunk.to_numpy().tolist()
 

@@ -1,4 +1,4 @@
-"""The lines of a file that cannot be used, in memory of a few bytes a line."""
+"""The invalid lines of a file, collected in a few bytes per line."""
 
 from __future__ import annotations
 
@@ -12,9 +12,9 @@ MAX_SHOWN = 10  # bad lines in an error message
 
 
 class BadLines:
-    """Problems of lines, by number, and the ids of the right ones, of which repeated ones are problems too.
+    """Error messages by line number, and the ids of the valid lines, which must differ.
 
-    ids  64 bits of each id
+    ids  64-bit hash of each id
     """
 
     def __init__(self) -> None:
@@ -25,7 +25,7 @@ class BadLines:
         return bool(self._problems)
 
     def add(self, number: int, problem: str) -> None:
-        """A line that cannot be used. Texts beyond the first MAX_SHOWN are not kept."""
+        """Adds an invalid line. Only the first MAX_SHOWN messages are stored."""
         self._problems[number] = problem if len(self._problems) < MAX_SHOWN else ""
 
     def see_id(self, number: int, id: str) -> None:
@@ -36,8 +36,8 @@ class BadLines:
     def find_repeated(self, lines: Callable[[], Iterable[tuple[int, str]]], id_of: Callable[[int, str], str]) -> None:
         """Adds a problem for each line whose id an earlier line has.
 
-        lines  reads the file again, (number, line); called only where the bits of two ids agree
-        id_of  the id of a line whose id was seen
+        lines  reads the file again, (number, line); called only where the hashes of two ids are equal
+        id_of  (number, line) -> id
         """
         keys = np.frombuffer(self.ids, dtype=np.uint64) if self.ids else np.zeros(0, dtype=np.uint64)
         values, counts = np.unique(keys, return_counts=True)

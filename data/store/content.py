@@ -17,10 +17,10 @@ _PIECE = 1 << 20  # bytes
 
 
 def content_hash(code: Sequence[str], files: Sequence[str], limit: int | None, arguments: Any) -> str:
-    """128 bits that change where examples may.
+    """128-bit hash, as hex, of everything that the examples depend on.
 
-    code       files of Python that make examples of lines; an edit there makes old folders unused
-    files      of data, each read once in pieces; with `limit` only up to so many lines that are not blank
+    code       Python files that parse the lines; an edit there invalidates cached folders
+    files      data files, read in pieces; with `limit` only the first `limit` lines that are not blank
     arguments  plain values
     """
     digest = xxhash.xxh3_128()

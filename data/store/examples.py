@@ -24,7 +24,7 @@ from data.store.folders import make_once
 
 LAYOUT = 1  # increased when the files or their meaning change, so that older folders are ignored
 PROGRESS_EVERY = 1000  # examples
-PROGRESS_AFTER = 5.0  # seconds: small data sets are read without a line
+PROGRESS_AFTER = 5.0  # seconds without progress lines, so that small data sets print none
 _FILE, _META = "examples.arrow", "meta.json"
 # Fields that were added after the first hashes were stored, with the value that they have where they are not set.
 _UNSET = {
@@ -61,20 +61,20 @@ class StoredExamples(Sequence[Example]):
     def __getitem__(self, index: slice) -> Sequence[Example]: ...
     def __getitem__(self, index: int | slice) -> Example | Sequence[Example]:
         if isinstance(index, slice):
-            places = range(len(self))[index]
-            return self if places == range(len(self)) else [self[i] for i in places]
+            indices = range(len(self))[index]
+            return self if indices == range(len(self)) else [self[i] for i in indices]
         if not -len(self) <= index < len(self):
             raise IndexError(index)
         return decoded(self._rows.value("example", index % len(self)))
 
     @property
     def context_keys(self) -> Iterator[int]:
-        """64 bits of each context: equal for equal contexts."""
+        """64-bit hash of each context."""
         return self._rows.each("context")
 
     @property
     def pair_keys(self) -> Iterator[int]:
-        """64 bits of each context with its question."""
+        """64-bit hash of each pair of context and question."""
         return self._rows.each("pair")
 
     def ranges(self, least_bytes: int, most: int) -> list[tuple[int, int]]:
@@ -84,23 +84,22 @@ class StoredExamples(Sequence[Example]):
         """
         sizes = [pc.binary_length(chunk).to_numpy() for chunk in self._rows.column("example").chunks]
         limit = max(least_bytes, sum(int(chunk.sum()) for chunk in sizes) // most)
-        ranges, start, at, held = [], 0, 0, 0
+        ranges, start, end, size = [], 0, 0, 0
         for chunk in sizes:
-            for size in chunk.tolist():
-                at, held = at + 1, held + size
-                if held >= limit:
-                    ranges.append((start, at))
-                    start, held = at, 0
-        return ranges if start == at and ranges else [*ranges, (start, at)]
+            for length in chunk.tolist():
+                end, size = end + 1, size + length
+                if size >= limit:
+                    ranges.append((start, end))
+                    start, size = end, 0
+        return ranges if start == end and ranges else [*ranges, (start, end)]
 
 
 def store_split(source: Any, split: str, cache_dir: str | None) -> StoredExamples:
     """The examples of a data set's split, read and checked once for all processes and runs.
 
-    source  a data set of the contract. Where it has `content_hash(split)`, of all that the examples depend on, the
-            split is read once, by one process; where it has none, or it is None, by each. Where it has `stream(split)`,
-            an iterator, the examples are never in memory at once
-    Raises: ValueError as these, and as `make_once`.
+    source  a data set of the contract. With `content_hash(split)`, one process reads the split; without it, or where it
+            returns None, each process does. With `stream(split)`, the examples are never all in memory
+    Raises: ValueError as `source`, and as `make_once`.
     """
     key = source.content_hash(split) if hasattr(source, "content_hash") else None
     if key is None:
@@ -110,7 +109,7 @@ def store_split(source: Any, split: str, cache_dir: str | None) -> StoredExample
 
 
 def store_examples(examples: Sequence[Example], cache_dir: str | None) -> StoredExamples:
-    """The same examples on disk. cache_dir: None = a temporary folder."""
+    """Writes the examples to disk. cache_dir: None = a temporary folder."""
     if isinstance(examples, StoredExamples):
         return examples
     return _stored(examples_hash(examples), lambda: examples, cache_dir)
@@ -163,7 +162,7 @@ class HashOfJsonList:
         self._next = b","
 
     def hexdigest(self) -> str:
-        """Of the list so far."""
+        """The digest of the list so far."""
         whole = self._digest.copy()
         whole.update(b"[]" if self._next == b"[" else b"]")
         return whole.hexdigest()
@@ -180,17 +179,17 @@ def examples_hash(examples: Iterable[Example]) -> str:
 
 
 def canonical_json(value: Any) -> str:
-    """The one text of a plain value that is hashed: ASCII, sorted keys, no spaces."""
+    """JSON in a canonical form for hashing: ASCII, sorted keys, no spaces."""
     return json.dumps(value, sort_keys=True, ensure_ascii=True, separators=(",", ":"))
 
 
 def encoded(example: Example) -> str:
-    """An example as canonical JSON. A field that was added later is in it only where it is set."""
+    """An example as canonical JSON, without unset fields, so that new fields do not change stored hashes."""
     return canonical_json({name: value for name, value in asdict(example).items() if value != _UNSET.get(name, ...)})
 
 
 def decoded(text: str) -> Example:
-    """The example of `encoded`."""
+    """The inverse of `encoded`."""
     values = {name: _tuples(value) for name, value in json.loads(text).items()}
     return Example(**values | {"documents": tuple(Document(**document) for document in values["documents"])})
 

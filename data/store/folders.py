@@ -1,4 +1,4 @@
-"""Folders that one process makes and all others open: written aside, renamed when complete, guarded by a lock."""
+"""Folders that one process writes and all others open: written under a temporary name, renamed, guarded by a lock."""
 
 from __future__ import annotations
 
@@ -14,16 +14,16 @@ from filelock import FileLock, Timeout
 
 from breviary.runtime.distributed import print_rank0
 
-WAIT_S = 600.0  # a process that waits gives up where nothing was written for so long
+WAIT_S = 600.0  # timeout of waiting processes, counted from the last write
 HEAD_START_S = 10.0  # for the first process of a machine, whose progress is printed
 _POLL_S = 0.2
 
 
 def make_once(folder: Path, build: Callable[[Path], None], what: str) -> None:
-    """Makes `folder` by `build(aside)`, unless it exists or another process makes it at this time: then it waits.
+    """Creates `folder` by `build(path)`, unless it exists. Waits where another process is creating it.
 
-    build  creates the folder `aside` that it is given, which is renamed to `folder` when it is complete; what a killed
-           process left aside is never used, and removed by the next one on the same machine
+    build  creates its argument, a temporary path that is then renamed to `folder`. Temporary folders of killed
+           processes are never used; the next process on the same machine removes them
     what   the content, for messages
     Raises: ValueError where the folder cannot be written, or where another process wrote nothing for WAIT_S seconds.
     """
@@ -38,7 +38,7 @@ def make_once(folder: Path, build: Callable[[Path], None], what: str) -> None:
             return
         try:
             _make(folder, build)
-            lock_file.unlink(missing_ok=True)  # whoever still holds the old file finds the folder complete
+            lock_file.unlink(missing_ok=True)  # a process that still waits on the old file finds the folder complete
         finally:
             lock.release()
     except OSError as error:
@@ -61,17 +61,17 @@ def _let_first_process_begin(folder: Path, lock_file: Path) -> None:
 def _lock_unless_made(folder: Path, lock_file: Path, what: str) -> FileLock | None:
     """The lock, or None where another process has made the folder."""
     lock = FileLock(str(lock_file))
-    seen, since, is_said = _written(folder), time.monotonic(), False
+    seen, since, is_reported = _written(folder), time.monotonic(), False
     while True:
         try:
             lock.acquire(timeout=0)
         except Timeout:
-            if not is_said:
+            if not is_reported:
                 print_rank0(
-                    f"waits for another process that writes {what} into {folder}; gives up where it writes nothing "
+                    f"waiting for another process that writes {what} into {folder}; times out when it writes nothing "
                     f"for {WAIT_S:g} s"
                 )
-                is_said = True
+                is_reported = True
         else:
             if not folder.is_dir():
                 return lock
@@ -91,10 +91,10 @@ def _lock_unless_made(folder: Path, lock_file: Path, what: str) -> FileLock | No
 
 
 def _written(folder: Path) -> list[tuple[str, int]]:
-    """Names and sizes of the files that are written aside: they change as long as a process is at work."""
+    """(name, bytes) of the temporary files, which change while a process is writing."""
     sizes = []
     for partial in folder.parent.glob(f"partial-{folder.name}-*"):
-        for path, _, names in os.walk(partial):  # unlike Path.glob, bears folders that vanish
+        for path, _, names in os.walk(partial):  # unlike Path.glob, tolerates folders that are removed meanwhile
             for name in names:
                 with contextlib.suppress(FileNotFoundError):  # renamed meanwhile
                     sizes.append((f"{path}/{name}", os.path.getsize(f"{path}/{name}")))

@@ -1,4 +1,4 @@
-"""What reading a JSONL file costs: seconds and private memory of each phase, for scripts/bench/data_loading.py."""
+"""Cost of loading a JSONL file: seconds and private memory of each phase, for scripts/bench/data_loading.py."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from data.store.examples import store_split
 from data.synthetic.words import words_of
 from data.tokenised import tokenise_split
 
-BATCH, BATCHES = 8, 50  # examples at random places
+BATCH, BATCHES = 8, 50  # examples at random indices
 
 
 class PrivateMemory:

@@ -28,7 +28,7 @@ def process_count(tasks: int) -> int:
 
 
 def in_processes(function: Callable[[T], R], tasks: Sequence[T]) -> Iterator[R]:
-    """`function` of each task. Workers are forked, so that they share what the function holds.
+    """Yields `function(task)` in order. Workers are forked and share the memory of objects that the function refers to.
 
     Raises: the exception of the first task that fails; ValueError where a worker is killed.
     """
@@ -36,7 +36,7 @@ def in_processes(function: Callable[[T], R], tasks: Sequence[T]) -> Iterator[R]:
     if count < 2:
         yield from map(function, tasks)
         return
-    gc.freeze()  # a collection writes to every object, in parent or worker, and so would copy the memory they share
+    gc.freeze()  # a garbage collection writes to every object and would copy the shared pages
     pool = ProcessPoolExecutor(count, multiprocessing.get_context("fork"), _begin, (function,))
     try:
         futures = [pool.submit(_call, task) for task in tasks]
@@ -67,4 +67,4 @@ def _end_with_parent() -> None:
     parent = multiprocessing.parent_process()
     assert parent is not None
     multiprocessing.connection.wait([parent.sentinel])
-    os._exit(1)  # else it waits for tasks for ever, and holds the lock of the folder
+    os._exit(1)  # otherwise it waits for tasks forever and keeps the folder locked

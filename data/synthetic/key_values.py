@@ -28,9 +28,9 @@ class KeyValues(GeneratedSuite):
 
     pairs     of an object; None = as many as `length` holds
     length    tokens of the backbone's tokenizer for prompt and answer limit together; None = `pairs`
-    position  place of the asked pair: 0 = the first, 1 = the last; None = random for each example
+    position  position of the queried pair: 0 = the first, 1 = the last; None = random for each example
     worked    pairs of the same object that stand behind it as worked examples, after a repeated instruction
-    Each pair is a document of an example, and the asked one is gold. Example i of a split depends only on (seed, split,
+    Each pair is a document of an example, and the queried one is gold. Example i depends only on (seed, split,
     i), the number of pairs, position and worked examples.
     """
 
@@ -91,17 +91,17 @@ class KeyValues(GeneratedSuite):
 
     def _example(self, split: str, index: int, pairs: int) -> Example:
         rng = seeded_rng("key values", self.seed, split, index)
-        asked = self._place(rng, pairs)
+        queried = self._place(rng, pairs)
         uuids = distinct(rng, random_uuid, 2 * pairs)
         records = list(zip(uuids[::2], uuids[1::2]))
         last = pairs - 1
         pieces = [Piece("JSON data:\n{")]
         for i, (key, value) in enumerate(records):
-            pieces.append(Piece(f'"{key}": "{value}"', key, i == asked))
+            pieces.append(Piece(f'"{key}": "{value}"', key, i == queried))
             pieces.append(Piece(",\n " if i < last else "}"))
         context, documents = join_pieces(pieces, "")
-        others = sample(rng, [record for i, record in enumerate(records) if i != asked], self.worked)
-        key, value = records[asked]
+        others = sample(rng, [record for i, record in enumerate(records) if i != queried], self.worked)
+        key, value = records[queried]
         context += self._worked(others)
         return Example(
             f"{split}-{self.seed}-{index}", context, key, (value,), documents, answer_prefix="\nCorresponding value:"

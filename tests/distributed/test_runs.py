@@ -178,7 +178,7 @@ def test_a_signal_to_one_rank_saves_the_run_which_resumes(home, run):
 
 @pytest.mark.parametrize("engine", ("zero2", "zero3", "fsdp"))
 def test_checkpoints_store_each_trained_weight_once(run, engine):
-    """Shared out over the files of both processes; the optimizer's files hold none, nor any frozen weight."""
+    """Distributed over the files of both processes; the optimizer's files hold none, nor any frozen weight."""
     folder = run(engine) / "checkpoints" / f"checkpoint-{STEPS}"
     trained, shards = read_weights(folder), [load_file(shard_file(folder, number)) for number in range(2)]
     own = [name for name in trained if name.startswith("decoder.")]

@@ -1,4 +1,4 @@
-"""Every recipe of the papers composes to the values of its specification (recipe_values.py), and says how it is run."""
+"""Every recipe of the papers composes to its specification (recipe_values.py), and states its commands."""
 
 import re
 

@@ -104,7 +104,7 @@ def _compressor(decoder: Stack, overrides: Sequence[str], ratio: int, shared: Se
 
 
 def _selection(compressor: Compressor, decoder: Stack, batch: Batch, context: Context) -> Callable[[], Any]:
-    """Encodes the context and selects what is kept of it."""
+    """A function that encodes the context and selects entries."""
     width = None if compressor.needs_question else 0
     prompt = decoder.embed(batch.prompt.ids[:, :width])
     question = Question(batch.query.ids, batch.query.mask, prompt, batch.prompt.mask[:, :width])

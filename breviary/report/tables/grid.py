@@ -1,6 +1,6 @@
-"""A grid measured here: a line for each data set and the last their mean, or a line for each place of the gold passage.
+"""A grid of readers (columns) by data set, with their mean, or by position of the gold passage (lines).
 
-A column is a reader. Each data set is one evaluation, whose finished rows are never computed again.
+Each data set is one evaluation; finished rows are not computed again.
 """
 
 from __future__ import annotations
@@ -79,7 +79,7 @@ class Column:
 
 @dataclass
 class Grid:
-    """What is measured so far.
+    """The measurements so far.
 
     table     of `load_grid`
     columns   by their key, in order of first appearance
@@ -125,7 +125,7 @@ def run_grid(table: Mapping[str, Any], folder: Path, outputs: str, tools: Tools)
 def evaluate_dataset(grid: Grid, part: Part, words: list[str], evaluate: Evaluate, log: Path) -> None:
     """Adds the cells of a data set: those of the table's readers, of run=RUN itself, and of compare=[RUN].
 
-    Where the evaluation of all readers fails, each is evaluated alone, so that one does not cost the others.
+    Where the joint evaluation fails, each reader is evaluated separately, to isolate the failing one.
     """
     variants = [row_variant(grid.table, *row) for row in part.rows]
     try:
@@ -246,7 +246,7 @@ def _position_block(grid: Grid, part: Part, metric: str) -> Block:
 
 
 def position_bins(columns: Sequence[Column], dataset: str) -> list[tuple[str, frozenset[str] | None]]:
-    """(place of the gold passage, ids of its questions), then all questions (None)."""
+    """(position of the gold passage, ids of its questions), then all questions (None)."""
     bins = sort_by_position(positions_of(one.cells[dataset].rows for one in columns))
     return [*bins, (ALL, None)]
 
@@ -334,7 +334,7 @@ def _flat(
     column: Column,
     dataset: str,
     metric: str,
-    place: str,
+    position: str,
     n: int | None,
     found: Metric | None,
     results: Mapping[str, Any] | None,
@@ -342,7 +342,7 @@ def _flat(
     costs = _costs(results) if results else dict.fromkeys(("effective_ratio", "memory_bytes", "first_token_s"))
     return {
         "dataset": dataset,
-        "gold_at": place,
+        "gold_at": position,
         "metric": metric,
         "reader": column.title,
         **column.facts,

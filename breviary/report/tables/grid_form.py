@@ -1,4 +1,4 @@
-"""The form of a grid: several readers on several data sets, or on each by the place of the gold passage.
+"""The form of a grid: several readers by data set, or by position of the gold passage.
 
 configs/table/ruler.yaml documents the keys of the YAML file.
 """
@@ -32,8 +32,9 @@ def load_grid(
 ) -> dict[str, Any]:
     """The table, with `by`, `metrics` {data set: names, None = its headline} and `parts`: a `Part` for each data set.
 
-    words   overrides of eval.py, in place of the table's settings; run=RUN brings compressor and backbone along
-    wanted  names of the data sets; None = all. only: names of the readers; empty = all
+    words   overrides of eval.py, which replace the table's settings; run=RUN sets compressor and backbone
+    wanted  names of the data sets; None = all
+    only    names of the readers; empty = all
     Raises: ValueError for wrong keys and words, and for unknown data sets and readers.
     """
     path = table_file(name)

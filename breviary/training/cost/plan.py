@@ -1,4 +1,4 @@
-"""What fits a device: the table of scripts/plan_memory.py, and the printed estimate and the memory check of train.py."""
+"""What fits a device: the table of scripts/plan_memory.py, and the estimate and memory check of train.py."""
 
 from __future__ import annotations
 

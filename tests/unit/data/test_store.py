@@ -203,7 +203,7 @@ def test_a_process_waits_for_the_one_that_writes_and_opens_its_folder(tmp_path, 
     make(folder)
     lock.release()
     assert (folder / "file").read_text() == "other"
-    assert f"waits for another process that writes data into {folder}" in capsys.readouterr().out
+    assert f"waiting for another process that writes data into {folder}" in capsys.readouterr().out
 
 
 def test_a_process_that_writes_nothing_is_not_waited_for_longer(tmp_path, monkeypatch):

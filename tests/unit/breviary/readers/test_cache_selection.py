@@ -1,4 +1,4 @@
-"""Key/value eviction: what is kept, where it stands, and that keeping everything changes nothing."""
+"""Key/value eviction: which entries remain, their order, and that keeping everything changes nothing."""
 
 from dataclasses import replace
 

@@ -1,4 +1,4 @@
-"""Text selection: what is kept and where, external contexts, and the messages about data that lacks what they read."""
+"""Text selection: which text remains and where, external contexts, and the messages about missing fields of the data."""
 
 from dataclasses import replace
 from types import SimpleNamespace
@@ -59,7 +59,7 @@ def test_a_budget_in_slots_is_filled(ragged):
 
 
 def test_a_language_model_of_its_own_ranks(ragged, monkeypatch):
-    """A model in place of the decoder is frozen, belongs to no checkpoint, and decides what is kept."""
+    """A model in place of the decoder is frozen, belongs to no checkpoint, and decides what remains."""
     monkeypatch.setattr("breviary.selection.likelihood.Backbone", lambda *settings: TinyBackbone(layers=2, seed=5))
     name = ["compressor=llmlingua", "compressor.units=sentences", "compressor.ratio=2"]
     own, decoder = reader_of(*name, "compressor.relevance.model=other"), reader_of(*name)

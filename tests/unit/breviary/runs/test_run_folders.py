@@ -1,4 +1,4 @@
-"""Run folders: named once, found again, and told apart by their configuration."""
+"""Run folders: named once, found again, and distinguished by their configuration."""
 
 import json
 

@@ -44,7 +44,7 @@ def room_of_person(facts, person, before):
 
 
 def room_of_object(facts, item, before):
-    """The room of an object after the first `before` facts; None where the text does not tell it."""
+    """The room of an object after the first `before` facts; None where the text does not state it."""
     for at in range(before - 1, -1, -1):
         act, person, thing, *_ = facts[at]
         if act == "move" or thing != item:
