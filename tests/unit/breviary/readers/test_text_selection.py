@@ -1,4 +1,4 @@
-"""Text selection: which text remains and where, external contexts, and the messages about missing fields of the data."""
+"""Text selection: which text remains and where, external contexts, and messages about missing fields."""
 
 from dataclasses import replace
 from types import SimpleNamespace
