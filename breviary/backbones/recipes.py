@@ -9,6 +9,8 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
+from breviary.runtime.files import usual_mode
+
 PROVENANCE = "provenance.json"
 
 
@@ -156,7 +158,7 @@ def write_provenance(folder: Path, name: str, facts: dict[str, Any]) -> None:
     """Writes provenance.json: `facts` about the source, package versions, and the sha256 of every file."""
     files = sorted(path for path in folder.iterdir() if path.is_file())
     for path in files:
-        path.chmod(0o644)  # transformers writes weights that only their owner can read
+        usual_mode(path)
     packages = ("torch", "transformers", "tokenizers", "safetensors", "gguf", "huggingface_hub")
     provenance = {
         "name": name,

@@ -14,7 +14,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
-from breviary.runtime.files import hash_tensors
+from breviary.runtime.files import hash_tensors, usual_mode
 
 SCHEMA = 1
 
@@ -40,7 +40,7 @@ def write_saved(
         "sha256": hash_tensors(stored),
     }
     save_file(stored, file, metadata={**header, **header_entries})
-    Path(file).chmod(0o644)  # safetensors creates files that only their owner can read
+    usual_mode(file)
     return Path(file).stat().st_size
 
 

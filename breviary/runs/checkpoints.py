@@ -30,7 +30,7 @@ from breviary.backbones.trainable import (
 )
 from breviary.config.errors import collect_errors
 from breviary.runs.sealing import damage, is_complete
-from breviary.runtime.files import hash_tensors, read_object, write_json
+from breviary.runtime.files import hash_tensors, read_object, usual_mode, write_json
 
 SCHEMA = 1
 
@@ -74,7 +74,7 @@ def save_shard(
         **({"merged": "true"} if merged else {}),
     }
     save_file(weights, file, metadata=metadata)
-    file.chmod(0o644)  # safetensors creates files that only their owner can read
+    usual_mode(file)
     return file
 
 

@@ -30,7 +30,7 @@ from breviary.runs.checkpoints import load_trained, read_metadata, save_weights,
 from breviary.runs.environment import ENVIRONMENT
 from breviary.runs.folders import config_hash, load_config, write_config
 from breviary.runs.importing import RECORD
-from breviary.runtime.files import write_json, write_text
+from breviary.runtime.files import usual_mode, write_json, write_text
 from breviary.serving.loading import HUB_FILES, find_backbone
 from breviary.serving.model_card import CardContent, model_card
 
@@ -193,7 +193,7 @@ def write_backbone(
         model.save_pretrained(folder)
         tokenizer.save_pretrained(folder)
     for file in folder.glob("*.safetensors"):
-        file.chmod(0o644)  # safetensors writes files that only their owner can read
+        usual_mode(file)
     return Backbone(str(folder), backbone.dtype).fingerprint | {"name": backbone.fingerprint["name"]}
 
 

@@ -1,12 +1,15 @@
-"""JSON that others wrote, and JSON files of runs: one error that names what is wrong."""
+"""Files: JSON that others wrote or that is damaged gives one error; permissions follow the umask."""
 
 from __future__ import annotations
 
 import json
+import os
 
 import pytest
+import torch
 
-from breviary.runtime.files import parse_json, read_object
+from breviary.runs.checkpoints import save_weights
+from breviary.runtime.files import append_text, parse_json, read_object, write_json
 
 
 @pytest.mark.parametrize("text", ["[" * 100_000, '{"a":' * 100_000, b"[" * 100_000])
@@ -35,3 +38,15 @@ def test_a_damaged_file_of_a_run_is_named(tmp_path, content, message):
 def test_a_file_with_all_keys_is_read(tmp_path):
     (tmp_path / "a.json").write_text('{"a": 1, "b": null}')
     assert read_object(tmp_path / "a.json", "a", "b") == {"a": 1, "b": None}
+
+
+@pytest.mark.parametrize("umask, mode", [(0o022, 0o644), (0o077, 0o600), (0o002, 0o664)])
+def test_permissions_follow_the_umask(tmp_path, umask, mode):
+    before = os.umask(umask)
+    try:
+        write_json(tmp_path / "a.json", {})
+        append_text(tmp_path / "b.jsonl", "{}")
+        weights = save_weights(tmp_path, {"w": torch.zeros(1)}, {"name": "tiny", "sha256": "0"})
+    finally:
+        os.umask(before)
+    assert {path.stat().st_mode & 0o777 for path in (tmp_path / "a.json", tmp_path / "b.jsonl", weights)} == {mode}
