@@ -12,6 +12,7 @@ import pytest
 from processes import run_script
 
 from breviary.runs.checkpoints import read_weights
+from breviary.runs.sealing import MANIFEST
 
 STEPS = 3
 TRAIN = [
@@ -181,7 +182,8 @@ def test_resuming_zero_with_another_world_size_is_rejected(runs):
     whole, alone = runs.train("zero1", world, *overrides), ["engine=zero1", "train.steps=9", *NOT_VALIDATED]
     early = runs.home / "early"
     shutil.copytree(whole, early)
-    for file in early.glob("checkpoints/*/processes.json"):
-        file.unlink()
+    for name in ("processes.json", MANIFEST):
+        for file in early.glob(f"checkpoints/*/{name}"):
+            file.unlink()
     with pytest.raises(AssertionError, match=r"in 2 shards, one per process; start 2 processes, for any engine.ranks"):
         runs.resumed("early_zero1_alone", early, None, *alone)
