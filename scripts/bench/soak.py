@@ -7,7 +7,7 @@
 The training validates and writes checkpoints all the time; after --minutes it is ended by SIGTERM. Then one reader
 answers --questions in one process, on new documents and known ones, every fourth streamed. After a warm-up of a fifth,
 the last tenth of the samples is compared with the first: resident memory within 2%, as many open files, CPU time of a
-step or a question. Exit code 1 where memory or files grow.
+step or a question within 20%. Exit code 1 where one of them grows by more.
 """
 
 from __future__ import annotations
@@ -35,6 +35,7 @@ from breviary.runtime.spelling import command, next_line
 from breviary.serving.loading import load_reader
 
 MOST = 1.02  # resident memory at the end, of that at the beginning
+SLOWEST = 1.2  # CPU time of a unit, likewise; other processes on the machine move it by several percent
 OVERRIDES = (
     "reader=soak backbone=tiny dataset=invented_facts dataset.facts=4 dataset.train_size=2000 train.batch_size=4 "
     "train.steps=1000000 train.save_every=50 train.eval_every=100 train.eval_examples=8 generation.max_new_tokens=4 "
@@ -46,7 +47,7 @@ DOCUMENTS = 50  # each of 8 questions, then again from the first
 def build_parser() -> argparse.ArgumentParser:
     """The command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--minutes", type=float, default=45, help="of the training")
+    parser.add_argument("--minutes", type=float, default=60, help="of the training")
     parser.add_argument("--questions", type=int, default=20000)
     parser.add_argument("--output", metavar="FILE", help="JSON file")
     return parser
@@ -64,7 +65,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
             row: dict[str, Any] = {"process": part, **drift(taken)}
             rows.put(row)
             print(describe(row), flush=True)
-            failed |= row["resident_ratio"] > MOST or row["files"][0] != row["files"][1]
+            failed |= grows(row)
     if failed:
         sys.exit(1)
     print(next_line(command("scripts/bench/crash.py")))
@@ -113,6 +114,11 @@ def answer(run: Path, questions: int) -> list[Sample]:
         if number % every == every - 1:
             samples.append(take_sample(number + 1))
     return samples
+
+
+def grows(row: dict[str, Any]) -> bool:
+    """Whether a part needs more at its end than at its beginning."""
+    return row["resident_ratio"] > MOST or row["files"][0] != row["files"][1] or row["cpu_ratio"] > SLOWEST
 
 
 def describe(row: dict[str, Any]) -> str:
