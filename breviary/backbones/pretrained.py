@@ -24,6 +24,7 @@ from breviary.backbones.attention import ATTENTION, check_attention
 from breviary.backbones.hub import hub_options, hub_problem
 from breviary.backbones.recipes import BACKBONES
 from breviary.backbones.sharding import load_partitioned
+from breviary.runtime.files import file_sha256
 
 FAMILIES = ("llama", "qwen2", "qwen3")
 
@@ -185,8 +186,7 @@ def truncated_config(config: PretrainedConfig, layers: int | None) -> Pretrained
 @cache
 def _file_digest(file: Path, modified_ns: int, size: int) -> bytes:
     """sha256 of a file. Its modification time and size are part of the cache key."""
-    with open(file, "rb") as stream:
-        return hashlib.file_digest(stream, "sha256").digest()
+    return bytes.fromhex(file_sha256(file))
 
 
 def fingerprint_hashes(config: PretrainedConfig, contents: Sequence[bytes]) -> dict[str, str]:

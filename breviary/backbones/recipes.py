@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-from breviary.runtime.files import usual_mode
+from breviary.runtime.files import file_sha256, usual_mode
 
 PROVENANCE = "provenance.json"
 
@@ -100,15 +99,9 @@ BACKBONES = {
 }
 
 
-def sha256(path: Path) -> str:
-    """Hex digest of a file."""
-    with open(path, "rb") as stream:
-        return hashlib.file_digest(stream, "sha256").hexdigest()
-
-
 def check_hash(path: Path, expected: str, name: str) -> None:
     """Raises ValueError unless the file has the sha256 that `name` is known to have."""
-    digest = sha256(path)
+    digest = file_sha256(path)
     if digest != expected:
         raise ValueError(f"{path}: sha256 is {digest}, {name} has {expected}: fetch it again")
 
@@ -119,7 +112,7 @@ def check_gguf(path: Path, recipe: Recipe) -> tuple[str, bool]:
     A file of another name and hash, such as another quantisation, is accepted.
     Raises: ValueError for a known name with another hash, and for a known file of another backbone.
     """
-    digest = sha256(path)
+    digest = file_sha256(path)
     if digest in recipe.gguf_sha256.values():
         return digest, True
     for name, other in BACKBONES.items():
@@ -163,7 +156,7 @@ def write_provenance(folder: Path, name: str, facts: dict[str, Any]) -> None:
     provenance = {
         "name": name,
         **facts,
-        "sha256": {path.name: sha256(path) for path in files},
+        "sha256": {path.name: file_sha256(path) for path in files},
         "versions": {package: version(package) for package in packages},
     }
     (folder / PROVENANCE).write_text(json.dumps(provenance, indent=2) + "\n")
@@ -173,7 +166,7 @@ def verify(folder: Path) -> None:
     """Checks every file against provenance.json (under 1 s). Raises: ValueError naming the file that differs."""
     for file, expected in read_provenance(folder)["sha256"].items():
         path = folder / file
-        digest = sha256(path) if path.is_file() else "missing"
+        digest = file_sha256(path) if path.is_file() else "missing"
         if digest != expected:
             raise ValueError(
                 f"{path}: sha256 is {digest}, {PROVENANCE} states {expected}; "

@@ -245,7 +245,7 @@ def read_identity(folder: Path) -> dict[str, Any] | None:
     try:
         return read_object(file)
     except ValueError as error:
-        raise ValueError(f"{file} is damaged ({error}); remove the folder {folder} to evaluate anew") from error
+        raise ValueError(f"{error}, or remove the folder {folder} to evaluate anew") from error
 
 
 def baselines_beside(home: Path, identity: Mapping[str, Any]) -> list[Path]:

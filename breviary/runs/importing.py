@@ -6,7 +6,6 @@ the reader, or is recorded in imported.json with the reason why not.
 
 from __future__ import annotations
 
-import hashlib
 import tempfile
 from collections.abc import Mapping
 from pathlib import Path
@@ -32,7 +31,7 @@ from breviary.runs.released import (
     load_weights,
     locate_weights,
 )
-from breviary.runtime.files import write_json
+from breviary.runtime.files import file_sha256, write_json
 
 RECORD = "imported.json"
 
@@ -181,12 +180,6 @@ def write_run(output: Path, cfg: DictConfig, reader: nn.Module, backbone: Backbo
         write_json(folder / RECORD, record)
         finish_run(folder)
         folder.replace(output)  # succeeds where `output` is an empty folder
-
-
-def file_sha256(file: Path) -> str:
-    """SHA-256 of a file, as hexadecimal digits."""
-    with open(file, "rb") as stream:
-        return hashlib.file_digest(stream, "sha256").hexdigest()
 
 
 def option_name(key: str) -> str:

@@ -6,12 +6,11 @@ machine that stops at any moment leaves an incomplete checkpoint or a whole one,
 
 from __future__ import annotations
 
-import hashlib
 import json
 from pathlib import Path
 from typing import Any
 
-from breviary.runtime.files import sync_path, write_json
+from breviary.runtime.files import file_sha256, sync_path, write_json
 
 MANIFEST = "files.json"  # {name: [sha256, ...]}, names relative to the checkpoint; null = incomplete
 
@@ -27,7 +26,7 @@ def seal_checkpoint(folder: str | Path) -> None:
     files = [path for path in sorted(folder.rglob("*")) if path.is_file() and path.name != MANIFEST]
     for path in [*files, *{path.parent for path in files}]:
         sync_path(path)
-    write_json(folder / MANIFEST, {path.relative_to(folder).as_posix(): [_sha256(path)] for path in files})
+    write_json(folder / MANIFEST, {path.relative_to(folder).as_posix(): [file_sha256(path)] for path in files})
     sync_path(folder)
     sync_path(folder.parent)
 
@@ -36,7 +35,7 @@ def replace_file(folder: str | Path, name: str, new: Path) -> None:
     """Replaces one file of a complete checkpoint by `new`; at any moment the list holds the hash of the present one."""
     folder, files = Path(folder), _read(Path(folder))
     if files is not None:
-        write_json(folder / MANIFEST, files | {name: [*files.get(name, [])[-1:], _sha256(new)]})
+        write_json(folder / MANIFEST, files | {name: [*files.get(name, [])[-1:], file_sha256(new)]})
     sync_path(new)
     new.replace(folder / name)
     sync_path(folder)
@@ -54,7 +53,7 @@ def damage(folder: str | Path) -> str | None:
         path = folder / name
         if not path.is_file():
             return f"{path}: this file of a checkpoint is missing"
-        if _sha256(path) not in hashes:
+        if file_sha256(path) not in hashes:
             return f"{path}: this file of a checkpoint is damaged, its sha256 differs from the one in {MANIFEST}"
     return None
 
@@ -66,8 +65,3 @@ def _read(folder: Path) -> dict[str, Any] | None:
     except (FileNotFoundError, ValueError):
         return None
     return files if isinstance(files, dict) else None
-
-
-def _sha256(path: Path) -> str:
-    with open(path, "rb") as stream:
-        return hashlib.file_digest(stream, "sha256").hexdigest()

@@ -29,6 +29,12 @@ def update_hash(digest: Any, name: str, tensor: Tensor) -> None:
     digest.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy())
 
 
+def file_sha256(path: str | Path) -> str:
+    """Hex digest of a file."""
+    with open(path, "rb") as stream:
+        return hashlib.file_digest(stream, "sha256").hexdigest()
+
+
 def write_text(path: str | Path, text: str) -> None:
     """Writes a file atomically: a killed process leaves the old file or the new one, never a partial one."""
     path = Path(path)

@@ -77,7 +77,7 @@ class Part:
 def reader_parts(
     cfg: DictConfig, spec: ReaderSpec, shape: BackboneShape, lengths: TextLengths, is_peak: bool = False
 ) -> list[Part]:
-    """Encoder, alignment and decoder, as far as the reader has them, for one example.
+    """Encoder, alignment and decoder, those of them that the reader has, for one example.
 
     is_peak  for memory: use the maximum number of slots of a step, not the mean
     """

@@ -14,7 +14,6 @@ from gguf import GGMLQuantizationType, TokenType, dequantize, quantize
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from breviary.backbones import gguf as module
-from breviary.backbones import recipes
 from breviary.backbones.fetching import SourceUnavailable, get_backbone
 from breviary.backbones.gguf import EMBEDDING, HEAD, order_copies
 from breviary.backbones.pretrained import Backbone
@@ -22,6 +21,7 @@ from breviary.backbones.recipes import BACKBONES, Recipe, read_provenance
 from breviary.backbones.stack import Stack
 from breviary.contract import Example
 from breviary.runtime.checkout import ROOT
+from breviary.runtime.files import file_sha256
 from data.prompts import Prompt
 from tests.gguf_files import INNER, LAYERS, TOKENS, WIDTH, write_gguf
 
@@ -192,13 +192,13 @@ def test_a_known_name_with_another_hash_is_rejected(tmp_path, tiny_qwen, capsys)
 
     other = path.rename(tmp_path / "other.gguf")
     get_backbone("tiny_qwen", other, tmp_path / "out")
-    assert f"other.gguf: sha256 {recipes.sha256(other)} (not a known file)" in capsys.readouterr().out
+    assert f"other.gguf: sha256 {file_sha256(other)} (not a known file)" in capsys.readouterr().out
 
 
 def test_a_known_file_of_another_backbone_is_rejected(tmp_path, tiny_qwen, monkeypatch):
     path = tmp_path / "model.gguf"
     path.write_bytes(b"weights")
-    other = replace(BACKBONES["qwen25_0_5b"], gguf_sha256={"other.gguf": recipes.sha256(path)})
+    other = replace(BACKBONES["qwen25_0_5b"], gguf_sha256={"other.gguf": file_sha256(path)})
     monkeypatch.setitem(BACKBONES, "qwen25_0_5b", other)
     with pytest.raises(ValueError, match=f"holds Qwen/Qwen2.5-0.5B-Instruct, not .*py qwen25_0_5b --from {path}`"):
         get_backbone("tiny_qwen", path, tmp_path / "out")
