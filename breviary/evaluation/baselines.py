@@ -13,7 +13,7 @@ from typing import Any
 from omegaconf import DictConfig
 
 from breviary.config.build import ReaderSpec
-from breviary.evaluation.identity import IDENTITY, differences, digest, read_identity, sources
+from breviary.evaluation.identity import IDENTITY, differences, evaluation_folder, read_identity, sources
 from breviary.evaluation.results import PREDICTIONS, RESULTS, read_results
 from breviary.readers.keep_tokens import KeepTokens
 from breviary.runtime.files import write_json
@@ -28,7 +28,7 @@ def share_baseline(home: Path, cfg: DictConfig, identity: Mapping[str, Any]) -> 
     Returns the folder and a message; None where the row is no baseline without weights, where its folder holds an
     evaluation, or where there are no such results. One process calls this.
     """
-    folder = home / digest(identity) / cfg.reader.replace(" ", "_")
+    folder = evaluation_folder(home, cfg, identity)
     if not _is_shared(cfg, identity) or (folder / IDENTITY).exists():
         return None
     wanted = _shared_identity(identity)

@@ -147,6 +147,11 @@ def _changed_keys(one: Any, other: Any, prefix: str) -> list[str]:
 # ------------------------------------------------------------------ the folder of an evaluation
 
 
+def evaluation_folder(home: Path, cfg: DictConfig, identity: Mapping[str, Any]) -> Path:
+    """The folder of one row's evaluation below `home`."""
+    return home / digest(identity) / cfg.reader.replace(" ", "_")
+
+
 def open_evaluation(
     home: Path,
     cfg: DictConfig,
@@ -165,8 +170,7 @@ def open_evaluation(
                  scores stored predictions anew where only its metrics are missing
     examples     that are evaluated
     """
-    name = cfg.reader.replace(" ", "_")
-    folder = home / digest(identity) / name
+    name, folder = cfg.reader.replace(" ", "_"), evaluation_folder(home, cfg, identity)
     stored = read_identity(folder)
     fresh = cfg.get("fresh", False)
     if not fresh and stored is not None and (message := rescore(folder, stored, identity, scores, examples)):

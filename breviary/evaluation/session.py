@@ -29,6 +29,7 @@ from breviary.contract import Compressor, Example, Generation, Reader
 from breviary.evaluation.baselines import share_baseline
 from breviary.evaluation.facts import CONDITIONS, prompt_record, training_record
 from breviary.evaluation.identity import evaluation_identity, open_evaluation, stored_provenance
+from breviary.evaluation.locks import lock_evaluation
 from breviary.evaluation.loop import evaluate, shuffled_context_nll, unconditional_nll
 from breviary.evaluation.resolve import (
     CHECKPOINTS,
@@ -65,6 +66,7 @@ from breviary.runtime.distributed import (
     start_process_group,
     world_size,
 )
+from breviary.runtime.locks import release_lock
 from breviary.runtime.spelling import own_command
 
 
@@ -208,20 +210,37 @@ class EvaluationSession:
 
         Finished results of the same identity (`evaluation_identity`) are returned as they are; a killed evaluation of
         the same identity continues from its predictions.
+        Raises: LockedError where another process evaluates into that folder.
         """
         backbone, items = build_backbone(cfg), self.tokenise(cfg, examples)
         scorer = self.scorer(cfg)
         identity = evaluation_identity(cfg, checkpoint, backbone, items, self.text.metrics_version, scorer.further)
-        folder, message = call_on_rank_zero(
-            lambda: (
-                share_baseline(home, cfg, identity)
-                or open_evaluation(home, cfg, checkpoint, identity, self.environment, scorer, examples)
+        lock = call_on_rank_zero(lambda: lock_evaluation(home, cfg, identity))
+        try:
+            folder, message = call_on_rank_zero(
+                lambda: (
+                    share_baseline(home, cfg, identity)
+                    or open_evaluation(home, cfg, checkpoint, identity, self.environment, scorer, examples)
+                )
             )
-        )
-        if message:
-            print_rank0(f"{cfg.reader}: {message}")
-        if (folder / RESULTS).is_file():
-            return self._results(folder, scorer)
+            if message:
+                print_rank0(f"{cfg.reader}: {message}")
+            if not (folder / RESULTS).is_file():
+                self._evaluate_into(folder, cfg, backbone, items, checkpoint, store)
+        finally:
+            release_lock(lock)
+        return self._results(folder, scorer)
+
+    def _evaluate_into(
+        self,
+        folder: Path,
+        cfg: DictConfig,
+        backbone: Backbone | TinyBackbone,
+        items: Any,
+        checkpoint: Path | None,
+        store: EncodingStore | None,
+    ) -> None:
+        """Answers what has no prediction in `folder`, and writes the results."""
         spec = ReaderSpec.of(cfg)
         notes = answer_notes(items, cfg, spec.objective.is_autoencoder) + budget_notes(items, spec.settings)
         for line in [items.report(), *notes]:
@@ -232,11 +251,10 @@ class EvaluationSession:
         if checkpoint is None:
             print_untrained(cfg.reader, reader)
         # Predictions of killed calls, of any number of processes.
-        call_on_rank_zero(lambda: merge_ranks(folder, [example.id for example in examples]))
+        call_on_rank_zero(lambda: merge_ranks(folder, [example.id for example in items.examples]))
         self._answer_all(cfg, reader, items, folder, unconditional, store)
         memory = peak_of_all_ranks(is_reset)
         call_on_rank_zero(lambda: self._summarise(cfg, reader, items, folder, backbone, memory))
-        return self._results(folder, scorer)
 
     def _results(self, folder: Path, scorer: Scorer) -> dict[str, Any]:
         """Stored results and their `folder`; the metrics to show are those that the data set names at present."""

@@ -29,7 +29,7 @@ from breviary.backbones.trainable import (
     trained_state,
 )
 from breviary.config.errors import collect_errors
-from breviary.runs.sealing import damage, is_complete
+from breviary.runs.sealing import DELETED, damage, delete_checkpoint, is_complete, is_sealed
 from breviary.runtime.files import hash_tensors, read_object, usual_mode, write_json
 
 SCHEMA = 1
@@ -265,17 +265,38 @@ def check_checkpoint(key: str, run: str, find: Callable[[str], Path], backbone: 
 
 
 def checkpoints(folder: str | Path) -> list[Path]:
-    """A run's complete checkpoints, oldest first."""
-    found = [
-        (int(match[1]), path)
-        for path in Path(folder).glob("checkpoints/checkpoint-*")
-        if (match := re.fullmatch(r"checkpoint-(\d+)", path.name))
-        and (path / WEIGHTS).is_file()
+    """A run's complete checkpoints, oldest first. One that lost a file since is among them (`damage`)."""
+    return [path for _, path in sorted(_steps(Path(folder) / "checkpoints")) if _is_complete(path)]
+
+
+def _steps(home: Path) -> list[tuple[int, Path]]:
+    """(step, folder) of all checkpoints, incomplete ones included."""
+    matches = [(re.fullmatch(r"checkpoint-(\d+)", path.name), path) for path in home.glob("checkpoint-*")]
+    return [(int(match[1]), path) for match, path in matches if match]
+
+
+def _is_complete(path: Path) -> bool:
+    if is_sealed(path):
+        return is_complete(path)
+    shards = path / OPTIMIZER_SHARDS
+    return (
+        (path / WEIGHTS).is_file()
         and (path / "trainer_state.json").is_file()
-        and ((path / OPTIMIZER_SHARDS / ".metadata").is_file() or not (path / OPTIMIZER_SHARDS).is_dir())
-        and is_complete(path)
-    ]
-    return [path for _, path in sorted(found)]
+        and ((shards / ".metadata").is_file() or not shards.is_dir())
+    )
+
+
+def delete_old_checkpoints(home: Path, best: str | None, most: int) -> None:
+    """Deletes all checkpoints in `home` but the newest ones, and what killed processes left.
+
+    best  the best checkpoint, which stays
+    most  checkpoints that stay, at least one; the newest stays beside the best
+    """
+    newest = [path for _, path in sorted(_steps(home), reverse=True) if _is_complete(path)]
+    kept = {path for path in newest if best and path == Path(best)} | set(newest[:1])
+    kept |= set([path for path in newest if path not in kept][: max(0, most - len(kept))])
+    for path in [*home.glob(f"checkpoint-*{DELETED}"), *(path for _, path in _steps(home) if path not in kept)]:
+        delete_checkpoint(path)
 
 
 def last_checkpoint(folder: str | Path) -> Path:

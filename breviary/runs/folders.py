@@ -22,12 +22,15 @@ from breviary.runs.schema import FORMER_TARGETS, SCHEMA, rename_targets, upgrade
 from breviary.runtime.checkout import ROOT
 from breviary.runtime.distributed import call_on_rank_zero, print_rank0
 from breviary.runtime.files import read_object, write_json, write_text
+from breviary.runtime.locks import LOCK, locked, release_lock, take_lock
 from breviary.runtime.spelling import hydra_value, override
 
 # Keys that may change when a run is resumed.
 NOT_COMPARED = ("resume", "sweep", "paths", "hydra")
 
 INPUTS = "inputs.json"
+
+START_WAIT = 60  # seconds for which a start waits for others that look for the same unfinished run
 
 # What a run is trained from, as stored in INPUTS, and in the words of a message. `tokens` stays last.
 INPUT_NAMES = {
@@ -61,7 +64,9 @@ def open_run(cfg: DictConfig, inputs: Mapping[str, str | None] | None = None) ->
     cfg.resume  never: a new folder | auto: the newest unfinished run of an equal configuration and equal inputs, else a
                 new folder | a run folder
     inputs      hashes of what the run is trained from, keys of INPUT_NAMES; stored in a new folder. None = not known
-    Raises: ValueError when the run folder has no checkpoint, or was trained on other data.
+    The folder is locked until `unlock_run` or the end of the process.
+    Raises: ValueError when the run folder has no checkpoint, or was trained on other data; LockedError where another
+    process trains it, with resume=auto also one that has no checkpoint yet.
     """
     return call_on_rank_zero(lambda: _open_run(cfg, inputs))
 
@@ -90,29 +95,57 @@ def _finished_run(cfg: DictConfig, inputs: Mapping[str, str | None]) -> Path | N
 
 def _open_run(cfg: DictConfig, inputs: Mapping[str, str | None] | None) -> tuple[Path, Path | None]:
     home = Path(cfg.paths.outputs) / cfg.name
-    folder, checkpoint = None, None
+    if cfg.resume == "never":
+        return _begin_run(home, cfg, inputs), None
     if cfg.resume == "auto":
-        folder, checkpoint = _newest_unfinished(home, cfg, inputs)
-    elif cfg.resume != "never":
-        folder, checkpoint = Path(cfg.resume), checkpoint_to_resume(cfg.resume, print_rank0)
-        stored = read_inputs(folder)
-        if stored and inputs and stored["train"] != inputs["train"]:
-            raise ValueError(
-                f"resume={folder}: that run has other training data (sha256 {stored['train']}, here "
-                f"{inputs['train']}); resume with its data, or start a new run from its weights: init_from={folder}"
-            )
-        other = changed_settings(load_config(folder), cfg)
-        if other:
-            print_rank0(
-                f"warning: {folder} goes on with other settings than it began with, and its {CONFIG} keeps stating the "
-                f"first: {', '.join(other)}"
-            )
-    if folder is None:
-        folder = _new_folder(home)
-        write_run_metadata(folder, cfg)
-        if inputs:
-            write_json(folder / INPUTS, inputs)
+        home.mkdir(parents=True, exist_ok=True)
+        # Of several processes that start at once, one begins the run and the others find its lock.
+        with locked(home / LOCK, str(home), "give the command again", wait=START_WAIT):
+            folder = _newest_unfinished(home, cfg, inputs)
+            if folder is None:
+                return _begin_run(home, cfg, inputs), None
+        return folder, checkpoint_to_resume(folder, print_rank0)
+    folder = Path(cfg.resume)
+    if folder.is_dir():  # else there is no checkpoint either, which the next line reports
+        lock_run(folder)
+    checkpoint = checkpoint_to_resume(folder, print_rank0)
+    stored = read_inputs(folder)
+    if stored and inputs and stored["train"] != inputs["train"]:
+        raise ValueError(
+            f"resume={folder}: that run has other training data (sha256 {stored['train']}, here "
+            f"{inputs['train']}); resume with its data, or start a new run from its weights: init_from={folder}"
+        )
+    other = changed_settings(load_config(folder), cfg)
+    if other:
+        print_rank0(
+            f"warning: {folder} goes on with other settings than it began with, and its {CONFIG} keeps stating the "
+            f"first: {', '.join(other)}"
+        )
     return folder, checkpoint
+
+
+def _begin_run(home: Path, cfg: DictConfig, inputs: Mapping[str, str | None] | None) -> Path:
+    """A new folder in `home`, locked, with configuration, environment and inputs."""
+    folder = _new_folder(home)
+    lock_run(folder)
+    write_run_metadata(folder, cfg)
+    if inputs:
+        write_json(folder / INPUTS, inputs)
+    return folder
+
+
+def lock_run(folder: Path) -> bool:
+    """Keeps other processes from training in a run folder, until `unlock_run` or the end of this process.
+
+    Returns False where this process has the lock already. Raises: LockedError naming the process that has it.
+    """
+    advice = "wait until it ends, or start another run: resume=never"
+    return take_lock(folder / LOCK, f"run {folder}", advice)
+
+
+def unlock_run(folder: Path) -> None:
+    """Releases the lock of this process."""
+    release_lock(folder / LOCK)
 
 
 def changed_settings(began: DictConfig, cfg: DictConfig) -> list[str]:
@@ -194,27 +227,42 @@ def read_inputs(folder: str | Path) -> dict[str, str | None] | None:
     return read_object(file) if file.is_file() else None
 
 
-def _newest_unfinished(
-    parent: Path, cfg: DictConfig, inputs: Mapping[str, str | None] | None
-) -> tuple[Path | None, Path | None]:
-    """The newest unfinished run to continue, and its last checkpoint. Prints why a similar run is not continued."""
+def _newest_unfinished(parent: Path, cfg: DictConfig, inputs: Mapping[str, str | None] | None) -> Path | None:
+    """The newest unfinished run to continue, locked. Prints why a similar run is not continued.
+
+    Raises: LockedError where another process trains it at present, with or without a checkpoint.
+    """
     for folder in sorted(parent.glob("*_*"), reverse=True):
-        if not (folder / CONFIG).is_file() or (folder / FINISHED).exists() or not checkpoints(folder):
+        if not (folder / CONFIG).is_file() or (folder / FINISHED).exists():
+            continue
+        if not checkpoints(folder) and not (folder / LOCK).exists():
             continue
         config, stored = load_config(folder), read_inputs(folder)
         if stored is None or inputs is None:
-            if config_hash(config) == config_hash(cfg):
+            if config_hash(config) == config_hash(cfg) and _lock_unfinished(folder):
                 if inputs is not None:
                     print_rank0(f"resume=auto: {folder} is of an earlier version, which stored no hash of its data")
-                return folder, checkpoint_to_resume(folder, print_rank0)
+                return folder
         elif _settings_hash(config) == _settings_hash(cfg):
             changed = [words for key, words in INPUT_NAMES.items() if stored.get(key) != inputs.get(key)]
             if not changed:
-                return folder, checkpoint_to_resume(folder, print_rank0)
+                if _lock_unfinished(folder):
+                    return folder
+                continue
             # Other data have other tokens: the tokenizer is blamed only where the data are equal.
             reasons = changed[:-1] if len(changed) > 1 and changed[-1] == INPUT_NAMES["tokens"] else changed
             print_rank0(f"resume=auto: {folder} is not continued, it has {', '.join(reasons)}; this is another run")
-    return None, None
+    return None
+
+
+def _lock_unfinished(folder: Path) -> bool:
+    """Locks a run; whether it can be continued, which its former owner may have decided meanwhile."""
+    is_new = lock_run(folder)
+    if checkpoints(folder) and not (folder / FINISHED).exists():
+        return True
+    if is_new:
+        unlock_run(folder)
+    return False
 
 
 def _settings_hash(cfg: DictConfig) -> str:

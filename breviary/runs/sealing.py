@@ -7,6 +7,7 @@ machine that stops at any moment leaves an incomplete checkpoint or a whole one,
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -15,9 +16,24 @@ from breviary.runtime.files import file_sha256, sync_path, write_json
 MANIFEST = "files.json"  # {name: [sha256, ...]}, names relative to the checkpoint; null = incomplete
 
 
+DELETED = ".deleted"  # ending of a checkpoint's name while it is deleted
+
+
 def begin_checkpoint(folder: str | Path) -> None:
-    """Marks a checkpoint as incomplete, before its first file is written."""
+    """Makes an empty folder, marked as incomplete. A checkpoint of a killed or passed over run at its place goes."""
+    delete_checkpoint(folder)
     write_json(Path(folder) / MANIFEST, None)
+
+
+def delete_checkpoint(folder: str | Path) -> None:
+    """Deletes a checkpoint. Renamed first: a process killed meanwhile leaves nothing that looks complete."""
+    folder = Path(folder)
+    doomed = folder if folder.suffix == DELETED else folder.with_name(folder.name + DELETED)
+    if doomed.is_dir():  # left by a killed process
+        shutil.rmtree(doomed)
+    if folder.is_dir():
+        folder.replace(doomed)
+        shutil.rmtree(doomed)
 
 
 def seal_checkpoint(folder: str | Path) -> None:
@@ -41,15 +57,26 @@ def replace_file(folder: str | Path, name: str, new: Path) -> None:
     sync_path(folder)
 
 
+def is_sealed(folder: str | Path) -> bool:
+    """Whether a checkpoint has a list, complete or not. Those of versions before this list have none."""
+    return (Path(folder) / MANIFEST).is_file()
+
+
 def is_complete(folder: str | Path) -> bool:
-    """Whether a checkpoint's list is written. Checkpoints of versions before this list count as complete."""
-    return not (Path(folder) / MANIFEST).is_file() or _read(Path(folder)) is not None
+    """Whether a checkpoint's list is written, damaged ones included (`damage`). Those without a list count, too."""
+    try:
+        return not is_sealed(folder) or json.loads((Path(folder) / MANIFEST).read_bytes()) is not None
+    except ValueError:
+        return True
 
 
 def damage(folder: str | Path) -> str | None:
     """What differs between a checkpoint's files and its list, in one sentence; None = nothing, or there is no list."""
     folder = Path(folder)
-    for name, hashes in (_read(folder) or {}).items():
+    files = _read(folder)
+    if files is None and is_sealed(folder):
+        return f"{folder / MANIFEST}: this file of a checkpoint is damaged, it holds no list of files"
+    for name, hashes in (files or {}).items():
         path = folder / name
         if not path.is_file():
             return f"{path}: this file of a checkpoint is missing"

@@ -35,7 +35,7 @@ from breviary.runs.checkpoints import (
     load_trained,
     weights_hash,
 )
-from breviary.runs.folders import finish_run, finished_run, open_run
+from breviary.runs.folders import finish_run, finished_run, open_run, unlock_run
 from breviary.runs.sweeps import announce_job, current_sweep, list_run
 from breviary.runtime.device import resolve_device
 from breviary.runtime.distributed import end_process_group, print_rank0, rank, start_process_group, world_size
@@ -270,6 +270,7 @@ class TrainingSession:
             if step_end.signal or self.interruption.received:
                 self._end_interrupted(folder, step_end.signal)
         finally:
+            unlock_run(folder)
             print_rank0(f"run {folder}")
 
     def _end_interrupted(self, folder: Path, number: int) -> NoReturn:

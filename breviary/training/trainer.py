@@ -27,13 +27,13 @@ from torch.distributed.tensor import DTensor
 from torch.utils.data import Sampler
 from transformers import PrinterCallback, ProgressCallback, Trainer, TrainingArguments
 from transformers.trainer import SCHEDULER_NAME, TRAINER_STATE_NAME
-from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR, rotate_checkpoints
+from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 
 from breviary.contract import Batch, Generation, Reader
 from breviary.evaluation.loop import evaluate
 from breviary.evaluation.results import summarise
 from breviary.readers.chunked import ChunkedReader
-from breviary.runs.checkpoints import load_trained, write_processes
+from breviary.runs.checkpoints import delete_old_checkpoints, load_trained, write_processes
 from breviary.runs.sealing import begin_checkpoint, replace_file, seal_checkpoint
 from breviary.runtime.distributed import barrier, gather_rows, rank, sum_over_ranks, world_size
 from breviary.runtime.files import write_json
@@ -299,9 +299,7 @@ class ReaderTrainer(Trainer):
         if self.args.should_save:
             seal_checkpoint(Path(self.args.output_dir) / f"{PREFIX_CHECKPOINT_DIR}-{self.last_saved_step}")
             best, most = self.state.best_model_checkpoint, self.args.save_total_limit
-            rotate_checkpoints(
-                output_dir=self.args.output_dir, save_total_limit=most, best_model_checkpoint=best, use_mtime=True
-            )
+            delete_old_checkpoints(Path(self.args.output_dir), best, most)
 
     def finish_saving(self, wait: bool = True) -> None:
         """Deletes old checkpoints once the newest is complete, which FSDP writes while the training goes on.
@@ -365,6 +363,7 @@ class ReaderTrainer(Trainer):
         """As in the Trainer. DeepSpeed's own files hold optimizer state only (those of early versions masters, too)."""
         if resume_from_checkpoint:
             self.args.eval_on_start = self._repeat_validation()
+            self.last_saved_step = self.state.global_step
             self.run_log.read_partial_row(Path(resume_from_checkpoint) / PARTIAL_ROW)
             kind = "zero" if self.is_deepspeed_enabled else "plain" if self.shards is None else "fsdp"
             check_optimizer_state(resume_from_checkpoint, kind, self.args.world_size)

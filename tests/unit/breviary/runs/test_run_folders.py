@@ -1,12 +1,18 @@
 """Run folders: named once, found again, and distinguished by their configuration."""
 
 import json
+import os
+import socket
+from pathlib import Path
 
 import pytest
 from omegaconf import OmegaConf
 
 from breviary.runs.checkpoints import WEIGHTS, best_checkpoint, checkpoints, last_checkpoint
-from breviary.runs.folders import config_hash, finish_run, load_config, normalise_run_path, open_run
+from breviary.runs.folders import config_hash, finish_run, load_config, normalise_run_path, open_run, unlock_run
+from breviary.runtime import locks
+from breviary.runtime.locks import LOCK
+from tests.at_once import ask_at_once
 
 
 @pytest.fixture
@@ -143,3 +149,49 @@ def test_what_counts_a_data_set_s_tokens_follows_the_backbone(cfg, tmp_path):
     assert stored.dataset == {"counter": backbone, "instruction": "Read."} and config_hash(stored) == config_hash(cfg)
     stored.backbone.path = "elsewhere"
     assert stored.dataset.counter.path == "elsewhere"
+
+
+# ------------------------------------------------------------------ one process at a time
+
+
+@pytest.mark.parametrize("resume", ["auto", "of a run"])
+def test_of_eight_processes_that_start_at_once_one_trains(cfg, tmp_path, resume, monkeypatch):
+    monkeypatch.setattr(locks, "WAIT", 0.05)
+    cfg.resume = "auto"
+    if resume != "auto":
+        folder, _ = open_run(cfg)
+        checkpoint(folder, 2)
+        unlock_run(folder)
+        cfg.resume = str(folder)
+    inputs = {"train": "a", "validation": "b", "backbone": "c", "tokens": "d"}
+    found = ask_at_once(lambda: open_run(cfg, inputs)[0])
+    [(_, owner, folder)] = [answer for answer in found if answer[0] == "opened"]
+    assert [str(path) for path in (tmp_path / "facts").glob("*_*")] == [folder]
+    for kind, _, text in found:
+        assert kind == "opened" or (
+            kind == "LockedError"
+            and text.startswith(f"run {folder}: process {owner} on {socket.gethostname()} (since ")
+            and text.endswith("is writing it; wait until it ends, or start another run: resume=never")
+        )
+    assert len(found) == 8
+
+
+def test_a_run_without_checkpoint_that_was_killed_is_passed_over(cfg):
+    cfg.resume = "auto"
+    [(kind, _, folder)] = ask_at_once(lambda: open_run(cfg)[0], processes=1)
+    assert kind == "opened" and (Path(folder) / LOCK).exists()  # as after SIGKILL
+    fresh, none = open_run(cfg)
+    assert str(fresh) != folder and none is None
+    unlock_run(fresh)
+    assert not (fresh / LOCK).exists() and not (Path(folder) / LOCK).exists()
+
+
+def test_a_refused_start_leaves_the_lock_to_its_owner(cfg, monkeypatch):
+    monkeypatch.setattr(locks, "WAIT", 0.05)
+    folder, _ = open_run(cfg)
+    checkpoint(folder, 2)
+    cfg.resume = "auto"
+    for _ in range(2):
+        [(kind, _, text)] = ask_at_once(lambda: open_run(cfg)[0], processes=1)
+        assert kind == "LockedError" and f"process {os.getpid()} on" in text
+    assert open_run(cfg)[0] == folder

@@ -7,8 +7,16 @@ import json
 import pytest
 import torch
 
-from breviary.runs.checkpoints import checkpoint_to_resume, checkpoints, save_weights
-from breviary.runs.sealing import MANIFEST, begin_checkpoint, damage, is_complete, replace_file, seal_checkpoint
+from breviary.runs.checkpoints import checkpoint_to_resume, checkpoints, delete_old_checkpoints, save_weights
+from breviary.runs.sealing import (
+    MANIFEST,
+    begin_checkpoint,
+    damage,
+    delete_checkpoint,
+    is_complete,
+    replace_file,
+    seal_checkpoint,
+)
 
 STATE = "trainer_state.json"
 
@@ -44,6 +52,9 @@ DAMAGE = {
     "truncated": lambda folder: (folder / "global_step" / "optimizer.pt").write_bytes(bytes(range(32))),
     "empty, as after a loss of power": lambda folder: (folder / STATE).write_bytes(b""),
     "missing": lambda folder: (folder / "global_step" / "optimizer.pt").unlink(),
+    "missing weights": lambda folder: (folder / "trained.safetensors").unlink(),
+    "a damaged list": lambda folder: (folder / MANIFEST).write_text('{"trained.safe'),
+    "no list": lambda folder: (folder / MANIFEST).write_text("[1]"),
 }
 
 
@@ -96,3 +107,51 @@ def test_replacing_a_file_leaves_a_sound_checkpoint_at_any_moment(run, monkeypat
     monkeypatch.undo()
     replace_file(folder, STATE, new)
     assert damage(folder) is None and json.loads((folder / STATE).read_text()) == {"best": 4}
+
+
+# ---- deletion ----
+
+
+@pytest.mark.parametrize("stop", ["checkpoint", "list"])
+def test_a_checkpoint_whose_deletion_was_killed_is_none(run, monkeypatch, stop):
+    """At any moment: killed before the first file is deleted, or when the list is gone and the weights are not."""
+
+    def killed(folder):
+        if stop == "list":
+            (folder / MANIFEST).unlink()
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patched, pytest.raises(KeyboardInterrupt):
+        patched.setattr("breviary.runs.sealing.shutil.rmtree", killed)
+        delete_checkpoint(run / "checkpoints" / "checkpoint-2")
+    assert [path.name for path in checkpoints(run)] == ["checkpoint-4"]
+    delete_old_checkpoints(run / "checkpoints", None, 2)
+    assert [path.name for path in (run / "checkpoints").iterdir()] == ["checkpoint-4"]
+
+
+def test_a_new_checkpoint_holds_nothing_of_a_killed_one(run):
+    folder = write_checkpoint(run, 6, seal=False)
+    (folder / "optimizer-of-4-processes.pt").write_bytes(b"")
+    assert sorted(path.name for path in write_checkpoint(run, 6).iterdir()) == sorted(
+        [MANIFEST, STATE, "global_step", "trained.safetensors"]
+    )
+
+
+@pytest.mark.parametrize(
+    "best, most, kept",
+    [
+        (None, 2, [6, 8]),
+        (2, 2, [2, 8]),
+        (8, 2, [6, 8]),
+        (2, 1, [2, 8]),  # the newest is needed to go on
+        (None, 1, [8]),
+        (5, 2, [6, 8]),  # a best one that is gone
+    ],
+)
+def test_the_best_and_the_newest_checkpoints_stay(run, best, most, kept):
+    for step in (6, 8):
+        write_checkpoint(run, step)
+    write_checkpoint(run, 7, seal=False)  # killed
+    home = run / "checkpoints"
+    delete_old_checkpoints(home, best and str(home / f"checkpoint-{best}"), most)
+    assert sorted(int(path.name.partition("-")[2]) for path in home.iterdir()) == kept
