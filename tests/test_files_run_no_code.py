@@ -12,7 +12,10 @@ SOURCES = ("breviary", "comet", "comi", "data", "ram", "scripts")
 FORBIDDEN = {"eval", "exec", "compile", "__import__", "extractall", "os.system", "os.popen"}
 MODULES = {"pickle", "cPickle", "dill", "cloudpickle", "shelve", "marshal", "joblib"}
 # What a rank of a benchmark hands to the process that started it, through a temporary folder.
-ALLOWED = {("comet/bench/pipeline.py", "torch.load without weights_only=True")}
+ALLOWED = {
+    ("comet/bench/pipeline.py", "torch.load without weights_only=True"),
+    ("breviary/runs/plain_reading.py", "pickle"),  # an unpickler that admits listed classes only
+}
 
 
 def called_name(node: ast.Call) -> str:

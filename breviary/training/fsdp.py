@@ -28,6 +28,7 @@ from torch.distributed.fsdp import (
 from breviary.backbones.pretrained import DTYPES
 from breviary.backbones.stack import HALF
 from breviary.runs.checkpoints import OPTIMIZER_SHARDS
+from breviary.runs.plain_reading import load_shards
 from breviary.runtime.distributed import world_size
 
 GATHER = "gather_root"  # method of a sharded reader, see `gathered_root`
@@ -115,5 +116,5 @@ class OptimizerShards:
     def load(self, checkpoint: str | Path, optimizer: torch.optim.Optimizer) -> None:
         """Loads the state of a checkpoint, in place. Called by all ranks."""
         state = get_optimizer_state_dict(self.reader, optimizer)
-        dcp.load(state, checkpoint_id=Path(checkpoint) / OPTIMIZER_SHARDS)
+        load_shards(state, Path(checkpoint) / OPTIMIZER_SHARDS)
         set_optimizer_state_dict(self.reader, optimizer, state)

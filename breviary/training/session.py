@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import signal
+import threading
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -38,7 +39,7 @@ from breviary.runs.checkpoints import (
 from breviary.runs.folders import finish_run, finished_run, open_run, unlock_run
 from breviary.runs.sweeps import announce_job, current_sweep, list_run
 from breviary.runtime.device import resolve_device
-from breviary.runtime.distributed import end_process_group, print_rank0, rank, start_process_group, world_size
+from breviary.runtime.distributed import barrier, end_process_group, print_rank0, rank, start_process_group, world_size
 from breviary.runtime.spelling import override
 from breviary.training.cost.plan import RunCost, split_lengths
 from breviary.training.engines import declare_process, prepare_deepspeed, training_arguments
@@ -278,5 +279,9 @@ class TrainingSession:
         if number:
             print_rank0(f"{signal.Signals(number).name}: saved {last_checkpoint(folder).name}; this resumes the run:")
             print_rank0("  " + (resume_command(folder) or override("resume", str(folder))))
+        if world_size() > 1 and threading.current_thread() is threading.main_thread():
+            # torchrun sends SIGTERM to the other ranks once one has ended with 130; they are about to end with it, too.
+            signal.signal(signal.SIGTERM, signal.SIG_IGN)
+            barrier()
         end_process_group()
         raise TrainingInterrupted(number or self.interruption.received)

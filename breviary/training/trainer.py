@@ -34,6 +34,7 @@ from breviary.evaluation.loop import evaluate
 from breviary.evaluation.results import summarise
 from breviary.readers.chunked import ChunkedReader
 from breviary.runs.checkpoints import delete_old_checkpoints, load_trained, write_processes
+from breviary.runs.plain_reading import read_deepspeed_files
 from breviary.runs.sealing import begin_checkpoint, replace_file, seal_checkpoint
 from breviary.runtime.distributed import barrier, gather_rows, rank, sum_over_ranks, world_size
 from breviary.runtime.files import write_json
@@ -372,6 +373,7 @@ class ReaderTrainer(Trainer):
         prepared = super()._prepare_for_training(max_steps, train_dataloader, None)
         engine = self.model_wrapped
         store_weights_once(engine)
+        read_deepspeed_files(engine)
         if resume_from_checkpoint:
             engine.load_checkpoint(resume_from_checkpoint, load_module_strict=False)
             self._load_from_checkpoint(resume_from_checkpoint)  # weights and their float32 masters

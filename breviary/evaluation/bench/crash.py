@@ -133,6 +133,8 @@ def _python(processes: int) -> list[str]:
 @contextlib.contextmanager
 def _started(command: Sequence[str], log: Path) -> Iterator[tuple[subprocess.Popen, Path]]:
     """A process group of its own, whose output goes to `log`; killed at the end."""
+    if signal.getsignal(signal.SIGINT) == signal.SIG_IGN:  # as a shell starts background jobs; children inherit that
+        signal.signal(signal.SIGINT, signal.default_int_handler)
     log.parent.mkdir(parents=True, exist_ok=True)
     with open(log, "wb") as stream:
         process = subprocess.Popen(
