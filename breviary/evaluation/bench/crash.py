@@ -32,7 +32,7 @@ MODES: dict[str, tuple[int, list[str]]] = {
     "zero2": (2, [*COMI, "engine=zero2"]),
     "pipeline": (2, [*COMET, "engine=pipeline", "engine.ranks=2"]),
 }
-LONGEST = 1.5  # seconds from the first step to a kill, at most
+MOST_STEPS = 6  # from a start to its kill, about
 POLL = 0.0005  # seconds between looks at the files
 
 
@@ -82,6 +82,8 @@ def crash_training(mode: str, home: Path, kills: int, steps: int, rng: random.Ra
             _compare(_losses(reference), _losses(_folders(home / name)[-1]), found)
     folder = _complete([*command, f"name={name}"], home / name)
     _compare(_losses(reference), _losses(folder), found)
+    if not found.resumed:
+        found.problems.append("no start resumed from a checkpoint: nothing was measured")
     return found
 
 
@@ -175,14 +177,14 @@ def _complete(command: Sequence[str], home: Path) -> Path:
 
 def _kill_training(process: subprocess.Popen, log: Path, home: Path, rng: random.Random, in_checkpoint: bool) -> bool:
     """Kills at a random moment after the first step of this start; False where the training ended before."""
-    while process.poll() is None and b"\nstep " not in log.read_bytes():
-        time.sleep(0.01)
-    end = time.monotonic() + rng.random() * LONGEST
-    while process.poll() is None and time.monotonic() < end:
-        if in_checkpoint and any(not is_complete(path) for path in home.glob("*_*/checkpoints/checkpoint-*")):
-            time.sleep(rng.random() * 0.02)
+    target = rng.randint(1, MOST_STEPS)
+    while process.poll() is None and log.read_bytes().count(b"\nstep ") < target:
+        time.sleep(POLL)
+    while in_checkpoint and process.poll() is None:
+        if any(not is_complete(path) for path in home.glob("*_*/checkpoints/checkpoint-*")):
             break
         time.sleep(POLL)
+    time.sleep(rng.random() * (0.02 if in_checkpoint else 0.2))
     if process.poll() is not None:
         return False
     _kill(process)
