@@ -89,8 +89,9 @@ class Browser:
 
     def open(self, file):
         """Loads a file and waits until it is complete."""
+        before = len(self.events)
         self.call("Page.navigate", url=Path(file).resolve().as_uri())
-        while not any(event.get("method") == "Page.loadEventFired" for event in self.events):
+        while not any(event.get("method") == "Page.loadEventFired" for event in self.events[before:]):
             self.events.append(self._message())
 
     def size(self, width, height=900, dark=False):

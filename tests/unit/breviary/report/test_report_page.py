@@ -4,6 +4,7 @@ import base64
 import csv
 import hashlib
 import re
+from dataclasses import replace
 
 import pytest
 from evaluated import CONDITIONS, prediction, write_reader
@@ -12,9 +13,11 @@ from report_pages import HOSTILE, Page, Row, a_card, page_of, write_readers
 from breviary.evaluation.results import find_results
 from breviary.report.page.build import write_page
 from breviary.report.reading_map_cards import CARDS, write_cards
-from breviary.report.reading_map_page import TEMPLATES
+from breviary.report.reading_map_page import TEMPLATES, render_page
 from breviary.report.report_files import make_report
 from breviary.report.sweep import group_results, load_results
+from breviary.report.tables.blocks import Block, Line
+from breviary.report.tables.files import html_text
 from breviary.runtime.html import visible_text
 from tests.browser import Browser, find_browser
 
@@ -62,8 +65,11 @@ def test_the_files_beside_the_page(readers, tmp_path):
     assert {row["by"] for row in rows} == {"length", "position"} and len(rows) == 4 * (4 + 5)
 
 
-def test_foreign_text_adds_no_tag(tmp_path, monkeypatch):
-    def pages(text, name):
+@pytest.fixture
+def page_with(tmp_path, monkeypatch):
+    """page_with(text, name): the file of a page in which every text from outside is `text`."""
+
+    def written_page(text, name):
         root = tmp_path / name
         conditions = CONDITIONS | {"prompt": {"template": text, "chat": False}}
         rows = [prediction(i, 1.0, 100 + i, 0.5, question=text, prediction=text) for i in range(3)]
@@ -76,9 +82,13 @@ def test_foreign_text_adds_no_tag(tmp_path, monkeypatch):
         write_cards(run / CARDS, [(text, text)], [a_card(text, question=text)])
         monkeypatch.setattr("breviary.report.page.build.run_folders", lambda groups: {run: Row(text)})
         settings, _ = group_results(load_results(find_results([str(root)])))
-        return Page(write_page(root / "page", settings, None, text, text, [text]).read_text())
+        return write_page(root / "page", settings, None, text, text, [text])
 
-    hostile, plain = pages(HOSTILE, "a"), pages("x" * len(HOSTILE), "b")
+    return written_page
+
+
+def test_foreign_text_adds_no_tag(page_with):
+    hostile, plain = (Page(page_with(*one).read_text()) for one in ((HOSTILE, "a"), ("x" * len(HOSTILE), "b")))
     names = [tag for tag, _ in hostile.tags]
     assert names == [tag for tag, _ in plain.tags] and names.count("script") == 1
     assert not [name for _, name, _ in hostile.attributes if name.startswith("on") or name in ("src", "style")]
@@ -135,6 +145,36 @@ def test_a_browser_sorts_by_keyboard_fits_a_phone_and_reports_nothing(tmp_path):
         assert browser.value("document.documentElement.scrollWidth") <= 1280
         assert browser.value("document.title") == "A title"
         assert browser.reports() == []
+
+
+RUNS = "document.documentElement.dataset.ran = 1"  # what the hostile texts would do
+ATTACKS = (
+    f"<script>{RUNS}</script>",
+    f"</script></style></title></textarea><svg onload='{RUNS}'>",
+    f"<img src=x onerror='{RUNS}'>",
+    f"' onmouseover='{RUNS}' x='",
+    f'" autofocus onfocus="{RUNS}" tabindex=0 x="',
+    f"<a href=\"javascript:{RUNS}\">x</a><iframe srcdoc='<script>parent.{RUNS}</script>'></iframe>",
+    "--><!-- ]]> <style>@import 'x'; *{background:url(x)}</style><meta http-equiv=refresh content='0;url=data:,x'>",
+)
+
+
+@pytest.mark.skipif(BROWSER is None, reason="no browser is installed (chromium, google-chrome or microsoft-edge)")
+def test_a_browser_runs_nothing_of_hostile_text(tmp_path, page_with):
+    attack = " ".join(ATTACKS)
+    reading_map, table = tmp_path / "map.html", tmp_path / "table.html"
+    card = a_card(attack, question=attack)
+    reading_map.write_text(render_page([(attack, attack)], [replace(card, prediction=attack, references=(attack,))]))
+    block = Block(attack, [attack, "F1"], [Line([attack, attack], attack, {attack: attack}, [attack])], [attack])
+    table.write_text(html_text({"title": attack, "source": attack, "notes": [attack], "command": attack}, [block]))
+    with Browser(BROWSER) as browser:
+        for file in (page_with(attack, "attacked"), reading_map, table):
+            browser.open(file)
+            assert attack[:40] in browser.value("document.body.textContent")
+            assert browser.value("document.documentElement.dataset.ran") is None
+            assert browser.value("document.querySelectorAll('img, iframe, svg[onload], body script[src]').length") == 0
+            assert browser.value("document.location.protocol") == "file:"
+            assert browser.reports() == []
 
 
 def test_the_browser_is_found_by_name(monkeypatch):
