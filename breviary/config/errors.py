@@ -146,13 +146,15 @@ def _exit_with(error: Exception, config: str | None = None) -> NoReturn:
     messages = _user_messages(error, config)
     if messages is None:
         raise error
-    _print_and_exit(messages)
+    _print_and_exit(messages, is_own=storage_message(error) is not None)
 
 
-def _print_and_exit(messages: Iterable[str], code: int = 2) -> NoReturn:
-    if int(os.environ.get("LOCAL_RANK", 0)) == 0:  # every process of this machine has the same messages
+def _print_and_exit(messages: Iterable[str], code: int = 2, is_own: bool = False) -> NoReturn:
+    """is_own: this process alone may have the messages, as of its disk; else every process has the same ones."""
+    rank, ranks = os.environ.get("RANK", "0"), int(os.environ.get("WORLD_SIZE", 1))
+    if is_own or int(os.environ.get("LOCAL_RANK", 0)) == 0:
         for message in messages:
-            print(f"error: {message}", file=sys.stderr)
+            print(f"error: {f'rank {rank}: ' if is_own and ranks > 1 else ''}{message}", file=sys.stderr)
     sys.exit(code)
 
 

@@ -37,7 +37,7 @@ from breviary.runs.checkpoints import delete_old_checkpoints, load_trained, writ
 from breviary.runs.plain_reading import read_deepspeed_files
 from breviary.runs.sealing import begin_checkpoint, replace_file, seal_checkpoint
 from breviary.runtime.distributed import barrier, gather_rows, rank, sum_over_ranks, world_size
-from breviary.runtime.files import write_json
+from breviary.runtime.files import named_errors, write_json
 from breviary.training.engines import gathered_parameters
 from breviary.training.fsdp import OptimizerShards
 from breviary.training.log import PARTIAL_ROW, RunLog
@@ -286,10 +286,12 @@ class ReaderTrainer(Trainer):
             return
         if self.shards is not None:
             self.finish_saving()
-        if self.args.should_save:
-            begin_checkpoint(Path(self.args.output_dir) / f"{PREFIX_CHECKPOINT_DIR}-{self.state.global_step}")
+        folder = Path(self.args.output_dir) / f"{PREFIX_CHECKPOINT_DIR}-{self.state.global_step}"
         most, self.args.save_total_limit = self.args.save_total_limit, None  # older ones stay until this is complete
-        super()._save_checkpoint(model, trial)
+        with named_errors(folder):
+            if self.args.should_save:
+                begin_checkpoint(folder)
+            super()._save_checkpoint(model, trial)
         self.args.save_total_limit, self.last_saved_step = most, self.state.global_step
         if self.shards is None:
             barrier()  # each rank has written its random state
@@ -297,8 +299,10 @@ class ReaderTrainer(Trainer):
 
     def _complete_checkpoint(self) -> None:
         """Lists the newest checkpoint's files, whose writes have ended on every rank, then deletes old checkpoints."""
+        folder = Path(self.args.output_dir) / f"{PREFIX_CHECKPOINT_DIR}-{self.last_saved_step}"
         if self.args.should_save:
-            seal_checkpoint(Path(self.args.output_dir) / f"{PREFIX_CHECKPOINT_DIR}-{self.last_saved_step}")
+            with named_errors(folder):
+                seal_checkpoint(folder)
             best, most = self.state.best_model_checkpoint, self.args.save_total_limit
             delete_old_checkpoints(Path(self.args.output_dir), best, most)
 
@@ -309,7 +313,8 @@ class ReaderTrainer(Trainer):
         """
         if self.shards is None or self.shards.pending is None or not (wait or self.shards.is_written):
             return
-        self.shards.finish()
+        with named_errors(Path(self.args.output_dir) / f"{PREFIX_CHECKPOINT_DIR}-{self.last_saved_step}"):
+            self.shards.finish()
         self._complete_checkpoint()
 
     def _save_optimizer_and_scheduler(self, output_dir: str) -> None:
@@ -338,7 +343,8 @@ class ReaderTrainer(Trainer):
         if self.args.should_save:
             folder = home / f"{PREFIX_CHECKPOINT_DIR}-{self.state.global_step}"
             part = folder / f"{TRAINER_STATE_NAME}.part"
-            self.state.save_to_json(str(part))
+            with named_errors(part):
+                self.state.save_to_json(str(part))
             replace_file(folder, TRAINER_STATE_NAME, part)
 
     def _repeat_validation(self) -> bool:
