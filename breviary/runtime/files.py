@@ -45,7 +45,8 @@ def write_text(path: str | Path, text: str) -> None:
 def written_aside(path: str | Path) -> Iterator[Path]:
     """Yields a file beside `path` to write, which replaces `path` once it is on the disk.
 
-    After an error `path` is as before. Raises: OSError naming `path` where the disk is full, whatever the writing library raises.
+    After an error `path` is as before. Raises: OSError naming `path` where the disk is full, in place of what the
+    writing library raises.
     """
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
