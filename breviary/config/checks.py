@@ -62,6 +62,11 @@ def check_optimizer(train: DictConfig, engine: DictConfig) -> list[str]:
     """Checks that the engine can skip steps where that is set, and that the package of the 8-bit AdamW is installed."""
     if train.not_finite == "skip" and engine.kind == "zero":
         return ["train.not_finite=skip: DeepSpeed updates the weights by itself; allowed with engine=zero* is stop"]
+    if train.not_finite == "skip" and engine.ranks > 1:
+        return [
+            f"train.not_finite=skip: a pipeline (engine.ranks={engine.ranks}) ends within the step, before a wrong "
+            "memory is passed on; allowed is stop"
+        ]
     if train.optimizer != "adamw_8bit":
         return []
     package = "torchao" if engine.kind == "fsdp" else "bitsandbytes"

@@ -25,12 +25,15 @@ from breviary.config.cli.interpolations import value_message
 from breviary.config.cli.words import check_words, config_name
 from breviary.runtime.distributed import strip_launcher_arguments
 from breviary.runtime.files import storage_message
+from breviary.runtime.memory_errors import OutOfMemory
 
 T = TypeVar("T")
 
 
 # May be errors of the user, or of the disk, for which torch raises RuntimeError and safetensors SafetensorError.
-USER_ERRORS = (ValueError, HydraException, OmegaConfBaseException, OSError, RuntimeError, SafetensorError)
+USER_ERRORS = (
+    *(ValueError, HydraException, OmegaConfBaseException, OSError, RuntimeError, SafetensorError, OutOfMemory),
+)
 
 
 HELP = frozenset({"--help", "-h"})
@@ -146,13 +149,15 @@ def _exit_with(error: Exception, config: str | None = None) -> NoReturn:
     messages = _user_messages(error, config)
     if messages is None:
         raise error
-    _print_and_exit(messages)
+    _print_and_exit(messages, is_own=isinstance(error, OutOfMemory) or storage_message(error) is not None)
 
 
-def _print_and_exit(messages: Iterable[str], code: int = 2) -> NoReturn:
-    if int(os.environ.get("LOCAL_RANK", 0)) == 0:  # every process of this machine has the same messages
+def _print_and_exit(messages: Iterable[str], code: int = 2, is_own: bool = False) -> NoReturn:
+    """is_own: of this process, such as about its disk or memory; else every process has the same messages."""
+    rank, ranks = os.environ.get("RANK", "0"), int(os.environ.get("WORLD_SIZE", 1))
+    if is_own or int(os.environ.get("LOCAL_RANK", 0)) == 0:
         for message in messages:
-            print(f"error: {message}", file=sys.stderr)
+            print(f"error: {f'rank {rank}: ' if is_own and ranks > 1 else ''}{message}", file=sys.stderr)
     sys.exit(code)
 
 
@@ -160,6 +165,8 @@ def _user_messages(error: BaseException, config: str | None = None) -> list[str]
     """The messages of an error that the user can fix; None for any other error."""
     if isinstance(error, ConfigError):
         return error.problems
+    if isinstance(error, OutOfMemory):
+        return [str(error)]
     storage = storage_message(error)
     if storage is not None:
         return [storage]

@@ -18,6 +18,7 @@ from breviary.objectives.answer import ShuffledContext
 from breviary.readers.cache import EncodingStore
 from breviary.readers.compressed import CompressedReader
 from breviary.runtime.distributed import gather_rows, own_share
+from breviary.runtime.memory_errors import EVALUATION, memory_errors
 from breviary.runtime.timing import timed_phases
 
 PHASES = ("read", "compress", "prefill", "decode")  # see runtime.timing
@@ -92,7 +93,8 @@ def evaluate(
     try:
         for number, indices in enumerate(own + (own or batches)[-1:] * missing):
             batch = collate([items[remaining[i]] for i in indices]).to(device)
-            rows = _prediction_rows(reader, batch, scores, generation, unconditional or {}, shuffled or {})
+            with memory_errors("an evaluation batch", EVALUATION, batch):
+                rows = _prediction_rows(reader, batch, scores, generation, unconditional or {}, shuffled or {})
             if number < len(own):
                 yield [{**row, "truncated": items.is_truncated[remaining[i]]} for row, i in zip(rows, indices)]
     finally:
@@ -115,7 +117,8 @@ def unconditional_nll(reader: Reader, items: Any, collate: Collate, batch_size: 
     batches = context_batches(items.lengths, (example.context for example in items.examples), batch_size)
     for indices in own_share(batches):
         batch = collate([items[i] for i in indices]).to(device)
-        losses |= _nll_without_end(batch, reader.loss(batch))
+        with memory_errors("an evaluation batch", EVALUATION, batch):
+            losses |= _nll_without_end(batch, reader.loss(batch))
     return dict(gather_rows(list(losses.items())))
 
 
@@ -145,7 +148,8 @@ def shuffled_context_nll(reader: Reader, items: Any, collate: Collate, batch_siz
             batch = collate([items[i] for i in indices]).to(device)
             others = collate([items[other[i]] for i in indices]).to(device)
             reader.objective = ShuffledContext(objective, others)
-            output = reader.loss(batch)
+            with memory_errors("an evaluation batch", EVALUATION, batch):
+                output = reader.loss(batch)
             if output.supervised is None:
                 is_supported = False
                 break

@@ -67,6 +67,7 @@ from breviary.runtime.distributed import (
     world_size,
 )
 from breviary.runtime.locks import release_lock
+from breviary.runtime.memory_errors import LOADING, memory_errors
 from breviary.runtime.spelling import own_command
 
 
@@ -143,6 +144,7 @@ class EvaluationSession:
             )
         return self.text.tokenise(examples, tokenizer, prompt, limit, cache, "middle")
 
+    @memory_errors("loading weights", LOADING)
     def load_reader(self, cfg: DictConfig, checkpoint: Path | None = None) -> Reader:
         """The reader with a checkpoint's weights; None = pretrained backbone, weights of the method as initialised.
 

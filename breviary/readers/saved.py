@@ -14,7 +14,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
-from breviary.runtime.files import hash_tensors, usual_mode
+from breviary.runtime.files import hash_tensors, usual_mode, written_aside
 
 SCHEMA = 1
 
@@ -26,7 +26,7 @@ def write_saved(
     tensors: Mapping[str, Tensor],
     header_entries: Mapping[str, str],
 ) -> int:
-    """Writes tensors of one `kind`; returns the size of the file in bytes.
+    """Writes tensors of one `kind`; returns the size of the file in bytes. A full disk leaves `file` as it was.
 
     identity        what must be equal for another reader to use the tensors
     header_entries  further entries of the header
@@ -39,8 +39,9 @@ def write_saved(
         "reader": json.dumps(identity),
         "sha256": hash_tensors(stored),
     }
-    save_file(stored, file, metadata={**header, **header_entries})
-    usual_mode(file)
+    with written_aside(file) as part:
+        save_file(stored, part, metadata={**header, **header_entries})
+        usual_mode(part)
     return Path(file).stat().st_size
 
 

@@ -30,7 +30,7 @@ from breviary.backbones.trainable import (
 )
 from breviary.config.errors import collect_errors
 from breviary.runs.sealing import DELETED, damage, delete_checkpoint, is_complete, is_sealed
-from breviary.runtime.files import hash_tensors, read_object, usual_mode, write_json
+from breviary.runtime.files import hash_tensors, read_object, usual_mode, write_json, written_aside
 
 SCHEMA = 1
 
@@ -64,7 +64,6 @@ def save_shard(
 ) -> Path:
     """Writes file `number` of a checkpoint of `shards` files; returns it. sha256: of the weights of all files."""
     file = shard_file(folder, number)
-    file.parent.mkdir(parents=True, exist_ok=True)
     metadata = {
         "format": "pt",
         "schema": str(SCHEMA),
@@ -73,8 +72,9 @@ def save_shard(
         **({"shards": str(shards)} if shards > 1 else {}),
         **({"merged": "true"} if merged else {}),
     }
-    save_file(weights, file, metadata=metadata)
-    usual_mode(file)
+    with written_aside(file) as part:
+        save_file(weights, part, metadata=metadata)
+        usual_mode(part)
     return file
 
 

@@ -37,15 +37,25 @@ def file_sha256(path: str | Path) -> str:
 
 def write_text(path: str | Path, text: str) -> None:
     """Writes a file atomically: a killed process leaves the old file or the new one, never a partial one."""
+    with written_aside(path) as part, open(part, "wb") as file:
+        file.write(_encode(text))
+
+
+@contextlib.contextmanager
+def written_aside(path: str | Path) -> Iterator[Path]:
+    """Yields a file beside `path` to write, which replaces `path` once it is on the disk.
+
+    After an error `path` is as before. Raises: OSError naming `path` where the disk is full, in place of what the
+    writing library raises.
+    """
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     part = path.with_name(f"{path.name}.{os.getpid()}.part")
     try:
-        with named_errors(path), open(part, "wb") as file:
-            file.write(_encode(text))
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(part, path)
+        with named_errors(path):
+            yield part
+            sync_path(part)
+            os.replace(part, path)
     finally:
         part.unlink(missing_ok=True)
 
@@ -114,27 +124,43 @@ def write_json(path: str | Path, value: Any) -> None:
 
 FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 REFUSED = (errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR, errno.EEXIST, errno.EISDIR, errno.ENAMETOOLONG)
-# What safetensors and torch raise on a full disk, which are no OSErrors.
-FULL_TEXTS = ("os error 28", "os error 122", "PytorchStreamWriter failed writing")
+# What safetensors and torch raise on a full disk, which are no OSErrors. torch closes its file after the failed write,
+# which fails at an "unexpected pos".
+FULL_TEXTS = (
+    *("os error 27", "os error 28", "os error 122", "PytorchStreamWriter failed writing", ". unexpected pos "),
+    *(os.strerror(code) for code in FULL),
+)
 
 
 @contextlib.contextmanager
 def named_errors(path: str | Path) -> Iterator[None]:
-    """Adds the file to an OSError that names none, as of a write to a full disk."""
+    """Adds the file to an error of a full disk that names none. What libraries raise about it becomes an OSError.
+
+    path  the file, or a folder in which files are written: its newest file, which was being written, is then named
+    """
     try:
         yield
     except OSError as error:
-        if error.filename is None:
-            error.filename = str(path)
+        error.filename = error.filename or _written_in(Path(path))
         raise
+    except Exception as error:
+        if not any(text in str(error) for text in FULL_TEXTS):
+            raise
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), _written_in(Path(path))) from error
+
+
+def _written_in(path: Path) -> str:
+    """The newest file of a folder; any other path as it is."""
+    files = [file for file in path.rglob("*") if file.is_file()] if path.is_dir() else []
+    return str(max(files, key=lambda file: file.stat().st_mtime_ns, default=path))
 
 
 def storage_message(error: BaseException) -> str | None:
     """The message of an error of the disk: full, or a folder that cannot be written. None for any other error."""
-    if any(text in str(error) for text in FULL_TEXTS):
-        code, reason, name = errno.ENOSPC, os.strerror(errno.ENOSPC), "a file"
-    elif isinstance(error, OSError) and error.errno in FULL + REFUSED:
+    if isinstance(error, OSError) and error.errno in FULL + REFUSED:
         code, reason, name = error.errno, os.strerror(error.errno), str(error.filename or "a file")
+    elif any(text in str(error) for text in FULL_TEXTS):
+        code, reason, name = errno.ENOSPC, os.strerror(errno.ENOSPC), "a file"
     else:
         return None
     if code in FULL:

@@ -30,12 +30,14 @@ from breviary.runs.checkpoints import backbone_difference, best_checkpoint, load
 from breviary.runs.folders import load_config
 from breviary.runs.schema import FORMER_TARGETS, without_added
 from breviary.runtime.checkout import PACKAGES, foreign_packages, quiet_libraries
+from breviary.runtime.memory_errors import IN_PYTHON, memory_errors
 from breviary.serving.text_interface import TextReader
 
 # Files downloaded from the hub: no code, no pickle.
 HUB_FILES = ["*.safetensors", "*.json", "*.yaml", "*.jinja", "*.txt", "*.md", "*.model"]
 
 
+@memory_errors("loading weights", IN_PYTHON)
 def load_reader(path: str | Path, backbone: str | Path | None = None, device: str | None = None) -> TextReader:
     """Opens a trained reader for use from Python: texts in, answers out.
 

@@ -13,6 +13,7 @@ from torch import Tensor
 from breviary.contract import Batch, EncodedContext, Generation, Reader
 from breviary.readers.documents import QuestionMemory
 from breviary.readers.views import Described, reader_facts
+from breviary.runtime.memory_errors import IN_PYTHON, memory_errors
 from breviary.serving.prompt_embeds import prompt_embeds
 
 
@@ -39,7 +40,8 @@ class TextReader(Described):
         """
         batch = self._batch([text], [""])
         self._check_length(int(batch.context.lengths[0]), batch, self.generation)
-        [context] = self.reader.encode_contexts(batch)
+        with memory_errors("encoding a text", IN_PYTHON, batch):
+            [context] = self.reader.encode_contexts(batch)
         return context
 
     def answer_from(
@@ -49,19 +51,24 @@ class TextReader(Described):
         several = [questions] if isinstance(questions, str) else list(questions)
         if not several:
             return []
-        answers = context.answer(*self._questions(context, several, generation))
+        batch, generation = self._questions(context, several, generation)
+        with memory_errors(f"answering from a text of {context.tokens_read} tokens", IN_PYTHON, batch):
+            answers = context.answer(batch, generation)
         return answers[0] if isinstance(questions, str) else answers
 
     def stream(self, context: EncodedContext, question: str, generation: Generation | None = None) -> Iterator[str]:
         """The same answer as `answer_from`, in pieces of text while it is decoded."""
-        return context.stream(*self._questions(context, [question], generation))
+        batch, generation = self._questions(context, [question], generation)
+        return _streamed(context, batch, generation)
 
     def memory(self, context: EncodedContext, question: str) -> QuestionMemory:
         """The memory of a text for one question; `token_spans()` describes it, `save(file)` writes it.
 
         Raises: ValueError for a reader whose memory does not depend on the question: `read` returns it already.
         """
-        return cast(QuestionMemory, context.memory(self._questions(context, [question], None)[0]))
+        batch, _ = self._questions(context, [question], None)
+        with memory_errors(f"compressing a text of {context.tokens_read} tokens", IN_PYTHON, batch):
+            return cast(QuestionMemory, context.memory(batch))
 
     def answer(self, texts: Sequence[str], questions: Sequence[str], generation: Generation | None = None) -> list[str]:
         """Encodes and answers a batch: one question about each text."""
@@ -71,7 +78,8 @@ class TextReader(Described):
             return []
         batch, generation = self._batch(texts, questions), _checked(generation or self.generation)
         self._check_length(int(batch.context.lengths.max()), batch, generation)
-        return self.reader.answer(batch, generation)
+        with memory_errors("answering", IN_PYTHON, batch):
+            return self.reader.answer(batch, generation)
 
     def prompt_embeds(self, texts: Sequence[str], questions: Sequence[str]) -> list[Tensor]:
         """Embeddings (tokens, width) of each prompt with its compressed text, for servers that take these (vLLM).
@@ -80,7 +88,8 @@ class TextReader(Described):
         """
         batch = self._batch(texts, questions)
         self._check_length(int(batch.context.lengths.max()), batch, self.generation)
-        return prompt_embeds(self.reader, batch)
+        with memory_errors("compressing texts", IN_PYTHON, batch):
+            return prompt_embeds(self.reader, batch)
 
     def load(self, file: str | Path) -> EncodedContext:
         """An encoded text or a memory that this reader saved, in this or another process.
@@ -138,6 +147,11 @@ class TextReader(Described):
                 f"a text of {tokens} tokens: this reader accepts at most {limit} beside prefix, question "
                 "and answer; give a shorter text, or train with another backbone, segment_size or ratio"
             )
+
+
+def _streamed(context: EncodedContext, batch: Batch, generation: Generation) -> Iterator[str]:
+    with memory_errors(f"answering from a text of {context.tokens_read} tokens", IN_PYTHON, batch):
+        yield from context.stream(batch, generation)
 
 
 def _warn_of_other_questions(context: EncodedContext, questions: Sequence[str]) -> None:

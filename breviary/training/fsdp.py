@@ -14,6 +14,7 @@ import torch
 import torch.distributed as dist
 import torch.distributed.checkpoint as dcp
 from torch import nn
+from torch.distributed.checkpoint import CheckpointException
 from torch.distributed.checkpoint.state_dict import get_optimizer_state_dict, set_optimizer_state_dict
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import (
@@ -108,10 +109,13 @@ class OptimizerShards:
         return self.pending is None or self.pending.done()
 
     def finish(self) -> None:
-        """Waits until the state is written. Raises what the writing thread raised, such as OSError for a full disk."""
+        """Waits until the state is written. Raises: RuntimeError with the errors of all ranks, such as a full disk."""
         pending, self.pending = self.pending, None
         if pending is not None:
-            pending.result()
+            try:
+                pending.result()
+            except CheckpointException as error:  # derives from BaseException, which passes every handler of errors
+                raise RuntimeError(str(error)) from error
 
     def load(self, checkpoint: str | Path, optimizer: torch.optim.Optimizer) -> None:
         """Loads the state of a checkpoint, in place. Called by all ranks."""

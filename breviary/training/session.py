@@ -31,6 +31,7 @@ from breviary.runs.checkpoints import (
     check_processes,
     check_start,
     checkpoint_to_resume,
+    checkpoints,
     has_processes,
     last_checkpoint,
     load_trained,
@@ -40,6 +41,7 @@ from breviary.runs.folders import finish_run, finished_run, open_run, unlock_run
 from breviary.runs.sweeps import announce_job, current_sweep, list_run
 from breviary.runtime.device import resolve_device
 from breviary.runtime.distributed import barrier, end_process_group, print_rank0, rank, start_process_group, world_size
+from breviary.runtime.memory_errors import LOADING, TRAINING, OutOfMemory, memory_errors
 from breviary.runtime.spelling import override
 from breviary.training.cost.plan import RunCost, split_lengths
 from breviary.training.engines import declare_process, prepare_deepspeed, training_arguments
@@ -192,6 +194,7 @@ class TrainingSession:
         print_rank0(f"examples and tokens are read from {tokenised_folder(cfg)}")
         print_rank0(describe_batch(cfg.train, world_size(), cfg.engine.ranks, self.rows))
 
+    @memory_errors("loading weights", LOADING)
     def build(self, folder: Path) -> ReaderTrainer:
         """Loads weights and builds the Trainer, which logs and saves into `folder`."""
         cfg, tokenizer = self.cfg, self.backbone.tokenizer()
@@ -263,7 +266,8 @@ class TrainingSession:
         try:
             watchdog = self.pipeline.watchdog or contextlib.nullcontext()
             tracker, mode = tracker_of(self.cfg.train.tracker, self.cfg.train.wandb)
-            with tracked_run(tracker, mode, folder), watchdog, self.interruption:
+            memory = memory_errors("training, outside of the batches", f"{TRAINING}, or train.optimizer=adamw_8bit")
+            with tracked_run(tracker, mode, folder), watchdog, self.interruption, memory:
                 trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
             step_end = trainer.step_end
             if step_end.failure:
@@ -272,6 +276,13 @@ class TrainingSession:
                 finish_run(folder)
             if step_end.signal or self.interruption.received:
                 self._end_interrupted(folder, step_end.signal)
+        except OutOfMemory as error:
+            if not checkpoints(folder):
+                raise
+            go_on = (
+                f"{override('resume', str(folder))} goes on from {checkpoints(folder)[-1].name}, also with such changes"
+            )
+            raise OutOfMemory(f"{error}; {go_on}") from error
         finally:
             unlock_run(folder)
             print_rank0(f"run {folder}")

@@ -121,16 +121,22 @@ class StepEnd(TrainerCallback):
             step - 1,
         )
 
+    def fail_batch(self, what: str, examples: list[str]) -> None:
+        """Sets `failure` for a value within a batch, which this rank of a pipeline found and others may not know."""
+        step = self.trainer.state.global_step
+        self._fail(f"step {step + 1}: {what}", examples, step, is_own=True)
+
     def fail_validation(self, examples: list[str], control: Any) -> None:
         """Ends the training after a validation in which the NLL of `examples` is not finite."""
         step = self.trainer.state.global_step
         self._fail(f"validation after step {step}: the NLL is not finite", examples, step)
         control.should_evaluate, control.should_training_stop = False, True
 
-    def _fail(self, what: str, examples: list[str], step: int) -> None:
+    def _fail(self, what: str, examples: list[str], step: int, is_own: bool = False) -> None:
         """Sets `failure`: what is not finite, and the ids of the examples from which that was computed.
 
-        step  after which the weights were those with which it was computed
+        step    after which the weights were those with which it was computed
+        is_own  this rank writes the ids, whichever it is; else rank 0 does, to which all ranks have sent theirs
         """
         folder, ids = Path(self.trainer.args.output_dir).parent, list(dict.fromkeys(examples))
         more = f" and {len(ids) - NAMED} more, listed in {NOT_FINITE}" if len(ids) > NAMED else ""
@@ -143,7 +149,7 @@ class StepEnd(TrainerCallback):
         else:
             last = f"the last checkpoint is {found[-1].name}"
             again = f"{override('init_from', str(folder))} {again}"
-        if rank() == 0:
+        if is_own or rank() == 0:
             write_json(folder / NOT_FINITE, {"what": what, "examples": ids})
         self.failure = (
             f"{what}, with the examples {', '.join(ids[:NAMED])}{more}. The run is not finished, later weights are not "

@@ -37,7 +37,8 @@ from breviary.runs.checkpoints import delete_old_checkpoints, load_trained, writ
 from breviary.runs.plain_reading import read_deepspeed_files
 from breviary.runs.sealing import begin_checkpoint, replace_file, seal_checkpoint
 from breviary.runtime.distributed import barrier, gather_rows, rank, sum_over_ranks, world_size
-from breviary.runtime.files import write_json
+from breviary.runtime.files import named_errors, write_json
+from breviary.runtime.memory_errors import TRAINING, memory_errors
 from breviary.training.engines import gathered_parameters
 from breviary.training.fsdp import OptimizerShards
 from breviary.training.log import PARTIAL_ROW, RunLog
@@ -45,6 +46,7 @@ from breviary.training.packing import PackedItems, Packing, PackSampler, collate
 from breviary.training.sampling import RepeatBatches, StepSampler
 from breviary.training.saving import check_optimizer_state, save_learned, store_weights_once
 from breviary.training.step_end import StepEnd
+from breviary.training.watchdog import NotFiniteFailure
 
 
 @dataclass
@@ -175,7 +177,8 @@ class ReaderTrainer(Trainer):
         if self.control.should_training_stop:  # by the validation before the first step
             return [], {}
         self.reader.begin_step(self.state.global_step, self.args.seed)
-        samples = list(itertools.islice(epoch_iterator, num_batches))
+        with memory_errors("reading a batch", TRAINING, receives=self.args.dataloader_num_workers > 0):
+            samples = list(itertools.islice(epoch_iterator, num_batches))
         counts: dict[str, torch.Tensor] = {}
         for batch in samples:
             for name, count in self.reader.counts(batch).items():
@@ -202,6 +205,15 @@ class ReaderTrainer(Trainer):
         self._accumulate("slots", output["slots"])
         self._accumulate("context_tokens", output["context_tokens"])
         return total * self.args.world_size
+
+    def training_step(self, model: torch.nn.Module, inputs: Batch, num_items_in_batch: Any = None) -> torch.Tensor:
+        """As in the Trainer. Raises: OutOfMemory with the sizes of the batch, NotFiniteFailure with its examples."""
+        try:
+            with memory_errors("a training step", TRAINING, inputs):
+                return super().training_step(model, inputs, num_items_in_batch)
+        except NotFiniteFailure as error:
+            self.step_end.fail_batch(str(error), [example.id for example in inputs.examples])
+            raise NotFiniteFailure(self.step_end.failure) from error
 
     def _accumulate(self, name: str, value: torch.Tensor) -> None:
         self.step_statistics[name] = self.step_statistics.get(name, 0) + value.detach()
@@ -286,19 +298,26 @@ class ReaderTrainer(Trainer):
             return
         if self.shards is not None:
             self.finish_saving()
-        if self.args.should_save:
-            begin_checkpoint(Path(self.args.output_dir) / f"{PREFIX_CHECKPOINT_DIR}-{self.state.global_step}")
+        folder = Path(self.args.output_dir) / f"{PREFIX_CHECKPOINT_DIR}-{self.state.global_step}"
         most, self.args.save_total_limit = self.args.save_total_limit, None  # older ones stay until this is complete
-        super()._save_checkpoint(model, trial)
+        with named_errors(folder):
+            if self.args.should_save:
+                begin_checkpoint(folder)
+            super()._save_checkpoint(model, trial)
         self.args.save_total_limit, self.last_saved_step = most, self.state.global_step
         if self.shards is None:
             barrier()  # each rank has written its random state
             self._complete_checkpoint()
 
     def _complete_checkpoint(self) -> None:
-        """Lists the newest checkpoint's files, whose writes have ended on every rank, then deletes old checkpoints."""
+        """Lists the newest checkpoint's files, whose writes end on every rank by now, then deletes old checkpoints."""
+        folder = Path(self.args.output_dir) / f"{PREFIX_CHECKPOINT_DIR}-{self.last_saved_step}"
+        with named_errors(folder):
+            if self.shards is not None:
+                self.shards.finish()
+            if self.args.should_save:
+                seal_checkpoint(folder)
         if self.args.should_save:
-            seal_checkpoint(Path(self.args.output_dir) / f"{PREFIX_CHECKPOINT_DIR}-{self.last_saved_step}")
             best, most = self.state.best_model_checkpoint, self.args.save_total_limit
             delete_old_checkpoints(Path(self.args.output_dir), best, most)
 
@@ -307,10 +326,8 @@ class ReaderTrainer(Trainer):
 
         wait  until it is; False = only where it is already
         """
-        if self.shards is None or self.shards.pending is None or not (wait or self.shards.is_written):
-            return
-        self.shards.finish()
-        self._complete_checkpoint()
+        if self.shards is not None and self.shards.pending is not None and (wait or self.shards.is_written):
+            self._complete_checkpoint()
 
     def _save_optimizer_and_scheduler(self, output_dir: str) -> None:
         if self.shards is None:
@@ -338,7 +355,8 @@ class ReaderTrainer(Trainer):
         if self.args.should_save:
             folder = home / f"{PREFIX_CHECKPOINT_DIR}-{self.state.global_step}"
             part = folder / f"{TRAINER_STATE_NAME}.part"
-            self.state.save_to_json(str(part))
+            with named_errors(part):
+                self.state.save_to_json(str(part))
             replace_file(folder, TRAINER_STATE_NAME, part)
 
     def _repeat_validation(self) -> bool:

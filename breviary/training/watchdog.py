@@ -19,6 +19,9 @@ from typing import Any
 
 import torch.distributed as dist
 
+from breviary.runtime.files import storage_message
+from breviary.runtime.memory_errors import OutOfMemory
+
 HEARTBEAT_S = 0.25  # seconds between two heartbeats
 GRACE_S = 12 * HEARTBEAT_S  # after a failure, a process without a heartbeat for this long is considered dead
 FORCED_EXIT_S = 10.0  # a failed process is ended after this time, even if it still waits for another one
@@ -28,6 +31,10 @@ RANK_0 = "rank 0"  # owner of the store, unless the launcher owns it
 
 class ProcessFailure(RuntimeError):
     """The failure that ended the run; the message names the rank and its state."""
+
+
+class NotFiniteFailure(ProcessFailure):
+    """Values that are NaN or infinite, found in the middle of a batch."""
 
 
 @dataclass
@@ -84,7 +91,7 @@ class Watchdog:
                 self._send_heartbeat(None)  # the other processes stop watching this one
         elif isinstance(error, Exception):
             self._announce_exit()
-            if not isinstance(error, ValueError):  # a user error keeps its message
+            if not is_user_error(error):  # which keeps its message
                 raise ProcessFailure(message) from error
 
     # -------------------------------------------------------------- threads
@@ -166,7 +173,7 @@ class Watchdog:
         Waits for a reported failure or a silent rank; without either, this process is the cause.
         """
         state, end = self._state[0], time.monotonic() + GRACE_S + 2 * HEARTBEAT_S
-        while not isinstance(error, ProcessFailure | ValueError) and time.monotonic() < end:
+        while not (isinstance(error, ProcessFailure) or is_user_error(error)) and time.monotonic() < end:
             try:
                 reported = self._reported_failure()
             except dist.DistError:
@@ -211,6 +218,11 @@ def start_watchdog(rank: int, world: int, timeout: float) -> Watchdog:
     launcher_owns_store = os.environ.get("TORCHELASTIC_USE_AGENT_STORE") == str(True)
     store_owner = "the launcher" if launcher_owns_store else RANK_0
     return Watchdog(rank, world, timeout, dist.PrefixStore("breviary/watchdog", store), store_owner)
+
+
+def is_user_error(error: Exception) -> bool:
+    """Whether an error is this process's own, and its message is one for the user."""
+    return isinstance(error, ValueError | OutOfMemory) or storage_message(error) is not None
 
 
 def exit_after(seconds: float) -> None:

@@ -9,7 +9,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from breviary.training.watchdog import ProcessFailure, Watchdog
+from breviary.training.watchdog import NotFiniteFailure, Watchdog
 from comet.pipeline.schedule import Task
 
 FORWARD, BACKWARD = 0, 1
@@ -70,7 +70,7 @@ class TextMonitor:
     def check_finite(self) -> None:
         """Evaluates all checks, after the backward pass.
 
-        Raises: ProcessFailure naming the first task with non-finite values.
+        Raises: NotFiniteFailure naming the first task with non-finite values.
         """
         checks = torch.stack([check for *_, check in self._finite]).tolist() if self._finite else []
         for (direction, task, _), is_finite in zip(self._finite, checks):
@@ -103,6 +103,6 @@ def describe_task(step: int, chunk: int, layer: int, direction: int) -> str:
     return f"in step {step}, {DIRECTIONS[direction]}, chunk {chunk}, layer {layer}"
 
 
-def non_finite_failure(rank: int, where: str) -> ProcessFailure:
+def non_finite_failure(rank: int, where: str) -> NotFiniteFailure:
     """The exception for non-finite values."""
-    return ProcessFailure(f"rank {rank} computed non-finite values {where}")
+    return NotFiniteFailure(f"rank {rank} computed non-finite values {where}")

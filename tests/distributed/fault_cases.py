@@ -13,6 +13,7 @@ import torch
 from pipeline_cases import CASES, NINE, all_supervised, case_reader
 from processes import run_script
 
+from breviary.contract import Reader
 from breviary.runtime.distributed import rank, start_process_group
 from breviary.training.log import RunLog
 from breviary.training.pipeline import init_pipeline_group
@@ -105,6 +106,29 @@ def run_signalled_training(arguments: list[str]) -> None:
         assert end.code == 0, end.code
     else:
         raise AssertionError("the training was not interrupted")
+
+
+def run_not_finite_training(arguments: list[str], file: Path) -> None:
+    """train.py, whose third micro-batch on rank 1 is NaN: its loss, or in a pipeline the output of a layer.
+
+    file  receives the ids of that micro-batch
+    """
+    forward, calls = Reader.forward, 0
+
+    def broken(self, batch):
+        nonlocal calls
+        calls += self.training
+        if rank() != 1 or calls != 3:
+            return forward(self, batch)
+        file.write_text(json.dumps([example.id for example in batch.examples]))
+        if "engine=pipeline" in arguments:
+            break_task(1, "nan", "forward", 0, 2)
+            return forward(self, batch)
+        output = forward(self, batch)
+        return output | {"terms": {name: (value * float("nan"), n) for name, (value, n) in output["terms"].items()}}
+
+    Reader.forward = broken
+    run_script("train.py", arguments)
 
 
 class FakeTrainer:

@@ -1,12 +1,11 @@
 """Full disks, folders that cannot be written, empty variables: one sentence, and what was written stays valid."""
 
 import errno
-import json
 import os
 import sys
 
 import pytest
-from calling import ROW, SMALL, call, jsonl, write
+from calling import ROW, SMALL, call, jsonl
 
 import eval as evaluation
 import train as training
@@ -74,23 +73,6 @@ def test_a_file_that_is_written_whole_stays_as_it_was(tmp_path, monkeypatch):
         with pytest.raises(OSError, match="No space left"):
             files.write_json(tmp_path / "a.json", [2])
     assert (tmp_path / "a.json").read_text() == "1\n" and list(tmp_path.iterdir()) == [tmp_path / "a.json"]
-
-
-def test_an_evaluation_on_a_full_disk_ends_with_a_sentence_and_goes_on_later(tmp_path, monkeypatch, capsys):
-    file = write(tmp_path / "test.jsonl", [{**ROW, "id": str(n)} for n in range(4)])
-    words = ["compressor=full_context", "baselines=[]", "dataset=jsonl", f"dataset.test={file}", "backbone.layers=4"]
-    words += ["eval_batch_size=1", "generation.max_new_tokens=2"]
-    with monkeypatch.context() as patch:
-        full_after(patch, PREDICTIONS, 1200)
-        assert call(patch, tmp_path, evaluation, *words) == 2
-    printed = capsys.readouterr().err
-    assert printed.startswith("error: ") and "cannot be written (No space left on device)" in printed
-    assert "Traceback" not in printed and printed.count("\n") == 1
-    [predictions] = (tmp_path / "outputs").rglob(PREDICTIONS)
-    assert 0 < len([json.loads(line) for line in predictions.read_text().splitlines()]) < 4
-    assert call(monkeypatch, tmp_path, evaluation, *words) == 0
-    assert "continues after" in capsys.readouterr().out
-    assert len(predictions.read_text().splitlines()) == 4
 
 
 @pytest.mark.parametrize("text", ["I/O error: full (os error 28)", "PytorchStreamWriter failed writing"])

@@ -62,6 +62,16 @@ def test_a_gradient_that_is_not_finite_can_be_skipped(compose, broken_gradient, 
     assert adapters and any(bool(w.any()) for w in adapters) == (steps == 2)  # zero before the first update
 
 
-def test_deepspeed_does_not_skip_steps(compose):
-    with pytest.raises(ConfigError, match=r"train.not_finite=skip: .* allowed with engine=zero\* is stop"):
-        train.train(compose([*ONE_STEP, "engine=zero2", "train.not_finite=skip"]))
+@pytest.mark.parametrize(
+    "engine, message",
+    [
+        (["engine=zero2"], r"train.not_finite=skip: .* allowed with engine=zero\* is stop"),
+        (
+            ["engine=pipeline", "engine.ranks=2"],
+            r"train.not_finite=skip: a pipeline \(engine.ranks=2\) ends within the step, .* allowed is stop",
+        ),
+    ],
+)
+def test_engines_that_do_not_skip_steps(compose, engine, message):
+    with pytest.raises(ConfigError, match=message):
+        train.train(compose([*ONE_STEP, *engine, "train.not_finite=skip"]))
