@@ -144,7 +144,7 @@ def target_class(cfg: DictConfig, section: str) -> type:
     try:
         module, _, name = str(path).rpartition(".")
         found = getattr(importlib.import_module(module), name)
-    except (ImportError, AttributeError, ValueError) as error:
+    except (ImportError, AttributeError, ValueError, TypeError) as error:  # TypeError: a name that begins with a dot
         raise ValueError(
             f"{section}._target_={path}: cannot be imported ({error}); give module.Class, with its folder "
             "in the checkout or in the environment variable PYTHONPATH"

@@ -50,12 +50,16 @@ def training_record(run: str | Path | None, checkpoint: Path | None) -> dict[str
     start = cfg.get("init_from")
     record |= {"data": dataset_label(cfg.dataset, "train"), "init_from": start and "/".join(Path(start).parts[-2:])}
     if (Path(run) / SELECTOR).is_file():
-        return record | {"fitted": True, "examples": read_object(Path(run) / SELECTOR, "examples")["examples"]}
+        return record | {
+            "fitted": True,
+            "examples": read_object(Path(run) / SELECTOR, "examples", kind=int)["examples"],
+        }
     state, processes = checkpoint / "trainer_state.json", checkpoint / PROCESSES
     if state.is_file():
-        record["steps"] = read_object(state, "global_step")["global_step"]
+        record["steps"] = read_object(state, "global_step", kind=int)["global_step"]
         if processes.is_file():
-            record["examples"] = record["steps"] * read_object(processes, "global_batch")["global_batch"]
+            batch = read_object(processes, "global_batch", kind=int)["global_batch"]
+            record["examples"] = record["steps"] * batch
     return record
 
 

@@ -49,7 +49,7 @@ def join_contexts(parts: list[Encoded]) -> Encoded:
     def padded(x: Tensor, width_dim: int) -> Tensor:
         pad = [0, 0] * (x.dim() - 1 - width_dim) + [0, width - x.shape[width_dim]]
         pad += [0, 0] * (width_dim - 2) + [0, segments - x.shape[1]]
-        return torch.nn.functional.pad(x, pad)
+        return torch.nn.functional.pad(x, pad) if any(pad) else x  # before torch 2.12 no dimension may be empty
 
     def pair(layer: int) -> tuple[Tensor, Tensor]:
         keys, values = ([part.keys_values[layer][i] for part in distinct] for i in (0, 1))

@@ -114,6 +114,8 @@ def read_metadata(folder: str | Path) -> dict[str, Any]:
         raise ValueError(f"{file}: damaged checkpoint ({error}); use another checkpoint, or train again") from error
     if metadata.get("schema") != str(SCHEMA):
         raise ValueError(f"{file}: checkpoint of schema {metadata.get('schema')}, this version reads {SCHEMA}")
+    if "backbone" not in metadata:
+        raise ValueError(f"{file}: no checkpoint, it names no backbone; use another copy, or train again")
     return {
         "schema": SCHEMA,
         "backbone": json.loads(metadata["backbone"]),
@@ -228,7 +230,7 @@ def check_processes(run: str | Path, checkpoint: Path, processes: int, global_ba
     """
     if not has_processes(checkpoint):
         return []
-    stored = read_object(checkpoint / PROCESSES, "processes", "global_batch")
+    stored = read_object(checkpoint / PROCESSES, "processes", "global_batch", kind=int)
     if (stored["processes"], stored["global_batch"]) == (processes, global_batch):
         return []
     world, examples = stored["processes"], stored["global_batch"]

@@ -98,20 +98,24 @@ def parse_json(text: str | bytes) -> Any:
         raise json.JSONDecodeError("nested too deeply", shown, 0) from error
 
 
-def read_object(path: str | Path, *keys: str) -> dict[str, Any]:
-    """A JSON file that this program wrote: an object with at least `keys`.
+def read_object(path: str | Path, *keys: str, kind: type = object) -> dict[str, Any]:
+    """A JSON file that this program wrote: an object with at least `keys`, whose values are of type `kind`.
 
-    Raises: ValueError naming the file where it holds anything else. FileNotFoundError where there is none.
+    Raises: ValueError naming the file where it is missing or holds anything else.
     """
-    content = Path(path).read_bytes()
     try:
-        value = parse_json(content)
+        value = parse_json(Path(path).read_bytes())
+    except FileNotFoundError as error:
+        raise ValueError(f"{path}: this file is missing; use another copy of the folder") from error
     except ValueError as error:
         raise ValueError(f"{path}: damaged, not JSON ({error}); use another copy of the folder") from error
     if not isinstance(value, dict):
         raise ValueError(f"{path}: damaged, it must be a JSON object; use another copy of the folder")
     if missing := [key for key in keys if key not in value]:
         raise ValueError(f"{path}: damaged, without {', '.join(missing)}; use another copy of the folder")
+    for key in keys:
+        if not isinstance(value[key], kind):
+            raise ValueError(f"{path}: damaged, {key} is {value[key]!r}; use another copy of the folder")
     return value
 
 

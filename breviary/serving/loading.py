@@ -95,7 +95,10 @@ def load_reader(path: str | Path, backbone: str | Path | None = None, device: st
 def text_reader(reader: Any, cfg: DictConfig, backbone: Backbone | TinyBackbone, tokenizer: Any) -> TextReader:
     """The Python interface of a loaded reader, with the prompts and decoding settings of its configuration."""
     spec, generation = ReaderSpec.of(cfg), OmegaConf.to_container(cfg.generation, resolve=True)
-    texts = instantiate(OmegaConf.load(CONFIGS / "text.yaml"), tokenizer=tokenizer, prompt=dict(cfg.prompt))
+    problems: list[str] = []
+    settings = OmegaConf.load(CONFIGS / "text.yaml")
+    texts = collect_errors(problems, instantiate, settings, tokenizer=tokenizer, prompt=dict(cfg.prompt))
+    raise_problems(problems)
     longest = functools.partial(
         spec.compressor.longest_context, fixed_ratio(spec.settings), usable_positions(backbone.config)
     )

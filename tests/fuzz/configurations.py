@@ -19,7 +19,15 @@ SMALL = [
     *("dataset=invented_facts", "dataset.facts=3", "dataset.train_size=8", "dataset.validation_size=2"),
     *("dataset.test_size=2", "train.eval_examples=2", "eval_batch_size=2", "generation.max_new_tokens=2"),
 ]
-SIZES = {"encoder_layers": 2, "chunk_size": 16, "stride": 4, "global_slots": 3, "queue_budget": 8, "window": 4}
+SIZES = {
+    "encoder_layers": 2,
+    "chunk_size": 16,
+    "stride": 4,
+    "global_slots": 3,
+    "queue_budget": 8,
+    "window": 4,
+    "segment": 2,
+}
 # Keys that start other processes or services, or lead out of the test's folder.
 EXCLUDED = re.compile(
     r"^(paths|hydra|engine\.deepspeed|resume|init_from)\b|workers|tracker|wandb|timeout|train\.epochs"
@@ -58,6 +66,7 @@ def base(compressor: str, objective: str) -> tuple[tuple[str, ...], dict[str, ty
     cfg = compose_config("train", words)
     words += [f"compressor.{key}={value}" for key, value in SIZES.items() if key in cfg.compressor]
     words += ["compressor.relevance.layers=4"] * (compressor == "dense")  # as many as the backbone has
+    words += ["compressor.segment=2"] * (compressor == "transformer_xl")  # at most the window
     flat: dict[str, type] = {}
 
     def visit(prefix: str, node: object) -> None:
@@ -84,10 +93,11 @@ def configuration(rng: random.Random) -> tuple[list[str], list[str]]:
 
 
 def run_configuration(rng: random.Random, home: Path) -> tuple[str, Outcome]:
-    """The command, and what came of it. A refusal must name one of the changed keys, or a value of theirs."""
+    """The command, and what came of it. A refusal must name one of the changed keys, or the compressor."""
     words, changes = configuration(rng)
     outcome = run_command(train, words, home)
     parts = {part for change in changes for part in re.split(r"[.=]", change.partition("=")[0])[-1:]}
+    parts |= {word for word in words if word.startswith("compressor=")}  # some read what these data do not have
     if outcome.kind == "refused" and not any(part in outcome.text for part in parts):
         outcome = Outcome("fault", f"the message names none of {sorted(parts)}: {outcome.text}")
     return "train.py " + " ".join(words), outcome

@@ -50,3 +50,12 @@ def test_permissions_follow_the_umask(tmp_path, umask, mode):
     finally:
         os.umask(before)
     assert {path.stat().st_mode & 0o777 for path in (tmp_path / "a.json", tmp_path / "b.jsonl", weights)} == {mode}
+
+
+def test_a_missing_file_and_a_value_of_another_type_are_named(tmp_path):
+    file = tmp_path / "processes.json"
+    with pytest.raises(ValueError, match="processes.json: this file is missing"):
+        read_object(file)
+    file.write_text('{"processes": 1, "global_batch": []}')
+    with pytest.raises(ValueError, match=r"processes.json: damaged, global_batch is \[\]"):
+        read_object(file, "processes", "global_batch", kind=int)
