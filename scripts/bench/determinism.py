@@ -43,7 +43,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     args = build_parser().parse_args(arguments)
     failed = False
     with cli_errors(), tempfile.TemporaryDirectory(prefix="determinism-") as folder:
-        rows = MeasuredRows(args.output, {"schema": 1, "steps": STEPS}, {"rows": ("part", "different")})
+        rows = MeasuredRows(args.output, {"schema": 1, "steps": STEPS}, {"rows": ("compared", "different")})
         for row in measure(Path(folder)):
             rows.put(row)
             print(describe(row), flush=True)
@@ -65,7 +65,7 @@ def describe(row: Mapping[str, Any]) -> str:
     """One line about a comparison."""
     losses = "" if row["loss"] is None else f"loss {row['loss']:.1e}, weights {row['weights']:.1e}, "
     return (
-        f"{row['part']}, {row['different']}: {losses}NLL {row['nll']:.1e}, {row['other_answers']} of {row['answers']} "
+        f"{row['compared']}, {row['different']}: {losses}NLL {row['nll']:.1e}, {row['other_answers']} of {row['answers']} "
         "answers differ"
     )
 
