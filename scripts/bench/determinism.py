@@ -64,10 +64,8 @@ def differs(row: Mapping[str, Any]) -> bool:
 def describe(row: Mapping[str, Any]) -> str:
     """One line about a comparison."""
     losses = "" if row["loss"] is None else f"loss {row['loss']:.1e}, weights {row['weights']:.1e}, "
-    return (
-        f"{row['compared']}, {row['different']}: {losses}NLL {row['nll']:.1e}, {row['other_answers']} of {row['answers']} "
-        "answers differ"
-    )
+    answers = f"NLL {row['nll']:.1e}, {row['other_answers']} of {row['answers']} answers differ"
+    return f"{row['compared']}, {row['different']}: {losses}{answers}"
 
 
 if __name__ == "__main__":

@@ -53,7 +53,7 @@ class Difference:
 
 
 def measure(home: Path) -> Iterator[dict[str, object]]:
-    """Yields a row for each comparison: what is compared, what is different, and the differences. Each is run in new processes."""
+    """Yields a row for each comparison: what is compared, what is different, the differences. All in new processes."""
     bases = {
         words: _train(home, f"base{number}", 1, list(words)) for number, words in enumerate(((), (WITHOUT_DROPOUT,)))
     }
