@@ -172,6 +172,8 @@ class TrainingSession:
                 f"resume=auto: no unfinished run of this configuration and data in {folder.parent} has a checkpoint; "
                 "this run is new"
             )
+        elif sweep is None:
+            print_rank0("if it is killed, the same command with resume=auto continues it from its newest checkpoint")
         self._print_data()
         return folder, checkpoint
 
