@@ -43,7 +43,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     args = build_parser().parse_args(arguments)
     failed = False
     with cli_errors(), tempfile.TemporaryDirectory(prefix="determinism-") as folder:
-        rows = MeasuredRows(args.output, {"schema": 1, "steps": STEPS}, {"rows": ("part", "different")})
+        rows = MeasuredRows(args.output, {"schema": 1, "steps": STEPS}, {"rows": ("compared", "different")})
         for row in measure(Path(folder)):
             rows.put(row)
             print(describe(row), flush=True)
@@ -64,10 +64,8 @@ def differs(row: Mapping[str, Any]) -> bool:
 def describe(row: Mapping[str, Any]) -> str:
     """One line about a comparison."""
     losses = "" if row["loss"] is None else f"loss {row['loss']:.1e}, weights {row['weights']:.1e}, "
-    return (
-        f"{row['part']}, {row['different']}: {losses}NLL {row['nll']:.1e}, {row['other_answers']} of {row['answers']} "
-        "answers differ"
-    )
+    answers = f"NLL {row['nll']:.1e}, {row['other_answers']} of {row['answers']} answers differ"
+    return f"{row['compared']}, {row['different']}: {losses}{answers}"
 
 
 if __name__ == "__main__":

@@ -53,7 +53,7 @@ class Difference:
 
 
 def measure(home: Path) -> Iterator[dict[str, object]]:
-    """Yields a row for each comparison: part, what is different, and the differences. Each is run in new processes."""
+    """Yields a row for each comparison: what is compared, what is different, the differences. All in new processes."""
     bases = {
         words: _train(home, f"base{number}", 1, list(words)) for number, words in enumerate(((), (WITHOUT_DROPOUT,)))
     }
@@ -66,11 +66,11 @@ def measure(home: Path) -> Iterator[dict[str, object]]:
             run = _train(home, f"training{number}", processes, words)
         found = compare_runs(bases[base], run)
         compare_answers(answered[base], _answer(home, f"training{number}", run, 1, []), found)
-        yield {"part": "training", "different": name, **asdict(found)}
+        yield {"compared": "training", "different": name, **asdict(found)}
     for number, (name, (processes, words)) in enumerate(EVALUATIONS.items()):
         found = Difference()
         compare_answers(answered[()], _answer(home, f"evaluation{number}", bases[()], processes, words), found)
-        yield {"part": "evaluation", "different": name, **asdict(found)}
+        yield {"compared": "evaluation", "different": name, **asdict(found)}
 
 
 def compare_runs(one: Path, other: Path) -> Difference:

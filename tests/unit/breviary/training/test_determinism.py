@@ -5,12 +5,17 @@ Elsewhere: resumed runs (test_training, test_nothing_is_lost), two processes (te
 (tests/contract). `scripts/bench/determinism.py` compares whole commands.
 """
 
+import json
+import shutil
+from pathlib import Path
+
 import pytest
 from calling import call
 
 import eval as evaluation
 import train as training
-from breviary.evaluation.bench.determinism import Difference, compare_answers, compare_runs
+from breviary.evaluation.bench.determinism import compare_answers, compare_runs
+from breviary.evaluation.results import PREDICTIONS
 
 TRAIN = [
     *("compressor=comi", "compressor.encoder_layers=1", "compressor.join=depth", "backbone.width=32"),
@@ -50,10 +55,13 @@ def test_losses_weights_and_answers_are_equal(trained, base, words, batch_size):
     assert (found.answers, found.other_answers) == (9, 0) and found.nll < 1e-5
 
 
-def test_a_difference_is_found(trained, base):
-    other = trained("seed=1", batch_size=8)
+def test_a_difference_is_found(base, tmp_path):
+    other = Path(shutil.copytree(base, tmp_path / "other"))
+    [predictions] = other.rglob(PREDICTIONS)
+    for file, key, change in ((other / "metrics.jsonl", "loss", 0.25), (predictions, "nll", -0.5)):
+        *rows, last = [json.loads(line) for line in file.read_text().splitlines()]
+        rows.append(last | {key: last[key] + change, "prediction": "another"})
+        file.write_text("".join(json.dumps(row) + "\n" for row in rows))
     found = compare_runs(base, other)
-    assert found.loss > 0 and found.weights > 0
-    answers = Difference()
-    compare_answers(base, other, answers)
-    assert answers.nll > 0
+    compare_answers(base, other, found)
+    assert (found.loss, found.weights, found.other_answers) == (0.25, 0, 1) and found.nll == pytest.approx(0.5)
