@@ -163,7 +163,7 @@ def check_budget(settings: Mapping[str, Any]) -> list[str]:
             "e.g. compressor.ratio=4, or compressor.ratio=null compressor.slots=64"
         )
     for key, value in [("ratio", ratio), ("slots", slots), *(("ratio_choices", c) for c in choices or [])]:
-        if value is not None and (isinstance(value, (bool, str)) or value < 1 or int(value) != value):
+        if value is not None and (isinstance(value, (bool, str)) or value < 1 or value % 1):  # infinity % 1 is NaN
             problems.append(f"compressor.{key}={value}: must be a whole number of at least 1, e.g. 4")
     draw = settings.get("ratio_draw", "step")
     if draw not in RATIO_DRAWS:

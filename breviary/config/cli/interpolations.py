@@ -23,8 +23,12 @@ def value_message(error: OmegaConfBaseException, key: str | None = None) -> str:
     name = re.fullmatch(r"Interpolation key '([^']*)' not found", text)
     function = re.fullmatch(r"Unsupported interpolation type (.*)", text)
     variable = re.search(r"Environment variable '([^']*)' not found", text)
-    key, typed = _typed(key, next((f"${{{match[1]}" for match in (name, function) if match), variable and variable[1]))
-    if variable:
+    is_circle = text.startswith("Recursive interpolation")
+    part = next((f"${{{match[1]}" for match in (name, function) if match), "${" if is_circle else None)
+    key, typed = _typed(key, part or (variable and variable[1]))
+    if is_circle:
+        text = f"{key}={typed}: the value refers to itself; write another one"
+    elif variable:
         text = f"the environment variable {variable[1]} is not set"
     elif name or function:
         what = f"${{{name[1]}}} names no key" if name else f"${{{function[1]}:...}} is no function" if function else ""

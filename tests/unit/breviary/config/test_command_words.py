@@ -195,6 +195,7 @@ LIBRARY = [
     (["train=3"], "train"),
     (["train.steps.x=3"], "train.steps"),
     (["compressor.=3"], "compressor.=3: 'compressor.' is no key; settings are written key=value, e.g. train.steps=100"),
+    (["seed=${seed}"], "seed=${seed}: the value refers to itself"),
     (["name=${nam}"], "name: ${nam} names no key of the configuration; as a text it is written "),
     (["reader=${nam}"], "reader: ${nam} names no key of the configuration; as a text it is written "),
     (["seed=${oc.env:NO_SUCH_VARIABLE}"], "seed: the environment variable NO_SUCH_VARIABLE is not set"),

@@ -105,6 +105,8 @@ def test_valid_settings_have_no_problems(settings):
         (settings_of(4, 64), ["ratio"]),
         (settings_of(0), ["ratio"]),
         (settings_of(2.5), ["ratio"]),
+        (settings_of(float("inf")), ["ratio"]),
+        (settings_of(float("nan")), ["ratio"]),
         (settings_of(True), ["ratio"]),
         (settings_of("4"), ["ratio"]),
         (settings_of(None, 0), ["slots"]),
