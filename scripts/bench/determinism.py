@@ -1,7 +1,8 @@
 """Trains and evaluates in ways that must not matter, on the tiny backbone, and measures by how much numbers differ.
 
-    python scripts/bench/determinism.py --output results/trust/determinism.json
     python scripts/bench/determinism.py
+    python scripts/bench/determinism.py --output results/trust/determinism.json
+    python scripts/bench/determinism.py --output outputs/determinism.json
 
 The same command twice, resumed or not, data loader processes, micro-batches, two processes (DDP, ZeRO-2), batch sizes
 of the evaluation. float32 on CPUs. Exit code 1 where an answer is another, where numbers that must be equal to the last
