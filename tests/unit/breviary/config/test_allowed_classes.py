@@ -1,11 +1,14 @@
 """A run folder cannot make eval.py call arbitrary classes. tests/test_configs.py: those of the YAMLs are allowed."""
 
+import re
+
 import pytest
 from calling import call
 from omegaconf import OmegaConf
 from tiny_runs import tiny_run
 
 import eval as evaluating
+from breviary.config.keys import target_class
 
 
 @pytest.fixture(scope="module")
@@ -57,3 +60,10 @@ def test_the_dataset_of_a_compared_run_is_not_used(run, change_target, monkeypat
     change_target("dataset")
     words = ["compressor=no_context", f"compare=[{run}]", "examples=1", "generation.max_new_tokens=2"]
     assert call(monkeypatch, tmp_path, evaluating, *words) == 0
+
+
+@pytest.mark.parametrize("path", ["../x", ".x", "", "nothing.at.all"])
+def test_a_class_that_cannot_be_imported_is_named(path):
+    cfg = OmegaConf.create({"compressor": {"_target_": path}})
+    with pytest.raises(ValueError, match=rf"compressor._target_={re.escape(path)}: cannot be imported"):
+        target_class(cfg, "compressor")

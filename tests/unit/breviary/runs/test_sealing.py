@@ -6,8 +6,15 @@ import json
 
 import pytest
 import torch
+from safetensors.torch import save_file
 
-from breviary.runs.checkpoints import checkpoint_to_resume, checkpoints, delete_old_checkpoints, save_weights
+from breviary.runs.checkpoints import (
+    checkpoint_to_resume,
+    checkpoints,
+    delete_old_checkpoints,
+    read_metadata,
+    save_weights,
+)
 from breviary.runs.sealing import (
     MANIFEST,
     begin_checkpoint,
@@ -155,3 +162,9 @@ def test_the_best_and_the_newest_checkpoints_stay(run, best, most, kept):
     home = run / "checkpoints"
     delete_old_checkpoints(home, best and str(home / f"checkpoint-{best}"), most)
     assert sorted(int(path.name.partition("-")[2]) for path in home.iterdir()) == kept
+
+
+def test_a_file_that_names_no_backbone_is_no_checkpoint(tmp_path):
+    save_file({"w": torch.ones(1)}, tmp_path / "trained.safetensors", metadata={"schema": "1"})
+    with pytest.raises(ValueError, match="trained.safetensors: no checkpoint, it names no backbone"):
+        read_metadata(tmp_path)
