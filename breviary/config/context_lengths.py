@@ -164,7 +164,6 @@ class ContextLimits:
             return []
         return [
             f"dataset {name}: {len(short)} texts, the shortest of {min(short)} tokens, are shorter than a group of "
-            f"{ratio:g} tokens (compressor.ratio, ratio_choices); lower the ratio, raise "
-            "limits.max_context_tokens, or take longer texts, "
-            "e.g. dataset.min_words=48"
+            f"{ratio:g} tokens (compressor.ratio, ratio_choices); lower the ratio, raise limits.max_context_tokens, "
+            "or take longer texts, e.g. dataset.min_words=48"
         ]

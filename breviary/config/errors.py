@@ -30,10 +30,9 @@ from breviary.runtime.memory_errors import OutOfMemory
 T = TypeVar("T")
 
 
-# May be errors of the user, or of the disk, for which torch raises RuntimeError and safetensors SafetensorError.
-USER_ERRORS = (
-    *(ValueError, HydraException, OmegaConfBaseException, OSError, RuntimeError, SafetensorError, OutOfMemory),
-)
+# May be errors of the user, of the disk or of memory. torch raises RuntimeError for a full disk.
+LIBRARY_ERRORS = (HydraException, OmegaConfBaseException, RuntimeError, SafetensorError)
+USER_ERRORS = (ValueError, OSError, OutOfMemory, *LIBRARY_ERRORS)
 
 
 HELP = frozenset({"--help", "-h"})

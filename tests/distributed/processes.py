@@ -61,10 +61,11 @@ def launch(context: Any, logs: Path, world: int | None, function: Callable[..., 
 
 
 def launch_failing(
-    context: Any, logs: Path, world: int, victim: int, function: Callable[..., None], *args: Any
+    context: Any, logs: Path, world: int, victim: int | None, function: Callable[..., None], *args: Any
 ) -> dict[int, str]:
     """Calls `function(*args)` on `world` ranks; waits until all but the victim have exited by themselves with an error.
 
+    victim  a rank that may end in any way, or not at all; None = there is none
     Returns {rank: output} of the ranks that exited. No rank is killed before the others have exited.
     Raises: AssertionError with all outputs where a rank other than the victim continues or exits without an error.
     """

@@ -24,9 +24,8 @@ ENGINES = {
 @pytest.mark.parametrize("engine", ENGINES)
 def test_every_rank_stops_and_the_examples_are_written_down(failing_ranks, tmp_path, engine):
     paths = [f"paths.outputs={tmp_path}/runs", f"paths.cache={tmp_path}/cache"]
-    nobody = -1
     words = [*COMMON, *ENGINES[engine], *paths]
-    output = failing_ranks(2, nobody, run_not_finite_training, words, tmp_path / "ids.json")
+    output = failing_ranks(2, None, run_not_finite_training, words, tmp_path / "ids.json")
     [run] = (tmp_path / "runs" / "broken").glob("*_*")
     written, broken = json.loads((run / NOT_FINITE).read_text()), json.loads((tmp_path / "ids.json").read_text())
     assert written["examples"] == broken and len(broken) == 2

@@ -2,23 +2,24 @@
 
 from __future__ import annotations
 
-import contextlib
-import json
-import os
 import random
 import shutil
-import signal
 import subprocess
-import sys
 import time
-from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
+from breviary.evaluation.bench.processes import (
+    folders_in,
+    kill_all,
+    launcher,
+    read_losses,
+    read_predictions,
+    run_to_end,
+    started_process,
+)
 from breviary.runs.checkpoints import checkpoints
-from breviary.runs.sealing import MANIFEST, damage, is_complete
-from breviary.runtime.checkout import ROOT
+from breviary.runs.sealing import damage, is_complete
 
 TINY = ("backbone=tiny", "backbone.width=32", "backbone.dtype=float32", "generation.max_new_tokens=2")
 DATA = ("dataset.facts=2", "dataset.train_size=64", "dataset.validation_size=4", "dataset.test_size=40")
@@ -61,12 +62,12 @@ def crash_training(mode: str, home: Path, kills: int, steps: int, rng: random.Ra
     """
     processes, overrides = MODES[mode]
     words = [*TRAINING, *overrides, f"train.steps={steps}", f"paths.outputs={home}"]
-    command = [*_python(processes), "train.py", *words, "resume=auto"]
-    reference = _complete([*command, f"name=reference_{mode}"], home / f"reference_{mode}")
+    command = [*launcher(processes), "train.py", *words, "resume=auto"]
+    reference = run_to_end([*command, f"name=reference_{mode}"], home / f"reference_{mode}")
     found, name = Kills(), f"crash_{mode}"
     while found.kills < kills:
         newest, number = _newest(home / name), found.kills
-        with _started([*command, f"name={name}"], home / f"{name}.log") as (process, log):
+        with started_process([*command, f"name={name}"], home / f"{name}.log") as (process, log):
             was_killed = _kill_training(process, log, home / name, rng, number % 2 == 1)
         text = log.read_text(errors="replace")
         found.resumed += "resumes from" in text
@@ -79,9 +80,9 @@ def crash_training(mode: str, home: Path, kills: int, steps: int, rng: random.Ra
             found.problems.append(f"start after kill {number} ended with {process.returncode}: {text[-500:]}")
             return found
         else:
-            _compare(_losses(reference), _losses(_folders(home / name)[-1]), found)
-    folder = _complete([*command, f"name={name}"], home / name)
-    _compare(_losses(reference), _losses(folder), found)
+            _compare(read_losses(reference), read_losses(folders_in(home / name)[-1]), found)
+    folder = run_to_end([*command, f"name={name}"], home / name)
+    _compare(read_losses(reference), read_losses(folder), found)
     if not found.resumed:
         found.problems.append("no start resumed from a checkpoint: nothing was measured")
     return found
@@ -89,30 +90,30 @@ def crash_training(mode: str, home: Path, kills: int, steps: int, rng: random.Ra
 
 def crash_evaluation(home: Path, kills: int, rng: random.Random) -> Kills:
     """Kills an evaluation `kills` times while it answers; compares its predictions with an uninterrupted one's."""
-    run = _complete(
-        [*_python(1), "train.py", *TRAINING, *COMI, "train.steps=4", f"paths.outputs={home}", "name=evaluated"],
+    run = run_to_end(
+        [*launcher(1), "train.py", *TRAINING, *COMI, "train.steps=4", f"paths.outputs={home}", "name=evaluated"],
         home / "evaluated",
     )
     whole = Path(shutil.copytree(run, home / "uninterrupted" / run.name))
     words = ["dataset.test_size=400", "eval_batch_size=1", "baselines=[]"]
-    expected = _predictions(_complete([*_python(1), "eval.py", f"run={whole}", *words], whole / "eval"))
-    command = [*_python(1), "eval.py", f"run={run}", *words]
+    expected = read_predictions(run_to_end([*launcher(1), "eval.py", f"run={whole}", *words], whole / "eval"))
+    command = [*launcher(1), "eval.py", f"run={run}", *words]
     found, seen = Kills(), 0
     while found.kills < kills:
-        with _started(command, home / "evaluation.log") as (process, log):
+        with started_process(command, home / "evaluation.log") as (process, log):
             target = seen + rng.randint(1, max(1, 2 * (len(expected) - seen) // (kills - found.kills + 1)))
-            while process.poll() is None and len(_predictions(run / "eval")) < target:
+            while process.poll() is None and len(read_predictions(run / "eval")) < target:
                 time.sleep(POLL)
             time.sleep(rng.random() * 0.01)
-            _kill(process)
+            kill_all(process)
         found.kills += 1
-        rows = _predictions(run / "eval")
+        rows = read_predictions(run / "eval")
         if len(rows) < seen:
             found.problems.append(f"kill {found.kills}: {seen} predictions before, {len(rows)} now")
         seen = len(rows)
         if seen >= len(expected):
             break
-    rows = _predictions(_complete(command, run / "eval"))
+    rows = read_predictions(run_to_end(command, run / "eval"))
     ids = [row["id"] for row in rows]
     if len(ids) != len(set(ids)):
         found.problems.append(f"{len(ids) - len(set(ids))} predictions are there twice")
@@ -123,56 +124,7 @@ def crash_evaluation(home: Path, kills: int, rng: random.Random) -> Kills:
     return found
 
 
-# ---- processes ----
-
-
-def _python(processes: int) -> list[str]:
-    if processes == 1:
-        return [sys.executable]
-    return [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={processes}"]
-
-
-@contextlib.contextmanager
-def _started(command: Sequence[str], log: Path) -> Iterator[tuple[subprocess.Popen, Path]]:
-    """A process group of its own, whose output goes to `log`; killed at the end."""
-    if signal.getsignal(signal.SIGINT) == signal.SIG_IGN:  # as a shell starts background jobs; children inherit that
-        signal.signal(signal.SIGINT, signal.default_int_handler)
-    log.parent.mkdir(parents=True, exist_ok=True)
-    with open(log, "wb") as stream:
-        process = subprocess.Popen(
-            command, cwd=ROOT, stdout=stream, stderr=subprocess.STDOUT, start_new_session=True, env=_environment()
-        )
-    try:
-        yield process, log
-    finally:
-        _kill(process)
-
-
-def _environment() -> dict[str, str]:
-    return {**os.environ, "OMP_NUM_THREADS": "1", "DS_ACCELERATOR": "cpu", "HF_HUB_OFFLINE": "1"}
-
-
-def _kill(process: subprocess.Popen) -> None:
-    """SIGKILL to a process and all that it started: torchrun gives each rank a session of its own."""
-    found, parents = [process.pid], [process.pid]
-    while parents:
-        listed = subprocess.run(
-            ["ps", "-o", "pid=", "--ppid", ",".join(map(str, parents))], capture_output=True, text=True, check=False
-        )
-        parents = [int(pid) for pid in listed.stdout.split()]
-        found += parents
-    for pid in found:
-        with contextlib.suppress(ProcessLookupError):
-            os.kill(pid, signal.SIGKILL)
-    process.wait()
-
-
-def _complete(command: Sequence[str], home: Path) -> Path:
-    """Runs a command to its end; returns the newest folder in `home`. Raises RuntimeError where it fails."""
-    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, env=_environment())
-    if done.returncode:
-        raise RuntimeError(f"{' '.join(command)} ended with {done.returncode}: {(done.stdout + done.stderr)[-1000:]}")
-    return _folders(home)[-1]
+# ---- a kill ----
 
 
 def _kill_training(process: subprocess.Popen, log: Path, home: Path, rng: random.Random, in_checkpoint: bool) -> bool:
@@ -187,16 +139,11 @@ def _kill_training(process: subprocess.Popen, log: Path, home: Path, rng: random
     time.sleep(rng.random() * (0.02 if in_checkpoint else 0.2))
     if process.poll() is not None:
         return False
-    _kill(process)
+    kill_all(process)
     return True
 
 
 # ---- what is left ----
-
-
-def _folders(home: Path) -> list[Path]:
-    """Run or evaluation folders in `home`, oldest first."""
-    return sorted((path for path in home.glob("*") if path.is_dir()), key=lambda path: path.stat().st_mtime)
 
 
 def _newest(home: Path) -> str | None:
@@ -210,14 +157,9 @@ def _look_at_checkpoints(home: Path, found: Kills) -> bool:
     """Whether the kill left an incomplete checkpoint. Adds a problem for each complete one that is damaged."""
     paths = list(home.glob("*_*/checkpoints/checkpoint-*"))
     for path in paths:
-        if is_complete(path) and (path / MANIFEST).is_file() and (reason := damage(path)):
+        if is_complete(path) and (reason := damage(path)):
             found.problems.append(f"kill {found.kills}: {reason}")
     return any(not is_complete(path) for path in paths)
-
-
-def _losses(folder: Path) -> dict[int, float]:
-    rows = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
-    return {row["step"]: row["loss"] for row in rows if "loss" in row}
 
 
 def _compare(expected: dict[int, float], losses: dict[int, float], found: Kills) -> None:
@@ -227,10 +169,3 @@ def _compare(expected: dict[int, float], losses: dict[int, float], found: Kills)
         return
     difference = max(abs(losses[step] - expected[step]) for step in expected)
     found.largest_difference = max(found.largest_difference, difference)
-
-
-def _predictions(folder: Path) -> list[dict[str, Any]]:
-    """The complete lines of the predictions in `folder`."""
-    files = sorted(folder.rglob("predictions.jsonl"), key=lambda path: path.stat().st_mtime)
-    text = files[-1].read_text(encoding="utf-8") if files else ""
-    return [json.loads(line) for line in text.split("\n")[:-1]]

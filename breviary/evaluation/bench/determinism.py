@@ -7,7 +7,8 @@ from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-from breviary.evaluation.bench.crash import COMI, DATA, TINY, _complete, _losses, _predictions, _python
+from breviary.evaluation.bench.crash import COMI, DATA, TINY
+from breviary.evaluation.bench.processes import launcher, read_losses, read_predictions, run_to_end
 from breviary.runs.checkpoints import checkpoints, last_checkpoint, read_weights
 from breviary.runs.folders import FINISHED
 
@@ -75,7 +76,7 @@ def measure(home: Path) -> Iterator[dict[str, object]]:
 
 def compare_runs(one: Path, other: Path) -> Difference:
     """Losses of all steps and weights of the last checkpoints of two run folders."""
-    losses, others = _losses(one), _losses(other)
+    losses, others = read_losses(one), read_losses(other)
     weights, other_weights = (read_weights(last_checkpoint(run)) for run in (one, other))
     assert losses.keys() == others.keys() and losses, (one, other)
     assert weights.keys() == other_weights.keys() and weights, (one, other)
@@ -87,7 +88,7 @@ def compare_runs(one: Path, other: Path) -> Difference:
 
 def compare_answers(one: Path, other: Path, found: Difference) -> None:
     """Adds the differences between the predictions below two folders."""
-    rows, others = ({row["id"]: row for row in _predictions(folder)} for folder in (one, other))
+    rows, others = ({row["id"]: row for row in read_predictions(folder)} for folder in (one, other))
     assert rows.keys() == others.keys() and rows, (one, other)
     found.answers = len(rows)
     found.other_answers = sum(rows[key]["prediction"] != others[key]["prediction"] for key in rows)
@@ -95,8 +96,8 @@ def compare_answers(one: Path, other: Path, found: Difference) -> None:
 
 
 def _train(home: Path, name: str, processes: int, words: list[str]) -> Path:
-    command = [*_python(processes), "train.py", *TRAINING, *words, f"name={name}", f"paths.outputs={home}"]
-    return _complete(command, home / name)
+    command = [*launcher(processes), "train.py", *TRAINING, *words, f"name={name}", f"paths.outputs={home}"]
+    return run_to_end(command, home / name)
 
 
 def _resume(home: Path, run: Path, words: list[str]) -> Path:
@@ -111,5 +112,5 @@ def _resume(home: Path, run: Path, words: list[str]) -> Path:
 def _answer(home: Path, name: str, run: Path, processes: int, words: list[str]) -> Path:
     """Evaluates a copy of the run, which has no evaluation yet."""
     copy = Path(shutil.copytree(run, home / "evaluated" / name / run.name, ignore=shutil.ignore_patterns("eval")))
-    _complete([*_python(processes), "eval.py", f"run={copy}", *EVALUATION, *words], copy)
+    run_to_end([*launcher(processes), "eval.py", f"run={copy}", *EVALUATION, *words], copy)
     return copy

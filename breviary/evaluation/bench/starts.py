@@ -10,7 +10,8 @@ import time
 from collections.abc import Sequence
 from pathlib import Path
 
-from breviary.evaluation.bench.crash import COMI, MODES, TRAINING, Kills, _complete, _folders, _python, _started
+from breviary.evaluation.bench.crash import COMI, MODES, TRAINING, Kills
+from breviary.evaluation.bench.processes import folders_in, launcher, run_to_end, started_process
 from breviary.runs.checkpoints import checkpoints
 
 STARTS = 8
@@ -25,30 +26,30 @@ def starts_at_once(home: Path) -> Kills:
     One of each must go on, and the others end with exit code 2 and one sentence that names it. Then a signal ends it.
     """
     found = Kills()
-    training = [*_python(1), "train.py", *TRAINING, *COMI, f"paths.outputs={home}"]
+    training = [*launcher(1), "train.py", *TRAINING, *COMI, f"paths.outputs={home}"]
     started = [*training, *LONG, "name=started", "resume=auto"]
     _one_of(started, home / "new", signal.SIGTERM, 0, "a new run", found)
-    [run] = _folders(home / "started")
+    [run] = folders_in(home / "started")
     if [path.name for path in run.parent.iterdir() if path.name == ".lock"] or (run / ".lock").exists():
         found.problems.append("a lock is left after SIGTERM")
     _one_of([*training, *LONG, "name=started", f"resume={run}"], home / "resume", signal.SIGINT, 130, "resume", found)
     if not checkpoints(run):
         found.problems.append("no checkpoint after SIGTERM and Ctrl-C")
-    evaluated = _complete([*training, "train.steps=4", "name=evaluated"], home / "evaluated")
+    evaluated = run_to_end([*training, "train.steps=4", "name=evaluated"], home / "evaluated")
     words = ["dataset.test_size=20000", "eval_batch_size=1", "baselines=[]"]
-    command = [*_python(1), "eval.py", f"run={evaluated}", *words]
+    command = [*launcher(1), "eval.py", f"run={evaluated}", *words]
     _one_of(command, home / "eval", signal.SIGINT, 130, "evaluation", found)
     return found
 
 
 def signals_to_ranks(home: Path) -> Kills:
-    """SIGTERM and Ctrl-C to one rank of each training of two processes: all ranks save and end, and say so once."""
+    """SIGTERM and Ctrl-C to one rank of each training of two processes: all ranks save and end, and report it once."""
     found = Kills()
     for mode, (processes, overrides) in MODES.items():
         for number in (signal.SIGTERM, signal.SIGINT) if processes > 1 else ():
             name = f"{mode}_{number.name}"
             words = [*TRAINING, *overrides, *LONG, f"paths.outputs={home}", f"name={name}"]
-            with _started([*_python(processes), "train.py", *words], home / f"{name}.log") as (process, log):
+            with started_process([*launcher(processes), "train.py", *words], home / f"{name}.log") as (process, log):
                 if not _wait_for(process, log, b"\nstep "):
                     found.problems.append(f"{name}: {log.read_text(errors='replace')[-500:]}")
                     continue
@@ -57,7 +58,7 @@ def signals_to_ranks(home: Path) -> Kills:
                 with contextlib.suppress(subprocess.TimeoutExpired):
                     process.wait(PATIENCE)
             text = log.read_text(errors="replace")
-            [run] = _folders(home / name)
+            [run] = folders_in(home / name)
             found.kills += 1
             found.finished += 1
             if text.count(f"{number.name}: saved checkpoint-") != 1 or not checkpoints(run):
@@ -72,7 +73,7 @@ def signals_to_ranks(home: Path) -> Kills:
 def _one_of(command: Sequence[str], home: Path, number: signal.Signals, code: int, what: str, found: Kills) -> None:
     """Starts the command STARTS times; checks that all but one are refused; ends that one by a signal."""
     with contextlib.ExitStack() as stack:
-        started = [stack.enter_context(_started(command, home / f"{i}.log")) for i in range(STARTS)]
+        started = [stack.enter_context(started_process(command, home / f"{i}.log")) for i in range(STARTS)]
         end = time.monotonic() + PATIENCE
         while sum(process.poll() is None for process, _ in started) > 1 and time.monotonic() < end:
             time.sleep(0.1)
