@@ -45,6 +45,7 @@ TYPES = {
     "sweep": str | None,
     "run": str | None,
     "examples": int | None,
+    "questions_per_context": int | None,
     "limits.max_context_tokens": int | None,
     "limits.truncation": str | None,
     "prompt.instruction": str | None,

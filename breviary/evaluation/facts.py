@@ -9,6 +9,7 @@ from typing import Any
 
 from breviary.contract import Batch
 from breviary.evaluation.results import source_of
+from breviary.evaluation.selection import SELECTION
 from breviary.runs.checkpoints import PROCESSES
 from breviary.runs.dataset_names import dataset_label
 from breviary.runs.folders import load_config
@@ -21,7 +22,7 @@ TRAINING = "training.json"  # of an exported folder, which has no trainer_state.
 UNTRAINED: dict[str, Any] = {"trained": False, "steps": None, "examples": None, "data": None, "init_from": None}
 
 # Keys of "conditions" in results.json, as configured, for baselines too.
-CONDITIONS = ("backbone", "compressor", "dataset", "split", "examples", "prompt", "generation", "limits")
+CONDITIONS = ("backbone", "compressor", "dataset", "split", *SELECTION, "prompt", "generation", "limits")
 
 UNKNOWN = "unknown"
 

@@ -23,6 +23,7 @@ from breviary.evaluation.loop import Scores
 from breviary.evaluation.resolve import NOT_HASHED
 from breviary.evaluation.results import PREDICTIONS, PROVENANCE, RESULTS, Predictions, read_results, summarise
 from breviary.evaluation.results import SCHEMA as RESULTS_SCHEMA
+from breviary.evaluation.selection import SELECTION
 from breviary.runs.checkpoints import weights_hash
 from breviary.runs.folders import config_hash
 from breviary.runs.schema import FORMER_TARGETS, rename_targets, upgrade_config, without_added
@@ -31,7 +32,7 @@ from breviary.runtime.files import read_object, write_json
 IDENTITY = "identity.json"
 
 # Keys that change no answer, or whose effect is in the examples, the weights or the fingerprint of the backbone.
-NOT_SETTINGS = (*NOT_HASHED, "run", "checkpoint", "dataset", "split", "examples", "name", "reader", "engine")
+NOT_SETTINGS = (*NOT_HASHED, "run", "checkpoint", "dataset", "split", *SELECTION, "name", "reader", "engine")
 
 # Parts that do not name the folder: a change replaces the results, since the earlier ones are superseded.
 NOT_IN_DIGEST = ("metrics_version", "metrics", "schema")
@@ -286,7 +287,7 @@ def sources(cfg: DictConfig) -> dict[str, Any]:
     return {"given": given, "absolute": _absolute(given)}
 
 
-_DATA = ("dataset", "split", "examples")
+_DATA = ("dataset", "split", *SELECTION)
 
 
 def _absolute(value: Any) -> Any:

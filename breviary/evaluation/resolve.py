@@ -13,6 +13,7 @@ from breviary.config.compose import chosen_compressor, compose_config, load_choi
 from breviary.config.defaults import release_defaults
 from breviary.config.errors import ConfigError, collect_errors, raise_problems
 from breviary.config.keys import CONFIGS, allow_run_keys, drop_unused_keys, flat_keys, suggest
+from breviary.evaluation.selection import SELECTION
 from breviary.runs.checkpoints import best_checkpoint, last_checkpoint
 from breviary.runs.folders import load_config, normalise_run_path
 
@@ -20,7 +21,7 @@ CHECKPOINTS = {"best": best_checkpoint, "last": last_checkpoint}
 # Keys that change no answer: an evaluation with other values is the same evaluation.
 NOT_HASHED = ("resume", "sweep", "paths", "hydra", "variants", "compare", "baselines", "fresh", "train", "init_from")
 # Keys of eval.yaml that a run's configuration does not have.
-EVAL_KEYS = ("run", "checkpoint", "split", "examples", "variants", "compare", "baselines", "fresh")
+EVAL_KEYS = ("run", "checkpoint", "split", *SELECTION, "variants", "compare", "baselines", "fresh")
 # Sections that a variant may change; weights and data are those of the reader.
 VARIANT_SECTIONS = ("compressor", "generation")
 

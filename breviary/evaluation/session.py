@@ -49,6 +49,7 @@ from breviary.evaluation.results import (
     summarise,
     write_results,
 )
+from breviary.evaluation.selection import SELECTION, first_questions
 from breviary.memory.budget import fixed_ratio
 from breviary.readers.cache import EncodingStore
 from breviary.runs.checkpoints import check_checkpoint, last_checkpoint, load_trained
@@ -93,11 +94,12 @@ class EvaluationSession:
         problems = [*problems, *found]
         if cfg.checkpoint not in CHECKPOINTS:
             problems.append(f"checkpoint={cfg.checkpoint}: allowed are {', '.join(CHECKPOINTS)}")
-        if cfg.examples is not None and cfg.examples < 1:
-            problems.append(f"examples={cfg.examples}: must be at least 1, or null for all")
+        for key in SELECTION:
+            if cfg[key] is not None and cfg[key] < 1:
+                problems.append(f"{key}={cfg[key]}: must be at least 1, or null for all")
         readers = [self._check_row(cfg, row, problems) for row in table_rows(cfg, problems)]
         splits = read_splits(readers[0].dataset, [cfg.split], problems, self.text.store, tokenised_folder(cfg))
-        examples = splits.get(cfg.split, [])[: cfg.examples]
+        examples = first_questions(splits.get(cfg.split, []), cfg.examples, cfg.questions_per_context)
         for reader in readers[:1]:  # all rows have its data
             scorer = collect_errors(problems, self.scorer, reader)
             problems += scorer.example_problems(examples) if scorer is not None else []

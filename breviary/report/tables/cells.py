@@ -221,6 +221,9 @@ def _data(stored: Mapping[str, Any], cfg: DictConfig) -> list[str]:
     split = stored.get("split", "test")
     own, wanted = source_name(stored["dataset"], split), source_name(cfg.dataset, "test")
     problems = [f"data: {own}, the cell has {wanted}"] if own != wanted else []
+    chosen = stored.get("questions_per_context"), cfg.get("questions_per_context")
+    if chosen[0] != chosen[1]:
+        problems.append(f"data: questions_per_context={chosen[0]}, the cell has {chosen[1]}")
     for key in DATA_KEYS:
         values = stored["dataset"].get(key), cfg.dataset.get(key)
         if values[0] != values[1] and not problems:
